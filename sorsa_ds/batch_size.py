@@ -1,0 +1,45 @@
+"""The batch identity: global = micro-batch x accumulation x ranks. What is not said is derived from what is."""
+
+from dataclasses import dataclass
+
+DEFAULT_MICRO = 2
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """Three numbers that satisfy the identity."""
+
+    global_size: int
+    micro: int
+    accumulation: int
+
+
+def settle(world_size: int, global_size: int | None, micro: int | None, accumulation: int | None) -> BatchSizes:
+    """Derive the numbers that are None. ValueError with the numbers and the nearest valid ones if they don't fit."""
+    if global_size is None:
+        micro, accumulation = micro or DEFAULT_MICRO, accumulation or 1
+        return BatchSizes(micro * accumulation * world_size, micro, accumulation)
+    unit = world_size * (micro or 1) * (accumulation or 1)  # the global size must be a multiple of this
+    if global_size % unit or (micro and accumulation and global_size != unit):
+        raise ValueError(_message(global_size, unit, world_size, micro, accumulation))
+    left = global_size // unit
+    if accumulation is not None:
+        return BatchSizes(global_size, micro or left, accumulation)
+    if micro is None:
+        micro = DEFAULT_MICRO if left % DEFAULT_MICRO == 0 else 1
+        left //= micro
+    return BatchSizes(global_size, micro, left)
+
+
+def _message(global_size: int, unit: int, world_size: int, micro: int | None, accumulation: int | None) -> str:
+    factors = [f"{world_size} ranks"]
+    factors += [f"micro-batch {micro}"] if micro else []
+    factors += [f"{accumulation} accumulation steps"] if accumulation else []
+    if micro and accumulation:
+        way_out = f"their product is {unit}; leave one of them unset"
+    else:
+        below = global_size // unit * unit
+        way_out = "nearest valid sizes: " + " and ".join(str(size) for size in (below, below + unit) if size)
+    return f"train.global_batch_size (JSON: train_batch_size) {global_size} is not {' x '.join(factors)}" + (
+        f" ({way_out})" if micro and accumulation else f" x a whole number ({way_out})"
+    )

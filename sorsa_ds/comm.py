@@ -1,0 +1,64 @@
+"""The few collectives that this project makes itself; each works without a process group too, as a world of one."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class PeerError(RuntimeError):
+    """Another rank failed; its own message has been, or is being, printed there."""
+
+
+def rank() -> int:
+    """This process's number, 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def agree(error: Exception | None, device: torch.device) -> None:
+    """Stop on every rank if any rank failed: the failed rank raises its own error, the others name it.
+
+    A collective call. One number crosses the wire where all is well.
+
+    Raises:
+        the given error, or PeerError with the failed ranks and their messages.
+    """
+    if world_size() > 1:
+        failed = torch.tensor(float(error is not None), device=device)
+        dist.all_reduce(failed)
+        if failed.item():
+            messages: list = [None] * world_size()
+            dist.all_gather_object(messages, None if error is None else f"{type(error).__name__}: {error}")
+            if error is None:
+                told = "; ".join(f"rank {r}: {m}" for r, m in enumerate(messages) if m is not None)
+                raise PeerError(f"stopped because another rank failed: {told}")
+    if error is not None:
+        raise error
+
+
+def total(value: float | Tensor, device: torch.device) -> Tensor:
+    """Sum of a number over all ranks, 0-D float64 on the device. A collective call."""
+    number = torch.as_tensor(value, device=device).detach().double()
+    if world_size() > 1:
+        number = number.clone()
+        dist.all_reduce(number)
+    return number
+
+
+def exchange(send: list[Tensor], receive_bytes: list[int], device: torch.device) -> list[Tensor]:
+    """All-to-all of byte strings: `send[d]` (1-D uint8) goes to rank d; returns what each rank sent here."""
+    if world_size() == 1:
+        return send
+    incoming = torch.empty(sum(receive_bytes), dtype=torch.uint8, device=device)
+    dist.all_to_all_single(incoming, torch.cat(send), receive_bytes, [len(part) for part in send])
+    return list(incoming.split(receive_bytes))
+
+
+def broadcast(tensor: Tensor, source: int) -> None:
+    """Overwrite a tensor with rank `source`'s. A collective call."""
+    if world_size() > 1:
+        dist.broadcast(tensor, source)

@@ -1,0 +1,157 @@
+"""Settings in and out of text: reading YAML and single values, checking them, writing YAML.
+
+A value on its way in is a `Given`: it remembers where it was said, so that an error can name file and line.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from sorsa_ds.config_fields import Leaf, leaves, section_help, sections
+
+T = TypeVar("T")
+_TAG = "tag:yaml.org,2002:"
+
+
+class _Reader(yaml.SafeLoader):
+    """YAML as in version 1.2: 1e-3 is a number, `off` and `no` are text, dates stay text."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's own class attribute; empty: none of version 1.1)
+
+
+class _Writer(yaml.SafeDumper):
+    """Quotes text that YAML 1.1 or 1.2 would read as something else, so that every reader sees text."""
+
+
+_EXPONENT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+for _name, _pattern, _first in (
+    ("bool", "true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    ("null", "~|null|Null|NULL|", [*"~nN", ""]),
+    ("int", "[-+]?[0-9]+", [*"-+0123456789"]),
+    ("float", rf"{_EXPONENT}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", [*"-+0123456789."]),
+):
+    _Reader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(f"^(?:{_pattern})$"), _first)
+_Reader.add_constructor(f"{_TAG}int", lambda loader, node: int(node.value))
+_Reader.add_constructor(f"{_TAG}float", lambda loader, node: float(re.sub(r"\.(?=[in])", "", node.value.lower())))
+_Writer.add_implicit_resolver(f"{_TAG}float", re.compile(f"^{_EXPONENT}$"), [*"-+0123456789."])
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """A value as the user gave it: `text` is its spelling, if it was one word, `where` the file:line or argument."""
+
+    value: Any
+    text: str | None
+    where: str
+
+
+def read_value(text: str, where: str) -> Given:
+    """One value from the command line. What is no YAML (`*.q_proj`) stays text unless it opens a list or mapping."""
+    try:
+        return Given(yaml.load(text, _Reader), text, where)
+    except yaml.YAMLError as error:
+        if text.lstrip()[:1] in ("[", "{"):
+            problem = getattr(error, "problem", None) or error
+            raise ValueError(f"cannot read the value ({problem}); quote names with * in a list ({where})") from None
+        return Given(text, text, where)
+
+
+def read_yaml(file: Path, schema: type) -> dict[str, Given]:
+    """A YAML file as dotted path -> value. Syntax and repeated keys are checked here, keys and values later."""
+    try:
+        loader = _Reader(file.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        if root is None:
+            return {}
+        if not isinstance(root, yaml.MappingNode):
+            line = root.start_mark.line + 1
+            raise ValueError(f"{file}:{line}: settings are expected (`train:` and so on), not a single value or list")
+        given: dict[str, Given] = {}
+        for path, node in _walk(root, "", schema):
+            where = f"{file}:{node.start_mark.line + 1}"
+            if path in given:
+                raise ValueError(f"{path} is set twice ({given[path].where} and {where})")
+            text = node.value if isinstance(node, yaml.ScalarNode) else None
+            given[path] = Given(loader.construct_object(node, deep=True), text, where)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ValueError(f"{file}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    return given
+
+
+def _walk(node: yaml.MappingNode, prefix: str, schema: type) -> Iterator[tuple[str, yaml.Node]]:
+    for key, value in node.value:
+        path = f"{prefix}{key.value}"
+        if path not in sections(schema):
+            yield path, value
+        elif isinstance(value, yaml.MappingNode):
+            yield from _walk(value, f"{path}.", schema)
+        elif value.tag != f"{_TAG}null":  # an empty section says nothing
+            yield path, value
+
+
+def check(leaf: Leaf, given: Given) -> Any:
+    """The value as its field's type, or a ValueError that names field, value and what is allowed."""
+    value = given.value
+    if leaf.annotation in (str, str | None) and isinstance(value, bool | int | float):
+        value = given.text  # a run may be named 123
+    try:
+        return TypeAdapter(leaf.annotation).validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError:
+        raise ValueError(f"{leaf.path} = {value!r}: must be {leaf.type_text} ({given.where})") from None
+
+
+def build(schema: type[T], values: Mapping[str, Any]) -> T:
+    """A configuration from checked values by dotted path; whatever is not said keeps its default."""
+    parts = {path: value for path, value in values.items() if "." not in path}
+    for name, section in sections(schema).items():
+        inner = {path.partition(".")[2]: value for path, value in values.items() if path.startswith(f"{name}.")}
+        parts[name] = build(section, inner)
+    try:
+        return schema(**parts)
+    except ValidationError as error:  # of a class's own checks: each value alone has passed `check`
+        raise ValueError("\n".join(item["msg"].removeprefix("Value error, ") for item in error.errors())) from None
+
+
+def to_yaml(config: Any, comments: bool = False) -> str:
+    """A configuration as YAML that reads back to an equal one; with `comments`, help, type and default of each key."""
+    schema = type(config)
+    lines: list[str] = []
+    section = ""
+    for path, leaf in leaves(schema).items():
+        head, _, name = path.rpartition(".")
+        if head != section:
+            section = head
+            lines += ["", *_comment(section_help(schema, head), "")] if comments else []
+            lines.append(f"{head}:")
+        indent = "  " if head else ""
+        if comments:
+            lines += _comment(leaf.help, indent)
+            lines += _comment(f"({leaf.type_text}; default {value_text(leaf.default)})", indent)
+        value = functools.reduce(getattr, path.split("."), config)
+        lines.append(f"{indent}{name}: {value_text(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def value_text(value: Any) -> str:
+    """One value on one line of YAML."""
+    plain = list(value) if isinstance(value, tuple) else value
+    style = '"' if isinstance(value, str) and "\n" in value else None
+    text = yaml.dump(plain, Dumper=_Writer, default_flow_style=True, width=math.inf, default_style=style)
+    return text.removesuffix("...\n").strip()
+
+
+def _comment(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, 110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")

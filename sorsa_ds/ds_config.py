@@ -1,0 +1,226 @@
+"""The DeepSpeed JSON, settled against the run configuration and the machine.
+
+Each quantity has one place of truth: said in the JSON or in the run configuration, filled in where neither says it
+("auto" counts as not said), refused where they differ. What DeepSpeed would do behind our back is always written out.
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sorsa_ds.batch_size import settle
+from sorsa_ds.config import TrainConfig
+
+Json = dict[str, Any]
+
+_ONE_OPTIMIZER = "there is one optimizer and one scheduler, set by train.learning_rate, train.warmup_ratio and so on"
+REFUSED = {
+    "optimizer": _ONE_OPTIMIZER,
+    "scheduler": _ONE_OPTIMIZER,
+    "elasticity": "the batch size is fixed for a run",
+    "tensor_parallel": "SORSA layers are not cut inside a layer",
+    "autotp": "SORSA layers are not cut inside a layer",
+    "expert_parallel": "experts are not spread over ranks",
+    "hybrid_engine": "it is for generation inside RLHF",
+    "pipeline": "layers are not spread over pipeline stages",
+    "sequence_parallel_size": "sequences are not cut over ranks",
+    "bfloat16": "write bf16",
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The dictionary DeepSpeed gets, and the figures the trainer needs from it."""
+
+    ds: Json
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    global_batch_size: int
+    gradient_clipping: float
+    zero_stage: int
+    offload_optimizer: bool
+    offload_param: bool
+
+
+def load(path: Path) -> Json:
+    """Read a DeepSpeed JSON; ValueError with file, line and column where it is broken."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_repeats)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}:{error.colno}: not valid JSON ({error.msg})") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}:1:1: an object {{...}} of DeepSpeed settings is expected")
+    return raw
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> Json:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f'"{key}" is set twice')
+    return dict(pairs)
+
+
+def precision_from_json(raw: Json) -> Literal["bf16", "mixed"] | None:
+    """The precision that the JSON asks for: its bf16 section, its torch_autocast section, or nothing."""
+    if _said(_section(raw, "bf16"), "enabled") is True:
+        return "bf16"
+    if _said(_section(raw, "torch_autocast"), "enabled") is True:
+        return "mixed"
+    return None
+
+
+def resolve(
+    raw: Json,
+    train: TrainConfig,
+    world_size: int,
+    device: Literal["cpu", "cuda"],
+    precision: Literal["fp32", "mixed", "bf16"],
+) -> Resolved:
+    """Fill in and check everything; ValueError names the key, both values where two differ, and the way out."""
+    for key, reason in REFUSED.items():
+        if key in raw:
+            raise ValueError(f'DeepSpeed JSON: "{key}" is not supported: {reason}; remove it')
+    ds = copy.deepcopy(raw)
+    zero = ds["zero_optimization"] = _section(raw, "zero_optimization")
+    stage = _integer(zero, "stage", minimum=0) or 0
+    if stage > 3:
+        raise ValueError(f'DeepSpeed JSON: "zero_optimization.stage" is {stage}: must be 0, 1, 2 or 3')
+    zero["stage"] = stage
+    offload_optimizer = _offload(zero, "offload_optimizer", range(1, 4), device)
+    offload_param = _offload(zero, "offload_param", range(3, 4), device)
+    _settle_precision(ds, precision, stage)
+
+    sizes = settle(
+        world_size,
+        global_size=_once(raw, "train_batch_size", train, "global_batch_size", _integer),
+        micro=_once(raw, "train_micro_batch_size_per_gpu", train, "micro_batch_size", _integer),
+        accumulation=_once(raw, "gradient_accumulation_steps", train, "gradient_accumulation_steps", _integer),
+    )
+    clipping = _once(raw, "gradient_clipping", train, "gradient_clipping", _number)
+    clipping = 1.0 if clipping is None else float(clipping)
+    ds |= {
+        "train_batch_size": sizes.global_size,
+        "train_micro_batch_size_per_gpu": sizes.micro,
+        "gradient_accumulation_steps": sizes.accumulation,
+        "gradient_clipping": clipping,
+        "zero_force_ds_cpu_optimizer": False,  # the optimizer is PyTorch's AdamW, which DeepSpeed wraps
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": _integer(raw, "steps_per_print") or 10**9,  # the trainer prints
+        "wall_clock_breakdown": bool(_said(raw, "wall_clock_breakdown")),
+    }
+    return Resolved(
+        ds, sizes.micro, sizes.accumulation, sizes.global_size, clipping, stage, offload_optimizer, offload_param
+    )
+
+
+def unknown_zero_keys(raw: Json) -> list[str]:
+    """Keys of zero_optimization (and its offload sections) that DeepSpeed does not know: it ignores them silently."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.offload_config import (
+        DeepSpeedZeroOffloadOptimizerConfig,
+        DeepSpeedZeroOffloadParamConfig,
+    )
+
+    models = {
+        "": DeepSpeedZeroConfig,
+        "offload_optimizer": DeepSpeedZeroOffloadOptimizerConfig,
+        "offload_param": DeepSpeedZeroOffloadParamConfig,
+    }
+    zero = _section(raw, "zero_optimization")
+    unknown = []
+    for name, model in models.items():
+        known = {field.alias or key for key, field in model.model_fields.items()} | set(model.model_fields)
+        prefix = f"zero_optimization.{name}." if name else "zero_optimization."
+        unknown += [prefix + key for key in (_section(zero, name) if name else zero) if key not in known]
+    return unknown
+
+
+def _settle_precision(ds: Json, precision: str, stage: int) -> None:
+    """Write the bf16 and torch_autocast sections that `precision` means; refuse a JSON that says otherwise."""
+    if _said(_section(ds, "fp16"), "enabled"):
+        raise ValueError('DeepSpeed JSON: "fp16" is not supported: train with bf16 (same speed, no loss scaling)')
+    ds.pop("fp16", None)
+    for name, meaning in (("bf16", "bf16"), ("torch_autocast", "mixed")):
+        section = _section(ds, name)
+        wanted, said = precision == meaning, _said(section, "enabled")
+        if said is not None and said is not wanted:
+            raise ValueError(
+                f'DeepSpeed JSON: "{name}.enabled" is {json.dumps(said)}, but the precision is {precision} '
+                f'(train.precision); write "auto" in the JSON'
+            )
+        ds[name] = section | {"enabled": wanted}
+    if any(ds["bf16"].get(key) for key in ("bf16_master_weights_and_grads", "bf16_optimizer_states")):
+        raise ValueError('DeepSpeed JSON: "bf16" without fp32 masters is not supported: the regulariser works on them')
+    if precision == "mixed":
+        dtype = _said(ds["torch_autocast"], "dtype") or "bfloat16"
+        if dtype not in ("bfloat16", "bf16", "torch.bfloat16"):
+            raise ValueError(f'DeepSpeed JSON: "torch_autocast.dtype" is {dtype}: only bfloat16 is supported')
+        ds["torch_autocast"]["dtype"] = dtype
+    if precision == "bf16":
+        types = ds["data_types"] = _section(ds, "data_types")
+        said = _said(types, "grad_accum_dtype")
+        types.pop("grad_accum_dtype", None)
+        if stage > 0:  # stage 0 has no fp32 accumulation: DeepSpeed raises NotImplementedError
+            types["grad_accum_dtype"] = said or "fp32"
+
+
+def _offload(zero: Json, name: str, stages: range, device: str) -> bool:
+    """Whether `offload_optimizer` or `offload_param` is on; refuses what would be ignored or would not work."""
+    section = _section(zero, name)
+    target = _said(section, "device") or "none"
+    if target == "none":
+        zero.pop(name, None)
+        return False
+    label = f'DeepSpeed JSON: "zero_optimization.{name}"'
+    if zero["stage"] not in stages:
+        raise ValueError(f"{label} needs ZeRO stage {' or '.join(map(str, stages))}, not {zero['stage']}")
+    if name == "offload_optimizer" and target == "nvme":
+        raise ValueError(f"{label}: nvme is not supported, cpu is: the regulariser needs the fp32 masters in memory")
+    if device == "cpu":
+        section["pin_memory"] = False  # there is no GPU to copy to
+    zero[name] = section
+    return True
+
+
+def _once(raw: Json, key: str, train: TrainConfig, field: str, read: Callable[[Json, str], Any]) -> Any:
+    """A quantity that both JSON and run configuration may state: the one value, None if neither does."""
+    in_json, in_run = read(raw, key), getattr(train, field)
+    if in_json is not None and in_run is not None and in_json != in_run:
+        raise ValueError(
+            f'"{key}" is {in_json} in the DeepSpeed JSON, but train.{field} is {in_run}; '
+            'say it in one place (write "auto" in the JSON)'
+        )
+    return in_json if in_run is None else in_run
+
+
+def _said(section: Json, key: str) -> Any:
+    value = section.get(key)
+    return None if value == "auto" else value
+
+
+def _section(parent: Json, key: str) -> Json:
+    """A copy of a sub-object, empty if it is absent."""
+    value = _said(parent, key)
+    if not isinstance(value, dict | None):
+        raise ValueError(f'DeepSpeed JSON: "{key}" is {json.dumps(value)}: must be an object {{...}}')
+    return dict(value or {})
+
+
+def _number(section: Json, key: str, minimum: float = 0) -> float | None:
+    value = _said(section, key)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and minimum <= value < 1e308):
+        return value
+    raise ValueError(f'DeepSpeed JSON: "{key}" is {json.dumps(value)}: must be a number >= {minimum}, or "auto"')
+
+
+def _integer(section: Json, key: str, minimum: int = 1) -> int | None:
+    value = _number(section, key, minimum)
+    if not isinstance(value, int | None):
+        raise ValueError(f'DeepSpeed JSON: "{key}" is {value}: must be a whole number')
+    return value

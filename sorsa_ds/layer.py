@@ -1,0 +1,127 @@
+"""SorsaLinear: the maths of one adapted linear, and nothing about processes (SORSA, eq. 8).
+
+    y = x W_r^T + scale * ((x V) * s) U^T + bias
+
+Shapes, used as suffixes of tensor names: T tokens (all leading dimensions of x), M out_features, N in_features,
+R rank. W_r (the residual) and the bias are frozen; U, s and V are trained.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class _SorsaFunction(torch.autograd.Function):
+    """The layer's forward and backward without ever forming the (M, N) product U diag(s) V^T.
+
+    Kept for backward: x and x V, nothing else that scales with the tokens. The parameters are saved as they are:
+    ZeRO-3 frees and re-gathers their storage between forward and backward, and a saved cast or view would keep it.
+    """
+
+    @staticmethod
+    def forward(ctx, x, x_principal, residual_MN, U_MR, s_R, V_NR, bias_M, scale):  # noqa: N803
+        dtype = compute_dtype(x)
+        x_TN = x.reshape(-1, x.shape[-1]).to(dtype)
+        p_TN = x_TN if x_principal is x else x_principal.reshape(-1, x.shape[-1]).to(dtype)
+        z_TR = p_TN @ V_NR.to(dtype)
+        y_TM = torch.nn.functional.linear(x_TN, residual_MN.to(dtype), None if bias_M is None else bias_M.to(dtype))
+        y_TM.addmm_((z_TR * (scale * s_R)).to(dtype), U_MR.t().to(dtype))
+        # Under autocast x may be wider than what was multiplied: keep the narrow one.
+        ctx.save_for_backward(p_TN if ctx.needs_input_grad[5] else None, z_TR, residual_MN, U_MR, s_R, V_NR)
+        ctx.scale, ctx.dtype, ctx.x_shape, ctx.x_dtype = scale, dtype, x.shape, x.dtype
+        ctx.one_input = x_principal is x
+        return y_TM.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, grad_y):
+        p_TN, z_TR, residual_MN, U_MR, s_R, V_NR = ctx.saved_tensors
+        dtype, scale, needs = ctx.dtype, ctx.scale, ctx.needs_input_grad
+        g_TM = grad_y.reshape(-1, grad_y.shape[-1]).to(dtype)
+        h_TR = g_TM @ U_MR.to(dtype)
+        grad_z_TR = (h_TR * (scale * s_R)).to(dtype)
+
+        grad_U = grad_s = grad_V = grad_x = grad_p = None
+        if needs[3]:
+            grad_U = (g_TM.t() @ (z_TR * (scale * s_R)).to(dtype)).to(U_MR.dtype)
+        if needs[4]:
+            grad_s = (scale * (h_TR * z_TR).sum(0, dtype=torch.promote_types(dtype, torch.float32))).to(s_R.dtype)
+        if needs[5]:
+            grad_V = (p_TN.t() @ grad_z_TR).to(V_NR.dtype)
+        if needs[0]:
+            grad_x = g_TM @ residual_MN.to(dtype)
+        if needs[0] if ctx.one_input else needs[1]:
+            if ctx.one_input:
+                grad_x.addmm_(grad_z_TR, V_NR.t().to(dtype))
+            else:
+                grad_p = (grad_z_TR @ V_NR.t().to(dtype)).view(ctx.x_shape).to(ctx.x_dtype)
+        if grad_x is not None:
+            grad_x = grad_x.view(ctx.x_shape).to(ctx.x_dtype)
+        return grad_x, grad_p, None, grad_U, grad_s, grad_V, None, None
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that the products are made in: autocast's where it is on, else the input's."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+class SorsaLinear(nn.Module):
+    """A linear layer W = W_r + scale * U diag(s) V^T with frozen W_r (SORSA, eq. 8).
+
+    Parameters: `residual` (M, N) frozen; `U` (M, R), `s` (R,), `V` (N, R) trainable; `bias` (M,) frozen or None.
+    U and V are both stored with the long dimension first, so that a flat ZeRO partition is a block of rows.
+
+    Args:
+        in_features, out_features: N and M.
+        rank: R, 1 <= R <= min(M, N).
+        bias: whether there is one.
+        scale: alpha / rank; 1 in the papers.
+        dropout: probability on the principal branch's input, in training.
+        device: where the (uninitialised) tensors are made; `meta` for the streaming loader.
+        residual_dtype, factor_dtype, bias_dtype: dtypes of W_r, of U, s, V, and of the bias.
+
+    Raises:
+        ValueError: rank out of range.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        *,
+        bias: bool = False,
+        scale: float = 1.0,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        residual_dtype: torch.dtype = torch.float32,
+        factor_dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        if not 1 <= rank <= min(in_features, out_features):
+            raise ValueError(f"rank {rank} is not in 1 .. {min(in_features, out_features)} = min(out, in)")
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.scale, self.dropout = scale, dropout
+
+        def empty(*shape: int, dtype: torch.dtype, trainable: bool) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype), requires_grad=trainable)
+
+        self.residual = empty(out_features, in_features, dtype=residual_dtype, trainable=False)
+        self.U = empty(out_features, rank, dtype=factor_dtype, trainable=True)
+        self.s = empty(rank, dtype=factor_dtype, trainable=True)
+        self.V = empty(in_features, rank, dtype=factor_dtype, trainable=True)
+        self.bias = empty(out_features, dtype=residual_dtype, trainable=False) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., N) to y (..., M)."""
+        x_principal = nn.functional.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
+        return _SorsaFunction.apply(x, x_principal, self.residual, self.U, self.s, self.V, self.bias, self.scale)
+
+    def merged_weight(self) -> Tensor:
+        """W = W_r + scale * U diag(s) V^T, (M, N), in float32 or better."""
+        dtype = torch.promote_types(self.U.dtype, torch.float32)
+        return self.residual.to(dtype) + self.scale * (self.U * self.s).to(dtype) @ self.V.t().to(dtype)
+
+    def extra_repr(self) -> str:
+        """The shape line that `print(model)` shows."""
+        return f"in={self.in_features}, out={self.out_features}, rank={self.rank}, bias={self.bias is not None}"

@@ -1,0 +1,114 @@
+"""Where this rank's share of each trained tensor lives: the fp32 masters that the optimizer really updates.
+
+DeepSpeed keeps them in a different place on each ZeRO stage. This module finds them once, after the engine is built,
+and describes them all alike: as flat fragments of the tensors that the inner torch optimizer holds. The regulariser,
+the checkpoints and the exports read and write the model through these fragments only.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from deepspeed import DeepSpeedEngine
+from deepspeed import comm as dist
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Fragment:
+    """The flat range [start, start + numel) of one trained tensor of the given shape, as this rank's master holds it.
+
+    `master` is the fp32 tensor in the inner optimizer; the range begins at its flat `offset`.
+    """
+
+    name: str
+    shape: torch.Size
+    start: int
+    numel: int
+    master: Tensor
+    offset: int
+
+    def values(self) -> Tensor:
+        """The fragment itself, a 1-D view into the master: writing to it changes the master."""
+        return self.master.detach().view(-1)[self.offset : self.offset + self.numel]
+
+    def gradient(self) -> Tensor:
+        """The 1-D view into the master's gradient."""
+        assert self.master.grad is not None, f"{self.name}: no gradient at the optimizer step"
+        return self.master.grad.view(-1)[self.offset : self.offset + self.numel]
+
+
+@dataclass(slots=True)
+class Masters:
+    """All fragments of this rank. `sharded`: the ranks hold disjoint fragments; else each holds everything."""
+
+    fragments: list[Fragment]
+    sharded: bool
+
+    def full(self, name: str, shape: torch.Size, fragment: Fragment | None, device: torch.device) -> Tensor:
+        """One whole tensor in fp32, summed from the ranks' fragments; valid on rank 0 only. A collective call."""
+        whole = torch.zeros(shape, dtype=torch.float32, device=device)
+        if fragment is not None and (self.sharded or dist.get_rank() == 0):
+            whole.view(-1)[fragment.start : fragment.start + fragment.numel] = fragment.values().to(device)
+        if self.sharded and dist.get_world_size() > 1:
+            dist.reduce(whole, dst=0)
+        return whole
+
+
+def inner_optimizer(engine: DeepSpeedEngine) -> torch.optim.Optimizer:
+    """The torch optimizer at the bottom of DeepSpeed's wrappers: the one whose step updates the masters."""
+    optimizer = engine.optimizer
+    while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def locate(engine: DeepSpeedEngine) -> Masters:
+    """Find this rank's fragments of all trainable parameters, in model order (collective only in the sense that
+    every rank does it for itself)."""
+    trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        fragments = [_stage3(name, p, engine.optimizer) for name, p in trainable.items()]
+    elif stage in (1, 2):
+        masters = [p for group in inner_optimizer(engine).param_groups for p in group["params"]]
+        fragments = [_stage12(name, p, masters) for name, p in trainable.items()]
+    else:
+        copies = _stage0_copies(engine)
+        fragments = [Fragment(name, p.shape, 0, p.numel(), copies[id(p)], 0) for name, p in trainable.items()]
+    present = [fragment for fragment in fragments if fragment is not None and fragment.numel > 0]
+    return Masters(present, sharded=stage > 0)
+
+
+def trained_shapes(engine: DeepSpeedEngine) -> dict[str, torch.Size]:
+    """Full shape of every trainable parameter by name, also where ZeRO-3 has cut it."""
+    return {n: torch.Size(getattr(p, "ds_shape", p.shape)) for n, p in engine.module.named_parameters() if p.requires_grad}
+
+
+def _stage3(name: str, param: torch.nn.Parameter, optimizer) -> Fragment | None:
+    """ZeRO-3 cuts each parameter into flat blocks of ceil(numel / world) and packs a rank's blocks into sub-groups."""
+    group, offset, block = optimizer.grad_position[optimizer.get_param_id(param)]
+    start = block * param.ds_zero_partition_rank
+    numel = max(0, min(block, param.ds_numel - start))  # the last blocks may be padding
+    return Fragment(name, param.ds_shape, start, numel, optimizer.fp32_partitioned_groups_flat[group], offset)
+
+
+def _stage12(name: str, param: torch.nn.Parameter, masters: list[Tensor]) -> Fragment | None:
+    """ZeRO-1 and 2 cut the flattened parameter group; DeepSpeed links each parameter to its piece, if it has one."""
+    link = param._hp_mapping
+    if link is None:
+        return None
+    piece = link.hp_fragment
+    for master in masters:
+        offset, rest = divmod(piece.data_ptr() - master.data_ptr(), master.element_size())
+        if rest == 0 and 0 <= offset <= master.numel() - piece.numel():
+            return Fragment(name, param.shape, link.lp_fragment_address.start, piece.numel(), master, offset)
+    raise AssertionError(f"{name}: its master is not in the optimizer")
+
+
+def _stage0_copies(engine: DeepSpeedEngine) -> dict[int, Tensor]:
+    """Without ZeRO the masters are the parameters themselves, or DeepSpeed's whole fp32 copies of bf16 ones."""
+    wrapper = engine.optimizer
+    if hasattr(wrapper, "fp32_groups"):
+        pairs = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
+        return {id(p): copy for low, high in pairs for p, copy in zip(low, high, strict=True)}
+    return {id(p): p for group in wrapper.param_groups for p in group["params"]}

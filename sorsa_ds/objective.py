@@ -1,0 +1,44 @@
+"""The training loss: the mean over the learned tokens of the whole global batch.
+
+Shapes: B sequences, L positions, K learned tokens, C vocabulary.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from sorsa_ds import comm
+
+IGNORED = -100
+
+
+def learned_tokens(batch: dict[str, Tensor]) -> int:
+    """How many tokens of a batch are learned; the first position of a sequence has nothing to predict it from."""
+    return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+
+def summed_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Sum over the learned tokens of -log p(token | before), 0-D in float32 or better; 0 (with a graph) if none is.
+
+    batch: input_ids, attention_mask, labels, each (B, L); labels are -100 where nothing is learned.
+    """
+    output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    labels_BL = batch["labels"][:, 1:]
+    learned = labels_BL != IGNORED
+    # Only the learned positions are widened to fp32: a prompt's logits are never needed.
+    logits_KC = output.logits[:, :-1][learned]
+    return nn.functional.cross_entropy(logits_KC.float(), labels_BL[learned], reduction="sum")
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: Iterable[dict[str, Tensor]], device: torch.device) -> float:
+    """Nats per learned token over all ranks' batches, in eval mode. A collective call: equal batch counts on all ranks."""
+    training = model.training
+    model.eval()
+    loss, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
+    for batch in batches:
+        loss += summed_loss(model, {key: value.to(device) for key, value in batch.items()})
+        tokens += learned_tokens(batch)
+    model.train(training)
+    return (comm.total(loss, device) / comm.total(tokens, device)).item()

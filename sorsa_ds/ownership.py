@@ -1,0 +1,36 @@
+"""Who reads and decomposes what: a static schedule that every rank computes alike."""
+
+from dataclasses import dataclass
+
+import torch
+
+from sorsa_ds.surgery import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One unit of loading work: a target linear to decompose, or a frozen parameter to copy (`target` None)."""
+
+    name: str
+    shape: torch.Size
+    target: Target | None
+
+    @property
+    def cost(self) -> float:
+        """Relative work: m n min(m, n) for a decomposition, the number count for a copy."""
+        numel = float(self.shape.numel())
+        return numel * min(self.shape) if self.target else numel
+
+
+def schedule(items: list[Item], world_size: int) -> list[list[Item | None]]:
+    """Rounds of at most one item a rank, `rounds[k][r]` being what rank r does in round k.
+
+    Items are sorted by cost and dealt out in that order, so that the items of one round cost nearly the same: the
+    ranks of a round wait for each other when they exchange their results.
+    """
+    order = sorted(items, key=lambda item: (-item.cost, item.name))
+    rounds: list[list[Item | None]] = []
+    for first in range(0, len(order), world_size):
+        some: list[Item | None] = list(order[first : first + world_size])
+        rounds.append(some + [None] * (world_size - len(some)))
+    return rounds

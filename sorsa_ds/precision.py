@@ -1,0 +1,75 @@
+"""Which number formats a run uses on this machine, and how many threads; decided once and said in one sentence."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+import torch
+
+Device = Literal["cpu", "cuda"]
+Name = Literal["fp32", "mixed", "bf16"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Formats of products (compute), of the frozen residual and of U, s, V as the model holds them."""
+
+    name: Name
+    compute_dtype: torch.dtype
+    residual_dtype: torch.dtype
+    factor_dtype: torch.dtype
+    why: str
+
+
+def choose(setting: Literal["auto", "fp32", "mixed", "bf16"], json_says: Name | None, device: Device) -> Precision:
+    """Settle `train.precision` with the DeepSpeed JSON (`ds_config.precision_from_json`) and the hardware."""
+    if setting != "auto" and json_says not in (None, setting):
+        raise ValueError(
+            f"train.precision is {setting}, but the DeepSpeed JSON asks for {json_says}; "
+            'say it in one place (write "auto" or nothing in the other)'
+        )
+    fast, hardware = _bf16(device)
+    asked = setting if setting != "auto" else json_says
+    name = asked or ("mixed" if fast else "fp32")
+    if device == "cuda" and name != "fp32" and not fast:
+        raise ValueError(f"precision {name} needs a GPU with bf16, but {hardware}; set train.precision=fp32")
+    reason = "as train.precision asks" if setting != "auto" else "as the DeepSpeed JSON asks" if asked else "chosen"
+    slow = "; expect it to be slow" if name != "fp32" and not fast else ""
+    why = f"Precision {name} ({reason}): {hardware}{slow}."
+    bf16, fp32 = torch.bfloat16, torch.float32
+    compute = fp32 if name == "fp32" else bf16
+    return Precision(name, compute, compute, bf16 if name == "bf16" else fp32, why)
+
+
+def _bf16(device: Device) -> tuple[bool, str]:
+    """Whether bf16 products are fast, by what the hardware can do (timing them would be noisy), and a clause on it."""
+    if device == "cuda":
+        gpu = torch.cuda.get_device_name()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return fast, f"{gpu} {'multiplies' if fast else 'does not multiply'} in bf16"
+    found = [name for name, probe in _CPU_PROBES.items() if getattr(torch.cpu, probe, bool)()]
+    has = " and ".join(found) if found else "neither AMX nor AVX512-BF16"
+    return bool(found), f"this CPU has {has}, so bf16 products are {'fast' if found else 'slow'}"
+
+
+_CPU_PROBES = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
+
+
+def set_threads(local_world_size: int) -> int:
+    """Share this machine's cores among its ranks, unless the user or the launcher has set OMP_NUM_THREADS.
+
+    DeepSpeed's launcher sets it only with --bind_cores_to_rank, torchrun always. Returns the threads of this rank.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count()
+        cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
+        torch.set_num_threads(max(1, cores // local_world_size))
+    return torch.get_num_threads()
+
+
+def allow_tf32(device: Device) -> None:
+    """Let a GPU round the inputs of fp32 products to TF32. Where full fp32 matters (the regulariser), code says so."""
+    if device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True

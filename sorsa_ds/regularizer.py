@@ -1,0 +1,82 @@
+"""The orthonormal regulariser and its closed-form gradient (SORSA, eq. 9 and Definition 4.1).
+
+Everything is a function of the Gram matrices G = X^T X of the factors X (U or V, one of them (P, R): P rows, R rank)
+and E = G - I:
+
+    norm      L = ||E||_F       dL/dX = X F,  F = 2 E / ||E||_F   (0 where E = 0)
+    squared   L = ||E||_F^2     dL/dX = X F,  F = 4 E
+
+A Gram matrix is a sum over rows, so ranks that hold different rows need to sum only (R, R) numbers.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sorsa_ds.config import RegularizerConfig
+
+Form = Literal["norm", "squared"]
+Reduction = Literal["mean", "sum"]
+
+_PRESETS = {
+    "default": {"form": "norm", "reduction": "mean", "gamma": "0.2*lr", "divide_by_accumulation": False},
+    "reference": {"form": "norm", "reduction": "mean", "gamma": 4e-4, "divide_by_accumulation": True},
+    "paper": {"form": "norm", "reduction": "sum", "gamma": 4e-4, "divide_by_accumulation": False},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Regularizer:
+    """The regulariser with all choices made. `coefficient` is gamma / eta_d: what multiplies grad L_reg (eq. 11)."""
+
+    form: Form
+    reduction: Reduction
+    coefficient: float
+
+
+def resolve(config: RegularizerConfig, *, learning_rate: float, accumulation_steps: int) -> Regularizer:
+    """Fill unset fields from the preset and turn gamma into the coefficient gamma / eta_d.
+
+    Args:
+        learning_rate: eta_d, the scheduler's maximum.
+        accumulation_steps: micro-batches of one optimizer step; only `reference` looks at it.
+
+    Raises:
+        ValueError: gamma is a text that is not `<number>*lr`.
+    """
+    chosen = {
+        key: value if (own := getattr(config, key)) is None else own for key, value in _PRESETS[config.preset].items()
+    }
+    coefficient = _gamma_over_rate(chosen["gamma"], learning_rate)
+    if chosen["divide_by_accumulation"]:
+        coefficient /= accumulation_steps
+    return Regularizer(chosen["form"], chosen["reduction"], coefficient)
+
+
+def penalty(error: Tensor, form: Form) -> Tensor:
+    """L of each matrix, from E (..., R, R): shape (...)."""
+    norm = torch.linalg.matrix_norm(error)
+    return norm if form == "norm" else norm.square()
+
+
+def gradient_factor(error: Tensor, form: Form) -> Tensor:
+    """F (..., R, R) with dL/dX = X F, from E (..., R, R)."""
+    if form == "squared":
+        return 4.0 * error
+    norm = torch.linalg.matrix_norm(error)[..., None, None]
+    return torch.where(norm > 0, 2.0 * error / norm, torch.zeros_like(error))
+
+
+def _gamma_over_rate(gamma: float | str, learning_rate: float) -> float:
+    if isinstance(gamma, str):
+        number, star, rate = gamma.replace(" ", "").partition("*")
+        try:
+            relative = float(number)
+        except ValueError:
+            relative = -1.0
+        if star != "*" or rate != "lr" or not 0 <= relative < float("inf"):
+            raise ValueError(f"regularizer.gamma: {gamma!r} is neither a number >= 0 nor `<number>*lr`, as in `0.2*lr`")
+        return relative
+    return gamma / learning_rate

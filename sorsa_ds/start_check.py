@@ -1,0 +1,56 @@
+"""Is the SORSA model at step 0 the pre-trained model? Its loss is compared with that of the original weights.
+
+The base model is never built. For one forward pass each adapted layer multiplies with its pre-trained weight instead,
+read from the checkpoint when its turn comes: one extra layer of memory, and nothing shared with the decomposition, the
+exchange and the shards that are being checked.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sorsa_ds.layer import compute_dtype
+from sorsa_ds.loading import Loaded
+from sorsa_ds.objective import mean_loss
+
+
+@contextmanager
+def base_weights(loaded: Loaded) -> Iterator[None]:
+    """Context in which the adapted layers compute with the pre-trained weights."""
+    layers = []
+    try:
+        for target in loaded.targets:
+            layer = loaded.model.get_submodule(target.name)
+            layers.append(layer)
+
+            def forward(x: Tensor, target=target, layer=layer) -> Tensor:
+                dtype = compute_dtype(x)
+                weight = loaded.base_weight(target).to(x.device, dtype)
+                return nn.functional.linear(x.to(dtype), weight, layer.bias)
+
+            layer.forward = forward
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def check_start(
+    engine: nn.Module, loaded: Loaded, batch: dict[str, Tensor], device: torch.device, tolerance: float
+) -> tuple[float, float]:
+    """Loss of the pre-trained model and of the SORSA model at step 0, nats per token. A collective call.
+
+    Raises:
+        ValueError: they differ by more than `tolerance`, relatively.
+    """
+    with base_weights(loaded):
+        base = mean_loss(engine, [batch], device)
+    start = mean_loss(engine, [batch], device)
+    if not abs(start - base) <= tolerance * abs(base):
+        raise ValueError(
+            f"the model's loss at step 0 is {start:.6f}, but the pre-trained model's is {base:.6f}: the decomposition "
+            f"or the precision loses the model. train.max_start_gap ({tolerance}) is the gap that is let through"
+        )
+    return base, start

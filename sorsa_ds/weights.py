@@ -1,0 +1,133 @@
+"""The pre-trained checkpoint on disk: which file holds which parameter, read one tensor at a time."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", "*.py"]
+
+
+def find(model: str, revision: str | None) -> Path:
+    """The folder of a model given as a folder or a hub name (downloaded into Hugging Face's cache).
+
+    Raises:
+        ValueError: neither a folder nor a model that the hub gives.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if model.count("/") > 1 or model.startswith((".", "/", "~")):
+        raise ValueError(f"model: there is no folder {model!r}")
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
+    except Exception as error:
+        raise ValueError(f"model: {model!r} is no folder here, and the hub does not give it: {error}") from error
+
+
+class Checkpoint:
+    """A folder of safetensors: one file, or shards with an index.
+
+    Raises:
+        ValueError: no safetensors (pickle files are refused with the conversion command), a missing shard, or one
+            that is truncated or damaged, by file name.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._file_of: dict[str, Path] = {}
+        self._open: dict[Path, safe_open] = {}
+        for file in self._files():
+            for name in self._handle(file).keys():  # noqa: SIM118 - safe_open is no mapping
+                self._file_of[name] = file
+
+    @property
+    def names(self) -> list[str]:
+        """All tensor names, as the files have them."""
+        return list(self._file_of)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor on the CPU, in its dtype on disk."""
+        file = self._file_of[name]
+        try:
+            return self._handle(file).get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{file}: cannot read {name}: {error}") from error
+
+    def parameter_names(self, model: PreTrainedModel) -> dict[str, str]:
+        """Map each parameter and persistent buffer of the model (any alias of tied ones) to its tensor on disk.
+
+        Call it before the surgery. Renamings that transformers knows are followed.
+
+        Raises:
+            ValueError: a parameter is not in the checkpoint, or is stored there in a form that has to be merged or
+                split, by name.
+        """
+        transforms = get_model_conversion_mapping(model)
+        renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+        converters = [t for t in transforms if isinstance(t, WeightConverter)]
+        meta = model.state_dict()
+        stored: dict[str, str] = {}
+        merged: list[str] = []
+        for key in self._file_of:
+            name, converter = rename_source_key(key, renamings, converters, model.base_model_prefix, meta)
+            if converter is not None:
+                merged.append(key)
+            elif name in meta:
+                stored[name] = key
+        aliases = _aliases(model)
+        missing = [name for name in meta if not any(alias in stored for alias in aliases.get(name, (name,)))]
+        if missing:
+            why = f" They may be stored merged or split, as {merged[0]!r}, which is not supported." if merged else ""
+            raise ValueError(
+                f"{self.folder}: the checkpoint lacks {len(missing)} parameters of {type(model).__name__}, first "
+                f"{', '.join(missing[:3])}.{why}"
+            )
+        for names in aliases.values():
+            source = next(stored[name] for name in names if name in stored)
+            stored.update(dict.fromkeys(names, source))
+        return stored
+
+    def _files(self) -> list[Path]:
+        index = self.folder / _INDEX
+        if index.exists():
+            try:
+                shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            except (json.JSONDecodeError, KeyError, AttributeError) as error:
+                raise ValueError(f"{index}: not a safetensors index: {error}") from error
+            missing = [shard for shard in shards if not (self.folder / shard).exists()]
+            if missing:
+                raise ValueError(f"{self.folder}: {len(missing)} shards of the checkpoint are missing, first {missing[0]}")
+            return [self.folder / shard for shard in shards]
+        if (self.folder / _SINGLE).exists():
+            return [self.folder / _SINGLE]
+        pickles = [*self.folder.glob("*.bin"), *self.folder.glob("*.pt"), *self.folder.glob("*.pth")]
+        if pickles:
+            raise ValueError(
+                f"{self.folder}: only pickle files ({pickles[0].name}), which can run code when they are read. If you "
+                f"trust their maker, convert them once: python -c \"from transformers import AutoModelForCausalLM as M; "
+                f"M.from_pretrained('{self.folder}', dtype='auto').save_pretrained('{self.folder}-safetensors')\""
+            )
+        raise ValueError(f"{self.folder}: no {_SINGLE} and no {_INDEX}")
+
+    def _handle(self, file: Path) -> safe_open:
+        if file not in self._open:
+            try:
+                self._open[file] = safe_open(file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{file}: truncated or not a safetensors file ({error}); fetch it again") from error
+        return self._open[file]
+
+
+def _aliases(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:
+    """Every name of each tied parameter -> all names of it."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: tuple(group) for group in names.values() if len(group) > 1 for name in group}

@@ -1,0 +1,73 @@
+"""The method in one process of plain torch, written independently of the package: what the engine is compared with.
+
+No DeepSpeed, no closed form, no fragments: dense products, autograd of L_reg in float64, torch's clip and AdamW.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+
+class DenseSorsa(nn.Module):
+    """W = W_r + U diag(s) V^T formed in full."""
+
+    def __init__(self, rest, U, s, V):  # noqa: N803
+        super().__init__()
+        self.register_buffer("rest", rest)
+        self.U, self.s, self.V = nn.Parameter(U.clone()), nn.Parameter(s.clone()), nn.Parameter(V.clone())
+
+    def forward(self, x):
+        return x @ (self.rest + self.U @ torch.diag(self.s) @ self.V.T).T
+
+
+def plain_model(folder, factors: dict) -> nn.Module:
+    """The pre-trained model with dense SORSA layers that start from the given factors (name -> U, s, V)."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
+    for name, (U, s, V) in factors.items():
+        parent, _, leaf = name.rpartition(".")
+        weight = model.get_submodule(name).weight.detach()
+        setattr(model.get_submodule(parent), leaf, DenseSorsa(weight - (U * s) @ V.T, U, s, V))
+    return model.train()
+
+
+def penalty(model: nn.Module, form: str, reduction: str) -> torch.Tensor:
+    """L_reg by definition, in float64."""
+    values = []
+    for module in model.modules():
+        if isinstance(module, DenseSorsa):
+            for X in (module.U, module.V):
+                E = X.double().T @ X.double() - torch.eye(X.shape[1], dtype=torch.float64)
+                square = (E**2).sum()
+                values.append(square if form == "squared" else square.sqrt())
+    stacked = torch.stack(values)
+    return stacked.mean() if reduction == "mean" else stacked.sum()
+
+
+def train(model, batches, *, rate, clip, coefficient, form, reduction, steps, warmup) -> list[dict]:
+    """`batches[t]`: the sequences of step t, each (input_ids, labels). The loss is the mean over all learned tokens."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    log = []
+    for t, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (t / warmup if t < warmup else
+                                  0.5 * (1 + math.cos(math.pi * (t - warmup) / (steps - warmup))))  # fmt: skip
+        optimizer.zero_grad()
+        loss, count = 0.0, 0
+        for input_ids, labels in batch:
+            logits = model(input_ids=input_ids).logits[:, :-1].flatten(0, 1)
+            loss = loss + nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum")
+            count += int((labels[:, 1:] != -100).sum())
+        (loss / count).backward()
+        norm = torch.sqrt(sum((p.grad.double() ** 2).sum() for p in parameters))
+        if clip:
+            nn.utils.clip_grad_norm_(parameters, clip)
+        reg = penalty(model, form, reduction)
+        for p, g in zip(parameters, torch.autograd.grad(reg, parameters, allow_unused=True), strict=True):
+            if g is not None:
+                p.grad += coefficient * g
+        log.append({"loss": loss.item() / count, "grad_norm": norm.item(), "reg_loss": reg.item()})
+        optimizer.step()
+    return log

@@ -1,0 +1,156 @@
+"""The engine's step against plain torch: the same numbers on every ZeRO stage, world size, accumulation and clip."""
+
+import itertools
+
+import pytest
+import torch
+from plain import plain_model, train
+from transformers import LlamaConfig, LlamaForCausalLM
+from worlds import run_ranks
+
+from sorsa_ds.config import LoadingConfig, SorsaConfig
+
+# No world size above 1 divides the shapes (40, 20, 76) x rank 5 into whole rows everywhere; 3 divides none.
+RANK, STEPS, WARMUP, RATE, MICRO = 5, 10, 2, 3e-3, 2
+CASES = [
+    dict(form="norm", reduction="mean", clip=0.05, accumulation=1, coefficient=0.2),
+    dict(form="squared", reduction="sum", clip=0.0, accumulation=4, coefficient=0.7),
+]
+STAGES = [(0, False), (1, False), (1, True), (2, False), (2, True), (3, False), (3, True)]
+
+
+@pytest.fixture(scope="module")
+def tiny_llama(tmp_path_factory):
+    """A random Llama on disk, weights large enough that the loss has something to say."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=40, intermediate_size=76, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=64, max_position_embeddings=64, initializer_range=0.2, tie_word_embeddings=True,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("llama")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def sequences(count: int, seed: int = 1):
+    """Random sequences of unequal numbers of learned tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(count):
+        ids = torch.randint(0, 64, (1, 12), generator=generator)
+        labels = ids.clone()
+        labels[:, : int(torch.randint(1, 11, (1,), generator=generator))] = -100
+        made.append((ids, labels))
+    return made
+
+
+def ds_config(stage: int, offload: bool, clip: float, accumulation: int, bf16: bool = False) -> dict:
+    """What `sorsa_ds.ds_config` would settle, by hand."""
+    zero = {"stage": stage}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    config = {
+        "train_micro_batch_size_per_gpu": MICRO, "gradient_accumulation_steps": accumulation, "gradient_clipping": clip,
+        "zero_optimization": zero, "zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True,
+    }  # fmt: skip
+    if bf16:
+        config["bf16"] = {"enabled": True}
+        if stage:
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def build(folder, ds: dict, case: dict, precision: str = "fp32"):
+    """A SorsaEngine on the tiny model, from disk, as the trainer makes it."""
+    from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
+    from sorsa_ds.loading import load
+    from sorsa_ds.placement import Whole, Zero3
+    from sorsa_ds.precision import choose
+    from sorsa_ds.regularizer import Regularizer
+
+    device = torch.device("cpu")
+    stage3 = ds["zero_optimization"]["stage"] == 3
+    loaded = load(
+        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=RANK), precision=choose(precision, None, "cpu"),
+        placement=Zero3(ds, device) if stage3 else Whole(device), device=device,
+    )  # fmt: skip
+    regularizer = Regularizer(case["form"], case["reduction"], case["coefficient"])
+    engine = SorsaEngine(
+        loaded.model, ds, adamw(RATE, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(STEPS, WARMUP), regularizer,
+        loaded.exact_factors,
+    )  # fmt: skip
+    return engine
+
+
+def whole_factors(engine) -> dict[str, torch.Tensor]:
+    """All masters, whole, on rank 0."""
+    mine = {f.name: f for f in engine.masters.fragments}
+    return {
+        name: engine.masters.full(name, shape, mine.get(name), engine.device)
+        for name, shape in engine.trained_shapes.items()
+    }
+
+
+def micro_losses(engine, batch, accumulation):
+    """This rank's micro-batch losses of one global batch, scaled to the mean over the batch's learned tokens."""
+    from sorsa_ds import comm
+    from sorsa_ds.objective import summed_loss
+
+    world, rank = comm.world_size(), comm.rank()
+    count = sum(int((labels[:, 1:] != -100).sum()) for _, labels in batch)
+    for micro in range(accumulation):
+        first = (micro * world + rank) * MICRO
+        ids, labels = (torch.cat(parts) for parts in zip(*batch[first : first + MICRO], strict=True))
+        yield summed_loss(engine, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}) * (
+            world * accumulation / count
+        )
+
+
+def train_with_engine(folder, cases, precision="fp32"):
+    """Run every (stage, offload, case) in this world; returns start, end and log of each on rank 0."""
+    from sorsa_ds import comm
+
+    results = []
+    for stage, offload, case in cases:
+        bf16 = precision == "bf16"
+        engine = build(folder, ds_config(stage, offload, case["clip"], case["accumulation"], bf16), case, precision)
+        start = whole_factors(engine)
+        log = []
+        for t in range(STEPS):
+            batch = sequences(MICRO * comm.world_size() * case["accumulation"], seed=t)
+            log.append(engine.train_step(micro_losses(engine, batch, case["accumulation"])))
+        results.append((start, whole_factors(engine), log))
+        engine.destroy()
+    return results if comm.rank() == 0 else None
+
+
+def compare(folder, world, case, start, end, log, tolerance):
+    """Train the plain program from the same start on the same sequences, and compare everything."""
+    factors = {}
+    for name in {n.rpartition(".")[0] for n in start}:
+        factors[name] = tuple(start[f"{name}.{leaf}"] for leaf in ("U", "s", "V"))
+    model = plain_model(folder, factors)
+    count = MICRO * world * case["accumulation"]
+    plain_log = train(
+        model, [sequences(count, seed=t) for t in range(STEPS)], rate=RATE, clip=case["clip"],
+        coefficient=case["coefficient"], form=case["form"], reduction=case["reduction"], steps=STEPS, warmup=WARMUP,
+    )  # fmt: skip
+    for name, value in end.items():
+        expected = model.get_parameter(name).detach()
+        gap = (value - expected).norm() / expected.norm()
+        assert gap < tolerance, f"{name}: {gap:.2e}"
+        assert (value - start[name]).norm() > 100 * tolerance * expected.norm() or name.endswith(".s"), "did not move"
+    for ours, theirs in zip(log, plain_log, strict=True):
+        assert ours.grad_norm == pytest.approx(theirs["grad_norm"], rel=1e-4)
+        assert ours.reg_loss == pytest.approx(theirs["reg_loss"], rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ten_steps_equal_plain_torch(tiny_llama, world):
+    cases = [(stage, offload, case) for (stage, offload), case in itertools.product(STAGES, CASES)]
+    results = run_ranks(world, train_with_engine, tiny_llama, cases)[0]
+    for (stage, offload, case), (start, end, log) in zip(cases, results, strict=True):
+        try:
+            compare(tiny_llama, world, case, start, end, log, tolerance=1e-5)
+        except AssertionError as error:
+            raise AssertionError(f"stage {stage}, offload {offload}, {case}: {error}") from error

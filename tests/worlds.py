@@ -1,0 +1,71 @@
+"""Real process groups inside pytest: run a function on N ranks over gloo, and get every rank's result or its error."""
+
+import io
+import multiprocessing
+import os
+import queue
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_fork = multiprocessing.get_context("fork")
+
+
+def run_ranks(world_size: int, function: Callable, *args: Any, timeout: float = 300.0) -> list[Any]:
+    """Call `function(*args)` in `world_size` processes with an initialised DeepSpeed process group.
+
+    Returns each rank's result, in rank order. The first rank that fails fails the test with its traceback; all
+    processes are gone afterwards.
+    """
+    results = _fork.Queue()
+    port = _free_port()
+    processes = [
+        _fork.Process(target=_rank, args=(rank, world_size, port, results, function, args), daemon=True)
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    collected: dict[int, Any] = {}
+    try:
+        while len(collected) < world_size:
+            try:
+                rank, ok, value = results.get(timeout=timeout)
+            except queue.Empty:
+                raise TimeoutError(f"ranks {set(range(world_size)) - set(collected)} hang after {timeout} s") from None
+            if not ok:
+                raise AssertionError(f"rank {rank} failed:\n{value}")
+            collected[rank] = torch.load(io.BytesIO(value), weights_only=False)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    return [collected[rank] for rank in range(world_size)]
+
+
+def _rank(rank: int, world_size: int, port: int, results, function: Callable, args: tuple) -> None:
+    try:
+        torch.set_num_threads(1)
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size),
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        )  # fmt: skip
+        from sorsa_ds.engine import init_distributed
+
+        init_distributed()
+        value = function(*args)
+        torch.distributed.barrier()
+        # As bytes: a tensor in a queue is a file descriptor that dies with its process.
+        stored = io.BytesIO()
+        torch.save(value, stored)
+        results.put((rank, True, stored.getvalue()))
+    except BaseException:
+        results.put((rank, False, traceback.format_exc()))
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
