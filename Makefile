@@ -10,13 +10,14 @@ NPROC ?= 2
 HAS_GPU = $(shell nvidia-smi -L 2>/dev/null | grep -q . && echo yes)
 LAUNCH = $(if $(HAS_GPU),$(BIN)/deepspeed,DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus $(NPROC))
 
-.PHONY: help install train test lint clean
+.PHONY: help install train test lint recipe clean
 
 help:
 	@echo "make train   train the default model on 2 CPU ranks (NPROC=n: on n), or on all GPUs"
 	@echo "             DS_CONFIG=ds_configs/zero2.json ARGS='sorsa.rank=32 train.steps=50'"
 	@echo "make test    run the tests              ARGS='-k regularizer'"
 	@echo "make lint    check style and formatting"
+	@echo "make recipe  write launch/recipes/default.yaml anew, after a change of sorsa_ds/config.py"
 	@echo "make install create $(VENV) with everything pinned (train, test and lint do so by themselves)"
 	@echo "make clean   remove $(VENV) and caches; runs/ stays"
 
@@ -37,6 +38,10 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+recipe: $(STAMP)
+	$(BIN)/python -c "from sorsa_ds import cli; print(cli.to_yaml(cli.RunConfig(), comments=True), end='')" \
+		> launch/recipes/default.yaml
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

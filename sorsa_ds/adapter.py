@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sorsa_ds import comm
-from sorsa_ds.config import SorsaConfig
+from sorsa_ds.config import RunConfig
 from sorsa_ds.decompose import Factors
 from sorsa_ds.engine import SorsaEngine
 from sorsa_ds.files import write_atomic, write_json
@@ -46,10 +46,19 @@ def save_factors(engine: SorsaEngine, path: Path) -> None:
     comm.agree(error, engine.device)
 
 
-def save_config(folder: Path, model: str, sorsa: SorsaConfig, precision: str, targets: list[Target]) -> None:
-    """Write what a reader needs to put the factors back: the base model, the settings, every layer's shape."""
+def save_config(folder: Path, config: RunConfig, targets: list[Target]) -> None:
+    """Write what a reader needs to put the factors back: the base model, the settings, every layer's shape.
+
+    `config.train.precision` must be resolved: the residual depends on how the factors are rounded.
+    """
     layers = {t.name: {"out": t.out_features, "in": t.in_features, "rank": t.rank} for t in targets}
-    settings = {"method": "sorsa", "base_model": model, "precision": precision, "sorsa": asdict(sorsa), "layers": layers}
+    settings = {
+        "method": "sorsa",
+        "base_model": config.model,
+        "precision": config.train.precision,
+        "sorsa": asdict(config.sorsa),
+        "layers": layers,
+    }
     write_json(folder / CONFIG, settings)
 
 

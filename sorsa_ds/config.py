@@ -181,6 +181,9 @@ class OutputConfig:
     name: str | None = None
     """Name of the run folder. Unset: model, method and time."""
 
+    save_every: NonNegativeInt = 0
+    """Optimizer steps between saved factors; the trained adapter is always saved at the end. 0: only then."""
+
     wandb: Literal["off", "online", "offline"] = "off"
     """Log to Weights & Biases as well."""
 

@@ -82,13 +82,16 @@ def _convert_into(target: Path) -> None:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Write a Llama-architecture GGUF as config.json, generation_config.json, bf16 safetensors and tokenizer."""
+    """Write the GGUF as config.json, generation_config.json, bf16 safetensors and tokenizer."""
     import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
     tokenizer.model_max_length = CONTEXT_LENGTH
+    # tokenizer.ggml.pre is `smollm`: single digits, then GPT-2's rules. transformers drops the first part.
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(True), ByteLevel(add_prefix_space=False)])
     tokenizer.save_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(
         **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)

@@ -1,0 +1,50 @@
+"""What a person sees: lines and progress bars, on rank 0 only."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+from sorsa_ds import comm
+
+
+def say(text: str) -> None:
+    """Print a line on rank 0, above a running progress bar."""
+    if comm.rank() == 0:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def bar(total: int, what: str, unit: str) -> tqdm:
+    """A progress bar with ETA; invisible on other ranks."""
+    return tqdm(total=total, desc=what, unit=unit, disable=comm.rank() != 0, dynamic_ncols=True, file=sys.stderr)
+
+
+def tracked(items: Iterable, total: int, what: str, unit: str) -> Iterable:
+    """Iterate with a progress bar."""
+    with bar(total, what, unit) as progress:
+        for item in items:
+            yield item
+            progress.update()
+
+
+def quiet_libraries() -> None:
+    """Leave the console to the run: libraries speak from warnings up."""
+    import datasets
+    import deepspeed
+    import transformers
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    """Two aligned columns."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)

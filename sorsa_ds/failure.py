@@ -1,0 +1,53 @@
+"""How a command ends when something is wrong: one message, the failing rank's first, a non-zero exit code, no hang.
+
+Exit codes: 2 for what the user can mend (ValueError), 1 for everything else.
+"""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+import torch
+
+from sorsa_ds.comm import PeerError
+
+_PEER_SECONDS = 5.0
+_PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "socketpollconnect", "nccl")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main` and turn what it raises into a message and an exit code. Does not return after a failure.
+
+    A rank that only suffers from another one's failure waits first, so that the cause is printed on top; the launcher
+    usually ends it meanwhile. The process leaves without unwinding: destructors of process groups can hang.
+    """
+    rank = os.environ.get("RANK", "0")
+    try:
+        main()
+    except KeyboardInterrupt:
+        _leave("interrupted", 130)
+    except ValueError as error:
+        if rank != "0":
+            time.sleep(_PEER_SECONDS / 2)  # most mistakes are found by every rank alike; rank 0 tells
+        _leave(f"error: {error}", 2)
+    except Exception as error:
+        if _is_consequence(error):
+            time.sleep(_PEER_SECONDS)
+            _leave(f"[rank {rank}] {error}", 1)
+        _leave(f"[rank {rank}] {type(error).__name__}: {error}\n{traceback.format_exc()}", 1)
+
+
+def _is_consequence(error: Exception) -> bool:
+    if isinstance(error, PeerError):
+        return True
+    told = str(error).lower()
+    lost = isinstance(error, torch.distributed.DistError | RuntimeError)
+    return lost and any(sign in told for sign in _PEER_SIGNS)
+
+
+def _leave(message: str, code: int) -> None:
+    sys.stdout.flush()
+    print(f"\n{message}", file=sys.stderr, flush=True)
+    os._exit(code)
