@@ -75,7 +75,7 @@ def initial_factors(folder: Path) -> FactorSource:
         U, s, V = (_tensor(file, path, f"{target.name}.{leaf}").to(weight.device) for leaf in ("U", "s", "V"))
         expected = ((target.out_features, target.rank), (target.rank,), (target.in_features, target.rank))
         if (U.shape, s.shape, V.shape) != expected:
-            raise ValueError(f"{path}: {target.name} has other shapes there than in this model: wrong base model or rank")
+            raise ValueError(f"{path}: {target.name} has other shapes than in this model: wrong base model or rank")
         return Factors(U, s, V)
 
     return read

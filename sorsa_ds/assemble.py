@@ -1,2 +1,180 @@
-def checkpoint_activations(model):
+"""From a command line to a run that is ready to train: every choice made, said, and checked before time is spent."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from sorsa_ds import comm, ds_config, precision, regularizer, weights
+from sorsa_ds.cli import Invocation
+from sorsa_ds.config import EMBEDDED_MODEL, DataConfig, LoadingConfig, RunConfig
+from sorsa_ds.console import quiet_libraries, say, table, tracked
+from sorsa_ds.data.batches import BatchPlan, pad_token_id
+from sorsa_ds.data.source import load_rows
+from sorsa_ds.data.tokenize import encode_all, show_example
+from sorsa_ds.embedded import ensure_embedded_model
+from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup, init_distributed
+from sorsa_ds.loading import load
+from sorsa_ds.placement import Whole, Zero3
+from sorsa_ds.run_folder import RunLog, choose_folder
+from sorsa_ds.trainer import Trainer
+
+
+def assemble(invocation: Invocation) -> Trainer:
+    """Build everything that a run needs. A collective call: all ranks of the job make it.
+
+    Raises:
+        ValueError: whatever the user can mend, before the model is loaded where that is possible.
+    """
+    config = invocation.config
+    raw = ds_config.load(invocation.ds_config)
+    _check_keys(raw, invocation.ds_config)
+    device_type = start_process()
+    formats = precision.choose(config.train.precision, ds_config.precision_from_json(raw), device_type)
+    world = comm.world_size()
+    resolved = ds_config.resolve(raw, config.train, world, device_type, formats.name)
+    config = _settled(config, resolved, formats.name)
+    reg = regularizer.resolve(
+        config.regularizer,
+        learning_rate=config.train.learning_rate,
+        accumulation_steps=resolved.gradient_accumulation_steps,
+    )
+    device = this_device()
+    folder = choose_folder(config.output, config.model)
+    say(formats.why)
+
+    model_folder = find_model(config.model, config.loading)
+    tokenizer = load_tokenizer(model_folder, config.loading)
+    train_examples, eval_examples = examples(config.data, tokenizer, config.train.seed)
+    plan = BatchPlan(
+        train_examples,
+        micro_batch_size=resolved.micro_batch_size,
+        accumulation=resolved.gradient_accumulation_steps,
+        rank=comm.rank(),
+        world_size=world,
+        seed=config.train.seed,
+        pad_token_id=pad_token_id(tokenizer),
+        steps=config.train.steps,
+        epochs=config.train.epochs,
+    )
+    say(show_example(train_examples[0], tokenizer))
+
+    torch.manual_seed(config.train.seed + comm.rank())  # dropout differs between ranks
+    loaded = load(
+        model_folder,
+        loading=config.loading,
+        sorsa=config.sorsa,
+        precision=formats,
+        placement=Zero3(resolved.ds, device) if resolved.zero_stage == 3 else Whole(device),
+        device=device,
+        progress=lambda rounds, total: tracked(rounds, total, "decomposing", "round"),
+    )
+    if config.train.gradient_checkpointing:
+        checkpoint_activations(loaded.model)
+    engine = SorsaEngine(
+        loaded.model,
+        resolved.ds,
+        adamw(
+            config.train.learning_rate, config.train.adam_betas, config.train.adam_epsilon, config.train.weight_decay
+        ),
+        cosine_with_warmup(plan.steps, round(config.train.warmup_ratio * plan.steps)),
+        reg,
+        loaded.exact_factors,
+    )
+    loaded.exact_factors.clear()
+    trainable = sum(target.trainable for target in loaded.targets)
+    say(
+        table(
+            [
+                ("model", f"{config.model}, {len(loaded.targets)} linears adapted, {trainable:,} trainable parameters"),
+                ("ranks", f"{world} x {device_type}, ZeRO stage {resolved.zero_stage}"),
+                ("batch", f"{resolved.global_batch_size} = {resolved.micro_batch_size} x {world} ranks x "
+                          f"{resolved.gradient_accumulation_steps} accumulated"),
+                ("steps", f"{plan.steps} over {len(train_examples):,} examples"),
+                ("regulariser", f"{reg.form}, {reg.reduction}, gamma / eta_d = {reg.coefficient:.4g}"),
+                ("run folder", str(folder)),
+            ]
+        )
+    )  # fmt: skip
+    log = RunLog(folder, config, resolved.ds)
+    return Trainer(config, engine, loaded, plan, eval_examples, pad_token_id(tokenizer), folder, log)
+
+
+def start_process() -> str:
+    """Settle this process: quiet libraries, threads, TF32, process group. Returns its device type, `cuda` or `cpu`."""
+    quiet_libraries()
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    if device_type == "cpu":
+        precision.set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))))
+    precision.allow_tf32(device_type)
+    init_distributed()
+    return device_type
+
+
+def this_device() -> torch.device:
+    """The device on which this rank computes."""
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def find_model(model: str, loading: LoadingConfig) -> Path:
+    """The folder of the configured model; the embedded one is converted first if it never was."""
+    if model == EMBEDDED_MODEL:
+        return ensure_embedded_model(say)
+    return weights.find(model, loading.revision)
+
+
+def load_tokenizer(folder: Path, loading: LoadingConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        ValueError: the folder has none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=loading.trust_remote_code)
+    except Exception as error:
+        raise ValueError(f"model: {folder} has no tokenizer that can be read: {error}") from error
+
+
+def examples(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[list[dict], list[dict]]:
+    """Training and held-out examples as token ids and labels; the held-out list may be empty."""
+    train_rows, eval_rows = load_rows(data, seed)
+    train, dropped = encode_all(train_rows, data.format, tokenizer, data.max_length, "training data")
+    if dropped:
+        say(f"{dropped} training examples are left out: their prompt alone fills data.max_length ({data.max_length}).")
+    if eval_rows is None:
+        return train, []
+    return train, encode_all(eval_rows, data.format, tokenizer, data.max_length, "held-out data")[0]
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recompute each block in the backward pass instead of keeping its activations.
+
+    Raises:
+        ValueError: the architecture does not support it.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise ValueError(f"train.gradient_checkpointing: {type(model).__name__} does not support it")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _check_keys(raw: dict, file: Path) -> None:
+    """DeepSpeed ignores what it does not know: a misspelt `stage` would silently train without ZeRO."""
+    unknown = ds_config.unknown_zero_keys(raw)
+    if unknown:
+        raise ValueError(f"{file}: zero_optimization has no {', '.join(map(repr, unknown))}; DeepSpeed would ignore it")
+
+
+def _settled(config: RunConfig, resolved: ds_config.Resolved, precision_name: str) -> RunConfig:
+    """The configuration with what was left open filled in, as config.yaml keeps it."""
+    train = replace(
+        config.train,
+        precision=precision_name,
+        micro_batch_size=resolved.micro_batch_size,
+        gradient_accumulation_steps=resolved.gradient_accumulation_steps,
+        global_batch_size=resolved.global_batch_size,
+        gradient_clipping=resolved.gradient_clipping,
+    )
+    return replace(config, train=train)

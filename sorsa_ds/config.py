@@ -50,7 +50,7 @@ class SorsaConfig:
     """Ranks of some of the linears: name, suffix or glob -> rank. The first match wins over `rank`."""
 
     alpha: PositiveFloat | None = None
-    """Scale of the principal branch is alpha / rank; unset: 1, as in the papers. Any other scale changes the residual too."""
+    """Scale of the principal branch is alpha / rank; unset: 1, as in the papers. W_r is taken accordingly."""
 
     dropout: Fraction = 0.0
     """Dropout on the input of the principal branch, in training only."""
@@ -78,7 +78,7 @@ class RegularizerConfig:
     """Over the 2 L matrices U and V of L layers: their mean, or their sum."""
 
     gamma: NonNegativeFloat | str | None = None
-    """A number (the paper's gamma; gamma / eta_d scales the gradient), or relative to the learning rate: `0.2*lr`. 0: off."""
+    """A number (gamma / eta_d scales the gradient), or relative to the learning rate: `0.2*lr`. 0: off."""
 
     divide_by_accumulation: bool | None = None
     """Divide the coefficient by the gradient accumulation steps, as the published code does without saying."""

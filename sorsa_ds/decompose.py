@@ -53,5 +53,6 @@ def residual(
     up to the rounding of W_r, which is small because W_r is.
     """
     dtype = factors.U.dtype
-    U, V, s = (t.to(low).to(dtype) for t, low in ((factors.U, used_dtype), (factors.V, used_dtype), (factors.s, scale_dtype)))
+    U, V = factors.U.to(used_dtype).to(dtype), factors.V.to(used_dtype).to(dtype)
+    s = factors.s.to(scale_dtype).to(dtype)
     return torch.addmm(weight.to(dtype), U * (scale * s), V.t(), alpha=-1.0)

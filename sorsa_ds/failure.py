@@ -18,14 +18,18 @@ _PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken 
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main` and turn what it raises into a message and an exit code. Does not return after a failure.
+    """Call `main` and turn what it raises into a message and an exit code. Does not return.
 
     A rank that only suffers from another one's failure waits first, so that the cause is printed on top; the launcher
-    usually ends it meanwhile. The process leaves without unwinding: destructors of process groups can hang.
+    usually ends it meanwhile. The process leaves without unwinding, after success too: the destructors of process
+    groups can hang, or abort a run that is done.
     """
     rank = os.environ.get("RANK", "0")
     try:
         main()
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        _leave("", 0)
     except KeyboardInterrupt:
         _leave("interrupted", 130)
     except ValueError as error:
@@ -49,5 +53,6 @@ def _is_consequence(error: Exception) -> bool:
 
 def _leave(message: str, code: int) -> None:
     sys.stdout.flush()
-    print(f"\n{message}", file=sys.stderr, flush=True)
+    if message:
+        print(f"\n{message}", file=sys.stderr, flush=True)
     os._exit(code)

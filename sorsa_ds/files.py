@@ -22,7 +22,9 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
         _fsync(path.parent)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror or error}); the earlier file is untouched") from error
+        raise ValueError(
+            f"{path}: cannot be written ({error.strerror or error}); what stood there still does"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

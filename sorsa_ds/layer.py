@@ -18,7 +18,7 @@ class _SorsaFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, x_principal, residual_MN, U_MR, s_R, V_NR, bias_M, scale):  # noqa: N803
+    def forward(ctx, x, x_principal, residual_MN, U_MR, s_R, V_NR, bias_M, scale):
         dtype = compute_dtype(x)
         x_TN = x.reshape(-1, x.shape[-1]).to(dtype)
         p_TN = x_TN if x_principal is x else x_principal.reshape(-1, x.shape[-1]).to(dtype)

@@ -81,7 +81,9 @@ def locate(engine: DeepSpeedEngine) -> Masters:
 
 def trained_shapes(engine: DeepSpeedEngine) -> dict[str, torch.Size]:
     """Full shape of every trainable parameter by name, also where ZeRO-3 has cut it."""
-    return {n: torch.Size(getattr(p, "ds_shape", p.shape)) for n, p in engine.module.named_parameters() if p.requires_grad}
+    return {
+        n: torch.Size(getattr(p, "ds_shape", p.shape)) for n, p in engine.module.named_parameters() if p.requires_grad
+    }
 
 
 def _stage3(name: str, param: torch.nn.Parameter, optimizer) -> Fragment | None:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sorsa_ds import comm
-
-IGNORED = -100
+from sorsa_ds.data.tokenize import IGNORED
 
 
 def learned_tokens(batch: dict[str, Tensor]) -> int:
@@ -33,7 +32,7 @@ def summed_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Iterable[dict[str, Tensor]], device: torch.device) -> float:
-    """Nats per learned token over all ranks' batches, in eval mode. A collective call: equal batch counts on all ranks."""
+    """Nats per learned token over all ranks' batches, in eval mode. A collective call: as many batches on each."""
     training = model.training
     model.eval()
     loss, tokens = torch.zeros((), dtype=torch.float64, device=device), 0

@@ -1,9 +1,9 @@
 """The folder of one run, and everything that is logged into it; written by rank 0 alone.
 
-    config.yaml, ds_config.json    all settings as resolved
-    metrics.jsonl                  one line an optimizer step or evaluation
-    adapter/                       the trained factors, the initial ones, and their description
-    report.json, loss.png          at the end
+config.yaml, ds_config.json    all settings as resolved
+metrics.jsonl                  one line an optimizer step or evaluation
+adapter/                       the trained factors, the initial ones, and their description
+report.json, loss.png          at the end
 """
 
 import json

@@ -49,9 +49,7 @@ class ShardedRegularizer:
         device: where Gram matrices are summed; fragments offloaded to the host are computed there too.
     """
 
-    def __init__(
-        self, regularizer: Regularizer, masters: Masters, shapes: dict[str, torch.Size], device: torch.device
-    ):
+    def __init__(self, regularizer: Regularizer, masters: Masters, shapes: dict[str, torch.Size], device: torch.device):
         self.regularizer = regularizer
         self.device = device
         names = [name for name in shapes if name.rpartition(".")[2] in ("U", "V")]
@@ -162,7 +160,7 @@ def _cut(fragment: Fragment, matrix: int, cut_rows: list[int]) -> _Cut:
     return _Cut(matrix, first_whole * r - start if whole else 0, whole, pieces)
 
 
-class full_fp32_products:  # noqa: N801 - reads as a statement
+class full_fp32_products:
     """Context in which fp32 matrix products are not rounded to TF32."""
 
     def __enter__(self) -> None:

@@ -35,7 +35,7 @@ class Target:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a module name equals a pattern, ends in it at a dot (`q_proj`, `self_attn.q_proj`), or fits it as a glob."""
+    """Whether a module name is a pattern, ends in it after a dot (`self_attn.q_proj`), or fits it as a glob."""
     return name == pattern or name.endswith("." + pattern) or fnmatchcase(name, pattern)
 
 
@@ -55,7 +55,9 @@ def select(model: nn.Module, config: SorsaConfig) -> list[Target]:
         chosen = {name for name in linears for pattern in patterns if matches(name, pattern)}
         _check_all_match("sorsa.targets", patterns, linears)
     if not chosen:
-        raise ValueError("sorsa.targets selects no linear: the model has none besides its output head, or the list is empty")
+        raise ValueError(
+            "sorsa.targets selects no linear: the list is empty, or the model has none but its output head"
+        )
     _check_all_match("sorsa.rank_pattern", config.rank_pattern, chosen)
 
     targets = []
@@ -103,8 +105,10 @@ def _target(name: str, module: nn.Module, rank: int) -> Target:
     shape = module.weight.shape
     n, m = (shape[0], shape[1]) if transposed else (shape[1], shape[0])
     if rank > min(m, n):
-        raise ValueError(f"rank {rank} exceeds min(out, in) = {min(m, n)} of {name} ({m} x {n}): lower sorsa.rank, or give "
-                         f"this layer its own in sorsa.rank_pattern")  # fmt: skip
+        raise ValueError(
+            f"rank {rank} exceeds min(out, in) = {min(m, n)} of {name} ({m} x {n}): lower sorsa.rank, or give this layer "
+            f"its own in sorsa.rank_pattern"
+        )
     return Target(name, m, n, rank, bias=module.bias is not None, transposed=transposed)
 
 

@@ -11,7 +11,16 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", "*.py"]
+_HUB_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "tokenizer*",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "*.py",
+]
 
 
 def find(model: str, revision: str | None) -> Path:
@@ -103,7 +112,7 @@ class Checkpoint:
                 raise ValueError(f"{index}: not a safetensors index: {error}") from error
             missing = [shard for shard in shards if not (self.folder / shard).exists()]
             if missing:
-                raise ValueError(f"{self.folder}: {len(missing)} shards of the checkpoint are missing, first {missing[0]}")
+                raise ValueError(f"{self.folder}: {len(missing)} shards are missing, first {missing[0]}")
             return [self.folder / shard for shard in shards]
         if (self.folder / _SINGLE).exists():
             return [self.folder / _SINGLE]
@@ -111,7 +120,7 @@ class Checkpoint:
         if pickles:
             raise ValueError(
                 f"{self.folder}: only pickle files ({pickles[0].name}), which can run code when they are read. If you "
-                f"trust their maker, convert them once: python -c \"from transformers import AutoModelForCausalLM as M; "
+                f'trust their maker, convert once: python -c "from transformers import AutoModelForCausalLM as M; '
                 f"M.from_pretrained('{self.folder}', dtype='auto').save_pretrained('{self.folder}-safetensors')\""
             )
         raise ValueError(f"{self.folder}: no {_SINGLE} and no {_INDEX}")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 class DenseSorsa(nn.Module):
     """W = W_r + U diag(s) V^T formed in full."""
 
-    def __init__(self, rest, U, s, V):  # noqa: N803
+    def __init__(self, rest, U, s, V):
         super().__init__()
         self.register_buffer("rest", rest)
         self.U, self.s, self.V = nn.Parameter(U.clone()), nn.Parameter(s.clone()), nn.Parameter(V.clone())

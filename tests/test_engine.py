@@ -75,11 +75,10 @@ def build(folder, ds: dict, case: dict, precision: str = "fp32"):
         placement=Zero3(ds, device) if stage3 else Whole(device), device=device,
     )  # fmt: skip
     regularizer = Regularizer(case["form"], case["reduction"], case["coefficient"])
-    engine = SorsaEngine(
+    return SorsaEngine(
         loaded.model, ds, adamw(RATE, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(STEPS, WARMUP), regularizer,
         loaded.exact_factors,
     )  # fmt: skip
-    return engine
 
 
 def whole_factors(engine) -> dict[str, torch.Tensor]:
@@ -154,3 +153,64 @@ def test_ten_steps_equal_plain_torch(tiny_llama, world):
             compare(tiny_llama, world, case, start, end, log, tolerance=1e-5)
         except AssertionError as error:
             raise AssertionError(f"stage {stage}, offload {offload}, {case}: {error}") from error
+
+
+def _bf16_terms(folder, stages):
+    """Per stage: masters at the start, what the regulariser added first, Adam's count, masters at the end."""
+    from sorsa_ds import comm
+    from sorsa_ds.masters import inner_optimizer
+
+    case, results = CASES[0], []
+    for stage in stages:
+        engine = build(folder, ds_config(stage, False, case["clip"], 1, bf16=True), case, "bf16")
+        start, added = whole_factors(engine), {}
+        add_to = engine._regularizer.add_to
+
+        def recording(master, engine=engine, added=added, add_to=add_to):
+            mine = [f for f in engine.masters.fragments if f.master is master]
+            before = [f.gradient().clone() for f in mine]
+            add_to(master)
+            for fragment, old in zip(mine, before, strict=True):
+                added.setdefault(fragment.name, (fragment.start, fragment.gradient() - old))
+
+        engine._regularizer.add_to = recording
+        for t in range(STEPS):
+            engine.train_step(micro_losses(engine, sequences(MICRO * comm.world_size(), seed=t), 1))
+            if t == 0:
+                counts = {float(state["step"]) for state in inner_optimizer(engine).state.values()}
+        results.append((start, added, counts, whole_factors(engine)))
+        engine.destroy()
+    return results
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_bf16_engine_adds_the_regulariser_in_fp32(tiny_llama, world):
+    stages = [0, 1, 2, 3]
+    per_rank = run_ranks(world, _bf16_terms, tiny_llama, stages)
+    for i, stage in enumerate(stages):
+        start, _, counts, end = per_rank[0][i]
+        assert counts == {1.0}, f"stage {stage}: Adam starts at {counts}"
+        leaves = {n: v.double().requires_grad_() for n, v in start.items() if n[-1] in "UV"}
+        eye = {n: torch.eye(v.shape[1], dtype=torch.float64) for n, v in leaves.items()}
+        value = torch.stack([(v.T @ v - eye[n]).norm() for n, v in leaves.items()]).mean()
+        expected = dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
+        for name, gradient in expected.items():
+            got = torch.zeros(gradient.numel())
+            for rank_results in per_rank:
+                if name in rank_results[i][1]:
+                    first, term = rank_results[i][1][name]
+                    got[first : first + len(term)] = term
+            wanted = CASES[0]["coefficient"] * gradient.flatten()
+            assert (got - wanted).norm() < 1e-5 * wanted.norm(), f"stage {stage}: {name}"
+        # Masters start from the exact fp32 factors, not from their bf16 roundings: columns are orthonormal to fp32.
+        for name, v in leaves.items():
+            assert (v.T @ v - eye[name]).norm() < 1e-5, f"stage {stage}: {name} was rounded"
+        factors = {n: tuple(start[f"{n}.{x}"] for x in ("U", "s", "V")) for n in {k.rpartition(".")[0] for k in start}}
+        model = plain_model(tiny_llama, factors)
+        case = CASES[0]
+        train(model, [sequences(MICRO * world, seed=t) for t in range(STEPS)], rate=RATE, clip=case["clip"],
+              coefficient=case["coefficient"], form="norm", reduction="mean", steps=STEPS, warmup=WARMUP)  # fmt: skip
+        moved = torch.cat([(end[n] - start[n]).flatten() for n in end])
+        plain = torch.cat([(model.get_parameter(n).detach() - start[n]).flatten() for n in end])
+        # Adam turns bf16's relative error of a gradient (1e-2) into the same order of its updates.
+        assert (moved - plain).norm() < 0.3 * plain.norm(), f"stage {stage}"

@@ -1,0 +1,22 @@
+"""Train: `deepspeed launch/train.py --ds_config ds_configs/zero3.json [--config run.yaml] [sorsa.rank=64 ...]`."""
+
+import sys
+
+from sorsa_ds import failure
+
+
+def main() -> None:
+    """Parse, assemble, train, report."""
+    from sorsa_ds.cli import parse
+
+    invocation = parse(sys.argv[1:])
+
+    from sorsa_ds.assemble import assemble
+    from sorsa_ds.report import show
+
+    trainer = assemble(invocation)
+    show(trainer.train(), trainer.folder)
+
+
+if __name__ == "__main__":
+    failure.run(main)

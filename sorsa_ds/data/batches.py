@@ -1,0 +1,97 @@
+"""Padded micro-batches: of a training step for one rank, and of the held-out data.
+
+Every rank makes the same number of forward passes, as collective calls need. Where the examples run out, dummies take
+their place: one token, nothing learned, so they add neither to the loss nor to the number of learned tokens.
+Shapes: B examples, L positions (the longest example, rounded up to `multiple`).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from sorsa_ds.data.order import GlobalOrder, rank_slices
+from sorsa_ds.data.tokenize import IGNORED, Example
+
+
+class BatchPlan:
+    """All training micro-batches of one rank: `plan.micro_batches(step)` for step in range(plan.steps).
+
+    A pure function of the step: nothing has to be saved or replayed to continue a run. `steps` and `epochs` as in
+    TrainConfig.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        micro_batch_size: int,
+        accumulation: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        pad_token_id: int,
+        steps: int | None = None,
+        epochs: float = 1.0,
+    ) -> None:
+        self.examples = examples
+        self.micro_batch_size = micro_batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.pad_token_id = pad_token_id
+        global_batch = micro_batch_size * world_size * accumulation
+        self.order = GlobalOrder.of_run(len(examples), global_batch, seed, steps=steps, epochs=epochs)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.order.steps
+
+    def micro_batches(self, step: int) -> list[dict[str, Tensor]]:
+        """This rank's batches of optimizer step `step` (from 0), one for each accumulation step; see `collate`."""
+        indices = self.order.micro_batches(step, self.rank, self.world_size, self.micro_batch_size)
+        return [_batch(self.examples, batch, self.pad_token_id) for batch in indices]
+
+
+def eval_batches(
+    examples: Sequence[Example], rank: int, world_size: int, micro_batch_size: int, pad_token_id: int
+) -> Iterator[dict[str, Tensor]]:
+    """One rank's share of the held-out examples, in their order; as many batches on every rank. See `collate`."""
+    rounds = math.ceil(len(examples) / (world_size * micro_batch_size))
+    for places in rank_slices(rounds, rank, world_size, micro_batch_size):
+        indices = [place if place < len(examples) else None for place in places]
+        yield _batch(examples, indices, pad_token_id)
+
+
+def collate(examples: Sequence[Example | None], pad_token_id: int, multiple: int = 1) -> dict[str, Tensor]:
+    """input_ids, attention_mask and labels, each (B, L) int64, padded on the right; None stands for a dummy.
+
+    The mask is 1 over each example's own length, whatever its tokens are.
+    """
+    lengths = [1 if example is None else len(example["input_ids"]) for example in examples]
+    shape = (len(examples), math.ceil(max(lengths) / multiple) * multiple)
+    input_ids_BL = torch.full(shape, pad_token_id)
+    attention_mask_BL = torch.zeros(shape, dtype=torch.int64)
+    labels_BL = torch.full(shape, IGNORED)
+    for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+        attention_mask_BL[row, :length] = 1
+        if example is not None:
+            input_ids_BL[row, :length] = torch.as_tensor(example["input_ids"])
+            labels_BL[row, :length] = torch.as_tensor(example["labels"])
+    return {"input_ids": input_ids_BL, "attention_mask": attention_mask_BL, "labels": labels_BL}
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id to fill up batches with: pad, else unk, else end of text, else 0.
+
+    Any would do: labels and mask go by position, so a filled place is neither read nor learned, and an end token in an
+    example is both, even if the same id serves as padding.
+    """
+    candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in candidates if token is not None)
+
+
+def _batch(examples: Sequence[Example], indices: Sequence[int | None], pad_token_id: int) -> dict[str, Tensor]:
+    return collate([None if index is None else examples[index] for index in indices], pad_token_id)

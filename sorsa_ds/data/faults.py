@@ -1,0 +1,66 @@
+"""Why data files cannot be read, in terms of their lines: asked only after reading them has failed."""
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+JSON_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+
+
+def find_fault(files: Iterable[Path]) -> str | None:
+    """`FILE is empty` or `FILE, line N: REASON` for the first fault that is found; None if there is none.
+
+    Other files than JSON are only looked at for their size.
+    """
+    for file in files:
+        if file.stat().st_size == 0:
+            return f"{file} is empty"
+        if file.name.endswith(JSON_SUFFIXES):
+            for fault in _json_faults(file):
+                return f"{file}{fault}"
+    return None
+
+
+def _json_faults(file: Path) -> Iterator[str]:
+    """What is wrong with a file. One that starts with `[` is a JSON array, any other holds an object per line."""
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
+        try:
+            is_array = stream.read(64).lstrip().startswith(b"[")
+            stream.seek(0)
+            yield from _array_faults(stream.read()) if is_array else _line_faults(stream)
+        except (OSError, EOFError) as error:  # what a damaged .gz raises
+            yield f", cannot be unpacked: {error}"
+
+
+def _line_faults(lines: Iterable[bytes]) -> Iterator[str]:
+    rows = 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        rows += 1
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except ValueError as error:
+            yield f", line {number}: {error}"
+        else:
+            if not isinstance(row, dict):
+                yield f", line {number}: {type(row).__name__} where an object with named columns is needed"
+    if not rows:
+        yield " is empty"
+
+
+def _array_faults(content: bytes) -> Iterator[str]:
+    try:
+        rows = json.loads(content.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        yield f", line {error.lineno}: {error.msg}"
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        yield f", line {line}: {error}"
+    else:
+        if not rows:
+            yield " is empty"
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict):
+                yield f", element {number}: {type(row).__name__} where an object with named columns is needed"

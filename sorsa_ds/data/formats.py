@@ -1,0 +1,118 @@
+"""How a row of data becomes a text of which some spans are learned.
+
+The instruction formats share the papers' prompt, the Alpaca layout. It ends with the colon after "### Response", and
+the learned part starts with the space behind it: tokenizers join a space to the word that follows, so prompt and
+response meet between two tokens, in training as in generation.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sorsa_ds.data.chat import render_chat
+
+INSTRUCTION = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+INSTRUCTION_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:"
+)
+
+COLUMNS = {
+    "chat": ("messages",),
+    "alpaca": ("instruction", "output"),
+    "metamath": ("query", "response"),
+    "codefeedback": ("query", "answer"),
+    "gsm8k": ("question", "answer"),
+    "text": ("text",),
+}
+"""The columns that each format needs; `auto` takes the first format that finds all of its own."""
+
+CONTEXT_COLUMN = "input"
+"""Alpaca's third column; a row may leave it empty, a data set may lack it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One example before tokenisation.
+
+    text: as the tokenizer gets it. learned: character spans [start, end) on which the loss is taken.
+    closed: the tokenizer's end token has to be appended, and learned.
+    """
+
+    text: str
+    learned: tuple[tuple[int, int], ...]
+    closed: bool
+
+
+def prompt_for(question: str, context: str = "") -> str:
+    """The papers' prompt, up to where the model answers. `context`: Alpaca's input, left out where it is empty."""
+    layout = INSTRUCTION_WITH_INPUT if context else INSTRUCTION
+    return layout.format(instruction=question, context=context)
+
+
+def choose_format(columns: Sequence[str]) -> str:
+    """The format that these columns stand for.
+
+    Raises:
+        ValueError: none; lists the columns found and the formats known.
+    """
+    for name, needed in COLUMNS.items():
+        if set(needed) <= set(columns):
+            return name
+    known = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in COLUMNS.items())
+    raise ValueError(f"data.format: the columns {_listed(columns)} fit no known format ({known})")
+
+
+def resolve_format(name: str, columns: Sequence[str]) -> str:
+    """The format to use: `auto` is chosen by the columns, any other is checked against them.
+
+    Raises:
+        ValueError: a column that the format needs is not there.
+    """
+    if name == "auto":
+        return choose_format(columns)
+    missing = [column for column in COLUMNS[name] if column not in columns]
+    if missing:
+        raise ValueError(f"data.format: {name} needs the column {_listed(missing)}; there are {_listed(columns)}")
+    return name
+
+
+def render(row: Mapping[str, Any], name: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    """One row in the format `name`, which `resolve_format` gave. A row without a response has nothing learned.
+
+    Raises:
+        ValueError: a column holds no text, or the chat template cannot be used.
+    """
+    if name == "chat":
+        return Rendered(*render_chat(row["messages"], tokenizer))
+    if name == "text":
+        text = _text_of(row, "text")
+        return Rendered(text, ((0, len(text)),), closed=True) if text else Rendered("", (), closed=False)
+    question, answer = (_text_of(row, column) for column in COLUMNS[name])
+    context = _text_of(row, CONTEXT_COLUMN) if name == "alpaca" and row.get(CONTEXT_COLUMN) else ""
+    return _instruction(prompt_for(question, context), answer)
+
+
+def _instruction(prompt: str, response: str) -> Rendered:
+    if not response:
+        return Rendered(prompt, (), closed=False)
+    gap = "" if response[0].isspace() else " "
+    text = prompt + gap + response
+    return Rendered(text, ((len(prompt), len(text)),), closed=True)
+
+
+def _text_of(row: Mapping[str, Any], column: str) -> str:
+    value = row[column]
+    if not isinstance(value, str):
+        raise ValueError(f"column {column!r} holds {'nothing' if value is None else repr(value)} where text is needed")
+    return value
+
+
+def _listed(columns: Sequence[str]) -> str:
+    return ", ".join(repr(column) for column in columns)

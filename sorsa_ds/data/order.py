@@ -1,0 +1,66 @@
+"""The order in which examples are learned: seeded, and the same whatever the number of ranks.
+
+Positions count the examples of a run from its first to its last, epoch after epoch. Optimizer step t takes the
+positions [t*G, (t+1)*G), G being the global batch size, so the set of examples in a step depends on G only.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalOrder:
+    """A run's stream of example indices.
+
+    examples: how many there are. global_batch: G. positions: where the run ends; those behind it are empty.
+    seed: of the order.
+    """
+
+    examples: int
+    global_batch: int
+    positions: int
+    seed: int
+
+    @classmethod
+    def of_run(
+        cls, examples: int, global_batch: int, seed: int, *, steps: int | None = None, epochs: float = 1.0
+    ) -> "GlobalOrder":
+        """The order of a run of `steps` full batches or, where that is unset, of `epochs` passes over the examples."""
+        positions = steps * global_batch if steps else max(1, round(examples * epochs))
+        return cls(examples, global_batch, positions, seed)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run; the last one's batch may be partly empty."""
+        return math.ceil(self.positions / self.global_batch)
+
+    def index(self, position: int) -> int | None:
+        """The example at a position; None behind the end of the run."""
+        if position >= self.positions:
+            return None
+        epoch, place = divmod(position, self.examples)
+        return int(_permutation(self.examples, self.seed, epoch)[place])
+
+    def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> list[list[int | None]]:
+        """The examples of one rank in one step: its micro-batches in turn, each of `micro_batch` indices or Nones."""
+        accumulation, rest = divmod(self.global_batch, world * micro_batch)
+        assert rest == 0, (self.global_batch, world, micro_batch)
+        start = step * self.global_batch
+        rounds = rank_slices(accumulation, rank, world, micro_batch)
+        return [[self.index(start + place) for place in places] for places in rounds]
+
+
+def rank_slices(rounds: int, rank: int, world: int, micro_batch: int) -> Iterator[range]:
+    """The places that a rank takes in each of `rounds` rows of world * micro_batch examples."""
+    for round_ in range(rounds):
+        first = (round_ * world + rank) * micro_batch
+        yield range(first, first + micro_batch)
+
+
+@lru_cache(maxsize=2)
+def _permutation(examples: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(examples)

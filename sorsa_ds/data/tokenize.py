@@ -1,0 +1,140 @@
+"""Tokens and labels of the rendered rows.
+
+Which token is learned follows from its place in the text, as the tokenizer itself reports it (offsets), and never from
+its id: an end token that is learned, one inside a prompt and one used as padding are told apart.
+Shapes: T tokens of one example.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import TypedDict
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from sorsa_ds.data.formats import Rendered, render, resolve_format
+
+IGNORED = -100
+ROWS_PER_CALL = 1000
+
+
+class Example(TypedDict):
+    """input_ids (T,) and labels (T,), int32; a label is the token's own id, or IGNORED."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+
+
+def encode(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:
+    """Tokens and labels of one text, cut at `max_length` tokens.
+
+    A token is learned if it overlaps a learned span; the first one never is, there being nothing to predict it from.
+    The end token is appended, and learned, if the text asks for one and was not cut.
+
+    Raises:
+        ValueError: the tokenizer cannot say where its tokens lie, or has no end token.
+    """
+    return next(_encoded([rendered], tokenizer, max_length))
+
+
+def encode_all(
+    rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int, what: str
+) -> tuple[list[Example], int]:
+    """(examples, number dropped): all rows in the format `name`, without those in which nothing is learned.
+
+    `what` names the rows in error messages.
+
+    Raises:
+        ValueError: the format's columns are not there, a row cannot be rendered, or nothing is left.
+    """
+    try:
+        name = resolve_format(name, rows.column_names)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+    examples: list[Example] = []
+    for start in range(0, len(rows), ROWS_PER_CALL):
+        part = rows.select(range(start, min(start + ROWS_PER_CALL, len(rows))))
+        rendered = list(_rendered(part, start, name, tokenizer, what))
+        examples += (one for one in _encoded(rendered, tokenizer, max_length) if (one["labels"] != IGNORED).any())
+    if not examples:
+        raise ValueError(
+            f"{what}: no token to learn in any of {len(rows)} rows: either the prompts alone fill data.max_length "
+            f"({max_length}), then raise it, or the responses are empty or not where data.format={name} looks for them"
+        )
+    return examples, len(rows) - len(examples)
+
+
+def show_example(example: Example, tokenizer: PreTrainedTokenizerBase, ansi: bool = False) -> str:
+    """An example as the model gets it, its masked and its learned parts told apart: by headings, or dim and bold."""
+    parts = []
+    tokens = zip(example["input_ids"].tolist(), example["labels"].tolist(), strict=True)
+    for learned, run in groupby(tokens, key=lambda token: token[1] != IGNORED):
+        ids = [token for token, _ in run]
+        text = tokenizer.decode(ids, skip_special_tokens=False)
+        if ansi:
+            parts.append(f"\x1b[{1 if learned else 2}m{text}\x1b[0m")
+        else:
+            parts.append(f"--- {'learned' if learned else 'masked'}, {len(ids)} tokens ---\n{text}\n")
+    return "".join(parts)
+
+
+def _rendered(
+    rows: Iterable[dict], start: int, name: str, tokenizer: PreTrainedTokenizerBase, what: str
+) -> Iterator[Rendered]:
+    for number, row in enumerate(rows, start + 1):
+        try:
+            yield render(row, name, tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{what}, row {number}: {error}") from error
+
+
+def _encoded(texts: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[Example]:
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not say where its tokens lie in the text (offsets), so the response "
+            "cannot be told from the prompt; use the model's fast tokenizer (tokenizer.json)"
+        )
+    if tokenizer.eos_token_id is None and any(rendered.closed for rendered in texts):
+        raise ValueError("the tokenizer has no end token (eos_token), so the model could not learn where to stop")
+    tokens = tokenizer(
+        [rendered.text for rendered in texts],
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    columns = (tokens["input_ids"], tokens["offset_mapping"], tokens["special_tokens_mask"])
+    for rendered, ids, offsets, added in zip(texts, *columns, strict=True):
+        yield _labelled(rendered, ids, offsets, added, tokenizer, max_length)
+
+
+def _labelled(
+    rendered: Rendered,
+    ids: list[int],
+    offsets: list[tuple[int, int]],
+    added: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> Example:
+    """added: 1 for each token that the tokenizer put around the text by itself.
+
+    What it put before the text is kept, unless the text brings its own BOS; what it put behind it is left to `closed`.
+    """
+    own = len(added) - sum(added)
+    first = added.index(0) if own else len(added)
+    keep = slice(0 if not _starts_with_bos(rendered.text, tokenizer) else first, first + own)
+    ids_T = np.array(ids[keep], dtype=np.int32)
+    start_T, end_T = np.array(offsets[keep], dtype=np.int64).reshape(-1, 2).T
+    learned_T = np.zeros(len(ids_T), dtype=bool)
+    for start, end in rendered.learned:
+        learned_T |= (start_T < end) & (end_T > start)
+    if rendered.closed:
+        ids_T, learned_T = np.append(ids_T, np.int32(tokenizer.eos_token_id)), np.append(learned_T, True)
+    learned_T[:1] = False
+    labels_T = np.where(learned_T, ids_T, np.int32(IGNORED))
+    return {"input_ids": ids_T[:max_length], "labels": labels_T[:max_length]}
+
+
+def _starts_with_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    return tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)

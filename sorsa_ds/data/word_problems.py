@@ -1,0 +1,37 @@
+"""The embedded data: generated grade-school word problems with worked solutions (GSM-Symbolic templates)."""
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+
+from datasets import Dataset
+
+PROBLEMS = 352
+"""320 to train on and 32 held out, with the default data.eval_size."""
+
+_HINT = " Give the result as your final answer. Do not include units."
+_ROUNDING_NOISE = re.compile(r"\d\.\d{4,}")
+
+
+def word_problems(seed: int, size: int = PROBLEMS) -> Dataset:
+    """`size` different problems: question, answer (the worked solution, ending `#### n`), gold (n)."""
+    rows = list(islice(_good_problems(seed, 2 * size), size))
+    assert len(rows) == size, "too few of the generated problems are good ones"
+    return Dataset.from_list(rows)
+
+
+def _good_problems(seed: int, size: int) -> Iterator[dict[str, str]]:
+    """The first `size` generated problems without repeats and without the templates' slips.
+
+    A slip, about one in twenty: the solution ends in another spelling of the number (`8.0` for 8), or shows the
+    rounding noise of binary fractions (`18.000000000000004 hours`).
+    """
+    import reasoning_gym  # takes a second to import, and only runs on this data need it
+
+    seen = set()
+    for item in reasoning_gym.create_dataset("gsm_symbolic", seed=seed, size=size):
+        question, solution = item["question"].removesuffix(_HINT), item["metadata"]["answer_cot"]
+        good = solution.endswith(f"\n#### {item['answer']}") and not _ROUNDING_NOISE.search(question + solution)
+        if good and question not in seen:
+            seen.add(question)
+            yield {"question": question, "answer": solution, "gold": item["answer"]}

@@ -1,0 +1,62 @@
+"""Put a finished run back together from its base model and its adapter, and measure its held-out loss."""
+
+from pathlib import Path
+
+import torch
+
+from sorsa_ds import cli, comm, precision
+from sorsa_ds.adapter import initial_factors, load_trained, read_config
+from sorsa_ds.assemble import examples, find_model, load_tokenizer, start_process, this_device
+from sorsa_ds.config import RunConfig
+from sorsa_ds.console import tracked
+from sorsa_ds.data.batches import eval_batches, pad_token_id
+from sorsa_ds.loading import Loaded, load
+from sorsa_ds.objective import mean_loss
+from sorsa_ds.placement import Whole
+from sorsa_ds.run_folder import ADAPTER
+
+
+def load_run(folder: Path, config: RunConfig, device: torch.device) -> Loaded:
+    """The trained model of a run, whole on this rank, in the precision in which it was trained.
+
+    Raises:
+        ValueError: the adapter is missing, damaged, or of another base model.
+    """
+    adapter = folder / ADAPTER
+    described = read_config(adapter)
+    loaded = load(
+        find_model(config.model, config.loading),
+        loading=config.loading,
+        sorsa=config.sorsa,
+        precision=precision.choose(described["precision"], None, device.type),
+        placement=Whole(device),
+        device=device,
+        factor_source=initial_factors(adapter),
+        progress=lambda rounds, total: tracked(rounds, total, "rebuilding", "round"),
+    )
+    load_trained(loaded, adapter)
+    return loaded
+
+
+def held_out_loss(folder: Path) -> float:
+    """Nats per learned token of a run's trained adapter on its held-out data. A collective call.
+
+    Raises:
+        ValueError: the folder is no run, or the run had no held-out data.
+    """
+    if not (folder / "config.yaml").exists():
+        raise ValueError(f"--run: {folder} is not the folder of a run: it has no config.yaml")
+    config = cli.load(RunConfig, folder / "config.yaml", [], {})
+    start_process()
+    device = this_device()
+    model_folder = find_model(config.model, config.loading)
+    tokenizer = load_tokenizer(model_folder, config.loading)
+    _, held_out = examples(config.data, tokenizer, config.train.seed)
+    if not held_out:
+        raise ValueError(f"--run: {folder} was trained without held-out data (data.eval_size, data.eval_split)")
+    loaded = load_run(folder, config, device)
+    batches = eval_batches(
+        held_out, comm.rank(), comm.world_size(), config.train.micro_batch_size, pad_token_id(tokenizer)
+    )
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "mixed"):
+        return mean_loss(loaded.model, batches, device)

@@ -1,0 +1,54 @@
+"""The end of a run: a short table on the console and a picture of the loss in the run folder."""
+
+from pathlib import Path
+
+from sorsa_ds import comm
+from sorsa_ds.adapter import TRAINED
+from sorsa_ds.console import say, table
+from sorsa_ds.run_folder import ADAPTER, read_metrics
+
+
+def show(report: dict, folder: Path) -> None:
+    """Print the report and draw the loss, on rank 0."""
+    if comm.rank() != 0:
+        return
+    draw_loss(folder)
+    adapter = folder / ADAPTER / TRAINED
+    rows = [
+        ("steps", f"{report['steps']} in {report['train_seconds']:.0f} s, {report['tokens_per_second']:.0f} tokens/s"),
+        ("training loss", f"{report['loss_first']:.4f} -> {report['loss_last']:.4f}  (first and last tenth)"),
+    ]
+    if report["eval_loss_end"] is not None:
+        rows.append(("held-out loss", f"{report['eval_loss_start']:.4f} -> {report['eval_loss_end']:.4f}"))
+    rows += [
+        ("orthonormality", f"L_reg = {report['reg_loss_end']:.3g}"),
+        ("memory", f"{report['memory_gib']:.2f} GiB on rank 0"),
+        ("adapter", f"{adapter} ({adapter.stat().st_size / 2**20:.1f} MiB)"),
+        ("evaluate it", f"python launch/evaluate.py --run {folder}"),
+    ]
+    say("\n" + table(rows))
+
+
+def draw_loss(folder: Path) -> None:
+    """Write loss.png: training and held-out loss, and the regulariser, against steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = read_metrics(folder)
+    train = [line for line in lines if "loss" in line]
+    held_out = [line for line in lines if "eval_loss" in line]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.plot([x["step"] for x in train], [x["loss"] for x in train], label="training", color="#0072B2")
+    if held_out:
+        steps, losses = [x["step"] for x in held_out], [x["eval_loss"] for x in held_out]
+        left.plot(steps, losses, "o--", label="held-out", color="#D55E00")
+    left.set(xlabel="step", ylabel="loss (nats per token)")
+    left.legend(frameon=False)
+    right.plot([x["step"] for x in train], [x["reg_loss"] for x in train], color="#009E73")
+    right.set(xlabel="step", ylabel="regulariser L_reg")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(folder / "loss.png", dpi=120)
+    plt.close(figure)
