@@ -143,7 +143,7 @@ def examples(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) ->
     train_rows, eval_rows = load_rows(data, seed)
     train, dropped = encode_all(train_rows, data.format, tokenizer, data.max_length, "training data")
     if dropped:
-        say(f"{dropped} training examples are left out: their prompt alone fills data.max_length ({data.max_length}).")
+        say(f"{dropped} training examples are left out: nothing in their first {data.max_length} tokens is learned.")
     if eval_rows is None:
         return train, []
     return train, encode_all(eval_rows, data.format, tokenizer, data.max_length, "held-out data")[0]

@@ -109,7 +109,7 @@ class DataConfig:
     eval_split: str | None = None
     """Split and slice of the held-out data. Unset: the last `eval_size` rows of the training data are held out."""
 
-    eval_size: NonNegativeInt = 32
+    eval_size: NonNegativeInt = 16
     """Rows held out at most; 0: no evaluation."""
 
     max_length: Annotated[int, Field(ge=8)] = 512
@@ -139,7 +139,7 @@ class TrainConfig:
     gradient_clipping: NonNegativeFloat | None = None
     """Largest norm of the training loss's gradient; the regulariser is not clipped. 0: off. Unset: 1.0."""
 
-    learning_rate: PositiveFloat = 3e-3
+    learning_rate: PositiveFloat = 2e-4
     """eta_d: the largest rate of the schedule."""
 
     warmup_ratio: Fraction = 0.03

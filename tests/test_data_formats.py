@@ -18,6 +18,9 @@ TURNS = [
     {"role": "assistant", "content": "4"},
 ]
 
+FORGETFUL = CHATML.replace("{{ m.content }}", "{{ m.content if m.role == 'user' or loop.last else '...' }}")
+"""Shows only the newest answer, as templates of reasoning models do with thoughts."""
+
 
 def learned(rendered):
     """The learned pieces of text."""
@@ -146,6 +149,7 @@ def test_a_conversation_without_assistant_teaches_nothing():
     [
         (None, TURNS, "needs a tokenizer with a chat template"),
         ("{{ messages | length }}" + CHATML, TURNS, "rewrites what came before message 3"),
+        (FORGETFUL, TURNS, "rewrites what came before message 5"),
         ("{{ raise_exception('no system role') }}", TURNS, "refuses the conversation: no system role"),
         (CHATML, "hello", "'hello' where a list of messages is needed"),
         (CHATML, None, "None where a list of messages is needed"),

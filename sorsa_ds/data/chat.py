@@ -24,7 +24,7 @@ def render_chat(
     """
     if not tokenizer.chat_template:
         raise ValueError("data.format: chat needs a tokenizer with a chat template, and this model's has none")
-    messages = _checked(messages)
+    _check(messages)
     learned: list[tuple[int, int]] = []
     text = ""
     for turn, message in enumerate(messages):
@@ -42,8 +42,7 @@ def render_chat(
     return text, tuple(learned), bool(text) and not text.endswith(_special_tokens(tokenizer))
 
 
-def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages without the empty fields that columnar storage adds to each."""
+def _check(messages: Sequence[Message]) -> None:
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise ValueError(f"column 'messages' holds {messages!r} where a list of messages is needed")
     for message in messages:
@@ -51,10 +50,9 @@ def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
             raise ValueError(f"column 'messages' holds {message!r} where a role and a content are needed")
     if messages[0]["role"] == "assistant":
         raise ValueError("column 'messages' starts with the assistant: there is no prompt to answer")
-    return [{key: value for key, value in message.items() if value is not None} for message in messages]
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict], add_generation_prompt: bool = False) -> str:
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:

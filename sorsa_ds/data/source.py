@@ -29,6 +29,7 @@ class Selection(NamedTuple):
     end: int
 
     def overlaps(self, other: "Selection") -> bool:
+        """Whether a row is in both."""
         return self.split == other.split and max(self.start, other.start) < min(self.end, other.end)
 
 
@@ -77,19 +78,15 @@ def open_splits(path: str, name: str | None, seed: int, setting: str = "data.pat
     """
     local = Path(path).expanduser()
     if path == EMBEDDED_DATA:
-        splits = DatasetDict(train=word_problems(seed))
-    elif local.is_file():
-        splits = _read(setting, local, _builder(setting, local), data_files={"train": glob.escape(str(local))})
-    elif local.is_dir():
+        return DatasetDict(train=word_problems(seed))
+    if local.is_file():
+        return _read(setting, local, _builder(setting, local), data_files={"train": glob.escape(str(local))})
+    if local.is_dir():
         _check_folder(setting, local)
-        splits = _read(setting, local, str(local))
-    elif _HUB_NAME.fullmatch(path) and _suffix(local) is None:
-        splits = _read_hub(setting, path, name)
-    else:
-        raise ValueError(f"{setting}: no file or folder {path!r} here, and no name of a data set on the hub either")
-    if not any(splits.num_rows.values()):
-        raise ValueError(f"{setting}: {path} is empty")
-    return splits
+        return _read(setting, local, str(local))
+    if _HUB_NAME.fullmatch(path) and _suffix(local) is None:
+        return _read_hub(setting, path, name)
+    raise ValueError(f"{setting}: no file or folder {path!r} here, and no name of a data set on the hub either")
 
 
 def select(splits: DatasetDict, spec: str, setting: str) -> list[Selection]:
