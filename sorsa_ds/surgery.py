@@ -106,8 +106,8 @@ def _target(name: str, module: nn.Module, rank: int) -> Target:
     n, m = (shape[0], shape[1]) if transposed else (shape[1], shape[0])
     if rank > min(m, n):
         raise ValueError(
-            f"rank {rank} exceeds min(out, in) = {min(m, n)} of {name} ({m} x {n}): lower sorsa.rank, or give this layer "
-            f"its own in sorsa.rank_pattern"
+            f"rank {rank} exceeds min(out, in) = {min(m, n)} of {name} ({m} x {n}): lower sorsa.rank, or give this "
+            f"layer its own in sorsa.rank_pattern"
         )
     return Target(name, m, n, rank, bias=module.bias is not None, transposed=transposed)
 

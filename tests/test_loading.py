@@ -138,7 +138,8 @@ def test_rank_by_pattern_and_targets_by_suffix_and_glob(folders):
     loaded = load_whole(folders["llama"], targets=["q_proj", "*layers.1.mlp.*"], rank_pattern={"mlp.up_proj": 3})
     ranks = {name.split("layers.")[1]: layer.rank for name, layer in sorsa_layers(loaded.model).items()}
     assert ranks == {
-        "0.self_attn.q_proj": 5, "1.self_attn.q_proj": 5, "1.mlp.gate_proj": 5, "1.mlp.up_proj": 3, "1.mlp.down_proj": 5,
+        "0.self_attn.q_proj": 5, "1.self_attn.q_proj": 5,
+        "1.mlp.gate_proj": 5, "1.mlp.up_proj": 3, "1.mlp.down_proj": 5,
     }  # fmt: skip
     trainable = {name for name, p in loaded.model.named_parameters() if p.requires_grad}
     assert {name.rpartition(".")[2] for name in trainable} == {"U", "s", "V"}
