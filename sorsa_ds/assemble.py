@@ -1,6 +1,8 @@
 """From a command line to a run that is ready to train: every choice made, said, and checked before time is spent."""
 
 import os
+import resource
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sorsa_ds import comm, ds_config, precision, regularizer, weights
+from sorsa_ds import comm, ds_config, init_report, precision, regularizer, weights
 from sorsa_ds.cli import Invocation
 from sorsa_ds.config import EMBEDDED_MODEL, DataConfig, LoadingConfig, RunConfig
 from sorsa_ds.console import quiet_libraries, say, table, tracked
@@ -17,6 +19,7 @@ from sorsa_ds.data.source import load_rows
 from sorsa_ds.data.tokenize import encode_all, show_example
 from sorsa_ds.embedded import ensure_embedded_model
 from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup, init_distributed
+from sorsa_ds.factors import factor_source
 from sorsa_ds.loading import load
 from sorsa_ds.placement import Whole, Zero3
 from sorsa_ds.run_folder import RunLog, choose_folder
@@ -63,6 +66,7 @@ def assemble(invocation: Invocation) -> Trainer:
     say(show_example(train_examples[0], tokenizer))
 
     torch.manual_seed(config.train.seed + comm.rank())  # dropout differs between ranks
+    began = time.perf_counter()
     loaded = load(
         model_folder,
         loading=config.loading,
@@ -70,7 +74,15 @@ def assemble(invocation: Invocation) -> Trainer:
         precision=formats,
         placement=Zero3(resolved.ds, device) if resolved.zero_stage == 3 else Whole(device),
         device=device,
+        factor_source=factor_source(config.sorsa),
         progress=lambda rounds, total: tracked(rounds, total, "decomposing", "round"),
+    )
+    say(init_report.table(loaded.reports))
+    initialisation = init_report.as_json(
+        loaded.reports,
+        seconds=time.perf_counter() - began,
+        world_size=world,
+        peak_gib=comm.gather_lists([peak_resident_gib()]),
     )
     if config.train.gradient_checkpointing:
         checkpoint_activations(loaded.model)
@@ -99,7 +111,7 @@ def assemble(invocation: Invocation) -> Trainer:
             ]
         )
     )  # fmt: skip
-    log = RunLog(folder, config, resolved.ds)
+    log = RunLog(folder, config, resolved.ds, initialisation)
     return Trainer(config, engine, loaded, plan, eval_examples, pad_token_id(tokenizer), folder, log)
 
 
@@ -112,6 +124,11 @@ def start_process() -> str:
     precision.allow_tf32(device_type)
     init_distributed()
     return device_type
+
+
+def peak_resident_gib() -> float:
+    """The largest resident memory that this process ever had, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def this_device() -> torch.device:

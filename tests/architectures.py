@@ -16,6 +16,8 @@ from transformers import (
     RwkvConfig,
 )
 
+from sorsa_ds.decompose import decompose
+
 _DECODER = dict(
     hidden_size=40, intermediate_size=76, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
     vocab_size=64, max_position_embeddings=64, initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
@@ -45,3 +47,13 @@ def save(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.to(dtype).save_pretrained(folder)
     return folder
+
+
+def exactly(target, weight):
+    """A factor source: the exact decomposition, no cache."""
+    return decompose(weight, target.rank, target.name, "exact")
+
+
+def randomly(target, weight):
+    """A factor source: the randomised decomposition, no cache."""
+    return decompose(weight, target.rank, target.name, "randomized", 1e-4)

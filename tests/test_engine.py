@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from architectures import exactly
 from plain import plain_model, train
 from transformers import LlamaConfig, LlamaForCausalLM
 from worlds import run_ranks
@@ -72,7 +73,7 @@ def build(folder, ds: dict, case: dict, precision: str = "fp32"):
     stage3 = ds["zero_optimization"]["stage"] == 3
     loaded = load(
         folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=RANK), precision=choose(precision, None, "cpu"),
-        placement=Zero3(ds, device) if stage3 else Whole(device), device=device,
+        placement=Zero3(ds, device) if stage3 else Whole(device), device=device, factor_source=exactly,
     )  # fmt: skip
     regularizer = Regularizer(case["form"], case["reduction"], case["coefficient"])
     return SorsaEngine(

@@ -52,7 +52,8 @@ def launch(project, name, *arguments, ranks=2, ds="zero3", code=0, **environment
     began = time.monotonic()
     done = subprocess.run(
         command, cwd=ROOT, text=True, capture_output=True, timeout=300, check=False,
-        env={**os.environ, "PATH": paths, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "PATH": paths, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "SORSA_CACHE": str(project / "cache"),
+             **environment},
     )  # fmt: skip
     printed = done.stdout + done.stderr
     assert (done.returncode == 0) == (code == 0), printed[-4000:]
@@ -88,6 +89,9 @@ def test_a_run_leaves_what_it_promises(zero3):
     assert config["train"]["gradient_accumulation_steps"] == 2
     factors = load_file(folder / "adapter" / "adapter_model.safetensors")
     assert sum(t.numel() for t in factors.values()) == report["trainable_parameters"]
+    layers = json.loads((folder / "init.json").read_text())["layers"]
+    assert [layer["rank"] for layer in layers] == [4] * 14
+    assert {layer["owner"] for layer in layers} == {0, 1}
     assert (folder / "loss.png").stat().st_size > 1000
     assert list((folder / "checkpoints").iterdir()) == [folder / "checkpoints" / "step-000004"]
     assert not list(folder.rglob("*.tmp"))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from architectures import CONFIGS, save
+from architectures import CONFIGS, exactly, save
 from transformers import AutoModelForCausalLM
 from worlds import run_ranks
 
@@ -27,7 +27,7 @@ def load_whole(folder, precision="fp32", **sorsa):
     """The model in one process."""
     return load(
         folder, loading=LoadingConfig(), sorsa=SorsaConfig(**{"rank": 5, **sorsa}),
-        precision=choose(precision, None, "cpu"), placement=Whole(CPU), device=CPU,
+        precision=choose(precision, None, "cpu"), placement=Whole(CPU), device=CPU, factor_source=exactly,
     )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def _zero3_logits_and_gradients(folders, checkpointing):
               "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 100}}  # fmt: skip
         loaded = load(
             folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"),
-            placement=Zero3(ds, CPU), device=CPU,
+            placement=Zero3(ds, CPU), device=CPU, factor_source=exactly,
         )  # fmt: skip
         held = sum(p.numel() for p in loaded.model.parameters())
         shards = sum(p.ds_tensor.numel() for p in loaded.model.parameters())

@@ -1,0 +1,78 @@
+"""Adapt a model that ZeRO-3 has already cut in memory (`deepspeed.zero.Init`), without ever gathering it.
+
+For each batch of `world` layers, one all-to-all makes rank i the holder of layer i, all ranks decompose at once, and a
+second all-to-all deals the residuals and factors out again as ZeRO-3 blocks: each weight crosses the wire twice, every
+decomposition is made once.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from sorsa_ds.config import SorsaConfig
+from sorsa_ds.init_report import LayerReport
+from sorsa_ds.initialize import FactorSource, Progress, fill
+from sorsa_ds.placement import Part, Zero3
+from sorsa_ds.precision import Precision
+from sorsa_ds.sources import InShards
+from sorsa_ds.surgery import Target, operate, select
+
+
+@dataclass(slots=True)
+class Adopted:
+    """What was done to the model: its targets, a report of each, and the fp32 factors where parameters are rounded."""
+
+    targets: list[Target]
+    reports: list[LayerReport]
+    exact_factors: dict[str, Part]
+
+
+def adopt(
+    model: nn.Module,
+    ds_config: dict,
+    *,
+    sorsa: SorsaConfig,
+    precision: Precision,
+    device: torch.device,
+    factor_source: FactorSource,
+    progress: Progress = lambda rounds, total: rounds,
+) -> Adopted:
+    """Swap the targets of a partitioned model for SORSA layers, in place. A collective call.
+
+    Args:
+        ds_config: the resolved DeepSpeed configuration that the model was partitioned with.
+        precision: the formats of the new layers; other parameters stay as they are.
+
+    Raises:
+        ValueError: a parameter is not partitioned; bad targets, ranks or weights.
+    """
+    for name, parameter in model.named_parameters():
+        if not hasattr(parameter, "ds_tensor"):
+            raise ValueError(f"{name} is not partitioned by ZeRO-3; build the model under deepspeed.zero.Init")
+    targets = select(model, sorsa)
+    linears = {target.name: model.get_submodule(target.name) for target in targets}
+    biases = {name: linear.bias for name, linear in linears.items()}
+    bare = [replace(target, bias=False) for target in targets]  # biases are in place already
+    operate(
+        model,
+        bare,
+        dropout=sorsa.dropout,
+        alpha=sorsa.alpha,
+        residual_dtype=precision.residual_dtype,
+        factor_dtype=precision.factor_dtype,
+    )
+    exact, reports = fill(
+        model,
+        bare,
+        {},
+        InShards(linears, device),
+        precision=precision,
+        placement=Zero3(ds_config, device),
+        device=device,
+        factor_source=factor_source,
+        progress=progress,
+    )
+    for name, bias in biases.items():
+        model.get_submodule(name).bias = bias
+    return Adopted(targets, reports, exact)

@@ -1,0 +1,103 @@
+"""Decompositions that were made before, one safetensors file each, found by the weight that they belong to.
+
+The key is a hash of the weight's bytes and of everything that decides its factors, so it holds for every world size,
+ZeRO stage and model that has this weight. A file that is damaged, or belongs to something else, is made anew.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sorsa_ds.decompose import Accuracy, Decomposition
+from sorsa_ds.files import write_atomic
+from sorsa_ds.surgery import Target
+
+FORMAT = 1
+"""Part of the key: a change of the decomposition or of the files that makes old ones wrong counts it up."""
+
+Decompose = Callable[[Target, Tensor], Decomposition]
+
+
+@dataclass(slots=True)
+class CachedDecomposition(Decomposition):
+    """A decomposition that was read from the cache."""
+
+
+class FactorCache:
+    """Wraps a decomposition: reads what is there, writes what is not.
+
+    Args:
+        folder: where the files lie; made when the first is written.
+        settings: everything besides weight, rank and name that decides the factors.
+        warn: told when a file is rebuilt or cannot be written; neither stops a run.
+    """
+
+    def __init__(self, folder: Path, settings: dict, warn: Callable[[str], None]):
+        self._folder = folder
+        self._settings = settings
+        self._warn = warn
+
+    def wrap(self, decompose: Decompose) -> Decompose:
+        """The same function, from the cache where it can be."""
+
+        def cached(target: Target, weight: Tensor) -> Decomposition:
+            key = self._key(target, weight)
+            path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.safetensors"
+            if path.exists():
+                try:
+                    return _read(path, key, weight.device)
+                except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                    self._warn(f"{path}: damaged or foreign ({error}); {target.name} is decomposed again")
+            found = decompose(target, weight)
+            try:
+                write_atomic(path, lambda temporary: _write(temporary, key, found))
+            except ValueError as error:
+                self._warn(f"the factor cache is not written: {error}")
+            return found
+
+        return cached
+
+    def _key(self, target: Target, weight: Tensor) -> str:
+        data = weight.detach().cpu().contiguous().view(torch.uint8).numpy()
+        parts = {
+            "format": FORMAT,
+            "weight": hashlib.sha256(data).hexdigest(),
+            "shape": list(weight.shape),
+            "dtype": str(weight.dtype),
+            "rank": target.rank,
+            "name": target.name,  # seeds the random numbers
+            **self._settings,
+        }
+        return json.dumps(parts, sort_keys=True)
+
+
+def _write(path: Path, key: str, found: Decomposition) -> None:
+    tensors = {"U": found.U.cpu(), "s": found.s.cpu(), "V": found.V.cpu()}
+    metadata = {"key": key, "accuracy": json.dumps(asdict(found.accuracy)), "checksum": _checksum(tensors)}
+    save_file(tensors, path, metadata=metadata)
+
+
+def _read(path: Path, key: str, device: torch.device) -> CachedDecomposition:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name).clone() for name in ("U", "s", "V")}
+    if metadata.get("key") != key:
+        raise ValueError("it was made from another weight or with other settings")
+    if metadata.get("checksum") != _checksum(tensors):
+        raise ValueError("its numbers do not fit its checksum")
+    accuracy = Accuracy(**json.loads(metadata["accuracy"]))
+    return CachedDecomposition(*(tensors[name].to(device) for name in ("U", "s", "V")), accuracy)
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()

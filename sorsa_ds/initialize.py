@@ -1,0 +1,147 @@
+"""The initialisation itself: every rank decomposes the layers that it owns, and hands every rank its part.
+
+In each round a rank holds one layer with its factors, and the same again on the wire; nothing else but final shards.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from sorsa_ds import comm
+from sorsa_ds.decompose import Decomposition, Factors, residual
+from sorsa_ds.init_report import LayerReport
+from sorsa_ds.ownership import Item, schedule
+from sorsa_ds.placement import Part, Placement, TensorSpec
+from sorsa_ds.precision import Precision
+from sorsa_ds.sources import WeightSource
+from sorsa_ds.surgery import Target
+
+FactorSource = Callable[[Target, Tensor], Factors]
+"""Gives a target's factors from its weight (M, N): by decomposition, from a cache, or from a finished run."""
+
+Progress = Callable[[Iterable, int], Iterable]
+"""Wraps an iterable of known length, to show how far it is."""
+
+
+def fill(
+    model: nn.Module,
+    targets: list[Target],
+    frozen: dict[str, torch.Size],
+    source: WeightSource,
+    *,
+    precision: Precision,
+    placement: Placement,
+    device: torch.device,
+    factor_source: FactorSource,
+    progress: Progress,
+) -> tuple[dict[str, Part], list[LayerReport]]:
+    """Give every parameter of an operated model its values. A collective call.
+
+    Args:
+        frozen: the parameters outside the targets that `source` has too, with their shapes.
+
+    Returns:
+        (this rank's exact fp32 parts of the factors whose parameters are rounded, a report of every layer).
+
+    Raises:
+        ValueError: a bad weight; on every rank, with the message of the rank that found it (there: PeerError).
+    """
+    homes = parameter_homes(model)
+    exact: dict[str, Part] = {}
+    mine: list[LayerReport] = []
+    items = [Item(t.name, torch.Size((t.out_features, t.in_features)), t) for t in targets]
+    items += [Item(name, shape, None) for name, shape in frozen.items()]
+    rounds = schedule(items, comm.world_size())
+    for owned in progress(rounds, len(rounds)):
+        source.exchange(owned)
+        tensors, error = [], None
+        try:
+            if (item := owned[comm.rank()]) is not None:
+                tensors, report = _produce(item, model, source, precision, device, factor_source)
+                mine += report
+        except Exception as caught:
+            error = caught
+        comm.agree(error, device)
+        specs = [_specs(item, precision) if item else [] for item in owned]
+        parts = placement.distribute(specs, tensors)
+        del tensors
+        for spec in (spec for some in specs for spec in some):
+            _place(homes[spec.name], spec, parts.pop(spec.name), placement, precision, exact)
+    order = {target.name: i for i, target in enumerate(targets)}
+    return exact, sorted(comm.gather_lists(mine), key=lambda report: order[report.name])
+
+
+def parameter_homes(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
+    """First name of each parameter -> every (module, attribute) that holds it; more than one where it is tied."""
+    first: dict[int, str] = {}
+    homes: dict[str, list[tuple[nn.Module, str]]] = {}
+    for prefix, module in model.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            name = first.setdefault(id(parameter), f"{prefix}.{attribute}" if prefix else attribute)
+            homes.setdefault(name, []).append((module, attribute))
+    return homes
+
+
+def _specs(item: Item, precision: Precision) -> list[TensorSpec]:
+    """The tensors of an item, as they cross the wire: factors in fp32 whatever the parameters' dtype."""
+    target = item.target
+    if target is None:
+        return [TensorSpec(item.name, item.shape, precision.residual_dtype)]
+    m, n, r = target.out_features, target.in_features, target.rank
+    specs = [TensorSpec(f"{target.name}.residual", torch.Size((m, n)), precision.residual_dtype)]
+    for leaf, shape in (("U", (m, r)), ("s", (r,)), ("V", (n, r))):
+        specs.append(TensorSpec(f"{target.name}.{leaf}", torch.Size(shape), torch.float32))
+    if target.bias:
+        specs.append(TensorSpec(f"{target.name}.bias", torch.Size((m,)), precision.residual_dtype))
+    return specs
+
+
+def _produce(
+    item: Item,
+    model: nn.Module,
+    source: WeightSource,
+    precision: Precision,
+    device: torch.device,
+    factor_source: FactorSource,
+) -> tuple[list[Tensor], list[LayerReport]]:
+    """The owner's work: read, and for a target decompose. Tensors in the order of `_specs`."""
+    began = time.perf_counter()
+    weight, bias = source.read(item)
+    weight = weight.to(device)
+    target = item.target
+    if target is None:
+        return [weight], []
+    factors = factor_source(target, weight)
+    rest = residual(
+        weight,
+        factors,
+        used_dtype=precision.compute_dtype,
+        scale_dtype=precision.factor_dtype,
+        scale=model.get_submodule(target.name).scale,
+    )
+    tensors = [rest.to(precision.residual_dtype), factors.U, factors.s, factors.V]
+    if bias is not None:
+        tensors.append(bias.to(device))
+    if not isinstance(factors, Decomposition):
+        return tensors, []  # given, not found: nothing to report
+    return tensors, [LayerReport.of(target, factors, comm.rank(), time.perf_counter() - began, tensors)]
+
+
+def _place(
+    homes: list[tuple[nn.Module, str]],
+    spec: TensorSpec,
+    part: Part,
+    placement: Placement,
+    precision: Precision,
+    exact: dict[str, Part],
+) -> None:
+    """Put a part into the model, in every module that holds the parameter."""
+    old = getattr(*homes[0])
+    if old.requires_grad and old.dtype != spec.dtype:
+        exact[spec.name] = part
+    dtype = old.dtype if old.requires_grad else precision.residual_dtype
+    parameter = placement.parameter(spec, part, dtype, trainable=old.requires_grad)
+    for module, attribute in homes:
+        module.register_parameter(attribute, parameter)

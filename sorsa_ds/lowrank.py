@@ -1,0 +1,240 @@
+"""The leading right singular vectors of a matrix: exactly, or by block Krylov iteration to a stated tolerance.
+
+Both work on a tall W (M, N), M >= N, and leave U to `sorsa_ds.decompose`. The figures that the choices here rest on
+stand in docs/results/svd.md.
+
+Shapes, used as suffixes of tensor names: M, N sides of W, M >= N; R rank; B vectors of a block; K vectors of the
+basis so far. Vectors are rows here: products of W with few of them are up to ten times faster that way on CPUs.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NEGLIGIBLE_TAIL = 1e-6
+"""An optimal residual energy below this share of the matrix's counts as this share: fp32 products resolve no less."""
+
+SMALL_TAIL = 1e-3
+"""Where the residual energy is below this share of the matrix's, the Ritz values are computed in fp64."""
+
+PROBE_VECTORS = 16
+"""Fresh random vectors that look for directions which a block narrower than the rank may have missed."""
+
+GRAM_ROWS = 4096
+"""Rows of W that are widened to fp64 at a time."""
+
+
+@dataclass(slots=True)
+class Search:
+    """What `krylov` found.
+
+    V_RN: orthonormal rows; image_RM: V W^T.
+    excess: estimate of (residual energy - optimum) / optimum, which is held against the tolerance.
+    iterations: blocks of the basis.
+    met: whether the tolerance was reached before the cap on iterations.
+    """
+
+    V_RN: Tensor
+    image_RM: Tensor
+    excess: float
+    iterations: int
+    met: bool
+
+
+def energy(W_MN: Tensor) -> float:
+    """||W||_F^2. Row norms in W's dtype, their sum in fp64: as exact as fp64 throughout, thirty times faster."""
+    return torch.linalg.vector_norm(W_MN, dim=1).double().square().sum().item()
+
+
+def block_vectors(rank: int) -> int:
+    """Vectors of a Krylov block.
+
+    Half the rank where that is still wide enough for fast products: a basis of the same size then holds polynomials
+    in W^T W of twice the degree. Small ranks converge as fast with a whole one, and need no probe.
+    """
+    return 8 * math.ceil((rank if rank <= 32 else rank / 2) / 8)
+
+
+def expected_iterations(rank: int, tolerance: float) -> int:
+    """Iterations that the weights of language models take, at the least."""
+    return max(2, (3 if rank <= 32 else 5) + math.ceil(-math.log10(tolerance) - 2))
+
+
+def prefers_exact(M: int, N: int, rank: int, tolerance: float) -> bool:
+    """Whether `exact` is expected to take less time than `krylov` for a tall W (M, N).
+
+    Counted in multiply-adds of a large fp32 product: those in fp64 count twice, an eigendecomposition of order n
+    takes as long as 12 n^3, and in fp32 half that.
+    """
+    B = block_vectors(rank)
+    K = B * expected_iterations(rank, tolerance)
+    direct = 2 * M * N * N + 12 * N**3
+    iterative = 2 * M * N * (K + B) + 10 * K**3 + 2 * (M + N) * K * K
+    return direct <= iterative or K + B > 0.75 * N
+
+
+def exact(W_MN: Tensor, rank: int) -> Tensor:
+    """The leading right singular vectors (R, N) in fp64: by the fp64 Gram matrix for an fp32 W, by gesdd for fp64.
+
+    The Gram matrix squares the condition number. Its fp64 rounding still moves s_i by no more than an SVD in fp32
+    does, down to s_i = 1e-8 s_1; for an fp64 matrix that would be too much.
+    """
+    if W_MN.dtype == torch.float64:
+        return torch.linalg.svd(W_MN, full_matrices=False)[2][:rank]
+    gram_NN = torch.zeros(W_MN.shape[1], W_MN.shape[1], dtype=torch.float64, device=W_MN.device)
+    for rows in W_MN.split(GRAM_ROWS):
+        wide = rows.double()
+        gram_NN.addmm_(wide.t(), wide)
+    return torch.linalg.eigh(gram_NN)[1][:, -rank:].flip(1).t()
+
+
+class _Basis:
+    """An orthonormal basis Q (K, N) that grows by blocks, with its image Q W^T (K, M) and their H = image image^T."""
+
+    def __init__(self, W_MN: Tensor, vectors: int):
+        self.W_MN, self.capacity, self.size = W_MN, vectors, 0
+        self._Q_KN = W_MN.new_empty(vectors, W_MN.shape[1])
+        self._image_KM = W_MN.new_empty(vectors, W_MN.shape[0])
+        self._H_KK = W_MN.new_empty(vectors, vectors)
+
+    def orthonormalise(self, X_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """Q' and L' with X = X Q^T Q + L' Q', Q' orthonormal and orthogonal to the basis even where X is not new."""
+        Q_KN = self._Q_KN[: self.size]
+        full = torch.linalg.vector_norm(X_BN, dim=1).max()
+        L_BB = None
+        for _ in range(5):
+            for _ in range(2):  # once leaves what cancellation magnifies
+                X_BN = torch.addmm(X_BN, X_BN @ Q_KN.t(), Q_KN, alpha=-1)
+            Q_NB, R_BB = torch.linalg.qr(X_BN.t())
+            X_BN = Q_NB.t().contiguous()
+            L_BB = R_BB.t() if L_BB is None else L_BB @ R_BB.t()
+            if R_BB.diagonal().abs().min() > 1e-3 * full:
+                break
+            # What had (nearly) vanished came back as rounding errors, or as whatever QR fills in: once more. These
+            # are unit vectors; they may stay when most of each lies outside the basis.
+            full = 500.0
+        return X_BN, L_BB
+
+    def append(self, X_BN: Tensor) -> Tensor:
+        """Add an orthonormal block; returns its product with W^T W (B, N)."""
+        old, new = self.size, self.size + X_BN.shape[0]
+        self.size = new
+        self._Q_KN[old:new] = X_BN
+        image_BM = self._image_KM[old:new]
+        torch.mm(X_BN, self.W_MN.t(), out=image_BM)
+        added_BK = image_BM @ self._image_KM[:new].t()
+        self._H_KK[old:new, :new] = added_BK
+        self._H_KK[:new, old:new] = added_BK.t()
+        return image_BM @ self.W_MN
+
+    def exhausted(self, coupling_BB: Tensor) -> bool:
+        """Whether the next block is coupled to the basis by rounding only, W^T W being invariant within the basis."""
+        rounding = 16 * torch.finfo(coupling_BB.dtype).eps
+        return bool(coupling_BB.abs().max() <= rounding * self._H_KK[: self.size, : self.size].abs().max())
+
+    def ritz(self, energy: float, rank: int) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (K,) of W^T W within the basis, descending, and their vectors' coordinates (K, K).
+
+        In fp64 where in fp32 the squares of the small singular values would drown in the rounding of the large ones'.
+        """
+        theta_K, S_KK = torch.linalg.eigh(self._H_KK[: self.size, : self.size])
+        if energy - theta_K[-rank:].sum() < SMALL_TAIL * energy:
+            image_KM = self._image_KM[: self.size].double()
+            theta_K, S_KK = torch.linalg.eigh(image_KM @ image_KM.t())
+        return theta_K.flip(0).double(), S_KK.flip(1).t()
+
+    def vectors(self, S_RK: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors V (R, N) of given coordinates, and V W^T (R, M)."""
+        S_RK = S_RK.to(self.W_MN.dtype)
+        V_RN = S_RK @ self._Q_KN[: self.size]
+        # Rounding adds up over the blocks. One Newton step of the polar decomposition squares that error.
+        eye_RR = torch.eye(len(V_RN), dtype=V_RN.dtype, device=V_RN.device)
+        correction_RR = torch.addmm(eye_RR, V_RN, V_RN.t(), beta=1.5, alpha=-0.5)
+        return correction_RR @ V_RN, correction_RR @ (S_RK @ self._image_KM[: self.size])
+
+
+def excess_estimate(theta_K: Tensor, rho_R: Tensor, energy: float) -> float:
+    """(residual energy - optimum) / optimum, from Ritz values theta and residual norms rho = ||W^T W v - theta v||.
+
+    Let eta be the largest eigenvalue of W^T W outside the basis. Where eta < theta_R, the Schur complement gives
+    lambda_i <= lambda_i(Theta + E^T E / (theta_i - eta)) with E the residuals: to second order, theta_i falls short
+    by at most rho_i^2 / (theta_i - eta), and where that gap closes, rho_i bounds the distance to an eigenvalue.
+    eta cannot be known without the full spectrum; the Ritz value a tenth of the rank past the cut stands in for it.
+    Hence an estimate, from above as a rule, and no bound.
+    """
+    rank = len(rho_R)
+    theta_R, eta = theta_K[:rank], theta_K[min(rank + rank // 10, len(theta_K) - 1)]
+    gap_R = (theta_R - eta).clamp(min=torch.finfo(torch.float64).tiny)
+    shortfall = torch.minimum(rho_R, rho_R.square() / gap_R).sum().item()
+    optimum = max(energy - theta_R.sum().item() - shortfall, NEGLIGIBLE_TAIL * energy)
+    return shortfall / optimum
+
+
+def krylov(W_MN: Tensor, rank: int, name: str, tolerance: float, max_iterations: int) -> Search | None:
+    """Leading singular vectors by Rayleigh-Ritz on the block Krylov space of W^T W, from a random block.
+
+    The random numbers come from the CPU and depend on `name` alone, so that rank, world size, order and device of the
+    work do not matter.
+
+    Returns:
+        None where the basis would outgrow W before the tolerance is met: `exact` is cheaper then.
+    """
+    N = W_MN.shape[1]
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little", signed=True)
+    draw = torch.Generator().manual_seed(seed)
+    total, width = energy(W_MN), block_vectors(rank)
+    basis = _Basis(W_MN, min(N, 2 * width * max_iterations))
+
+    def square(X_BN: Tensor) -> Tensor:
+        """X W^T W."""
+        return X_BN @ W_MN.t() @ W_MN
+
+    def fresh(vectors: int) -> Tensor:
+        """Gaussian vectors, once multiplied."""
+        return square(torch.randn(vectors, N, generator=draw, dtype=W_MN.dtype).to(W_MN.device))
+
+    def missed(theta: float) -> bool:
+        """Whether two more products from a fresh start find a direction outside the basis with energy above theta."""
+        X_BN = basis.orthonormalise(fresh(PROBE_VECTORS))[0]
+        X_BN = basis.orthonormalise(square(X_BN))[0]
+        return torch.linalg.matrix_norm(X_BN @ W_MN.t(), 2).square().item() > theta
+
+    block_BN = basis.orthonormalise(fresh(width))[0]
+    next_check, earlier, complete = expected_iterations(rank, tolerance), None, width >= rank
+    for iteration in range(1, max_iterations + 1):
+        last = len(block_BN)
+        if basis.size + last > basis.capacity:
+            return None
+        block_BN, coupling_BB = basis.orthonormalise(basis.append(block_BN))
+        done = basis.exhausted(coupling_BB)
+        if iteration < min(next_check, max_iterations) and not done:
+            continue
+        if basis.size <= rank:
+            return None
+        theta_K, S_KK = basis.ritz(total, rank)
+        rho_R = torch.linalg.vector_norm(S_KK[:rank, -last:].to(coupling_BB.dtype) @ coupling_BB, dim=1).double()
+        excess = excess_estimate(theta_K, rho_R, total)
+        met = done or excess <= tolerance
+        if met and not complete:
+            complete = True
+            if missed(theta_K[rank - 1].item()):
+                # More singular values are (nearly) equal than the block has vectors: widen it.
+                block_BN = basis.orthonormalise(torch.cat([block_BN, fresh(width)]))[0]
+                met, earlier = False, None
+        if met or iteration == max_iterations:
+            return Search(*basis.vectors(S_KK[:rank]), excess, iteration, met)
+        next_check = iteration + _iterations_left(excess, tolerance, earlier, iteration)
+        earlier = (iteration, excess)
+    return None
+
+
+def _iterations_left(excess: float, tolerance: float, earlier: tuple[int, float] | None, iteration: int) -> int:
+    """Iterations until another look at the Ritz values is worth its cost; fewer than the rate so far says, for
+    convergence speeds up."""
+    if earlier is None or not tolerance < excess < earlier[1]:
+        return 1
+    rate = math.log(earlier[1] / excess) / (iteration - earlier[0])
+    return max(1, int(0.8 * math.log(excess / tolerance) / rate))

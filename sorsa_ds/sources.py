@@ -1,0 +1,75 @@
+"""Where an owner gets its weights from: a checkpoint on disk, or the ranks' shards of a model in memory."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sorsa_ds import comm
+from sorsa_ds.ownership import Item
+from sorsa_ds.placement import TensorSpec, block_bytes
+from sorsa_ds.weights import Checkpoint
+
+
+class WeightSource(Protocol):
+    """Gives each rank the whole tensors of the item that it owns in a round."""
+
+    def exchange(self, items: list[Item | None]) -> None:
+        """Bring this rank what it needs of the other ranks for `items` (by owner). A collective call."""
+
+    def read(self, item: Item) -> tuple[Tensor, Tensor | None]:
+        """(weight (M, N) of a target, its bias or None), or (the parameter, None). Only the owner calls it."""
+
+
+class OnDisk:
+    """The owner reads its tensors straight from the checkpoint; nothing crosses the wire.
+
+    Args:
+        stored: parameter name -> name in the checkpoint.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, stored: dict[str, str]):
+        self.checkpoint = checkpoint
+        self.stored = stored
+
+    def exchange(self, items: list[Item | None]) -> None:
+        """Nothing to do."""
+
+    def read(self, item: Item) -> tuple[Tensor, Tensor | None]:
+        target = item.target
+        if target is None:
+            return self.checkpoint.read(self.stored[item.name]), None
+        weight = self.checkpoint.read(self.stored[f"{target.name}.weight"])
+        bias = self.checkpoint.read(self.stored[f"{target.name}.bias"]) if target.bias else None
+        return weight.t() if target.transposed else weight, bias
+
+
+class InShards:
+    """The weight is cut into ZeRO-3 blocks in memory: one all-to-all a round gathers each owner's weight, and no more.
+
+    Args:
+        linears: target name -> the original module, whose block is freed as soon as it has been sent.
+    """
+
+    def __init__(self, linears: dict[str, nn.Module], device: torch.device):
+        self._linears = linears
+        self._device = device
+        self._mine: Tensor | None = None
+
+    def exchange(self, items: list[Item | None]) -> None:
+        world = comm.world_size()
+        weights = [None if item is None else self._linears.pop(item.name).weight for item in items]
+        nothing = torch.empty(0, dtype=torch.uint8, device=self._device)
+        send = [nothing if w is None else w.ds_tensor.detach().to(self._device).view(torch.uint8) for w in weights]
+        own = weights[comm.rank()]
+        size = 0 if own is None else block_bytes(TensorSpec("", own.ds_shape, own.ds_tensor.dtype), world)
+        received = comm.exchange(send, [size] * world, self._device)
+        self._mine = None
+        if own is not None:
+            flat = torch.cat(received).view(own.ds_tensor.dtype)
+            self._mine = flat[: own.ds_numel].view(own.ds_shape)
+
+    def read(self, item: Item) -> tuple[Tensor, Tensor | None]:
+        assert item.target is not None
+        assert self._mine is not None
+        return self._mine.t() if item.target.transposed else self._mine, None
