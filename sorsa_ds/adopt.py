@@ -36,7 +36,7 @@ def adopt(
     precision: Precision,
     device: torch.device,
     factor_source: FactorSource,
-    progress: Progress = lambda rounds, total: rounds,
+    progress: Progress = iter,
 ) -> Adopted:
     """Swap the targets of a partitioned model for SORSA layers, in place. A collective call.
 

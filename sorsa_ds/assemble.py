@@ -3,6 +3,7 @@
 import os
 import resource
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sorsa_ds import comm, ds_config, init_report, precision, regularizer, weights
+from sorsa_ds import comm, ds_config, init_report, ownership, precision, regularizer, weights
 from sorsa_ds.cli import Invocation
 from sorsa_ds.config import EMBEDDED_MODEL, DataConfig, LoadingConfig, RunConfig
 from sorsa_ds.console import quiet_libraries, say, table, tracked
@@ -75,7 +76,7 @@ def assemble(invocation: Invocation) -> Trainer:
         placement=Zero3(resolved.ds, device) if resolved.zero_stage == 3 else Whole(device),
         device=device,
         factor_source=factor_source(config.sorsa),
-        progress=lambda rounds, total: tracked(rounds, total, "decomposing", "round"),
+        progress=_shown,
     )
     say(init_report.table(loaded.reports))
     initialisation = init_report.as_json(
@@ -175,6 +176,12 @@ def checkpoint_activations(model: nn.Module) -> None:
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise ValueError(f"train.gradient_checkpointing: {type(model).__name__} does not support it")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _shown(rounds: list) -> Iterable:
+    """The plan of the initialisation, and a bar over its rounds."""
+    say(ownership.describe(rounds))
+    return tracked(rounds, len(rounds), "decomposing", "round")
 
 
 def _check_keys(raw: dict, file: Path) -> None:

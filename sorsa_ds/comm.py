@@ -49,13 +49,16 @@ def total(value: float | Tensor, device: torch.device) -> Tensor:
     return number
 
 
-def exchange(send: list[Tensor], receive_bytes: list[int], device: torch.device) -> list[Tensor]:
-    """All-to-all of byte strings: `send[d]` (1-D uint8) goes to rank d; returns what each rank sent here."""
+def exchange(send: Tensor, send_bytes: list[int], receive_bytes: list[int]) -> Tensor:
+    """All-to-all of byte strings, laid end to end in rank order; returns what the ranks sent here, laid out alike.
+
+    send: 1-D uint8, `send_bytes[d]` of them for rank d. A collective call.
+    """
     if world_size() == 1:
         return send
-    incoming = torch.empty(sum(receive_bytes), dtype=torch.uint8, device=device)
-    dist.all_to_all_single(incoming, torch.cat(send), receive_bytes, [len(part) for part in send])
-    return list(incoming.split(receive_bytes))
+    incoming = torch.empty(sum(receive_bytes), dtype=torch.uint8, device=send.device)
+    dist.all_to_all_single(incoming, send, receive_bytes, send_bytes)
+    return incoming
 
 
 def gather_lists(mine: list) -> list:

@@ -32,7 +32,7 @@ def load_run(folder: Path, config: RunConfig, device: torch.device) -> Loaded:
         placement=Whole(device),
         device=device,
         factor_source=initial_factors(adapter),
-        progress=lambda rounds, total: tracked(rounds, total, "rebuilding", "round"),
+        progress=lambda rounds: tracked(rounds, len(rounds), "rebuilding", "round"),
     )
     load_trained(loaded, adapter)
     return loaded

@@ -21,8 +21,8 @@ from sorsa_ds.surgery import Target
 FactorSource = Callable[[Target, Tensor], Factors]
 """Gives a target's factors from its weight (M, N): by decomposition, from a cache, or from a finished run."""
 
-Progress = Callable[[Iterable, int], Iterable]
-"""Wraps an iterable of known length, to show how far it is."""
+Progress = Callable[[list[list[Item | None]]], Iterable[list[Item | None]]]
+"""Wraps the plan (`sorsa_ds.ownership.schedule`), to show it and how far it is."""
 
 
 def fill(
@@ -54,7 +54,7 @@ def fill(
     items = [Item(t.name, torch.Size((t.out_features, t.in_features)), t) for t in targets]
     items += [Item(name, shape, None) for name, shape in frozen.items()]
     rounds = schedule(items, comm.world_size())
-    for owned in progress(rounds, len(rounds)):
+    for owned in progress(rounds):
         source.exchange(owned)
         tensors, error = [], None
         try:
@@ -66,7 +66,6 @@ def fill(
         comm.agree(error, device)
         specs = [_specs(item, precision) if item else [] for item in owned]
         parts = placement.distribute(specs, tensors)
-        del tensors
         for spec in (spec for some in specs for spec in some):
             _place(homes[spec.name], spec, parts.pop(spec.name), placement, precision, exact)
     order = {target.name: i for i, target in enumerate(targets)}
@@ -140,7 +139,7 @@ def _place(
     """Put a part into the model, in every module that holds the parameter."""
     old = getattr(*homes[0])
     if old.requires_grad and old.dtype != spec.dtype:
-        exact[spec.name] = part
+        exact[spec.name] = Part(part.start, part.values.clone())  # the part itself is a view of the whole message
     dtype = old.dtype if old.requires_grad else precision.residual_dtype
     parameter = placement.parameter(spec, part, dtype, trainable=old.requires_grad)
     for module, attribute in homes:

@@ -75,7 +75,7 @@ def load(
     placement: Placement,
     device: torch.device,
     factor_source: FactorSource,
-    progress: Progress = lambda rounds, total: rounds,
+    progress: Progress = iter,
 ) -> Loaded:
     """Build a model without memory for its parameters, operate on it, and fill it. A collective call.
 

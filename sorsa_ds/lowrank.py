@@ -130,11 +130,6 @@ class _Basis:
         self._H_KK[:new, old:new] = added_BK.t()
         return image_BM @ self.W_MN
 
-    def exhausted(self, coupling_BB: Tensor) -> bool:
-        """Whether the next block is coupled to the basis by rounding only, W^T W being invariant within the basis."""
-        rounding = 16 * torch.finfo(coupling_BB.dtype).eps
-        return bool(coupling_BB.abs().max() <= rounding * self._H_KK[: self.size, : self.size].abs().max())
-
     def ritz(self, energy: float, rank: int) -> tuple[Tensor, Tensor]:
         """Eigenvalues (K,) of W^T W within the basis, descending, and their vectors' coordinates (K, K).
 
@@ -182,7 +177,7 @@ def krylov(W_MN: Tensor, rank: int, name: str, tolerance: float, max_iterations:
     Returns:
         None where the basis would outgrow W before the tolerance is met: `exact` is cheaper then.
     """
-    N = W_MN.shape[1]
+    M, N = W_MN.shape
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little", signed=True)
     draw = torch.Generator().manual_seed(seed)
     total, width = energy(W_MN), block_vectors(rank)
@@ -193,8 +188,8 @@ def krylov(W_MN: Tensor, rank: int, name: str, tolerance: float, max_iterations:
         return X_BN @ W_MN.t() @ W_MN
 
     def fresh(vectors: int) -> Tensor:
-        """Gaussian vectors, once multiplied."""
-        return square(torch.randn(vectors, N, generator=draw, dtype=W_MN.dtype).to(W_MN.device))
+        """Random vectors in the row space of W, Gaussian combinations of its rows."""
+        return torch.randn(vectors, M, generator=draw, dtype=W_MN.dtype).to(W_MN.device) @ W_MN
 
     def missed(theta: float) -> bool:
         """Whether two more products from a fresh start find a direction outside the basis with energy above theta."""
@@ -209,15 +204,14 @@ def krylov(W_MN: Tensor, rank: int, name: str, tolerance: float, max_iterations:
         if basis.size + last > basis.capacity:
             return None
         block_BN, coupling_BB = basis.orthonormalise(basis.append(block_BN))
-        done = basis.exhausted(coupling_BB)
-        if iteration < min(next_check, max_iterations) and not done:
+        if iteration < min(next_check, max_iterations):
             continue
-        if basis.size <= rank:
+        if basis.size < rank:
             return None
         theta_K, S_KK = basis.ritz(total, rank)
         rho_R = torch.linalg.vector_norm(S_KK[:rank, -last:].to(coupling_BB.dtype) @ coupling_BB, dim=1).double()
         excess = excess_estimate(theta_K, rho_R, total)
-        met = done or excess <= tolerance
+        met = excess <= tolerance
         if met and not complete:
             complete = True
             if missed(theta_K[rank - 1].item()):

@@ -34,3 +34,15 @@ def schedule(items: list[Item], world_size: int) -> list[list[Item | None]]:
         some: list[Item | None] = list(order[first : first + world_size])
         rounds.append(some + [None] * (world_size - len(some)))
     return rounds
+
+
+def describe(rounds: list[list[Item | None]]) -> str:
+    """The plan in a line a rank: how many decompositions and copies it makes, and its share of the work."""
+    total = sum(item.cost for one in rounds for item in one if item)
+    lines = []
+    for rank in range(len(rounds[0])):
+        mine = [one[rank] for one in rounds if one[rank] is not None]
+        targets = sum(item.target is not None for item in mine)
+        share = sum(item.cost for item in mine) / total
+        lines.append(f"  rank {rank}: {targets} decompositions, {len(mine) - targets} copies, {share:.1%} of the work")
+    return "\n".join(lines)

@@ -29,11 +29,15 @@ class Part:
     values: Tensor
 
 
+_ALIGNMENT = 16
+
+
 class Placement(Protocol):
     """Distributes the items of a round and turns parts into parameters."""
 
     def distribute(self, items: list[list[TensorSpec]], mine: list[Tensor]) -> dict[str, Part]:
-        """`items[r]`: what rank r owns in this round; `mine`: this rank's tensors. A collective call."""
+        """`items[r]`: what rank r owns in this round; `mine`: this rank's tensors, which are used up. A collective
+        call."""
 
     def parameter(self, spec: TensorSpec, part: Part, dtype: torch.dtype, trainable: bool) -> nn.Parameter:
         """The parameter of this rank, made from its part."""
@@ -48,9 +52,9 @@ class Whole:
     def distribute(self, items: list[list[TensorSpec]], mine: list[Tensor]) -> dict[str, Part]:
         parts = {}
         for owner, specs in enumerate(items):
-            for i, spec in enumerate(specs):
+            for spec in specs:
                 if owner == comm.rank():
-                    tensor = mine[i].to(self.device, spec.dtype).contiguous()
+                    tensor = mine.pop(0).to(self.device, spec.dtype).contiguous()
                 else:
                     tensor = torch.empty(spec.shape, dtype=spec.dtype, device=self.device)
                 comm.broadcast(tensor, owner)
@@ -77,16 +81,22 @@ class Zero3:
 
     def distribute(self, items: list[list[TensorSpec]], mine: list[Tensor]) -> dict[str, Part]:
         world, rank = comm.world_size(), comm.rank()
-        send = [torch.cat([_block(t.to(s.dtype), d, world) for t, s in zip(mine, items[rank], strict=True)]
-                          or [torch.empty(0, dtype=torch.uint8)]).to(self.device) for d in range(world)]  # fmt: skip
-        incoming = comm.exchange(send, [sum(block_bytes(s, world) for s in specs) for specs in items], self.device)
+        sizes = [sum(block_bytes(spec, world) for spec in specs) for specs in items]
+        send = torch.zeros(world * sizes[rank], dtype=torch.uint8, device=self.device)
+        position = 0
+        for spec in items[rank]:
+            _write_blocks(send.view(world, -1)[:, position:], mine.pop(0).to(spec.dtype), world)
+            position += block_bytes(spec, world)
+        incoming = comm.exchange(send, [sizes[rank]] * world, sizes)
+        del send
         parts = {}
-        for specs, received in zip(items, incoming, strict=True):
-            blocks = received.split([block_bytes(spec, world) for spec in specs])
-            for spec, block in zip(specs, blocks, strict=True):
-                # A copy of its own: a view would need the alignment of its dtype, and keep the whole message alive.
-                values = block.clone().view(spec.dtype)
-                parts[spec.name] = Part(rank * len(values), values)
+        position = 0
+        for specs in items:
+            for spec in specs:
+                numel = block_numel(spec, world)
+                values = incoming[position : position + numel * spec.dtype.itemsize].view(spec.dtype)
+                parts[spec.name] = Part(rank * numel, values)
+                position += block_bytes(spec, world)
         return parts
 
     def parameter(self, spec: TensorSpec, part: Part, dtype: torch.dtype, trainable: bool) -> nn.Parameter:
@@ -100,14 +110,19 @@ class Zero3:
         return parameter
 
 
-def _block(tensor: Tensor, block: int, world: int) -> Tensor:
-    """Bytes of one of the `world` equal flat blocks of a tensor, the last ones padded with zeros."""
-    flat = tensor.contiguous().view(-1)
-    size = -(-len(flat) // world)
-    values = flat[block * size : (block + 1) * size]
-    return nn.functional.pad(values, (0, size - len(values))).view(torch.uint8)
+def block_numel(spec: TensorSpec, world: int) -> int:
+    """Numbers in one of the `world` equal flat blocks of a tensor."""
+    return -(-spec.shape.numel() // world)
 
 
 def block_bytes(spec: TensorSpec, world: int) -> int:
-    """Bytes of one rank's block of a tensor, padding included."""
-    return -(-spec.shape.numel() // world) * spec.dtype.itemsize
+    """Bytes of one rank's block on the wire, rounded up so that the next block is aligned for any dtype."""
+    return -(-block_numel(spec, world) * spec.dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+
+
+def _write_blocks(send: Tensor, tensor: Tensor, world: int) -> None:
+    """Put block d of a tensor at the beginning of row d of `send` (world, bytes); what it does not fill stays zero."""
+    flat = tensor.contiguous().view(-1)
+    size = -(-len(flat) // world)
+    for rank, values in enumerate(flat.split(size)):
+        send[rank, : values.nbytes] = values.view(torch.uint8)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from sorsa_ds import comm
 from sorsa_ds.ownership import Item
-from sorsa_ds.placement import TensorSpec, block_bytes
 from sorsa_ds.weights import Checkpoint
 
 
@@ -57,17 +56,15 @@ class InShards:
         self._mine: Tensor | None = None
 
     def exchange(self, items: list[Item | None]) -> None:
-        world = comm.world_size()
         weights = [None if item is None else self._linears.pop(item.name).weight for item in items]
-        nothing = torch.empty(0, dtype=torch.uint8, device=self._device)
-        send = [nothing if w is None else w.ds_tensor.detach().to(self._device).view(torch.uint8) for w in weights]
+        blocks = [torch.empty(0) if weight is None else weight.ds_tensor.detach() for weight in weights]
+        send = torch.cat([block.to(self._device).view(torch.uint8) for block in blocks])
         own = weights[comm.rank()]
-        size = 0 if own is None else block_bytes(TensorSpec("", own.ds_shape, own.ds_tensor.dtype), world)
-        received = comm.exchange(send, [size] * world, self._device)
+        receive = [0 if own is None else own.ds_tensor.nbytes] * comm.world_size()
+        received = comm.exchange(send, [block.nbytes for block in blocks], receive)
         self._mine = None
         if own is not None:
-            flat = torch.cat(received).view(own.ds_tensor.dtype)
-            self._mine = flat[: own.ds_numel].view(own.ds_shape)
+            self._mine = received.view(own.ds_tensor.dtype)[: own.ds_numel].view(own.ds_shape)
 
     def read(self, item: Item) -> tuple[Tensor, Tensor | None]:
         assert item.target is not None

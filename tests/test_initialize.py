@@ -10,7 +10,7 @@ from sorsa_ds.config import LoadingConfig, SorsaConfig
 from sorsa_ds.factor_cache import CachedDecomposition, FactorCache
 from sorsa_ds.init_report import as_json, table
 from sorsa_ds.loading import load
-from sorsa_ds.ownership import Item, schedule
+from sorsa_ds.ownership import Item, describe, schedule
 from sorsa_ds.placement import Whole
 from sorsa_ds.precision import choose
 from sorsa_ds.surgery import Target, sorsa_layers
@@ -126,6 +126,8 @@ def test_schedule_deals_everything_once_and_evenly(world):
     assert max(work) < 1.06 * sum(work) / world
     waiting = sum(max(i.cost for i in one if i) * world - sum(i.cost for i in one if i) for one in rounds)
     assert waiting < 0.06 * sum(work)
+    assert describe(rounds).count("decompositions") == world
+    assert sum(int(line.split(": ")[1].split()[0]) for line in describe(rounds).splitlines()) == len(items)
 
 
 def counting(calls):

@@ -52,8 +52,8 @@ def launch(project, name, *arguments, ranks=2, ds="zero3", code=0, **environment
     began = time.monotonic()
     done = subprocess.run(
         command, cwd=ROOT, text=True, capture_output=True, timeout=300, check=False,
-        env={**os.environ, "PATH": paths, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "SORSA_CACHE": str(project / "cache"),
-             **environment},
+        env={**os.environ, "PATH": paths, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
+             "SORSA_CACHE": str(project / "cache"), **environment},
     )  # fmt: skip
     printed = done.stdout + done.stderr
     assert (done.returncode == 0) == (code == 0), printed[-4000:]

@@ -1,0 +1,190 @@
+"""The sides that benchmarks/init.py compares, each in fresh processes; rank 0 prints one JSON object last."""
+
+import argparse
+import json
+import math
+import os
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from sorsa_ds import comm
+from sorsa_ds.config import LoadingConfig, SorsaConfig
+from sorsa_ds.decompose import decompose
+from sorsa_ds.embedded import ensure_embedded_model
+from sorsa_ds.engine import init_distributed
+from sorsa_ds.loading import load
+from sorsa_ds.placement import Whole, Zero3
+from sorsa_ds.precision import choose
+from sorsa_ds.weights import Checkpoint
+
+CPU = torch.device("cpu")
+DS = {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": 0.0, "zero_optimization": {"stage": 3}}
+
+
+def main() -> None:
+    """Run the side that is named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=sorted(SIDES))
+    parser.add_argument("--method", default="randomized")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--gib", type=float, default=2.0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    init_distributed()
+    result = SIDES[arguments.what](arguments)
+    if comm.rank() == 0:
+        print(json.dumps(result), flush=True)
+    torch.distributed.barrier()
+    os._exit(0)
+
+
+def load_default(a: argparse.Namespace) -> dict:
+    """Seconds to build, read, decompose and place the default model, whole on every rank, in fp32."""
+    folder = ensure_embedded_model(lambda text: None)
+    torch.distributed.barrier()
+    began = time.perf_counter()
+    load(
+        folder,
+        loading=LoadingConfig(),
+        sorsa=SorsaConfig(rank=a.rank),
+        precision=choose("fp32", None, "cpu"),
+        placement=Whole(CPU),
+        device=CPU,
+        factor_source=lambda target, weight: decompose(weight, target.rank, target.name, a.method),
+    )
+    torch.distributed.barrier()
+    return {"seconds": time.perf_counter() - began}
+
+
+def load_peft(a: argparse.Namespace) -> dict:
+    """Seconds for what a PEFT user does: from_pretrained, then get_peft_model with PiSSA by svd_lowrank."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = ensure_embedded_model(lambda text: None)
+    began = time.perf_counter()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    get_peft_model(model, LoraConfig(r=a.rank, target_modules="all-linear", init_lora_weights="pissa_niter_4"))
+    return {"seconds": time.perf_counter() - began}
+
+
+def energy_excess(a: argparse.Namespace) -> dict:
+    """Worst excess residual energy over the optimum on every seventh matrix of the default model, ours and PEFT's."""
+    checkpoint = Checkpoint(ensure_embedded_model(lambda text: None))
+    names = [name for name in checkpoint.names if "_proj.weight" in name][::7]
+    worst = {"ours": 0.0, "pissa_niter_4": 0.0}
+    for name in names:
+        W = checkpoint.read(name).float()
+        tail = torch.linalg.svdvals(W.double())[a.rank :].square().sum().item()
+        found = decompose(W, a.rank, name.removesuffix(".weight"), "randomized")
+        U, s, V = torch.svd_lowrank(W, a.rank, niter=4)
+        for key, (u, d, v) in {"ours": (found.U, found.s, found.V), "pissa_niter_4": (U, s, V)}.items():
+            left = (W.double() - (u.double() * d.double()) @ v.double().T).square().sum().item()
+            worst[key] = max(worst[key], left / tail - 1)
+    return worst
+
+
+def full_svd(a: argparse.Namespace) -> dict:
+    """A square matrix with the spectrum of a real layer, stretched to its size: full SVD against ours."""
+    checkpoint = Checkpoint(ensure_embedded_model(lambda text: None))
+    real = torch.linalg.svdvals(checkpoint.read("model.layers.10.self_attn.q_proj.weight").double())
+    places = torch.linspace(0, 1, a.size, dtype=torch.float64) * (len(real) - 1)
+    low = places.floor().long().clamp(max=len(real) - 2)
+    spectrum = real[low] + (places - low) * (real[low + 1] - real[low])
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(a.size, a.size, generator=generator))[0] for _ in range(2))
+    W = (left * spectrum.float()) @ right.T
+    began = time.perf_counter()
+    _, s, _ = torch.linalg.svd(W, full_matrices=False)
+    full = time.perf_counter() - began
+    began = time.perf_counter()
+    found = decompose(W, a.rank, "benchmark", "randomized")
+    ours = time.perf_counter() - began
+    rest = (W - (found.U * found.s) @ found.V.T).double().square().sum().item()
+    return {"full": full, "ours": ours, "excess": rest / s[a.rank :].double().square().sum().item() - 1}
+
+
+def write_checkpoint(a: argparse.Namespace) -> dict:
+    """A Llama of about the wanted size in bf16, random weights, in shards of 500 MB."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    hidden, inner, vocabulary = 2048, 5632, 32000
+    layer = 4 * hidden * hidden + 3 * hidden * inner
+    layers = max(1, math.ceil((a.gib * 2**30 / 2 - 2 * vocabulary * hidden) / layer))
+    config = LlamaConfig(
+        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=16,
+        num_key_value_heads=16, vocab_size=vocabulary,
+    )  # fmt: skip
+    torch.set_default_dtype(torch.bfloat16)
+    LlamaForCausalLM(config).save_pretrained(a.folder, max_shard_size="500MB")
+    return {"layers": layers}
+
+
+def peak_memory(a: argparse.Namespace) -> dict:
+    """Peak resident memory above the start of a ZeRO-3 initialisation, and the budget it should keep to."""
+    placement = Zero3(DS, CPU)
+    with Peak() as peak:
+        loaded = load(
+            a.folder,
+            loading=LoadingConfig(),
+            sorsa=SorsaConfig(rank=32),
+            precision=choose("mixed", None, "cpu"),
+            placement=placement,
+            device=CPU,
+            factor_source=lambda target, weight: decompose(weight, target.rank, target.name, "randomized"),
+        )
+    shard = sum(p.ds_tensor.nbytes for p in loaded.model.parameters())
+    largest = max(4 * (t.out_features * t.in_features + t.trainable) for t in loaded.targets)
+    frozen = max(p.ds_numel * p.element_size() for p in loaded.model.parameters() if not p.requires_grad)
+    return {"rss": peak.gib, "budget": (shard + 2 * max(largest, frozen)) / 2**30}
+
+
+def from_pretrained_memory(a: argparse.Namespace) -> dict:
+    """Peak resident memory above the start of transformers' own loader, which every rank runs in full."""
+    from transformers import AutoModelForCausalLM
+
+    with Peak() as peak:
+        AutoModelForCausalLM.from_pretrained(a.folder, dtype=torch.bfloat16)
+    return {"rss": peak.gib}
+
+
+class Peak:
+    """Largest resident memory above the start, in GiB, sampled every few milliseconds; mapped files count."""
+
+    gib = 0.0
+
+    def __enter__(self) -> "Peak":
+        self._process = psutil.Process()
+        self._start = self._process.memory_info().rss
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.003):
+            self.gib = max(self.gib, (self._process.memory_info().rss - self._start) / 2**30)
+
+    def __exit__(self, *_) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+SIDES = {
+    "load": load_default,
+    "peft": load_peft,
+    "excess": energy_excess,
+    "full": full_svd,
+    "write": write_checkpoint,
+    "memory": peak_memory,
+    "from_pretrained": from_pretrained_memory,
+}
+
+if __name__ == "__main__":
+    main()
