@@ -27,6 +27,9 @@ from sorsa_ds.decompose import decompose
 SPECTRUM_OF = "gate_proj"
 """The matrix whose spectrum the large one is given."""
 
+RESOLVED = 1e-5
+"""A true excess below this is too near to fp32 rounding to hold an estimate against."""
+
 Triplets = tuple[Tensor, Tensor, Tensor]
 FULL, NITER4 = "full SVD (gesdd)", "svd_lowrank niter 4"
 
@@ -189,11 +192,12 @@ def audit(matrices: dict[str, Tensor], spectra: dict[str, Tensor], rank: int, ar
                 ways += 1
                 capped += found.accuracy.capped
                 truths.append(row.excess)
-                ratios.append(found.accuracy.excess / row.excess)
+                if row.excess > RESOLVED:
+                    ratios.append(found.accuracy.excess / row.excess)
         result[f"{tolerance:g}"] = {
             "iterated": ways,
             "capped": capped,
-            "worst_excess": max(truths, default=0.0),
+            "worst_excess": float(f"{max(truths, default=0.0):.2e}"),
             "estimate_over_truth": [round(min(ratios, default=1.0), 2), round(max(ratios, default=1.0), 2)],
         }
         print(f"r = {rank}, tolerance {tolerance:g}: {result[f'{tolerance:g}']}", flush=True)

@@ -89,9 +89,10 @@ def decompose(
 
     wide = work.shape[0] < work.shape[1]
     W_MN = work.t() if wide else work
+    energy = lowrank.energy(W_MN)
     found = None
     if method == "randomized" and peak > 0 and not lowrank.prefers_exact(*W_MN.shape, rank, tolerance):
-        found = lowrank.krylov(W_MN, rank, name, tolerance, max_iterations)
+        found = lowrank.krylov(W_MN, energy, rank, name, tolerance, max_iterations)
     if found is None:
         V_RN = lowrank.exact(W_MN, rank).to(work.dtype)
         image_RM = V_RN @ W_MN.t()
@@ -105,7 +106,6 @@ def decompose(
         U, V = V, U
     signs = torch.sign(U.gather(0, U.abs().argmax(0, keepdim=True)))
 
-    energy = lowrank.energy(W_MN)
     captured = s.double().square().sum().item() / energy if energy else 1.0
     if found is None:
         accuracy = Accuracy("exact", captured, excess=0.0, iterations=0, capped=False)

@@ -103,7 +103,7 @@ class _Basis:
     def orthonormalise(self, X_BN: Tensor) -> tuple[Tensor, Tensor]:
         """Q' and L' with X = X Q^T Q + L' Q', Q' orthonormal and orthogonal to the basis even where X is not new."""
         Q_KN = self._Q_KN[: self.size]
-        full = torch.linalg.vector_norm(X_BN, dim=1).max()
+        enough = 1e-3 * torch.linalg.vector_norm(X_BN, dim=1).max()
         L_BB = None
         for _ in range(5):
             for _ in range(2):  # once leaves what cancellation magnifies
@@ -111,11 +111,11 @@ class _Basis:
             Q_NB, R_BB = torch.linalg.qr(X_BN.t())
             X_BN = Q_NB.t().contiguous()
             L_BB = R_BB.t() if L_BB is None else L_BB @ R_BB.t()
-            if R_BB.diagonal().abs().min() > 1e-3 * full:
+            if R_BB.diagonal().abs().min() > enough:
                 break
-            # What had (nearly) vanished came back as rounding errors, or as whatever QR fills in: once more. These
-            # are unit vectors; they may stay when most of each lies outside the basis.
-            full = 500.0
+            # What had (nearly) vanished came back as rounding errors, or as whatever QR fills in: once more, until
+            # at least half of each, now a unit vector, lies outside the basis.
+            enough = 0.5
         return X_BN, L_BB
 
     def append(self, X_BN: Tensor) -> Tensor:
@@ -158,7 +158,8 @@ def excess_estimate(theta_K: Tensor, rho_R: Tensor, energy: float) -> float:
     lambda_i <= lambda_i(Theta + E^T E / (theta_i - eta)) with E the residuals: to second order, theta_i falls short
     by at most rho_i^2 / (theta_i - eta), and where that gap closes, rho_i bounds the distance to an eigenvalue.
     eta cannot be known without the full spectrum; the Ritz value a tenth of the rank past the cut stands in for it.
-    Hence an estimate, from above as a rule, and no bound.
+    Hence an estimate, from above as a rule, and no bound: on a language model's weights
+    it was 0.6 to 45 times the truth (docs/results/svd.md).
     """
     rank = len(rho_R)
     theta_R, eta = theta_K[:rank], theta_K[min(rank + rank // 10, len(theta_K) - 1)]
@@ -168,7 +169,7 @@ def excess_estimate(theta_K: Tensor, rho_R: Tensor, energy: float) -> float:
     return shortfall / optimum
 
 
-def krylov(W_MN: Tensor, rank: int, name: str, tolerance: float, max_iterations: int) -> Search | None:
+def krylov(W_MN: Tensor, energy: float, rank: int, name: str, tolerance: float, max_iterations: int) -> Search | None:
     """Leading singular vectors by Rayleigh-Ritz on the block Krylov space of W^T W, from a random block.
 
     The random numbers come from the CPU and depend on `name` alone, so that rank, world size, order and device of the
@@ -177,10 +178,10 @@ def krylov(W_MN: Tensor, rank: int, name: str, tolerance: float, max_iterations:
     Returns:
         None where the basis would outgrow W before the tolerance is met: `exact` is cheaper then.
     """
-    M, N = W_MN.shape
+    N = W_MN.shape[1]
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little", signed=True)
     draw = torch.Generator().manual_seed(seed)
-    total, width = energy(W_MN), block_vectors(rank)
+    width = block_vectors(rank)
     basis = _Basis(W_MN, min(N, 2 * width * max_iterations))
 
     def square(X_BN: Tensor) -> Tensor:
@@ -188,8 +189,8 @@ def krylov(W_MN: Tensor, rank: int, name: str, tolerance: float, max_iterations:
         return X_BN @ W_MN.t() @ W_MN
 
     def fresh(vectors: int) -> Tensor:
-        """Random vectors in the row space of W, Gaussian combinations of its rows."""
-        return torch.randn(vectors, M, generator=draw, dtype=W_MN.dtype).to(W_MN.device) @ W_MN
+        """Gaussian vectors, once multiplied."""
+        return square(torch.randn(vectors, N, generator=draw, dtype=W_MN.dtype).to(W_MN.device))
 
     def missed(theta: float) -> bool:
         """Whether two more products from a fresh start find a direction outside the basis with energy above theta."""
@@ -208,9 +209,9 @@ def krylov(W_MN: Tensor, rank: int, name: str, tolerance: float, max_iterations:
             continue
         if basis.size < rank:
             return None
-        theta_K, S_KK = basis.ritz(total, rank)
+        theta_K, S_KK = basis.ritz(energy, rank)
         rho_R = torch.linalg.vector_norm(S_KK[:rank, -last:].to(coupling_BB.dtype) @ coupling_BB, dim=1).double()
-        excess = excess_estimate(theta_K, rho_R, total)
+        excess = excess_estimate(theta_K, rho_R, energy)
         met = excess <= tolerance
         if met and not complete:
             complete = True
