@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from sorsa_ds import comm, ds_config, init_report, ownership, precision, regularizer, weights
 from sorsa_ds.cli import Invocation
@@ -17,7 +17,7 @@ from sorsa_ds.config import EMBEDDED_MODEL, DataConfig, LoadingConfig, RunConfig
 from sorsa_ds.console import quiet_libraries, say, table, tracked
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.source import load_rows
-from sorsa_ds.data.tokenize import encode_all, show_example
+from sorsa_ds.data.tokenize import Example, encode_all, show_example
 from sorsa_ds.embedded import ensure_embedded_model
 from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup, init_distributed
 from sorsa_ds.factors import factor_source
@@ -47,7 +47,7 @@ def assemble(invocation: Invocation) -> Trainer:
         accumulation_steps=resolved.gradient_accumulation_steps,
     )
     device = this_device()
-    folder = choose_folder(config.output, config.model)
+    folder = choose_folder(config.output, config.model, device)
     say(formats.why)
 
     model_folder = find_model(config.model, config.loading)
@@ -64,6 +64,7 @@ def assemble(invocation: Invocation) -> Trainer:
         steps=config.train.steps,
         epochs=config.train.epochs,
     )
+    check_fits(model_folder, config.loading, [*train_examples, *eval_examples])
     say(show_example(train_examples[0], tokenizer))
 
     torch.manual_seed(config.train.seed + comm.rank())  # dropout differs between ranks
@@ -93,7 +94,7 @@ def assemble(invocation: Invocation) -> Trainer:
         adamw(
             config.train.learning_rate, config.train.adam_betas, config.train.adam_epsilon, config.train.weight_decay
         ),
-        cosine_with_warmup(plan.steps, round(config.train.warmup_ratio * plan.steps)),
+        cosine_with_warmup(plan.steps, min(round(config.train.warmup_ratio * plan.steps), plan.steps - 1)),
         reg,
         loaded.exact_factors,
     )
@@ -151,12 +152,15 @@ def load_tokenizer(folder: Path, loading: LoadingConfig) -> PreTrainedTokenizerB
         ValueError: the folder has none.
     """
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=loading.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=loading.trust_remote_code)
     except Exception as error:
         raise ValueError(f"model: {folder} has no tokenizer that can be read: {error}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"model: {folder} has no tokenizer (tokenizer.json); copy its model's there")
+    return tokenizer
 
 
-def examples(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[list[dict], list[dict]]:
+def examples(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples as token ids and labels; the held-out list may be empty."""
     train_rows, eval_rows = load_rows(data, seed)
     train, dropped = encode_all(train_rows, data.format, tokenizer, data.max_length, "training data")
@@ -165,6 +169,25 @@ def examples(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) ->
     if eval_rows is None:
         return train, []
     return train, encode_all(eval_rows, data.format, tokenizer, data.max_length, "held-out data")[0]
+
+
+def check_fits(folder: Path, loading: LoadingConfig, some: list[Example]) -> None:
+    """Stop before the model is loaded if an example is too long for it, or holds a token that it does not know.
+
+    Raises:
+        ValueError: naming the number and the limit.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=loading.trust_remote_code)
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = max(len(example["input_ids"]) for example in some)
+    if positions is not None and longest > positions:
+        raise ValueError(f"data.max_length: an example has {longest} tokens, the model takes {positions}; lower it")
+    largest = max(int(example["input_ids"].max()) for example in some)
+    if largest >= config.vocab_size:
+        raise ValueError(
+            f"model: its tokenizer makes token {largest}, but it knows only {config.vocab_size}: they do not belong "
+            f"together"
+        )
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -201,4 +224,7 @@ def _settled(config: RunConfig, resolved: ds_config.Resolved, precision_name: st
         global_batch_size=resolved.global_batch_size,
         gradient_clipping=resolved.gradient_clipping,
     )
-    return replace(config, train=train)
+    # Absolute, so that the run can be continued and evaluated from any folder.
+    model, path = (str(Path(p).expanduser().resolve()) if Path(p).expanduser().exists() else p
+                   for p in (config.model, config.data.path))  # fmt: skip
+    return replace(config, train=train, model=model, data=replace(config.data, path=path))

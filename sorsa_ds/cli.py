@@ -43,7 +43,6 @@ class Invocation:
 
     config: RunConfig
     ds_config: Path
-    config_file: Path | None
 
 
 class Errors(list[str]):
@@ -79,7 +78,7 @@ def parse(argv: Sequence[str]) -> Invocation:
     with errors.noted():
         config = load(RunConfig, file, overrides, TRAIN_OPTIONS)
     errors.stop()
-    return Invocation(config, ds_config, file)
+    return Invocation(config, ds_config)
 
 
 def split(argv: Sequence[str], options: Iterable[str], errors: Errors) -> tuple[dict[str, str], list[tuple[str, str]]]:

@@ -22,6 +22,22 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
+def relative_gamma(text: str) -> float:
+    """The factor of a gamma that is relative to the learning rate, as in `0.2*lr`.
+
+    Raises:
+        ValueError: it reads otherwise, or is negative or infinite.
+    """
+    number, star, rate = text.replace(" ", "").partition("*")
+    try:
+        factor = float(number)
+    except ValueError:
+        factor = -1.0
+    if star != "*" or rate != "lr" or not 0 <= factor < float("inf"):
+        raise ValueError(f"regularizer.gamma: {text!r} is neither a number >= 0 nor `<number>*lr`, as in `0.2*lr`")
+    return factor
+
+
 @settings
 class LoadingConfig:
     """How the pre-trained model is read."""
@@ -59,7 +75,7 @@ class SorsaConfig:
     """`randomized`: block Krylov iteration to `svd_tolerance`, seeded by the layer's name; exact where that is faster.
     `exact`: the full decomposition."""
 
-    svd_tolerance: PositiveFloat = 1e-3
+    svd_tolerance: PositiveFloat = 1e-2
     """Residual energy above the optimum, relatively, at which the iteration ends."""
 
     svd_max_iterations: PositiveInt = 16
@@ -93,6 +109,10 @@ class RegularizerConfig:
 
     divide_by_accumulation: bool | None = None
     """Divide the coefficient by the gradient accumulation steps, as the published code does without saying."""
+
+    def __post_init__(self):
+        if isinstance(self.gamma, str):
+            relative_gamma(self.gamma)
 
 
 @settings
@@ -190,7 +210,7 @@ class OutputConfig:
     """Folder that holds the run folders."""
 
     name: str | None = None
-    """Name of the run folder. Unset: model, method and time."""
+    """Name of the run folder, without `/`. Unset: model, method and time."""
 
     save_every: NonNegativeInt = 0
     """Optimizer steps between saved factors; the trained adapter is always saved at the end. 0: only then."""
@@ -200,6 +220,10 @@ class OutputConfig:
 
     wandb_project: str = "sorsa"
     """Project on Weights & Biases."""
+
+    def __post_init__(self):
+        if self.name is not None and ("/" in self.name or self.name in ("", ".", "..")):
+            raise ValueError(f"output.name: {self.name!r} is not the name of one folder")
 
 
 @settings

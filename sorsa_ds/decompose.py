@@ -131,4 +131,5 @@ def residual(
     dtype = factors.U.dtype
     U, V = factors.U.to(used_dtype).to(dtype), factors.V.to(used_dtype).to(dtype)
     s = factors.s.to(scale_dtype).to(dtype)
-    return torch.addmm(weight.to(dtype), U * (scale * s), V.t(), alpha=-1.0)
+    rest = weight.to(dtype, copy=True)  # the one full-size matrix besides the weight
+    return rest.addmm_(U * (scale * s), V.t(), alpha=-1.0)

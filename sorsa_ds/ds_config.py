@@ -5,6 +5,7 @@ Each quantity has one place of truth: said in the JSON or in the run configurati
 """
 
 import copy
+import difflib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +29,29 @@ REFUSED = {
     "pipeline": "layers are not spread over pipeline stages",
     "sequence_parallel_size": "sequences are not cut over ranks",
     "bfloat16": "write bf16",
+    "amp": "write bf16",
+    "prescale_gradients": "the gradients' order of averaging and clipping is part of the method",
+    "gradient_predivide_factor": "the gradients' order of averaging and clipping is part of the method",
+    "communication_data_type": "gradients travel in the precision that train.precision chooses",
 }
+REFUSED_ZERO = {
+    "round_robin_gradients": "it deals the masters out in an order that DeepSpeed does not record",
+    "zero_quantized_weights": "gathered weights would not be the ones that were decomposed",
+    "zero_quantized_nontrainable_weights": "gathered weights would not be the ones that were decomposed",
+    "zero_quantized_gradients": "it is not tested with SORSA",
+    "cpu_offload": "write offload_optimizer",
+    "cpu_offload_params": "write offload_param",
+    "cpu_offload_use_pin_memory": "write offload_optimizer.pin_memory",
+    "zenflow": "its optimizer step does not pass the regulariser",
+    "mics_shard_size": "it is not tested with SORSA",
+}
+KNOWN = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "bf16",
+    "fp16", "torch_autocast", "zero_optimization", "data_types", "zero_force_ds_cpu_optimizer",
+    "zero_allow_untested_optimizer", "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state",
+    "comms_logger", "flops_profiler", "aio",
+}  # fmt: skip
+"""Top-level keys that are passed on; DeepSpeed ignores what it does not know, so anything else is a mistake."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +64,6 @@ class Resolved:
     global_batch_size: int
     gradient_clipping: float
     zero_stage: int
-    offload_optimizer: bool
-    offload_param: bool
 
 
 def load(path: Path) -> Json:
@@ -86,14 +107,24 @@ def resolve(
     for key, reason in REFUSED.items():
         if key in raw:
             raise ValueError(f'DeepSpeed JSON: "{key}" is not supported: {reason}; remove it')
+    for key in raw:
+        if key not in KNOWN and not key.startswith("_"):
+            near = difflib.get_close_matches(key, KNOWN, n=1)
+            hint = f'; did you mean "{near[0]}"?' if near else f"; known are {', '.join(sorted(KNOWN))}"
+            raise ValueError(f'DeepSpeed JSON: "{key}" is not a key that this trainer passes on{hint}')
     ds = copy.deepcopy(raw)
     zero = ds["zero_optimization"] = _section(raw, "zero_optimization")
+    for key, reason in REFUSED_ZERO.items():
+        if zero.get(key):
+            raise ValueError(f'DeepSpeed JSON: "zero_optimization.{key}" is not supported: {reason}; remove it')
+    if zero.get("stage") == "auto":
+        raise ValueError('DeepSpeed JSON: "zero_optimization.stage" is "auto": write 0, 1, 2 or 3')
     stage = _integer(zero, "stage", minimum=0) or 0
     if stage > 3:
         raise ValueError(f'DeepSpeed JSON: "zero_optimization.stage" is {stage}: must be 0, 1, 2 or 3')
     zero["stage"] = stage
-    offload_optimizer = _offload(zero, "offload_optimizer", range(1, 4), device)
-    offload_param = _offload(zero, "offload_param", range(3, 4), device)
+    _check_offload(zero, "offload_optimizer", range(1, 4), device)
+    _check_offload(zero, "offload_param", range(3, 4), device)
     _settle_precision(ds, precision, stage)
 
     sizes = settle(
@@ -114,9 +145,7 @@ def resolve(
         "steps_per_print": _integer(raw, "steps_per_print") or 10**9,  # the trainer prints
         "wall_clock_breakdown": bool(_said(raw, "wall_clock_breakdown")),
     }
-    return Resolved(
-        ds, sizes.micro, sizes.accumulation, sizes.global_size, clipping, stage, offload_optimizer, offload_param
-    )
+    return Resolved(ds, sizes.micro, sizes.accumulation, sizes.global_size, clipping, stage)
 
 
 def unknown_zero_keys(raw: Json) -> list[str]:
@@ -170,22 +199,21 @@ def _settle_precision(ds: Json, precision: str, stage: int) -> None:
             types["grad_accum_dtype"] = said or "fp32"
 
 
-def _offload(zero: Json, name: str, stages: range, device: str) -> bool:
-    """Whether `offload_optimizer` or `offload_param` is on; refuses what would be ignored or would not work."""
+def _check_offload(zero: Json, name: str, stages: range, device: str) -> None:
+    """Settle an `offload_optimizer` or `offload_param` section; refuse what would be ignored or would not work."""
     section = _section(zero, name)
     target = _said(section, "device") or "none"
     if target == "none":
         zero.pop(name, None)
-        return False
+        return
     label = f'DeepSpeed JSON: "zero_optimization.{name}"'
     if zero["stage"] not in stages:
         raise ValueError(f"{label} needs ZeRO stage {' or '.join(map(str, stages))}, not {zero['stage']}")
-    if name == "offload_optimizer" and target == "nvme":
-        raise ValueError(f"{label}: nvme is not supported, cpu is: the regulariser needs the fp32 masters in memory")
+    if target == "nvme":
+        raise ValueError(f"{label}: nvme is not supported, cpu is: loading and the regulariser write to memory")
     if device == "cpu":
         section["pin_memory"] = False  # there is no GPU to copy to
     zero[name] = section
-    return True
 
 
 def _once(raw: Json, key: str, train: TrainConfig, field: str, read: Callable[[Json, str], Any]) -> Any:

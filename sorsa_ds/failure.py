@@ -3,6 +3,7 @@
 Exit codes: 2 for what the user can mend (ValueError), 1 for everything else.
 """
 
+import errno
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ import torch
 from sorsa_ds.comm import PeerError
 
 _PEER_SECONDS = 5.0
+_FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "socketpollconnect", "nccl")
 
 
@@ -36,6 +38,10 @@ def run(main: Callable[[], None]) -> None:
         if rank != "0":
             time.sleep(_PEER_SECONDS / 2)  # most mistakes are found by every rank alike; rank 0 tells
         _leave(f"error: {error}", 2)
+    except OSError as error:
+        if error.errno in _FULL_OR_FORBIDDEN:
+            _leave(f"[rank {rank}] error: {error.filename or 'a file'} cannot be written: {error.strerror}", 2)
+        _leave(f"[rank {rank}] {type(error).__name__}: {error}\n{traceback.format_exc()}", 1)
     except Exception as error:
         if _is_consequence(error):
             time.sleep(_PEER_SECONDS)

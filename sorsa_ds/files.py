@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, make it durable, and rename it to `path`.
@@ -22,10 +24,9 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         fsync(temporary)
         os.replace(temporary, path)
         fsync(path.parent)
-    except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be written ({error.strerror or error}); what stood there still does"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path}: cannot be written ({why}); a file that was there before is untouched") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -38,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically, indented."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def fsync(path: Path) -> None:

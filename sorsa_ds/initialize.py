@@ -14,7 +14,7 @@ from sorsa_ds.decompose import Decomposition, Factors, residual
 from sorsa_ds.init_report import LayerReport
 from sorsa_ds.ownership import Item, schedule
 from sorsa_ds.placement import Part, Placement, TensorSpec
-from sorsa_ds.precision import Precision
+from sorsa_ds.precision import Precision, full_fp32_products
 from sorsa_ds.sources import WeightSource
 from sorsa_ds.surgery import Target
 
@@ -112,14 +112,15 @@ def _produce(
     target = item.target
     if target is None:
         return [weight], []
-    factors = factor_source(target, weight)
-    rest = residual(
-        weight,
-        factors,
-        used_dtype=precision.compute_dtype,
-        scale_dtype=precision.factor_dtype,
-        scale=model.get_submodule(target.name).scale,
-    )
+    with full_fp32_products():
+        factors = factor_source(target, weight)
+        rest = residual(
+            weight,
+            factors,
+            used_dtype=precision.compute_dtype,
+            scale_dtype=precision.factor_dtype,
+            scale=model.get_submodule(target.name).scale,
+        )
     tensors = [rest.to(precision.residual_dtype), factors.U, factors.s, factors.V]
     if bias is not None:
         tensors.append(bias.to(device))

@@ -117,11 +117,6 @@ class SorsaLinear(nn.Module):
         x_principal = nn.functional.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
         return _SorsaFunction.apply(x, x_principal, self.residual, self.U, self.s, self.V, self.bias, self.scale)
 
-    def merged_weight(self) -> Tensor:
-        """W = W_r + scale * U diag(s) V^T, (M, N), in float32 or better."""
-        dtype = torch.promote_types(self.U.dtype, torch.float32)
-        return self.residual.to(dtype) + self.scale * (self.U * self.s).to(dtype) @ self.V.t().to(dtype)
-
     def extra_repr(self) -> str:
         """The shape line that `print(model)` shows."""
         return f"in={self.in_features}, out={self.out_features}, rank={self.rank}, bias={self.bias is not None}"

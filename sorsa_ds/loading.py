@@ -60,7 +60,7 @@ def skeleton(folder: Path | str, loading: LoadingConfig) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(
                 config, attn_implementation=attention, trust_remote_code=loading.trust_remote_code
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"model: {folder} cannot be built as a causal language model: {error}") from error
     model.tie_weights()
     return model

@@ -12,6 +12,8 @@ from deepspeed import DeepSpeedEngine
 from deepspeed import comm as dist
 from torch import Tensor
 
+from sorsa_ds import comm
+
 
 @dataclass(slots=True)
 class Fragment:
@@ -63,8 +65,11 @@ def inner_optimizer(engine: DeepSpeedEngine) -> torch.optim.Optimizer:
 
 
 def locate(engine: DeepSpeedEngine) -> Masters:
-    """Find this rank's fragments of all trainable parameters, in model order (collective only in the sense that
-    every rank does it for itself)."""
+    """Find this rank's fragments of all trainable parameters, in model order, and check them. A collective call.
+
+    Raises:
+        RuntimeError: DeepSpeed's layout of the masters is not the one that is known here.
+    """
     trainable = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
     stage = engine.zero_optimization_stage()
     if stage == 3:
@@ -75,8 +80,28 @@ def locate(engine: DeepSpeedEngine) -> Masters:
     else:
         copies = _stage0_copies(engine)
         fragments = [Fragment(name, p.shape, 0, p.numel(), copies[id(p)], 0) for name, p in trainable.items()]
-    present = [fragment for fragment in fragments if fragment is not None and fragment.numel > 0]
-    return Masters(present, sharded=stage > 0)
+    masters = Masters([f for f in fragments if f is not None and f.numel > 0], sharded=stage > 0)
+    _check(masters, trainable, engine.device)
+    return masters
+
+
+def _check(masters: Masters, trainable: dict[str, torch.nn.Parameter], device: torch.device) -> None:
+    """Each fragment holds what the model holds at its place, and together they cover every trained number once.
+
+    An option that makes DeepSpeed lay its masters out otherwise would silently train and save scrambled factors.
+    """
+    for fragment in masters.fragments:
+        parameter = trainable[fragment.name]
+        block = getattr(parameter, "ds_tensor", None)
+        held = parameter.detach().reshape(-1)[fragment.start :] if block is None else block
+        held = held[: fragment.numel].to(fragment.master.device)
+        if not torch.equal(fragment.values().to(held.dtype), held):
+            raise RuntimeError(f"{fragment.name}: DeepSpeed keeps its fp32 master elsewhere than is known here")
+    covered = float(sum(fragment.numel for fragment in masters.fragments))
+    if masters.sharded:
+        covered = comm.total(covered, device).item()
+    if covered != sum(getattr(p, "ds_numel", p.numel()) for p in trainable.values()):
+        raise RuntimeError("DeepSpeed's fp32 masters do not cover the trained parameters exactly once")
 
 
 def trained_shapes(engine: DeepSpeedEngine) -> dict[str, torch.Size]:

@@ -1,6 +1,8 @@
 """Which number formats a run uses on this machine, and how many threads; decided once and said in one sentence."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,7 +71,17 @@ def set_threads(local_world_size: int) -> int:
 
 
 def allow_tf32(device: Device) -> None:
-    """Let a GPU round the inputs of fp32 products to TF32. Where full fp32 matters (the regulariser), code says so."""
+    """Let a GPU round the inputs of fp32 products to TF32. Where that would hurt, `full_fp32_products` forbids it."""
     if device == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision("high")
+
+
+@contextmanager
+def full_fp32_products() -> Iterator[None]:
+    """Context in which fp32 matrix products are not rounded to TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -6,6 +6,9 @@ and E = G - I:
     norm      L = ||E||_F       dL/dX = X F,  F = 2 E / ||E||_F   (0 where E = 0)
     squared   L = ||E||_F^2     dL/dX = X F,  F = 4 E
 
+At step 0 the factors are orthonormal to rounding, and the norm form's gradient is then the unit direction of that
+rounding noise: small against the loss's gradient, and gone after the first update, but it is the definition.
+
 A Gram matrix is a sum over rows, so ranks that hold different rows need to sum only (R, R) numbers.
 """
 
@@ -15,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sorsa_ds.config import RegularizerConfig
+from sorsa_ds.config import RegularizerConfig, relative_gamma
 
 Form = Literal["norm", "squared"]
 Reduction = Literal["mean", "sum"]
@@ -42,14 +45,12 @@ def resolve(config: RegularizerConfig, *, learning_rate: float, accumulation_ste
     Args:
         learning_rate: eta_d, the scheduler's maximum.
         accumulation_steps: micro-batches of one optimizer step; only `reference` looks at it.
-
-    Raises:
-        ValueError: gamma is a text that is not `<number>*lr`.
     """
     chosen = {
         key: value if (own := getattr(config, key)) is None else own for key, value in _PRESETS[config.preset].items()
     }
-    coefficient = _gamma_over_rate(chosen["gamma"], learning_rate)
+    gamma = chosen["gamma"]
+    coefficient = relative_gamma(gamma) if isinstance(gamma, str) else gamma / learning_rate
     if chosen["divide_by_accumulation"]:
         coefficient /= accumulation_steps
     return Regularizer(chosen["form"], chosen["reduction"], coefficient)
@@ -67,16 +68,3 @@ def gradient_factor(error: Tensor, form: Form) -> Tensor:
         return 4.0 * error
     norm = torch.linalg.matrix_norm(error)[..., None, None]
     return torch.where(norm > 0, 2.0 * error / norm, torch.zeros_like(error))
-
-
-def _gamma_over_rate(gamma: float | str, learning_rate: float) -> float:
-    if isinstance(gamma, str):
-        number, star, rate = gamma.replace(" ", "").partition("*")
-        try:
-            relative = float(number)
-        except ValueError:
-            relative = -1.0
-        if star != "*" or rate != "lr" or not 0 <= relative < float("inf"):
-            raise ValueError(f"regularizer.gamma: {gamma!r} is neither a number >= 0 nor `<number>*lr`, as in `0.2*lr`")
-        return relative
-    return gamma / learning_rate

@@ -12,6 +12,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
+
 from sorsa_ds import comm
 from sorsa_ds.config import OutputConfig, RunConfig
 from sorsa_ds.config_io import to_yaml
@@ -20,21 +23,26 @@ from sorsa_ds.files import write_json, write_text
 METRICS, REPORT, ADAPTER = "metrics.jsonl", "report.json", "adapter"
 
 
-def choose_folder(output: OutputConfig, model: str) -> Path:
-    """The folder of a new run, the same on every rank. A collective call.
+def choose_folder(output: OutputConfig, model: str, device: torch.device) -> Path:
+    """Make the folder of a new run, the same on every rank. A collective call.
 
     Raises:
-        ValueError: a folder of that name holds a run already.
+        ValueError: a folder of that name holds a run already, or it cannot be written.
     """
-    import torch.distributed as dist
-
     model_name = re.sub(r"[^\w.-]", "-", model.rstrip("/").rpartition("/")[2])
     proposal = [output.name or f"{model_name}-sorsa-{time.strftime('%Y%m%d-%H%M%S')}"]
     if comm.world_size() > 1:
         dist.broadcast_object_list(proposal, src=0)
-    folder = Path(output.folder) / proposal[0]
-    if (folder / METRICS).exists():
-        raise ValueError(f"output.name: {folder} holds a run already; choose another name, or remove it")
+    folder = Path(output.folder).expanduser().resolve() / proposal[0]
+    error = None
+    if comm.rank() == 0:
+        try:
+            if (folder / METRICS).exists():
+                raise ValueError(f"output.name: {folder} holds a run already; choose another name, or remove it")
+            write_text(folder / METRICS, "")
+        except ValueError as caught:
+            error = caught
+    comm.agree(error, device)
     return folder
 
 
@@ -66,7 +74,7 @@ class RunLog:
         if self._file is None:
             return
         values = {key: value for key, value in values.items() if value is not None}
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         self._file.flush()
         if self._wandb is not None:
             self._wandb.log(values, step=step)

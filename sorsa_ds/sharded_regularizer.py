@@ -15,6 +15,7 @@ from deepspeed import comm as dist
 from torch import Tensor
 
 from sorsa_ds.masters import Fragment, Masters
+from sorsa_ds.precision import full_fp32_products
 from sorsa_ds.regularizer import Regularizer, gradient_factor, penalty
 
 
@@ -158,14 +159,3 @@ def _cut(fragment: Fragment, matrix: int, cut_rows: list[int]) -> _Cut:
     first_whole = -(-start // r)
     whole = max(0, end // r - first_whole)
     return _Cut(matrix, first_whole * r - start if whole else 0, whole, pieces)
-
-
-class full_fp32_products:
-    """Context in which fp32 matrix products are not rounded to TF32."""
-
-    def __enter__(self) -> None:
-        self._before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-
-    def __exit__(self, *_) -> None:
-        torch.set_float32_matmul_precision(self._before)

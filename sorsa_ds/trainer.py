@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -14,7 +16,7 @@ from sorsa_ds.adapter import INITIAL, TRAINED, save_config, save_factors
 from sorsa_ds.config import RunConfig
 from sorsa_ds.console import bar, say
 from sorsa_ds.data.batches import BatchPlan, eval_batches
-from sorsa_ds.engine import SorsaEngine
+from sorsa_ds.engine import SorsaEngine, StepReport
 from sorsa_ds.loading import Loaded
 from sorsa_ds.objective import learned_tokens, mean_loss, summed_loss
 from sorsa_ds.run_folder import ADAPTER, RunLog
@@ -60,7 +62,6 @@ class Trainer:
                 tick = time.perf_counter()
                 loss, tokens, done = self.step(step)
                 seconds = time.perf_counter() - tick
-                self.stop_on_nan(loss, step)
                 losses.append(loss)
                 tokens_seen += tokens
                 self.log.write(
@@ -79,10 +80,11 @@ class Trainer:
                     save_factors(self.engine, self.folder / "checkpoints" / f"step-{step + 1:06d}" / TRAINED)
                 if self.due(self.config.train.eval_every, step):
                     eval_now = self.evaluate(step + 1)
-        train_seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - began
 
+        if not self.due(self.config.train.eval_every, self.plan.steps - 1):
+            eval_now = self.evaluate(self.plan.steps)
         save_factors(self.engine, adapter / TRAINED)
-        eval_end = eval_now if self.due(self.config.train.eval_every, self.plan.steps - 1) else self.evaluate(step + 1)
         tenth = max(1, len(losses) // 10)
         report = {
             "steps": self.plan.steps,
@@ -91,34 +93,44 @@ class Trainer:
             "base_loss": base,
             "start_loss": start,
             "eval_loss_start": eval_start,
-            "eval_loss_end": eval_end,
+            "eval_loss_end": eval_now,
             "reg_loss_end": done.reg_loss,
             "trainable_parameters": sum(target.trainable for target in self.loaded.targets),
-            "train_seconds": train_seconds,
-            "tokens_per_second": tokens_seen / train_seconds,
+            "train_seconds": seconds,  # evaluations and saves included
+            "tokens_per_second": tokens_seen / seconds,
             "memory_gib": memory_gib(),
             "world_size": comm.world_size(),
+            "versions": {name: version(name) for name in ("sorsa_ds", "torch", "deepspeed", "transformers")},
         }
         self.log.close(report)
         return report
 
-    def step(self, step: int):
-        """One optimizer step: (mean loss per learned token, tokens processed by all ranks, the engine's report)."""
+    def step(self, step: int) -> tuple[float, float, StepReport]:
+        """One optimizer step: (mean loss per learned token, tokens processed by all ranks, the engine's report).
+
+        Raises:
+            ValueError: the loss is no number; on every rank, before it can reach the weights.
+        """
         micro_batches = [self.to_device(batch) for batch in self.plan.micro_batches(step)]
         learned = comm.total(sum(map(learned_tokens, micro_batches)), self.device).item()
         tokens = comm.total(sum(int(batch["attention_mask"].sum()) for batch in micro_batches), self.device).item()
         # DeepSpeed averages gradients over ranks and micro-batches; this makes it a mean over the batch's tokens.
         scale = comm.world_size() * len(micro_batches) / learned
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
+        mean = 0.0
 
-        def losses():
-            for batch in micro_batches:
+        def losses() -> Iterator[Tensor]:
+            nonlocal mean
+            for i, batch in enumerate(micro_batches, start=1):
                 loss = summed_loss(self.engine, batch)
                 summed.add_(loss.detach())
+                if i == len(micro_batches):
+                    mean = comm.total(summed, self.device).item() / learned
+                    self.stop_on_nan(mean, "loss", step + 1)
                 yield loss * scale
 
         done = self.engine.train_step(losses())
-        return comm.total(summed, self.device).item() / learned, tokens, done
+        return mean, tokens, done
 
     def evaluate(self, step: int) -> float | None:
         """Held-out loss, nats per learned token; None without held-out data. A collective call."""
@@ -128,6 +140,7 @@ class Trainer:
             self.eval_examples, comm.rank(), comm.world_size(), self.plan.micro_batch_size, self.pad_token_id
         )
         loss = mean_loss(self.engine, batches, self.device)
+        self.stop_on_nan(loss, "held-out loss", step)
         say(f"Step {step}: held-out loss {loss:.4f} nats per token.")
         self.log.write(step, eval_loss=loss)
         return loss
@@ -136,13 +149,13 @@ class Trainer:
         """The batch on which the model at step 0 is compared with the base model: this rank's first micro-batch."""
         return self.plan.micro_batches(0)[0]
 
-    def stop_on_nan(self, loss: float, step: int) -> None:
+    def stop_on_nan(self, loss: float, what: str, step: int) -> None:
         """Stop every rank alike (the loss is the same number on all) where it is NaN or infinite."""
         if not math.isfinite(loss):
             saved = sorted((self.folder / "checkpoints").glob("step-*"))
-            kept = f"the last saved factors are in {saved[-1]}" if saved else "no checkpoint was saved before it"
+            kept = f"the last factors that were saved are in {saved[-1]}" if saved else "nothing was saved before it"
             raise ValueError(
-                f"the loss is {loss} at step {step + 1}: lower train.learning_rate (now "
+                f"the {what} is {loss} at step {step}: lower train.learning_rate (now "
                 f"{self.config.train.learning_rate}) or look at the data of that step; {kept}"
             )
 

@@ -1,8 +1,12 @@
 """Fixtures shared by the tests."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Asking whether there is a GPU must not start CUDA here: the tests fork.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 
 @pytest.fixture(scope="session")

@@ -90,11 +90,6 @@ def test_collate_pads_right_and_masks_by_length():
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 
-@pytest.mark.parametrize(("multiple", "length"), [(1, 5), (4, 8), (5, 5)])
-def test_collate_rounds_the_length_up(multiple, length):
-    assert {tensor.shape for tensor in collate([example(3)], PAD, multiple).values()} == {(1, length)}
-
-
 def test_a_dummy_has_one_token_and_teaches_nothing():
     batch = collate([None, None], PAD)
     assert {key: tensor.tolist() for key, tensor in batch.items()} == {

@@ -202,6 +202,3 @@ def test_an_example_is_shown_with_its_parts_told_apart(tokenizer):
     before, after = shown.split(f"--- learned, {learned} tokens ---\n")
     assert before.endswith("1+1?\n\n### Response:\n")
     assert after.strip() == "Two." + tokenizer.eos_token
-    coloured = show_example(example, tokenizer, ansi=True)
-    assert "\x1b[2m" in coloured.split("Two.")[0]
-    assert coloured.endswith(f"Two.{tokenizer.eos_token}\x1b[0m")

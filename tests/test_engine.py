@@ -1,7 +1,5 @@
 """The engine's step against plain torch: the same numbers on every ZeRO stage, world size, accumulation and clip."""
 
-import itertools
-
 import pytest
 import torch
 from architectures import exactly
@@ -17,7 +15,13 @@ CASES = [
     dict(form="norm", reduction="mean", clip=0.05, accumulation=1, coefficient=0.2),
     dict(form="squared", reduction="sum", clip=0.0, accumulation=4, coefficient=0.7),
 ]
-STAGES = [(0, False), (1, False), (1, True), (2, False), (2, True), (3, False), (3, True)]
+MORE_CASES = [
+    dict(form="norm", reduction="sum", clip=0.05, accumulation=4, coefficient=0.1),
+    dict(form="squared", reduction="mean", clip=0.0, accumulation=1, coefficient=0.0),
+]
+STAGES = [(0, ""), (1, ""), (1, "optimizer"), (2, ""), (2, "optimizer"), (3, ""), (3, "optimizer"), (3, "both")]
+RUNS = [(stage, offload, case) for stage, offload in STAGES for case in CASES]
+RUNS += [(stage, "", case) for stage in (0, 2, 3) for case in MORE_CASES]
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +49,13 @@ def sequences(count: int, seed: int = 1):
     return made
 
 
-def ds_config(stage: int, offload: bool, clip: float, accumulation: int, bf16: bool = False) -> dict:
+def ds_config(stage: int, offload: str, clip: float, accumulation: int, bf16: bool = False) -> dict:
     """What `sorsa_ds.ds_config` would settle, by hand."""
     zero = {"stage": stage}
     if offload:
         zero["offload_optimizer"] = {"device": "cpu"}
+    if offload == "both":
+        zero["offload_param"] = {"device": "cpu"}
     config = {
         "train_micro_batch_size_per_gpu": MICRO, "gradient_accumulation_steps": accumulation, "gradient_clipping": clip,
         "zero_optimization": zero, "zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True,
@@ -113,7 +119,10 @@ def train_with_engine(folder, cases, precision="fp32"):
     results = []
     for stage, offload, case in cases:
         bf16 = precision == "bf16"
-        engine = build(folder, ds_config(stage, offload, case["clip"], case["accumulation"], bf16), case, precision)
+        ds = ds_config(stage, offload, case["clip"], case["accumulation"], bf16)
+        if precision == "mixed":
+            ds["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        engine = build(folder, ds, case, precision)
         start = whole_factors(engine)
         log = []
         for t in range(STEPS):
@@ -140,20 +149,56 @@ def compare(folder, world, case, start, end, log, tolerance):
         gap = (value - expected).norm() / expected.norm()
         assert gap < tolerance, f"{name}: {gap:.2e}"
         assert (value - start[name]).norm() > 100 * tolerance * expected.norm() or name.endswith(".s"), "did not move"
-    for ours, theirs in zip(log, plain_log, strict=True):
+    for ours, theirs in zip(log, plain_log, strict=bool(log)):
         assert ours.grad_norm == pytest.approx(theirs["grad_norm"], rel=1e-4)
         assert ours.reg_loss == pytest.approx(theirs["reg_loss"], rel=1e-4, abs=1e-9)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_ten_steps_equal_plain_torch(tiny_llama, world):
-    cases = [(stage, offload, case) for (stage, offload), case in itertools.product(STAGES, CASES)]
-    results = run_ranks(world, train_with_engine, tiny_llama, cases)[0]
-    for (stage, offload, case), (start, end, log) in zip(cases, results, strict=True):
+    results = run_ranks(world, train_with_engine, tiny_llama, RUNS)[0]
+    for (stage, offload, case), (start, end, log) in zip(RUNS, results, strict=True):
         try:
             compare(tiny_llama, world, case, start, end, log, tolerance=1e-5)
         except AssertionError as error:
-            raise AssertionError(f"stage {stage}, offload {offload}, {case}: {error}") from error
+            raise AssertionError(f"stage {stage}, offload {offload!r}, {case}: {error}") from error
+
+
+def _second_backward(folder, case):
+    """Ten steps on ZeRO-3 as the published code is built: the regulariser by a backward of its own."""
+    import deepspeed
+
+    engine = build(folder, ds_config(3, "", case["clip"], 1), case)
+    start = whole_factors(engine)
+    engine._regularizer.add_to = lambda master: None
+    factors = [p for n, p in engine.module.named_parameters() if n.endswith((".U", ".V"))]
+    for t in range(STEPS):
+        for loss in micro_losses(engine, sequences(MICRO, seed=t), 1):
+            engine.backward(loss)
+            with deepspeed.zero.GatheredParameters(factors):
+                terms = [torch.linalg.matrix_norm(p.T @ p - torch.eye(p.shape[1])) for p in factors]
+                engine.backward(case["coefficient"] * torch.stack(terms).mean())
+            engine.step()
+    return start, whole_factors(engine)
+
+
+def test_a_second_backward_would_lose_the_loss_under_zero3(tiny_llama):
+    """Why the gradient is taken in closed form: this trains on something else, and the comparison above sees it."""
+    case = {**CASES[0], "clip": 0.0}
+    ((start, end),) = run_ranks(1, _second_backward, tiny_llama, case)
+    with pytest.raises(AssertionError, match=r"(U|V|s): \d"):
+        compare(tiny_llama, 1, case, start, end, [], tolerance=1e-3)
+
+
+def test_an_unknown_layout_of_the_masters_is_refused(tiny_llama):
+    with pytest.raises(AssertionError, match="elsewhere than is known here|exactly once"):
+        run_ranks(2, _round_robin, tiny_llama)
+
+
+def _round_robin(folder):
+    ds = ds_config(2, "", 0.0, 1)
+    ds["zero_optimization"]["round_robin_gradients"] = True
+    build(folder, ds, CASES[0])
 
 
 def _bf16_terms(folder, stages):
@@ -163,7 +208,7 @@ def _bf16_terms(folder, stages):
 
     case, results = CASES[0], []
     for stage in stages:
-        engine = build(folder, ds_config(stage, False, case["clip"], 1, bf16=True), case, "bf16")
+        engine = build(folder, ds_config(stage, "", case["clip"], 1, bf16=True), case, "bf16")
         start, added = whole_factors(engine), {}
         add_to = engine._regularizer.add_to
 
@@ -206,12 +251,31 @@ def test_bf16_engine_adds_the_regulariser_in_fp32(tiny_llama, world):
         # Masters start from the exact fp32 factors, not from their bf16 roundings: columns are orthonormal to fp32.
         for name, v in leaves.items():
             assert (v.T @ v - eye[name]).norm() < 1e-5, f"stage {stage}: {name} was rounded"
-        factors = {n: tuple(start[f"{n}.{x}"] for x in ("U", "s", "V")) for n in {k.rpartition(".")[0] for k in start}}
-        model = plain_model(tiny_llama, factors)
-        case = CASES[0]
-        train(model, [sequences(MICRO * world, seed=t) for t in range(STEPS)], rate=RATE, clip=case["clip"],
-              coefficient=case["coefficient"], form="norm", reduction="mean", steps=STEPS, warmup=WARMUP)  # fmt: skip
-        moved = torch.cat([(end[n] - start[n]).flatten() for n in end])
-        plain = torch.cat([(model.get_parameter(n).detach() - start[n]).flatten() for n in end])
-        # Adam turns bf16's relative error of a gradient (1e-2) into the same order of its updates.
-        assert (moved - plain).norm() < 0.3 * plain.norm(), f"stage {stage}"
+        gap = distance_from_plain(tiny_llama, world, CASES[0], start, end)
+        assert gap < BF16_GAP, f"stage {stage}: {gap}"
+
+
+BF16_GAP = 0.07
+"""How far ten steps in bf16 may end from those in fp32, relative to the way they went (0.034 to 0.038 measured): bf16
+rounds the factors' products to 2^-9, and Adam turns a gradient's relative error into one of its updates."""
+
+
+def distance_from_plain(folder, world, case, start, end):
+    """||end - plain end|| / ||plain end - start|| over all trained numbers, plain being fp32."""
+    factors = {n: tuple(start[f"{n}.{x}"] for x in ("U", "s", "V")) for n in {k.rpartition(".")[0] for k in start}}
+    model = plain_model(folder, factors)
+    train(model, [sequences(MICRO * world, seed=t) for t in range(STEPS)], rate=RATE, clip=case["clip"],
+          coefficient=case["coefficient"], form=case["form"], reduction=case["reduction"], steps=STEPS,
+          warmup=WARMUP)  # fmt: skip
+    moved = torch.cat([(end[n] - start[n]).flatten() for n in end])
+    plain = torch.cat([(model.get_parameter(n).detach() - start[n]).flatten() for n in end])
+    return ((moved - plain).norm() / plain.norm()).item()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_mixed_precision_ends_where_fp32_does_but_for_rounding(tiny_llama, world):
+    runs = [(stage, "", CASES[0]) for stage in (0, 2, 3)]
+    for (stage, _, case), (start, end, _) in zip(runs, run_ranks(world, train_with_engine, tiny_llama, runs, "mixed")[0],
+                                                strict=True):  # fmt: skip
+        gap = distance_from_plain(tiny_llama, world, case, start, end)
+        assert gap < BF16_GAP, f"stage {stage}: {gap}"

@@ -33,6 +33,7 @@ def project(tmp_path_factory):
         {"query": f"What is {i} plus {i}?", "response": f"It is {2 * i}." + " Really." * (i % 5)} for i in range(40)
     ]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "long.jsonl").write_text((json.dumps({"query": "Why?", "response": "Because. " * 200}) + "\n") * 12)
     return folder
 
 
@@ -142,13 +143,16 @@ def test_wandb_offline(project):
     ("arguments", "message"),
     [
         (["sorsa.targets=[qproj]"], "'qproj' matches no linear of this model. Did you mean 'q_proj'"),
-        (["sorsa.rnk=4"], "sorsa.rank"),
-        (["train.global_batch_size=7"], "7"),
+        (["sorsa.rnk=4"], "did you mean sorsa.rank"),
+        (["train.global_batch_size=7"], "train.global_batch_size"),
+        (["data.max_length=512", "data.path=PROJECT/long.jsonl"], "the model takes 256; lower it"),
+        (["output.folder=/proc/nowhere"], "/proc/nowhere"),
         (["data.path=nowhere.jsonl"], "nowhere.jsonl"),
-        (["train.learning_rate=1e30", "train.max_start_gap=1e9"], "the loss is nan at step"),
+        (["train.learning_rate=1e30", "train.max_start_gap=1e9"], "the loss is nan at step 2"),
     ],
 )
 def test_mistakes_end_with_one_message_and_soon(project, arguments, message):
+    arguments = [argument.replace("PROJECT", str(project)) for argument in arguments]
     printed, _, seconds = launch(project, f"bad-{len(message)}", *arguments, code=2)
     assert printed.count(message) >= 1, printed[-3000:]
     assert printed.count("\nerror:") == 1

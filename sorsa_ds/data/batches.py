@@ -2,7 +2,7 @@
 
 Every rank makes the same number of forward passes, as collective calls need. Where the examples run out, dummies take
 their place: one token, nothing learned, so they add neither to the loss nor to the number of learned tokens.
-Shapes: B examples, L positions (the longest example, rounded up to `multiple`).
+Shapes: B examples, L positions (the longest example).
 """
 
 import math
@@ -65,13 +65,13 @@ def eval_batches(
         yield _batch(examples, indices, pad_token_id)
 
 
-def collate(examples: Sequence[Example | None], pad_token_id: int, multiple: int = 1) -> dict[str, Tensor]:
+def collate(examples: Sequence[Example | None], pad_token_id: int) -> dict[str, Tensor]:
     """input_ids, attention_mask and labels, each (B, L) int64, padded on the right; None stands for a dummy.
 
     The mask is 1 over each example's own length, whatever its tokens are.
     """
     lengths = [1 if example is None else len(example["input_ids"]) for example in examples]
-    shape = (len(examples), math.ceil(max(lengths) / multiple) * multiple)
+    shape = (len(examples), max(lengths))
     input_ids_BL = torch.full(shape, pad_token_id)
     attention_mask_BL = torch.zeros(shape, dtype=torch.int64)
     labels_BL = torch.full(shape, IGNORED)

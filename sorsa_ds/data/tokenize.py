@@ -65,17 +65,14 @@ def encode_all(
     return examples, len(rows) - len(examples)
 
 
-def show_example(example: Example, tokenizer: PreTrainedTokenizerBase, ansi: bool = False) -> str:
-    """An example as the model gets it, its masked and its learned parts told apart: by headings, or dim and bold."""
+def show_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+    """An example as the model gets it, its masked and its learned parts told apart by headings."""
     parts = []
     tokens = zip(example["input_ids"].tolist(), example["labels"].tolist(), strict=True)
     for learned, run in groupby(tokens, key=lambda token: token[1] != IGNORED):
         ids = [token for token, _ in run]
         text = tokenizer.decode(ids, skip_special_tokens=False)
-        if ansi:
-            parts.append(f"\x1b[{1 if learned else 2}m{text}\x1b[0m")
-        else:
-            parts.append(f"--- {'learned' if learned else 'masked'}, {len(ids)} tokens ---\n{text}\n")
+        parts.append(f"--- {'learned' if learned else 'masked'}, {len(ids)} tokens ---\n{text}\n")
     return "".join(parts)
 
 
