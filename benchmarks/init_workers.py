@@ -15,10 +15,10 @@ from sorsa_ds import comm
 from sorsa_ds.config import LoadingConfig, SorsaConfig
 from sorsa_ds.decompose import Decomposition, decompose
 from sorsa_ds.embedded import ensure_embedded_model
-from sorsa_ds.engine import init_distributed
 from sorsa_ds.loading import load
 from sorsa_ds.placement import Whole, Zero3
 from sorsa_ds.precision import choose
+from sorsa_ds.process import init_distributed
 from sorsa_ds.weights import Checkpoint
 
 CPU = torch.device("cpu")

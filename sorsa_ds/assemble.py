@@ -1,7 +1,5 @@
 """From a command line to a run that is ready to train: every choice made, said, and checked before time is spent."""
 
-import os
-import resource
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -9,20 +7,19 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from sorsa_ds import comm, ds_config, init_report, ownership, precision, regularizer, weights
+from sorsa_ds import comm, ds_config, init_report, ownership, precision, regularizer
 from sorsa_ds.cli import Invocation
-from sorsa_ds.config import EMBEDDED_MODEL, DataConfig, LoadingConfig, RunConfig
-from sorsa_ds.console import quiet_libraries, say, table, tracked
+from sorsa_ds.config import RunConfig
+from sorsa_ds.console import say, table, tracked
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
-from sorsa_ds.data.source import load_rows
-from sorsa_ds.data.tokenize import Example, encode_all, show_example
-from sorsa_ds.embedded import ensure_embedded_model
-from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup, init_distributed
+from sorsa_ds.data.tokenize import show_example
+from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.factors import factor_source
+from sorsa_ds.inputs import check_fits, examples, find_model, load_tokenizer
 from sorsa_ds.loading import load
 from sorsa_ds.placement import Whole, Zero3
+from sorsa_ds.process import peak_resident_gib, start_process, this_device
 from sorsa_ds.run_folder import RunLog, choose_folder
 from sorsa_ds.trainer import Trainer
 
@@ -115,79 +112,6 @@ def assemble(invocation: Invocation) -> Trainer:
     )  # fmt: skip
     log = RunLog(folder, config, resolved.ds, initialisation)
     return Trainer(config, engine, loaded, plan, eval_examples, pad_token_id(tokenizer), folder, log)
-
-
-def start_process() -> str:
-    """Settle this process: quiet libraries, threads, TF32, process group. Returns its device type, `cuda` or `cpu`."""
-    quiet_libraries()
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
-    if device_type == "cpu":
-        precision.set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))))
-    precision.allow_tf32(device_type)
-    init_distributed()
-    return device_type
-
-
-def peak_resident_gib() -> float:
-    """The largest resident memory that this process ever had, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def this_device() -> torch.device:
-    """The device on which this rank computes."""
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def find_model(model: str, loading: LoadingConfig) -> Path:
-    """The folder of the configured model; the embedded one is converted first if it never was."""
-    if model == EMBEDDED_MODEL:
-        return ensure_embedded_model(say)
-    return weights.find(model, loading.revision)
-
-
-def load_tokenizer(folder: Path, loading: LoadingConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
-
-    Raises:
-        ValueError: the folder has none.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=loading.trust_remote_code)
-    except Exception as error:
-        raise ValueError(f"model: {folder} has no tokenizer that can be read: {error}") from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ValueError(f"model: {folder} has no tokenizer (tokenizer.json); copy its model's there")
-    return tokenizer
-
-
-def examples(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples as token ids and labels; the held-out list may be empty."""
-    train_rows, eval_rows = load_rows(data, seed)
-    train, dropped = encode_all(train_rows, data.format, tokenizer, data.max_length, "training data")
-    if dropped:
-        say(f"{dropped} training examples are left out: nothing in their first {data.max_length} tokens is learned.")
-    if eval_rows is None:
-        return train, []
-    return train, encode_all(eval_rows, data.format, tokenizer, data.max_length, "held-out data")[0]
-
-
-def check_fits(folder: Path, loading: LoadingConfig, some: list[Example]) -> None:
-    """Stop before the model is loaded if an example is too long for it, or holds a token that it does not know.
-
-    Raises:
-        ValueError: naming the number and the limit.
-    """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=loading.trust_remote_code)
-    positions = getattr(config, "max_position_embeddings", None)
-    longest = max(len(example["input_ids"]) for example in some)
-    if positions is not None and longest > positions:
-        raise ValueError(f"data.max_length: an example has {longest} tokens, the model takes {positions}; lower it")
-    largest = max(int(example["input_ids"].max()) for example in some)
-    if largest >= config.vocab_size:
-        raise ValueError(
-            f"model: its tokenizer makes token {largest}, but it knows only {config.vocab_size}: they do not belong "
-            f"together"
-        )
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -7,13 +7,11 @@ place where DeepSpeed shows the fp32 masters together with averaged, unscaled an
 would not do: under ZeRO-3 it silently overwrites the first one's gradients.)
 """
 
-import os
 from dataclasses import dataclass
 
 import deepspeed
 import torch
 from deepspeed import DeepSpeedEngine
-from deepspeed.accelerator import get_accelerator
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
@@ -109,18 +107,6 @@ class SorsaEngine(DeepSpeedEngine):
         for group in optimizer.param_groups:
             for master in group["params"]:
                 self._regularizer.add_to(master)
-
-
-def init_distributed() -> None:
-    """Start the process group, for one process too, without compiling extensions that the run does not need."""
-    if not torch.cuda.is_available():
-        # The first collective on a CPU would otherwise compile a shared-memory kernel for minutes.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if "RANK" not in os.environ:
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-        os.environ.update(alone)
-    deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
-    get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
 
 
 def adamw(rate: float, betas: tuple[float, float], epsilon: float, weight_decay: float):

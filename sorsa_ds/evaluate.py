@@ -6,13 +6,14 @@ import torch
 
 from sorsa_ds import cli, comm, precision
 from sorsa_ds.adapter import initial_factors, load_trained, read_config
-from sorsa_ds.assemble import examples, find_model, load_tokenizer, start_process, this_device
 from sorsa_ds.config import RunConfig
 from sorsa_ds.console import tracked
 from sorsa_ds.data.batches import eval_batches, pad_token_id
+from sorsa_ds.inputs import examples, find_model, load_tokenizer
 from sorsa_ds.loading import Loaded, load
 from sorsa_ds.objective import mean_loss
 from sorsa_ds.placement import Whole
+from sorsa_ds.process import start_process, this_device
 from sorsa_ds.run_folder import ADAPTER
 
 

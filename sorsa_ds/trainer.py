@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from sorsa_ds.data.batches import BatchPlan, eval_batches
 from sorsa_ds.engine import SorsaEngine, StepReport
 from sorsa_ds.loading import Loaded
 from sorsa_ds.objective import learned_tokens, mean_loss, summed_loss
+from sorsa_ds.process import memory_gib
 from sorsa_ds.run_folder import ADAPTER, RunLog
 from sorsa_ds.start_check import check_start
 
@@ -171,10 +171,3 @@ class Trainer:
     def due(self, every: int, step: int) -> bool:
         """Whether something done every so many steps follows this step (0-based)."""
         return every > 0 and (step + 1) % every == 0
-
-
-def memory_gib() -> float:
-    """Peak GPU memory of this rank in GiB, or its resident memory now where there is no GPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return psutil.Process().memory_info().rss / 2**30

@@ -275,7 +275,7 @@ def distance_from_plain(folder, world, case, start, end):
 @pytest.mark.parametrize("world", [1, 2])
 def test_mixed_precision_ends_where_fp32_does_but_for_rounding(tiny_llama, world):
     runs = [(stage, "", CASES[0]) for stage in (0, 2, 3)]
-    for (stage, _, case), (start, end, _) in zip(runs, run_ranks(world, train_with_engine, tiny_llama, runs, "mixed")[0],
-                                                strict=True):  # fmt: skip
+    results = run_ranks(world, train_with_engine, tiny_llama, runs, "mixed")[0]
+    for (stage, _, case), (start, end, _) in zip(runs, results, strict=True):
         gap = distance_from_plain(tiny_llama, world, case, start, end)
         assert gap < BF16_GAP, f"stage {stage}: {gap}"
