@@ -3,6 +3,7 @@
 In each round a rank holds one layer with its factors, and the same again on the wire; nothing else but final shards.
 """
 
+import ctypes
 import time
 from collections.abc import Callable, Iterable
 
@@ -23,6 +24,9 @@ FactorSource = Callable[[Target, Tensor], Factors]
 
 Progress = Callable[[list[list[Item | None]]], Iterable[list[Item | None]]]
 """Wraps the plan (`sorsa_ds.ownership.schedule`), to show it and how far it is."""
+
+TRIM_BYTES = 2**26
+"""So many bytes of tensors may pass through a rank before it returns what it freed."""
 
 
 def fill(
@@ -54,6 +58,7 @@ def fill(
     items = [Item(t.name, torch.Size((t.out_features, t.in_features)), t) for t in targets]
     items += [Item(name, shape, None) for name, shape in frozen.items()]
     rounds = schedule(items, comm.world_size())
+    passed = 0
     for owned in progress(rounds):
         source.exchange(owned)
         tensors, error = [], None
@@ -68,8 +73,20 @@ def fill(
         parts = placement.distribute(specs, tensors)
         for spec in (spec for some in specs for spec in some):
             _place(homes[spec.name], spec, parts.pop(spec.name), placement, precision, exact)
+        del parts
+        passed += sum(spec.shape.numel() * spec.dtype.itemsize for some in specs for spec in some)
+        if passed >= TRIM_BYTES:
+            return_freed_memory()
+            passed = 0
     order = {target.name: i for i, target in enumerate(targets)}
     return exact, sorted(comm.gather_lists(mine), key=lambda report: order[report.name])
+
+
+def return_freed_memory() -> None:
+    """Let the C library give back what was freed: between the shards that stay it would keep up to a second model."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+    if trim is not None:
+        trim(0)
 
 
 def parameter_homes(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
