@@ -198,7 +198,7 @@ class TrainConfig:
     seed: NonNegativeInt = 0
     """Seed of the data order, the held-out rows, the generated data and the dropout."""
 
-    max_start_gap: PositiveFloat = 0.01
+    max_start_gap: PositiveFloat = 0.02
     """Largest relative gap between the model's loss at step 0 and the base model's; a larger one stops the run."""
 
 
