@@ -54,14 +54,7 @@ def adopt(
     linears = {target.name: model.get_submodule(target.name) for target in targets}
     biases = {name: linear.bias for name, linear in linears.items()}
     bare = [replace(target, bias=False) for target in targets]  # biases are in place already
-    operate(
-        model,
-        bare,
-        dropout=sorsa.dropout,
-        alpha=sorsa.alpha,
-        residual_dtype=precision.residual_dtype,
-        factor_dtype=precision.factor_dtype,
-    )
+    operate(model, bare, sorsa, precision)
     exact, reports = fill(
         model,
         bare,

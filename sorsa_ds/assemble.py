@@ -111,7 +111,7 @@ def assemble(invocation: Invocation) -> Trainer:
         )
     )  # fmt: skip
     log = RunLog(folder, config, resolved.ds, initialisation)
-    return Trainer(config, engine, loaded, plan, eval_examples, pad_token_id(tokenizer), folder, log)
+    return Trainer(config, engine, loaded, plan, eval_examples, folder, log)
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sorsa_ds.config import LoadingConfig, SorsaConfig
@@ -24,7 +23,7 @@ class Loaded:
 
     model: the adapted model; every parameter but U, s and V is frozen.
     targets: the adapted linears, in module order.
-    checkpoint, stored: where the pre-trained weights lie, and under which names.
+    source: where the pre-trained weights lie.
     exact_factors: this rank's parts of U, s and V in fp32 where the parameters themselves are rounded (precision
         bf16); empty otherwise.
     reports: how each layer was initialised, on every rank alike.
@@ -32,15 +31,9 @@ class Loaded:
 
     model: PreTrainedModel
     targets: list[Target]
-    checkpoint: Checkpoint
-    stored: dict[str, str]
+    source: OnDisk
     exact_factors: dict[str, Part]
     reports: list[LayerReport]
-
-    def base_weight(self, target: Target) -> Tensor:
-        """The target's pre-trained weight (M, N) as the checkpoint has it, on the CPU."""
-        weight = self.checkpoint.read(self.stored[target.name + ".weight"])
-        return weight.t() if target.transposed else weight
 
 
 def skeleton(folder: Path | str, loading: LoadingConfig) -> PreTrainedModel:
@@ -91,15 +84,9 @@ def load(
     model = skeleton(folder, loading)
     checkpoint = Checkpoint(folder)
     stored = checkpoint.parameter_names(model)
+    source = OnDisk(checkpoint, stored)
     targets = select(model, sorsa)
-    operate(
-        model,
-        targets,
-        dropout=sorsa.dropout,
-        alpha=sorsa.alpha,
-        residual_dtype=precision.residual_dtype,
-        factor_dtype=precision.factor_dtype,
-    )
+    operate(model, targets, sorsa, precision)
     inside = {f"{t.name}.{leaf}" for t in targets for leaf in ("residual", "U", "s", "V", "bias")}
     homes = parameter_homes(model)
     frozen = {name: getattr(*places[0]).shape for name, places in homes.items() if name not in inside}
@@ -107,7 +94,7 @@ def load(
         model,
         targets,
         frozen,
-        OnDisk(checkpoint, stored),
+        source,
         precision=precision,
         placement=placement,
         device=device,
@@ -119,4 +106,4 @@ def load(
             full = f"{module_name}.{name}" if module_name else name
             kept = checkpoint.read(stored[full]).to(buffer.dtype) if full in stored else buffer
             module._buffers[name] = kept.to(device)
-    return Loaded(model, targets, checkpoint, stored, exact, reports)
+    return Loaded(model, targets, source, exact, reports)

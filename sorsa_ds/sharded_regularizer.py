@@ -9,6 +9,7 @@ the gradient's direction E / ||E|| does not depend on how the rows are cut.
 """
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from deepspeed import comm as dist
@@ -68,6 +69,9 @@ class ShardedRegularizer:
         self._buffer = torch.zeros(gram_numbers + row_numbers, dtype=torch.float64, device=device)
         sizes = [r * r for r in self._ranks]
         self._grams = [g.view(r, r) for g, r in zip(self._buffer[:gram_numbers].split(sizes), self._ranks, strict=True)]
+        by_rank = [(r, len(list(same))) for r, same in groupby(self._ranks)]
+        batches = self._buffer[:gram_numbers].split([count * r * r for r, count in by_rank])
+        self._batches = [batch.view(count, r, r) for batch, (r, count) in zip(batches, by_rank, strict=True)]
         sizes = [len(rows) * r for rows, r in zip(cut_rows, self._ranks, strict=True)]
         self._cut_rows = [
             rows.view(-1, r) for rows, r in zip(self._buffer[gram_numbers:].split(sizes), self._ranks, strict=True)
@@ -121,18 +125,12 @@ class ShardedRegularizer:
         value = torch.zeros((), dtype=torch.float64, device=self.device)
         square = torch.zeros_like(value)
         self._factors = []
-        first = 0
-        while first < len(self._ranks):
-            r = self._ranks[first]
-            count = self._ranks.count(r)
-            begin = sum(k * k for k in self._ranks[:first])
-            gram = self._buffer[begin : begin + count * r * r].view(count, r, r)
-            error = gram - torch.eye(r, dtype=gram.dtype, device=gram.device)
+        for gram in self._batches:
+            error = gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
             factor = reg.coefficient * weight * gradient_factor(error, reg.form)
             value += weight * penalty(error, reg.form).sum()
             square += ((factor @ gram) * factor).sum()  # ||X F||^2 = tr(F X^T X F), F symmetric
             self._factors.extend(factor.float().unbind())
-            first += count
         return value, square.clamp_min(0).sqrt()
 
     def _find_cut_rows(self, index: dict[str, int]) -> list[list[int]]:

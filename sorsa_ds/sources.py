@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sorsa_ds import comm
 from sorsa_ds.ownership import Item
+from sorsa_ds.surgery import Target
 from sorsa_ds.weights import Checkpoint
 
 
@@ -38,9 +39,12 @@ class OnDisk:
         target = item.target
         if target is None:
             return self.checkpoint.read(self.stored[item.name]), None
+        return self.weight(target), self.checkpoint.read(self.stored[f"{target.name}.bias"]) if target.bias else None
+
+    def weight(self, target: Target) -> Tensor:
+        """The target's pre-trained weight (M, N) as the checkpoint has it, on the CPU."""
         weight = self.checkpoint.read(self.stored[f"{target.name}.weight"])
-        bias = self.checkpoint.read(self.stored[f"{target.name}.bias"]) if target.bias else None
-        return weight.t() if target.transposed else weight, bias
+        return weight.t() if target.transposed else weight
 
 
 class InShards:

@@ -27,7 +27,7 @@ def base_weights(loaded: Loaded) -> Iterator[None]:
 
             def forward(x: Tensor, target=target, layer=layer) -> Tensor:
                 dtype = compute_dtype(x)
-                weight = loaded.base_weight(target).to(x.device, dtype)
+                weight = loaded.source.weight(target).to(x.device, dtype)
                 return nn.functional.linear(x.to(dtype), weight, layer.bias)
 
             layer.forward = forward

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config import SorsaConfig
 from sorsa_ds.layer import SorsaLinear
+from sorsa_ds.precision import Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +68,7 @@ def select(model: nn.Module, config: SorsaConfig) -> list[Target]:
     return targets
 
 
-def operate(
-    model: nn.Module,
-    targets: list[Target],
-    *,
-    dropout: float = 0.0,
-    alpha: float | None = None,
-    residual_dtype: torch.dtype = torch.float32,
-    factor_dtype: torch.dtype = torch.float32,
-) -> None:
+def operate(model: nn.Module, targets: list[Target], sorsa: SorsaConfig, precision: Precision) -> None:
     """Freeze the model and put an uninitialised SorsaLinear (on the meta device) in each target's place."""
     model.requires_grad_(False)
     for target in targets:
@@ -86,11 +78,11 @@ def operate(
             target.out_features,
             target.rank,
             bias=target.bias,
-            scale=1.0 if alpha is None else alpha / target.rank,
-            dropout=dropout,
+            scale=1.0 if sorsa.alpha is None else sorsa.alpha / target.rank,
+            dropout=sorsa.dropout,
             device="meta",
-            residual_dtype=residual_dtype,
-            factor_dtype=factor_dtype,
+            residual_dtype=precision.residual_dtype,
+            factor_dtype=precision.factor_dtype,
         )
         setattr(model.get_submodule(parent_name), leaf, layer)
 

@@ -35,7 +35,6 @@ class Trainer:
     loaded: Loaded
     plan: BatchPlan
     eval_examples: list[dict]
-    pad_token_id: int
     folder: Path
     log: RunLog
 
@@ -137,7 +136,7 @@ class Trainer:
         if not self.eval_examples:
             return None
         batches = eval_batches(
-            self.eval_examples, comm.rank(), comm.world_size(), self.plan.micro_batch_size, self.pad_token_id
+            self.eval_examples, comm.rank(), comm.world_size(), self.plan.micro_batch_size, self.plan.pad_token_id
         )
         loss = mean_loss(self.engine, batches, self.device)
         self.stop_on_nan(loss, "held-out loss", step)

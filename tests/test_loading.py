@@ -127,8 +127,9 @@ def test_parameter_counts_are_the_published_ones(tmp_path, shape, rank, expected
 
     (tmp_path / "config.json").write_text(json.dumps(shape))
     model = skeleton(tmp_path, LoadingConfig())
-    targets = select(model, SorsaConfig(rank=rank))
-    operate(model, targets)
+    config = SorsaConfig(rank=rank)
+    targets = select(model, config)
+    operate(model, targets, config, choose("fp32", None, "cpu"))
     counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert counted == sum(t.trainable for t in targets)
     assert counted == pytest.approx(expected, rel=5e-4)
