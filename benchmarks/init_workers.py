@@ -21,14 +21,16 @@ from sorsa_ds.precision import choose
 from sorsa_ds.process import init_distributed
 from sorsa_ds.weights import Checkpoint
 
+SETTINGS = SorsaConfig()
 CPU = torch.device("cpu")
 DS = {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": 0.0, "zero_optimization": {"stage": 3}}
 
 
-def found(weight: torch.Tensor, rank: int, name: str, method: str = "randomized") -> Decomposition:
-    """A decomposition with the trainer's default tolerance."""
-    config = SorsaConfig()
-    return decompose(weight, rank, name, method, config.svd_tolerance, config.svd_max_iterations)
+def found(
+    weight: torch.Tensor, rank: int, name: str, method: str = "randomized", tolerance: float = SETTINGS.svd_tolerance
+) -> Decomposition:
+    """A decomposition with the trainer's default settings where nothing else is said."""
+    return decompose(weight, rank, name, method, tolerance, SETTINGS.svd_max_iterations)
 
 
 def main() -> None:
@@ -37,9 +39,11 @@ def main() -> None:
     parser.add_argument("what", choices=sorted(SIDES))
     parser.add_argument("--method", default="randomized")
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--tolerance", type=float, default=SETTINGS.svd_tolerance)
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--gib", type=float, default=2.0)
+    parser.add_argument("--flat", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     init_distributed()
@@ -50,12 +54,13 @@ def main() -> None:
     os._exit(0)
 
 
-def load_default(a: argparse.Namespace) -> dict:
-    """Initialise the default model, whole on every rank, in fp32.
+def load_model(a: argparse.Namespace) -> dict:
+    """Initialise a model in fp32: the default one, whole on every rank, or that of a folder, cut for ZeRO-3.
 
     seconds: all of it, from the empty skeleton to the last exchange. decomposing: the busiest rank's own work.
     """
-    folder = ensure_embedded_model(lambda text: None)
+    folder = a.folder or ensure_embedded_model(lambda text: None)
+    placement = Zero3(DS, CPU) if a.folder else Whole(CPU)
     torch.distributed.barrier()
     began = time.perf_counter()
     loaded = load(
@@ -63,9 +68,9 @@ def load_default(a: argparse.Namespace) -> dict:
         loading=LoadingConfig(),
         sorsa=SorsaConfig(rank=a.rank),
         precision=choose("fp32", None, "cpu"),
-        placement=Whole(CPU),
+        placement=placement,
         device=CPU,
-        factor_source=lambda target, weight: found(weight, target.rank, target.name, a.method),
+        factor_source=lambda target, weight: found(weight, target.rank, target.name, a.method, a.tolerance),
     )
     torch.distributed.barrier()
     seconds = time.perf_counter() - began
@@ -93,7 +98,7 @@ def energy_excess(a: argparse.Namespace) -> dict:
     for name in names:
         W = checkpoint.read(name).float()
         tail = torch.linalg.svdvals(W.double())[a.rank :].square().sum().item()
-        ours = found(W, a.rank, name.removesuffix(".weight"))
+        ours = found(W, a.rank, name.removesuffix(".weight"), tolerance=a.tolerance)
         U, s, V = torch.svd_lowrank(W, a.rank, niter=4)
         for key, (u, d, v) in {"ours": (ours.U, ours.s, ours.V), "pissa_niter_4": (U, s, V)}.items():
             left = (W.double() - (u.double() * d.double()) @ v.double().T).square().sum().item()
@@ -122,7 +127,11 @@ def full_svd(a: argparse.Namespace) -> dict:
 
 
 def write_checkpoint(a: argparse.Namespace) -> dict:
-    """A Llama of about the wanted size in bf16, random weights, in shards of 500 MB."""
+    """A Llama of about the wanted size in bf16, in shards of 500 MB.
+
+    Its linears have singular values that fall like a language model's, so that the iteration takes as long as there;
+    with `--flat` they are plain random numbers, which is sooner written.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     hidden, inner, vocabulary = 2048, 5632, 32000
@@ -133,7 +142,13 @@ def write_checkpoint(a: argparse.Namespace) -> dict:
         num_key_value_heads=16, vocab_size=vocabulary,
     )  # fmt: skip
     torch.set_default_dtype(torch.bfloat16)
-    LlamaForCausalLM(config).save_pretrained(a.folder, max_shard_size="500MB")
+    model = LlamaForCausalLM(config)
+    for linear in (m for m in model.model.modules() if isinstance(m, torch.nn.Linear) and not a.flat):
+        m, n = linear.weight.shape
+        fall = torch.arange(1, min(m, n) + 1, dtype=torch.float32).pow(-0.3)
+        left, right = (torch.randn(size, min(m, n), dtype=torch.float32) for size in (m, n))
+        linear.weight.data = ((left * fall) @ right.t() * 0.02 / hidden**0.5).bfloat16()
+    model.save_pretrained(a.folder, max_shard_size="500MB")
     return {"layers": layers}
 
 
@@ -190,7 +205,7 @@ class Peak:
 
 
 SIDES = {
-    "load": load_default,
+    "load": load_model,
     "peft": load_peft,
     "excess": energy_excess,
     "full": full_svd,

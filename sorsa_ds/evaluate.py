@@ -4,39 +4,15 @@ from pathlib import Path
 
 import torch
 
-from sorsa_ds import cli, comm, precision
-from sorsa_ds.adapter import initial_factors, load_trained, read_config
+from sorsa_ds import cli, comm
 from sorsa_ds.config import RunConfig
 from sorsa_ds.console import tracked
 from sorsa_ds.data.batches import eval_batches, pad_token_id
 from sorsa_ds.inputs import examples, find_model, load_tokenizer
-from sorsa_ds.loading import Loaded, load
 from sorsa_ds.objective import mean_loss
-from sorsa_ds.placement import Whole
 from sorsa_ds.process import start_process, this_device
 from sorsa_ds.run_folder import ADAPTER
-
-
-def load_run(folder: Path, config: RunConfig, device: torch.device) -> Loaded:
-    """The trained model of a run, whole on this rank, in the precision in which it was trained.
-
-    Raises:
-        ValueError: the adapter is missing, damaged, or of another base model.
-    """
-    adapter = folder / ADAPTER
-    described = read_config(adapter)
-    loaded = load(
-        find_model(config.model, config.loading),
-        loading=config.loading,
-        sorsa=config.sorsa,
-        precision=precision.choose(described["precision"], None, device.type),
-        placement=Whole(device),
-        device=device,
-        factor_source=initial_factors(adapter),
-        progress=lambda rounds: tracked(rounds, len(rounds), "rebuilding", "round"),
-    )
-    load_trained(loaded, adapter)
-    return loaded
+from sorsa_ds.trained import reload
 
 
 def held_out_loss(folder: Path) -> float:
@@ -55,7 +31,7 @@ def held_out_loss(folder: Path) -> float:
     _, held_out = examples(config.data, tokenizer, config.train.seed)
     if not held_out:
         raise ValueError(f"--run: {folder} was trained without held-out data (data.eval_size, data.eval_split)")
-    loaded = load_run(folder, config, device)
+    loaded = reload(folder / ADAPTER, device, lambda rounds: tracked(rounds, len(rounds), "rebuilding", "round"))
     batches = eval_batches(
         held_out, comm.rank(), comm.world_size(), config.train.micro_batch_size, pad_token_id(tokenizer)
     )

@@ -15,11 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sorsa_ds import digest
 from sorsa_ds.decompose import Accuracy, Decomposition
 from sorsa_ds.files import write_atomic
 from sorsa_ds.surgery import Target
 
-FORMAT = 1
+FORMAT = 2
 """Part of the key: a change of the decomposition or of the files that makes old ones wrong counts it up."""
 
 Decompose = Callable[[Target, Tensor], Decomposition]
@@ -65,10 +66,9 @@ class FactorCache:
         return cached
 
     def _key(self, target: Target, weight: Tensor) -> str:
-        data = weight.detach().cpu().contiguous().view(torch.uint8).numpy()
         parts = {
             "format": FORMAT,
-            "weight": hashlib.sha256(data).hexdigest(),
+            "weight": digest.of_tensor(weight),
             "shape": list(weight.shape),
             "dtype": str(weight.dtype),
             "rank": target.rank,
@@ -97,7 +97,4 @@ def _read(path: Path, key: str, device: torch.device) -> CachedDecomposition:
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return " ".join(f"{name}:{digest.of_tensor(tensors[name])}" for name in sorted(tensors))

@@ -40,11 +40,14 @@ def fill(
     device: torch.device,
     factor_source: FactorSource,
     progress: Progress,
+    trained: FactorSource | None = None,
 ) -> tuple[dict[str, Part], list[LayerReport]]:
     """Give every parameter of an operated model its values. A collective call.
 
     Args:
         frozen: the parameters outside the targets that `source` has too, with their shapes.
+        factor_source: gives the initial factors, against which the residual is taken.
+        trained: gives the factors that the layers get instead, if training has moved them.
 
     Returns:
         (this rank's exact fp32 parts of the factors whose parameters are rounded, a report of every layer).
@@ -64,7 +67,7 @@ def fill(
         tensors, error = [], None
         try:
             if (item := owned[comm.rank()]) is not None:
-                tensors, report = _produce(item, model, source, precision, device, factor_source)
+                tensors, report = _produce(item, model, source, precision, device, factor_source, trained)
                 mine += report
         except Exception as caught:
             error = caught
@@ -121,6 +124,7 @@ def _produce(
     precision: Precision,
     device: torch.device,
     factor_source: FactorSource,
+    trained: FactorSource | None,
 ) -> tuple[list[Tensor], list[LayerReport]]:
     """The owner's work: read, and for a target decompose. Tensors in the order of `_specs`."""
     began = time.perf_counter()
@@ -138,7 +142,8 @@ def _produce(
             scale_dtype=precision.factor_dtype,
             scale=model.get_submodule(target.name).scale,
         )
-    tensors = [rest.to(precision.residual_dtype), factors.U, factors.s, factors.V]
+    now = factors if trained is None else trained(target, weight)
+    tensors = [rest.to(precision.residual_dtype), now.U, now.s, now.V]
     if bias is not None:
         tensors.append(bias.to(device))
     if not isinstance(factors, Decomposition):

@@ -7,6 +7,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from sorsa_ds import comm
 from sorsa_ds.config import LoadingConfig, SorsaConfig
 from sorsa_ds.init_report import LayerReport
 from sorsa_ds.initialize import FactorSource, Progress, fill, parameter_homes
@@ -27,6 +28,7 @@ class Loaded:
     exact_factors: this rank's parts of U, s and V in fp32 where the parameters themselves are rounded (precision
         bf16); empty otherwise.
     reports: how each layer was initialised, on every rank alike.
+    digests: of every parameter of the pre-trained model (`sorsa_ds.digest`), on every rank alike.
     """
 
     model: PreTrainedModel
@@ -34,6 +36,7 @@ class Loaded:
     source: OnDisk
     exact_factors: dict[str, Part]
     reports: list[LayerReport]
+    digests: dict[str, str]
 
 
 def skeleton(folder: Path | str, loading: LoadingConfig) -> PreTrainedModel:
@@ -68,6 +71,8 @@ def load(
     placement: Placement,
     device: torch.device,
     factor_source: FactorSource,
+    trained: FactorSource | None = None,
+    digests: dict[str, str] | None = None,
     progress: Progress = iter,
 ) -> Loaded:
     """Build a model without memory for its parameters, operate on it, and fill it. A collective call.
@@ -75,7 +80,9 @@ def load(
     Args:
         placement: whole on each rank, or cut for ZeRO-3.
         device: where decompositions run.
-        factor_source: gives each target's factors (`sorsa_ds.factors`).
+        factor_source: gives each target's initial factors (`sorsa_ds.factors`), against which W_r is taken.
+        trained: gives the factors that the layers get, if training has moved them.
+        digests: what the pre-trained parameters' must be, if this model was loaded before.
         progress: wraps the rounds, to show them.
 
     Raises:
@@ -84,7 +91,7 @@ def load(
     model = skeleton(folder, loading)
     checkpoint = Checkpoint(folder)
     stored = checkpoint.parameter_names(model)
-    source = OnDisk(checkpoint, stored)
+    source = OnDisk(checkpoint, stored, digests or {})
     targets = select(model, sorsa)
     operate(model, targets, sorsa, precision)
     inside = {f"{t.name}.{leaf}" for t in targets for leaf in ("residual", "U", "s", "V", "bias")}
@@ -99,6 +106,7 @@ def load(
         placement=placement,
         device=device,
         factor_source=factor_source,
+        trained=trained,
         progress=progress,
     )
     for module_name, module in model.named_modules():
@@ -106,4 +114,4 @@ def load(
             full = f"{module_name}.{name}" if module_name else name
             kept = checkpoint.read(stored[full]).to(buffer.dtype) if full in stored else buffer
             module._buffers[name] = kept.to(device)
-    return Loaded(model, targets, source, exact, reports)
+    return Loaded(model, targets, source, exact, reports, dict(comm.gather_lists([*source.digests.items()])))

@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sorsa_ds import comm
+from sorsa_ds import comm, digest
 from sorsa_ds.ownership import Item
 from sorsa_ds.surgery import Target
 from sorsa_ds.weights import Checkpoint
@@ -26,11 +26,16 @@ class OnDisk:
 
     Args:
         stored: parameter name -> name in the checkpoint.
+        expected: digests that the parameters must have, where a run is continued; empty: any.
+
+    `digests` holds those of all parameters that this rank has read.
     """
 
-    def __init__(self, checkpoint: Checkpoint, stored: dict[str, str]):
+    def __init__(self, checkpoint: Checkpoint, stored: dict[str, str], expected: dict[str, str]):
         self.checkpoint = checkpoint
         self.stored = stored
+        self.digests: dict[str, str] = {}
+        self._expected = expected
 
     def exchange(self, items: list[Item | None]) -> None:
         """Nothing to do."""
@@ -38,13 +43,28 @@ class OnDisk:
     def read(self, item: Item) -> tuple[Tensor, Tensor | None]:
         target = item.target
         if target is None:
-            return self.checkpoint.read(self.stored[item.name]), None
-        return self.weight(target), self.checkpoint.read(self.stored[f"{target.name}.bias"]) if target.bias else None
+            return self._parameter(item.name), None
+        return self.weight(target), self._parameter(f"{target.name}.bias") if target.bias else None
 
     def weight(self, target: Target) -> Tensor:
-        """The target's pre-trained weight (M, N) as the checkpoint has it, on the CPU."""
-        weight = self.checkpoint.read(self.stored[f"{target.name}.weight"])
+        """The target's pre-trained weight (M, N) as the checkpoint has it, on the CPU.
+
+        Raises:
+            ValueError: it cannot be read, or is not the one that is expected.
+        """
+        weight = self._parameter(f"{target.name}.weight")
         return weight.t() if target.transposed else weight
+
+    def _parameter(self, name: str) -> Tensor:
+        tensor = self.checkpoint.read(self.stored[name])
+        if name not in self.digests:
+            self.digests[name] = digest.of_tensor(tensor)
+            if self._expected.get(name, self.digests[name]) != self.digests[name]:
+                raise ValueError(
+                    f"{self.checkpoint.folder}: {name} is not the weight that was trained on: this is another base "
+                    f"model, or a damaged copy of it"
+                )
+        return tensor
 
 
 class InShards:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sorsa_ds import comm
-from sorsa_ds.adapter import INITIAL, TRAINED, save_config, save_factors
+from sorsa_ds.adapter import INITIAL, TRAINED, describe
 from sorsa_ds.config import RunConfig
 from sorsa_ds.console import bar, say
 from sorsa_ds.data.batches import BatchPlan, eval_batches
@@ -20,6 +20,7 @@ from sorsa_ds.loading import Loaded
 from sorsa_ds.objective import learned_tokens, mean_loss, summed_loss
 from sorsa_ds.process import memory_gib
 from sorsa_ds.run_folder import ADAPTER, RunLog
+from sorsa_ds.save_factors import save_factors
 from sorsa_ds.start_check import check_start
 
 
@@ -49,7 +50,7 @@ class Trainer:
         adapter = self.folder / ADAPTER
         save_factors(self.engine, adapter / INITIAL)
         if comm.rank() == 0:
-            save_config(adapter, self.config, self.loaded.targets)
+            describe(adapter, self.config, self.loaded.targets, self.loaded.digests)
         eval_start = eval_now = self.evaluate(step=0)
 
         losses: list[float] = []

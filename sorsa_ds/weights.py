@@ -22,6 +22,9 @@ _HUB_FILES = [
     "*.py",
 ]
 
+REOPEN_BYTES = 2**26
+"""So many bytes may be read before the files are closed, which gives back the memory of what was read."""
+
 
 def find(model: str, revision: str | None) -> Path:
     """The folder of a model given as a folder or a hub name (downloaded into Hugging Face's cache).
@@ -54,6 +57,8 @@ class Checkpoint:
         for file in self._files():
             with _opened(file) as tensors:
                 self._file_of.update(dict.fromkeys(tensors.keys(), file))
+        self._open: dict[Path, safe_open] = {}
+        self._bytes_read = 0
 
     @property
     def names(self) -> list[str]:
@@ -63,12 +68,18 @@ class Checkpoint:
     def read(self, name: str) -> Tensor:
         """One tensor on the CPU, in its dtype on disk."""
         file = self._file_of[name]
-        # Opened anew each time: an open file keeps every page that was ever read resident.
-        with _opened(file) as tensors:
-            try:
-                return tensors.get_tensor(name)
-            except SafetensorError as error:
-                raise ValueError(f"{file}: cannot read {name}: {error}") from error
+        # An open file keeps every page that was ever read resident; opening one parses its whole header.
+        if self._bytes_read > REOPEN_BYTES:
+            self._open.clear()
+            self._bytes_read = 0
+        if file not in self._open:
+            self._open[file] = _opened(file)
+        try:
+            tensor = self._open[file].get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{file}: cannot read {name}: {error}") from error
+        self._bytes_read += tensor.nbytes
+        return tensor
 
     def parameter_names(self, model: PreTrainedModel) -> dict[str, str]:
         """Map each parameter and persistent buffer of the model (any alias of tied ones) to its tensor on disk.

@@ -1,0 +1,37 @@
+"""From the fp32 masters of a running engine to one adapter file."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sorsa_ds import comm
+from sorsa_ds.adapter import FactorFile
+from sorsa_ds.engine import SorsaEngine
+from sorsa_ds.files import write_atomic
+
+
+def save_factors(engine: SorsaEngine, path: Path) -> None:
+    """Gather the fp32 masters tensor by tensor to rank 0, which writes them, and reads them back. A collective call.
+
+    Raises:
+        ValueError: on every rank, if rank 0 could not write or finds something else on the disk than it wrote.
+    """
+    mine = {fragment.name: fragment for fragment in engine.masters.fragments}
+    whole: dict[str, Tensor] = {}
+    for name, shape in engine.trained_shapes.items():
+        tensor = engine.masters.full(name, shape, mine.get(name), engine.device)
+        if comm.rank() == 0:
+            whole[name] = tensor.cpu()
+    error = None
+    if comm.rank() == 0:
+        try:
+            write_atomic(path, lambda temporary: save_file(whole, temporary, metadata={"format": "pt"}))
+            file = FactorFile(path)
+            for name, tensor in whole.items():
+                if not torch.equal(file.tensor(name), tensor):
+                    raise ValueError(f"{path}: {name} reads back differently from what was written; check the disk")
+        except Exception as caught:
+            error = caught
+    comm.agree(error, engine.device)
