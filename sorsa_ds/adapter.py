@@ -39,6 +39,11 @@ def describe(folder: Path, config: RunConfig, targets: list[Target], digests: di
     """Write an adapter's description; `config.train.precision` must be resolved."""
     layers = {t.name: {"out": t.out_features, "in": t.in_features, "rank": t.rank} for t in targets}
     description = Description(config.model, config.loading, config.train.precision, config.sorsa, layers, digests)
+    write_description(folder, description)
+
+
+def write_description(folder: Path, description: Description) -> None:
+    """Write adapter_config.json."""
     write_json(folder / CONFIG, {"method": "sorsa", **asdict(description)})
 
 

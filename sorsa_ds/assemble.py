@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from sorsa_ds import comm, ds_config, init_report, ownership, precision, regularizer
+from sorsa_ds.adapter import INITIAL, FactorFile
+from sorsa_ds.checkpoint.keeper import Keeper
 from sorsa_ds.cli import Invocation
 from sorsa_ds.config import RunConfig
 from sorsa_ds.console import say, table, tracked
@@ -20,7 +22,9 @@ from sorsa_ds.inputs import check_fits, examples, find_model, load_tokenizer
 from sorsa_ds.loading import load
 from sorsa_ds.placement import Whole, Zero3
 from sorsa_ds.process import peak_resident_gib, start_process, this_device
-from sorsa_ds.run_folder import RunLog, choose_folder
+from sorsa_ds.resume import Resume, find
+from sorsa_ds.run_folder import RunLog, choose_folder, hold
+from sorsa_ds.run_paths import ADAPTER
 from sorsa_ds.trainer import Trainer
 
 
@@ -30,21 +34,29 @@ def assemble(invocation: Invocation) -> Trainer:
     Raises:
         ValueError: whatever the user can mend, before the model is loaded where that is possible.
     """
-    config = invocation.config
+    config = _absolute(invocation.config)
     raw = ds_config.load(invocation.ds_config)
     _check_keys(raw, invocation.ds_config)
     device_type = start_process()
+    device, world = this_device(), comm.world_size()
+    resume = find(invocation.resume, config, device) if invocation.resume else None
+    if resume is not None:
+        config = replace(config, train=resume.regroup(config.train, world))
     formats = precision.choose(config.train.precision, ds_config.precision_from_json(raw), device_type)
-    world = comm.world_size()
     resolved = ds_config.resolve(raw, config.train, world, device_type, formats.name)
     config = _settled(config, resolved, formats.name)
-    reg = regularizer.resolve(
-        config.regularizer,
-        learning_rate=config.train.learning_rate,
-        accumulation_steps=resolved.gradient_accumulation_steps,
-    )
-    device = this_device()
-    folder = choose_folder(config.output, config.model, device)
+    if resume is None:
+        reg = regularizer.resolve(
+            config.regularizer,
+            learning_rate=config.train.learning_rate,
+            accumulation_steps=resolved.gradient_accumulation_steps,
+        )
+        folder = choose_folder(config.output, config.model, device, again=invocation.resume is not None)
+    else:
+        resume.check(config)
+        reg = regularizer.Regularizer(**resume.manifest.regularizer)
+        folder = resume.run
+    lock = hold(folder, device)
     say(formats.why)
 
     model_folder = find_model(config.model, config.loading)
@@ -73,16 +85,18 @@ def assemble(invocation: Invocation) -> Trainer:
         precision=formats,
         placement=Zero3(resolved.ds, device) if resolved.zero_stage == 3 else Whole(device),
         device=device,
-        factor_source=factor_source(config.sorsa),
         progress=_shown,
+        **_factors(config, resume),
     )
-    say(init_report.table(loaded.reports))
-    initialisation = init_report.as_json(
-        loaded.reports,
-        seconds=time.perf_counter() - began,
-        world_size=world,
-        peak_gib=comm.gather_lists([peak_resident_gib()]),
-    )
+    initialisation = None
+    if resume is None:
+        say(init_report.table(loaded.reports))
+        initialisation = init_report.as_json(
+            loaded.reports,
+            seconds=time.perf_counter() - began,
+            world_size=world,
+            peak_gib=comm.gather_lists([peak_resident_gib()]),
+        )
     if config.train.gradient_checkpointing:
         checkpoint_activations(loaded.model)
     engine = SorsaEngine(
@@ -110,8 +124,20 @@ def assemble(invocation: Invocation) -> Trainer:
             ]
         )
     )  # fmt: skip
-    log = RunLog(folder, config, resolved.ds, initialisation)
-    return Trainer(config, engine, loaded, plan, eval_examples, folder, log)
+    keeper = Keeper(folder, config, raw, engine, reg, loaded.digests, resume)
+    log = RunLog(folder, config, resolved.ds, raw, initialisation, keeper.progress.step)
+    return Trainer(config, engine, loaded, plan, eval_examples, folder, log, keeper, lock)
+
+
+def _factors(config: RunConfig, resume: Resume | None) -> dict:
+    """Where the factors come from: a decomposition, or what the run began with and what it has made of it."""
+    if resume is None:
+        return {"factor_source": factor_source(config.sorsa)}
+    return {
+        "factor_source": FactorFile(resume.run / ADAPTER / INITIAL),
+        "trained": resume.tensors().factors,
+        "digests": resume.manifest.base,
+    }
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -148,7 +174,11 @@ def _settled(config: RunConfig, resolved: ds_config.Resolved, precision_name: st
         global_batch_size=resolved.global_batch_size,
         gradient_clipping=resolved.gradient_clipping,
     )
-    # Absolute, so that the run can be continued and evaluated from any folder.
+    return replace(config, train=train)
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    """Paths as they are from any folder, so that the run can be continued and evaluated from there."""
     model, path = (str(Path(p).expanduser().resolve()) if Path(p).expanduser().exists() else p
                    for p in (config.model, config.data.path))  # fmt: skip
-    return replace(config, train=train, model=model, data=replace(config.data, path=path))
+    return replace(config, model=model, data=replace(config.data, path=path))

@@ -212,8 +212,12 @@ class OutputConfig:
     name: str | None = None
     """Name of the run folder, without `/`. Unset: model, method and time."""
 
-    save_every: NonNegativeInt = 0
-    """Optimizer steps between saved factors; the trained adapter is always saved at the end. 0: only then."""
+    save_every: NonNegativeInt = 100
+    """Optimizer steps between checkpoints, from which `--resume` goes on: 12 bytes a trained parameter, written while
+    training goes on. One is always made at the end and on SIGTERM or SIGUSR1. 0: only then."""
+
+    keep_checkpoints: PositiveInt = 2
+    """How many checkpoints stay; older ones are removed when a new one is whole."""
 
     wandb: Literal["off", "online", "offline"] = "off"
     """Log to Weights & Biases as well."""

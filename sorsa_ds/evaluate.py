@@ -11,7 +11,7 @@ from sorsa_ds.data.batches import eval_batches, pad_token_id
 from sorsa_ds.inputs import examples, find_model, load_tokenizer
 from sorsa_ds.objective import mean_loss
 from sorsa_ds.process import start_process, this_device
-from sorsa_ds.run_folder import ADAPTER
+from sorsa_ds.run_paths import ADAPTER
 from sorsa_ds.trained import reload
 
 

@@ -1,6 +1,7 @@
 """How a command ends when something is wrong: one message, the failing rank's first, a non-zero exit code, no hang.
 
-Exit codes: 2 for what the user can mend (ValueError), 1 for everything else.
+Exit codes: 2 for what the user can mend (ValueError), 75 for a run that was told to stop and can be continued
+(`sorsa_ds.preemption`), 1 for everything else.
 """
 
 import errno
@@ -13,6 +14,7 @@ from collections.abc import Callable
 import torch
 
 from sorsa_ds.comm import PeerError
+from sorsa_ds.preemption import EXIT_CODE, Preempted
 
 _PEER_SECONDS = 5.0
 _FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -34,6 +36,8 @@ def run(main: Callable[[], None]) -> None:
         _leave("", 0)
     except KeyboardInterrupt:
         _leave("interrupted", 130)
+    except Preempted as stop:
+        _leave(str(stop) if rank == "0" else "", EXIT_CODE)
     except ValueError as error:
         if rank != "0":
             time.sleep(_PEER_SECONDS / 2)  # most mistakes are found by every rank alike; rank 0 tells

@@ -5,7 +5,8 @@ from pathlib import Path
 from sorsa_ds import comm
 from sorsa_ds.adapter import TRAINED
 from sorsa_ds.console import say, table
-from sorsa_ds.run_folder import ADAPTER, read_metrics
+from sorsa_ds.run_folder import read_metrics
+from sorsa_ds.run_paths import ADAPTER
 
 
 def show(report: dict, folder: Path) -> None:

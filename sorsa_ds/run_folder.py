@@ -1,10 +1,4 @@
-"""The folder of one run, and everything that is logged into it; written by rank 0 alone.
-
-config.yaml, ds_config.json    all settings as resolved
-metrics.jsonl                  one line an optimizer step or evaluation
-adapter/                       the trained factors, the initial ones, and their description
-report.json, loss.png          at the end
-"""
+"""The folder of one run, and everything that is logged into it; written by rank 0 alone."""
 
 import json
 import re
@@ -19,12 +13,15 @@ from sorsa_ds import comm
 from sorsa_ds.config import OutputConfig, RunConfig
 from sorsa_ds.config_io import to_yaml
 from sorsa_ds.files import write_json, write_text
+from sorsa_ds.run_lock import RunLock
+from sorsa_ds.run_paths import CONFIG, DS_CONFIG, GIVEN_DS_CONFIG, INIT, METRICS, REPORT
 
-METRICS, REPORT, ADAPTER = "metrics.jsonl", "report.json", "adapter"
 
-
-def choose_folder(output: OutputConfig, model: str, device: torch.device) -> Path:
+def choose_folder(output: OutputConfig, model: str, device: torch.device, again: bool) -> Path:
     """Make the folder of a new run, the same on every rank. A collective call.
+
+    Args:
+        again: a run of that name that never saved a checkpoint may begin anew.
 
     Raises:
         ValueError: a folder of that name holds a run already, or it cannot be written.
@@ -37,8 +34,11 @@ def choose_folder(output: OutputConfig, model: str, device: torch.device) -> Pat
     error = None
     if comm.rank() == 0:
         try:
-            if (folder / METRICS).exists():
-                raise ValueError(f"output.name: {folder} holds a run already; choose another name, or remove it")
+            if (folder / METRICS).exists() and not again:
+                raise ValueError(
+                    f"output.name: {folder} holds a run already; go on with it (--resume {folder}), choose another "
+                    f"name, or remove it"
+                )
             write_text(folder / METRICS, "")
         except ValueError as caught:
             error = caught
@@ -46,17 +46,51 @@ def choose_folder(output: OutputConfig, model: str, device: torch.device) -> Pat
     return folder
 
 
-class RunLog:
-    """Metrics to metrics.jsonl and, if asked, to Weights & Biases. On ranks other than 0 it does nothing."""
+def hold(folder: Path, device: torch.device) -> RunLock:
+    """Mark a run's folder as worked on, until the lock is released or this process ends. A collective call.
 
-    def __init__(self, folder: Path, config: RunConfig, ds_config: dict, initialisation: dict):
+    Raises:
+        ValueError: another process works on it.
+    """
+    lock, error = RunLock(folder), None
+    if comm.rank() == 0:
+        try:
+            lock.acquire()
+        except ValueError as caught:
+            error = caught
+    comm.agree(error, device)
+    return lock
+
+
+class RunLog:
+    """Metrics to metrics.jsonl and, if asked, to Weights & Biases. On ranks other than 0 it does nothing.
+
+    Args:
+        ds_config: as resolved. given: as it was given.
+        initialised: what init.json will hold; None where a run is continued.
+        steps_done: lines of later steps, which a run that was killed has left, are removed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        ds_config: dict,
+        given: dict,
+        initialised: dict | None,
+        steps_done: int,
+    ):
         self.folder = folder
         self._file = self._wandb = None
         if comm.rank() != 0:
             return
-        write_text(folder / "config.yaml", to_yaml(config))
-        write_json(folder / "ds_config.json", ds_config)
-        write_json(folder / "init.json", initialisation)
+        write_text(folder / CONFIG, to_yaml(config))
+        write_json(folder / DS_CONFIG, ds_config)
+        write_json(folder / GIVEN_DS_CONFIG, given)
+        if initialised is not None:
+            write_json(folder / INIT, initialised)
+        kept = [line for line in read_metrics(folder) if line["step"] <= steps_done] if steps_done else []
+        write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         if config.output.wandb != "off":
             import wandb
@@ -64,6 +98,8 @@ class RunLog:
             self._wandb = wandb.init(
                 project=config.output.wandb_project,
                 name=folder.name,
+                id=re.sub(r"[^\w-]", "-", folder.name),
+                resume="allow",
                 dir=folder,
                 mode=config.output.wandb,
                 config=asdict(config),
@@ -79,17 +115,23 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.log(values, step=step)
 
-    def close(self, report: dict) -> None:
-        """Write the final report and end the logs."""
+    def losses(self) -> list[float]:
+        """The training losses logged so far."""
+        return [line["loss"] for line in read_metrics(self.folder) if "loss" in line] if self._file else []
+
+    def close(self, report: dict | None) -> None:
+        """End the logs; with the final report, if the run came to its end."""
         if self._file is None:
             return
         self._file.close()
-        write_json(self.folder / REPORT, report)
+        if report is not None:
+            write_json(self.folder / REPORT, report)
         if self._wandb is not None:
-            self._wandb.summary.update(report)
-            self._wandb.finish()
+            self._wandb.summary.update(report or {})
+            self._wandb.finish(exit_code=0 if report else 1)
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    """The lines of metrics.jsonl; the last one is left out if a kill has cut it."""
+    lines = (folder / METRICS).read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]

@@ -43,8 +43,8 @@ class OnDisk:
     def read(self, item: Item) -> tuple[Tensor, Tensor | None]:
         target = item.target
         if target is None:
-            return self._parameter(item.name), None
-        return self.weight(target), self._parameter(f"{target.name}.bias") if target.bias else None
+            return self.parameter(item.name), None
+        return self.weight(target), self.parameter(f"{target.name}.bias") if target.bias else None
 
     def weight(self, target: Target) -> Tensor:
         """The target's pre-trained weight (M, N) as the checkpoint has it, on the CPU.
@@ -52,10 +52,15 @@ class OnDisk:
         Raises:
             ValueError: it cannot be read, or is not the one that is expected.
         """
-        weight = self._parameter(f"{target.name}.weight")
+        weight = self.parameter(f"{target.name}.weight")
         return weight.t() if target.transposed else weight
 
-    def _parameter(self, name: str) -> Tensor:
+    def parameter(self, name: str) -> Tensor:
+        """A pre-trained parameter as the checkpoint has it, on the CPU.
+
+        Raises:
+            ValueError: it cannot be read, or is not the one that is expected.
+        """
         tensor = self.checkpoint.read(self.stored[name])
         if name not in self.digests:
             self.digests[name] = digest.of_tensor(tensor)

@@ -78,13 +78,18 @@ def operate(model: nn.Module, targets: list[Target], sorsa: SorsaConfig, precisi
             target.out_features,
             target.rank,
             bias=target.bias,
-            scale=1.0 if sorsa.alpha is None else sorsa.alpha / target.rank,
+            scale=scale_of(target, sorsa),
             dropout=sorsa.dropout,
             device="meta",
             residual_dtype=precision.residual_dtype,
             factor_dtype=precision.factor_dtype,
         )
         setattr(model.get_submodule(parent_name), leaf, layer)
+
+
+def scale_of(target: Target, sorsa: SorsaConfig) -> float:
+    """Factor of a target's principal branch."""
+    return 1.0 if sorsa.alpha is None else sorsa.alpha / target.rank
 
 
 def sorsa_layers(model: nn.Module) -> dict[str, SorsaLinear]:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,14 +12,19 @@ from torch import Tensor
 
 from sorsa_ds import comm
 from sorsa_ds.adapter import INITIAL, TRAINED, describe
+from sorsa_ds.checkpoint.folder import existing
+from sorsa_ds.checkpoint.keeper import PACKAGES, Keeper
 from sorsa_ds.config import RunConfig
 from sorsa_ds.console import bar, say
 from sorsa_ds.data.batches import BatchPlan, eval_batches
 from sorsa_ds.engine import SorsaEngine, StepReport
 from sorsa_ds.loading import Loaded
 from sorsa_ds.objective import learned_tokens, mean_loss, summed_loss
+from sorsa_ds.preemption import Preempted, StopRequest, StopSignals
 from sorsa_ds.process import memory_gib
-from sorsa_ds.run_folder import ADAPTER, RunLog
+from sorsa_ds.run_folder import RunLog
+from sorsa_ds.run_lock import RunLock
+from sorsa_ds.run_paths import ADAPTER
 from sorsa_ds.save_factors import save_factors
 from sorsa_ds.start_check import check_start
 
@@ -38,32 +43,47 @@ class Trainer:
     eval_examples: list[dict]
     folder: Path
     log: RunLog
+    keeper: Keeper
+    lock: RunLock
+    signals: StopSignals = field(init=False)
 
     def train(self) -> dict:
-        """Train from the first step to the last; returns the report. A collective call.
+        """Train from the first step, or the one after the checkpoint, to the last; returns the report. A collective
+        call.
 
         Raises:
             ValueError: the loss is no number, or the model at step 0 is not the pre-trained one; on every rank.
+            Preempted: SIGTERM or SIGUSR1 came; the state is saved.
         """
-        base, start = check_start(self.engine, self.loaded, self.probe(), self.device, self.config.train.max_start_gap)
-        say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
-        adapter = self.folder / ADAPTER
-        save_factors(self.engine, adapter / INITIAL)
-        if comm.rank() == 0:
-            describe(adapter, self.config, self.loaded.targets, self.loaded.digests)
-        eval_start = eval_now = self.evaluate(step=0)
+        self.signals = StopSignals()
+        try:
+            return self.run()
+        except StopRequest as request:
+            started = self.keeper.progress.base_loss is not None
+            where = f"all of it is in {self.keeper.save()}" if started else "there was nothing to save yet"
+            self.log.close(None)
+            self.lock.release()
+            raise Preempted(
+                f"{request}: stopped after step {self.keeper.progress.step} of {self.plan.steps}; {where}. The same "
+                f"command with --resume auto goes on"
+            ) from None
 
-        losses: list[float] = []
-        began = time.perf_counter()
-        tokens_seen = 0.0
-        with bar(self.plan.steps, "training", "step") as progress:
-            for step in range(self.plan.steps):
+    def run(self) -> dict:
+        """`train`, but for what a signal ends."""
+        progress, adapter = self.keeper.progress, self.folder / ADAPTER
+        if progress.base_loss is None:
+            self.start(adapter)
+        losses = comm.gather_lists(self.log.losses())
+        with bar(self.plan.steps, "training", "step", progress.step) as shown:
+            while (step := progress.step) < self.plan.steps:
                 rate = self.engine.get_lr()[0]
                 tick = time.perf_counter()
+                self.keeper.step_begins()
                 loss, tokens, done = self.step(step)
                 seconds = time.perf_counter() - tick
                 losses.append(loss)
-                tokens_seen += tokens
+                progress.step, progress.tokens = step + 1, progress.tokens + tokens
+                progress.reg_loss = done.reg_loss
                 self.log.write(
                     step + 1,
                     loss=loss,
@@ -74,36 +94,48 @@ class Trainer:
                     tokens_per_second=tokens / seconds,
                     memory_gib=memory_gib(),
                 )
-                progress.set_postfix(loss=f"{loss:.3f}", reg=f"{done.reg_loss:.3g}", refresh=False)
-                progress.update()
-                if self.due(self.config.output.save_every, step):
-                    save_factors(self.engine, self.folder / "checkpoints" / f"step-{step + 1:06d}" / TRAINED)
-                if self.due(self.config.train.eval_every, step):
-                    eval_now = self.evaluate(step + 1)
-        seconds = time.perf_counter() - began
+                shown.set_postfix(loss=f"{loss:.3f}", reg=f"{done.reg_loss:.3g}", refresh=False)
+                shown.update()
+                self.keeper.step_ends()
+                every = self.config.train.eval_every
+                if every and (step + 1) % every == 0 and step + 1 < self.plan.steps:
+                    self.evaluate(step + 1)
+                progress.seconds += time.perf_counter() - tick
 
-        if not self.due(self.config.train.eval_every, self.plan.steps - 1):
-            eval_now = self.evaluate(self.plan.steps)
+        eval_now = self.evaluate(self.plan.steps)
         save_factors(self.engine, adapter / TRAINED)
+        self.keeper.save()
         tenth = max(1, len(losses) // 10)
         report = {
             "steps": self.plan.steps,
             "loss_first": sum(losses[:tenth]) / tenth,
             "loss_last": sum(losses[-tenth:]) / tenth,
-            "base_loss": base,
-            "start_loss": start,
-            "eval_loss_start": eval_start,
+            "base_loss": progress.base_loss,
+            "start_loss": progress.start_loss,
+            "eval_loss_start": progress.eval_loss_start,
             "eval_loss_end": eval_now,
-            "reg_loss_end": done.reg_loss,
+            "reg_loss_end": progress.reg_loss,
             "trainable_parameters": sum(target.trainable for target in self.loaded.targets),
-            "train_seconds": seconds,  # evaluations and saves included
-            "tokens_per_second": tokens_seen / seconds,
+            "train_seconds": progress.seconds,  # evaluations and saves included
+            "tokens_per_second": progress.tokens / progress.seconds,
             "memory_gib": memory_gib(),
             "world_size": comm.world_size(),
-            "versions": {name: version(name) for name in ("sorsa_ds", "torch", "deepspeed", "transformers")},
+            "versions": {name: version(name) for name in PACKAGES},
         }
         self.log.close(report)
+        self.lock.release()
         return report
+
+    def start(self, adapter: Path) -> None:
+        """Before the first step: check the model against the pre-trained one, measure it, keep its initial factors."""
+        progress = self.keeper.progress
+        base, start = check_start(self.engine, self.loaded, self.probe(), self.device, self.config.train.max_start_gap)
+        say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
+        save_factors(self.engine, adapter / INITIAL)
+        if comm.rank() == 0:
+            describe(adapter, self.config, self.loaded.targets, self.loaded.digests)
+        progress.eval_loss_start = self.evaluate(step=0)
+        progress.base_loss, progress.start_loss = base, start
 
     def step(self, step: int) -> tuple[float, float, StepReport]:
         """One optimizer step: (mean loss per learned token, tokens processed by all ranks, the engine's report).
@@ -122,6 +154,7 @@ class Trainer:
         def losses() -> Iterator[Tensor]:
             nonlocal mean
             for i, batch in enumerate(micro_batches, start=1):
+                self.signals.check()
                 loss = summed_loss(self.engine, batch)
                 summed.add_(loss.detach())
                 if i == len(micro_batches):
@@ -139,11 +172,17 @@ class Trainer:
         batches = eval_batches(
             self.eval_examples, comm.rank(), comm.world_size(), self.plan.micro_batch_size, self.plan.pad_token_id
         )
-        loss = mean_loss(self.engine, batches, self.device)
+        loss = mean_loss(self.engine, self.interruptible(batches), self.device)
         self.stop_on_nan(loss, "held-out loss", step)
         say(f"Step {step}: held-out loss {loss:.4f} nats per token.")
         self.log.write(step, eval_loss=loss)
         return loss
+
+    def interruptible(self, batches: Iterator[dict]) -> Iterator[dict]:
+        """The same, ended by a signal to stop."""
+        for batch in batches:
+            self.signals.check()
+            yield batch
 
     def probe(self) -> dict[str, Tensor]:
         """The batch on which the model at step 0 is compared with the base model: this rank's first micro-batch."""
@@ -152,8 +191,8 @@ class Trainer:
     def stop_on_nan(self, loss: float, what: str, step: int) -> None:
         """Stop every rank alike (the loss is the same number on all) where it is NaN or infinite."""
         if not math.isfinite(loss):
-            saved = sorted((self.folder / "checkpoints").glob("step-*"))
-            kept = f"the last factors that were saved are in {saved[-1]}" if saved else "nothing was saved before it"
+            saved = existing(self.folder)
+            kept = f"the last checkpoint is {saved[0]}" if saved else "nothing was saved before it"
             raise ValueError(
                 f"the {what} is {loss} at step {step}: lower train.learning_rate (now "
                 f"{self.config.train.learning_rate}) or look at the data of that step; {kept}"
@@ -167,7 +206,3 @@ class Trainer:
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The batch on this rank's device."""
         return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
-
-    def due(self, every: int, step: int) -> bool:
-        """Whether something done every so many steps follows this step (0-based)."""
-        return every > 0 and (step + 1) % every == 0

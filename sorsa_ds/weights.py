@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -10,17 +11,11 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
-_HUB_FILES = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "tokenizer*",
-    "*.model",
-    "*.txt",
-    "*.jinja",
-    "*.py",
-]
+INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+COMPANIONS = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken", "LICENSE*", "NOTICE*"]
+"""Files of a model beside its weights: configuration, tokenizer, chat template, its own code, its terms."""
+
+_HUB_FILES = ["*.safetensors", *COMPANIONS]
 
 REOPEN_BYTES = 2**26
 """So many bytes may be read before the files are closed, which gives back the memory of what was read."""
@@ -65,19 +60,22 @@ class Checkpoint:
         """All tensor names, as the files have them."""
         return list(self._file_of)
 
+    def header(self, name: str) -> tuple[str, torch.Size]:
+        """(dtype as safetensors calls it, shape) of a tensor that is not read."""
+        entry = self._opened(name).get_slice(name)
+        return entry.get_dtype(), torch.Size(entry.get_shape())
+
     def read(self, name: str) -> Tensor:
         """One tensor on the CPU, in its dtype on disk."""
-        file = self._file_of[name]
         # An open file keeps every page that was ever read resident; opening one parses its whole header.
         if self._bytes_read > REOPEN_BYTES:
             self._open.clear()
             self._bytes_read = 0
-        if file not in self._open:
-            self._open[file] = _opened(file)
+        file = self._opened(name)
         try:
-            tensor = self._open[file].get_tensor(name)
+            tensor = file.get_tensor(name)
         except SafetensorError as error:
-            raise ValueError(f"{file}: cannot read {name}: {error}") from error
+            raise ValueError(f"{self._file_of[name]}: cannot read {name}: {error}") from error
         self._bytes_read += tensor.nbytes
         return tensor
 
@@ -115,8 +113,15 @@ class Checkpoint:
             stored.update(dict.fromkeys(names, source))
         return stored
 
+    def _opened(self, name: str) -> safe_open:
+        """The file of a tensor, open."""
+        file = self._file_of[name]
+        if file not in self._open:
+            self._open[file] = _opened(file)
+        return self._open[file]
+
     def _files(self) -> list[Path]:
-        index = self.folder / _INDEX
+        index = self.folder / INDEX
         if index.exists():
             try:
                 shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -135,7 +140,7 @@ class Checkpoint:
                 f'trust their maker, convert once: python -c "from transformers import AutoModelForCausalLM as M; '
                 f"M.from_pretrained('{self.folder}', dtype='auto').save_pretrained('{self.folder}-safetensors')\""
             )
-        raise ValueError(f"{self.folder}: no {_SINGLE} and no {_INDEX}")
+        raise ValueError(f"{self.folder}: no {_SINGLE} and no {INDEX}")
 
 
 def _opened(file: Path) -> safe_open:

@@ -10,6 +10,14 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 
 @pytest.fixture(scope="session")
+def project(tmp_path_factory) -> Path:
+    """A small real project on disk (`projects`)."""
+    import projects
+
+    return projects.make(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real models and data beside the repository; tests that need it skip where it is absent."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -3,68 +3,13 @@
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import yaml
-from architectures import CONFIGS
-from chat_tokenizer import chat_tokenizer
+from projects import ROOT, STEPS, launch, metrics
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
-
-ROOT = Path(__file__).parents[1]
-STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A tiny model with a tokenizer, and data of unequal lengths."""
-    folder = tmp_path_factory.mktemp("project")
-    tokenizer = chat_tokenizer()
-    config = CONFIGS["llama"]
-    config.vocab_size, config.max_position_embeddings = len(tokenizer), 256
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    rows = [
-        {"query": f"What is {i} plus {i}?", "response": f"It is {2 * i}." + " Really." * (i % 5)} for i in range(40)
-    ]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "long.jsonl").write_text((json.dumps({"query": "Why?", "response": "Because. " * 200}) + "\n") * 12)
-    return folder
-
-
-def launch(project, name, *arguments, ranks=2, ds="zero3", code=0, **environment):
-    """Run launch/train.py through `deepspeed`; returns (everything printed, run folder, seconds)."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [
-        str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), "--master_port", str(port),
-        "launch/train.py", "--ds_config", f"ds_configs/{ds}.json", f"model={project / 'model'}",
-        f"data.path={project / 'data.jsonl'}", "data.eval_size=7", f"train.steps={STEPS}", "sorsa.rank=4",
-        "train.global_batch_size=8", "train.precision=fp32", "train.learning_rate=1e-3",
-        f"output.folder={project}", f"output.name={name}", *arguments,
-    ]  # fmt: skip
-    paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    began = time.monotonic()
-    done = subprocess.run(
-        command, cwd=ROOT, text=True, capture_output=True, timeout=300, check=False,
-        env={**os.environ, "PATH": paths, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
-             "SORSA_CACHE": str(project / "cache"), **environment},
-    )  # fmt: skip
-    printed = done.stdout + done.stderr
-    assert (done.returncode == 0) == (code == 0), printed[-4000:]
-    return printed, project / name, time.monotonic() - began
-
-
-def metrics(folder, key):
-    """One column of metrics.jsonl."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line[key] for line in lines if key in line]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +39,7 @@ def test_a_run_leaves_what_it_promises(zero3):
     assert [layer["rank"] for layer in layers] == [4] * 14
     assert {layer["owner"] for layer in layers} == {0, 1}
     assert (folder / "loss.png").stat().st_size > 1000
-    assert list((folder / "checkpoints").iterdir()) == [folder / "checkpoints" / "step-000004"]
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"latest", "step-000004", "step-000006"}
     assert not list(folder.rglob("*.tmp"))
 
 

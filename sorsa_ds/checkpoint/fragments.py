@@ -1,0 +1,64 @@
+"""One rank's part of the training state: from the engine into memory, and the optimizer's share of it back.
+
+Tensors are named `<part>/<parameter>@<start>`: the flat range of a parameter's values or moments from `start` on.
+"""
+
+import torch
+from torch import Tensor
+
+from sorsa_ds import comm
+from sorsa_ds.checkpoint.saved import SavedTensors
+from sorsa_ds.engine import SorsaEngine
+from sorsa_ds.masters import Fragment, inner_optimizer
+
+VALUES, MOMENTS = "values", ("exp_avg", "exp_avg_sq")
+
+
+def mine(engine: SorsaEngine) -> list[Fragment]:
+    """The fragments that this rank writes: its own, or its turn of those that all ranks hold alike."""
+    masters = engine.masters
+    return masters.fragments if masters.sharded else masters.fragments[comm.rank() :: comm.world_size()]
+
+
+@torch.no_grad()
+def snapshot(engine: SorsaEngine) -> dict[str, Tensor]:
+    """Copies in host memory of everything that this rank has to write; 12 bytes a number."""
+    state = inner_optimizer(engine).state
+    copies = {}
+    for fragment in mine(engine):
+        place = f"{fragment.name}@{fragment.start}"
+        copies[f"{VALUES}/{place}"] = _host_copy(fragment.values())
+        for moment in MOMENTS:
+            held = state.get(fragment.master, {}).get(moment)
+            # Before the first step some stages have no moments: they are zero.
+            values = torch.zeros(fragment.numel) if held is None else _cut(held, fragment)
+            copies[f"{moment}/{place}"] = _host_copy(values)
+    return copies
+
+
+@torch.no_grad()
+def restore_optimizer(engine: SorsaEngine, saved: SavedTensors, steps_done: int) -> None:
+    """Give the optimizer the moments of a checkpoint, made at any number of ranks and on any ZeRO stage.
+
+    Raises:
+        ValueError: the checkpoint lacks a part of them.
+    """
+    state = inner_optimizer(engine).state
+    for master in {id(f.master): f.master for f in engine.masters.fragments}.values():
+        held = state[master]
+        if not held:
+            held["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+            held.update({moment: torch.zeros_like(master) for moment in MOMENTS})
+        held["step"].fill_(steps_done)
+    for fragment in engine.masters.fragments:
+        for moment in MOMENTS:
+            values = saved.read(moment, fragment.name, fragment.start, fragment.numel)
+            _cut(state[fragment.master][moment], fragment).copy_(values)
+
+
+def _cut(flat: Tensor, fragment: Fragment) -> Tensor:
+    return flat.detach().view(-1)[fragment.offset : fragment.offset + fragment.numel]
+
+
+def _host_copy(values: Tensor) -> Tensor:
+    return values.detach().to("cpu", torch.float32, copy=True)

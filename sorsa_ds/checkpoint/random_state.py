@@ -1,0 +1,30 @@
+"""The states of the random generators of this process."""
+
+import json
+import random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_TORCH, _CUDA, _OTHERS = "random/torch", "random/cuda", "random/python_and_numpy"
+
+
+def take() -> dict[str, Tensor]:
+    """All states as uint8 tensors, by name: torch on the CPU and on this rank's GPU, Python's, and numpy's."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    others = json.dumps([random.getstate(), [name, keys.tolist(), position, has_gauss, gauss]])
+    states = {_TORCH: torch.get_rng_state(), _OTHERS: torch.tensor(list(others.encode()), dtype=torch.uint8)}
+    if torch.cuda.is_initialized():
+        states[_CUDA] = torch.cuda.get_rng_state()
+    return states
+
+
+def put_back(states: dict[str, Tensor]) -> None:
+    """Set what `take` has taken."""
+    torch.set_rng_state(states[_TORCH])
+    (version, words, gauss), (name, keys, *rest) = json.loads(bytes(states[_OTHERS].tolist()))
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    if _CUDA in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[_CUDA])

@@ -1,0 +1,63 @@
+"""Reading the tensors of a checkpoint: any flat range, whichever ranks wrote it."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sorsa_ds.decompose import Factors
+from sorsa_ds.surgery import Target
+
+
+class SavedTensors:
+    """The tensors of a checkpoint's rank files.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+
+    def __init__(self, files: list[Path]):
+        self._folder = files[0].parent
+        self._pieces: dict[tuple[str, str], list[tuple[int, int, object, str]]] = {}
+        for path in files:
+            try:
+                file = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{path}: missing, truncated or not a safetensors file ({error})") from error
+            for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                part, _, place = key.partition("/")
+                name, at, start = place.rpartition("@")
+                if at:
+                    numel = file.get_slice(key).get_shape()[0]
+                    self._pieces.setdefault((part, name), []).append((int(start), numel, file, key))
+
+    def read(self, part: str, name: str, start: int, numel: int) -> Tensor:
+        """Numbers [start, start + numel) of a parameter's `values`, `exp_avg` or `exp_avg_sq`, flat fp32 on the CPU.
+
+        Raises:
+            ValueError: no file has (all of) them.
+        """
+        out, found = torch.empty(numel), 0
+        for first, length, file, key in self._pieces.get((part, name), []):
+            low, high = max(first, start), min(first + length, start + numel)
+            if low < high:
+                out[low - start : high - start] = file.get_slice(key)[low - first : high - first]
+                found += high - low
+        if found != numel:
+            raise ValueError(f"{self._folder}: it holds {found} of {numel} numbers of {name} ({part})")
+        return out
+
+    def factors(self, target: Target, weight: Tensor) -> Factors:
+        """A layer's U, s and V on its weight's device; a `FactorSource`."""
+        m, n, r = target.out_features, target.in_features, target.rank
+        return Factors(*(
+            self.read("values", f"{target.name}.{leaf}", 0, torch.Size(shape).numel()).view(shape).to(weight.device)
+            for leaf, shape in (("U", (m, r)), ("s", (r,)), ("V", (n, r)))
+        ))  # fmt: skip
+
+
+def read_own(path: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of one rank's file whose names begin with `prefix`."""
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118

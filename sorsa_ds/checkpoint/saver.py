@@ -1,0 +1,127 @@
+"""Saving while training goes on: the state is copied to host memory at once and written by a thread.
+
+Only the copy stands in the training's way. No collective runs in the thread: at each later step the ranks agree, with
+one number, whether all of them have written; then rank 0 makes the checkpoint valid.
+"""
+
+import threading
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sorsa_ds import comm, digest
+from sorsa_ds.checkpoint import folder
+from sorsa_ds.checkpoint.manifest import Manifest
+from sorsa_ds.files import write_atomic
+
+
+class Saver:
+    """Writes the checkpoints of one run. All methods are collective calls.
+
+    Args:
+        run: the run's folder, on a file system that all ranks share.
+        keep: how many checkpoints stay.
+        device: for the collectives.
+
+    `last` is the newest valid checkpoint that this run has made or begun from.
+    """
+
+    def __init__(self, run: Path, keep: int, device: torch.device):
+        self._run, self._keep, self._device = run, keep, device
+        self._pending: _Writing | None = None
+        self.last: Path | None = None
+
+    def begin(self, tensors: dict[str, Tensor], manifest: Manifest) -> None:
+        """Start to write this rank's tensors, which must not change any more; an earlier save must be finished.
+
+        Raises:
+            ValueError: the folder cannot be made.
+        """
+        assert self._pending is None
+        step, error = manifest.progress.step, None
+        if comm.rank() == 0:
+            try:
+                folder.clear(self._run, step)
+            except OSError as caught:
+                error = self._failed(step, caught)
+        comm.agree(error, self._device)
+        path = folder.temporary_of(self._run, step) / f"rank-{comm.rank():05d}.safetensors"
+        self._pending = _Writing(path, tensors, manifest)
+
+    def poll(self) -> None:
+        """Make the checkpoint valid if every rank has written its file; else come back later.
+
+        Raises:
+            ValueError: a rank could not write; the earlier checkpoints are as they were.
+        """
+        if self._pending is None:
+            return
+        if comm.total(float(self._pending.done()), self._device).item() == comm.world_size():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until the checkpoint is valid, if one is being written.
+
+        Raises:
+            ValueError: as `poll`.
+        """
+        if self._pending is None:
+            return
+        writing, self._pending = self._pending, None
+        step = writing.manifest.progress.step
+        error = writing.wait()
+        comm.agree(None if error is None else self._failed(step, error), self._device)
+        files = comm.gather_lists([(writing.path.name, {"bytes": writing.bytes, "digest": writing.digest})])
+        error = None
+        if comm.rank() == 0:
+            try:
+                self._check_shared(writing.path.parent, files)
+                writing.manifest.files = dict(files)
+                writing.manifest.write(writing.path.parent)
+                folder.commit(self._run, step, self._keep)
+            except (OSError, ValueError) as caught:
+                error = self._failed(step, caught)
+        comm.agree(error, self._device)
+        self.last = folder.path_of(self._run, step)
+
+    def _failed(self, step: int, error: Exception) -> ValueError:
+        kept = folder.existing(self._run)
+        still = f"{kept[0]} is still valid" if kept else "there is no earlier one"
+        return ValueError(f"the checkpoint of step {step} was not saved: {error}; {still}")
+
+    @staticmethod
+    def _check_shared(written: Path, files: list[tuple[str, dict]]) -> None:
+        absent = [name for name, _ in files if not (written / name).exists()]
+        if absent:
+            raise ValueError(f"{written}: {absent[0]} is not there; output.folder must be shared by all nodes")
+
+
+class _Writing:
+    """One rank's file on its way to the disk."""
+
+    def __init__(self, path: Path, tensors: dict[str, Tensor], manifest: Manifest):
+        self.path, self.manifest = path, manifest
+        self.bytes, self.digest = 0, ""
+        self._tensors: dict[str, Tensor] = tensors
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def done(self) -> bool:
+        """Whether the thread has ended, well or not."""
+        return not self._thread.is_alive()
+
+    def wait(self) -> Exception | None:
+        """Wait for the thread; what went wrong, if anything."""
+        self._thread.join()
+        return self._error
+
+    def _write(self) -> None:
+        try:
+            write_atomic(self.path, lambda temporary: save_file(self._tensors, temporary))
+            self._tensors = {}
+            self.bytes, self.digest = self.path.stat().st_size, digest.of_file(self.path)
+        except Exception as error:
+            self._error = error

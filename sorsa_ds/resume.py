@@ -1,0 +1,216 @@
+"""Continuing a run: which checkpoint, whether it is whole, and whether the settings still fit it."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from sorsa_ds import comm, digest
+from sorsa_ds.adapter import INITIAL
+from sorsa_ds.checkpoint import folder, manifest
+from sorsa_ds.checkpoint.manifest import Manifest
+from sorsa_ds.checkpoint.saved import SavedTensors
+from sorsa_ds.config import RunConfig, TrainConfig
+from sorsa_ds.console import note
+from sorsa_ds.run_lock import is_held
+from sorsa_ds.run_paths import ADAPTER, CHECKPOINTS, CONFIG, METRICS, REPORT, run_of
+
+AUTO = "auto"
+FREE = (
+    "model",  # it may have moved: its weights' digests are checked
+    "loading.",
+    "output.",
+    "sorsa.svd_cache",
+    "train.micro_batch_size",
+    "train.gradient_accumulation_steps",
+    "train.gradient_checkpointing",
+    "train.eval_every",
+    "train.max_start_gap",
+)
+"""Settings, or sections of them, that may change when a run is continued."""
+
+
+@dataclass(slots=True)
+class Resume:
+    """Where a run is continued. `run`: its folder. `checkpoint`: whole, as `manifest` describes it."""
+
+    run: Path
+    checkpoint: Path
+    manifest: Manifest
+
+    def tensors(self) -> SavedTensors:
+        """The saved tensors.
+
+        Raises:
+            ValueError: a file is missing or damaged.
+        """
+        return SavedTensors([self.checkpoint / name for name in sorted(self.manifest.files)])
+
+    def check(self, config: RunConfig) -> None:
+        """Stop where settings differ that must not change.
+
+        Raises:
+            ValueError: naming all of them, with both values.
+        """
+        if changed := differences(config, self.manifest.config):
+            listing = "; ".join(f"{name} was {then!r} and is now {now!r}" for name, (then, now) in changed.items())
+            raise ValueError(f"--resume: the run was started with other settings: {listing}")
+
+    def regroup(self, train: TrainConfig, world_size: int) -> TrainConfig:
+        """The batch settings with the saved global batch, micro-batches regrouped where the ranks ask for it.
+
+        Raises:
+            ValueError: the saved global batch does not divide among the ranks.
+        """
+        size = self.manifest.config["train"]["global_batch_size"]
+        micro, accumulation = train.micro_batch_size, train.gradient_accumulation_steps
+        if micro and accumulation and micro * accumulation * world_size == size:
+            return train
+        if size % world_size:
+            fitting = [n for n in range(1, size + 1) if size % n == 0]
+            raise ValueError(
+                f"--resume: the run's global batch of {size} examples does not divide among {world_size} ranks; take "
+                f"{', '.join(map(str, fitting))} of them"
+            )
+        share, wanted = size // world_size, micro or self.manifest.config["train"]["micro_batch_size"]
+        micro = next(m for m in range(min(wanted, share), 0, -1) if share % m == 0)
+        return replace(train, global_batch_size=size, micro_batch_size=micro, gradient_accumulation_steps=None)
+
+
+def find(request: str, config: RunConfig, device: torch.device) -> Resume | None:
+    """The checkpoint that --resume asks for. A collective call.
+
+    Args:
+        request: `auto`, the folder of a run, or one of its checkpoints.
+
+    Returns:
+        None where `auto` finds no run that could be continued: a new one begins.
+
+    Raises:
+        ValueError: there is no such run or checkpoint, all checkpoints are damaged, the run still trains or is
+            finished, or (unless `auto` may choose another run) the settings differ; on every rank.
+    """
+    error, plan = None, []
+    if comm.rank() == 0:
+        try:
+            plan = [_candidates(request, config)]
+        except ValueError as caught:
+            error = caught
+    comm.agree(error, device)
+    [candidates] = comm.gather_lists(plan)
+    broken = []
+    for path in candidates:
+        found, wrong = _examined(path)
+        if found is not None:
+            for fault in broken:
+                note(f"{fault}; passed over")
+            resume = Resume(run_of(path), path, found)
+            resume.check(config)
+            return resume
+        broken += wrong
+        if path == Path(request).absolute():  # this one and no other was asked for
+            break
+    if not candidates:
+        return None
+    others = [path for path in folder.existing(run_of(candidates[0])) if path not in candidates]
+    offered = next((str(path) for path in others if _examined(path)[0] is not None), None)
+    way = f"--resume {offered} is whole" if offered else "no other checkpoint of this run is whole"
+    raise ValueError("--resume: " + "; ".join(broken) + f"; {way}")
+
+
+def _candidates(request: str, config: RunConfig) -> list[Path]:
+    """Checkpoints to try, the best first; empty: begin anew. On rank 0."""
+    if request == AUTO:
+        output = config.output
+        base = Path(output.folder).expanduser().absolute()
+        runs = [base / output.name] if output.name else _runs_in(base, config)
+        for run in runs:
+            if (run / REPORT).exists():
+                raise ValueError(f"--resume: {run} is finished")
+            _check_free(run)
+            if found := _whole_run(run):
+                return found
+        return []
+    path = Path(request).expanduser().absolute()
+    run = run_of(path)
+    if not path.is_dir():
+        near = folder.existing(run)
+        hint = f"; the run's newest is {near[0]}" if near else ""
+        raise ValueError(f"--resume: there is no folder {path}{hint}")
+    if path != run:
+        _check_free(run)
+        return [path]
+    if not (run / CONFIG).exists():
+        raise ValueError(f"--resume: {run} is not the folder of a run: it has no {CONFIG}")
+    if (run / REPORT).exists():
+        raise ValueError(f"--resume: {run} is finished; name one of its checkpoints to go on from there once more")
+    _check_free(run)
+    found = _whole_run(run)
+    if not found:
+        raise ValueError(
+            f"--resume: {run} has no checkpoint; start it anew (output.save_every says how often it saves)"
+        )
+    return found
+
+
+def _check_free(run: Path) -> None:
+    if is_held(run):
+        raise ValueError(f"--resume: {run} still trains; end that process first")
+
+
+def _whole_run(run: Path) -> list[Path]:
+    dangling = folder.dangling_latest(run)
+    if dangling is not None:
+        note(f"{run / CHECKPOINTS / folder.LATEST} names {dangling!r}, which is not there; passed over")
+    return folder.existing(run)
+
+
+def _runs_in(base: Path, config: RunConfig) -> list[Path]:
+    """Unfinished runs with these settings that nothing works on, newest first."""
+    found = []
+    for run in base.iterdir() if base.is_dir() else []:
+        if (run / CONFIG).exists() and not (run / REPORT).exists() and not is_held(run):
+            try:
+                saved = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+            except (OSError, yaml.YAMLError):
+                continue
+            if isinstance(saved, dict) and not differences(config, saved):
+                found.append(run)
+    return sorted(found, key=lambda run: (run / METRICS).stat().st_mtime, reverse=True)
+
+
+def _examined(path: Path) -> tuple[Manifest | None, list[str]]:
+    """A checkpoint's manifest if it is whole, else what is wrong. A collective call; each rank reads its share."""
+    try:
+        found = manifest.read(path)
+    except ValueError as error:
+        found, wrong = None, [str(error)]
+    else:
+        wrong = manifest.faults(path, found, comm.rank(), comm.world_size())
+        initial = run_of(path) / ADAPTER / INITIAL
+        if comm.rank() == 0 and not (initial.exists() and digest.of_file(initial) == found.initial_factors):
+            wrong.append(f"{initial} is missing or damaged")
+    wrong = list(dict.fromkeys(comm.gather_lists(wrong)))
+    return (None if wrong else found), wrong
+
+
+def differences(config: RunConfig, saved: dict) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ from a saved run's (then, now), but for those that are free, unset or `auto` now."""
+    then, now = _flat(saved), _flat(asdict(config))
+    return {
+        name: (then.get(name), value)
+        for name, value in now.items()
+        if value not in (None, "auto") and value != then.get(name) and not name.startswith(FREE)
+    }
+
+
+def _flat(settings: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in settings.items():
+        if isinstance(value, dict) and key != "rank_pattern":
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,20 @@
+"""What a run's folder holds.
+
+config.yaml, ds_config.json    all settings as resolved
+ds_config.given.json           the DeepSpeed JSON as it was given
+init.json                      how every layer was decomposed
+metrics.jsonl                  one line an optimizer step or evaluation
+checkpoints/                   to go on from (sorsa_ds.checkpoint)
+adapter/                       the trained factors, the initial ones, and their description (sorsa_ds.adapter)
+report.json, loss.png          at the end
+"""
+
+from pathlib import Path
+
+METRICS, INIT, REPORT, ADAPTER, CHECKPOINTS = "metrics.jsonl", "init.json", "report.json", "adapter", "checkpoints"
+CONFIG, DS_CONFIG, GIVEN_DS_CONFIG = "config.yaml", "ds_config.json", "ds_config.given.json"
+
+
+def run_of(path: Path) -> Path:
+    """The run that a folder belongs to: itself, or the run of a checkpoint."""
+    return path.parent.parent if path.parent.name == CHECKPOINTS else path
