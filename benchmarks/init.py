@@ -16,10 +16,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from common import say
+
 from sorsa_ds.config import SorsaConfig
 
 DEFAULT = SorsaConfig().svd_tolerance
-TOLERANCES = (DEFAULT, 2 * DEFAULT)
+TOLERANCES = (DEFAULT, 2 * DEFAULT, 4 * DEFAULT)
 ROOT = Path(__file__).parents[1]
 WORKERS = Path(__file__).with_name("init_workers.py")
 
@@ -44,9 +46,9 @@ def main() -> None:
 def speedup(repeats: int) -> dict:
     """One rank against two, one thread each.
 
-    `ranks2_speedup`: the decomposition (the busiest rank's work) of matrices of 2048 x 2048 and 5632 x 2048 at r = 128,
-    cut for ZeRO-3. `..._whole` adds the skeleton, which every rank builds, and the exchange. `..._default_...`: the
-    default model, whole on both ranks, r = 16.
+    `ranks2_speedup`: the decomposition (each round's slowest rank, summed) of matrices of 2048 x 2048 and 5632 x 2048
+    at r = 128, cut for ZeRO-3. `..._whole` adds the skeleton, which every rank builds, and the exchange.
+    `..._default_...`: the default model, whole on both ranks, r = 16.
     """
     result = {}
     with tempfile.TemporaryDirectory(dir=ROOT) as folder:
@@ -83,9 +85,9 @@ def against_peft(ranks: list[int], repeats: int) -> dict:
     }  # fmt: skip
     for rank in ranks:
         side = ("--rank", str(rank))
-        excess = {t: run(1, "excess", *side, "--tolerance", str(t)) for t in TOLERANCES}
-        peft = excess[DEFAULT]["pissa_niter_4"]
-        fair = max((t for t in TOLERANCES if excess[t]["ours"] <= peft), default=DEFAULT)
+        excess = run(1, "excess", *side, "--tolerances", *map(str, TOLERANCES))
+        peft = excess["pissa_niter_4"]
+        fair = max((t for t in TOLERANCES if excess[str(t)] <= peft), default=DEFAULT)
         times: dict = {key: [] for key in ("peft", DEFAULT, fair)}
         for _ in range(repeats):
             times["peft"].append(run(1, "peft", *side)["seconds"])
@@ -95,11 +97,11 @@ def against_peft(ranks: list[int], repeats: int) -> dict:
         result["vs_pissa_niter_4"][rank] = ratio[fair]
         result["vs_pissa_niter_4_default_tolerance"][rank] = ratio[DEFAULT]
         result["pissa_niter_4_energy_excess"][rank] = peft
-        result["residual_energy_excess_vs_pissa"][rank] = excess[fair]["ours"]
-        result["residual_energy_excess_default_tolerance"][rank] = excess[DEFAULT]["ours"]
+        result["residual_energy_excess_vs_pissa"][rank] = excess[str(fair)]
+        result["residual_energy_excess_default_tolerance"][rank] = excess[str(DEFAULT)]
         for t in sorted({DEFAULT, fair}):
             say(f"r = {rank}, tolerance {t}: PEFT's time / ours {ratio[t]:.2f}; worst excess residual energy: "
-                f"PEFT {peft:.2%}, ours {excess[t]['ours']:.2%}")  # fmt: skip
+                f"PEFT {peft:.2%}, ours {excess[str(t)]:.2%}")  # fmt: skip
     return result
 
 
@@ -113,16 +115,22 @@ def against_full_svd(size: int) -> dict:
 
 def memory(gib: float, worlds: list[int]) -> dict:
     """Peak resident memory a rank on a checkpoint of `gib`, ZeRO-3, over (final shard + stated working set)."""
-    result: dict = {"rss_gib": {}, "budget_gib": {}}
+    result: dict = {"rss_gib": {}, "budget_gib": {}, "rss_over_budget": 0.0}
     with tempfile.TemporaryDirectory(dir=ROOT) as folder:
-        run(1, "write", "--folder", folder, "--gib", str(gib), "--flat")
-        for world in worlds:
-            found = run(world, "memory", "--folder", folder)
-            result["rss_gib"][world], result["budget_gib"][world] = found["rss"], found["budget"]
-            result["rss_over_budget"] = found["rss"] / found["budget"]
-            say(f"{gib} GiB checkpoint, {world} ranks: {found['rss']:.2f} GiB a rank above the process's start, "
-                f"budget {found['budget']:.2f}, ratio {result['rss_over_budget']:.2f}")  # fmt: skip
-        whole = run(1, "from_pretrained", "--folder", folder)["rss"]
+        large, small = Path(folder, "large"), Path(folder, "small")
+        run(1, "write", "--folder", str(large), "--gib", str(gib), "--flat")
+        run(1, "write", "--folder", str(small), "--gib", str(gib / 5), "--flat")  # exact takes long
+        cases = ((large, gib, "randomized", 32), (large, gib, "randomized", 128), (small, gib / 5, "exact", 16))
+        for checkpoint, size, method, rank in cases:
+            for world in worlds:
+                found = run(world, "memory", "--folder", str(checkpoint), "--method", method, "--rank", str(rank))
+                case, ratio = f"{method} r={rank}, {world} ranks", found["rss"] / found["budget"]
+                result["rss_gib"][case], result["budget_gib"][case] = found["rss"], found["budget"]
+                result["rss_over_budget"] = max(result["rss_over_budget"], ratio)
+                say(f"{size:.1f} GiB checkpoint, {case}: {found['rss']:.2f} GiB a rank above the process's start, "
+                    f"final shard {found['shard']:.2f}, with the working set {found['budget']:.2f}, "
+                    f"ratio {ratio:.2f}")  # fmt: skip
+        whole = run(1, "from_pretrained", "--folder", str(large))["rss"]
         result["from_pretrained_rss_gib"] = whole
         say(f"from_pretrained: {whole:.2f} GiB on every rank")
     return result
@@ -138,11 +146,6 @@ def run(world: int, what: str, *arguments: str) -> dict:
     if done.returncode:
         raise RuntimeError(f"{what} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

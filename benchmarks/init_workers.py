@@ -2,20 +2,20 @@
 
 import argparse
 import json
-import math
 import os
-import threading
 import time
 from pathlib import Path
 
-import psutil
 import torch
+from common import Peak, write_llama
 
 from sorsa_ds import comm
 from sorsa_ds.config import LoadingConfig, SorsaConfig
 from sorsa_ds.decompose import Decomposition, decompose
 from sorsa_ds.embedded import ensure_embedded_model
+from sorsa_ds.initialize import working_set
 from sorsa_ds.loading import load
+from sorsa_ds.ownership import Item, schedule
 from sorsa_ds.placement import Whole, Zero3
 from sorsa_ds.precision import choose
 from sorsa_ds.process import init_distributed
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--method", default="randomized")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--tolerance", type=float, default=SETTINGS.svd_tolerance)
+    parser.add_argument("--tolerances", type=float, nargs="+", default=[SETTINGS.svd_tolerance])
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--gib", type=float, default=2.0)
@@ -57,7 +58,8 @@ def main() -> None:
 def load_model(a: argparse.Namespace) -> dict:
     """Initialise a model in fp32: the default one, whole on every rank, or that of a folder, cut for ZeRO-3.
 
-    seconds: all of it, from the empty skeleton to the last exchange. decomposing: the busiest rank's own work.
+    seconds: all of it, from the empty skeleton to the last exchange. decomposing: the work of each round's slowest
+    rank, summed over the rounds; waiting for one another is in it, the exchange is not.
     """
     folder = a.folder or ensure_embedded_model(lambda text: None)
     placement = Zero3(DS, CPU) if a.folder else Whole(CPU)
@@ -74,8 +76,10 @@ def load_model(a: argparse.Namespace) -> dict:
     )
     torch.distributed.barrier()
     seconds = time.perf_counter() - began
-    work = [sum(r.seconds for r in loaded.reports if r.owner == rank) for rank in range(comm.world_size())]
-    return {"seconds": seconds, "decomposing": max(work)}
+    spent = {report.name: report.seconds for report in loaded.reports}
+    items = [Item(t.name, torch.Size((t.out_features, t.in_features)), t) for t in loaded.targets]
+    rounds = schedule(items, comm.world_size())
+    return {"seconds": seconds, "decomposing": sum(max(spent[item.name] for item in one if item) for one in rounds)}
 
 
 def load_peft(a: argparse.Namespace) -> dict:
@@ -91,16 +95,18 @@ def load_peft(a: argparse.Namespace) -> dict:
 
 
 def energy_excess(a: argparse.Namespace) -> dict:
-    """Worst excess residual energy over the optimum on every seventh matrix of the default model, ours and PEFT's."""
+    """Worst excess residual energy over the optimum on all matrices of the default model: PEFT's, and ours."""
     checkpoint = Checkpoint(ensure_embedded_model(lambda text: None))
-    names = [name for name in checkpoint.names if "_proj.weight" in name][::7]
-    worst = {"ours": 0.0, "pissa_niter_4": 0.0}
-    for name in names:
+    worst = {"pissa_niter_4": 0.0, **dict.fromkeys(map(str, a.tolerances), 0.0)}
+    for name in (name for name in checkpoint.names if "_proj.weight" in name):
         W = checkpoint.read(name).float()
         tail = torch.linalg.svdvals(W.double())[a.rank :].square().sum().item()
-        ours = found(W, a.rank, name.removesuffix(".weight"), tolerance=a.tolerance)
         U, s, V = torch.svd_lowrank(W, a.rank, niter=4)
-        for key, (u, d, v) in {"ours": (ours.U, ours.s, ours.V), "pissa_niter_4": (U, s, V)}.items():
+        made = {"pissa_niter_4": (U, s, V)}
+        for tolerance in a.tolerances:
+            ours = found(W, a.rank, name.removesuffix(".weight"), tolerance=tolerance)
+            made[str(tolerance)] = ours.U, ours.s, ours.V
+        for key, (u, d, v) in made.items():
             left = (W.double() - (u.double() * d.double()) @ v.double().T).square().sum().item()
             worst[key] = max(worst[key], left / tail - 1)
     return worst
@@ -127,48 +133,26 @@ def full_svd(a: argparse.Namespace) -> dict:
 
 
 def write_checkpoint(a: argparse.Namespace) -> dict:
-    """A Llama of about the wanted size in bf16, in shards of 500 MB.
-
-    Its linears have singular values that fall like a language model's, so that the iteration takes as long as there;
-    with `--flat` they are plain random numbers, which is sooner written.
-    """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    hidden, inner, vocabulary = 2048, 5632, 32000
-    layer = 4 * hidden * hidden + 3 * hidden * inner
-    layers = max(1, math.ceil((a.gib * 2**30 / 2 - 2 * vocabulary * hidden) / layer))
-    config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=16,
-        num_key_value_heads=16, vocab_size=vocabulary,
-    )  # fmt: skip
-    torch.set_default_dtype(torch.bfloat16)
-    model = LlamaForCausalLM(config)
-    for linear in (m for m in model.model.modules() if isinstance(m, torch.nn.Linear) and not a.flat):
-        m, n = linear.weight.shape
-        fall = torch.arange(1, min(m, n) + 1, dtype=torch.float32).pow(-0.3)
-        left, right = (torch.randn(size, min(m, n), dtype=torch.float32) for size in (m, n))
-        linear.weight.data = ((left * fall) @ right.t() * 0.02 / hidden**0.5).bfloat16()
-    model.save_pretrained(a.folder, max_shard_size="500MB")
-    return {"layers": layers}
+    """A Llama of about the wanted size."""
+    return {"layers": write_llama(a.folder, a.gib, a.flat)}
 
 
 def peak_memory(a: argparse.Namespace) -> dict:
     """Peak resident memory above the start of a ZeRO-3 initialisation, and the budget it should keep to."""
-    placement = Zero3(DS, CPU)
+    placement, sorsa = Zero3(DS, CPU), SorsaConfig(rank=a.rank, svd=a.method)
     with Peak() as peak:
         loaded = load(
             a.folder,
             loading=LoadingConfig(),
-            sorsa=SorsaConfig(rank=32),
+            sorsa=sorsa,
             precision=choose("mixed", None, "cpu"),
             placement=placement,
             device=CPU,
-            factor_source=lambda target, weight: found(weight, target.rank, target.name),
+            factor_source=lambda target, weight: found(weight, target.rank, target.name, a.method),
         )
     shard = sum(p.ds_tensor.nbytes for p in loaded.model.parameters())
-    largest = max(4 * (t.out_features * t.in_features + t.trainable) for t in loaded.targets)
-    frozen = max(p.ds_numel * p.element_size() for p in loaded.model.parameters() if not p.requires_grad)
-    return {"rss": peak.gib, "budget": (shard + 2 * max(largest, frozen)) / 2**30}
+    working = max(working_set(target, sorsa) for target in loaded.targets)
+    return {"rss": peak.gib, "shard": shard / 2**30, "budget": (shard + working) / 2**30}
 
 
 def from_pretrained_memory(a: argparse.Namespace) -> dict:
@@ -180,28 +164,6 @@ def from_pretrained_memory(a: argparse.Namespace) -> dict:
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()  # until it is used, it is only mapped
     return {"rss": peak.gib}
-
-
-class Peak:
-    """Largest resident memory above the start, in GiB, sampled every few milliseconds; mapped files count."""
-
-    gib = 0.0
-
-    def __enter__(self) -> "Peak":
-        self._process = psutil.Process()
-        self._start = self._process.memory_info().rss
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.003):
-            self.gib = max(self.gib, (self._process.memory_info().rss - self._start) / 2**30)
-
-    def __exit__(self, *_) -> None:
-        self._done.set()
-        self._thread.join()
 
 
 SIDES = {

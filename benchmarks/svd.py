@@ -55,8 +55,7 @@ class Figures:
         rank = len(s)
         self.seconds += seconds
         self.optimum += exact[rank:].square().sum().item()
-        self.lost += exact.square().sum().item() - (W.double() @ V).square().sum().item()
-        self.lost -= exact[rank:].square().sum().item()
+        self.lost += (W.double() - (U * s) @ V.T).square().sum().item() - exact[rank:].square().sum().item()
         self.singular_value_error = max(
             self.singular_value_error, ((s - exact[:rank]).abs() / exact[:rank]).max().item()
         )
@@ -185,7 +184,7 @@ def audit(matrices: dict[str, Tensor], spectra: dict[str, Tensor], rank: int, ar
     for tolerance in args.tolerance:
         truths, ratios, capped, ways = [], [], 0, 0
         for name, W in matrices.items():
-            found = decompose(W, min(rank, *W.shape), name, "randomized", tolerance)
+            found = decompose(W, min(rank, *W.shape), name.removesuffix(".weight"), "randomized", tolerance)
             row = Figures()
             row.add(0, W, (found.U, found.s, found.V), spectra[name])
             if found.accuracy.way == "krylov":

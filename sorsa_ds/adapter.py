@@ -73,10 +73,7 @@ class FactorFile:
 
     def __init__(self, path: Path):
         self._path = path
-        try:
-            self._file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: missing, truncated or not a safetensors file ({error})") from error
+        self._opened()
 
     def __call__(self, target: Target, weight: Tensor) -> Factors:
         """A target's factors on its weight's device.
@@ -98,7 +95,14 @@ class FactorFile:
         Raises:
             ValueError: there is none of that name, or it cannot be read.
         """
+        file = self._opened()  # anew each time: an open file keeps every page that was ever read resident
         try:
-            return self._file.get_tensor(name)
+            return file.get_tensor(name)
         except SafetensorError as error:
             raise ValueError(f"{self._path}: has no {name}; is it the adapter of another model?") from error
+
+    def _opened(self) -> safe_open:
+        try:
+            return safe_open(self._path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{self._path}: missing, truncated or not a safetensors file ({error})") from error

@@ -13,7 +13,7 @@ from sorsa_ds.adapter import INITIAL, FactorFile
 from sorsa_ds.checkpoint.keeper import Keeper
 from sorsa_ds.cli import Invocation
 from sorsa_ds.config import RunConfig
-from sorsa_ds.console import say, table, tracked
+from sorsa_ds.console import say, table, tracked_by_cost
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.tokenize import show_example
 from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
@@ -154,7 +154,8 @@ def checkpoint_activations(model: nn.Module) -> None:
 def _shown(rounds: list) -> Iterable:
     """The plan of the initialisation, and a bar over its rounds."""
     say(ownership.describe(rounds))
-    return tracked(rounds, len(rounds), "decomposing", "round")
+    costs = [max(item.cost for item in one if item) for one in rounds]
+    return tracked_by_cost(rounds, costs, "decomposing")
 
 
 def _check_keys(raw: dict, file: Path) -> None:

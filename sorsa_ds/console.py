@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tqdm import tqdm
 
@@ -25,7 +25,11 @@ def note(text: str) -> None:
 def bar(total: int, what: str, unit: str, done: int = 0) -> tqdm:
     """A progress bar with ETA; invisible on other ranks."""
     hidden = comm.rank() != 0
-    return tqdm(total=total, initial=done, desc=what, unit=unit, disable=hidden, dynamic_ncols=True, file=sys.stderr)
+    percent = "{l_bar}{bar}| [{elapsed}<{remaining}]" if unit == "%" else None
+    return tqdm(
+        total=total, initial=done, desc=what, unit=unit, disable=hidden, dynamic_ncols=True, file=sys.stderr,
+        bar_format=percent,
+    )  # fmt: skip
 
 
 def tracked(items: Iterable, total: int, what: str, unit: str) -> Iterable:
@@ -34,6 +38,14 @@ def tracked(items: Iterable, total: int, what: str, unit: str) -> Iterable:
         for item in items:
             yield item
             progress.update()
+
+
+def tracked_by_cost(items: Sequence, costs: Sequence[float], what: str) -> Iterable:
+    """The same for items of unequal cost: percent of all of it, and an ETA that knows what is left."""
+    with bar(100, what, "%") as progress:
+        for item, cost in zip(items, costs, strict=True):
+            yield item
+            progress.update(100 * cost / sum(costs))
 
 
 def quiet_libraries() -> None:

@@ -72,8 +72,8 @@ def decompose(
         max_iterations: cap on the iteration; whether it was hit stands in the result.
 
     Raises:
-        ValueError: naming the layer, where rank > min(M, N) or the weight holds NaN or Inf; for a tolerance or a
-            cap that is not positive.
+        ValueError: naming the layer, where rank > min(M, N), the weight holds NaN or Inf, or its singular values
+            overflow; for a tolerance or a cap that is not positive.
     """
     if not 1 <= rank <= min(weight.shape):
         raise ValueError(f"{name}: rank {rank} exceeds min(out, in) = {min(weight.shape)}")
@@ -106,6 +106,8 @@ def decompose(
         U, V = V, U
     signs = torch.sign(U.gather(0, U.abs().argmax(0, keepdim=True)))
 
+    if not (s[0] * scale).item() < float("inf"):
+        raise ValueError(f"{name}: its largest singular value exceeds what {work.dtype} holds")
     captured = s.double().square().sum().item() / energy if energy else 1.0
     if found is None:
         accuracy = Accuracy("exact", captured, excess=0.0, iterations=0, capped=False)

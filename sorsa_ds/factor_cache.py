@@ -1,11 +1,12 @@
 """Decompositions that were made before, one safetensors file each, found by the weight that they belong to.
 
-The key is a hash of the weight's bytes and of everything that decides its factors, so it holds for every world size,
-ZeRO stage and model that has this weight. A file that is damaged, or belongs to something else, is made anew.
+The key is a hash of the weight's bytes, of its layer's name, and of everything else that decides its factors, so it
+holds for every world size and ZeRO stage. A file that is damaged, or belongs to something else, is made anew.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ class FactorCache:
         def cached(target: Target, weight: Tensor) -> Decomposition:
             key = self._key(target, weight)
             path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.safetensors"
-            if path.exists():
+            if os.path.exists(path):  # False, and no error, where the folder cannot be searched
                 try:
                     return _read(path, key, weight.device)
                 except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -97,4 +98,4 @@ def _read(path: Path, key: str, device: torch.device) -> CachedDecomposition:
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:
-    return " ".join(f"{name}:{digest.of_tensor(tensors[name])}" for name in sorted(tensors))
+    return " ".join(f"{name}{list(t.shape)}:{digest.of_tensor(t)}" for name, t in sorted(tensors.items()))

@@ -56,9 +56,9 @@ def table(reports: Sequence[LayerReport]) -> str:
     kinds: dict[str, list[LayerReport]] = defaultdict(list)
     for report in reports:
         kinds[report.name.rpartition(".")[2]].append(report)
-    lines = [
-        f"  {'layer kind':<12} {'count':>5} {'shape':>13} {'r':>4} {'captured':>9} {'excess':>9} {'seconds':>8}  way"
-    ]
+    columns = ("captured", 9), ("excess", 9), ("seconds", 8), ("GiB", 7)
+    heads = " ".join(f"{name:>{width}}" for name, width in columns)
+    lines = [f"  {'layer kind':<12} {'count':>5} {'shape':>13} {'r':>4} {heads}  way"]
     for kind, some in kinds.items():
         shapes = {f"{r.shape[0]} x {r.shape[1]}" for r in some}
         ranks = {r.rank for r in some}

@@ -1,6 +1,6 @@
 """The initialisation itself: every rank decomposes the layers that it owns, and hands every rank its part.
 
-In each round a rank holds one layer with its factors, and the same again on the wire; nothing else but final shards.
+In each round a rank holds no more than one layer's `working_set` besides its final shards.
 """
 
 import ctypes
@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from sorsa_ds import comm
+from sorsa_ds import comm, lowrank
+from sorsa_ds.config import SorsaConfig
 from sorsa_ds.decompose import Decomposition, Factors, residual
 from sorsa_ds.init_report import LayerReport
 from sorsa_ds.ownership import Item, schedule
@@ -18,6 +19,7 @@ from sorsa_ds.placement import Part, Placement, TensorSpec
 from sorsa_ds.precision import Precision, full_fp32_products
 from sorsa_ds.sources import WeightSource
 from sorsa_ds.surgery import Target
+from sorsa_ds.weights import REOPEN_BYTES
 
 FactorSource = Callable[[Target, Tensor], Factors]
 """Gives a target's factors from its weight (M, N): by decomposition, from a cache, or from a finished run."""
@@ -85,6 +87,19 @@ def fill(
     return exact, sorted(comm.gather_lists(mine), key=lambda report: order[report.name])
 
 
+def working_set(target: Target, sorsa: SorsaConfig) -> int:
+    """Bytes that a rank holds at most besides its final shards while this layer is made.
+
+    Two fp32 matrices of the layer's size with its factors: weight and residual while it is decomposed, the outgoing and
+    the incoming message while it is exchanged; what the decomposition itself takes (`lowrank.search_bytes`); and what
+    was read or freed but not yet returned to the system.
+    """
+    m, n = target.out_features, target.in_features
+    tall = max(m, n), min(m, n), target.rank, sorsa.svd_tolerance
+    iterate = sorsa.svd == "randomized" and not lowrank.prefers_exact(*tall)
+    return 8 * (m * n + target.trainable) + lowrank.search_bytes(*tall, iterate) + TRIM_BYTES + REOPEN_BYTES
+
+
 def return_freed_memory() -> None:
     """Let the C library give back what was freed: between the shards that stay it would keep up to a second model."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
@@ -132,6 +147,8 @@ def _produce(
     weight = weight.to(device)
     target = item.target
     if target is None:
+        if not weight.isfinite().all():
+            raise ValueError(f"{item.name}: the pre-trained parameter holds NaN or Inf")
         return [weight], []
     with full_fp32_products():
         factors = factor_source(target, weight)

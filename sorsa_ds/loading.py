@@ -88,15 +88,13 @@ def load(
     Raises:
         ValueError: bad model, target, rank or weight; on every rank, with the message of the rank that found it.
     """
-    model = skeleton(folder, loading)
-    checkpoint = Checkpoint(folder)
-    stored = checkpoint.parameter_names(model)
-    source = OnDisk(checkpoint, stored, digests or {})
-    targets = select(model, sorsa)
-    operate(model, targets, sorsa, precision)
-    inside = {f"{t.name}.{leaf}" for t in targets for leaf in ("residual", "U", "s", "V", "bias")}
-    homes = parameter_homes(model)
-    frozen = {name: getattr(*places[0]).shape for name, places in homes.items() if name not in inside}
+    prepared, error = None, None
+    try:
+        prepared = _prepare(folder, loading, sorsa, precision, digests or {})
+    except ValueError as caught:
+        error = caught
+    comm.agree(error, device)
+    model, source, targets, frozen = prepared
     exact, reports = fill(
         model,
         targets,
@@ -109,9 +107,29 @@ def load(
         trained=trained,
         progress=progress,
     )
+    _fill_buffers(model, source, device)
+    return Loaded(model, targets, source, exact, reports, dict(comm.gather_lists([*source.digests.items()])))
+
+
+def _prepare(
+    folder: Path, loading: LoadingConfig, sorsa: SorsaConfig, precision: Precision, digests: dict[str, str]
+) -> tuple[PreTrainedModel, OnDisk, list[Target], dict[str, torch.Size]]:
+    """The operated model without memory, where its weights lie, its targets, and the shapes of all other parameters."""
+    model = skeleton(folder, loading)
+    checkpoint = Checkpoint(folder)
+    source = OnDisk(checkpoint, checkpoint.parameter_names(model), digests)
+    targets = select(model, sorsa)
+    operate(model, targets, sorsa, precision)
+    inside = {f"{t.name}.{leaf}" for t in targets for leaf in ("residual", "U", "s", "V", "bias")}
+    homes = parameter_homes(model)
+    return model, source, targets, {n: getattr(*places[0]).shape for n, places in homes.items() if n not in inside}
+
+
+def _fill_buffers(model: PreTrainedModel, source: OnDisk, device: torch.device) -> None:
+    """Buffers are small and on every rank; those that the checkpoint has are read by each."""
     for module_name, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             full = f"{module_name}.{name}" if module_name else name
-            kept = checkpoint.read(stored[full]).to(buffer.dtype) if full in stored else buffer
+            stored = source.stored.get(full)
+            kept = buffer if stored is None else source.checkpoint.read(stored).to(buffer.dtype)
             module._buffers[name] = kept.to(device)
-    return Loaded(model, targets, source, exact, reports, dict(comm.gather_lists([*source.digests.items()])))

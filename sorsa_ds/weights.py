@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from sorsa_ds import digest
+
+_DTYPES = ("F64", "F32", "F16", "BF16")
 INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 COMPANIONS = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken", "LICENSE*", "NOTICE*"]
 """Files of a model beside its weights: configuration, tokenizer, chat template, its own code, its terms."""
@@ -18,7 +21,7 @@ COMPANIONS = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", "*.py", "*.
 _HUB_FILES = ["*.safetensors", *COMPANIONS]
 
 REOPEN_BYTES = 2**26
-"""So many bytes may be read before the files are closed, which gives back the memory of what was read."""
+"""So many bytes, or one tensor, may be read before the files are closed, which gives back their memory."""
 
 
 def find(model: str, revision: str | None) -> Path:
@@ -33,9 +36,12 @@ def find(model: str, revision: str | None) -> Path:
     if model.count("/") > 1 or model.startswith((".", "/", "~")):
         raise ValueError(f"model: there is no folder {model!r}")
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
+        others = [] if any(folder.glob("*.safetensors")) else HfApi().list_repo_files(model, revision=revision)
     except Exception as error:
         raise ValueError(f"model: {model!r} is no folder here, and the hub does not give it: {error}") from error
+    _refuse_pickle(model, others)
+    return folder
 
 
 class Checkpoint:
@@ -67,15 +73,12 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """One tensor on the CPU, in its dtype on disk."""
+        tensor = self._mapped(name)
         # An open file keeps every page that was ever read resident; opening one parses its whole header.
-        if self._bytes_read > REOPEN_BYTES:
+        if self._bytes_read and self._bytes_read + tensor.nbytes > REOPEN_BYTES:
             self._open.clear()
             self._bytes_read = 0
-        file = self._opened(name)
-        try:
-            tensor = file.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{self._file_of[name]}: cannot read {name}: {error}") from error
+            tensor = self._mapped(name)
         self._bytes_read += tensor.nbytes
         return tensor
 
@@ -85,9 +88,14 @@ class Checkpoint:
         Call it before the surgery. Renamings that transformers knows are followed.
 
         Raises:
-            ValueError: a parameter is not in the checkpoint, or is stored there in a form that has to be merged or
-                split, by name.
+            ValueError: a parameter is not in the checkpoint, has another shape there, is quantised, or is stored in a
+                form that has to be merged or split, by name; two that are tied are stored with different values.
         """
+        if getattr(model.config, "quantization_config", None) is not None:
+            raise ValueError(
+                f"{self.folder}: its weights are quantised (quantization_config in config.json); take the original "
+                f"model, in bf16, fp16 or fp32"
+            )
         transforms = get_model_conversion_mapping(model)
         renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
         converters = [t for t in transforms if isinstance(t, WeightConverter)]
@@ -109,9 +117,33 @@ class Checkpoint:
                 f"{', '.join(missing[:3])}.{why}"
             )
         for names in aliases.values():
-            source = next(stored[name] for name in names if name in stored)
-            stored.update(dict.fromkeys(names, source))
+            sources = sorted({stored[name] for name in names if name in stored})
+            if len(sources) > 1 and len({digest.of_tensor(self.read(source)) for source in sources}) > 1:
+                raise ValueError(
+                    f"{self.folder}: {' and '.join(sources)} are tied by config.json (tie_word_embeddings) but stored "
+                    f"with different values; set tie_word_embeddings to false there, or remove the one not meant"
+                )
+            stored.update(dict.fromkeys(names, sources[0]))
+        for name, key in stored.items():
+            self._check_form(name, key, meta[name])
         return stored
+
+    def _check_form(self, name: str, key: str, parameter: Tensor) -> None:
+        dtype, shape = self.header(key)
+        if parameter.shape != shape:
+            raise ValueError(
+                f"{self._file_of[key]}: {key} has shape {list(shape)}, the model's {name} {list(parameter.shape)}: "
+                f"config.json and weights do not belong together"
+            )
+        if parameter.is_floating_point() and dtype not in _DTYPES:
+            raise ValueError(f"{self._file_of[key]}: {key} is stored as {dtype}; {', '.join(_DTYPES)} can be read")
+
+    def _mapped(self, name: str) -> Tensor:
+        """A tensor whose pages are read when they are looked at."""
+        try:
+            return self._opened(name).get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(f"{self._file_of[name]}: cannot read {name}: {error}") from error
 
     def _opened(self, name: str) -> safe_open:
         """The file of a tensor, open."""
@@ -121,26 +153,32 @@ class Checkpoint:
         return self._open[file]
 
     def _files(self) -> list[Path]:
+        if (self.folder / _SINGLE).exists():  # first, as in transformers: an index may be left from an earlier saving
+            return [self.folder / _SINGLE]
         index = self.folder / INDEX
         if index.exists():
             try:
-                shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            except (json.JSONDecodeError, KeyError, AttributeError) as error:
+                shards = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise ValueError(f"{index}: not a safetensors index: {error}") from error
             missing = [shard for shard in shards if not (self.folder / shard).exists()]
             if missing:
                 raise ValueError(f"{self.folder}: {len(missing)} shards are missing, first {missing[0]}")
             return [self.folder / shard for shard in shards]
-        if (self.folder / _SINGLE).exists():
-            return [self.folder / _SINGLE]
-        pickles = [*self.folder.glob("*.bin"), *self.folder.glob("*.pt"), *self.folder.glob("*.pth")]
-        if pickles:
-            raise ValueError(
-                f"{self.folder}: only pickle files ({pickles[0].name}), which can run code when they are read. If you "
-                f'trust their maker, convert once: python -c "from transformers import AutoModelForCausalLM as M; '
-                f"M.from_pretrained('{self.folder}', dtype='auto').save_pretrained('{self.folder}-safetensors')\""
-            )
+        _refuse_pickle(str(self.folder), sorted(path.name for path in self.folder.iterdir()))
         raise ValueError(f"{self.folder}: no {_SINGLE} and no {INDEX}")
+
+
+def _refuse_pickle(model: str, files: list[str]) -> None:
+    pickles = [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
+    if pickles:
+        target = f"{model.rstrip('/').rpartition('/')[2]}-safetensors"
+        raise ValueError(
+            f"{model}: only pickle files ({pickles[0]}), which can run code when they are read. If you trust their "
+            f'maker, convert once: python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+            f"M.from_pretrained('{model}', dtype='auto').save_pretrained('{target}'); "
+            f"T.from_pretrained('{model}').save_pretrained('{target}')\", then give {target} as the model"
+        )
 
 
 def _opened(file: Path) -> safe_open:

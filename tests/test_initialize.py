@@ -1,8 +1,11 @@
 """The distributed initialisation: the same factors whoever makes them, from disk or from shards, cached or not."""
 
+import copy
+
 import pytest
 import torch
 from architectures import CONFIGS, exactly, randomly, save
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from worlds import run_ranks
 
@@ -59,6 +62,31 @@ def test_every_rank_and_world_size_gets_the_same_factors(folder, kind, zero3):
                 )
             assert {r.owner for r in reports} == set(range(world))
             assert len(reports) == 14
+
+
+def _iterated(folder):
+    """Factors of the MLPs of a model that is large enough for the iteration, and how they were made."""
+    loaded = load(
+        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=8, targets=["*.mlp.*"]),
+        precision=choose("fp32", None, "cpu"), placement=Whole(CPU), device=CPU, factor_source=randomly,
+    )  # fmt: skip
+    trained = {name: p.detach().clone() for name, p in loaded.model.named_parameters() if p.requires_grad}
+    return trained, {report.way for report in loaded.reports}
+
+
+def test_iterated_factors_do_not_depend_on_the_ranks(tmp_path):
+    from transformers import LlamaForCausalLM
+
+    config = copy.copy(CONFIGS["llama"])
+    config.hidden_size, config.intermediate_size, config.head_dim = 256, 512, 64
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    alone, ways = run_ranks(1, _iterated, tmp_path)[0]
+    assert ways == {"krylov"}, "the model is too small for what is tested"
+    for world in (2, 3):
+        for values, _ in run_ranks(world, _iterated, tmp_path):
+            for name, value in values.items():
+                assert torch.equal(value, alone[name]), f"{name}, {world} ranks"
 
 
 def _adopt(folder, kind):
@@ -192,6 +220,19 @@ def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path):
     cached = FactorCache(tmp_path / "file" / "below", {}, told.append).wrap(counting([]))
     assert cached(TARGET, torch.randn(12, 9)).U.shape == (12, 3)
     assert "the factor cache is not written" in told[0]
+
+
+def test_a_cache_file_of_other_shapes_is_rebuilt(tmp_path):
+    torch.manual_seed(0)
+    weight, calls, told = torch.randn(12, 9), [], []
+    cached = FactorCache(tmp_path, {}, told.append).wrap(counting(calls))
+    cached(TARGET, weight)
+    (file,) = tmp_path.glob("*.safetensors")
+    with safe_open(file, "pt") as stored:
+        metadata, tensors = stored.metadata(), {key: stored.get_tensor(key).clone() for key in ("U", "s", "V")}
+    save_file(tensors | {"U": tensors["U"].view(3, 12)}, file, metadata=metadata)
+    assert cached(TARGET, weight).U.shape == (12, 3)
+    assert len(told) == 1
 
 
 def test_table_and_json_tell_each_kind_of_layer(folder):

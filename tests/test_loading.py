@@ -180,6 +180,107 @@ def test_bad_checkpoints_are_named(tmp_path):
         load_whole(folder)
 
 
+def _shards(folder):
+    """The same checkpoint in several files with an index."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="20kB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_sharded_checkpoint_in_any_dtype_is_the_base_model(tmp_path, dtype):
+    folder = _shards(save("qwen2", tmp_path / "m", dtype))
+    with torch.no_grad():
+        assert relative(load_whole(folder).model.eval()(INPUT).logits, base_logits(folder)) < 1e-5
+
+
+def test_bad_shards_and_indices_are_named(tmp_path):
+    folder = _shards(save("llama", tmp_path / "m"))
+    second = sorted(folder.glob("model-*.safetensors"))[1]
+    good = second.read_bytes()
+    second.write_bytes(good[:-100])
+    with pytest.raises(ValueError, match=rf"{second.name}: truncated"):
+        load_whole(folder)
+    second.unlink()
+    with pytest.raises(ValueError, match=rf"1 shards are missing, first {second.name}"):
+        load_whole(folder)
+    for text in ("[]", "{", '{"weight_map": 3}'):
+        (folder / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(ValueError, match="index.json: not a safetensors index"):
+            load_whole(folder)
+
+
+def test_a_single_file_comes_before_an_index_as_in_transformers(tmp_path):
+    folder = _shards(save("llama", tmp_path / "m"))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    model.save_pretrained(tmp_path / "again")
+    (tmp_path / "again" / "model.safetensors").rename(folder / "model.safetensors")
+    with torch.no_grad():
+        assert relative(load_whole(folder).model.eval()(INPUT).logits, base_logits(folder)) < 1e-5
+
+
+def _rewrite(folder, change):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+UP, EMBEDDING = "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update({UP: torch.zeros(80, 40)}), rf"{UP} has shape \[80, 40\], the model's .* \[76, 40\]"),
+        (lambda t: t.update({EMBEDDING: t[EMBEDDING].t()}), rf"{EMBEDDING} has shape \[40, 64\]"),
+        (lambda t: t.update({UP: t[UP].to(torch.int8)}), rf"{UP} is stored as I8; F64, F32, F16, BF16 can be read"),
+        (lambda t: t.update({UP: t[UP].to(torch.float8_e4m3fn)}), rf"{UP} is stored as F8_E4M3"),
+        (lambda t: t[EMBEDDING].fill_(float("nan")), rf"{EMBEDDING}: the pre-trained parameter holds NaN or Inf"),
+    ],
+)
+def test_weights_that_do_not_fit_the_model_are_named(tmp_path, change, message):
+    folder = save("llama", tmp_path / "m")
+    _rewrite(folder, change)
+    with pytest.raises(ValueError, match=message):
+        load_whole(folder)
+
+
+def test_quantised_and_falsely_tied_checkpoints_are_refused(tmp_path):
+    import json
+
+    folder = save("llama", tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(ValueError, match=r"lm_head.weight and model.embed_tokens.weight are tied by config.json"):
+        load_whole(folder)
+    _rewrite(folder, lambda t: t.update({"lm_head.weight": t[EMBEDDING].clone()}))
+    load_whole(folder)
+    quantised = config | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    (folder / "config.json").write_text(json.dumps(quantised))
+    with pytest.raises(ValueError, match="its weights are quantised"):
+        load_whole(folder)
+
+
+def test_a_pickle_only_repository_on_the_hub_is_refused_with_the_way_to_convert_it(tmp_path, monkeypatch):
+    from sorsa_ds import weights
+
+    class Hub:
+        def list_repo_files(self, name, revision):
+            return ["config.json", "pytorch_model.bin"]
+
+    monkeypatch.setattr(weights, "snapshot_download", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(weights, "HfApi", Hub)
+    with pytest.raises(ValueError, match=r"someone/old: only pickle files.*T.from_pretrained\('someone/old'\)"):
+        weights.find("someone/old", None)
+
+
 def test_missing_parameter_and_nan_weight_are_named(tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -202,6 +303,21 @@ def _fails_everywhere(folder):
     except Exception as error:
         return type(error).__name__, str(error)
     return None
+
+
+def _one_rank_sees_a_truncated_copy(good, bad):
+    from sorsa_ds import comm
+
+    return _fails_everywhere(bad if comm.rank() == 1 else good)
+
+
+def test_a_copy_that_is_bad_on_one_node_stops_all_ranks(tmp_path):
+    good, bad = save("llama", tmp_path / "good"), save("llama", tmp_path / "bad")
+    file = bad / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    (kind0, told0), (kind1, told1) = run_ranks(2, _one_rank_sees_a_truncated_copy, good, bad)
+    assert (kind0, kind1) == ("PeerError", "ValueError")
+    assert "truncated" in told0 and "truncated" in told1
 
 
 def test_a_bad_layer_stops_all_ranks_with_its_message(tmp_path):

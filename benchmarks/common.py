@@ -1,0 +1,62 @@
+"""What several benchmarks need: a large model on disk, the peak of this process's memory, and lines printed at once."""
+
+import math
+import threading
+from pathlib import Path
+
+import psutil
+import torch
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)
+
+
+def write_llama(folder: Path, gib: float, flat: bool) -> int:
+    """Write a Llama of about the wanted size in bf16, in shards of 500 MB; returns its number of layers.
+
+    Its linears have singular values that fall like a language model's, so that a decomposition takes as long as there;
+    with `flat` they are plain random numbers, which is sooner written.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    hidden, inner, vocabulary = 2048, 5632, 4096
+    layer = 4 * hidden * hidden + 3 * hidden * inner
+    layers = max(1, math.ceil((gib * 2**30 / 2 - 2 * vocabulary * hidden) / layer))
+    config = LlamaConfig(
+        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=16,
+        num_key_value_heads=16, vocab_size=vocabulary,
+    )  # fmt: skip
+    torch.set_default_dtype(torch.bfloat16)
+    model = LlamaForCausalLM(config)
+    for linear in (m for m in model.model.modules() if isinstance(m, torch.nn.Linear) and not flat):
+        m, n = linear.weight.shape
+        fall = torch.arange(1, min(m, n) + 1, dtype=torch.float32).pow(-0.3)
+        left, right = (torch.randn(size, min(m, n), dtype=torch.float32) for size in (m, n))
+        linear.weight.data = ((left * fall) @ right.t() * 0.02 / hidden**0.5).bfloat16()
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder, max_shard_size="500MB")
+    return layers
+
+
+class Peak:
+    """Largest resident memory above the start, in GiB, sampled every few milliseconds; mapped files count."""
+
+    gib = 0.0
+
+    def __enter__(self) -> "Peak":
+        self._process = psutil.Process()
+        self._start = self._process.memory_info().rss
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.003):
+            self.gib = max(self.gib, (self._process.memory_info().rss - self._start) / 2**30)
+
+    def __exit__(self, *_) -> None:
+        self._done.set()
+        self._thread.join()
