@@ -22,7 +22,7 @@ def note(text: str) -> None:
     tqdm.write(f"[rank {comm.rank()}] {text}", file=sys.stderr)
 
 
-def bar(total: int, what: str, unit: str, done: int = 0) -> tqdm:
+def bar(total: float, what: str, unit: str, done: int = 0) -> tqdm:
     """A progress bar with ETA; invisible on other ranks."""
     hidden = comm.rank() != 0
     percent = "{l_bar}{bar}| [{elapsed}<{remaining}]" if unit == "%" else None
@@ -42,10 +42,10 @@ def tracked(items: Iterable, total: int, what: str, unit: str) -> Iterable:
 
 def tracked_by_cost(items: Sequence, costs: Sequence[float], what: str) -> Iterable:
     """The same for items of unequal cost: percent of all of it, and an ETA that knows what is left."""
-    with bar(100, what, "%") as progress:
+    with bar(sum(costs), what, "%") as progress:
         for item, cost in zip(items, costs, strict=True):
             yield item
-            progress.update(100 * cost / sum(costs))
+            progress.update(cost)
 
 
 def quiet_libraries() -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 
 from architectures import CONFIGS
@@ -19,7 +20,7 @@ STEPS = 6
 def make(folder: Path) -> Path:
     """Write a tiny model with a tokenizer, and data of unequal lengths."""
     tokenizer = chat_tokenizer()
-    config = CONFIGS["llama"]
+    config = deepcopy(CONFIGS["llama"])  # other tests use it too
     config.vocab_size, config.max_position_embeddings = len(tokenizer), 256
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")

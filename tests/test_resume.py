@@ -99,8 +99,16 @@ def test_a_stopped_run_goes_on_bit_for_bit(project, whole):
         assert ends[0][key] == ends[1][key], key
 
 
+def test_a_run_goes_on_bit_for_bit_from_what_it_saved_on_its_way(project, whole):
+    run = rewound(project, whole, "again", 4)
+    train(project, "again", DROPOUT, "train.micro_batch_size=1", "--resume=auto")
+    assert metrics(run, "loss") == metrics(whole, "loss")
+    for name, tensor in trained(whole).items():
+        assert torch.equal(trained(run)[name], tensor), name
+
+
 def test_without_the_random_states_dropout_would_differ(project, whole):
-    """The test above can fail: the same resume with other random states does not give the same losses."""
+    """The tests above can fail: the same resume with other random states does not give the same losses."""
     run = rewound(project, whole, "reseeded", 4)
     for path in (run / "checkpoints" / "step-000004").glob("rank-*.safetensors"):
         tensors = load_file(path)

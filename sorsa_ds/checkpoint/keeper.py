@@ -64,6 +64,7 @@ class Keeper:
 
         A save that fails is told and training goes on; the earlier checkpoints are as they were.
         """
+        self._random = {}
         every = self._config.output.save_every
         self._try(self._saver.poll)
         if every and self.progress.step % every == 0:

@@ -1,0 +1,204 @@
+"""Kill a run again and again, damage its checkpoints, and see that it still ends where an undisturbed run ends.
+
+    python benchmarks/faults.py --kills 20
+
+One run is killed with SIGKILL at random moments, in turn one rank, all ranks with their launcher, and either of these
+while a checkpoint is being written; each time it is continued with `--resume auto`. At the end all losses and all
+trained factors must equal those of a run that nothing has disturbed, bit for bit. Then each kind of damage is done to a
+copy of the run, which must name it and go on from the checkpoint before. The last line is one JSON object.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from sorsa_ds.checkpoint import folder as checkpoints
+from sorsa_ds.embedded import ensure_embedded_model
+from sorsa_ds.run_folder import read_metrics
+from sorsa_ds.run_lock import is_held
+from sorsa_ds.run_paths import ADAPTER, REPORT
+
+ROOT = Path(__file__).parents[1]
+TRAINED = "adapter_model.safetensors"
+SECONDS = 300  # longest that anything may take
+
+
+def main() -> None:
+    """Kill, damage, compare, print the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    dice = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        project = Project(Path(folder), steps=8 * arguments.kills)
+        project.train("undisturbed")
+        result = kills(project, arguments.kills, dice) | damages(project)
+    print(json.dumps(result))
+    if result["recovered"] != result["kills"] or result["detected"] != result["corruptions"]:
+        sys.exit(1)
+
+
+class Project:
+    """A small real model and the command that trains on it, two ranks under ZeRO-3."""
+
+    def __init__(self, folder: Path, steps: int):
+        self.folder, self.steps = folder, steps
+        tokenizer = AutoTokenizer.from_pretrained(ensure_embedded_model(lambda text: None))
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=4, vocab_size=len(tokenizer), max_position_embeddings=256,
+        )  # fmt: skip
+        LlamaForCausalLM(config).save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+
+    def start(self, name: str) -> subprocess.Popen:
+        """Start the run, or go on with it."""
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        bin_folder = Path(sys.executable).parent
+        command = [
+            str(bin_folder / "deepspeed"), "--num_gpus", "2", "--master_port", str(port), "launch/train.py",
+            "--ds_config", "ds_configs/zero3.json", f"model={self.folder / 'model'}", f"train.steps={self.steps}",
+            "sorsa.rank=32", "sorsa.dropout=0.1", "train.precision=fp32", "train.micro_batch_size=1",
+            "data.max_length=128", "data.eval_size=2", "output.save_every=2", "train.max_start_gap=1",
+            f"output.folder={self.folder}", f"output.name={name}", "--resume", "auto",
+        ]  # fmt: skip
+        environment = {
+            **os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
+            "PATH": f"{bin_folder}:{os.environ['PATH']}",
+        }  # fmt: skip
+        log = (self.folder / f"{name}.log").open("a")
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+    def train(self, name: str) -> None:
+        """Run to the end."""
+        if self.start(name).wait(SECONDS):
+            raise RuntimeError(f"{name} failed:\n{self.told(name)[-3000:]}")
+
+    def told(self, name: str) -> str:
+        """Everything that the run has printed."""
+        return (self.folder / f"{name}.log").read_text()
+
+    def same(self, name: str) -> bool:
+        """Whether a run's losses and factors are those of the undisturbed one."""
+        runs = [self.folder / name, self.folder / "undisturbed"]
+        losses = [[line["loss"] for line in read_metrics(run) if "loss" in line] for run in runs]
+        factors = [load_file(run / ADAPTER / TRAINED) for run in runs]
+        return losses[0] == losses[1] and all(torch.equal(factors[0][key], factors[1][key]) for key in factors[1])
+
+
+def kills(project: Project, count: int, dice: random.Random) -> dict:
+    """Kill the run `count` times; every kill counts as recovered if the run has gone on and ended like the other."""
+    run, lost, inside, slowest = project.folder / "killed", [], 0, 0.0
+    done = 0
+    while done < count:
+        process = project.start("killed")
+        whole, in_a_save = dice.random() < 0.5, dice.random() < 0.6
+        if not wait_for(process, run, dice, in_a_save):
+            break
+        tree = psutil.Process(process.pid).children(recursive=True)
+        ranks = [child for child in tree if any("launch/train.py" in word for word in child.cmdline()[1:3])]
+        inside += bool(list((run / "checkpoints").glob(".step-*")))
+        began = time.monotonic()
+        for victim in [*tree, psutil.Process(process.pid)] if whole else [dice.choice(ranks)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.send_signal(signal.SIGKILL)
+        process.wait(SECONDS)
+        for child in tree:
+            child.wait(SECONDS) if child.is_running() else None
+        slowest = max(slowest, time.monotonic() - began)
+        done += 1
+        reached = steps_of(run)
+        kept = max((checkpoints.step_of(path) for path in checkpoints.existing(run)), default=0)
+        lost.append(reached - kept)
+        print(f"kill {done}: {'all' if whole else 'one rank'}, at step {reached}, newest checkpoint {kept}", flush=True)
+    if not (run / REPORT).exists():
+        project.train("killed")
+    return {
+        "kills": done, "recovered": done if project.same("killed") else 0, "lost_steps_max": max(lost),
+        "kills_inside_a_save": inside, "seconds_to_end_max": slowest,
+    }  # fmt: skip
+
+
+def wait_for(process: subprocess.Popen, run: Path, dice: random.Random, in_a_save: bool) -> bool:
+    """Until a random moment of training, or the beginning of a save; False if the run ended first."""
+    until = time.monotonic() + SECONDS
+    first = None
+    wanted = dice.randint(1, 8)
+    while process.poll() is None and time.monotonic() < until:
+        # Only a run that trains holds its lock; what a killed one has left of its metrics is cut off before.
+        step = steps_of(run) if is_held(run) else 0
+        if step and first is None:
+            first = step
+        if first is not None and step >= first + wanted:
+            break
+        time.sleep(0.01)
+    else:
+        return False
+    if not in_a_save:
+        time.sleep(dice.random())
+        return process.poll() is None
+    while process.poll() is None and time.monotonic() < until:
+        if list((run / "checkpoints").glob(".step-*")):
+            time.sleep(dice.random() * 0.01)
+            return True
+    return False
+
+
+def steps_of(run: Path) -> int:
+    """Steps in the log of a run, which may be being written."""
+    try:
+        return max((line["step"] for line in read_metrics(run)), default=0)
+    except (OSError, ValueError):
+        return 0
+
+
+def damages(project: Project) -> dict:
+    """Damage the newest checkpoint of a copy in each way; it must be named, and the run end like the other."""
+    kinds = {
+        "truncated": lambda path: os.truncate(path / "rank-00000.safetensors", 100),
+        "is damaged": lambda path: flip(path / "rank-00001.safetensors"),
+        "cannot be read": lambda path: (path / "rank-00001.safetensors").unlink(),
+        "not a checkpoint": lambda path: (path / "checkpoint.json").write_text("{}"),
+        "which is not there": lambda path: (path.parent / "latest").write_text("step-999999"),
+    }
+    detected = 0
+    for number, (sign, damage) in enumerate(kinds.items()):
+        name = f"damaged-{number}"
+        shutil.copytree(project.folder / "killed", project.folder / name)
+        (project.folder / name / REPORT).unlink()
+        damage(checkpoints.existing(project.folder / name)[0])
+        project.train(name)
+        found = sign in project.told(name) and project.same(name)
+        detected += found
+        print(f"{sign}: {'detected, recovered' if found else 'MISSED'}", flush=True)
+    return {"corruptions": len(kinds), "detected": detected}
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The model card: where an export comes from, what the run measured, how it is loaded."""
+
+from pathlib import Path
+
+import yaml
+
+from sorsa_ds import regularizer
+from sorsa_ds.config import EMBEDDED_DATA, DataConfig
+from sorsa_ds.export.source import Source
+
+CARD = "README.md"
+_KINDS = {
+    "merged": ("a plain model with the trained change merged into its weights", "transformers", "finetune"),
+    "lora": ("a LoRA for the untouched base model, in PEFT's format", "peft", "adapter"),
+    "adapter": ("U, s and V of every adapted linear, as trained and as they began", "sorsa_ds", "adapter"),
+}
+
+
+def card(source: Source, form: str, notes: list[str]) -> str:
+    """README.md of an export. Local folders are named without their paths: it may be published."""
+    what, library, relation = _KINDS[form]
+    base = source.described.base_model if source.from_hub else Path(source.described.base_model).name
+    head: dict = {"library_name": library, "pipeline_tag": "text-generation", "tags": ["sorsa"]}
+    if source.from_hub:
+        head |= {"base_model": base, "base_model_relation": relation}
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {base}, fine-tuned with SORSA",
+        f"This is {what}. [SORSA](https://arxiv.org/abs/2409.00055) trains the leading singular triplets of each "
+        "weight, `W = W_r + U diag(s) Vᵀ`, over a frozen residual `W_r`, and keeps `U` and `V` near-orthonormal.",
+        "## Load it\n\n```python\n" + _loading(source, form, base) + "\n```",
+        *notes,
+        "## Training\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in _rows(source, base)),
+        "## Licence\n\nThat of the base model.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _loading(source: Source, form: str, base: str) -> str:
+    if form == "adapter":
+        return (
+            'from sorsa_ds import load_adapter\n\nmodel = load_adapter("PATH_OF_THIS_FOLDER")  # base="FOLDER": a copy'
+        )
+    trusted = ", trust_remote_code=True" if source.described.loading.trust_remote_code else ""
+    name = "PATH_OF_THIS_FOLDER" if form == "merged" else base
+    lines = [f'model = AutoModelForCausalLM.from_pretrained("{name}"{trusted})']
+    imports = ["from transformers import AutoModelForCausalLM"]
+    if form == "lora":
+        imports.insert(0, "from peft import PeftModel")
+        lines.append('model = PeftModel.from_pretrained(model, "PATH_OF_THIS_FOLDER")')
+    return "\n".join([*imports, "", *lines])
+
+
+def _rows(source: Source, base: str) -> list[tuple[str, str]]:
+    """The table: settings of the run, then what it reported."""
+    config, sorsa, report = source.config, source.described.sorsa, source.report
+    reg = regularizer.resolve(
+        config.regularizer,
+        learning_rate=config.train.learning_rate,
+        accumulation_steps=config.train.gradient_accumulation_steps or 1,
+    )
+    ranks = sorted({target.rank for target in source.targets})
+    targets = sorsa.targets if isinstance(sorsa.targets, str) else ", ".join(sorsa.targets)
+    rows = [
+        ("base model", base),
+        ("rank", " to ".join(map(str, ranks[:1] + ranks[1:][-1:]))),
+        ("scale", "1" if sorsa.alpha is None else f"{sorsa.alpha:g} / rank"),
+        ("adapted linears", f"{len(source.targets)} ({targets})"),
+        ("regulariser", f"{reg.form}, {reg.reduction}, gamma = {reg.coefficient * config.train.learning_rate:.3g}, "
+                        f"gamma / eta_d = {reg.coefficient:.4g}"),
+        ("learning rate", f"{config.train.learning_rate:g}"),
+        ("global batch", str(config.train.global_batch_size)),
+        ("precision", source.precision.name),
+        ("data", _data(config.data)),
+    ]  # fmt: skip
+    numbers = {
+        "steps": "steps",
+        "trained parameters": "trainable_parameters",
+        "training loss, first tenth": "loss_first",
+        "training loss, last tenth": "loss_last",
+        "held-out loss before": "eval_loss_start",
+        "held-out loss after": "eval_loss_end",
+        "orthonormality L_reg at the end": "reg_loss_end",
+    }
+    for name, key in numbers.items():
+        if (value := report.get(key)) is not None:
+            rows.append((name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}"))
+    return [*rows, ("versions", ", ".join(f"{name} {number}" for name, number in report.get("versions", {}).items()))]
+
+
+def _data(data: DataConfig) -> str:
+    if data.path == EMBEDDED_DATA:
+        return f"{data.path} (generated)"
+    local = data.path.startswith("/") or Path(data.path).exists()
+    parts = [Path(data.path).name if local else data.path, data.name, data.train_split]
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,171 @@
+"""A plain Hugging Face model folder: base weights with the trained change merged in, made one tensor at a time."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from torch import Tensor
+
+from sorsa_ds.export import layers
+from sorsa_ds.export.source import Progress, Source
+from sorsa_ds.export.tensor_file import DTYPES, nbytes, write_tensors
+from sorsa_ds.files import write_atomic, write_json
+from sorsa_ds.initialize import return_freed_memory
+from sorsa_ds.placement import TensorSpec
+from sorsa_ds.surgery import Target
+from sorsa_ds.weights import COMPANIONS, INDEX, Checkpoint
+
+CONFIG = "config.json"
+_WIDE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_NOT_COPIED = ("*.index.json", "*.pkl", "*.pickle", "*.bin", "*.pt", "*.pth", "*.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor to be written: as what, from which of the base model's, and the linear that it is, if adapted."""
+
+    spec: TensorSpec
+    stored: str
+    target: Target | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that will be written.
+
+    files: name -> its tensors, those of wider dtypes first. dtype: what was asked for; None: as the base has them.
+    untied: the output head was adapted, and is stored apart from the embedding with which it was tied.
+    """
+
+    files: dict[str, list[Entry]]
+    total_bytes: int
+    dtype: torch.dtype | None
+    untied: bool
+
+
+def plan(source: Source, dtype: torch.dtype | None, max_shard_size: str) -> Plan:
+    """Which tensor goes into which file, from the headers alone.
+
+    Raises:
+        ValueError: a size that cannot be read, a tensor that cannot be written, or an adapted linear that shares its
+            weight with something else than the embedding.
+    """
+    head = source.model.get_output_embeddings()
+    heads = {f"{name}.weight" for name, module in source.model.named_modules() if module is head}
+    places: dict[str, tuple[str, Target | None]] = {name: (name, None) for name in source.weights.checkpoint.names}
+    untied = False
+    for target in source.targets:
+        weight = f"{target.name}.weight"
+        stored = source.weights.stored[weight]
+        sharing = [name for name, other in source.weights.stored.items() if other == stored and name != weight]
+        if sharing and weight not in heads:
+            raise ValueError(
+                f"{weight} is the same tensor as {sharing[0]}, which was trained apart from it: a plain model has no "
+                f"place for both; export it with --format lora"
+            )
+        untied |= bool(sharing)
+        places[weight if sharing else stored] = (stored, target)
+    entries = {name: _entry(source, name, stored, target, dtype) for name, (stored, target) in places.items()}
+    try:
+        split = split_state_dict_into_shards_factory(
+            entries, get_storage_size=lambda entry: nbytes(entry.spec), max_shard_size=max_shard_size,
+            filename_pattern="model{suffix}.safetensors",
+        )  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"--max_shard_size {max_shard_size}: write it as 5GB or 500MB ({error})") from error
+    files = {
+        file: sorted((entries[name] for name in names), key=lambda entry: -entry.spec.dtype.itemsize)
+        for file, names in split.filename_to_tensors.items()
+    }
+    return Plan(files, split.metadata["total_size"], dtype, untied)
+
+
+def write(source: Source, planned: Plan, folder: Path, progress: Progress) -> None:
+    """Fill a folder as planned. Memory: one tensor at a time, an adapted one in fp32 and as it is written.
+
+    Raises:
+        ValueError: the disk refuses, or a number is too large for the dtype.
+    """
+    shown = iter(progress([entry.spec.name for entries in planned.files.values() for entry in entries]))
+    for file, entries in planned.files.items():
+        write_tensors(folder / file, [entry.spec for entry in entries], _tensors(source, entries, shown))
+    next(shown, None)  # lets the progress bar end
+    if len(planned.files) > 1:
+        where = {entry.spec.name: file for file, entries in planned.files.items() for entry in entries}
+        index = {"metadata": {"total_size": planned.total_bytes}, "weight_map": dict(sorted(where.items()))}
+        write_json(folder / INDEX, index)
+    Checkpoint(folder)  # every header reads back, and every file is as long as it says
+    for path in companions(source.base):
+        copy = folder / path.relative_to(source.base)
+        write_atomic(copy, lambda temporary, path=path: shutil.copyfile(path, temporary))
+    config = json.loads((source.base / CONFIG).read_text(encoding="utf-8"))
+    if planned.dtype is not None:
+        config.setdefault("dtype", "")
+        _set_dtype(config, str(planned.dtype).removeprefix("torch."))
+    if planned.untied:
+        config["tie_word_embeddings"] = False
+    write_json(folder / CONFIG, config)
+
+
+def companions(base: Path) -> list[Path]:
+    """The base model's files that go with any weights: configuration, tokenizer, chat templates, its own code."""
+    found = [*base.iterdir(), *base.glob("additional_chat_templates/*")]
+    return sorted(
+        path for path in found
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in COMPANIONS)
+        and not any(fnmatch(path.name, pattern) for pattern in _NOT_COPIED)
+    )  # fmt: skip
+
+
+def _entry(source: Source, name: str, stored: str, target: Target | None, dtype: torch.dtype | None) -> Entry:
+    stored_as, shape = source.weights.checkpoint.header(stored)
+    if stored_as not in DTYPES:
+        raise ValueError(f"{source.base}: {stored} is stored as {stored_as}, which cannot be exported")
+    own = DTYPES[stored_as]
+    return Entry(TensorSpec(name, shape, dtype if dtype is not None and own in _WIDE else own), stored, target)
+
+
+def _tensors(source: Source, entries: list[Entry], shown: Iterator[str]) -> Iterator[Tensor]:
+    for entry in entries:
+        next(shown)
+        yield _tensor(source, entry)
+        if entry.target is not None:
+            return_freed_memory()
+
+
+def _tensor(source: Source, entry: Entry) -> Tensor:
+    """One tensor as it is written.
+
+    Raises:
+        ValueError: a number in it is too large for its dtype.
+    """
+    if entry.target is None:
+        tensor = source.weights.checkpoint.read(entry.stored)
+    else:
+        W = layers.merged(source, entry.target)
+        tensor = W.t() if entry.target.transposed else W
+    if tensor.dtype == entry.spec.dtype:
+        return tensor
+    written = tensor.to(entry.spec.dtype)
+    if written.dtype == torch.float16 and not _finite(written) and _finite(tensor):
+        raise ValueError(f"{entry.spec.name} holds numbers too large for {entry.spec.dtype}: choose another --dtype")
+    return written
+
+
+def _finite(tensor: Tensor) -> bool:
+    low, high = tensor.aminmax() if tensor.numel() else (torch.zeros(()), torch.zeros(()))
+    return bool(low.isfinite() and high.isfinite())
+
+
+def _set_dtype(config: dict, name: str) -> None:
+    """Put the dtype wherever a configuration, or one inside it, names one."""
+    keys = [key for key in ("dtype", "torch_dtype") if key in config]
+    config.update(dict.fromkeys(keys, name))
+    for inner in config.values():
+        if isinstance(inner, dict):
+            _set_dtype(inner, name)

@@ -1,0 +1,137 @@
+"""What is exported: a finished run, its adapter, and its base model; refused where they do not belong together."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sorsa_ds import adapter, cli, precision
+from sorsa_ds.adapter import Description, FactorFile
+from sorsa_ds.config import EMBEDDED_MODEL, RunConfig
+from sorsa_ds.decompose import Factors
+from sorsa_ds.inputs import find_model
+from sorsa_ds.loading import skeleton
+from sorsa_ds.precision import Precision
+from sorsa_ds.run_lock import is_held
+from sorsa_ds.run_paths import ADAPTER, CONFIG, REPORT
+from sorsa_ds.sources import OnDisk
+from sorsa_ds.surgery import Target, select
+from sorsa_ds.weights import Checkpoint
+
+Progress = Callable[[list[str]], Iterable[str]]
+"""Wraps the names of the tensors that are worked on, to show how far it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A finished run.
+
+    report: what the run itself measured. described: its adapter; `base_model` is the one that the export is for.
+    model: the base model without memory for its parameters. weights: the base model's, on disk.
+    """
+
+    config: RunConfig
+    report: dict
+    adapter: Path
+    described: Description
+    model: PreTrainedModel
+    weights: OnDisk
+    targets: list[Target]
+    precision: Precision
+    initial: FactorFile
+    trained: FactorFile
+
+    @property
+    def base(self) -> Path:
+        """The base model's folder."""
+        return self.weights.checkpoint.folder
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the base model's name is one on the hub, which means something elsewhere too."""
+        return self.described.base_model != EMBEDDED_MODEL and not Path(self.described.base_model).is_dir()
+
+    def factors(self, target: Target, weight: Tensor) -> tuple[Factors, Factors]:
+        """A target's (initial, trained) factors."""
+        return self.initial(target, weight), self.trained(target, weight)
+
+
+def open_run(run: Path, base: str | None = None) -> Source:
+    """The run of a folder; weights are not read yet.
+
+    Args:
+        base: folder or hub name of the base model, where it is no longer the one that the run names.
+
+    Raises:
+        ValueError: it is no run, still trains, is unfinished or damaged, or the base model has other layers.
+    """
+    if not (run / CONFIG).exists():
+        raise ValueError(f"--run: {run} is not the folder of a run: it has no {CONFIG}")
+    if is_held(run):
+        raise ValueError(f"--run: {run} still trains; export it when it is done")
+    if not (run / REPORT).exists():
+        raise ValueError(
+            f"--run: {run} is unfinished: it has no {REPORT}; go on with it (launch/train.py --resume {run})"
+        )
+    try:
+        report = json.loads((run / REPORT).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--run: {run / REPORT} is damaged: {error}") from error
+    folder = run / ADAPTER
+    described = adapter.read_description(folder)
+    if base is not None:
+        place = Path(base).expanduser()
+        described = replace(described, base_model=str(place.resolve()) if place.exists() else base)
+    try:
+        base_folder = find_model(described.base_model, described.loading)
+    except ValueError as error:
+        raise ValueError(f"{error}; say where the base model is: --base FOLDER") from error
+    model = skeleton(base_folder, described.loading)
+    checkpoint = Checkpoint(base_folder)
+    weights = OnDisk(checkpoint, checkpoint.parameter_names(model), described.digests)
+    targets = select(model, described.sorsa)
+    _check_layers(base_folder, targets, described)
+    return Source(
+        cli.load(RunConfig, run / CONFIG),
+        report,
+        folder,
+        described,
+        model,
+        weights,
+        targets,
+        precision.choose(described.precision, None, "cpu"),
+        FactorFile(folder / adapter.INITIAL),
+        FactorFile(folder / adapter.TRAINED),
+    )
+
+
+def check(source: Source, progress: Progress) -> None:
+    """Read the base model and the factors once, and compare every parameter's digest with that of training.
+
+    Raises:
+        ValueError: naming the first parameter that differs or cannot be read, or whose factors have other shapes.
+    """
+    digests, weights = source.described.digests, source.weights
+    adapted = {f"{target.name}.weight": target for target in source.targets}
+    for name in adapted:
+        if name not in digests:
+            raise ValueError(
+                f"{source.adapter / adapter.CONFIG}: has no digest of {name}: not the adapter of this base"
+            )
+    for name in progress(list(digests)):
+        if name not in weights.stored:
+            raise ValueError(f"{source.base}: has no {name}: not the base model that was trained on")
+        weight = weights.parameter(name)
+        if target := adapted.get(name):
+            source.factors(target, weight)
+
+
+def _check_layers(base: Path, targets: list[Target], described: Description) -> None:
+    found = {t.name: {"out": t.out_features, "in": t.in_features, "rank": t.rank} for t in targets}
+    for name in [*described.layers, *found]:
+        has, wants = found.get(name, "absent"), described.layers.get(name, "absent")
+        if has != wants:
+            raise ValueError(f"{base} does not fit the adapter: {name} is {has} here, {wants} there: wrong base model")
