@@ -20,7 +20,7 @@ from sorsa_ds.console import note, say
 from sorsa_ds.engine import SorsaEngine
 from sorsa_ds.regularizer import Regularizer
 from sorsa_ds.resume import Resume
-from sorsa_ds.run_paths import ADAPTER
+from sorsa_ds.run_paths import ADAPTER, REPORT
 
 PACKAGES = ("sorsa_ds", "torch", "deepspeed", "transformers")
 
@@ -124,6 +124,7 @@ class Keeper:
             # Dropout cannot repeat what other ranks would have drawn; it must not repeat the first steps either.
             torch.manual_seed(hash((self._config.train.seed, self.progress.step, comm.rank())))
         if comm.rank() == 0:
+            (self._run / REPORT).unlink(missing_ok=True)  # a finished run that goes on from an earlier checkpoint
             for path in folder.set_aside_after(self._run, self.progress.step):
                 note(f"a later checkpoint is set aside: {path}")
         say(f"Going on after step {self.progress.step}, from {resume.checkpoint}.")

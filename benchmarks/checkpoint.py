@@ -1,0 +1,105 @@
+"""A checkpoint of the default model against DeepSpeed's own: bytes, seconds to save and load; and an export's memory.
+
+    python benchmarks/checkpoint.py
+
+One process, ZeRO-2, fp32, after one optimizer step. *Blocked* is how long training stands still for a save. DeepSpeed
+saves with its defaults (the frozen parameters too) and then with `exclude_frozen_parameters`. The export's figures are
+those of `benchmarks/export.py`. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from common import say
+from export import in_own_process, measure, write_run
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    """Measure, print a table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--gib", type=float, default=1.0, help="size of the model that is exported")
+    a = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=ROOT) as name:
+        result = in_own_process(checkpoints, Path(name), a.rank)
+        in_own_process(write_run, Path(name, "export"), a.gib, 32)
+        exported = in_own_process(measure, Path(name, "export"), "200MB")
+    result |= {f"export_{key}": value for key, value in exported.items()}
+    for key, value in result.items():
+        say(f"{key:40} {value:,.3f}")
+    print(json.dumps(result))
+
+
+def checkpoints(folder: Path, rank: int) -> dict:
+    """Save and load both ways, in a run that has made one step."""
+    import os
+
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from sorsa_ds import cli
+    from sorsa_ds.assemble import assemble
+    from sorsa_ds.checkpoint import folder as folders
+    from sorsa_ds.checkpoint import fragments, manifest
+    from sorsa_ds.checkpoint.saved import SavedTensors
+    from sorsa_ds.preemption import StopSignals
+
+    trainer = assemble(cli.parse([
+        f"--ds_config={ROOT / 'ds_configs/zero2.json'}", f"output.folder={folder}", "output.name=run",
+        f"sorsa.rank={rank}", "train.precision=fp32", "train.steps=2", "data.eval_size=0",
+    ]))  # fmt: skip
+    trainer.signals = StopSignals()
+    trainer.start(folder / "run" / "adapter")
+    trainer.step(0)
+    keeper, engine = trainer.keeper, trainer.engine
+    keeper.progress.step = 1
+    trained = sum(target.trainable for target in trainer.loaded.targets)
+
+    blocked, _ = timed(lambda: fragments.snapshot(engine))
+    save, path = timed(keeper.save)
+    ours = size(path)
+    found = manifest.read(path)
+    verify, faults = timed(lambda: manifest.faults(path, found))
+    assert not faults
+
+    def load() -> None:
+        saved = SavedTensors([path / name for name in found.files])
+        fragments.restore_optimizer(engine, saved, 1)
+        for target in trainer.loaded.targets:
+            saved.factors(target, engine.masters.fragments[0].master)
+
+    load_seconds, _ = timed(load)
+    result = {
+        "bytes_per_trained_number": ours / trained, "blocked_seconds": blocked, "save_seconds": save,
+        "verify_seconds": verify, "load_seconds": load_seconds,
+    }  # fmt: skip
+    for key, options in (("deepspeed", {}), ("deepspeed_without_frozen", {"exclude_frozen_parameters": True})):
+        target = folder / key
+        seconds, _ = timed(lambda target=target, options=options: engine.save_checkpoint(str(target), **options))
+        back, _ = timed(lambda target=target: engine.load_checkpoint(str(target), load_module_strict=False))
+        result |= {
+            f"{key}_bytes_ratio": size(target) / ours, f"{key}_save_ratio": seconds / save,
+            f"{key}_load_ratio": back / load_seconds,
+        }  # fmt: skip
+    assert folders.existing(folder / "run") == [path]
+    return result
+
+
+def timed(function: Callable) -> tuple[float, object]:
+    """Seconds, and what it returned."""
+    began = time.perf_counter()
+    value = function()
+    return time.perf_counter() - began, value
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+if __name__ == "__main__":
+    main()
