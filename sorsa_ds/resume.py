@@ -110,8 +110,6 @@ def find(request: str, config: RunConfig, device: torch.device) -> Resume | None
             resume.check(config)
             return resume
         broken += wrong
-        if path == Path(request).absolute():  # this one and no other was asked for
-            break
     if not candidates:
         return None
     others = [path for path in folder.existing(run_of(candidates[0])) if path not in candidates]
@@ -200,9 +198,9 @@ def differences(config: RunConfig, saved: dict) -> dict[str, tuple[Any, Any]]:
     """Settings that differ from a saved run's (then, now), but for those that are free, unset or `auto` now."""
     then, now = _flat(saved), _flat(asdict(config))
     return {
-        name: (then.get(name), value)
+        name: (then[name], value)
         for name, value in now.items()
-        if value not in (None, "auto") and value != then.get(name) and not name.startswith(FREE)
+        if name in then and value not in (None, "auto", then[name]) and not name.startswith(FREE)
     }
 
 
