@@ -18,8 +18,8 @@ NEGLIGIBLE_TAIL = 1e-6
 """An optimal residual energy below this share of the matrix's counts as this share: fp32 products resolve no less."""
 
 SAFETY = 2.0
-"""Factor on the estimate of the excess for small ranks: on a language model's 210 matrices the truth was up to 1.9 times
-larger than the estimate without it at r = 16, and always smaller at r = 64 and 128 (docs/results/svd.md)."""
+"""Factor on the estimate of the excess for small ranks: on a language model's 210 matrices the truth was up to 1.9
+times the estimate without it at r = 16, and at most 1.01 times at r = 64 and 128 (docs/results/svd.md)."""
 
 SMALL_TAIL = 1e-3
 """Where the residual energy is below this share of the matrix's, the Ritz values are computed in fp64."""
@@ -64,7 +64,7 @@ def block_vectors(rank: int) -> int:
 
 def expected_iterations(rank: int, tolerance: float) -> int:
     """Iterations that the weights of language models take, at the least."""
-    return max(2, (3 if rank <= 32 else 5) + math.ceil(-math.log10(tolerance) - 2))
+    return max(2, (3 if rank <= 32 else 5) + round(-math.log10(tolerance) - 2))
 
 
 def prefers_exact(M: int, N: int, rank: int, tolerance: float) -> bool:
@@ -185,8 +185,8 @@ def excess_estimate(theta_K: Tensor, rho_R: Tensor, energy: float) -> float:
     lambda_i <= lambda_i(Theta + E^T E / (theta_i - eta)) with E the residuals: to second order, theta_i falls short
     by at most rho_i^2 / (theta_i - eta), and where that gap closes, rho_i bounds the distance to an eigenvalue.
     eta cannot be known without the full spectrum; the Ritz value a tenth of the rank past the cut stands in for it.
-    Hence an estimate and no bound; with SAFETY where blocks are as wide as the rank, it lay above the truth on every
-    matrix of a language model (docs/results/svd.md).
+    Hence an estimate and no bound; with SAFETY where blocks are as wide as the rank, it was 0.99 to 48 times the truth
+    on the matrices of a language model (docs/results/svd.md).
     """
     rank = len(rho_R)
     theta_R, eta = theta_K[:rank], theta_K[min(rank + rank // 10, len(theta_K) - 1)]
@@ -220,11 +220,16 @@ def krylov(W_MN: Tensor, energy: float, rank: int, name: str, tolerance: float, 
         """Gaussian vectors, once multiplied."""
         return square(torch.randn(vectors, N, generator=draw, dtype=W_MN.dtype).to(W_MN.device))
 
-    def missed(theta: float) -> bool:
-        """Whether two more products from a fresh start find a direction outside the basis with energy above theta."""
+    def missed(theta_R: Tensor) -> float:
+        """Excess residual energy that directions outside the basis account for, from two products of a fresh start.
+
+        Each of the probe's directions stands for rank / PROBE_VECTORS of those there may be.
+        """
         X_BN = basis.orthonormalise(fresh(PROBE_VECTORS))[0]
         X_BN = basis.orthonormalise(square(X_BN))[0]
-        return torch.linalg.matrix_norm(X_BN @ W_MN.t(), 2).square().item() > theta
+        outside_B = torch.linalg.svdvals(X_BN @ W_MN.t()).double().square()
+        gain = (outside_B - theta_R[-1]).clamp(min=0).sum().item() * max(1.0, rank / PROBE_VECTORS)
+        return gain / max(energy - theta_R.sum().item(), NEGLIGIBLE_TAIL * energy)
 
     block_BN = basis.orthonormalise(fresh(width))[0]
     next_check, earlier, complete = expected_iterations(rank, tolerance), None, width >= rank
@@ -243,7 +248,7 @@ def krylov(W_MN: Tensor, energy: float, rank: int, name: str, tolerance: float, 
         met = excess <= tolerance
         if met and not complete:
             complete = True
-            if missed(theta_K[rank - 1].item()):
+            if missed(theta_K[:rank]) > tolerance:
                 # More singular values are (nearly) equal than the block has vectors: widen it.
                 block_BN = basis.orthonormalise(torch.cat([block_BN, fresh(width)]))[0]
                 met, earlier = False, None
