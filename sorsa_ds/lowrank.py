@@ -17,9 +17,9 @@ from torch import Tensor
 NEGLIGIBLE_TAIL = 1e-6
 """An optimal residual energy below this share of the matrix's counts as this share: fp32 products resolve no less."""
 
-SAFETY = 2.0
-"""Factor on the estimate of the excess for small ranks: on a language model's 210 matrices the truth was up to 1.9
-times the estimate without it at r = 16, and at most 1.01 times at r = 64 and 128 (docs/results/svd.md)."""
+SAFETY_WHOLE, SAFETY_HALF = 2.0, 1.5
+"""Factors on the estimate of the excess, for blocks as wide as the rank and half as wide: without them the truth was up
+to 1.9 and 1.5 times the estimate on a language model's 210 matrices (docs/results/svd.md)."""
 
 SMALL_TAIL = 1e-3
 """Where the residual energy is below this share of the matrix's, the Ritz values are computed in fp64."""
@@ -185,13 +185,13 @@ def excess_estimate(theta_K: Tensor, rho_R: Tensor, energy: float) -> float:
     lambda_i <= lambda_i(Theta + E^T E / (theta_i - eta)) with E the residuals: to second order, theta_i falls short
     by at most rho_i^2 / (theta_i - eta), and where that gap closes, rho_i bounds the distance to an eigenvalue.
     eta cannot be known without the full spectrum; the Ritz value a tenth of the rank past the cut stands in for it.
-    Hence an estimate and no bound; with SAFETY where blocks are as wide as the rank, it was 0.99 to 48 times the truth
-    on the matrices of a language model (docs/results/svd.md).
+    Hence an estimate and no bound; a factor of safety puts it above the truth on a language model's matrices
+    (docs/results/svd.md).
     """
     rank = len(rho_R)
     theta_R, eta = theta_K[:rank], theta_K[min(rank + rank // 10, len(theta_K) - 1)]
     gap_R = (theta_R - eta).clamp(min=torch.finfo(torch.float64).tiny)
-    safety = SAFETY if block_vectors(rank) >= rank else 1.0
+    safety = SAFETY_WHOLE if block_vectors(rank) >= rank else SAFETY_HALF
     shortfall = safety * torch.minimum(rho_R, rho_R.square() / gap_R).sum().item()
     optimum = max(energy - theta_R.sum().item() - shortfall, NEGLIGIBLE_TAIL * energy)
     return shortfall / optimum
