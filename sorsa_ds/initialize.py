@@ -19,7 +19,7 @@ from sorsa_ds.placement import Part, Placement, TensorSpec
 from sorsa_ds.precision import Precision, full_fp32_products
 from sorsa_ds.sources import WeightSource
 from sorsa_ds.surgery import Target
-from sorsa_ds.weights import REOPEN_BYTES
+from sorsa_ds.weights import REOPEN_BYTES, all_finite
 
 FactorSource = Callable[[Target, Tensor], Factors]
 """Gives a target's factors from its weight (M, N): by decomposition, from a cache, or from a finished run."""
@@ -147,7 +147,7 @@ def _produce(
     weight = weight.to(device)
     target = item.target
     if target is None:
-        if not weight.isfinite().all():
+        if not all_finite(weight):
             raise ValueError(f"{item.name}: the pre-trained parameter holds NaN or Inf")
         return [weight], []
     with full_fp32_products():

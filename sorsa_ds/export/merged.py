@@ -18,7 +18,7 @@ from sorsa_ds.files import write_atomic, write_json
 from sorsa_ds.initialize import return_freed_memory
 from sorsa_ds.placement import TensorSpec
 from sorsa_ds.surgery import Target
-from sorsa_ds.weights import COMPANIONS, INDEX, Checkpoint
+from sorsa_ds.weights import COMPANIONS, INDEX, Checkpoint, all_finite
 
 CONFIG = "config.json"
 _WIDE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -152,14 +152,9 @@ def _tensor(source: Source, entry: Entry) -> Tensor:
     if tensor.dtype == entry.spec.dtype:
         return tensor
     written = tensor.to(entry.spec.dtype)
-    if written.dtype == torch.float16 and not _finite(written) and _finite(tensor):
+    if written.dtype == torch.float16 and not all_finite(written) and all_finite(tensor):
         raise ValueError(f"{entry.spec.name} holds numbers too large for {entry.spec.dtype}: choose another --dtype")
     return written
-
-
-def _finite(tensor: Tensor) -> bool:
-    low, high = tensor.aminmax() if tensor.numel() else (torch.zeros(()), torch.zeros(()))
-    return bool(low.isfinite() and high.isfinite())
 
 
 def _set_dtype(config: dict, name: str) -> None:
