@@ -10,6 +10,7 @@ from sorsa_ds.config import LoadingConfig, SorsaConfig
 from sorsa_ds.loading import load, skeleton
 from sorsa_ds.placement import Whole
 from sorsa_ds.precision import choose
+from sorsa_ds.residual import Dense
 from sorsa_ds.surgery import operate, select, sorsa_layers
 
 CPU = torch.device("cpu")
@@ -129,7 +130,7 @@ def test_parameter_counts_are_the_published_ones(tmp_path, shape, rank, expected
     model = skeleton(tmp_path, LoadingConfig())
     config = SorsaConfig(rank=rank)
     targets = select(model, config)
-    operate(model, targets, config, choose("fp32", None, "cpu"))
+    operate(model, targets, config, choose("fp32", None, "cpu"), Dense(torch.float32))
     counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert counted == sum(t.trainable for t in targets)
     assert counted == pytest.approx(expected, rel=5e-4)
