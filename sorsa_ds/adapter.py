@@ -37,6 +37,19 @@ class Description:
     digests: dict[str, str]
     residual: ResidualConfig = field(default_factory=ResidualConfig)
 
+    def check_residual(self, wanted: ResidualConfig) -> None:
+        """Stop where U, s and V would be put on a residual that is kept otherwise than in their training.
+
+        Raises:
+            ValueError: naming both.
+        """
+        ours, theirs = ((config.storage, config.block_size) for config in (self.residual, wanted))
+        if ours != theirs:
+            raise ValueError(
+                f"the adapter was trained over a residual in {ours[0]} (blocks of {ours[1]}), but the settings say "
+                f"{theirs[0]} (blocks of {theirs[1]}): {CONFIG} and the run's settings do not belong together"
+            )
+
 
 def describe(folder: Path, config: RunConfig, targets: list[Target], digests: dict[str, str]) -> None:
     """Write an adapter's description; `train.precision` and `residual.storage` must be resolved."""

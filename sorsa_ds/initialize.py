@@ -90,17 +90,19 @@ def fill(
     return exact, sorted(comm.gather_lists(mine), key=lambda report: order[report.name])
 
 
-def working_set(target: Target, sorsa: SorsaConfig) -> int:
+def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: bool = False) -> int:
     """Bytes that a rank holds at most besides its final shards while this layer is made.
 
     Two fp32 matrices of the layer's size with its factors: weight and residual while it is decomposed, the outgoing and
     the incoming message while it is exchanged; what the decomposition itself takes (`lowrank.search_bytes`); and what
-    was read or freed but not yet returned to the system.
+    was read or freed but not yet returned to the system. A quantised residual is made dense once more, to see what it
+    has lost; with several rounds (`refined`) that is decomposed, beside the weight.
     """
     m, n = target.out_features, target.in_features
     tall = max(m, n), min(m, n), target.rank, sorsa.svd_tolerance
     iterate = sorsa.svd == "randomized" and not lowrank.prefers_exact(*tall)
-    return 8 * (m * n + target.trainable) + lowrank.search_bytes(*tall, iterate) + TRIM_BYTES + REOPEN_BYTES
+    more = 4 * m * n * (storage.quantised + refined)
+    return 8 * (m * n + target.trainable) + more + lowrank.search_bytes(*tall, iterate) + TRIM_BYTES + REOPEN_BYTES
 
 
 def return_freed_memory() -> None:
