@@ -158,8 +158,8 @@ def settle(config: ResidualConfig, precision: Precision) -> ResidualConfig:
 
 
 def describe(config: ResidualConfig) -> str:
-    """A settled configuration in a few words."""
-    if config.storage in _DENSE:
+    """A configuration in a few words."""
+    if config.storage not in _QUANTISED:
         return config.storage
     rounds = f", {config.iterations} rounds" if config.iterations > 1 else ""
     return f"{config.storage}, blocks of {config.block_size}{rounds}"

@@ -45,8 +45,6 @@ def relative(a, b):
 
 def _zero3_logits_and_gradients(folders, checkpointing):
     """Logits at step 0 and gradient norms after one backward, on ZeRO-3, for every architecture."""
-    import deepspeed
-
     from sorsa_ds import comm
     from sorsa_ds.placement import Zero3
 
@@ -65,17 +63,24 @@ def _zero3_logits_and_gradients(folders, checkpointing):
             from sorsa_ds.assemble import checkpoint_activations
 
             checkpoint_activations(loaded.model)
-        trainable = [p for p in loaded.model.parameters() if p.requires_grad]
-        engine, *_ = deepspeed.initialize(model=loaded.model, config=ds, optimizer=torch.optim.AdamW(trainable))
-        engine.eval()
-        with torch.no_grad():
-            logits = engine(INPUT).logits
-        engine.train()
-        engine.backward(engine(INPUT).logits.float().logsumexp(-1).mean())
-        norms = [deepspeed.utils.safe_get_full_grad(p).norm().item() for p in trainable]
-        results[name] = (logits, norms, held, shards, whole)
-        engine.destroy()
+        results[name] = (*logits_and_gradients(loaded.model, ds), held, shards, whole)
     return results if comm.rank() == 0 else None
+
+
+def logits_and_gradients(model, ds):
+    """Of a DeepSpeed engine around a model: logits at step 0, and gradient norms after one backward."""
+    import deepspeed
+
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    engine, *_ = deepspeed.initialize(model=model, config=ds, optimizer=torch.optim.AdamW(trainable))
+    engine.eval()
+    with torch.no_grad():
+        logits = engine(INPUT).logits
+    engine.train()
+    engine.backward(engine(INPUT).logits.float().logsumexp(-1).mean())
+    norms = [deepspeed.utils.safe_get_full_grad(p).norm().item() for p in trainable]
+    engine.destroy()
+    return logits, norms
 
 
 @pytest.mark.parametrize("name", CONFIGS)

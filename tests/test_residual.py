@@ -5,6 +5,7 @@ import pytest
 import torch
 from architectures import exactly, save
 from test_engine import CASES, build, compare, ds_config, micro_losses, sequences, whole_factors
+from test_loading import INPUT, logits_and_gradients
 from transformers import AutoModelForCausalLM
 from worlds import run_ranks
 
@@ -18,7 +19,6 @@ from sorsa_ds.residual import Dense, Int8, Nf4, Nf4Double, choose, settle
 from sorsa_ds.surgery import sorsa_layers
 
 CPU = torch.device("cpu")
-INPUT = torch.arange(1, 25).view(2, 12) % 64
 PACKED = {"nf4": Nf4(64), "nf4_double": Nf4Double(64), "int8": Int8(64)}
 SHAPES = [(64, 64), (20, 40), (9, 7), (1, 1), (33, 65), (3, 5000)]
 LEVELS = np.array([
@@ -239,18 +239,10 @@ def _zero3(folder, names, checkpointing):
         blocks = {n: (p.ds_tensor.nbytes, p.numel()) for n, p in packed.items()}
         if checkpointing:
             checkpoint_activations(loaded.model)
-        trainable = [p for p in loaded.model.parameters() if p.requires_grad]
-        engine, *_ = deepspeed.initialize(model=loaded.model, config=ZERO3, optimizer=torch.optim.AdamW(trainable))
-        engine.eval()
-        with torch.no_grad():
-            logits = engine(INPUT).logits
-        engine.train()
-        engine.backward(engine(INPUT).logits.float().logsumexp(-1).mean())
-        norms = [deepspeed.utils.safe_get_full_grad(p).norm().item() for p in trainable]
+        logits, norms = logits_and_gradients(loaded.model, ZERO3)
         with deepspeed.zero.GatheredParameters(list(packed.values())):
             gathered = {n: p.detach().clone() for n, p in packed.items()}
         results[name] = blocks, gathered, logits, norms
-        engine.destroy()
     return results
 
 
@@ -273,18 +265,19 @@ def test_zero3_cuts_the_packed_tensors_and_computes_the_same(folder, world, chec
             assert norms == pytest.approx(gradients, rel=1e-4, abs=1e-7), name
 
 
-RUNS = [(stage, case) for stage in (0, 1, 2, 3) for case in CASES]
+RUNS = [(stage, "", case) for stage in (0, 1, 2, 3) for case in CASES]
+RUNS += [(2, "optimizer", CASES[0]), (3, "both", CASES[0])]
 
 
 def _train(folder, precision, runs):
-    """Per (stage, case): masters at the start and the end, the log, packed tensors at the start and the end."""
+    """Per (stage, offload, case): masters at the start and the end, log, packed tensors at the start and the end."""
     import deepspeed
 
     from sorsa_ds import comm
 
     results = []
-    for stage, case in runs:
-        ds = ds_config(stage, "", case["clip"], case["accumulation"], bf16=precision == "bf16")
+    for stage, offload, case in runs:
+        ds = ds_config(stage, offload, case["clip"], case["accumulation"], bf16=precision == "bf16")
         engine = build(folder, ds, case, precision, PACKED["nf4"])
         tensors = [p for p in engine.module.parameters() if p.dtype == torch.uint8]
 
@@ -313,19 +306,19 @@ def residuals_by_hand(packed, start):
 @pytest.mark.parametrize("world", [1, 2])
 def test_ten_steps_equal_plain_torch_over_the_dequantised_residual(llama, world):
     results = run_ranks(world, _train, llama, "fp32", RUNS)[0]
-    for (stage, case), (start, end, log, before, after) in zip(RUNS, results, strict=True):
+    for (stage, offload, case), (start, end, log, before, after) in zip(RUNS, results, strict=True):
         residuals = residuals_by_hand(before, start)
         try:
             compare(llama, world, case, start, end, log, tolerance=1e-5, residuals=residuals)
         except AssertionError as error:
-            raise AssertionError(f"stage {stage}, {case}: {error}") from error
+            raise AssertionError(f"stage {stage}, offload {offload!r}, {case}: {error}") from error
         assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_a_bf16_engine_leaves_codes_and_scales_alone(llama):
-    stages = [(stage, CASES[0]) for stage in (0, 1, 2, 3)]
+    stages = [(stage, "", CASES[0]) for stage in (0, 1, 2, 3)]
     expected = packed_of(loaded_whole(llama, PACKED["nf4"], "bf16").model)
-    for (stage, _), (_, _, log, before, after) in zip(
+    for (stage, *_), (_, _, log, before, after) in zip(
         stages, run_ranks(2, _train, llama, "bf16", stages)[0], strict=True
     ):
         assert before.keys() == after.keys() == expected.keys()
