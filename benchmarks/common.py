@@ -1,6 +1,10 @@
-"""What several benchmarks need: a large model on disk, the peak of this process's memory, and lines printed at once."""
+"""What several benchmarks need: a large model on disk, ranks, the peak of this process's memory, lines at once."""
 
+import json
 import math
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -38,6 +42,20 @@ def write_llama(folder: Path, gib: float, flat: bool) -> int:
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder, max_shard_size="500MB")
     return layers
+
+
+def in_ranks(script: Path, world: int, what: str, *arguments: str) -> dict:
+    """Run one side of a comparison in fresh processes, on CPUs where there is no GPU; the JSON that rank 0 prints."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if not torch.cuda.is_available():
+        environment["DS_ACCELERATOR"] = "cpu"
+    done = subprocess.run(
+        [*launcher, str(script), what, *arguments], env=environment, text=True, capture_output=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{what} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 class Peak:

@@ -9,14 +9,11 @@ median. The last line is one JSON object.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from common import say
+from common import in_ranks, say
 
 from sorsa_ds.config import SorsaConfig
 
@@ -137,15 +134,8 @@ def memory(gib: float, worlds: list[int]) -> dict:
 
 
 def run(world: int, what: str, *arguments: str) -> dict:
-    """One side of a comparison in fresh processes; the JSON that rank 0 prints last."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(
-        [*launcher, str(WORKERS), what, *arguments], env=environment, text=True, capture_output=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"{what} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    """One side of a comparison."""
+    return in_ranks(WORKERS, world, what, *arguments)
 
 
 if __name__ == "__main__":

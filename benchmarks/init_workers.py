@@ -19,6 +19,7 @@ from sorsa_ds.ownership import Item, schedule
 from sorsa_ds.placement import Whole, Zero3
 from sorsa_ds.precision import choose
 from sorsa_ds.process import init_distributed
+from sorsa_ds.residual import Dense
 from sorsa_ds.weights import Checkpoint
 
 SETTINGS = SorsaConfig()
@@ -151,7 +152,7 @@ def peak_memory(a: argparse.Namespace) -> dict:
             factor_source=lambda target, weight: found(weight, target.rank, target.name, a.method),
         )
     shard = sum(p.ds_tensor.nbytes for p in loaded.model.parameters())
-    working = max(working_set(target, sorsa) for target in loaded.targets)
+    working = max(working_set(target, sorsa, Dense(torch.float32)) for target in loaded.targets)
     return {"rss": peak.gib, "shard": shard / 2**30, "budget": (shard + working) / 2**30}
 
 

@@ -1,5 +1,10 @@
 """SORSA fine-tuning on DeepSpeed, from two CPU processes to many nodes."""
 
+import logging
+
+# transformers imports bitsandbytes, which warns of an optional inference kernel that nothing here uses.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in record.msg)
+
 __version__ = "0.1.0"
 __all__ = ["load_adapter"]
 

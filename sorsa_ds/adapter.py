@@ -1,17 +1,18 @@
 """The adapter on disk: U, s and V as trained, and as they began.
 
-The initial factors make the frozen residual reproducible from the base model alone, W_r = W - U_0 diag(s_0) V_0^T,
-without another decomposition. Both files hold fp32 tensors named `<layer>.U`, `<layer>.s`, `<layer>.V`.
+The initial factors make the frozen residual reproducible from the base model alone, W_r = W - U_0 diag(s_0) V_0^T
+(quantised anew where it was), without another decomposition. Both files hold fp32 tensors named `<layer>.U`,
+`<layer>.s`, `<layer>.V`.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sorsa_ds.config import LoadingConfig, RunConfig, SorsaConfig
+from sorsa_ds.config import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig
 from sorsa_ds.decompose import Factors
 from sorsa_ds.files import write_json
 from sorsa_ds.surgery import Target
@@ -25,6 +26,7 @@ class Description:
 
     base_model: folder or hub name. precision: the residual depends on how the factors are rounded. layers: every
     adapted linear -> its out, in and rank. digests: of every parameter of the base model (`sorsa_ds.digest`).
+    residual: how the residual was kept that U, s and V belong to.
     """
 
     base_model: str
@@ -33,12 +35,28 @@ class Description:
     sorsa: SorsaConfig
     layers: dict[str, dict[str, int]]
     digests: dict[str, str]
+    residual: ResidualConfig = field(default_factory=ResidualConfig)
+
+    def check_residual(self, wanted: ResidualConfig) -> None:
+        """Stop where U, s and V would be put on a residual that is kept otherwise than in their training.
+
+        Raises:
+            ValueError: naming both.
+        """
+        ours, theirs = ((config.storage, config.block_size) for config in (self.residual, wanted))
+        if ours != theirs:
+            raise ValueError(
+                f"the adapter was trained over a residual in {ours[0]} (blocks of {ours[1]}), but the settings say "
+                f"{theirs[0]} (blocks of {theirs[1]}): {CONFIG} and the run's settings do not belong together"
+            )
 
 
 def describe(folder: Path, config: RunConfig, targets: list[Target], digests: dict[str, str]) -> None:
-    """Write an adapter's description; `config.train.precision` must be resolved."""
+    """Write an adapter's description; `train.precision` and `residual.storage` must be resolved."""
     layers = {t.name: {"out": t.out_features, "in": t.in_features, "rank": t.rank} for t in targets}
-    description = Description(config.model, config.loading, config.train.precision, config.sorsa, layers, digests)
+    description = Description(
+        config.model, config.loading, config.train.precision, config.sorsa, layers, digests, config.residual
+    )
     write_description(folder, description)
 
 
@@ -59,6 +77,7 @@ def read_description(folder: Path) -> Description:
         if found.pop("method") != "sorsa":
             raise ValueError("of another method than SORSA")
         found["loading"], found["sorsa"] = LoadingConfig(**found["loading"]), SorsaConfig(**found["sorsa"])
+        found["residual"] = ResidualConfig(**found.get("residual", {}))
         return Description(**found)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: not the description of a SORSA adapter ({error})") from error

@@ -15,6 +15,7 @@ from sorsa_ds.init_report import LayerReport
 from sorsa_ds.initialize import FactorSource, Progress, fill
 from sorsa_ds.placement import Part, Zero3
 from sorsa_ds.precision import Precision
+from sorsa_ds.residual import Dense, Storage
 from sorsa_ds.sources import InShards
 from sorsa_ds.surgery import Target, operate, select
 
@@ -36,6 +37,7 @@ def adopt(
     precision: Precision,
     device: torch.device,
     factor_source: FactorSource,
+    storage: Storage | None = None,
     progress: Progress = iter,
 ) -> Adopted:
     """Swap the targets of a partitioned model for SORSA layers, in place. A collective call.
@@ -43,6 +45,7 @@ def adopt(
     Args:
         ds_config: the resolved DeepSpeed configuration that the model was partitioned with.
         precision: the formats of the new layers; other parameters stay as they are.
+        storage: how W_r is kept; None: in the dtype that the precision says.
 
     Raises:
         ValueError: a parameter is not partitioned; bad targets, ranks or weights.
@@ -54,13 +57,15 @@ def adopt(
     linears = {target.name: model.get_submodule(target.name) for target in targets}
     biases = {name: linear.bias for name, linear in linears.items()}
     bare = [replace(target, bias=False) for target in targets]  # biases are in place already
-    operate(model, bare, sorsa, precision)
+    storage = storage or Dense(precision.residual_dtype)
+    operate(model, bare, sorsa, precision, storage)
     exact, reports = fill(
         model,
         bare,
         {},
         InShards(linears, device),
         precision=precision,
+        storage=storage,
         placement=Zero3(ds_config, device),
         device=device,
         factor_source=factor_source,

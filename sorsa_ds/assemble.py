@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sorsa_ds import comm, ds_config, init_report, ownership, precision, regularizer
+from sorsa_ds import comm, ds_config, init_report, ownership, precision, regularizer, residual
 from sorsa_ds.adapter import INITIAL, FactorFile
 from sorsa_ds.checkpoint.keeper import Keeper
 from sorsa_ds.cli import Invocation
@@ -44,7 +44,8 @@ def assemble(invocation: Invocation) -> Trainer:
         config = replace(config, train=resume.regroup(config.train, world))
     formats = precision.choose(config.train.precision, ds_config.precision_from_json(raw), device_type)
     resolved = ds_config.resolve(raw, config.train, world, device_type, formats.name)
-    config = _settled(config, resolved, formats.name)
+    config = _settled(config, resolved, formats)
+    storage = residual.choose(config.residual, formats, device)
     if resume is None:
         reg = regularizer.resolve(
             config.regularizer,
@@ -83,10 +84,11 @@ def assemble(invocation: Invocation) -> Trainer:
         loading=config.loading,
         sorsa=config.sorsa,
         precision=formats,
+        storage=storage,
         placement=Zero3(resolved.ds, device) if resolved.zero_stage == 3 else Whole(device),
         device=device,
         progress=_shown,
-        **_factors(config, resume),
+        **_factors(config, resume, storage, formats),
     )
     initialisation = None
     if resume is None:
@@ -115,6 +117,7 @@ def assemble(invocation: Invocation) -> Trainer:
         table(
             [
                 ("model", f"{config.model}, {len(loaded.targets)} linears adapted, {trainable:,} trainable parameters"),
+                ("residual", residual.describe(config.residual)),
                 ("ranks", f"{world} x {device_type}, ZeRO stage {resolved.zero_stage}"),
                 ("batch", f"{resolved.global_batch_size} = {resolved.micro_batch_size} x {world} ranks x "
                           f"{resolved.gradient_accumulation_steps} accumulated"),
@@ -129,10 +132,10 @@ def assemble(invocation: Invocation) -> Trainer:
     return Trainer(config, engine, loaded, plan, eval_examples, folder, log, keeper, lock)
 
 
-def _factors(config: RunConfig, resume: Resume | None) -> dict:
+def _factors(config: RunConfig, resume: Resume | None, storage: residual.Storage, formats: precision.Precision) -> dict:
     """Where the factors come from: a decomposition, or what the run began with and what it has made of it."""
     if resume is None:
-        return {"factor_source": factor_source(config.sorsa)}
+        return {"factor_source": factor_source(config.sorsa, config.residual, storage, formats)}
     return {
         "factor_source": FactorFile(resume.run / ADAPTER / INITIAL),
         "trained": resume.tensors().factors,
@@ -165,17 +168,17 @@ def _check_keys(raw: dict, file: Path) -> None:
         raise ValueError(f"{file}: zero_optimization has no {', '.join(map(repr, unknown))}; DeepSpeed would ignore it")
 
 
-def _settled(config: RunConfig, resolved: ds_config.Resolved, precision_name: str) -> RunConfig:
+def _settled(config: RunConfig, resolved: ds_config.Resolved, formats: precision.Precision) -> RunConfig:
     """The configuration with what was left open filled in, as config.yaml keeps it."""
     train = replace(
         config.train,
-        precision=precision_name,
+        precision=formats.name,
         micro_batch_size=resolved.micro_batch_size,
         gradient_accumulation_steps=resolved.gradient_accumulation_steps,
         global_batch_size=resolved.global_batch_size,
         gradient_clipping=resolved.gradient_clipping,
     )
-    return replace(config, train=train)
+    return replace(config, train=train, residual=residual.settle(config.residual, formats))
 
 
 def _absolute(config: RunConfig) -> RunConfig:

@@ -87,6 +87,28 @@ class SorsaConfig:
 
 
 @settings
+class ResidualConfig:
+    """How the frozen residual W_r is kept. U, s and V train in full precision whatever it is."""
+
+    storage: Literal["auto", "fp32", "bf16", "nf4", "nf4_double", "int8"] = "auto"
+    """nf4: 4 bits a number and an fp32 scale a block (4.5 in all at 64). nf4_double: the scales in 8 bits (4.13).
+    int8: 8 bits and a scale (8.5). `auto`: as `train.precision` says, fp32 or bf16."""
+
+    block_size: Literal[64, 128, 256, 512, 1024] = 64
+    """Numbers that share a scale, where the storage is quantised."""
+
+    iterations: PositiveInt = 1
+    """1: decompose, then quantise. More: decompose again what quantising left out, W - Q, and keep the best of so many
+    rounds; each costs a decomposition."""
+
+    def __post_init__(self):
+        if self.iterations > 1 and self.storage in ("auto", "fp32", "bf16"):
+            raise ValueError(
+                f"residual.iterations: {self.iterations} rounds need a quantised residual.storage, not {self.storage}"
+            )
+
+
+@settings
 class RegularizerConfig:
     """The orthonormal regulariser L_reg and its strength gamma / eta_d (SORSA, eq. 9 to 11).
 
@@ -198,8 +220,9 @@ class TrainConfig:
     seed: NonNegativeInt = 0
     """Seed of the data order, the held-out rows, the generated data and the dropout."""
 
-    max_start_gap: PositiveFloat = 0.02
-    """Largest relative gap between the model's loss at step 0 and the base model's; a larger one stops the run."""
+    max_start_gap: PositiveFloat | None = None
+    """Largest relative gap between the model's loss at step 0 and the base model's; a larger one stops the run.
+    Unset: 0.02, and 0.5 over a 4-bit residual, which loses some of the model; a broken one is further off."""
 
 
 @settings
@@ -240,6 +263,7 @@ class RunConfig:
 
     loading: LoadingConfig = Field(default_factory=LoadingConfig)
     sorsa: SorsaConfig = Field(default_factory=SorsaConfig)
+    residual: ResidualConfig = Field(default_factory=ResidualConfig)
     regularizer: RegularizerConfig = Field(default_factory=RegularizerConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from sorsa_ds import cli, comm
+from sorsa_ds import adapter, cli, comm
 from sorsa_ds.config import RunConfig
 from sorsa_ds.console import tracked
 from sorsa_ds.data.batches import eval_batches, pad_token_id
@@ -31,6 +31,7 @@ def held_out_loss(folder: Path) -> float:
     _, held_out = examples(config.data, tokenizer, config.train.seed)
     if not held_out:
         raise ValueError(f"--run: {folder} was trained without held-out data (data.eval_size, data.eval_split)")
+    adapter.read_description(folder / ADAPTER).check_residual(config.residual)
     loaded = reload(folder / ADAPTER, device, lambda rounds: tracked(rounds, len(rounds), "rebuilding", "round"))
     batches = eval_batches(
         held_out, comm.rank(), comm.world_size(), config.train.micro_batch_size, pad_token_id(tokenizer)

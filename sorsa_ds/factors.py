@@ -1,28 +1,37 @@
-"""Where a run's factors come from: its decomposition settings, and the cache if that is on."""
+"""Where a run's factors come from: its decomposition settings, the quantisation, and the cache if that is on."""
 
 from pathlib import Path
 
 from torch import Tensor
 
-from sorsa_ds.config import SorsaConfig
+from sorsa_ds import refine
+from sorsa_ds.config import ResidualConfig, SorsaConfig
 from sorsa_ds.console import note
 from sorsa_ds.decompose import Decomposition, decompose
 from sorsa_ds.embedded import cache_folder
 from sorsa_ds.factor_cache import FactorCache
 from sorsa_ds.initialize import FactorSource
+from sorsa_ds.precision import Precision
+from sorsa_ds.residual import Storage
 from sorsa_ds.surgery import Target
 
 
-def factor_source(config: SorsaConfig) -> FactorSource:
-    """Decompose as configured, through the cache unless `sorsa.svd_cache` is `off`."""
+def factor_source(
+    config: SorsaConfig, residual: ResidualConfig, storage: Storage, precision: Precision
+) -> FactorSource:
+    """Decompose as configured, in `residual.iterations` rounds, through the cache unless `sorsa.svd_cache` is `off`."""
 
-    def found(target: Target, weight: Tensor) -> Decomposition:
+    def decomposed(target: Target, weight: Tensor) -> Decomposition:
         return decompose(weight, target.rank, target.name, config.svd, config.svd_tolerance, config.svd_max_iterations)
 
+    repeated = residual.iterations > 1
+    found = refine.refined(decomposed, config, residual, storage, precision) if repeated else decomposed
     if config.svd_cache == "off":
         return found
     folder = cache_folder() / "factors" if config.svd_cache == "auto" else Path(config.svd_cache).expanduser()
     settings = {"method": config.svd}
     if config.svd == "randomized":
         settings |= {"tolerance": config.svd_tolerance, "max_iterations": config.svd_max_iterations}
+    if repeated:
+        settings |= refine.settings(config, residual, precision)
     return FactorCache(folder, settings, note).wrap(found)

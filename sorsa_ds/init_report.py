@@ -6,9 +6,32 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
+from sorsa_ds import lowrank
 from sorsa_ds.decompose import Decomposition
 from sorsa_ds.factor_cache import CachedDecomposition
+from sorsa_ds.residual import Storage
 from sorsa_ds.surgery import Target
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisationLoss:
+    """What a layer loses by its packed residual Q, against what it would lose by quantising W itself.
+
+    error: ||W - (Q + U diag(s) V^T)||_F / ||W||_F. plain_error: the same of W packed alike, from which QLoRA starts.
+    """
+
+    error: float
+    plain_error: float
+
+    @classmethod
+    def of(cls, storage: Storage, weight: Tensor, rest: Tensor, packed: Sequence[Tensor]) -> "QuantisationLoss":
+        """Of a layer with this residual before packing, which is used up."""
+        shape = (rest.shape[0], rest.shape[1])
+        lost = lowrank.energy(rest.sub_(storage.dense(packed, shape, rest.dtype)))
+        whole = rest.copy_(weight)
+        energy = lowrank.energy(whole) or 1.0
+        plain = lowrank.energy(storage.dense(storage.pack(whole), shape, rest.dtype).sub_(whole))
+        return cls((lost / energy) ** 0.5, (plain / energy) ** 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +41,7 @@ class LayerReport:
     captured: share of ||W||_F^2 in the principal part. excess: estimated (residual energy - optimum) / optimum.
     way: `exact` or `krylov`. capped: whether the tolerance was missed. cached: whether the factors were read from the
     cache. seconds: reading and the residual included. gib: of residual and factors, all ranks' parts together.
-    owner: the rank that did it.
+    owner: the rank that did it. loss: where the residual is quantised.
     """
 
     name: str
@@ -33,10 +56,17 @@ class LayerReport:
     seconds: float
     gib: float
     owner: int
+    loss: QuantisationLoss | None
 
     @classmethod
     def of(
-        cls, target: Target, found: Decomposition, owner: int, seconds: float, tensors: Sequence[Tensor]
+        cls,
+        target: Target,
+        found: Decomposition,
+        owner: int,
+        seconds: float,
+        tensors: Sequence[Tensor],
+        loss: QuantisationLoss | None,
     ) -> "LayerReport":
         """The record of a layer that was just decomposed, or whose decomposition was just read."""
         return cls(
@@ -47,16 +77,22 @@ class LayerReport:
             seconds=seconds,
             gib=sum(tensor.nbytes for tensor in tensors) / 2**30,
             owner=owner,
+            loss=loss,
             **asdict(found.accuracy),
         )
 
 
 def table(reports: Sequence[LayerReport]) -> str:
-    """One line a kind of layer (the last part of its name)."""
+    """One line a kind of layer (the last part of its name).
+
+    error, plain: `QuantisationLoss`, root mean square over the kind.
+    """
     kinds: dict[str, list[LayerReport]] = defaultdict(list)
     for report in reports:
         kinds[report.name.rpartition(".")[2]].append(report)
-    columns = ("captured", 9), ("excess", 9), ("seconds", 8), ("GiB", 7)
+    columns = [("captured", 9), ("excess", 9), ("seconds", 8), ("GiB", 7)]
+    if all(report.loss for report in reports):
+        columns += [("error", 9), ("plain", 9)]
     heads = " ".join(f"{name:>{width}}" for name, width in columns)
     lines = [f"  {'layer kind':<12} {'count':>5} {'shape':>13} {'r':>4} {heads}  way"]
     for kind, some in kinds.items():
@@ -66,7 +102,7 @@ def table(reports: Sequence[LayerReport]) -> str:
         lines.append(
             f"  {kind:<12} {len(some):>5} {_one(shapes):>13} {_one(ranks):>4} "
             f"{sum(r.captured for r in some) / len(some):>9.2%} {max(r.excess for r in some):>9.1e} "
-            f"{sum(r.seconds for r in some):>8.1f} {sum(r.gib for r in some):>7.3f}  {', '.join(ways)}"
+            f"{sum(r.seconds for r in some):>8.1f} {sum(r.gib for r in some):>7.3f}{_losses(some)}  {', '.join(ways)}"
         )
     missed = [r.name for r in reports if r.capped]
     if missed:
@@ -84,6 +120,15 @@ def as_json(reports: Sequence[LayerReport], *, seconds: float, world_size: int, 
         "from_cache": sum(r.cached for r in reports),
         "layers": [asdict(report) for report in reports],
     }
+
+
+def _losses(some: Sequence[LayerReport]) -> str:
+    """Two more columns where the residual is quantised: root mean squares over the layers of a kind."""
+    losses = [r.loss for r in some if r.loss]
+    if len(losses) < len(some):
+        return ""
+    pairs = ([x.error for x in losses], [x.plain_error for x in losses])
+    return "".join(f" {(sum(v * v for v in values) / len(values)) ** 0.5:>9.2%}" for values in pairs)
 
 
 def _one(values: set) -> str:

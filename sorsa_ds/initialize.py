@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from sorsa_ds import comm, lowrank
 from sorsa_ds.config import SorsaConfig
 from sorsa_ds.decompose import Decomposition, Factors, residual
-from sorsa_ds.init_report import LayerReport
+from sorsa_ds.init_report import LayerReport, QuantisationLoss
 from sorsa_ds.ownership import Item, schedule
 from sorsa_ds.placement import Part, Placement, TensorSpec
 from sorsa_ds.precision import Precision, full_fp32_products
+from sorsa_ds.residual import Storage
 from sorsa_ds.sources import WeightSource
 from sorsa_ds.surgery import Target
 from sorsa_ds.weights import REOPEN_BYTES, all_finite
@@ -38,6 +39,7 @@ def fill(
     source: WeightSource,
     *,
     precision: Precision,
+    storage: Storage,
     placement: Placement,
     device: torch.device,
     factor_source: FactorSource,
@@ -48,6 +50,7 @@ def fill(
 
     Args:
         frozen: the parameters outside the targets that `source` has too, with their shapes.
+        storage: how the residuals are kept.
         factor_source: gives the initial factors, against which the residual is taken.
         trained: gives the factors that the layers get instead, if training has moved them.
 
@@ -69,15 +72,15 @@ def fill(
         tensors, error = [], None
         try:
             if (item := owned[comm.rank()]) is not None:
-                tensors, report = _produce(item, model, source, precision, device, factor_source, trained)
+                tensors, report = _produce(item, model, source, precision, storage, device, factor_source, trained)
                 mine += report
         except Exception as caught:
             error = caught
         comm.agree(error, device)
-        specs = [_specs(item, precision) if item else [] for item in owned]
+        specs = [_specs(item, precision, storage) if item else [] for item in owned]
         parts = placement.distribute(specs, tensors)
         for spec in (spec for some in specs for spec in some):
-            _place(homes[spec.name], spec, parts.pop(spec.name), placement, precision, exact)
+            _place(homes[spec.name], spec, parts.pop(spec.name), placement, exact)
         del parts
         passed += sum(spec.shape.numel() * spec.dtype.itemsize for some in specs for spec in some)
         if passed >= TRIM_BYTES:
@@ -87,17 +90,19 @@ def fill(
     return exact, sorted(comm.gather_lists(mine), key=lambda report: order[report.name])
 
 
-def working_set(target: Target, sorsa: SorsaConfig) -> int:
+def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: bool = False) -> int:
     """Bytes that a rank holds at most besides its final shards while this layer is made.
 
     Two fp32 matrices of the layer's size with its factors: weight and residual while it is decomposed, the outgoing and
     the incoming message while it is exchanged; what the decomposition itself takes (`lowrank.search_bytes`); and what
-    was read or freed but not yet returned to the system.
+    was read or freed but not yet returned to the system. A quantised residual is made dense once more, to see what it
+    has lost; with several rounds (`refined`) that is decomposed, beside the weight.
     """
     m, n = target.out_features, target.in_features
     tall = max(m, n), min(m, n), target.rank, sorsa.svd_tolerance
     iterate = sorsa.svd == "randomized" and not lowrank.prefers_exact(*tall)
-    return 8 * (m * n + target.trainable) + lowrank.search_bytes(*tall, iterate) + TRIM_BYTES + REOPEN_BYTES
+    more = 4 * m * n * (storage.quantised + refined)
+    return 8 * (m * n + target.trainable) + more + lowrank.search_bytes(*tall, iterate) + TRIM_BYTES + REOPEN_BYTES
 
 
 def return_freed_memory() -> None:
@@ -118,13 +123,14 @@ def parameter_homes(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
     return homes
 
 
-def _specs(item: Item, precision: Precision) -> list[TensorSpec]:
+def _specs(item: Item, precision: Precision, storage: Storage) -> list[TensorSpec]:
     """The tensors of an item, as they cross the wire: factors in fp32 whatever the parameters' dtype."""
     target = item.target
     if target is None:
         return [TensorSpec(item.name, item.shape, precision.residual_dtype)]
     m, n, r = target.out_features, target.in_features, target.rank
-    specs = [TensorSpec(f"{target.name}.residual", torch.Size((m, n)), precision.residual_dtype)]
+    kept = storage.tensors(torch.Size((m, n)))
+    specs = [TensorSpec(f"{target.name}.{leaf}", shape, dtype) for leaf, (shape, dtype) in kept.items()]
     for leaf, shape in (("U", (m, r)), ("s", (r,)), ("V", (n, r))):
         specs.append(TensorSpec(f"{target.name}.{leaf}", torch.Size(shape), torch.float32))
     if target.bias:
@@ -137,6 +143,7 @@ def _produce(
     model: nn.Module,
     source: WeightSource,
     precision: Precision,
+    storage: Storage,
     device: torch.device,
     factor_source: FactorSource,
     trained: FactorSource | None,
@@ -160,12 +167,16 @@ def _produce(
             scale=model.get_submodule(target.name).scale,
         )
     now = factors if trained is None else trained(target, weight)
-    tensors = [rest.to(precision.residual_dtype), now.U, now.s, now.V]
+    packed = storage.pack(rest)
+    tensors = [*packed, now.U, now.s, now.V]
     if bias is not None:
         tensors.append(bias.to(device))
     if not isinstance(factors, Decomposition):
         return tensors, []  # given, not found: nothing to report
-    return tensors, [LayerReport.of(target, factors, comm.rank(), time.perf_counter() - began, tensors)]
+    loss = None
+    if storage.quantised:
+        loss = QuantisationLoss.of(storage, weight, rest, packed)
+    return tensors, [LayerReport.of(target, factors, comm.rank(), time.perf_counter() - began, tensors, loss)]
 
 
 def _place(
@@ -173,14 +184,13 @@ def _place(
     spec: TensorSpec,
     part: Part,
     placement: Placement,
-    precision: Precision,
     exact: dict[str, Part],
 ) -> None:
     """Put a part into the model, in every module that holds the parameter."""
     old = getattr(*homes[0])
     if old.requires_grad and old.dtype != spec.dtype:
         exact[spec.name] = Part(part.start, part.values.clone())  # the part itself is a view of the whole message
-    dtype = old.dtype if old.requires_grad else precision.residual_dtype
+    dtype = old.dtype if old.requires_grad else spec.dtype
     parameter = placement.parameter(spec, part, dtype, trainable=old.requires_grad)
     for module, attribute in homes:
         module.register_parameter(attribute, parameter)

@@ -9,45 +9,50 @@ R rank. W_r (the residual) and the bias are frozen; U, s and V are trained.
 import torch
 from torch import Tensor, nn
 
+from sorsa_ds.residual import Dense, Storage
+
 
 class _SorsaFunction(torch.autograd.Function):
     """The layer's forward and backward without ever forming the (M, N) product U diag(s) V^T.
 
     Kept for backward: x and x V, nothing else that scales with the tokens. The parameters are saved as they are:
-    ZeRO-3 frees and re-gathers their storage between forward and backward, and a saved cast or view would keep it.
+    ZeRO-3 frees and re-gathers their storage between forward and backward, and a saved cast or view would keep it. So
+    it is with a packed residual: it is made dense in forward and once more in backward, and dense it never stays.
     """
 
     @staticmethod
-    def forward(ctx, x, x_principal, residual_MN, U_MR, s_R, V_NR, bias_M, scale):
+    def forward(ctx, x, x_principal, U_MR, s_R, V_NR, bias_M, scale, storage, *kept):
         dtype = compute_dtype(x)
         x_TN = x.reshape(-1, x.shape[-1]).to(dtype)
         p_TN = x_TN if x_principal is x else x_principal.reshape(-1, x.shape[-1]).to(dtype)
         z_TR = p_TN @ V_NR.to(dtype)
-        y_TM = torch.nn.functional.linear(x_TN, residual_MN.to(dtype), None if bias_M is None else bias_M.to(dtype))
+        residual_MN = storage.dense(kept, (len(U_MR), len(V_NR)), dtype)
+        y_TM = torch.nn.functional.linear(x_TN, residual_MN, None if bias_M is None else bias_M.to(dtype))
+        del residual_MN
         y_TM.addmm_((z_TR * (scale * s_R)).to(dtype), U_MR.t().to(dtype))
         # Under autocast x may be wider than what was multiplied: keep the narrow one.
-        ctx.save_for_backward(p_TN if ctx.needs_input_grad[5] else None, z_TR, residual_MN, U_MR, s_R, V_NR)
-        ctx.scale, ctx.dtype, ctx.x_shape, ctx.x_dtype = scale, dtype, x.shape, x.dtype
+        ctx.save_for_backward(p_TN if ctx.needs_input_grad[4] else None, z_TR, U_MR, s_R, V_NR, *kept)
+        ctx.scale, ctx.storage, ctx.dtype, ctx.x_shape, ctx.x_dtype = scale, storage, dtype, x.shape, x.dtype
         ctx.one_input = x_principal is x
         return y_TM.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, grad_y):
-        p_TN, z_TR, residual_MN, U_MR, s_R, V_NR = ctx.saved_tensors
+        p_TN, z_TR, U_MR, s_R, V_NR, *kept = ctx.saved_tensors
         dtype, scale, needs = ctx.dtype, ctx.scale, ctx.needs_input_grad
         g_TM = grad_y.reshape(-1, grad_y.shape[-1]).to(dtype)
         h_TR = g_TM @ U_MR.to(dtype)
         grad_z_TR = (h_TR * (scale * s_R)).to(dtype)
 
         grad_U = grad_s = grad_V = grad_x = grad_p = None
-        if needs[3]:
+        if needs[2]:
             grad_U = (g_TM.t() @ (z_TR * (scale * s_R)).to(dtype)).to(U_MR.dtype)
-        if needs[4]:
+        if needs[3]:
             grad_s = (scale * (h_TR * z_TR).sum(0, dtype=torch.promote_types(dtype, torch.float32))).to(s_R.dtype)
-        if needs[5]:
+        if needs[4]:
             grad_V = (p_TN.t() @ grad_z_TR).to(V_NR.dtype)
         if needs[0]:
-            grad_x = g_TM @ residual_MN.to(dtype)
+            grad_x = g_TM @ ctx.storage.dense(kept, (len(U_MR), len(V_NR)), dtype)
         if needs[0] if ctx.one_input else needs[1]:
             if ctx.one_input:
                 grad_x.addmm_(grad_z_TR, V_NR.t().to(dtype))
@@ -55,7 +60,7 @@ class _SorsaFunction(torch.autograd.Function):
                 grad_p = (grad_z_TR @ V_NR.t().to(dtype)).view(ctx.x_shape).to(ctx.x_dtype)
         if grad_x is not None:
             grad_x = grad_x.view(ctx.x_shape).to(ctx.x_dtype)
-        return grad_x, grad_p, None, grad_U, grad_s, grad_V, None, None
+        return grad_x, grad_p, grad_U, grad_s, grad_V, None, None, None, *(None for _ in kept)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -68,7 +73,8 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 class SorsaLinear(nn.Module):
     """A linear layer W = W_r + scale * U diag(s) V^T with frozen W_r (SORSA, eq. 8).
 
-    Parameters: `residual` (M, N) frozen; `U` (M, R), `s` (R,), `V` (N, R) trainable; `bias` (M,) frozen or None.
+    Parameters: `residual` and what else its storage names, frozen ((M, N) where it is not packed); `U` (M, R), `s`
+    (R,), `V` (N, R) trainable; `bias` (M,) frozen or None.
     U and V are both stored with the long dimension first, so that a flat ZeRO partition is a block of rows.
 
     Args:
@@ -78,7 +84,8 @@ class SorsaLinear(nn.Module):
         scale: alpha / rank; 1 in the papers.
         dropout: probability on the principal branch's input, in training.
         device: where the (uninitialised) tensors are made; `meta` for the streaming loader.
-        residual_dtype, factor_dtype, bias_dtype: dtypes of W_r, of U, s, V, and of the bias.
+        storage: how W_r is kept.
+        factor_dtype, bias_dtype: dtypes of U, s, V, and of the bias.
 
     Raises:
         ValueError: rank out of range.
@@ -94,28 +101,33 @@ class SorsaLinear(nn.Module):
         scale: float = 1.0,
         dropout: float = 0.0,
         device: torch.device | str | None = None,
-        residual_dtype: torch.dtype = torch.float32,
+        storage: Storage = Dense(torch.float32),  # noqa: B008 (it is immutable)
         factor_dtype: torch.dtype = torch.float32,
+        bias_dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
         if not 1 <= rank <= min(in_features, out_features):
             raise ValueError(f"rank {rank} is not in 1 .. {min(in_features, out_features)} = min(out, in)")
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        self.scale, self.dropout = scale, dropout
+        self.scale, self.dropout, self.storage = scale, dropout, storage
 
         def empty(*shape: int, dtype: torch.dtype, trainable: bool) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype), requires_grad=trainable)
 
-        self.residual = empty(out_features, in_features, dtype=residual_dtype, trainable=False)
+        for name, (shape, dtype) in storage.tensors(torch.Size((out_features, in_features))).items():
+            self.register_parameter(name, empty(*shape, dtype=dtype, trainable=False))
         self.U = empty(out_features, rank, dtype=factor_dtype, trainable=True)
         self.s = empty(rank, dtype=factor_dtype, trainable=True)
         self.V = empty(in_features, rank, dtype=factor_dtype, trainable=True)
-        self.bias = empty(out_features, dtype=residual_dtype, trainable=False) if bias else None
+        self.bias = empty(out_features, dtype=bias_dtype, trainable=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., N) to y (..., M)."""
         x_principal = nn.functional.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
-        return _SorsaFunction.apply(x, x_principal, self.residual, self.U, self.s, self.V, self.bias, self.scale)
+        kept = (getattr(self, name) for name in self.storage.names)
+        return _SorsaFunction.apply(
+            x, x_principal, self.U, self.s, self.V, self.bias, self.scale, self.storage, *kept
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         """The shape line that `print(model)` shows."""

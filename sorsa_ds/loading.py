@@ -13,6 +13,7 @@ from sorsa_ds.init_report import LayerReport
 from sorsa_ds.initialize import FactorSource, Progress, fill, parameter_homes
 from sorsa_ds.placement import Part, Placement
 from sorsa_ds.precision import Precision
+from sorsa_ds.residual import Dense, Storage
 from sorsa_ds.sources import OnDisk
 from sorsa_ds.surgery import Target, operate, select
 from sorsa_ds.weights import Checkpoint
@@ -71,6 +72,7 @@ def load(
     placement: Placement,
     device: torch.device,
     factor_source: FactorSource,
+    storage: Storage | None = None,
     trained: FactorSource | None = None,
     digests: dict[str, str] | None = None,
     progress: Progress = iter,
@@ -81,6 +83,7 @@ def load(
         placement: whole on each rank, or cut for ZeRO-3.
         device: where decompositions run.
         factor_source: gives each target's initial factors (`sorsa_ds.factors`), against which W_r is taken.
+        storage: how W_r is kept; None: in the dtype that the precision says.
         trained: gives the factors that the layers get, if training has moved them.
         digests: what the pre-trained parameters' must be, if this model was loaded before.
         progress: wraps the rounds, to show them.
@@ -88,9 +91,10 @@ def load(
     Raises:
         ValueError: bad model, target, rank or weight; on every rank, with the message of the rank that found it.
     """
+    storage = storage or Dense(precision.residual_dtype)
     prepared, error = None, None
     try:
-        prepared = _prepare(folder, loading, sorsa, precision, digests or {})
+        prepared = _prepare(folder, loading, sorsa, precision, storage, digests or {})
     except ValueError as caught:
         error = caught
     comm.agree(error, device)
@@ -101,6 +105,7 @@ def load(
         frozen,
         source,
         precision=precision,
+        storage=storage,
         placement=placement,
         device=device,
         factor_source=factor_source,
@@ -112,15 +117,20 @@ def load(
 
 
 def _prepare(
-    folder: Path, loading: LoadingConfig, sorsa: SorsaConfig, precision: Precision, digests: dict[str, str]
+    folder: Path,
+    loading: LoadingConfig,
+    sorsa: SorsaConfig,
+    precision: Precision,
+    storage: Storage,
+    digests: dict[str, str],
 ) -> tuple[PreTrainedModel, OnDisk, list[Target], dict[str, torch.Size]]:
     """The operated model without memory, where its weights lie, its targets, and the shapes of all other parameters."""
     model = skeleton(folder, loading)
     checkpoint = Checkpoint(folder)
     source = OnDisk(checkpoint, checkpoint.parameter_names(model), digests)
     targets = select(model, sorsa)
-    operate(model, targets, sorsa, precision)
-    inside = {f"{t.name}.{leaf}" for t in targets for leaf in ("residual", "U", "s", "V", "bias")}
+    operate(model, targets, sorsa, precision, storage)
+    inside = {f"{t.name}.{leaf}" for t in targets for leaf in (*storage.names, "U", "s", "V", "bias")}
     homes = parameter_homes(model)
     return model, source, targets, {n: getattr(*places[0]).shape for n, places in homes.items() if n not in inside}
 

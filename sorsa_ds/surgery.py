@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from sorsa_ds.config import SorsaConfig
 from sorsa_ds.layer import SorsaLinear
 from sorsa_ds.precision import Precision
+from sorsa_ds.residual import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,9 @@ def select(model: nn.Module, config: SorsaConfig) -> list[Target]:
     return targets
 
 
-def operate(model: nn.Module, targets: list[Target], sorsa: SorsaConfig, precision: Precision) -> None:
+def operate(
+    model: nn.Module, targets: list[Target], sorsa: SorsaConfig, precision: Precision, storage: Storage
+) -> None:
     """Freeze the model and put an uninitialised SorsaLinear (on the meta device) in each target's place."""
     model.requires_grad_(False)
     for target in targets:
@@ -81,8 +84,9 @@ def operate(model: nn.Module, targets: list[Target], sorsa: SorsaConfig, precisi
             scale=scale_of(target, sorsa),
             dropout=sorsa.dropout,
             device="meta",
-            residual_dtype=precision.residual_dtype,
+            storage=storage,
             factor_dtype=precision.factor_dtype,
+            bias_dtype=precision.residual_dtype,
         )
         setattr(model.get_submodule(parent_name), leaf, layer)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from sorsa_ds import adapter, precision
+from sorsa_ds import adapter, precision, residual
 from sorsa_ds.initialize import Progress
 from sorsa_ds.inputs import find_model
 from sorsa_ds.loading import Loaded, load
@@ -29,11 +29,13 @@ def load_adapter(folder: Path | str, base: str | None = None, device: torch.devi
 def reload(folder: Path, device: torch.device, progress: Progress = iter, base: str | None = None) -> Loaded:
     """The same, with all that is known of it; `progress` wraps the rounds. A collective call where there are ranks."""
     described = adapter.read_description(folder)
+    formats = precision.choose(described.precision, None, device.type)
     return load(
         find_model(base or described.base_model, described.loading),
         loading=described.loading,
         sorsa=described.sorsa,
-        precision=precision.choose(described.precision, None, device.type),
+        precision=formats,
+        storage=residual.choose(described.residual, formats, device),
         placement=Whole(device),
         device=device,
         factor_source=adapter.FactorFile(folder / adapter.INITIAL),

@@ -26,7 +26,7 @@ from sorsa_ds.run_folder import RunLog
 from sorsa_ds.run_lock import RunLock
 from sorsa_ds.run_paths import ADAPTER
 from sorsa_ds.save_factors import save_factors
-from sorsa_ds.start_check import check_start
+from sorsa_ds.start_check import check_start, largest_gap
 
 
 @dataclass(slots=True)
@@ -129,7 +129,8 @@ class Trainer:
     def start(self, adapter: Path) -> None:
         """Before the first step: check the model against the pre-trained one, measure it, keep its initial factors."""
         progress = self.keeper.progress
-        base, start = check_start(self.engine, self.loaded, self.probe(), self.device, self.config.train.max_start_gap)
+        gap = largest_gap(self.config.train.max_start_gap, self.config.residual.storage)
+        base, start = check_start(self.engine, self.loaded, self.probe(), self.device, gap)
         say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
         save_factors(self.engine, adapter / INITIAL)
         if comm.rank() == 0:

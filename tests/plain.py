@@ -22,13 +22,17 @@ class DenseSorsa(nn.Module):
         return x @ (self.rest + self.U @ torch.diag(self.s) @ self.V.T).T
 
 
-def plain_model(folder, factors: dict) -> nn.Module:
-    """The pre-trained model with dense SORSA layers that start from the given factors (name -> U, s, V)."""
+def plain_model(folder, factors: dict, residuals: dict | None = None) -> nn.Module:
+    """The pre-trained model with dense SORSA layers that start from the given factors (name -> U, s, V).
+
+    residuals: name -> W_r, where it is not W - U diag(s) V^T.
+    """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
     for name, (U, s, V) in factors.items():
         parent, _, leaf = name.rpartition(".")
         weight = model.get_submodule(name).weight.detach()
-        setattr(model.get_submodule(parent), leaf, DenseSorsa(weight - (U * s) @ V.T, U, s, V))
+        rest = weight - (U * s) @ V.T if residuals is None else residuals[name]
+        setattr(model.get_submodule(parent), leaf, DenseSorsa(rest, U, s, V))
     return model.train()
 
 

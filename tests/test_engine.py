@@ -67,7 +67,7 @@ def ds_config(stage: int, offload: str, clip: float, accumulation: int, bf16: bo
     return config
 
 
-def build(folder, ds: dict, case: dict, precision: str = "fp32"):
+def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None):
     """A SorsaEngine on the tiny model, from disk, as the trainer makes it."""
     from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.loading import load
@@ -80,6 +80,7 @@ def build(folder, ds: dict, case: dict, precision: str = "fp32"):
     loaded = load(
         folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=RANK), precision=choose(precision, None, "cpu"),
         placement=Zero3(ds, device) if stage3 else Whole(device), device=device, factor_source=exactly,
+        storage=storage,
     )  # fmt: skip
     regularizer = Regularizer(case["form"], case["reduction"], case["coefficient"])
     return SorsaEngine(
@@ -133,12 +134,12 @@ def train_with_engine(folder, cases, precision="fp32"):
     return results if comm.rank() == 0 else None
 
 
-def compare(folder, world, case, start, end, log, tolerance):
+def compare(folder, world, case, start, end, log, tolerance, residuals=None):
     """Train the plain program from the same start on the same sequences, and compare everything."""
     factors = {}
     for name in {n.rpartition(".")[0] for n in start}:
         factors[name] = tuple(start[f"{name}.{leaf}"] for leaf in ("U", "s", "V"))
-    model = plain_model(folder, factors)
+    model = plain_model(folder, factors, residuals)
     count = MICRO * world * case["accumulation"]
     plain_log = train(
         model, [sequences(count, seed=t) for t in range(STEPS)], rate=RATE, clip=case["clip"],

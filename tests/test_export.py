@@ -20,8 +20,8 @@ from projects import launch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sorsa_ds import adapter, load_adapter
-from sorsa_ds.config import LoadingConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds import adapter, load_adapter, residual
+from sorsa_ds.config import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config_io import to_yaml
 from sorsa_ds.export import publish, tensor_file
 from sorsa_ds.export.command import Options, export
@@ -39,10 +39,12 @@ REPORT = {"steps": 7, "loss_first": 2.5, "loss_last": 1.25, "eval_loss_start": 2
           "reg_loss_end": 0.01, "trainable_parameters": 1234, "versions": {"torch": "2"}}  # fmt: skip
 
 
-def finished_run(base: Path, folder: Path, precision="fp32", size=0.1, **sorsa) -> Path:
+def finished_run(base: Path, folder: Path, precision="fp32", size=0.1, storage="auto", **sorsa) -> Path:
     """The folder of a run that has moved every factor by about `size`, made without the trainer."""
+    formats = choose(precision, None, "cpu")
     config = RunConfig(
         model=str(base), sorsa=SorsaConfig(**{"rank": 4, **sorsa}),
+        residual=residual.settle(ResidualConfig(storage=storage), formats),
         train=TrainConfig(precision=precision, learning_rate=1e-3, global_batch_size=8),
     )  # fmt: skip
     initial, trained = {}, {}
@@ -58,8 +60,8 @@ def finished_run(base: Path, folder: Path, precision="fp32", size=0.1, **sorsa) 
         return found
 
     loaded = load(
-        base, loading=LoadingConfig(), sorsa=config.sorsa, precision=choose(precision, None, "cpu"),
-        placement=Whole(CPU), device=CPU, factor_source=source,
+        base, loading=LoadingConfig(), sorsa=config.sorsa, precision=formats, placement=Whole(CPU), device=CPU,
+        factor_source=source, storage=residual.choose(config.residual, formats, CPU),
     )  # fmt: skip
     (folder / "adapter").mkdir(parents=True)
     save_file(initial, folder / "adapter" / adapter.INITIAL)
@@ -171,6 +173,45 @@ def test_the_rounding_of_training_is_in_the_merged_model(runs, tmp_path, name, p
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed"):
         theirs = logits(load_adapter(run / "adapter"))
     assert relative(logits(model), theirs) < 0.05  # bf16's own rounding of the products
+
+
+@pytest.mark.parametrize(("storage", "precision"), [("nf4", "fp32"), ("nf4_double", "mixed"), ("int8", "fp32")])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_quantised_run_exports_what_it_computed_with(runs, tmp_path, name, storage, precision):
+    """merged is the trained model; base with the LoRA is too, and base alone is where training began."""
+    run = runs(name, storage=storage, precision=precision, alpha=6.0)
+    trained = load_adapter(run / "adapter")
+    assert {p.dtype for n, p in trained.named_parameters() if "residual" in n} == {torch.uint8}
+    start = load_adapter(shutil.copytree(run / "adapter", tmp_path / "start"))
+    initial = load_file(run / "adapter" / adapter.INITIAL)
+    start.load_state_dict(initial, strict=False)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed"):
+        now, then = logits(trained), logits(start)
+    export(Options(run, "merged", tmp_path / "merged", dtype="float32"))
+    export(Options(run, "base", tmp_path / "base", dtype="float32"))
+    lora = export(Options(run, "lora", tmp_path / "lora"))
+    merged, base = plainly(tmp_path / "merged"), plainly(tmp_path / "base")
+    near = 1e-5 if precision == "fp32" else 0.05  # bf16's own rounding of the products
+    assert relative(logits(merged), now) < near
+    assert relative(logits(base), then) < near
+    assert relative(logits(base), logits(plainly(base_of(run)))) > 1e-3
+    exact = logits(merged)
+    assert relative(logits(PeftModel.from_pretrained(base, lora)), exact) < 1e-5
+    on_the_pretrained = relative(logits(PeftModel.from_pretrained(plainly(base_of(run)), lora)), exact)
+    assert on_the_pretrained > 1e-3
+    for form, told in (("merged", "made dense"), ("base", "from which it began"), ("lora", "`--format base` writes")):
+        card = (tmp_path / form / "README.md").read_text()
+        assert told in card and f"| residual | {storage}, blocks of 64 |" in card
+
+
+def test_an_adapter_of_another_quantisation_is_refused(runs, tmp_path):
+    run = shutil.copytree(runs("llama", storage="nf4"), tmp_path / "run")
+    change_description(run, residual=ResidualConfig(storage="int8"))
+    with pytest.raises(ValueError, match=r"trained over a residual in int8 .*settings say nf4"):
+        export(Options(run, "merged", tmp_path / "out"))
+    with pytest.raises(ValueError, match="--format base: the residual was not quantised"):
+        export(Options(runs("llama"), "base", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_shards_have_an_index_and_hold_the_same(runs, tmp_path):

@@ -66,6 +66,23 @@ def test_step_0_equals_the_base_model_although_tf32_is_allowed(results):
         assert (logits - base).norm() < bound * base.norm(), f"stage {stage}, {precision}"
 
 
+def _packed():
+    """Relative distance of each storage's matrix on the GPU from the CPU's."""
+    from sorsa_ds.residual import Int8, Nf4, Nf4Double
+
+    torch.manual_seed(0)
+    matrix, far = torch.randn(300, 501), {}
+    for storage in (Nf4(64), Nf4Double(64), Int8(64)):
+        here, there = (storage.dense(storage.pack(m), (300, 501), torch.float32).cpu() for m in (matrix, matrix.cuda()))
+        far[type(storage).__name__] = ((there - here).norm() / here.norm()).item()
+    return far
+
+
+def test_a_packed_matrix_is_the_same_on_a_gpu():
+    for name, far in run_ranks(1, _packed)[0].items():
+        assert far < 5e-3, name  # a number between two levels may fall to the other side
+
+
 def test_all_stages_train_alike_and_stay_orthonormal(results):
     _, runs = results
     for precision in ("fp32", "mixed", "bf16"):

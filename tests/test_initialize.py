@@ -16,6 +16,7 @@ from sorsa_ds.loading import load
 from sorsa_ds.ownership import Item, describe, schedule
 from sorsa_ds.placement import Whole
 from sorsa_ds.precision import choose
+from sorsa_ds.residual import Nf4
 from sorsa_ds.surgery import Target, sorsa_layers
 
 CPU = torch.device("cpu")
@@ -89,7 +90,7 @@ def test_iterated_factors_do_not_depend_on_the_ranks(tmp_path):
                 assert torch.equal(value, alone[name]), f"{name}, {world} ranks"
 
 
-def _adopt(folder, kind):
+def _adopt(folder, kind, storage=None):
     """Logits and factors of a zero.Init model that was adapted in memory."""
     import deepspeed
     from transformers import AutoModelForCausalLM
@@ -105,7 +106,7 @@ def _adopt(folder, kind):
         weights = {name: p.detach().float() for name, p in model.named_parameters()}
     done = adopt(
         model, DS, sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"), device=CPU,
-        factor_source=SOURCES[kind],
+        factor_source=SOURCES[kind], storage=storage,
     )  # fmt: skip
     kept = [name for name, p in model.named_parameters() if before.get(name) == p.ds_id]
     with deepspeed.zero.GatheredParameters(list(model.parameters())):
@@ -126,6 +127,18 @@ def test_a_partitioned_model_is_adapted_in_memory(folder, world):
                 weight = weights[f"{layer}.weight"]
                 torch.testing.assert_close(rest + (U * s) @ V.T, weight, rtol=0, atol=1e-5)
                 torch.testing.assert_close(s, torch.linalg.svdvals(weight)[:5], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_adapted_in_memory_holds_the_same_packed_residual(folder):
+    storage = Nf4(64)
+    expected = load(
+        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"),
+        placement=Whole(CPU), device=CPU, factor_source=exactly, storage=storage,
+    ).model  # fmt: skip
+    packed = {name: p for name, p in expected.named_parameters() if p.dtype == torch.uint8}
+    assert len(packed) == 28
+    for values, *_ in run_ranks(2, _adopt, folder, "exact", storage):
+        assert all(torch.equal(values[name], tensor) for name, tensor in packed.items())
 
 
 def test_adopting_a_whole_model_is_refused(folder):

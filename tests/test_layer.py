@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sorsa_ds.decompose import decompose, residual
 from sorsa_ds.layer import SorsaLinear
+from sorsa_ds.residual import Dense
 
 T, M, N, R = 12, 9, 7, 4
 
@@ -14,7 +15,7 @@ def make_layer(bias=True, scale=1.0, dropout=0.0, dtype=torch.float64):
     """A layer with random parameters."""
     torch.manual_seed(0)
     layer = SorsaLinear(
-        N, M, R, bias=bias, scale=scale, dropout=dropout, residual_dtype=dtype, factor_dtype=dtype
+        N, M, R, bias=bias, scale=scale, dropout=dropout, storage=Dense(dtype), factor_dtype=dtype, bias_dtype=dtype
     )  # fmt: skip
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)

@@ -10,6 +10,7 @@ from sorsa_ds.config import LoadingConfig, SorsaConfig
 from sorsa_ds.loading import load, skeleton
 from sorsa_ds.placement import Whole
 from sorsa_ds.precision import choose
+from sorsa_ds.residual import Dense
 from sorsa_ds.surgery import operate, select, sorsa_layers
 
 CPU = torch.device("cpu")
@@ -44,8 +45,6 @@ def relative(a, b):
 
 def _zero3_logits_and_gradients(folders, checkpointing):
     """Logits at step 0 and gradient norms after one backward, on ZeRO-3, for every architecture."""
-    import deepspeed
-
     from sorsa_ds import comm
     from sorsa_ds.placement import Zero3
 
@@ -64,17 +63,24 @@ def _zero3_logits_and_gradients(folders, checkpointing):
             from sorsa_ds.assemble import checkpoint_activations
 
             checkpoint_activations(loaded.model)
-        trainable = [p for p in loaded.model.parameters() if p.requires_grad]
-        engine, *_ = deepspeed.initialize(model=loaded.model, config=ds, optimizer=torch.optim.AdamW(trainable))
-        engine.eval()
-        with torch.no_grad():
-            logits = engine(INPUT).logits
-        engine.train()
-        engine.backward(engine(INPUT).logits.float().logsumexp(-1).mean())
-        norms = [deepspeed.utils.safe_get_full_grad(p).norm().item() for p in trainable]
-        results[name] = (logits, norms, held, shards, whole)
-        engine.destroy()
+        results[name] = (*logits_and_gradients(loaded.model, ds), held, shards, whole)
     return results if comm.rank() == 0 else None
+
+
+def logits_and_gradients(model, ds):
+    """Of a DeepSpeed engine around a model: logits at step 0, and gradient norms after one backward."""
+    import deepspeed
+
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    engine, *_ = deepspeed.initialize(model=model, config=ds, optimizer=torch.optim.AdamW(trainable))
+    engine.eval()
+    with torch.no_grad():
+        logits = engine(INPUT).logits
+    engine.train()
+    engine.backward(engine(INPUT).logits.float().logsumexp(-1).mean())
+    norms = [deepspeed.utils.safe_get_full_grad(p).norm().item() for p in trainable]
+    engine.destroy()
+    return logits, norms
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -129,7 +135,7 @@ def test_parameter_counts_are_the_published_ones(tmp_path, shape, rank, expected
     model = skeleton(tmp_path, LoadingConfig())
     config = SorsaConfig(rank=rank)
     targets = select(model, config)
-    operate(model, targets, config, choose("fp32", None, "cpu"))
+    operate(model, targets, config, choose("fp32", None, "cpu"), Dense(torch.float32))
     counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert counted == sum(t.trainable for t in targets)
     assert counted == pytest.approx(expected, rel=5e-4)

@@ -81,6 +81,31 @@ def rewound(project, run, name, step):
     return copy
 
 
+def test_a_stopped_run_over_a_packed_residual_goes_on_bit_for_bit(project, plain):
+    """Refined factors too: the residual follows from the base model and the factors with which the run began."""
+    packed = ["residual.storage=nf4_double", "residual.iterations=2", "train.max_start_gap=9"]
+    expected, _ = train(project, "packed", *packed)
+    run, said = train(project, "packed-stopped", *packed, stop_at=3)
+    assert "stopped after step 3 of 6" in said
+    with pytest.raises(AssertionError, match=r"residual.block_size was 64 and is now 128"):
+        train(project, "packed-stopped", *packed, "residual.block_size=128", f"--resume={run}")
+    train(project, "packed-stopped", *packed, "--resume=auto")
+    assert metrics(run, "loss") == metrics(expected, "loss")
+    ours, theirs = trained(run), trained(expected)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    sizes = [sum(f.stat().st_size for f in (r / "checkpoints" / "step-000002").iterdir()) for r in (plain, expected)]
+    assert sizes[1] < sizes[0] + 2000, "a checkpoint holds nothing of the residual"
+
+
+def test_auto_does_not_stand_for_another_storage(project, plain):
+    train(project, "nf4", "residual.storage=nf4", "train.max_start_gap=9", stop_at=1)
+    with pytest.raises(AssertionError, match=r"residual.storage was 'nf4' and is now 'fp32'"):
+        train(project, "nf4", "--resume=auto")
+    copy = rewound(project, plain, "plain-nf4", 2)
+    with pytest.raises(AssertionError, match=r"residual.storage was 'fp32' and is now 'nf4'"):
+        train(project, "plain-nf4", "residual.storage=nf4", f"--resume={copy}")
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(project, whole):
     """One rank of two gets the signal, in the middle of a step that is accumulated over three micro-batches."""
     run, said = train(project, "stopped", DROPOUT, "train.micro_batch_size=1", stop_at=3)

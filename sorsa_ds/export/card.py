@@ -7,11 +7,13 @@ import yaml
 from sorsa_ds import regularizer
 from sorsa_ds.config import EMBEDDED_DATA, DataConfig
 from sorsa_ds.export.source import Source
+from sorsa_ds.residual import describe
 
 CARD = "README.md"
 _KINDS = {
     "merged": ("a plain model with the trained change merged into its weights", "transformers", "finetune"),
     "lora": ("a LoRA for the untouched base model, in PEFT's format", "peft", "adapter"),
+    "base": ("the model from which its training began, over a quantised residual", "transformers", "finetune"),
     "adapter": ("U, s and V of every adapted linear, as trained and as they began", "sorsa_ds", "adapter"),
 }
 
@@ -25,7 +27,7 @@ def card(source: Source, form: str, notes: list[str]) -> str:
         head |= {"base_model": base, "base_model_relation": relation}
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {base}, fine-tuned with SORSA",
+        f"# {base}, {'before its fine-tuning' if form == 'base' else 'fine-tuned'} with SORSA",
         f"This is {what}. [SORSA](https://arxiv.org/abs/2409.00055) trains the leading singular triplets of each "
         "weight, `W = W_r + U diag(s) Vᵀ`, over a frozen residual `W_r`, and keeps `U` and `V` near-orthonormal.",
         "## Load it\n\n```python\n" + _loading(source, form, base) + "\n```",
@@ -42,7 +44,7 @@ def _loading(source: Source, form: str, base: str) -> str:
             'from sorsa_ds import load_adapter\n\nmodel = load_adapter("PATH_OF_THIS_FOLDER")  # base="FOLDER": a copy'
         )
     trusted = ", trust_remote_code=True" if source.described.loading.trust_remote_code else ""
-    name = "PATH_OF_THIS_FOLDER" if form == "merged" else base
+    name = "PATH_OF_THIS_FOLDER" if form in ("merged", "base") else base
     lines = [f'model = AutoModelForCausalLM.from_pretrained("{name}"{trusted})']
     imports = ["from transformers import AutoModelForCausalLM"]
     if form == "lora":
@@ -71,6 +73,7 @@ def _rows(source: Source, base: str) -> list[tuple[str, str]]:
         ("learning rate", f"{config.train.learning_rate:g}"),
         ("global batch", str(config.train.global_batch_size)),
         ("precision", source.precision.name),
+        ("residual", describe(source.described.residual)),
         ("data", _data(config.data)),
     ]  # fmt: skip
     numbers = {

@@ -14,11 +14,20 @@ from sorsa_ds.export.card import CARD, card
 from sorsa_ds.export.publish import publish
 from sorsa_ds.export.source import Progress, Source, check, open_run
 from sorsa_ds.files import write_text
+from sorsa_ds.residual import describe
 from sorsa_ds.whole_folder import whole_folder
 
-Format = Literal["merged", "lora", "adapter"]
+Format = Literal["merged", "lora", "base", "adapter"]
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD_SIZE = "5GB"
+_OVER_QUANTISED = {
+    "merged": "These weights are what it computed with, made dense.",
+    "lora": "This LoRA holds exactly what training changed. It is exact on the model that `--format base` writes, from "
+            "which training began; on the pre-trained model itself it is the same change, without the error of the "
+            "quantisation that training saw.",
+    "base": "This is the model from which it began: the quantised residual made dense, with the initial factors. The "
+            "LoRA of the same run (`--format lora`) is exact on it, up to the rounding of --dtype.",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +59,14 @@ def export(options: Options) -> Path:
     lora_plan = merged_plan = None
     if options.format == "lora":
         lora_plan = lora.plan(source, options.rank)
-    elif options.format == "merged":
-        merged_plan = merged.plan(source, DTYPES[options.dtype or "auto"], options.max_shard_size or MAX_SHARD_SIZE)
+    elif options.format in ("merged", "base"):
+        untrained = options.format == "base"
+        if untrained and not source.storage.quantised:
+            raise ValueError(
+                "--format base: the residual was not quantised: a LoRA of this run goes with the base model"
+            )
+        dtype, size = DTYPES[options.dtype or "auto"], options.max_shard_size or MAX_SHARD_SIZE
+        merged_plan = merged.plan(source, dtype, size, untrained)
         _check_room(output, merged_plan.total_bytes)
     check(source, _shown("checking the base model"))
     try:
@@ -59,6 +74,7 @@ def export(options: Options) -> Path:
             notes = []
             if merged_plan is not None:
                 merged.write(source, merged_plan, folder, _shown("merging"))
+                notes = _quantised_notes(source, options.format)
             elif lora_plan is not None:
                 errors = lora.write(source, lora_plan, folder, _shown("LoRA"))
                 notes = _lora_notes(source, lora_plan, errors)
@@ -88,7 +104,9 @@ def _lora_notes(source: Source, planned: lora.Plan, errors: dict[str, float]) ->
             f"Cut to rank {planned.rank}: relative error of the change of a weight, Frobenius norm: worst "
             f"{errors[worst]:.2e} ({worst}), mean {mean(errors.values()):.2e}; all in {lora.TRUNCATION}."
         )
-    if source.precision.residual_dtype != torch.float32:
+    if source.storage.quantised:
+        notes += _quantised_notes(source, "lora")
+    elif source.precision.residual_dtype != torch.float32:
         notes.append(
             "Training held the residual weights in bf16. This LoRA is the exact change of the base model's own "
             "weights, without that rounding; `--format merged` has it."
@@ -101,11 +119,19 @@ def _lora_notes(source: Source, planned: lora.Plan, errors: dict[str, float]) ->
     return notes
 
 
+def _quantised_notes(source: Source, form: Format) -> list[str]:
+    """What quantising the residual means for an export."""
+    if not source.storage.quantised:
+        return []
+    return [f"Training held the residual quantised ({describe(source.described.residual)}). {_OVER_QUANTISED[form]}"]
+
+
 def _check_options(options: Options) -> None:
-    goes_with = {"dtype": "merged", "max_shard_size": "merged", "rank": "lora"}
+    whole = ("merged", "base")
+    goes_with = {"dtype": whole, "max_shard_size": whole, "rank": ("lora",)}
     for name, fitting in goes_with.items():
-        if getattr(options, name) is not None and options.format != fitting:
-            raise ValueError(f"--{name} goes with --format {fitting}, not with {options.format}")
+        if getattr(options, name) is not None and options.format not in fitting:
+            raise ValueError(f"--{name} goes with --format {' or '.join(fitting)}, not with {options.format}")
     if options.private and not options.push_to_hub:
         raise ValueError("--private goes with --push_to_hub")
 

@@ -13,15 +13,19 @@ from sorsa_ds.export.source import Source
 from sorsa_ds.surgery import Target, scale_of
 
 
-def merged(source: Source, target: Target) -> Tensor:
-    """W_r + scale * U diag(s) V^T, (M, N) in fp32, with W_r and the factors rounded as they were in training."""
+def merged(source: Source, target: Target, untrained: bool = False) -> Tensor:
+    """W_r + scale * U diag(s) V^T, (M, N) in fp32, with W_r and the factors rounded as they were in training.
+
+    untrained: with the factors with which training began.
+    """
     scale, formats = scale_of(target, source.described.sorsa), source.precision
     weight_MN = source.weights.weight(target)
     initial, trained = source.factors(target, weight_MN)
-    W_MN = residual(weight_MN, initial, used_dtype=formats.compute_dtype, scale_dtype=formats.factor_dtype, scale=scale)
-    if W_MN.dtype != formats.residual_dtype:
-        W_MN.copy_(W_MN.to(formats.residual_dtype))
-    now = as_used(trained, formats.compute_dtype, formats.factor_dtype)
+    rest = residual(weight_MN, initial, used_dtype=formats.compute_dtype, scale_dtype=formats.factor_dtype, scale=scale)
+    kept = source.storage.pack(rest)
+    del rest
+    W_MN = source.storage.dense(kept, tuple(weight_MN.shape), formats.compute_dtype).to(initial.U.dtype)
+    now = as_used(initial if untrained else trained, formats.compute_dtype, formats.factor_dtype)
     return W_MN.addmm_(now.U * (scale * now.s), now.V.t())
 
 

@@ -1,4 +1,5 @@
-"""A plain Hugging Face model folder: base weights with the trained change merged in, made one tensor at a time."""
+"""A plain Hugging Face model folder, made one tensor at a time: base weights with the trained change merged in, or the
+model from which training began over a quantised residual."""
 
 import json
 import shutil
@@ -39,16 +40,18 @@ class Plan:
     """All that will be written.
 
     files: name -> its tensors, those of wider dtypes first. dtype: what was asked for; None: as the base has them.
-    untied: the output head was adapted, and is stored apart from the embedding with which it was tied.
+    untied: the output head was adapted, and is stored apart from the embedding with which it was tied. untrained: as
+    training began.
     """
 
     files: dict[str, list[Entry]]
     total_bytes: int
     dtype: torch.dtype | None
     untied: bool
+    untrained: bool
 
 
-def plan(source: Source, dtype: torch.dtype | None, max_shard_size: str) -> Plan:
+def plan(source: Source, dtype: torch.dtype | None, max_shard_size: str, untrained: bool = False) -> Plan:
     """Which tensor goes into which file, from the headers alone.
 
     Raises:
@@ -82,7 +85,7 @@ def plan(source: Source, dtype: torch.dtype | None, max_shard_size: str) -> Plan
         file: sorted((entries[name] for name in names), key=lambda entry: -entry.spec.dtype.itemsize)
         for file, names in split.filename_to_tensors.items()
     }
-    return Plan(files, split.metadata["total_size"], dtype, untied)
+    return Plan(files, split.metadata["total_size"], dtype, untied, untrained)
 
 
 def write(source: Source, planned: Plan, folder: Path, progress: Progress) -> None:
@@ -93,7 +96,7 @@ def write(source: Source, planned: Plan, folder: Path, progress: Progress) -> No
     """
     shown = iter(progress([entry.spec.name for entries in planned.files.values() for entry in entries]))
     for file, entries in planned.files.items():
-        write_tensors(folder / file, [entry.spec for entry in entries], _tensors(source, entries, shown))
+        write_tensors(folder / file, [entry.spec for entry in entries], _tensors(source, planned, entries, shown))
     next(shown, None)  # lets the progress bar end
     if len(planned.files) > 1:
         where = {entry.spec.name: file for file, entries in planned.files.items() for entry in entries}
@@ -130,15 +133,15 @@ def _entry(source: Source, name: str, stored: str, target: Target | None, dtype:
     return Entry(TensorSpec(name, shape, dtype if dtype is not None and own in _WIDE else own), stored, target)
 
 
-def _tensors(source: Source, entries: list[Entry], shown: Iterator[str]) -> Iterator[Tensor]:
+def _tensors(source: Source, planned: Plan, entries: list[Entry], shown: Iterator[str]) -> Iterator[Tensor]:
     for entry in entries:
         next(shown)
-        yield _tensor(source, entry)
+        yield _tensor(source, planned, entry)
         if entry.target is not None:
             return_freed_memory()
 
 
-def _tensor(source: Source, entry: Entry) -> Tensor:
+def _tensor(source: Source, planned: Plan, entry: Entry) -> Tensor:
     """One tensor as it is written.
 
     Raises:
@@ -147,7 +150,7 @@ def _tensor(source: Source, entry: Entry) -> Tensor:
     if entry.target is None:
         tensor = source.weights.checkpoint.read(entry.stored)
     else:
-        W = layers.merged(source, entry.target)
+        W = layers.merged(source, entry.target, planned.untrained)
         tensor = W.t() if entry.target.transposed else W
     if tensor.dtype == entry.spec.dtype:
         return tensor

@@ -5,16 +5,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sorsa_ds import adapter, cli, precision
+from sorsa_ds import adapter, cli, precision, residual
 from sorsa_ds.adapter import Description, FactorFile
 from sorsa_ds.config import EMBEDDED_MODEL, RunConfig
 from sorsa_ds.decompose import Factors
 from sorsa_ds.inputs import find_model
 from sorsa_ds.loading import skeleton
 from sorsa_ds.precision import Precision
+from sorsa_ds.residual import Storage
 from sorsa_ds.run_lock import is_held
 from sorsa_ds.run_paths import ADAPTER, CONFIG, REPORT
 from sorsa_ds.sources import OnDisk
@@ -30,7 +32,8 @@ class Source:
     """A finished run.
 
     report: what the run itself measured. described: its adapter; `base_model` is the one that the export is for.
-    model: the base model without memory for its parameters. weights: the base model's, on disk.
+    model: the base model without memory for its parameters. weights: the base model's, on disk. storage: how the
+    residual was kept.
     """
 
     config: RunConfig
@@ -41,6 +44,7 @@ class Source:
     weights: OnDisk
     targets: list[Target]
     precision: Precision
+    storage: Storage
     initial: FactorFile
     trained: FactorFile
 
@@ -82,6 +86,8 @@ def open_run(run: Path, base: str | None = None) -> Source:
         raise ValueError(f"--run: {run / REPORT} is damaged: {error}") from error
     folder = run / ADAPTER
     described = adapter.read_description(folder)
+    config = cli.load(RunConfig, run / CONFIG)
+    described.check_residual(config.residual)
     if base is not None:
         place = Path(base).expanduser()
         described = replace(described, base_model=str(place.resolve()) if place.exists() else base)
@@ -94,15 +100,17 @@ def open_run(run: Path, base: str | None = None) -> Source:
     weights = OnDisk(checkpoint, checkpoint.parameter_names(model), described.digests)
     targets = select(model, described.sorsa)
     _check_layers(base_folder, targets, described)
+    formats = precision.choose(described.precision, None, "cpu")
     return Source(
-        cli.load(RunConfig, run / CONFIG),
+        config,
         report,
         folder,
         described,
         model,
         weights,
         targets,
-        precision.choose(described.precision, None, "cpu"),
+        formats,
+        residual.choose(described.residual, formats, torch.device("cpu")),
         FactorFile(folder / adapter.INITIAL),
         FactorFile(folder / adapter.TRAINED),
     )

@@ -1,0 +1,140 @@
+"""The quantised residual: bytes held and gathered, error, step time, a training run, and the plan for 70B.
+
+    python benchmarks/quantized.py                all of it on the default model, about 15 minutes on two cores
+    python benchmarks/quantized.py --steps 4      a shorter training run
+    python benchmarks/quantized.py --shape config.json --storage nf4_double --rank 128 --lengths 512 2048
+                                                  one GPU: only a model of that shape, with made-up weights
+
+Every ratio compares two sides that were run here, each in fresh processes with one thread a rank; step times are
+medians of steps taken in turns in one process. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from common import in_ranks, say
+
+from sorsa_ds.residual import Nf4, Nf4Double
+
+WORKERS = Path(__file__).with_name("quantized_workers.py")
+LLAMA_70B = {"hidden": 8192, "inner": 28672, "layers": 80, "keys": 1024, "vocabulary": 32000}
+GIB = 2**30
+
+
+def main() -> None:
+    """Measure, print a table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--storage", default="nf4", choices=("nf4", "nf4_double", "int8"))
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--steps", type=int, help="optimizer steps of the training runs (default: one epoch)")
+    parser.add_argument("--timed", type=int, default=5, help="steps that are timed")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128], help="tokens of a sequence")
+    parser.add_argument("--shape", type=Path, help="config.json of a Llama: train that shape, and nothing else")
+    a = parser.parse_args()
+    sizes = ("--rank", str(a.rank), "--lengths", *map(str, a.lengths))
+    if a.shape is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(a.shape.read_text())
+            given = ("--storage", a.storage, *sizes, "--steps", str(a.timed), "--shape", f"{folder}/config.json")
+            result = in_ranks(WORKERS, 1, "shaped", *given)
+    else:
+        result = {
+            **held(), **gathered(a.storage, sizes), **timed(a.storage, sizes, a.timed),
+            **trained(a.storage, a.rank, a.steps), **plan(),
+        }  # fmt: skip
+    for key, value in result.items():
+        say(f"{key:32} {value if not isinstance(value, float) else round(value, 4)}")
+    print(json.dumps(result))
+
+
+def held() -> dict:
+    """Bytes of the frozen part on live tensors, the worst of 1 and 2 ranks; errors of the start, mean over layers."""
+    found = {
+        (storage, world): in_ranks(WORKERS, world, "bytes", "--storage", storage)
+        for storage in ("bf16", "nf4", "nf4_double", "int8")
+        for world in (1, 2)
+    }
+    result = {}
+    for storage in ("nf4", "nf4_double", "int8"):
+        ratios = [
+            max(found[storage, world]["bytes"]) / max(found["bf16", world]["bytes"]) for world in (1, 2)
+        ]  # fmt: skip
+        result[f"{storage}_bytes_ratio"] = max(ratios)
+        errors = found[storage, 1]
+        result[f"error_vs_plain_{storage}"] = errors["error"] / errors["plain_error"]
+        say(f"{storage}: {sum(found[storage, 1]['bytes']) * 8 / found[storage, 1]['numbers']:.3f} bits a number; error "
+            f"{errors['error']:.4f}, of plain quantisation {errors['plain_error']:.4f}")  # fmt: skip
+    return result
+
+
+def gathered(storage: str, sizes: tuple[str, ...]) -> dict:
+    """Bytes that a rank's all-gathers deliver for the residual in one ZeRO-3 step, over those for a bf16 one.
+
+    What is not the residual (embeddings, norms, factors) is the same on both sides: all else of bf16 and fp32.
+    """
+    ours, theirs = (in_ranks(WORKERS, 2, "gather", "--storage", name, *sizes) for name in (storage, "bf16"))
+    packed = ours["torch.uint8"]
+    dense = sum(theirs.values()) - (sum(ours.values()) - packed)
+    say(f"gathered by a rank in a step: {packed / 1e6:.1f} MB packed, {dense / 1e6:.1f} MB bf16")
+    return {"gather_bytes_ratio": packed / dense}
+
+
+def timed(storage: str, sizes: tuple[str, ...], steps: int) -> dict:
+    """Seconds of a step over those with a bf16 residual, and over those of PEFT's QLoRA at the same rank."""
+    found = in_ranks(WORKERS, 1, "steps", "--storage", storage, *sizes, "--steps", str(steps))
+    say("seconds a step: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    return {"step_vs_bf16": found[storage] / found["bf16"], "step_vs_qlora": found[storage] / found["qlora"]}
+
+
+def trained(storage: str, rank: int, steps: int | None) -> dict:
+    """The default run on two ranks under ZeRO-2, with both residuals: losses step by step, held-out loss at the end."""
+    many = () if steps is None else ("--steps", str(steps))
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = (
+            in_ranks(WORKERS, 2, "train", "--storage", name, "--rank", str(rank), "--folder", folder, *many)
+            for name in (storage, "bf16")
+        )
+    say(f"step: training loss with {storage} | bf16")
+    for step, pair in enumerate(zip(ours["losses"], theirs["losses"], strict=True), start=1):
+        say(f"{step:4}: " + " | ".join(f"{loss:.4f}" for loss in pair))
+    return {
+        "start_loss_ratio": ours["start_loss"] / theirs["start_loss"],
+        "eval_loss_ratio": ours["eval_loss_end"] / theirs["eval_loss_end"],
+        "eval_loss": ours["eval_loss_end"], "eval_loss_bf16": theirs["eval_loss_end"],
+    }  # fmt: skip
+
+
+def plan() -> dict:
+    """GiB of Llama 70B on one GPU: frozen, trained with AdamW in fp32, activations of one sequence, by rank."""
+    shape = LLAMA_70B
+    hidden, inner, layers = shape["hidden"], shape["inner"], shape["layers"]
+    linears = [(hidden, hidden)] * 2 + [(shape["keys"], hidden)] * 2 + [(inner, hidden)] * 2 + [(hidden, inner)]
+    others = 2 * (2 * shape["vocabulary"] * hidden + (2 * layers + 1) * hidden)
+    result = {}
+    for name, storage in (("nf4", Nf4(64)), ("nf4_double", Nf4Double(64))):
+        packed = sum(
+            layout.numel() * dtype.itemsize
+            for linear in linears
+            for layout, dtype in storage.tensors(torch.Size(linear)).values()
+        )
+        frozen = layers * packed + others
+        for rank in (64, 128):
+            trainable = layers * sum(rank * (m + n + 1) for m, n in linears)
+            for length in (512, 2048):
+                # Kept for each block: its input. While one is recomputed: what its linears and its MLP keep, a dense
+                # matrix; at the end the logits, in bf16 and twice in fp32.
+                block = 2 * length * (12 * hidden + 6 * inner) + 2 * hidden * inner
+                active = 2 * layers * length * hidden + max(block, 10 * length * shape["vocabulary"])
+                total = (frozen + 16 * trainable + active) / GIB
+                result[f"plan_70b_{name}_r{rank}_{length}_gib"] = round(total, 1)
+                say(f"70B, {name}, r = {rank}, {length} tokens: {frozen / GIB:.1f} frozen + "
+                    f"{16 * trainable / GIB:.1f} trained ({trainable / 1e9:.2f} B) + {active / GIB:.1f} activations "
+                    f"= {total:.1f} GiB")  # fmt: skip
+    return result
+
+
+if __name__ == "__main__":
+    main()
