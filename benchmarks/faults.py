@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from sorsa_ds.checkpoint import folder as checkpoints
@@ -35,6 +35,7 @@ from sorsa_ds.run_paths import ADAPTER, REPORT
 
 ROOT = Path(__file__).parents[1]
 TRAINED = "adapter_model.safetensors"
+SAVE_EVERY = 2
 SECONDS = 300  # longest that anything may take
 
 
@@ -50,7 +51,8 @@ def main() -> None:
         project.train("undisturbed")
         result = kills(project, arguments.kills, dice) | damages(project)
     print(json.dumps(result))
-    if result["recovered"] != result["kills"] or result["detected"] != result["corruptions"]:
+    whole = result["kills"] == result["recovered"] == arguments.kills and result["detected"] == result["corruptions"]
+    if not whole or result["lost_steps_max"] > 2 * SAVE_EVERY:
         sys.exit(1)
 
 
@@ -78,7 +80,7 @@ class Project:
             str(bin_folder / "deepspeed"), "--num_gpus", "2", "--master_port", str(port), "launch/train.py",
             "--ds_config", "ds_configs/zero3.json", f"model={self.folder / 'model'}", f"train.steps={self.steps}",
             "sorsa.rank=32", "sorsa.dropout=0.1", "train.precision=fp32", "train.micro_batch_size=1",
-            "data.max_length=128", "data.eval_size=2", "output.save_every=2", "train.max_start_gap=1",
+            "data.max_length=128", "data.eval_size=2", f"output.save_every={SAVE_EVERY}", "train.max_start_gap=1",
             f"output.folder={self.folder}", f"output.name={name}", "--resume", "auto",
         ]  # fmt: skip
         environment = {
@@ -190,7 +192,25 @@ def damages(project: Project) -> dict:
         found = sign in project.told(name) and project.same(name)
         detected += found
         print(f"{sign}: {'detected, recovered' if found else 'MISSED'}", flush=True)
-    return {"corruptions": len(kinds), "detected": detected}
+    return {"corruptions": len(kinds) + 1, "detected": detected + wrong_base(project)}
+
+
+def wrong_base(project: Project) -> bool:
+    """Whether a base model with one changed weight is refused by name."""
+    name = "wrong-base"
+    shutil.copytree(project.folder / "killed", project.folder / name)
+    (project.folder / name / REPORT).unlink()
+    file = project.folder / "model" / "model.safetensors"
+    good = file.read_bytes()
+    weights = load_file(file)
+    changed = next(key for key in weights if "up_proj" in key)
+    weights[changed] = weights[changed] + 1e-3
+    save_file(weights, file, metadata={"format": "pt"})
+    code = project.start(name).wait(SECONDS)
+    file.write_bytes(good)
+    found = code == 2 and f"{changed} is not the weight that was trained on" in project.told(name)
+    print(f"wrong base: {'refused' if found else 'MISSED'}", flush=True)
+    return found
 
 
 def flip(path: Path) -> None:

@@ -3,6 +3,7 @@
 import sys
 
 from sorsa_ds import failure
+from sorsa_ds.preemption import leave_when_told
 
 
 def main() -> None:
@@ -10,6 +11,7 @@ def main() -> None:
     from sorsa_ds.cli import parse
 
     invocation = parse(sys.argv[1:])
+    leave_when_told()
 
     from sorsa_ds.assemble import assemble
     from sorsa_ds.report import show

@@ -6,12 +6,13 @@ The initial factors make the frozen residual reproducible from the base model al
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sorsa_ds import digest
 from sorsa_ds.config import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig
 from sorsa_ds.decompose import Factors
 from sorsa_ds.files import write_json
@@ -26,7 +27,7 @@ class Description:
 
     base_model: folder or hub name. precision: the residual depends on how the factors are rounded. layers: every
     adapted linear -> its out, in and rank. digests: of every parameter of the base model (`sorsa_ds.digest`).
-    residual: how the residual was kept that U, s and V belong to.
+    residual: how the residual was kept that U, s and V belong to. files: digests of the factors' files, once there are.
     """
 
     base_model: str
@@ -36,6 +37,7 @@ class Description:
     layers: dict[str, dict[str, int]]
     digests: dict[str, str]
     residual: ResidualConfig = field(default_factory=ResidualConfig)
+    files: dict[str, str] = field(default_factory=dict)
 
     def check_residual(self, wanted: ResidualConfig) -> None:
         """Stop where U, s and V would be put on a residual that is kept otherwise than in their training.
@@ -58,6 +60,24 @@ def describe(folder: Path, config: RunConfig, targets: list[Target], digests: di
         config.model, config.loading, config.train.precision, config.sorsa, layers, digests, config.residual
     )
     write_description(folder, description)
+
+
+def seal(folder: Path) -> None:
+    """Write the digests of a trained adapter's files into its description."""
+    files = {name: digest.of_file(folder / name) for name in (INITIAL, TRAINED)}
+    write_description(folder, replace(read_description(folder), files=files))
+
+
+def open_factors(folder: Path, name: str, described: Description) -> "FactorFile":
+    """The file `INITIAL` or `TRAINED` of an adapter, checked against its digest.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    file = FactorFile(folder / name)
+    if name in described.files and digest.of_file(folder / name) != described.files[name]:
+        raise ValueError(f"{folder / name} is damaged: its digest is not the one that was written down")
+    return file
 
 
 def write_description(folder: Path, description: Description) -> None:

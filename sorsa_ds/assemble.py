@@ -74,6 +74,9 @@ def assemble(invocation: Invocation) -> Trainer:
         steps=config.train.steps,
         epochs=config.train.epochs,
     )
+    data = plan.digest
+    if resume is not None:
+        resume.check_data(data)
     check_fits(model_folder, config.loading, [*train_examples, *eval_examples])
     say(show_example(train_examples[0], tokenizer))
 
@@ -127,7 +130,7 @@ def assemble(invocation: Invocation) -> Trainer:
             ]
         )
     )  # fmt: skip
-    keeper = Keeper(folder, config, raw, engine, reg, loaded.digests, resume)
+    keeper = Keeper(folder, config, raw, engine, reg, loaded.digests, data, resume)
     log = RunLog(folder, config, resolved.ds, raw, initialisation, keeper.progress.step)
     return Trainer(config, engine, loaded, plan, eval_examples, folder, log, keeper, lock)
 
@@ -183,6 +186,8 @@ def _settled(config: RunConfig, resolved: ds_config.Resolved, formats: precision
 
 def _absolute(config: RunConfig) -> RunConfig:
     """Paths as they are from any folder, so that the run can be continued and evaluated from there."""
-    model, path = (str(Path(p).expanduser().resolve()) if Path(p).expanduser().exists() else p
-                   for p in (config.model, config.data.path))  # fmt: skip
-    return replace(config, model=model, data=replace(config.data, path=path))
+    model, path, eval_path = (
+        str(Path(p).expanduser().resolve()) if p is not None and Path(p).expanduser().exists() else p
+        for p in (config.model, config.data.path, config.data.eval_path)
+    )
+    return replace(config, model=model, data=replace(config.data, path=path, eval_path=eval_path))

@@ -24,6 +24,11 @@ def raw(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
+def of_bytes(data: bytes) -> str:
+    """Of bytes."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
 def of_file(path: Path) -> str:
     """Of a file's bytes.
 

@@ -11,7 +11,7 @@ from sorsa_ds.data.batches import eval_batches, pad_token_id
 from sorsa_ds.inputs import examples, find_model, load_tokenizer
 from sorsa_ds.objective import mean_loss
 from sorsa_ds.process import start_process, this_device
-from sorsa_ds.run_paths import ADAPTER
+from sorsa_ds.run_paths import ADAPTER, REPORT
 from sorsa_ds.trained import reload
 
 
@@ -23,6 +23,8 @@ def held_out_loss(folder: Path) -> float:
     """
     if not (folder / "config.yaml").exists():
         raise ValueError(f"--run: {folder} is not the folder of a run: it has no config.yaml")
+    if not (folder / REPORT).exists():
+        raise ValueError(f"--run: {folder} is unfinished; go on with it (launch/train.py --resume {folder})")
     config = cli.load(RunConfig, folder / "config.yaml", [], {})
     start_process()
     device = this_device()

@@ -31,6 +31,12 @@ class StopRequest(Exception):
     """The run is told to stop; the message is the signal's name."""
 
 
+def leave_when_told() -> None:
+    """Until training begins there is nothing to save: leave at a signal, to be started again."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: os._exit(EXIT_CODE))
+
+
 class StopSignals:
     """Listens for the signals from its making on. A collective call."""
 
@@ -46,7 +52,8 @@ class StopSignals:
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)  # a handler must be there for the pipe to be written
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        threading.Thread(target=self._listen, args=(reading,), name="signals", daemon=True).start()
+        for watch, arguments in ((self._listen, (reading,)), (self._watch_launcher, (_launcher(),))):
+            threading.Thread(target=watch, args=arguments, name="signals", daemon=True).start()
 
     def check(self) -> None:
         """Return if no rank has received a signal. A collective call.
@@ -67,6 +74,12 @@ class StopSignals:
                 self._received = number
                 threading.Thread(target=self._leave_with_the_dead, daemon=True).start()
 
+    def _watch_launcher(self, launcher: list[psutil.Process]) -> None:
+        """DeepSpeed's command, ended by a signal, leaves its ranks to themselves: they take that as SIGTERM."""
+        while all(_alive(process.pid) for process in launcher):
+            time.sleep(0.5)
+        self._received = self._received or signal.SIGTERM
+
     def _leave_with_the_dead(self) -> None:
         """Launchers send SIGTERM too when a rank has died; nobody can be saved then."""
         while True:
@@ -75,6 +88,18 @@ class StopSignals:
                 print(f"\n[rank {comm.rank()}] stopped because another rank is gone", flush=True)
                 os._exit(1)
             time.sleep(0.5)
+
+
+def _launcher() -> list[psutil.Process]:
+    """The processes of DeepSpeed's launcher above this one."""
+    found = []
+    for process in psutil.Process().parents():
+        # python .../bin/deepspeed ..., python -u -m deepspeed.launcher.launch ...; a shell around them may end before.
+        words = process.cmdline()[1:4]
+        if not any(word.endswith("/deepspeed") or word == "deepspeed.launcher.launch" for word in words):
+            break
+        found.append(process)
+    return found
 
 
 def _alive(pid: int) -> bool:

@@ -15,7 +15,7 @@ from sorsa_ds.checkpoint.saved import SavedTensors
 from sorsa_ds.config import RunConfig, TrainConfig
 from sorsa_ds.console import note
 from sorsa_ds.run_lock import is_held
-from sorsa_ds.run_paths import ADAPTER, CHECKPOINTS, CONFIG, METRICS, REPORT, run_of
+from sorsa_ds.run_paths import ADAPTER, CHECKPOINTS, CONFIG, REPORT, run_of
 
 AUTO = "auto"
 FREE = (
@@ -30,6 +30,8 @@ FREE = (
     "train.max_start_gap",
 )
 """Settings, or sections of them, that may change when a run is continued."""
+SETTLED = ("train.precision", "train.global_batch_size", "train.gradient_clipping", "residual.storage")
+"""Settings that a run fills in where they are unset or `auto`: then they are as they were."""
 
 
 @dataclass(slots=True)
@@ -57,6 +59,15 @@ class Resume:
         if changed := differences(config, self.manifest.config):
             listing = "; ".join(f"{name} was {then!r} and is now {now!r}" for name, (then, now) in changed.items())
             raise ValueError(f"--resume: the run was started with other settings: {listing}")
+
+    def check_data(self, data: str) -> None:
+        """Stop where the examples are not those that the run has learned from.
+
+        Raises:
+            ValueError: their digest differs.
+        """
+        if data != self.manifest.data:
+            raise ValueError("--resume: the training examples are not those with which the run was started")
 
     def regroup(self, train: TrainConfig, world_size: int) -> TrainConfig:
         """The batch settings with the saved global batch, micro-batches regrouped where the ranks ask for it.
@@ -174,9 +185,9 @@ def _runs_in(base: Path, config: RunConfig) -> list[Path]:
                 saved = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
             except (OSError, yaml.YAMLError):
                 continue
-            if isinstance(saved, dict) and not differences(config, saved):
+            if isinstance(saved, dict) and not differences(config, saved, FREE[1:]):  # the model must be the same
                 found.append(run)
-    return sorted(found, key=lambda run: (run / METRICS).stat().st_mtime, reverse=True)
+    return sorted(found, key=lambda run: (run / CONFIG).stat().st_mtime, reverse=True)
 
 
 def _examined(path: Path) -> tuple[Manifest | None, list[str]]:
@@ -194,13 +205,16 @@ def _examined(path: Path) -> tuple[Manifest | None, list[str]]:
     return (None if wrong else found), wrong
 
 
-def differences(config: RunConfig, saved: dict) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ from a saved run's (then, now), but for those that are free, unset or `auto` now."""
+def differences(config: RunConfig, saved: dict, free: tuple[str, ...] = FREE) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ from a saved run's (then, now), but for the free ones and those left to be settled."""
     then, now = _flat(saved), _flat(asdict(config))
     return {
         name: (then[name], value)
         for name, value in now.items()
-        if name in then and value not in (None, "auto", then[name]) and not name.startswith(FREE)
+        if name in then
+        and value != then[name]
+        and not name.startswith(free)
+        and not (name in SETTLED and value in (None, "auto"))
     }
 
 

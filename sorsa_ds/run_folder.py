@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from sorsa_ds import comm
 from sorsa_ds.config import OutputConfig, RunConfig
 from sorsa_ds.config_io import to_yaml
+from sorsa_ds.console import note
 from sorsa_ds.files import write_json, write_text
 from sorsa_ds.run_lock import RunLock
 from sorsa_ds.run_paths import CONFIG, DS_CONFIG, GIVEN_DS_CONFIG, INIT, METRICS, REPORT
@@ -68,7 +70,8 @@ class RunLog:
     Args:
         ds_config: as resolved. given: as it was given.
         initialised: what init.json will hold; None where a run is continued.
-        steps_done: lines of later steps, which a run that was killed has left, are removed.
+        steps_done: lines of later steps, which a run that was killed has left, are removed; and the evaluation of that
+            step, which is made again.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class RunLog:
         write_json(folder / GIVEN_DS_CONFIG, given)
         if initialised is not None:
             write_json(folder / INIT, initialised)
-        kept = [line for line in read_metrics(folder) if line["step"] <= steps_done] if steps_done else []
+        kept = [line for line in read_metrics(folder) if _stands(line, steps_done)]
         write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         if config.output.wandb != "off":
@@ -110,8 +113,11 @@ class RunLog:
         if self._file is None:
             return
         values = {key: value for key, value in values.items() if value is not None}
-        self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            note(f"{self.folder / METRICS}: step {step} is not logged ({error.strerror})")
         if self._wandb is not None:
             self._wandb.log(values, step=step)
 
@@ -123,7 +129,8 @@ class RunLog:
         """End the logs; with the final report, if the run came to its end."""
         if self._file is None:
             return
-        self._file.close()
+        with suppress(OSError):  # of a line that was not logged
+            self._file.close()
         if report is not None:
             write_json(self.folder / REPORT, report)
         if self._wandb is not None:
@@ -133,5 +140,12 @@ class RunLog:
 
 def read_metrics(folder: Path) -> list[dict]:
     """The lines of metrics.jsonl; the last one is left out if a kill has cut it."""
-    lines = (folder / METRICS).read_text(encoding="utf-8").split("\n")
+    path = folder / METRICS
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
     return [json.loads(line) for line in lines[:-1]]
+
+
+def _stands(line: dict, steps_done: int) -> bool:
+    if line["step"] == steps_done:
+        return steps_done > 0 and "loss" in line
+    return line["step"] < steps_done

@@ -38,8 +38,8 @@ def reload(folder: Path, device: torch.device, progress: Progress = iter, base: 
         storage=residual.choose(described.residual, formats, device),
         placement=Whole(device),
         device=device,
-        factor_source=adapter.FactorFile(folder / adapter.INITIAL),
-        trained=adapter.FactorFile(folder / adapter.TRAINED),
+        factor_source=adapter.open_factors(folder, adapter.INITIAL, described),
+        trained=adapter.open_factors(folder, adapter.TRAINED, described),
         digests=described.digests,
         progress=progress,
     )

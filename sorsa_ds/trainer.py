@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sorsa_ds import comm
-from sorsa_ds.adapter import INITIAL, TRAINED, describe
+from sorsa_ds.adapter import INITIAL, TRAINED, describe, seal
 from sorsa_ds.checkpoint.folder import existing
 from sorsa_ds.checkpoint.keeper import PACKAGES, Keeper
 from sorsa_ds.config import RunConfig
@@ -73,6 +73,8 @@ class Trainer:
         progress, adapter = self.keeper.progress, self.folder / ADAPTER
         if progress.base_loss is None:
             self.start(adapter)
+        elif self.eval_due():
+            self.evaluate(progress.step)
         losses = comm.gather_lists(self.log.losses())
         with bar(self.plan.steps, "training", "step", progress.step) as shown:
             while (step := progress.step) < self.plan.steps:
@@ -96,15 +98,18 @@ class Trainer:
                 )
                 shown.set_postfix(loss=f"{loss:.3f}", reg=f"{done.reg_loss:.3g}", refresh=False)
                 shown.update()
+                progress.seconds += time.perf_counter() - tick
+                tick = time.perf_counter()
                 self.keeper.step_ends()
-                every = self.config.train.eval_every
-                if every and (step + 1) % every == 0 and step + 1 < self.plan.steps:
-                    self.evaluate(step + 1)
+                if self.eval_due():
+                    self.evaluate(progress.step)
                 progress.seconds += time.perf_counter() - tick
 
         eval_now = self.evaluate(self.plan.steps)
-        save_factors(self.engine, adapter / TRAINED)
         self.keeper.save()
+        save_factors(self.engine, adapter / TRAINED)
+        if comm.rank() == 0:
+            seal(adapter)
         tenth = max(1, len(losses) // 10)
         report = {
             "steps": self.plan.steps,
@@ -125,6 +130,11 @@ class Trainer:
         self.log.close(report)
         self.lock.release()
         return report
+
+    def eval_due(self) -> bool:
+        """Whether an evaluation follows the last step; those at the start and at the end are always made."""
+        every, step = self.config.train.eval_every, self.keeper.progress.step
+        return every > 0 and step % every == 0 and 0 < step < self.plan.steps
 
     def start(self, adapter: Path) -> None:
         """Before the first step: check the model against the pre-trained one, measure it, keep its initial factors."""

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from sorsa_ds import cli
 from sorsa_ds.checkpoint import folder as folders
 from sorsa_ds.checkpoint import manifest
 from sorsa_ds.checkpoint.saved import SavedTensors
+from sorsa_ds.config import RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.resume import differences
 
 GLOBAL = "train.global_batch_size=6"
 DROPOUT = "sorsa.dropout=0.3"
@@ -202,11 +205,18 @@ def _flip(path):
     path.write_bytes(data)
 
 
+def _replace(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
 DAMAGES = {
     "truncated": lambda c: os.truncate(c / "rank-00001.safetensors", 1000),
     "is damaged": lambda c: _flip(c / "rank-00000.safetensors"),
     "cannot be read": lambda c: (c / "rank-00001.safetensors").unlink(),
     "not a checkpoint": lambda c: (c / "checkpoint.json").write_text("{"),
+    "does not fit its digest": lambda c: _replace(c / "checkpoint.json", '"last_epoch": 4', '"last_epoch": 0'),
 }
 
 
@@ -254,13 +264,15 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_it_stays(project, plain, 
     with pytest.raises(AssertionError, match="No space left on device.*step-000004 is still valid"):
         run_ranks(2, _train_on_a_full_disk, project, "full-at-the-end", [6])
     assert not (project / "full-at-the-end" / "report.json").exists()
+    assert not list(project.glob("full*/checkpoints/.step-*"))
 
 
-def test_latest_that_points_nowhere_is_told_and_the_newest_taken(project, plain, capfd):
-    run = rewound(project, plain, "nowhere", 4)
-    (run / "checkpoints" / "latest").write_text("step-000099\n")
-    train(project, "nowhere", "--resume=auto")
-    assert "names 'step-000099', which is not there" in capfd.readouterr().err
+@pytest.mark.parametrize("content", [b"step-000099\n", b"\xff\xfe\x00\x80"])
+def test_latest_that_points_nowhere_is_told_and_the_newest_taken(project, plain, capfd, content):
+    run = rewound(project, plain, f"nowhere-{content[0]}", 4)
+    (run / "checkpoints" / "latest").write_bytes(content)
+    train(project, run.name, "--resume=auto")
+    assert "which is not there" in capfd.readouterr().err
     assert metrics(run, "loss") == metrics(plain, "loss")
 
 
@@ -297,6 +309,27 @@ def test_mistakes_are_named_before_anything_is_loaded(project, plain):
         train(project, "mistaken", f"--resume={run}", f"model={other}")
 
 
+def test_a_setting_that_is_unset_now_is_a_difference_unless_the_run_settles_it():
+    saved = asdict(RunConfig(sorsa=SorsaConfig(alpha=16), train=TrainConfig(steps=9, global_batch_size=8)))
+    assert differences(RunConfig(), saved) == {"sorsa.alpha": (16.0, None), "train.steps": (9, None)}
+
+
+def test_other_data_and_evaluations_on_the_way(project, plain):
+    """The data are compared by digest; an evaluation that a kill has prevented is made when the run goes on."""
+    lines = (project / "data.jsonl").read_text().splitlines(keepends=True)
+    run = rewound(project, plain, "evaluated", 4)
+    (project / "data.jsonl").write_text("".join(reversed(lines)))
+    with pytest.raises(AssertionError, match="the training examples are not those"):
+        train(project, "evaluated", "--resume=auto", ranks=1)
+    (project / "data.jsonl").write_text("".join(lines))
+    train(project, "evaluated", "--resume=auto", "train.eval_every=4")
+    assert [line["step"] for line in map(json.loads, (run / "metrics.jsonl").open()) if "eval_loss" in line] == [
+        0,
+        4,
+        6,
+    ]
+
+
 def test_auto_begins_anew_where_there_is_nothing_to_go_on_with(project, plain):
     run, _ = train(project, "fresh", "--resume=auto", ranks=1, ds="stage0")
     assert metrics(run, "loss") == pytest.approx(metrics(plain, "loss"), rel=1e-6)
@@ -323,6 +356,13 @@ def test_a_killed_rank_ends_the_others_and_a_signal_ends_with_the_documented_cod
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 75, printed[-3000:]
     assert "SIGTERM: stopped after step" in printed
-    printed, run, _ = launch(project, "killed", *arguments, "--resume=auto")
+    process = start(project, "killed", *arguments)
+    ranks = ranks_after_step(process, 14)
+    process.terminate()  # DeepSpeed's own command, which passes nothing on
+    assert process.wait(60) == -signal.SIGTERM
+    psutil.wait_procs(ranks, timeout=60)
+    assert not any(rank.is_running() for rank in ranks)
+    assert 14 <= folders.step_of(folders.existing(project / "killed")[0]) < 60
+    printed, run, _ = launch(project, "killed", *arguments)
     assert "Going on after step" in printed
     assert len(metrics(run, "loss")) == 60

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from sorsa_ds.files import fsync, write_text
@@ -62,7 +63,8 @@ def commit(run: Path, step: int, keep: int) -> Path:
     fsync(temporary)
     os.replace(temporary, final)  # a run that went back has set aside what it had of this step
     fsync(final.parent)
-    write_text(final.parent / LATEST, final.name + "\n")
+    with suppress(ValueError):  # it is valid now; whoever reads a `latest` that lags behind looks for newer ones too
+        write_text(final.parent / LATEST, final.name + "\n")
     for old in [path for path in existing(run) if step_of(path) <= step][keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -85,7 +87,7 @@ def set_aside_after(run: Path, step: int) -> list[Path]:
 def dangling_latest(run: Path) -> str | None:
     """What `latest` says, if it names no checkpoint that is there."""
     try:
-        name = (run / CHECKPOINTS / LATEST).read_text(encoding="utf-8").strip()
+        name = (run / CHECKPOINTS / LATEST).read_text(encoding="utf-8", errors="backslashreplace").strip()
     except OSError:
         return None
     return None if _NAME.fullmatch(name) and (run / CHECKPOINTS / name).is_dir() else name

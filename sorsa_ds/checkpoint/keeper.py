@@ -31,7 +31,7 @@ class Keeper:
     Args:
         run: its folder.
         ds_config: the DeepSpeed JSON as it was given.
-        base: digests of the pre-trained parameters.
+        base: digests of the pre-trained parameters. data: digest of the training examples.
         resume: where the run is continued; its optimizer, schedule and random states are put into the engine.
 
     `progress` is the run's own account, which the trainer keeps up to date.
@@ -45,10 +45,11 @@ class Keeper:
         engine: SorsaEngine,
         regularizer: Regularizer,
         base: dict[str, str],
+        data: str,
         resume: Resume | None,
     ):
         self._run, self._config, self._ds_config, self._engine = run, config, ds_config, engine
-        self._regularizer, self._base = regularizer, base
+        self._regularizer, self._base, self._data = regularizer, base, data
         self._saver = Saver(run, config.output.keep_checkpoints, engine.device)
         self._random: dict[str, Tensor] = {}
         self.progress = Progress()
@@ -103,6 +104,7 @@ class Keeper:
             ds_config=self._ds_config,
             base=self._base,
             initial_factors=self._initial_digest,
+            data=self._data,
             versions={name: version(name) for name in PACKAGES},
         )
         tensors = fragments.snapshot(self._engine) | (self._random or random_state.take())

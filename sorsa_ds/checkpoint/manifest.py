@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sorsa_ds import digest
+from sorsa_ds.checkpoint.folder import step_of
 from sorsa_ds.files import write_json
 
 FILE = "checkpoint.json"
@@ -36,7 +37,8 @@ class Manifest:
     scheduler: the learning rate scheduler's own state.
     regularizer: form, reduction and coefficient, as they came out at the start: they do not change with the ranks.
     config, ds_config: the settings as resolved, and the DeepSpeed JSON as it was given.
-    base: digests of the pre-trained parameters. initial_factors: digest of the run's file of them.
+    base: digests of the pre-trained parameters. initial_factors: digest of the run's file of them. data: digest of the
+        training examples.
     files: name -> bytes and digest, of every rank's file.
     """
 
@@ -49,12 +51,14 @@ class Manifest:
     ds_config: dict
     base: dict[str, str]
     initial_factors: str
+    data: str
     versions: dict[str, str]
     files: dict[str, dict] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write it, durably."""
-        write_json(folder / FILE, {"format": FORMAT, **asdict(self)})
+        content = {"format": FORMAT, **asdict(self)}
+        write_json(folder / FILE, {**content, "digest": _digest(content)})
 
 
 def read(folder: Path) -> Manifest:
@@ -66,11 +70,19 @@ def read(folder: Path) -> Manifest:
     path = folder / FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        if found.pop("digest") != _digest(found):
+            raise ValueError("its content does not fit its digest: damaged")
         if found.pop("format") != FORMAT:
             raise ValueError("written by another version of this program")
+        if step_of(folder) != found["progress"]["step"]:
+            raise ValueError(f"it is that of step {found['progress']['step']}")
         return Manifest(**{**found, "progress": Progress(**found["progress"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: not a checkpoint ({error})") from error
+
+
+def _digest(content: dict) -> str:
+    return digest.of_bytes(json.dumps(content, sort_keys=True).encode())
 
 
 def faults(folder: Path, manifest: Manifest, part: int = 0, parts: int = 1) -> list[str]:

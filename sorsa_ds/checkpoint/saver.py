@@ -4,6 +4,7 @@ Only the copy stands in the training's way. No collective runs in the thread: at
 one number, whether all of them have written; then rank 0 makes the checkpoint valid.
 """
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -72,7 +73,7 @@ class Saver:
         writing, self._pending = self._pending, None
         step = writing.manifest.progress.step
         error = writing.wait()
-        comm.agree(None if error is None else self._failed(step, error), self._device)
+        self._agree(step, None if error is None else self._failed(step, error))
         files = comm.gather_lists([(writing.path.name, {"bytes": writing.bytes, "digest": writing.digest})])
         error = None
         if comm.rank() == 0:
@@ -83,8 +84,17 @@ class Saver:
                 folder.commit(self._run, step, self._keep)
             except (OSError, ValueError) as caught:
                 error = self._failed(step, caught)
-        comm.agree(error, self._device)
+        self._agree(step, error)
         self.last = folder.path_of(self._run, step)
+
+    def _agree(self, step: int, error: ValueError | None) -> None:
+        """As `comm.agree`; what was written of a checkpoint that failed is removed: a full disk needs the room."""
+        try:
+            comm.agree(error, self._device)
+        except (ValueError, comm.PeerError):
+            if comm.rank() == 0:
+                shutil.rmtree(folder.temporary_of(self._run, step), ignore_errors=True)
+            raise
 
     def _failed(self, step: int, error: Exception) -> ValueError:
         kept = folder.existing(self._run)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from sorsa_ds import digest
 from sorsa_ds.data.order import GlobalOrder, rank_slices
 from sorsa_ds.data.tokenize import IGNORED, Example
 
@@ -43,6 +44,12 @@ class BatchPlan:
         self.pad_token_id = pad_token_id
         global_batch = micro_batch_size * world_size * accumulation
         self.order = GlobalOrder.of_run(len(examples), global_batch, seed, steps=steps, epochs=epochs)
+
+    @property
+    def digest(self) -> str:
+        """Of all examples, in their order: whether a continued run learns from the same."""
+        ids = (torch.as_tensor(example[key]) for example in self.examples for key in ("input_ids", "labels"))
+        return digest.of_tensor(torch.cat([part.view(-1) for part in ids]))
 
     @property
     def steps(self) -> int:

@@ -111,8 +111,8 @@ def open_run(run: Path, base: str | None = None) -> Source:
         targets,
         formats,
         residual.choose(described.residual, formats, torch.device("cpu")),
-        FactorFile(folder / adapter.INITIAL),
-        FactorFile(folder / adapter.TRAINED),
+        adapter.open_factors(folder, adapter.INITIAL, described),
+        adapter.open_factors(folder, adapter.TRAINED, described),
     )
 
 
