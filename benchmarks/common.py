@@ -1,15 +1,20 @@
 """What several benchmarks need: a large model on disk, ranks, the peak of this process's memory, lines at once."""
 
+import argparse
 import json
 import math
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import torch
+
+from sorsa_ds import comm
+from sorsa_ds.process import init_distributed
 
 
 def say(text: str) -> None:
@@ -56,6 +61,16 @@ def in_ranks(script: Path, world: int, what: str, *arguments: str) -> dict:
     if done.returncode:
         raise RuntimeError(f"{what} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def run_side(side: Callable[[argparse.Namespace], dict], arguments: argparse.Namespace) -> None:
+    """What a process of `in_ranks` does: start the process group, run the side, print its JSON on rank 0, and leave."""
+    init_distributed()
+    result = side(arguments)
+    if comm.rank() == 0:
+        print(json.dumps(result), flush=True)
+    torch.distributed.barrier()
+    os._exit(0)
 
 
 class Peak:

@@ -1,13 +1,11 @@
 """The sides that benchmarks/init.py compares, each in fresh processes; rank 0 prints one JSON object last."""
 
 import argparse
-import json
-import os
 import time
 from pathlib import Path
 
 import torch
-from common import Peak, write_llama
+from common import Peak, run_side, write_llama
 
 from sorsa_ds import comm
 from sorsa_ds.config import LoadingConfig, SorsaConfig
@@ -18,7 +16,6 @@ from sorsa_ds.loading import load
 from sorsa_ds.ownership import Item, schedule
 from sorsa_ds.placement import Whole, Zero3
 from sorsa_ds.precision import choose
-from sorsa_ds.process import init_distributed
 from sorsa_ds.residual import Dense
 from sorsa_ds.weights import Checkpoint
 
@@ -48,12 +45,7 @@ def main() -> None:
     parser.add_argument("--flat", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    init_distributed()
-    result = SIDES[arguments.what](arguments)
-    if comm.rank() == 0:
-        print(json.dumps(result), flush=True)
-    torch.distributed.barrier()
-    os._exit(0)
+    run_side(SIDES[arguments.what], arguments)
 
 
 def load_model(a: argparse.Namespace) -> dict:

@@ -28,6 +28,7 @@ def main() -> None:
     """Measure, print a table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", default="nf4", choices=("nf4", "nf4_double", "int8"))
+    parser.add_argument("--iterations", type=int, default=1, help="residual.iterations of the training run")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int, help="optimizer steps of the training runs (default: one epoch)")
     parser.add_argument("--timed", type=int, default=5, help="steps that are timed")
@@ -43,7 +44,7 @@ def main() -> None:
     else:
         result = {
             **held(), **gathered(a.storage, sizes), **timed(a.storage, sizes, a.timed),
-            **trained(a.storage, a.rank, a.steps), **plan(),
+            **trained(a.storage, a.iterations, a.rank, a.steps), **plan(),
         }  # fmt: skip
     for key, value in result.items():
         say(f"{key:32} {value if not isinstance(value, float) else round(value, 4)}")
@@ -89,14 +90,17 @@ def timed(storage: str, sizes: tuple[str, ...], steps: int) -> dict:
     return {"step_vs_bf16": found[storage] / found["bf16"], "step_vs_qlora": found[storage] / found["qlora"]}
 
 
-def trained(storage: str, rank: int, steps: int | None) -> dict:
+def trained(storage: str, iterations: int, rank: int, steps: int | None) -> dict:
     """The default run on two ranks under ZeRO-2, with both residuals: losses step by step, held-out loss at the end."""
     many = () if steps is None else ("--steps", str(steps))
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = (
-            in_ranks(WORKERS, 2, "train", "--storage", name, "--rank", str(rank), "--folder", folder, *many)
-            for name in (storage, "bf16")
-        )
+            in_ranks(
+                WORKERS, 2, "train", "--storage", name, "--iterations", str(rounds), "--rank", str(rank),
+                "--folder", folder, *many,
+            )
+            for name, rounds in ((storage, iterations), ("bf16", 1))
+        )  # fmt: skip
     say(f"step: training loss with {storage} | bf16")
     for step, pair in enumerate(zip(ours["losses"], theirs["losses"], strict=True), start=1):
         say(f"{step:4}: " + " | ".join(f"{loss:.4f}" for loss in pair))

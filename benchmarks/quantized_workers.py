@@ -1,14 +1,13 @@
 """The sides that benchmarks/quantized.py compares, each in fresh processes; rank 0 prints one JSON object last."""
 
 import argparse
-import json
-import os
 import statistics
 import time
 from collections import Counter
 from pathlib import Path
 
 import torch
+from common import run_side
 from transformers import LlamaConfig
 
 from sorsa_ds import cli, comm, digest, residual
@@ -24,7 +23,7 @@ from sorsa_ds.objective import summed_loss
 from sorsa_ds.ownership import Item
 from sorsa_ds.placement import Whole, Zero3
 from sorsa_ds.precision import choose
-from sorsa_ds.process import init_distributed, this_device
+from sorsa_ds.process import this_device
 from sorsa_ds.regularizer import Regularizer
 from sorsa_ds.run_folder import read_metrics
 from sorsa_ds.surgery import operate, select
@@ -37,18 +36,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=sorted(SIDES))
     parser.add_argument("--storage", default="nf4")
+    parser.add_argument("--iterations", type=int, default=1)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--lengths", type=int, nargs="+", default=[128])
     parser.add_argument("--shape", type=Path, help="config.json of a Llama")
     parser.add_argument("--folder", type=Path, help="for the runs")
     arguments = parser.parse_args()
-    init_distributed()
-    result = SIDES[arguments.what](arguments)
-    if comm.rank() == 0:
-        print(json.dumps(result), flush=True)
-    torch.distributed.barrier()
-    os._exit(0)
+    run_side(SIDES[arguments.what], arguments)
 
 
 def ds_config(stage: int) -> dict:
@@ -153,7 +148,8 @@ def train(a: argparse.Namespace) -> dict:
     settings = [
         f"--ds_config={Path(__file__).parents[1] / 'ds_configs/zero2.json'}", f"output.folder={a.folder}",
         f"output.name={a.storage}", "output.save_every=0", f"sorsa.rank={a.rank}", "train.precision=mixed",
-        f"residual.storage={a.storage}", *([] if a.steps is None else [f"train.steps={a.steps}"]),
+        f"residual.storage={a.storage}", f"residual.iterations={a.iterations}",
+        *([] if a.steps is None else [f"train.steps={a.steps}"]),
     ]  # fmt: skip
     report = assemble(cli.parse(settings)).train()
     losses = [line["loss"] for line in read_metrics(a.folder / a.storage) if "loss" in line] if comm.rank() == 0 else []

@@ -1,5 +1,7 @@
 """The packed residual: its numbers by hand, the layer over it, ZeRO-3's shards of it, and training on every stage."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from test_loading import INPUT, logits_and_gradients
 from transformers import AutoModelForCausalLM
 from worlds import run_ranks
 
+import sorsa_ds.residual
 from sorsa_ds.config import LoadingConfig, ResidualConfig, SorsaConfig
 from sorsa_ds.decompose import residual as rest_of
 from sorsa_ds.layer import SorsaLinear
@@ -169,11 +172,21 @@ def test_the_layer_equals_a_dense_one_over_the_dequantised_matrix(name):
     assert all(getattr(layer, leaf).grad is None for leaf in layer.storage.names)
 
 
-def test_nothing_dense_is_kept_for_backward():
+def test_nothing_dense_is_kept_for_backward(monkeypatch):
     layer = quantised_layer(PACKED["nf4"], dtype=torch.float32)
-    kept = []
+    kept, made, matrix = [], [], sorsa_ds.residual._matrix
+
+    def watched(*arguments):
+        dense = matrix(*arguments)
+        made.append(weakref.ref(dense))
+        return dense
+
+    monkeypatch.setattr("sorsa_ds.residual._matrix", watched)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        layer(torch.randn(5, 70, requires_grad=True))
+        y = layer(torch.randn(5, 70, requires_grad=True))
+    assert [ref() for ref in made] == [None]
+    y.sum().backward()
+    assert [ref() for ref in made] == [None, None]
     parameters = {p.data_ptr() for p in layer.parameters()}
     assert sorted(t.numel() for t in kept if t.data_ptr() not in parameters) == sorted([5 * 70, 5 * 4])
     assert sum(t.numel() for t in kept if t.dtype == torch.uint8) < 0.6 * 30 * 70 + 200
