@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 import torch
@@ -93,12 +94,13 @@ class StopSignals:
 def _launcher() -> list[psutil.Process]:
     """The processes of DeepSpeed's launcher above this one."""
     found = []
-    for process in psutil.Process().parents():
-        # python .../bin/deepspeed ..., python -u -m deepspeed.launcher.launch ...; a shell around them may end before.
-        words = process.cmdline()[1:4]
-        if not any(word.endswith("/deepspeed") or word == "deepspeed.launcher.launch" for word in words):
-            break
-        found.append(process)
+    with suppress(psutil.Error):  # of a process that this user may not look at
+        for process in psutil.Process().parents():
+            # python .../bin/deepspeed ..., python -u -m deepspeed.launcher.launch ...; a shell around may end first.
+            words = process.cmdline()[1:4]
+            if not any(word.endswith("/deepspeed") or word == "deepspeed.launcher.launch" for word in words):
+                break
+            found.append(process)
     return found
 
 

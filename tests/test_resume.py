@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import asdict
@@ -341,7 +342,8 @@ def test_a_killed_rank_ends_the_others_and_a_signal_ends_with_the_documented_cod
 
     def ranks_after_step(process, wanted):
         for line in process.stdout:
-            if "training:" in line and f"{wanted}/60" in line:
+            shown = re.search(r"training:.*?(\d+)/60 ", line)  # a fast machine's bar leaves steps out
+            if shown and int(shown[1]) >= wanted:
                 tree = psutil.Process(process.pid).children(recursive=True)
                 return sorted((p for p in tree if "launch/train.py" in p.cmdline()[1:3]), key=lambda p: p.pid)
         raise AssertionError("the run ended too early")

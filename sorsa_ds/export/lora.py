@@ -23,7 +23,7 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """ranks: adapted linear -> rank of its LoRA. truncated: whether the user asked for a rank."""
+    """ranks: adapted linear -> rank of its LoRA. truncated: whether any is smaller than what is exact."""
 
     ranks: dict[str, int]
     truncated: bool
@@ -43,7 +43,8 @@ def plan(source: Source, rank: int | None) -> Plan:
     if rank is not None and rank < 1:
         raise ValueError(f"--rank {rank}: a LoRA has at least rank 1")
     exact = {target.name: layers.exact_rank(target) for target in source.targets}
-    return Plan(exact if rank is None else {name: min(r, rank) for name, r in exact.items()}, rank is not None)
+    ranks = exact if rank is None else {name: min(r, rank) for name, r in exact.items()}
+    return Plan(ranks, truncated=ranks != exact)
 
 
 def write(source: Source, planned: Plan, folder: Path, progress: Progress) -> dict[str, float]:
