@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# As the ranks that tests fork: sums in another order would not be equal bit for bit.
+torch.set_num_threads(1)
 
 # Asking whether there is a GPU must not start CUDA here: the tests fork.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
