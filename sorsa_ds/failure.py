@@ -6,6 +6,7 @@ Exit codes: 2 for what the user can mend (ValueError), 75 for a run that was tol
 
 import errno
 import os
+import signal
 import sys
 import time
 import traceback
@@ -40,7 +41,7 @@ def run(main: Callable[[], None]) -> None:
         _leave(str(stop) if rank == "0" else "", EXIT_CODE)
     except ValueError as error:
         if rank != "0":
-            time.sleep(_PEER_SECONDS / 2)  # most mistakes are found by every rank alike; rank 0 tells
+            _wait_for_the_end(_PEER_SECONDS / 2)  # most mistakes are found by every rank alike; rank 0 tells
         _leave(f"error: {error}", 2)
     except OSError as error:
         if error.errno in _FULL_OR_FORBIDDEN:
@@ -48,9 +49,15 @@ def run(main: Callable[[], None]) -> None:
         _leave(f"[rank {rank}] {type(error).__name__}: {error}\n{traceback.format_exc()}", 1)
     except Exception as error:
         if _is_consequence(error):
-            time.sleep(_PEER_SECONDS)
+            _wait_for_the_end(_PEER_SECONDS)
             _leave(f"[rank {rank}] {error}", 1)
         _leave(f"[rank {rank}] {type(error).__name__}: {error}\n{traceback.format_exc()}", 1)
+
+
+def _wait_for_the_end(seconds: float) -> None:
+    """Give the launcher time to end this process, which no longer saves anything when it is told to."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(seconds)
 
 
 def _is_consequence(error: Exception) -> bool:
