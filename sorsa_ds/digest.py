@@ -4,6 +4,7 @@ XXH3 with 128 bits: as fast as memory, so that a whole model is hashed while it 
 no protection against someone who wants two files to look alike.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,14 @@ def of_tensor(tensor: Tensor) -> str:
 def raw(tensor: Tensor) -> np.ndarray:
     """The bytes of a tensor's numbers in row-major order; of a contiguous one on the CPU without a copy."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def of_tensors(tensors: Iterable[Tensor]) -> str:
+    """Of the numbers of several tensors, one after the other, without ever holding them as one."""
+    state = xxhash.xxh3_128()
+    for tensor in tensors:
+        state.update(raw(tensor))
+    return state.hexdigest()
 
 
 def of_bytes(data: bytes) -> str:

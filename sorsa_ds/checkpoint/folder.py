@@ -37,8 +37,8 @@ def existing(run: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def clear(run: Path, step: int) -> Path:
-    """An empty temporary folder for a checkpoint; what killed runs left unfinished is removed.
+def clear(run: Path, step: int) -> None:
+    """Make an empty temporary folder for a checkpoint; what killed runs left unfinished is removed.
 
     Raises:
         OSError: it cannot be made.
@@ -48,16 +48,15 @@ def clear(run: Path, step: int) -> Path:
     for leftover in temporary.parent.glob(".step-*"):
         shutil.rmtree(leftover)
     temporary.mkdir()
-    return temporary
 
 
-def commit(run: Path, step: int, keep: int) -> Path:
+def commit(run: Path, step: int, keep: int) -> None:
     """Give a whole checkpoint its name, point `latest` to it, and remove those older than the `keep` newest.
 
     At any moment before the renaming the earlier checkpoints are untouched; after it, this one is valid.
 
     Raises:
-        OSError, ValueError: the disk refuses.
+        OSError: the disk refuses.
     """
     temporary, final = temporary_of(run, step), path_of(run, step)
     fsync(temporary)
@@ -67,7 +66,6 @@ def commit(run: Path, step: int, keep: int) -> Path:
         write_text(final.parent / LATEST, final.name + "\n")
     for old in [path for path in existing(run) if step_of(path) <= step][keep:]:
         shutil.rmtree(old, ignore_errors=True)
-    return final
 
 
 def set_aside_after(run: Path, step: int) -> list[Path]:

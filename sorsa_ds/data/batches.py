@@ -48,8 +48,9 @@ class BatchPlan:
     @property
     def digest(self) -> str:
         """Of all examples, in their order: whether a continued run learns from the same."""
-        ids = (torch.as_tensor(example[key]) for example in self.examples for key in ("input_ids", "labels"))
-        return digest.of_tensor(torch.cat([part.view(-1) for part in ids]))
+        return digest.of_tensors(
+            torch.as_tensor(example[key]) for example in self.examples for key in ("input_ids", "labels")
+        )
 
     @property
     def steps(self) -> int:
