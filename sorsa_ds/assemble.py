@@ -141,7 +141,7 @@ def _factors(config: RunConfig, resume: Resume | None, storage: residual.Storage
         return {"factor_source": factor_source(config.sorsa, config.residual, storage, formats)}
     return {
         "factor_source": FactorFile(resume.run / ADAPTER / INITIAL),
-        "trained": resume.tensors().factors,
+        "trained": resume.tensors.factors,
         "digests": resume.manifest.base,
     }
 

@@ -1,6 +1,7 @@
 """Continuing a run: which checkpoint, whether it is whole, and whether the settings still fit it."""
 
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ SETTLED = ("train.precision", "train.global_batch_size", "train.gradient_clippin
 """Settings that a run fills in where they are unset or `auto`: then they are as they were."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Resume:
     """Where a run is continued. `run`: its folder. `checkpoint`: whole, as `manifest` describes it."""
 
@@ -42,8 +43,9 @@ class Resume:
     checkpoint: Path
     manifest: Manifest
 
+    @cached_property
     def tensors(self) -> SavedTensors:
-        """The saved tensors.
+        """The saved tensors, for the factors first and then for the optimizer.
 
         Raises:
             ValueError: a file is missing or damaged.

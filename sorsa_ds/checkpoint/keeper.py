@@ -118,7 +118,7 @@ class Keeper:
         saved = resume.manifest
         self.progress = saved.progress
         self._saver.last = resume.checkpoint
-        fragments.restore_optimizer(self._engine, resume.tensors(), self.progress.step)
+        fragments.restore_optimizer(self._engine, resume.tensors, self.progress.step)
         self._engine.continue_after(self.progress.step, saved.scheduler)
         if saved.world_size == comm.world_size():
             random_state.put_back(read_own(resume.checkpoint / f"rank-{comm.rank():05d}.safetensors", "random/"))
