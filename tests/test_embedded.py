@@ -4,14 +4,16 @@ import math
 import multiprocessing
 import os
 import re
+import time
 
 import pytest
 import torch
 from gguf import GGUFReader, dequantize
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from worlds import run_ranks
 
-from sorsa_ds import embedded
+from sorsa_ds import comm, embedded
 
 PROSE = """Photosynthesis is the process by which green plants and some other organisms use sunlight to make food from
 carbon dioxide and water. It takes place mainly in the leaves, in small structures called chloroplasts, which contain a
@@ -22,21 +24,21 @@ captain, and went back to his work.""".replace("\n", " ")
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """The converted model, made once by two processes that ask for it together."""
-    cache = tmp_path_factory.mktemp("sorsa_cache")
+    """The converted model, made once by two ranks that ask for it together; the second one comes first."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SORSA_CACHE", str(cache))
-        context = multiprocessing.get_context("spawn")
-        messages = context.Queue()
-        processes = [context.Process(target=embedded.ensure_embedded_model, args=(messages.put,)) for _ in range(2)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        assert [process.exitcode for process in processes] == [0, 0]
-        texts = [messages.get(timeout=10) for _ in range(3 if not messages.empty() else 0)]
-        assert sum(text.startswith("Converting") for text in texts) == 1, "one process converts, the other waits"
+        patch.setenv("SORSA_CACHE", str(tmp_path_factory.mktemp("sorsa_cache")))
+        messages = run_ranks(2, _ask)
+        assert [text.split()[0] for text in messages[1]] == ["Converting", "Embedded"]
+        assert [text.split()[0] for text in messages[0]] in (["Waiting"], []), "one converts, the other waits"
         yield embedded.ensure_embedded_model(lambda text: pytest.fail(f"converted again: {text}"))
+
+
+def _ask() -> list[str]:
+    messages: list[str] = []
+    while comm.rank() == 0 and not any(embedded.cache_folder().glob("*.lock")):
+        time.sleep(0.05)
+    embedded.ensure_embedded_model(messages.append)
+    return messages
 
 
 @pytest.fixture(scope="session")
