@@ -45,7 +45,7 @@ def assemble(invocation: Invocation) -> Trainer:
     formats = precision.choose(config.train.precision, ds_config.precision_from_json(raw), device_type)
     resolved = ds_config.resolve(raw, config.train, world, device_type, formats.name)
     config = _settled(config, resolved, formats)
-    storage = residual.choose(config.residual, formats, device)
+    storage = comm.together(lambda: residual.choose(config.residual, formats, device), device)
     if resume is None:
         reg = regularizer.resolve(
             config.regularizer,

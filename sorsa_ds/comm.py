@@ -1,8 +1,13 @@
 """The few collectives that this project makes itself; each works without a process group too, as a world of one."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class PeerError(RuntimeError):
@@ -38,6 +43,24 @@ def agree(error: Exception | None, device: torch.device) -> None:
                 raise PeerError(f"stopped because another rank failed: {told}")
     if error is not None:
         raise error
+
+
+def together(action: Callable[[], T], device: torch.device, on: int | None = None) -> T | None:
+    """Do something that may fail on every rank, or on rank `on` alone, and stop on all of them where it failed.
+
+    A collective call. Returns the action's result, None on a rank that had nothing to do.
+
+    Raises:
+        as `agree`.
+    """
+    result, error = None, None
+    if on is None or rank() == on:
+        try:
+            result = action()
+        except Exception as caught:
+            error = caught
+    agree(error, device)
+    return result
 
 
 def total(value: float | Tensor, device: torch.device) -> Tensor:

@@ -88,7 +88,7 @@ def convert(gguf: Path, folder: Path) -> None:
         **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     model.config.rms_norm_eps = 1e-5  # the GGUF holds it as a float32, 9.99999974e-06
-    # Not model.save_pretrained: inside a process group it writes on rank 0 alone, and any rank may be the one to convert.
+    # Not model.save_pretrained: inside a process group it writes on rank 0 alone, and any rank may be converting.
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     save_file(dict(model.named_parameters()), folder / "model.safetensors", metadata={"format": "pt"})

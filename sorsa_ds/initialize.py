@@ -69,15 +69,12 @@ def fill(
     passed = 0
     for owned in progress(rounds):
         source.exchange(owned)
-        tensors, error = [], None
-        try:
-            if (item := owned[comm.rank()]) is not None:
-                tensors, report = _produce(item, model, source, precision, storage, device, factor_source, trained)
-                mine += report
-        except Exception as caught:
-            error = caught
-        comm.agree(error, device)
-        specs = [_specs(item, precision, storage) if item else [] for item in owned]
+        item = owned[comm.rank()]
+        tensors, report = comm.together(
+            lambda item=item: _produce(item, model, source, precision, storage, device, factor_source, trained), device
+        )
+        mine += report
+        specs = [_specs(one, precision, storage) if one else [] for one in owned]
         parts = placement.distribute(specs, tensors)
         for spec in (spec for some in specs for spec in some):
             _place(homes[spec.name], spec, parts.pop(spec.name), placement, exact)
@@ -139,7 +136,7 @@ def _specs(item: Item, precision: Precision, storage: Storage) -> list[TensorSpe
 
 
 def _produce(
-    item: Item,
+    item: Item | None,
     model: nn.Module,
     source: WeightSource,
     precision: Precision,
@@ -148,7 +145,9 @@ def _produce(
     factor_source: FactorSource,
     trained: FactorSource | None,
 ) -> tuple[list[Tensor], list[LayerReport]]:
-    """The owner's work: read, and for a target decompose. Tensors in the order of `_specs`."""
+    """The owner's work: read, and for a target decompose. Tensors in the order of `_specs`; none without an item."""
+    if item is None:
+        return [], []
     began = time.perf_counter()
     weight, bias = source.read(item)
     weight = weight.to(device)

@@ -26,9 +26,7 @@ class _SorsaFunction(torch.autograd.Function):
         x_TN = x.reshape(-1, x.shape[-1]).to(dtype)
         p_TN = x_TN if x_principal is x else x_principal.reshape(-1, x.shape[-1]).to(dtype)
         z_TR = p_TN @ V_NR.to(dtype)
-        residual_MN = storage.dense(kept, (len(U_MR), len(V_NR)), dtype)
-        y_TM = torch.nn.functional.linear(x_TN, residual_MN, None if bias_M is None else bias_M.to(dtype))
-        del residual_MN
+        y_TM = storage.linear(kept, x_TN, len(U_MR), None if bias_M is None else bias_M.to(dtype))
         y_TM.addmm_((z_TR * (scale * s_R)).to(dtype), U_MR.t().to(dtype))
         # Under autocast x may be wider than what was multiplied: keep the narrow one.
         ctx.save_for_backward(p_TN if ctx.needs_input_grad[4] else None, z_TR, U_MR, s_R, V_NR, *kept)

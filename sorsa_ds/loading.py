@@ -92,13 +92,9 @@ def load(
         ValueError: bad model, target, rank or weight; on every rank, with the message of the rank that found it.
     """
     storage = storage or Dense(precision.residual_dtype)
-    prepared, error = None, None
-    try:
-        prepared = _prepare(folder, loading, sorsa, precision, storage, digests or {})
-    except ValueError as caught:
-        error = caught
-    comm.agree(error, device)
-    model, source, targets, frozen = prepared
+    model, source, targets, frozen = comm.together(
+        lambda: _prepare(folder, loading, sorsa, precision, storage, digests or {}), device
+    )
     exact, reports = fill(
         model,
         targets,

@@ -26,6 +26,9 @@ _CHUNK = 2**20
 _SCALES_BLOCK = 256
 """Scales that share a scale of their own; fixed in bitsandbytes."""
 
+_DIRECT = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes that bitsandbytes computes in."""
+
 Layout = dict[str, tuple[torch.Size, torch.dtype]]
 
 
@@ -49,9 +52,22 @@ class Storage(Protocol):
     def dense(self, tensors: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """The matrix (M, N) that they stand for."""
 
+    def linear(self, tensors: Sequence[Tensor], x_TN: Tensor, out_features: int, bias_M: Tensor | None) -> Tensor:
+        """x W_r^T + bias, (T, M) in the dtype of x, without a gradient."""
+
+
+class _MadeDense:
+    """A product that makes the matrix dense for a moment."""
+
+    __slots__ = ()
+
+    def linear(self, tensors: Sequence[Tensor], x_TN: Tensor, out_features: int, bias_M: Tensor | None) -> Tensor:
+        matrix_MN = self.dense(tensors, (out_features, x_TN.shape[-1]), x_TN.dtype)
+        return torch.nn.functional.linear(x_TN, matrix_MN, bias_M)
+
 
 @dataclass(frozen=True, slots=True)
-class Dense:
+class Dense(_MadeDense):
     """The matrix itself in a dtype."""
 
     dtype: torch.dtype
@@ -69,7 +85,7 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True)
-class Int8:
+class Int8(_MadeDense):
     """8 bits a number, evenly spaced between plus and minus its block's largest, and an fp32 scale (that number).
 
     (bitsandbytes' own map, finer near zero, loses 1.6 times as much of normally distributed weights.)
@@ -99,8 +115,42 @@ class Int8:
         return _matrix(_functional().dequantize_blockwise(codes, state), shape, dtype)
 
 
+class _FourBit(_MadeDense):
+    """What 4-bit codes have in common, however their scales are kept."""
+
+    __slots__ = ()
+
+    def dense(self, tensors: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        codes, scales = tensors[0], self._scales(tensors)
+        padded = torch.Size((2 * codes.numel(),))
+        state = _functional().QuantState(
+            absmax=scales, shape=padded, blocksize=self.block_size, quant_type="nf4", dtype=_direct(dtype)
+        )
+        return _matrix(_functional().dequantize_4bit(codes.view(-1, 1), state), shape, dtype)
+
+    def linear(self, tensors: Sequence[Tensor], x_TN: Tensor, out_features: int, bias_M: Tensor | None) -> Tensor:
+        """By bitsandbytes' product: a fused kernel for as few tokens as that is faster on the device, else as above."""
+        # A block must not cross two rows of the matrix.
+        if x_TN.dtype not in _DIRECT or x_TN.shape[-1] % self.block_size or not len(x_TN):
+            return super().linear(tensors, x_TN, out_features, bias_M)
+        codes, shape = tensors[0], (out_features, x_TN.shape[-1])
+        # The kernel reads 16 bytes at once, and ZeRO-3 may have gathered the codes at any position of a larger buffer.
+        aligned = codes if codes.data_ptr() % 16 == 0 else codes.clone()
+        scales, *of_scales = self._scaling(tensors)
+        return _ops().gemm_4bit(
+            x_TN,
+            aligned[: shape[0] * shape[1] // 2].view(-1, 1),
+            shape,
+            scales,
+            self.block_size,
+            "nf4",
+            bias_M,
+            *of_scales,
+        )
+
+
 @dataclass(frozen=True, slots=True)
-class Nf4:
+class Nf4(_FourBit):
     """4 bits a number (QLoRA's NF4: quantiles of the normal distribution), and an fp32 scale a block."""
 
     block_size: int
@@ -115,13 +165,15 @@ class Nf4:
         codes, scales = _to_nf4(matrix, self.block_size)
         return [codes, _as_bytes(scales)]
 
-    def dense(self, tensors: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        codes, scales = tensors
-        return _from_nf4(codes, _as_numbers(scales), self.block_size, shape, dtype)
+    def _scales(self, tensors: Sequence[Tensor]) -> Tensor:
+        return _as_numbers(tensors[1])
+
+    def _scaling(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return (self._scales(tensors),)
 
 
 @dataclass(frozen=True, slots=True)
-class Nf4Double:
+class Nf4Double(_FourBit):
     """The same with the scales in 8 bits: their mean in fp32, and 256 differences from it to an fp32 scale."""
 
     block_size: int
@@ -136,14 +188,20 @@ class Nf4Double:
     def pack(self, matrix: Tensor) -> list[Tensor]:
         codes, scales = _to_nf4(matrix, self.block_size)
         mean = scales.mean()
-        differences, state = _functional().quantize_blockwise(scales - mean, blocksize=_SCALES_BLOCK)
+        differences, state = _functional().quantize_blockwise(
+            scales - mean, code=_dynamic_code(scales.device), blocksize=_SCALES_BLOCK
+        )
         return [codes, differences, _as_bytes(torch.cat([mean.view(1), state.absmax]))]
 
-    def dense(self, tensors: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        codes, differences, span = tensors
+    def _scales(self, tensors: Sequence[Tensor]) -> Tensor:
+        absmax, differences, code, mean = self._scaling(tensors)
+        return _functional().dequantize_blockwise(differences, absmax=absmax, code=code, blocksize=_SCALES_BLOCK) + mean
+
+    def _scaling(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What bitsandbytes takes for doubly quantised scales: their own scales, codes, the codes' map, the mean."""
+        _, differences, span = tensors
         numbers = _as_numbers(span)
-        scales = _functional().dequantize_blockwise(differences, absmax=numbers[1:], blocksize=_SCALES_BLOCK)
-        return _from_nf4(codes, scales + numbers[0], self.block_size, shape, dtype)
+        return numbers[1:], differences, _dynamic_code(span.device), numbers[0]
 
 
 _QUANTISED = {"nf4": Nf4, "nf4_double": Nf4Double, "int8": Int8}
@@ -212,17 +270,9 @@ def _to_nf4(matrix: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
     return torch.cat([codes.view(-1) for codes, _ in made]), torch.cat([state.absmax for _, state in made])
 
 
-def _from_nf4(codes: Tensor, scales: Tensor, block_size: int, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    padded = torch.Size((2 * codes.numel(),))
-    state = _functional().QuantState(
-        absmax=scales, shape=padded, blocksize=block_size, quant_type="nf4", dtype=_direct(dtype)
-    )
-    return _matrix(_functional().dequantize_4bit(codes.view(-1, 1), state), shape, dtype)
-
-
 def _direct(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which bitsandbytes writes what is wanted in this one."""
-    return dtype if dtype in (torch.float32, torch.bfloat16, torch.float16) else torch.float32
+    return dtype if dtype in _DIRECT else torch.float32
 
 
 def _matrix(numbers: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -246,8 +296,20 @@ def _even_code(device: torch.device) -> Tensor:
 
 
 @functools.cache
+def _dynamic_code(device: torch.device) -> Tensor:
+    """bitsandbytes' own map of 8 bits, finer near zero."""
+    return _functional().create_dynamic_map().to(device)
+
+
+@functools.cache
 def _functional():
     """bitsandbytes, imported when it is needed: it takes a second."""
     import bitsandbytes.functional
 
     return bitsandbytes.functional
+
+
+def _ops():
+    """bitsandbytes' operators."""
+    _functional()
+    return torch.ops.bitsandbytes

@@ -105,14 +105,8 @@ def find(request: str, config: RunConfig, device: torch.device) -> Resume | None
         ValueError: there is no such run or checkpoint, all checkpoints are damaged, the run still trains or is
             finished, or (unless `auto` may choose another run) the settings differ; on every rank.
     """
-    error, plan = None, []
-    if comm.rank() == 0:
-        try:
-            plan = [_candidates(request, config)]
-        except ValueError as caught:
-            error = caught
-    comm.agree(error, device)
-    [candidates] = comm.gather_lists(plan)
+    plan = comm.together(lambda: [_candidates(request, config)], device, on=0)
+    [candidates] = comm.gather_lists(plan or [])
     broken = []
     for path in candidates:
         found, wrong = _examined(path)

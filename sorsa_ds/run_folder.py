@@ -33,18 +33,16 @@ def choose_folder(output: OutputConfig, model: str, device: torch.device, again:
     if comm.world_size() > 1:
         dist.broadcast_object_list(proposal, src=0)
     folder = Path(output.folder).expanduser().resolve() / proposal[0]
-    error = None
-    if comm.rank() == 0:
-        try:
-            if (folder / METRICS).exists() and not again:
-                raise ValueError(
-                    f"output.name: {folder} holds a run already; go on with it (--resume {folder}), choose another "
-                    f"name, or remove it"
-                )
-            write_text(folder / METRICS, "")
-        except ValueError as caught:
-            error = caught
-    comm.agree(error, device)
+
+    def make() -> None:
+        if (folder / METRICS).exists() and not again:
+            raise ValueError(
+                f"output.name: {folder} holds a run already; go on with it (--resume {folder}), choose another name, "
+                f"or remove it"
+            )
+        write_text(folder / METRICS, "")
+
+    comm.together(make, device, on=0)
     return folder
 
 
@@ -54,13 +52,8 @@ def hold(folder: Path, device: torch.device) -> RunLock:
     Raises:
         ValueError: another process works on it.
     """
-    lock, error = RunLock(folder), None
-    if comm.rank() == 0:
-        try:
-            lock.acquire()
-        except ValueError as caught:
-            error = caught
-    comm.agree(error, device)
+    lock = RunLock(folder)
+    comm.together(lock.acquire, device, on=0)
     return lock
 
 

@@ -24,14 +24,12 @@ def save_factors(engine: SorsaEngine, path: Path) -> None:
         tensor = engine.masters.full(name, shape, mine.get(name), engine.device)
         if comm.rank() == 0:
             whole[name] = tensor.cpu()
-    error = None
-    if comm.rank() == 0:
-        try:
-            write_atomic(path, lambda temporary: save_file(whole, temporary, metadata={"format": "pt"}))
-            file = FactorFile(path)
-            for name, tensor in whole.items():
-                if not torch.equal(file.tensor(name), tensor):
-                    raise ValueError(f"{path}: {name} reads back differently from what was written; check the disk")
-        except Exception as caught:
-            error = caught
-    comm.agree(error, engine.device)
+    comm.together(lambda: _write(path, whole), engine.device, on=0)
+
+
+def _write(path: Path, whole: dict[str, Tensor]) -> None:
+    write_atomic(path, lambda temporary: save_file(whole, temporary, metadata={"format": "pt"}))
+    file = FactorFile(path)
+    for name, tensor in whole.items():
+        if not torch.equal(file.tensor(name), tensor):
+            raise ValueError(f"{path}: {name} reads back differently from what was written; check the disk")

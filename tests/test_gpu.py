@@ -83,6 +83,31 @@ def test_a_packed_matrix_is_the_same_on_a_gpu():
         assert far < 5e-3, name  # a number between two levels may fall to the other side
 
 
+def _products():
+    """Relative distance of 4-bit products from those of the dense matrix, by storage and number of tokens."""
+    from sorsa_ds.residual import Nf4, Nf4Double
+
+    torch.manual_seed(0)
+    matrix, far = torch.randn(384, 512, device="cuda"), {}
+    for storage in (Nf4(64), Nf4Double(64)):
+        kept = []
+        for packed in storage.pack(matrix):
+            buffer = torch.zeros(len(packed) + 3, dtype=torch.uint8, device="cuda")
+            buffer[3:] = packed
+            kept.append(buffer[3:])  # at any position, as ZeRO-3 gathers it
+        for tokens in (1, 3, 16, 200, 2000):
+            x = torch.randn(tokens, 512, device="cuda").bfloat16()
+            expected = x.double() @ storage.dense(kept, (384, 512), torch.bfloat16).double().t()
+            y = storage.linear(kept, x, 384, None)
+            far[type(storage).__name__, tokens] = ((y.double() - expected).norm() / expected.norm()).item()
+    return far
+
+
+def test_a_fused_4_bit_product_is_that_of_the_dense_matrix():
+    for case, far in run_ranks(1, _products)[0].items():
+        assert far < 1e-2, case
+
+
 def test_all_stages_train_alike_and_stay_orthonormal(results):
     _, runs = results
     for precision in ("fp32", "mixed", "bf16"):

@@ -151,6 +151,43 @@ def quantised_layer(storage, m=30, n=70, r=4, dtype=torch.float64, bias=True):
     return layer
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", PACKED)
+def test_a_product_is_that_of_the_dense_matrix(name, dtype, bias):
+    storage = PACKED[name]
+    for m, n in ((30, 128), (3, 192), (30, 70)):  # 70 is no multiple of the block: made dense on every device
+        matrix, x = torch.randn(m, n), torch.randn(5, n).to(dtype)
+        kept = [_in_a_buffer(t, offset=3) for t in storage.pack(matrix)]
+        shift = torch.randn(m).to(dtype) if bias else None
+        dense = storage.dense(kept, (m, n), dtype).double()
+        expected = x.double() @ dense.t() + (shift.double() if bias else 0)
+        assert relative(storage.linear(kept, x, m, shift), expected) < (1e-2 if dtype == torch.bfloat16 else 1e-6)
+
+
+def test_a_4_bit_product_is_left_to_bitsandbytes(monkeypatch):
+    calls, ops = [], sorsa_ds.residual._ops()
+
+    class Watched:
+        def gemm_4bit(self, *arguments):
+            calls.append(arguments)
+            return ops.gemm_4bit(*arguments)
+
+    monkeypatch.setattr("sorsa_ds.residual._ops", Watched)
+    for storage in (PACKED["nf4"], PACKED["nf4_double"]):
+        storage.linear(storage.pack(torch.randn(30, 128)), torch.randn(5, 128), 30, None)
+        storage.linear(storage.pack(torch.randn(30, 70)), torch.randn(5, 70), 30, None)
+    assert len(calls) == 2
+    assert all(call[1].data_ptr() % 16 == 0 for call in calls)
+
+
+def _in_a_buffer(packed, offset):
+    """The same bytes at another place of a larger buffer, as ZeRO-3 gathers them."""
+    buffer = torch.zeros(len(packed) + offset, dtype=torch.uint8)
+    buffer[offset:] = packed
+    return buffer[offset:]
+
+
 @pytest.mark.parametrize("name", PACKED)
 def test_the_layer_equals_a_dense_one_over_the_dequantised_matrix(name):
     layer = quantised_layer(PACKED[name])

@@ -6,6 +6,7 @@ one number, whether all of them have written; then rank 0 makes the checkpoint v
 
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -41,13 +42,8 @@ class Saver:
             ValueError: the folder cannot be made.
         """
         assert self._pending is None
-        step, error = manifest.progress.step, None
-        if comm.rank() == 0:
-            try:
-                folder.clear(self._run, step)
-            except OSError as caught:
-                error = self._failed(step, caught)
-        comm.agree(error, self._device)
+        step = manifest.progress.step
+        self._together(step, lambda: folder.clear(self._run, step), on=0)
         path = folder.temporary_of(self._run, step) / f"rank-{comm.rank():05d}.safetensors"
         self._pending = _Writing(path, tensors, manifest)
 
@@ -72,25 +68,29 @@ class Saver:
             return
         writing, self._pending = self._pending, None
         step = writing.manifest.progress.step
-        error = writing.wait()
-        self._agree(step, None if error is None else self._failed(step, error))
+        self._together(step, writing.wait)
         files = comm.gather_lists([(writing.path.name, {"bytes": writing.bytes, "digest": writing.digest})])
-        error = None
-        if comm.rank() == 0:
-            try:
-                self._check_shared(writing.path.parent, files)
-                writing.manifest.files = dict(files)
-                writing.manifest.write(writing.path.parent)
-                folder.commit(self._run, step, self._keep)
-            except (OSError, ValueError) as caught:
-                error = self._failed(step, caught)
-        self._agree(step, error)
+
+        def make_valid() -> None:
+            self._check_shared(writing.path.parent, files)
+            writing.manifest.files = dict(files)
+            writing.manifest.write(writing.path.parent)
+            folder.commit(self._run, step, self._keep)
+
+        self._together(step, make_valid, on=0)
         self.last = folder.path_of(self._run, step)
 
-    def _agree(self, step: int, error: ValueError | None) -> None:
-        """As `comm.agree`; what was written of a checkpoint that failed is removed: a full disk needs the room."""
+    def _together(self, step: int, action: Callable[[], None], on: int | None = None) -> None:
+        """As `comm.together`; what was written of a checkpoint that failed is removed: a full disk needs the room."""
+
+        def tried() -> None:
+            try:
+                action()
+            except Exception as error:
+                raise self._failed(step, error) from error
+
         try:
-            comm.agree(error, self._device)
+            comm.together(tried, self._device, on)
         except (ValueError, comm.PeerError):
             if comm.rank() == 0:
                 shutil.rmtree(folder.temporary_of(self._run, step), ignore_errors=True)
@@ -123,10 +123,11 @@ class _Writing:
         """Whether the thread has ended, well or not."""
         return not self._thread.is_alive()
 
-    def wait(self) -> Exception | None:
-        """Wait for the thread; what went wrong, if anything."""
+    def wait(self) -> None:
+        """Wait for the thread, and raise what went wrong in it."""
         self._thread.join()
-        return self._error
+        if self._error is not None:
+            raise self._error
 
     def _write(self) -> None:
         try:
