@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--storage", default="nf4", choices=("nf4", "nf4_double", "int8"))
     parser.add_argument("--iterations", type=int, default=1, help="residual.iterations of the training run")
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--learning_rate", type=float, default=2e-4, help="of the training runs")
     parser.add_argument("--steps", type=int, help="optimizer steps of the training runs (default: one epoch)")
     parser.add_argument("--timed", type=int, default=5, help="steps that are timed")
     parser.add_argument("--lengths", type=int, nargs="+", default=[128], help="tokens of a sequence")
@@ -44,7 +45,7 @@ def main() -> None:
     else:
         result = {
             **held(), **gathered(a.storage, sizes), **timed(a.storage, sizes, a.timed),
-            **trained(a.storage, a.iterations, a.rank, a.steps), **plan(),
+            **trained(a.storage, a.iterations, a.rank, a.learning_rate, a.steps), **plan(),
         }  # fmt: skip
     for key, value in result.items():
         say(f"{key:32} {value if not isinstance(value, float) else round(value, 4)}")
@@ -90,14 +91,14 @@ def timed(storage: str, sizes: tuple[str, ...], steps: int) -> dict:
     return {"step_vs_bf16": found[storage] / found["bf16"], "step_vs_qlora": found[storage] / found["qlora"]}
 
 
-def trained(storage: str, iterations: int, rank: int, steps: int | None) -> dict:
+def trained(storage: str, iterations: int, rank: int, rate: float, steps: int | None) -> dict:
     """The default run on two ranks under ZeRO-2, with both residuals: losses step by step, held-out loss at the end."""
     many = () if steps is None else ("--steps", str(steps))
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = (
             in_ranks(
                 WORKERS, 2, "train", "--storage", name, "--iterations", str(rounds), "--rank", str(rank),
-                "--folder", folder, *many,
+                "--learning_rate", str(rate), "--folder", folder, *many,
             )
             for name, rounds in ((storage, iterations), ("bf16", 1))
         )  # fmt: skip

@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--storage", default="nf4")
     parser.add_argument("--iterations", type=int, default=1)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--learning_rate", type=float)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--lengths", type=int, nargs="+", default=[128])
     parser.add_argument("--shape", type=Path, help="config.json of a Llama")
@@ -148,6 +149,7 @@ def train(a: argparse.Namespace) -> dict:
     settings = [
         f"--ds_config={Path(__file__).parents[1] / 'ds_configs/zero2.json'}", f"output.folder={a.folder}",
         f"output.name={a.storage}", "output.save_every=0", f"sorsa.rank={a.rank}", "train.precision=mixed",
+        f"train.learning_rate={a.learning_rate}",
         f"residual.storage={a.storage}", f"residual.iterations={a.iterations}",
         *([] if a.steps is None else [f"train.steps={a.steps}"]),
     ]  # fmt: skip

@@ -23,6 +23,11 @@ def main() -> None:
         choices=("auto", "float32", "bfloat16", "float16"),
         help="merged, base: of the weights (auto: the base's)",
     )
+    parser.add_argument(
+        "--quantize",
+        choices=("nf4", "nf4_double", "int8"),
+        help="merged: in 4 or 8 bits, for transformers and bitsandbytes",
+    )
     parser.add_argument("--max_shard_size", help="merged, base: largest file, as 500MB (default 5GB)")
     parser.add_argument("--rank", type=int, help="lora: cut it to this rank (default: twice the trained one, exact)")
     parser.add_argument("--push_to_hub", metavar="NAME", help="publish the folder as this model")

@@ -204,6 +204,35 @@ def test_a_quantised_run_exports_what_it_computed_with(runs, tmp_path, name, sto
         assert told in card and f"| residual | {storage}, blocks of 64 |" in card
 
 
+@pytest.mark.parametrize("form", ["nf4", "nf4_double", "int8"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_merged_model_is_quantised_on_request_and_its_error_told(runs, tmp_path, capsys, name, form):
+    run = runs(name, storage="nf4", targets=["c_attn", "c_fc"] if name == "gpt2" else ["q_proj", "down_proj"])
+    export(Options(run, "merged", tmp_path / "dense", dtype="float32"))
+    export(Options(run, "merged", tmp_path / "out", dtype="float32", quantize=form, max_shard_size="20KB"))
+    dense = plainly(tmp_path / "dense")
+    packed = AutoModelForCausalLM.from_pretrained(tmp_path / "out", device_map={"": "cpu"})
+    told = json.loads((tmp_path / "out" / "quantisation.json").read_text())
+    kinds = {
+        module_name for module_name, module in packed.named_modules() if type(module).__name__[-4:] in ("4bit", "itLt")
+    }
+    assert kinds == set(told["layers"]) and told["storage"] == form
+    for layer, error in told["layers"].items():
+        found = packed.get_submodule(layer)
+        # By the module's own product: the identity's rows give its columns back.
+        eye = torch.eye(found.in_features, dtype=torch.float32)
+        found.train()
+        weight = found(eye).t().detach() - (0 if found.bias is None else found.bias.detach()[:, None])
+        original = dense.get_submodule(layer).weight.detach()
+        original = original.t() if name == "gpt2" else original
+        assert relative(weight, original) == pytest.approx(error, rel=0.05)
+        assert 1e-3 < error < (0.02 if form == "int8" else 0.15)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    assert not (tmp_path / "out" / ".merged").exists()
+    for text in (capsys.readouterr().out, (tmp_path / "out" / "README.md").read_text()):
+        assert "quantised anew" in text and "worst" in text
+
+
 def test_an_adapter_of_another_quantisation_is_refused(runs, tmp_path):
     run = shutil.copytree(runs("llama", storage="nf4"), tmp_path / "run")
     change_description(run, residual=ResidualConfig(storage="int8"))

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from sorsa_ds.console import say, tracked
-from sorsa_ds.export import factors, lora, merged
+from sorsa_ds.export import factors, lora, merged, requantise
 from sorsa_ds.export.card import CARD, card
 from sorsa_ds.export.publish import publish
 from sorsa_ds.export.source import Progress, Source, check, open_run
@@ -39,6 +39,7 @@ class Options:
     output: Path
     base: str | None = None
     dtype: str | None = None
+    quantize: str | None = None
     max_shard_size: str | None = None
     rank: int | None = None
     push_to_hub: str | None = None
@@ -67,14 +68,18 @@ def export(options: Options) -> Path:
             )
         dtype, size = DTYPES[options.dtype or "auto"], options.max_shard_size or MAX_SHARD_SIZE
         merged_plan = merged.plan(source, dtype, size, untrained)
-        _check_room(output, merged_plan.total_bytes)
+        # Quantised, it is written twice: in 16 bits first, and from these once more.
+        _check_room(output, merged_plan.total_bytes * (1 if options.quantize is None else 2))
     check(source, _shown("checking the base model"))
     try:
         with whole_folder(output) as folder:
             notes = []
             if merged_plan is not None:
-                merged.write(source, merged_plan, folder, _shown("merging"))
                 notes = _quantised_notes(source, options.format)
+                if options.quantize is None:
+                    merged.write(source, merged_plan, folder, _shown("merging"))
+                else:
+                    notes += _requantised(source, merged_plan, folder, options)
             elif lora_plan is not None:
                 errors = lora.write(source, lora_plan, folder, _shown("LoRA"))
                 notes = _lora_notes(source, lora_plan, errors)
@@ -93,6 +98,22 @@ def export(options: Options) -> Path:
 
 def _shown(what: str) -> Progress:
     return lambda names: tracked(names, len(names), what, "tensor")
+
+
+def _requantised(source: Source, planned: merged.Plan, folder: Path, options: Options) -> list[str]:
+    """Fill a folder with the merged model in 4 or 8 bits, by way of one in 16; returns what to know of it."""
+    dense = folder / ".merged"
+    dense.mkdir()
+    merged.write(source, planned, dense, _shown("merging"))
+    size = options.max_shard_size or MAX_SHARD_SIZE
+    errors = requantise.write(source, options.quantize, dense, folder, size, _shown("measuring the error"))
+    shutil.rmtree(dense)
+    worst = max(errors, key=lambda name: errors[name])
+    return [
+        f"The {len(errors)} adapted linears are quantised anew ({options.quantize}, bitsandbytes). Relative error of a "
+        f"merged weight, Frobenius norm: mean {mean(errors.values()):.2e}, worst {errors[worst]:.2e} ({worst}); all in "
+        f"{requantise.ERRORS}."
+    ]
 
 
 def _lora_notes(source: Source, planned: lora.Plan, errors: dict[str, float]) -> list[str]:
@@ -128,7 +149,7 @@ def _quantised_notes(source: Source, form: Format) -> list[str]:
 
 def _check_options(options: Options) -> None:
     whole = ("merged", "base")
-    goes_with = {"dtype": whole, "max_shard_size": whole, "rank": ("lora",)}
+    goes_with = {"dtype": whole, "max_shard_size": whole, "rank": ("lora",), "quantize": ("merged",)}
     for name, fitting in goes_with.items():
         if getattr(options, name) is not None and options.format not in fitting:
             raise ValueError(f"--{name} goes with --format {' or '.join(fitting)}, not with {options.format}")

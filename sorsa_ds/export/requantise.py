@@ -1,0 +1,85 @@
+"""The merged model in 4 or 8 bits, as transformers and bitsandbytes load it: quantised anew, and the error stated.
+
+What training packed was the residual alone. A plain linear has no factors beside it, so the merged weight is quantised
+as a whole, as QLoRA's would be, and loses some of what SORSA's layers had kept: the errors tell how much.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+
+from sorsa_ds.export.merged import companions
+from sorsa_ds.export.source import Progress, Source
+from sorsa_ds.files import write_atomic, write_json
+from sorsa_ds.loading import skeleton
+from sorsa_ds.weights import Checkpoint
+
+ERRORS = "quantisation.json"
+FORMS = ("nf4", "nf4_double", "int8")
+
+
+def write(
+    source: Source, form: str, merged: Path, folder: Path, max_shard_size: str, progress: Progress
+) -> dict[str, float]:
+    """Quantise the adapted linears of a merged model and write it to `folder`; all other weights stay as they are.
+
+    The quantised model is in memory once, on the CPU.
+
+    Args:
+        form: one of `FORMS`: bitsandbytes' 4 bits (blocks of 64), with the scales in 8 bits, or its LLM.int8 (a row).
+        merged: the folder of the merged model.
+
+    Returns:
+        each adapted linear's ||W - Q||_F / ||W||_F, W being the merged weight.
+
+    Raises:
+        ValueError: the disk refuses.
+    """
+    loading = source.described.loading
+    plain, checkpoint = skeleton(merged, loading), Checkpoint(merged)
+    stored = checkpoint.parameter_names(plain)
+    adapted = {target.name: target for target in source.targets}
+    others = [
+        name for name, module in plain.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and name not in adapted
+    ]  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(
+        merged, quantization_config=_config(form, others), device_map={"": "cpu"}, dtype="auto",
+        trust_remote_code=loading.trust_remote_code,
+    )  # fmt: skip
+    errors = {}
+    # Before any forward pass: at the first one on a CPU bitsandbytes lays the codes out anew, and would save them so.
+    for name in progress(list(adapted)):
+        weight = checkpoint.read(stored[f"{name}.weight"]).float()
+        lost = _dense(model.get_submodule(name)).float() - (weight.t() if adapted[name].transposed else weight)
+        errors[name] = (lost.norm() / weight.norm()).item()
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    for path in companions(merged):
+        copy = folder / path.relative_to(merged)
+        if not copy.exists():  # config.json says how the weights are quantised now
+            write_atomic(copy, lambda temporary, path=path: shutil.copyfile(path, temporary))
+    write_json(folder / ERRORS, {"storage": form, "layers": errors})
+    return errors
+
+
+def _config(form: str, others: list[str]) -> BitsAndBytesConfig:
+    if form == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=others)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=form == "nf4_double",
+        bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=others,
+    )  # fmt: skip
+
+
+def _dense(module: nn.Module) -> Tensor:
+    """The weight (M, N) that a quantised linear of bitsandbytes stands for."""
+    from bitsandbytes import functional
+
+    weight = module.weight
+    if weight.dtype == torch.int8:
+        return functional.int8_vectorwise_dequant(weight.data, weight.SCB)
+    return functional.dequantize_4bit(weight.data, weight.quant_state)
