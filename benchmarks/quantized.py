@@ -28,9 +28,10 @@ def main() -> None:
     """Measure, print a table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", default="nf4", choices=("nf4", "nf4_double", "int8"))
-    parser.add_argument("--iterations", type=int, default=1, help="residual.iterations of the training run")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--learning_rate", type=float, default=2e-4, help="of the training runs")
+    parser.add_argument("--rank", type=int, default=16, help="of all but the training runs")
+    parser.add_argument("--train_rank", type=int, default=64, help="of the training runs")
+    parser.add_argument("--iterations", type=int, default=5, help="residual.iterations of the quantised training run")
+    parser.add_argument("--learning_rate", type=float, default=5e-5, help="of the training runs")
     parser.add_argument("--steps", type=int, help="optimizer steps of the training runs (default: one epoch)")
     parser.add_argument("--timed", type=int, default=5, help="steps that are timed")
     parser.add_argument("--lengths", type=int, nargs="+", default=[128], help="tokens of a sequence")
@@ -45,7 +46,7 @@ def main() -> None:
     else:
         result = {
             **held(), **gathered(a.storage, sizes), **timed(a.storage, sizes, a.timed),
-            **trained(a.storage, a.iterations, a.rank, a.learning_rate, a.steps), **plan(),
+            **trained(a.storage, a.iterations, a.train_rank, a.learning_rate, a.steps), **plan(),
         }  # fmt: skip
     for key, value in result.items():
         say(f"{key:32} {value if not isinstance(value, float) else round(value, 4)}")
