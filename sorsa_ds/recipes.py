@@ -12,6 +12,7 @@ from pathlib import Path
 from sorsa_ds.cli import REPOSITORY, load
 from sorsa_ds.config import RunConfig
 from sorsa_ds.config_io import read_yaml, to_yaml
+from sorsa_ds.files import write_text
 
 FOLDER = REPOSITORY / "launch" / "recipes"
 DEFAULT = "default.yaml"
@@ -37,7 +38,7 @@ def head(recipe: Path) -> str:
 def main() -> None:
     """Write all recipes anew."""
     for recipe in sorted(FOLDER.glob("*.yaml")):
-        recipe.write_text(rewritten(recipe), encoding="utf-8")
+        write_text(recipe, rewritten(recipe))
 
 
 if __name__ == "__main__":
