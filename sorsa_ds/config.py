@@ -57,7 +57,8 @@ class SorsaConfig:
     """Which linears are adapted, and how (SORSA, eq. 8)."""
 
     targets: list[str] | str = "all-linear"
-    """`all-linear` (every linear but the output head), or a list of module names, name suffixes (`q_proj`) or globs."""
+    """`all-linear` (every linear but the output head and RWKV6's small mixing projections), or a list of module names,
+    name suffixes (`q_proj`) or globs."""
 
     rank: PositiveInt = 16
     """Number r of singular triplets that are trained in each adapted linear; at most min(out, in) of any of them."""
