@@ -15,6 +15,8 @@ _SPACE_IN_NUMBER = re.compile(r"(?<=\d)(?:\\[,!: ]|\{,\})(?=\d{3})|(?<=\d)[  ](?
 _NUMBER_WITH_WORDS = re.compile(r"([^A-Za-z\\]*\d[^A-Za-z\\]*?)\s+(?!pi\b|sqrt|inf)[A-Za-z]{2}[A-Za-z ./-]*")
 _MIXED_NUMBER = re.compile(r"(-?)(\d+)\s+(\d+)/(\d+)")
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?")
+_TUPLE = re.compile(r"[(\[].*,.*[)\]]", re.DOTALL)
+_LIST = re.compile(r"[^()\[\]{}=<>\\]*,[^()\[\]{}=<>\\]*")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
 
@@ -23,7 +25,7 @@ def compare(reference: str, answer: str) -> Verdict:
 
     Equal are, beside what math-verify calls so (1,000 and 1000; 0.5 and \\frac12; 50\\% and 50; 10\\text{ cm} and 10;
     an equation and its right side): what reads the same, `18 dollars` and 18, `2 1/2` and 2.5, and a choice in any
-    dress, \\text{(A)} and A.
+    dress, \\text{(A)} and A. Different are, though not for math-verify, the point (1,3) and the numbers 3, 1.
     """
     wanted, given = clean(reference), clean(answer)
     if not given:
@@ -34,6 +36,8 @@ def compare(reference: str, answer: str) -> Verdict:
     if all(choices):
         first, second = (choice.group(1) for choice in choices)
         return "right" if first.lower() == second.lower() else "wrong"
+    if any(_TUPLE.fullmatch(one) and _LIST.fullmatch(other) for one, other in ((wanted, given), (given, wanted))):
+        return "wrong"
     from math_verify import parse, verify
 
     # Time is kept by the parent, who can end a computation that no signal interrupts.
@@ -62,7 +66,7 @@ def main() -> None:
 
     import math_verify  # noqa: F401  (importing takes a second, which no request should pay for)
 
-    logging.disable(logging.WARNING)
+    logging.disable(logging.WARNING)  # of time limits that are switched off
     limit = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     print(json.dumps("ready"), flush=True)

@@ -9,26 +9,29 @@ folder. SETTINGS: JSON, the limits and where the interpreter is. Prints one line
 
 import json
 import os
+import pwd
 import resource
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # -I leaves it out
 import walls  # noqa: E402
 
-NOBODY = 65534
 RESULT = 3  # the descriptor on which the program tells how it ended
 WORK = "/sandbox"
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
+_UIDS = range(60000, 65000)
 
 
 def main() -> None:
     """Run one program."""
     kind, folder, settings = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
     alone = kind == "namespaces"
+    uid = _unused_uid() if os.geteuid() == 0 else None
     reads, writes = os.pipe()
     if alone:
         _own_namespaces()
@@ -38,7 +41,10 @@ def main() -> None:
     if child == 0:
         try:
             os.dup2(writes, RESULT)
-            _become_program(alone, folder, settings)
+            _wall_in(alone, folder, uid, settings)
+            if alone:
+                _be_init()
+            _become_program(settings)
         except BaseException as error:
             os.write(RESULT, f"not started ({type(error).__name__}: {error})\n".encode())
             os._exit(1)
@@ -50,7 +56,7 @@ def main() -> None:
     except BlockingIOError:
         told = ""
     if not alone:
-        _end_descendants()
+        _end_all_of(uid)
     print(_outcome(status, told))
 
 
@@ -62,23 +68,24 @@ def _own_namespaces() -> None:
         walls.map_user(uid, gid)
 
 
-def _become_program(alone: bool, folder: Path, settings: dict) -> None:
-    """Give up every right and become the interpreter that executes the program."""
-    source = (HERE / "program.py").read_text()
-    was_root = os.geteuid() == 0
+def _wall_in(alone: bool, folder: Path, uid: int | None, settings: dict) -> None:
+    """Give up every right. uid: whom to become, where this is root."""
     work = str(folder)
     if alone:
         work = WORK
         visible = [Path(path) for path in (*_SYSTEM, *settings["prefixes"]) if os.path.lexists(path)]
         walls.new_root(folder, visible, WORK, settings["work_bytes"])
+    elif uid is not None:
+        os.chown(work, uid, uid)
     os.chdir(work)
+    os.environ.update(HOME=work, TMPDIR=work)
     os.setsid()
     nothing = os.open("/dev/null", os.O_WRONLY)
     for target in (1, 2):
         os.dup2(nothing, target)
     os.closerange(RESULT + 1, 256)
-    if was_root:
-        walls.drop_to(NOBODY, NOBODY)
+    if uid is not None:
+        walls.drop_to(uid, uid)
         if alone:
             walls.unshare(walls.NEWUSER)  # its processes are counted there, not with all of that user's
     for name in ("CPU", "AS", "FSIZE", "NPROC", "NOFILE", "CORE"):
@@ -86,41 +93,80 @@ def _become_program(alone: bool, folder: Path, settings: dict) -> None:
     walls.no_new_rights()
     walls.deny_sockets()
     walls.end_with_parent()
-    environment = {**os.environ, "HOME": work, "TMPDIR": work}
-    os.execve(settings["python"], [settings["python"], "-I", "-c", source], environment)
+
+
+def _be_init() -> None:
+    """Return in a child, and wait for it: the first process of a PID namespace, which this is, takes no signals."""
+    child = os.fork()
+    if child == 0:
+        return
+    while True:
+        ended, status = os.wait()
+        if ended == child:  # leaving kills all that is left in the namespace
+            os._exit(128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
+
+
+def _become_program(settings: dict) -> None:
+    """Become the interpreter that executes the program."""
+    os.execve(settings["python"], [settings["python"], "-I", "-c", settings["source"]], os.environ)
 
 
 def _wait(child: int, seconds: float) -> int | None:
-    """The exit status; None where it took too long and was killed."""
+    """The exit code, a signal's number above 128; None where it took too long and was killed."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
-            return status
+            return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         time.sleep(0.005)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return None
 
 
-def _outcome(status: int | None, told: str) -> str:
-    if status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
+def _outcome(code: int | None, told: str) -> str:
+    if code is None or code - 128 in (signal.SIGXCPU, signal.SIGKILL):
         return "timeout"
-    if os.WIFSIGNALED(status):
-        return "timeout" if not told and os.WTERMSIG(status) == signal.SIGKILL else f"signal {os.WTERMSIG(status)}"
-    return told or "left early"
+    return told or (f"signal {code - 128}" if code > 128 else "left early")
 
 
-def _end_descendants() -> None:
-    """Kill whatever the program has started, until nothing is left."""
-    for _ in range(1000):
-        children = [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-        if not children:
+def _unused_uid() -> int:
+    """A user whom nobody is: without a name, and without a process."""
+    taken = {entry.stat().st_uid for entry in _processes()} | {user.pw_uid for user in pwd.getpwall()}
+    start = os.getpid()  # two jails that choose at once choose differently
+    return next(uid for uid in (_UIDS[(start + step) % len(_UIDS)] for step in range(len(_UIDS))) if uid not in taken)
+
+
+def _processes() -> list[Path]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(FileNotFoundError):
+            if entry.name.isdigit() and entry.stat():
+                found.append(entry)
+    return found
+
+
+def _end_all_of(uid: int) -> None:
+    """Kill every process of a user at once, so that none can fork away, and see that none is left."""
+    for _ in range(100):
+        killer = os.fork()
+        if killer == 0:
+            walls.drop_to(uid, uid)
+            with suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)
+            os._exit(0)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):  # orphans are this process's own
+                pass
+        time.sleep(0.01)
+        if not any(_uid(entry) == uid for entry in _processes()):
             return
-        for child in children:  # theirs become ours when they die
-            os.kill(child, signal.SIGKILL)
-        for child in children:
-            os.waitpid(child, 0)
+
+
+def _uid(process: Path) -> int | None:
+    with suppress(FileNotFoundError):
+        return process.stat().st_uid
+    return None
 
 
 main()

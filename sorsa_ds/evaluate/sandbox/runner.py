@@ -17,7 +17,7 @@ Walls = Literal["namespaces", "user"]
 PROTECTION = {
     "namespaces": "Programs run in namespaces of their own, as an ordinary user: they see an interpreter, read-only, "
                   "an empty folder, no process but their own, and no network.",
-    "user": "Programs run as the user nobody, for this machine permits no namespaces: they cannot open sockets, touch "
+    "user": "Programs run as a user of their own, for this machine permits no namespaces: they cannot open sockets, touch "
             "other users' processes or write their files, but can read what is readable to all and write into /tmp.",
 }  # fmt: skip
 
@@ -46,12 +46,11 @@ class Limits:
     work_bytes: int = 2**25
     processes: int = 8
 
-    def as_settings(self, walls: Walls) -> dict:
-        """As the jail takes them. Behind `user` the processes of all programs at work are counted together."""
-        processes = self.processes if walls == "namespaces" else 8 * self.processes
+    def as_settings(self) -> dict:
+        """As the jail takes them."""
         return {
             "seconds": self.seconds, "work_bytes": self.work_bytes, "CPU": self.cpu_seconds, "AS": self.memory_bytes,
-            "FSIZE": self.file_bytes, "NPROC": processes, "NOFILE": 64, "CORE": 0,
+            "FSIZE": self.file_bytes, "NPROC": self.processes, "NOFILE": 64, "CORE": 0,
         }  # fmt: skip
 
 
@@ -73,7 +72,8 @@ class Sandbox:
         python: str = sys.executable,
         prefixes: tuple[str, ...] = (sys.base_prefix, sys.prefix),
     ):
-        self._interpreter = {"python": python, "prefixes": prefixes}
+        source = Path(__file__).with_name("program.py").read_text(encoding="utf-8")
+        self._interpreter = {"python": python, "prefixes": prefixes, "source": source}
         reasons = {}
         for candidate in (walls,) if walls else ("namespaces", "user"):
             if candidate == "user" and os.geteuid() != 0:
@@ -101,9 +101,7 @@ class Sandbox:
         Nothing that it has started is alive afterwards, and its files are gone.
         """
         folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
-        if self.walls == "user":
-            os.chown(folder, 65534, 65534)
-        settings = json.dumps({**limits.as_settings(self.walls), **self._interpreter})
+        settings = json.dumps({**limits.as_settings(), **self._interpreter})
         command = [
             sys.executable, "-I", "-S", str(Path(__file__).with_name("jail.py")),
             self.walls, str(folder), settings,

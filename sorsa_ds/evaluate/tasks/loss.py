@@ -116,7 +116,7 @@ def build(options: Options, setting: Setting) -> Loss:
     if not windows:
         raise ValueError(f"{SETTING}: no token to score in {options.data}")
     way = "in chunks" if stride == window - 1 else f"sliding by {stride}, so after {window - stride} tokens or more"
-    return Loss(windows, f"{len(documents)} documents in windows of {window} tokens, {way}.")
+    return Loss(windows, f"Documents: {len(documents)}, in windows of {window} tokens, {way}.")
 
 
 def cut(document: Example, window: int, stride: int) -> list[Example]:
