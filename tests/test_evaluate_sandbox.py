@@ -132,7 +132,10 @@ shutil.rmtree({str(tmp_path)!r}, ignore_errors=True)
 
 
 def test_its_own_folder_is_writable_and_gone_afterwards(sandbox):
-    source = "import os, tempfile\nopen('here', 'w').write('x')\nassert open('here').read() == 'x'\nassert tempfile.mkdtemp()"
+    source = (
+        "import os, tempfile\nopen('here', 'w').write('x')\nassert open('here').read() == 'x'\n"
+        "assert tempfile.mkdtemp()"
+    )
     assert sandbox.run(source, SHORT) == "passed"
     assert sandbox.run("import os\nassert not os.path.exists('here')", SHORT) == "passed"
 
