@@ -1,4 +1,4 @@
-"""Whatever holds a model can be evaluated: a run, an adapter, its exports, PEFT's format; each gives the same answers."""
+"""Whatever holds a model can be evaluated: a run, an adapter, its exports, PEFT's format; all with the same answers."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ from evaluated import asked, make, run
 from projects import ROOT, launch
 from worlds import run_ranks
 
+from sorsa_ds import precision
 from sorsa_ds.evaluate import models
 from sorsa_ds.evaluate.merging import merge_dense
 from sorsa_ds.layer import SorsaLinear
@@ -22,7 +23,7 @@ def project(tmp_path_factory):
     """A model that answers, and a run that goes on training it."""
     folder = make(tmp_path_factory.mktemp("trained"))
     launch(folder, "run", f"data.path={folder / 'questions' / 'train.jsonl'}", "data.eval_size=2",
-           "train.learning_rate=5e-3", "train.precision=mixed", "residual.storage=fp32", ranks=1)  # fmt: skip
+           "train.learning_rate=2e-3", ranks=1)  # fmt: skip
     return folder
 
 
@@ -107,24 +108,37 @@ def _layer(storage):
     return torch.nn.Sequential(layer)
 
 
+def _precision(name):
+    return precision.choose(name, None, "cpu")
+
+
 def test_merging_makes_plain_linears_that_compute_the_same_and_leaves_buffers_alone():
     model = _layer(Dense(torch.float32))
     model.register_buffer("frequencies", torch.tensor([1.0001]))
     x = torch.randn(5, 24)
     expected = model(x)
-    W = model[0].residual + 0.5 * (model[0].U * model[0].s) @ model[0].V.t()
-    merged = merge_dense(model, torch.float32)
+    W = (model[0].residual + 0.5 * (model[0].U * model[0].s) @ model[0].V.t()).detach()
+    merged = merge_dense(model, _precision("fp32"), torch.float32)
     assert type(merged[0]) is torch.nn.Linear
     torch.testing.assert_close(merged(x), expected)
-    narrow = merge_dense(_layer(Dense(torch.float32)), torch.bfloat16)
-    assert torch.equal(narrow[0].weight, W.to(torch.bfloat16))
-    model = _layer(Dense(torch.float32))
-    model.register_buffer("frequencies", torch.tensor([1.0001]))
-    assert merge_dense(model, torch.bfloat16).frequencies.dtype == torch.float32
+    narrow = _layer(Dense(torch.float32))
+    narrow.register_buffer("frequencies", torch.tensor([1.0001]))
+    merge_dense(narrow, _precision("fp32"), torch.bfloat16)
+    torch.testing.assert_close(narrow[0].weight.float(), W, rtol=2**-8, atol=1e-6)
+    assert narrow[0].bias.dtype == torch.bfloat16
+    assert narrow.frequencies.dtype == torch.float32
+
+
+def test_of_a_mixed_run_what_training_computed_with_is_merged():
+    layer = _layer(Dense(torch.bfloat16))[0]
+    U, V = (factor.bfloat16().float() for factor in (layer.U, layer.V))
+    W = (layer.residual.float() + 0.5 * (U * layer.s) @ V.t()).detach()
+    model = merge_dense(_layer(Dense(torch.bfloat16)), _precision("mixed"), torch.float32)
+    torch.testing.assert_close(model[0].weight, W, rtol=1e-6, atol=1e-6)
 
 
 def test_over_a_packed_residual_the_factors_stay_apart():
-    model = merge_dense(_layer(Nf4(64)), torch.bfloat16)
+    model = merge_dense(_layer(Nf4(64)), _precision("fp32"), torch.bfloat16)
     assert type(model[0]) is SorsaLinear
     assert model[0].residual.dtype == torch.uint8
     assert model[0].U.dtype == torch.bfloat16

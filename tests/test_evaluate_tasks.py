@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from chat_tokenizer import chat_tokenizer
@@ -75,9 +76,9 @@ def test_math_is_read_in_the_published_layout_and_as_rows(setting, tmp_path):
     assert sorted(_prompts(by_split)) == sorted(_prompts(by_rows))
     assert "\nThe answer is: \\frac{1}{2}\n\nBelow" in _prompts(by_folder)[0]
     records = [
-        {"id": id_, "correct": "Level 1" in by_rows._questions[id_].groups, "outcome": "right", "ended": True, "tokens": 1}
-        for id_ in by_rows.ids
-    ]  # fmt: skip
+        {"id": id_, "correct": "Level 1" in question.groups, "outcome": "right", "ended": True, "tokens": 1}
+        for id_, question in by_rows._questions.items()
+    ]
     groups = by_rows.results(records)["groups"]
     assert groups["Level 1"]["accuracy"] == 1
     assert groups["Level 3"]["accuracy"] == 0
@@ -92,7 +93,7 @@ def test_math_is_read_in_the_published_layout_and_as_rows(setting, tmp_path):
 @pytest.mark.parametrize(
     ("answer", "ends_with"),
     [
-        ("```python\ndef f(x):\n    return x\n```\nSo.", "import os\n\n\ndef f(x):\n    return x\n"),
+        ("```python\ndef f(x):\n    return x\n```\nSo.", "import os\n\n\n\ndef f(x):\n    return x\n"),
         ("Two:\n```\ndef g(): pass\n```\n```py\ndef f(x):\n    return 2\n```", "def f(x):\n    return 2\n"),
         ("def f(x):\n    return x\n\nprint(f(1))", "def f(x):\n    return x\n"),
         ("    return x\n\ndef other(): pass", '    """Same."""\n    return x\n'),
@@ -200,7 +201,8 @@ def test_mmlu_takes_fewer_examples_where_the_model_has_no_room(trained):
 def test_all_of_mmlu_is_read(setting, shared_data):
     items, examples = mmlu._published(str(shared_data / "mmlu"))
     assert len({item.subject for item in items}) == 57
-    assert len(items) == 14042
+    tests = (shared_data / "mmlu" / "test").glob("*.csv")
+    assert len(items) == sum(len(pandas.read_csv(file, header=None)) for file in tests)
     assert len(examples) == 57 * 5
     options = Options(model="m", task="mmlu", data=str(shared_data / "mmlu"), limit=3)
     task = mmlu.build(options, setting)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sorsa_ds import adapter, cli, digest
+from sorsa_ds import adapter, cli, digest, precision
 from sorsa_ds.config import LoadingConfig, RunConfig
 from sorsa_ds.console import tracked
 from sorsa_ds.evaluate.merging import merge_dense
@@ -89,7 +89,8 @@ def _adapter(folder: Path, base: str | None, run: tuple[Path, RunConfig] | None 
     def load(device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
         model = reload(folder, device, lambda rounds: tracked(rounds, len(rounds), "rebuilding", "round"), base).model
         model.eval().requires_grad_(False)
-        return model if dtype is None else merge_dense(model, dtype)
+        trained = precision.choose(described.precision, None, device.type)
+        return model if dtype is None else merge_dense(model, trained, dtype)
 
     return Found(
         kind="run" if run else "adapter",

@@ -18,7 +18,7 @@ PROTECTION = {
     "namespaces": "Programs run in namespaces of their own, as an ordinary user: they see an interpreter, read-only, "
                   "an empty folder, no process but their own, and no network.",
     "user": "Programs run as a user of their own, for this machine permits no namespaces: they cannot open sockets, "
-            "touch other users' processes or write their files, but can read what is readable to all and write into /tmp.",
+            "touch other users' processes or write their files, but read what is readable to all and write into /tmp.",
 }  # fmt: skip
 
 _PROBE = """
