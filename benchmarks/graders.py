@@ -1,8 +1,8 @@
 """Check the graders on real references and on programs: `python benchmarks/graders.py --data ../shared/data`.
 
-Ends with a JSON line of rates (1.0: all as it should be). `gsm8k_references`: every reference solution of GSM-8K, its
-answer written as it is and as a fraction, against itself. `math_references`: the same for problems in MATH's format, our
-own (tests/grader_cases.py) or, with --math, a folder of yours. `near_misses_passed`: answers that are equal or differ.
+Ends with a JSON line of rates. `gsm8k_references`: every reference solution of GSM-8K against itself, its answer written
+as it is and as a fraction. `math_references`: the same for problems in MATH's format, our own (tests/grader_cases.py)
+or, with --math, a folder of yours. `near_misses_passed`: pairs that mean the same, and pairs that do not.
 `humaneval_canonical`, `humaneval_empty`: pass@1 of HumanEval's own solutions, and of functions that do nothing.
 """
 
@@ -91,8 +91,13 @@ def humaneval(file: Path) -> dict[str, float]:
     kinds = {"canonical": "{canonical_solution}", "in a code block": whole, "empty": "    pass\n"}
     rates = {}
     for kind, answer in kinds.items():
-        passed = [sandbox.run(program(row, code_of(row, _filled(answer, row)))) == "passed" for row in rows]
-        rates[kind] = _rate(f"HumanEval, {kind}", sum(passed), len(passed))
+        told = {row["task_id"]: sandbox.run(program(row, code_of(row, _filled(answer, row)))) for row in rows}
+        passed = sum(ended == "passed" for ended in told.values())
+        if kind != "empty":
+            for name, ended in told.items():
+                if ended != "passed":
+                    say(f"{name}: {ended}")
+        rates[kind] = _rate(f"HumanEval, {kind}", passed, len(told))
     return {
         "humaneval_canonical": min(rates["canonical"], rates["in a code block"]), "humaneval_empty": rates["empty"]
     }  # fmt: skip

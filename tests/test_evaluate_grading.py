@@ -29,6 +29,7 @@ def grader():
         ("the answer is $\\frac{1}{2}$.", "$\\frac{1}{2}$"),
         ("The answer is: $\\boxed{7}$.", "7"),
         ("So it is \\boxed{\\frac{1}{2}}, or \\boxed{\\{1, 2\\}}.", "\\{1, 2\\}"),
+        ("The answer is therefore 3.\n#### 3", "3"),
         ("Thus 5 + 5 = 10\n#### 10", "10"),
         ("The answer is: 1,000 dollars.", "1,000 dollars"),
         ("I do not know, perhaps 3", None),

@@ -5,7 +5,8 @@ import re
 ANNOUNCEMENT = "The answer is:"
 """What the papers' training data writes before the answer."""
 
-_ANNOUNCED = re.compile(r"[Tt]he (?:final )?answer is:?[ \t]*(.*)")
+_ANNOUNCED = re.compile(r"[Tt]he (?:final )?answer is:[ \t]*(.*)")
+_SAID = re.compile(r"[Tt]he (?:final )?answer is[ \t]+(.*)")
 _MARKED = re.compile(r"^####[ \t]*(.+)$", re.MULTILINE)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(\S+?)(?=[\s$.]|$)")
 _END_OF_SENTENCE = re.compile(r"\.(?=\s+[A-Z]|\s*$)")
@@ -15,12 +16,15 @@ def announced(text: str) -> str | None:
     """The answer of a generated text, None where it gives none.
 
     The papers' rule: what follows the last `The answer is:`, to the end of the sentence or line. A text without it may
-    mark its answer as the references do: the last `\\boxed{...}` or `#### ...`.
+    mark its answer as the references do, by the last `\\boxed{...}` or `#### ...`, or say it without the colon.
     """
-    found = _ANNOUNCED.findall(text)
-    if found and (answer := _END_OF_SENTENCE.split(found[-1], maxsplit=1)[0].strip()):
-        return boxed(answer) or answer
-    return boxed(text) or marked(text)
+    return _last_of(_ANNOUNCED, text) or boxed(text) or marked(text) or _last_of(_SAID, text)
+
+
+def _last_of(announcement: re.Pattern, text: str) -> str | None:
+    found = announcement.findall(text)
+    answer = _END_OF_SENTENCE.split(found[-1], maxsplit=1)[0].strip() if found else ""
+    return boxed(answer) or answer or None
 
 
 def marked(text: str) -> str | None:
