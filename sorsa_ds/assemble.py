@@ -21,7 +21,7 @@ from sorsa_ds.factors import factor_source
 from sorsa_ds.inputs import check_fits, examples, find_model, load_tokenizer
 from sorsa_ds.loading import load
 from sorsa_ds.placement import Whole, Zero3
-from sorsa_ds.process import peak_resident_gib, start_process, this_device
+from sorsa_ds.process import peak_resident_gib, ranks_of_each_node, start_process, this_device
 from sorsa_ds.resume import Resume, find
 from sorsa_ds.run_folder import RunLog, choose_folder, hold
 from sorsa_ds.run_paths import ADAPTER
@@ -43,7 +43,7 @@ def assemble(invocation: Invocation) -> Trainer:
     if resume is not None:
         config = replace(config, train=resume.regroup(config.train, world))
     formats = precision.choose(config.train.precision, ds_config.precision_from_json(raw), device_type)
-    resolved = ds_config.resolve(raw, config.train, world, device_type, formats.name)
+    resolved = ds_config.resolve(raw, config.train, world, device_type, formats.name, ranks_of_each_node())
     config = _settled(config, resolved, formats)
     storage = comm.together(lambda: residual.choose(config.residual, formats, device), device)
     if resume is None:

@@ -8,7 +8,7 @@ import psutil
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from sorsa_ds import precision
+from sorsa_ds import comm, precision
 from sorsa_ds.console import quiet_libraries
 
 
@@ -17,10 +17,21 @@ def start_process() -> str:
     quiet_libraries()
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     if device_type == "cpu":
-        precision.set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))))
+        precision.set_threads(local_ranks())
     precision.allow_tf32(device_type)
     init_distributed()
     return device_type
+
+
+def local_ranks() -> int:
+    """Processes of this job on this machine, as the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+
+
+def ranks_of_each_node() -> int:
+    """As `local_ranks` where all nodes have as many, else 0. A collective call."""
+    found = set(comm.gather_lists([local_ranks()]))
+    return found.pop() if len(found) == 1 else 0
 
 
 def init_distributed() -> None:
