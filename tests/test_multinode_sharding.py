@@ -1,0 +1,207 @@
+"""Frozen tensors cut inside a node only (`zero_hpz_partition_size`): the same training, and less between nodes.
+
+A node of one rank and nodes of two, on gloo: DeepSpeed groups ranks by their numbers alone.
+"""
+
+import os
+
+import pytest
+import torch
+from projects import metrics
+from test_engine import (
+    BF16_GAP,
+    CASES,
+    MICRO,
+    STEPS,
+    build,
+    compare,
+    distance_from_plain,
+    ds_config,
+    micro_losses,
+    sequences,
+    tiny_llama,  # noqa: F401 (a fixture)
+    whole_factors,
+)
+from test_residual import PACKED, packed_of, residuals_by_hand
+from test_resume import _train, rewound, trained
+from wire import Wire
+from worlds import run_ranks
+
+NODES = pytest.mark.parametrize(("world", "size"), [(2, 1), (4, 2)])
+NOTHING_STAYS = {
+    "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0,
+    "stage3_param_persistence_threshold": 0,
+}  # fmt: skip
+SMALL_ONES_STAY: dict = {}  # DeepSpeed's defaults: all parameters of so small a model
+OFFLOADED = {name: {"device": "cpu"} for name in ("offload_param", "offload_optimizer")}
+RUNS = [
+    # precision, storage, gradient checkpointing, case, further ZeRO settings
+    ("fp32", None, False, CASES[0], NOTHING_STAYS),
+    ("fp32", None, False, CASES[0], NOTHING_STAYS | OFFLOADED),
+    ("fp32", "nf4", True, CASES[1], SMALL_ONES_STAY),
+    ("mixed", "nf4", False, CASES[0], NOTHING_STAYS),
+    ("bf16", "nf4", True, CASES[0], NOTHING_STAYS),
+    ("bf16", None, False, CASES[0], NOTHING_STAYS),
+    ("mixed", None, True, CASES[0], SMALL_ONES_STAY),
+]
+
+
+def engine_of(folder, size, precision="fp32", storage=None, checkpointing=False, case=CASES[1], zero=NOTHING_STAYS):
+    """An engine under ZeRO-3, frozen tensors cut among `size` ranks; None: among all."""
+    ds = ds_config(3, "", case["clip"], case["accumulation"], bf16=precision == "bf16")
+    ds["zero_optimization"] |= zero | ({} if size is None else {"zero_hpz_partition_size": size})
+    if precision == "mixed":
+        ds["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return build(folder, ds, case, precision, PACKED.get(storage), checkpointing)
+
+
+def step(engine, number, case=CASES[1]):
+    """An optimizer step on a batch of its own."""
+    batch = sequences(MICRO * torch.distributed.get_world_size() * case["accumulation"], seed=number)
+    return engine.train_step(micro_losses(engine, batch, case["accumulation"]))
+
+
+def held_loss(engine):
+    """The loss of a batch without gradients, between steps: as an evaluation, or the check of the start."""
+    with torch.no_grad():
+        return torch.stack(list(micro_losses(engine, sequences(MICRO * 4, seed=99), 1))).sum().item()
+
+
+def _train_both(folder, size, runs):
+    """Runs, first with frozen tensors cut inside nodes, then among all ranks: on rank 0, start, end, losses between
+    the steps, log, and the packed tensors."""
+    import deepspeed
+
+    results = []
+    for precision, storage, checkpointing, case, zero in runs:
+        pair = []
+        for cut in (size, None):
+            engine = engine_of(folder, cut, precision, storage, checkpointing, case, zero)
+            start, log, losses = whole_factors(engine), [], [held_loss(engine)]
+            for number in range(STEPS):
+                log.append(step(engine, number, case))
+                losses.append(held_loss(engine))
+            end = whole_factors(engine)
+            with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+                frozen = packed_of(engine.module)
+            pair.append((start, end, losses, log, frozen))
+            engine.destroy()
+        results.append(pair)
+    return results
+
+
+@NODES
+def test_training_is_that_of_plain_zero3_and_of_plain_torch(tiny_llama, world, size):  # noqa: F811
+    runs = RUNS if world == 2 else RUNS[::2]
+    results = run_ranks(world, _train_both, tiny_llama, size, runs)[0]
+    for run, (ours, theirs) in zip(runs, results, strict=True):
+        precision, storage, _, case, _ = run
+        start, end, losses, log, packed = ours
+        for name, tensor in theirs[1].items():
+            assert torch.equal(end[name], tensor), f"{run}: {name} differs from plain ZeRO-3's"
+        assert losses == theirs[2], f"{run}: losses between the steps"
+        assert [s.grad_norm for s in log] == [s.grad_norm for s in theirs[3]], run
+        assert len(set(losses[1:])) == STEPS, f"{run}: an evaluation saw factors of an earlier step"
+        residuals = residuals_by_hand(packed, start) if storage else None
+        try:
+            if precision == "fp32":
+                compare(tiny_llama, world, case, start, end, log, tolerance=1e-5, residuals=residuals)
+            elif storage is None:
+                assert distance_from_plain(tiny_llama, world, case, start, end) < BF16_GAP
+        except AssertionError as error:
+            raise AssertionError(f"{run}: {error}") from error
+
+
+def padded_bytes(parameters, blocks):
+    """Bytes of parameters that are each cut into so many equal blocks."""
+    return sum(-(-p.ds_numel // blocks) * blocks * p.ds_tensor.itemsize for p in parameters)
+
+
+def _count(folder, size, storage, checkpointing):
+    """By how frozen tensors are cut: what crosses the wire in a step and an evaluation, and what this rank holds."""
+    world, found = torch.distributed.get_world_size(), {}
+    for cut in (size, None):
+        engine = engine_of(folder, cut, storage=storage, checkpointing=checkpointing)
+        parameters = list(engine.module.parameters())
+        factors = [p for p in parameters if p.requires_grad]
+        frozen = [p for p in parameters if not p.requires_grad]
+        step(engine, 0)
+        held_loss(engine)
+        wires = []
+        for number in (1, 2):
+            with Wire() as wire:
+                step(engine, number)
+                held_loss(engine)
+            wires.append((dict(wire.bytes_by_kind(world)), dict(wire.bytes_by_kind(size)), wire.ranks()))
+        held = sum(p.ds_tensor.nbytes for p in frozen), sum(p.ds_tensor.nbytes for p in factors)
+        assert all(p.ds_secondary_tensor is None for p in frozen), "a frozen tensor is held twice"
+        sizes = padded_bytes(factors, world), padded_bytes(frozen, size if cut else world)
+        found["node" if cut else "plain"] = (wires, held, sizes)
+        engine.destroy()
+    return found
+
+
+GRAMS = 8 * sum(2 * 5**2 for _ in range(14))  # fp64; no row of these factors is cut on 2 or 4 ranks
+
+
+@NODES
+@pytest.mark.parametrize(("storage", "checkpointing"), [(None, False), ("nf4", True)])
+def test_between_nodes_travel_gradients_factors_once_a_step_and_gram_matrices(
+    tiny_llama,  # noqa: F811
+    world,
+    size,
+    storage,
+    checkpointing,
+):
+    accumulation = CASES[1]["accumulation"]
+    for rank, found in enumerate(run_ranks(world, _count, tiny_llama, size, storage, checkpointing)):
+        wires, (frozen_held, factors_held), (factors, frozen) = found["node"]
+        plain_wires, (plain_frozen_held, plain_factors_held), (plain_factors, plain_frozen) = found["plain"]
+        assert (frozen_held, factors_held) == (frozen // size, factors // world)
+        assert (plain_frozen_held, plain_factors_held) == (plain_frozen // world, factors_held)
+        node = tuple(range(rank // size * size, rank // size * size + size))
+        for (between, inside, groups), (plain, _, _) in zip(wires, plain_wires, strict=True):
+            assert between == {
+                "_allgather_base_": factors,
+                "_reduce_scatter_base_": accumulation * factors,
+                "allreduce_": GRAMS + 8,  # and the gradient's norm
+            }
+            assert plain["_allgather_base_"] > (2 * accumulation + 1) * plain_frozen, "the residual travels all the time"
+            assert plain["_reduce_scatter_base_"] == between["_reduce_scatter_base_"]
+            if size == 1:
+                assert groups == {tuple(range(world))}
+            else:
+                assert groups == {tuple(range(world)), node}
+                assert set(inside) == {"_allgather_base_"}
+                if plain_frozen == frozen:  # else blocks are filled up differently
+                    assert inside["_allgather_base_"] + factors == plain["_allgather_base_"]
+
+
+def _run(project, name, ds, arguments, stop_at, node_ranks):
+    """One rank of a run of the real trainer, on a node of so many ranks."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(node_ranks)
+    return _train(project, name, ds, ["train.steps=6", "output.save_every=2", *arguments], stop_at)
+
+
+@NODES
+def test_a_run_saves_and_goes_on_to_and_from_plain_zero3(project, world, size):
+    """The whole command: the check of the start, evaluations, checkpoints, factors at the end."""
+    settings = ["train.eval_every=2", "output.keep_checkpoints=9"]
+
+    def run(name, *more, nodes, stop_at=None):
+        ds, node_ranks = ("zero3_multinode", size) if nodes else ("zero3", world)
+        run_ranks(world, _run, project, name, ds, [*settings, *more], stop_at, node_ranks)
+        return project / name
+
+    plain = run(f"plain-{world}", nodes=False)
+    whole = run(f"nodes-{world}", nodes=True)
+    there = rewound(project, plain, f"there-{world}", 2)
+    run(there.name, "--resume=auto", nodes=True, stop_at=4)
+    run(there.name, "--resume=auto", nodes=False)
+    back = rewound(project, whole, f"back-{world}", 4)
+    run(back.name, "--resume=auto", nodes=False)
+    for path in (whole, there, back):
+        for key in ("loss", "eval_loss"):
+            assert metrics(path, key) == metrics(plain, key), f"{path.name}: {key}"
+        for name, tensor in trained(plain).items():
+            assert torch.equal(trained(path)[name], tensor), f"{path.name}: {name}"
