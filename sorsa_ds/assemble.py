@@ -21,6 +21,7 @@ from sorsa_ds.factors import factor_source
 from sorsa_ds.inputs import check_fits, examples, find_model, load_tokenizer
 from sorsa_ds.loading import load
 from sorsa_ds.placement import Whole, Zero3
+from sorsa_ds.plan.check import check_memory
 from sorsa_ds.process import peak_resident_gib, ranks_of_each_node, start_process, this_device
 from sorsa_ds.resume import Resume, find
 from sorsa_ds.run_folder import RunLog, choose_folder, hold
@@ -78,6 +79,7 @@ def assemble(invocation: Invocation) -> Trainer:
     if resume is not None:
         resume.check_data(data)
     check_fits(model_folder, config.loading, [*train_examples, *eval_examples])
+    check_memory(model_folder, config, raw, resolved, formats, storage)
     say(show_example(train_examples[0], tokenizer))
 
     torch.manual_seed(config.train.seed + comm.rank())  # dropout differs between ranks

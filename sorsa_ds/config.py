@@ -215,6 +215,9 @@ class TrainConfig:
     """fp32: everything. mixed: fp32 factors over a bf16 residual, bf16 autocast (the papers').
     bf16: DeepSpeed's bf16 engine with fp32 masters. `auto`: mixed where bf16 products are fast, else fp32."""
 
+    check_memory: bool = True
+    """Stop before the model is loaded if the plan of its memory says that it cannot fit (launch/plan.py)."""
+
     eval_every: NonNegativeInt = 0
     """Optimizer steps between held-out evaluations; one is made at the start and at the end. 0: only those."""
 
