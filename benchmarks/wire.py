@@ -40,13 +40,13 @@ class Wire(TorchDispatchMode):
         """The groups that took part in something."""
         return {one.ranks for one in self.seen}
 
-    def bytes_by_kind(self, ranks: int) -> Counter:
+    def bytes_by_kind(self, ranks: int) -> dict[str, int]:
         """Bytes of the collectives that so many ranks take part in, by kind."""
         counted: Counter = Counter()
         for one in self.seen:
             if len(one.ranks) == ranks:
                 counted[one.kind] += one.nbytes
-        return counted
+        return dict(counted)
 
 
 def _whole(kind: str, args: tuple) -> list[torch.Tensor]:

@@ -22,10 +22,15 @@ from test_engine import (
     tiny_llama,  # noqa: F401 (a fixture)
     whole_factors,
 )
+from test_plan import job_of
 from test_residual import PACKED, packed_of, residuals_by_hand
 from test_resume import _train, rewound, trained
 from wire import Wire
 from worlds import run_ranks
+
+from sorsa_ds.plan.facts import facts
+from sorsa_ds.plan.memory import memory
+from sorsa_ds.plan.traffic import traffic
 
 NODES = pytest.mark.parametrize(("world", "size"), [(2, 1), (4, 2)])
 NOTHING_STAYS = {
@@ -118,34 +123,40 @@ def padded_bytes(parameters, blocks):
 
 
 def _count(folder, size, storage, checkpointing):
-    """By how frozen tensors are cut: what crosses the wire in a step and an evaluation, and what this rank holds."""
+    """By how frozen tensors are cut: what crosses the wire in a step and in two evaluations after it, by kind, over all
+    ranks and inside this node; what this rank holds."""
     world, found = torch.distributed.get_world_size(), {}
     for cut in (size, None):
         engine = engine_of(folder, cut, storage=storage, checkpointing=checkpointing)
-        parameters = list(engine.module.parameters())
-        factors = [p for p in parameters if p.requires_grad]
-        frozen = [p for p in parameters if not p.requires_grad]
+        factors = [p for p in engine.module.parameters() if p.requires_grad]
+        frozen = [p for p in engine.module.parameters() if not p.requires_grad]
         step(engine, 0)
-        held_loss(engine)
-        wires = []
-        for number in (1, 2):
-            with Wire() as wire:
-                step(engine, number)
-                held_loss(engine)
-            wires.append((dict(wire.bytes_by_kind(world)), dict(wire.bytes_by_kind(size)), wire.ranks()))
-        held = sum(p.ds_tensor.nbytes for p in frozen), sum(p.ds_tensor.nbytes for p in factors)
+        with Wire() as training:
+            step(engine, 1)
+        with Wire() as evaluating:
+            held_loss(engine)
+            held_loss(engine)
         assert all(p.ds_secondary_tensor is None for p in frozen), "a frozen tensor is held twice"
-        sizes = padded_bytes(factors, world), padded_bytes(frozen, size if cut else world)
-        found["node" if cut else "plain"] = (wires, held, sizes)
+        blocks = {"frozen": [p.ds_tensor for p in frozen], "factors": [p.ds_tensor for p in factors]}
+        if cut:
+            blocks["secondary"] = [p.ds_secondary_tensor for p in factors]
+        found[cut] = {
+            "wires": [(wire.bytes_by_kind(world), wire.bytes_by_kind(size)) for wire in (training, evaluating)],
+            "groups": training.ranks() | evaluating.ranks(),
+            "held": {name: sum(tensor.nbytes for tensor in tensors) for name, tensors in blocks.items()},
+            "factors": padded_bytes(factors, world),
+            "frozen": padded_bytes(frozen, cut or world),
+        }
         engine.destroy()
     return found
 
 
-GRAMS = 8 * sum(2 * 5**2 for _ in range(14))  # fp64; no row of these factors is cut on 2 or 4 ranks
+GRAMS = 8 * 14 * 2 * 5**2
+"""Bytes of the Gram matrices, in fp64; on 2 and 4 ranks no row of a factor is cut."""
 
 
 @NODES
-@pytest.mark.parametrize(("storage", "checkpointing"), [(None, False), ("nf4", True)])
+@pytest.mark.parametrize(("storage", "checkpointing"), [("auto", False), ("nf4", True)])
 def test_between_nodes_travel_gradients_factors_once_a_step_and_gram_matrices(
     tiny_llama,  # noqa: F811
     world,
@@ -153,28 +164,47 @@ def test_between_nodes_travel_gradients_factors_once_a_step_and_gram_matrices(
     storage,
     checkpointing,
 ):
-    accumulation = CASES[1]["accumulation"]
+    case = CASES[1]
+    job = job_of(
+        3, storage=storage, gpus=size, nodes=world // size, zero={"zero_hpz_partition_size": "auto"},
+        gradient_accumulation_steps=case["accumulation"], gradient_checkpointing=checkpointing,
+    )  # fmt: skip
+    model = facts(tiny_llama, job)
+    planned, moved, share = memory(job, model).gpu, traffic(job, model), (world // size - 1) / (world // size)
     for rank, found in enumerate(run_ranks(world, _count, tiny_llama, size, storage, checkpointing)):
-        wires, (frozen_held, factors_held), (factors, frozen) = found["node"]
-        plain_wires, (plain_frozen_held, plain_factors_held), (plain_factors, plain_frozen) = found["plain"]
-        assert (frozen_held, factors_held) == (frozen // size, factors // world)
-        assert (plain_frozen_held, plain_factors_held) == (plain_frozen // world, factors_held)
+        ours, plain = found[size], found[None]
+        factors, (between, inside), (evaluated, _) = ours["factors"], *ours["wires"]
+        assert between == {
+            "_allgather_base_": factors,
+            "_reduce_scatter_base_": case["accumulation"] * factors,
+            "allreduce_": GRAMS + 8,  # and the gradient's norm
+        }
+        assert evaluated == {"_allgather_base_": factors}, "two evaluations after a step"
+        plain_between, plain_gathered = plain["wires"][0][0], plain["wires"][0][0]["_allgather_base_"]
+        assert plain_gathered > 2 * case["accumulation"] * plain["frozen"], "there the residual travels all the time"
+        assert {**plain_between, "_allgather_base_": factors} == between
+        assert plain["held"]["frozen"] * world == plain["frozen"]
         node = tuple(range(rank // size * size, rank // size * size + size))
-        for (between, inside, groups), (plain, _, _) in zip(wires, plain_wires, strict=True):
-            assert between == {
-                "_allgather_base_": factors,
-                "_reduce_scatter_base_": accumulation * factors,
-                "allreduce_": GRAMS + 8,  # and the gradient's norm
-            }
-            assert plain["_allgather_base_"] > (2 * accumulation + 1) * plain_frozen, "the residual travels all the time"
-            assert plain["_reduce_scatter_base_"] == between["_reduce_scatter_base_"]
-            if size == 1:
-                assert groups == {tuple(range(world))}
-            else:
-                assert groups == {tuple(range(world)), node}
-                assert set(inside) == {"_allgather_base_"}
-                if plain_frozen == frozen:  # else blocks are filled up differently
-                    assert inside["_allgather_base_"] + factors == plain["_allgather_base_"]
+        assert ours["groups"] == {tuple(range(world)), node} - {(rank,)}
+
+        held = ours["held"]
+        assert held == {"frozen": ours["frozen"] // size, "factors": factors // world, "secondary": factors // size}
+        assert planned["residual"] + planned["frozen"] == held["frozen"]
+        assert (planned["factors"], planned["secondary"]) == (held["factors"], held["secondary"])
+        assert moved.between == pytest.approx({
+            "factors": share * factors,
+            "gradients": share * between["_reduce_scatter_base_"],
+            "Gram matrices": share * 2 * GRAMS,
+        }, rel=0.01)  # factors are filled up to equal blocks
+        if size > 1:
+            assert set(inside) == {"_allgather_base_"}
+            if plain["frozen"] == ours["frozen"]:  # else blocks are filled up differently
+                assert inside["_allgather_base_"] + factors == plain_gathered
+            gathered = moved.inside["frozen parameters"] + moved.inside["factors"]
+            gathered -= moved.between["factors"] * (world - 1) / world / share - moved.between["factors"] / size
+            received = inside["_allgather_base_"] * (size - 1) / size
+            # What was gathered last is still there for its backward (tests/test_plan.py); a tied head comes once more.
+            assert (0.8 if checkpointing else 0.95) * gathered < received <= 1.05 * gathered
 
 
 def _run(project, name, ds, arguments, stop_at, node_ranks):
