@@ -3,6 +3,7 @@
 A node of one rank and nodes of two, on gloo: DeepSpeed groups ranks by their numbers alone.
 """
 
+import json
 import os
 
 import pytest
@@ -191,11 +192,9 @@ def test_between_nodes_travel_gradients_factors_once_a_step_and_gram_matrices(
         assert held == {"frozen": ours["frozen"] // size, "factors": factors // world, "secondary": factors // size}
         assert planned["residual"] + planned["frozen"] == held["frozen"]
         assert (planned["factors"], planned["secondary"]) == (held["factors"], held["secondary"])
-        assert moved.between == pytest.approx({
-            "factors": share * factors,
-            "gradients": share * between["_reduce_scatter_base_"],
-            "Gram matrices": share * 2 * GRAMS,
-        }, rel=0.01)  # factors are filled up to equal blocks
+        gradients, grams = between["_reduce_scatter_base_"], 2 * GRAMS
+        crossing = {"factors": share * factors, "gradients": share * gradients, "Gram matrices": share * grams}
+        assert moved.between == pytest.approx(crossing, rel=0.01)  # factors are filled up to equal blocks
         if size > 1:
             assert set(inside) == {"_allgather_base_"}
             if plain["frozen"] == ours["frozen"]:  # else blocks are filled up differently
@@ -221,6 +220,8 @@ def test_a_run_saves_and_goes_on_to_and_from_plain_zero3(project, world, size):
     def run(name, *more, nodes, stop_at=None):
         ds, node_ranks = ("zero3_multinode", size) if nodes else ("zero3", world)
         run_ranks(world, _run, project, name, ds, [*settings, *more], stop_at, node_ranks)
+        zero = json.loads((project / name / "ds_config.json").read_text())["zero_optimization"]
+        assert zero.get("zero_hpz_partition_size") == (size if nodes else None)
         return project / name
 
     plain = run(f"plain-{world}", nodes=False)
