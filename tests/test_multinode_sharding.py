@@ -29,6 +29,7 @@ from test_resume import _train, rewound, trained
 from wire import Wire
 from worlds import run_ranks
 
+from sorsa_ds.plan.advice import advice
 from sorsa_ds.plan.facts import facts
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.traffic import traffic
@@ -204,6 +205,13 @@ def test_between_nodes_travel_gradients_factors_once_a_step_and_gram_matrices(
             received = inside["_allgather_base_"] * (size - 1) / size
             # What was gathered last is still there for its backward (tests/test_plan.py); a tied head comes once more.
             assert (0.8 if checkpointing else 0.95) * gathered < received <= 1.05 * gathered
+
+
+def test_what_does_not_fit_is_advised_to_be_cut_over_all_ranks(tiny_llama):  # noqa: F811
+    inside, over_all = (job_of(3, gpus=2, nodes=8, zero=zero) for zero in ({"zero_hpz_partition_size": "auto"}, {}))
+    limit = memory(over_all, facts(tiny_llama, over_all)).total
+    assert memory(inside, facts(tiny_llama, inside)).total > limit
+    assert ("(no zero_hpz_partition_size in the DeepSpeed JSON)", limit) in advice(tiny_llama, inside, limit)
 
 
 def _run(project, name, ds, arguments, stop_at, node_ranks):
