@@ -106,7 +106,7 @@ def resolve(
 ) -> Resolved:
     """Fill in and check everything; ValueError names the key, both values where two differ, and the way out.
 
-    node_ranks: ranks of each node, 0 if nodes differ; None: all are on one.
+    node_ranks: ranks of each node, 0 if nodes differ or it is not known; None: all are on one.
     """
     for key, reason in REFUSED.items():
         if key in raw:
@@ -232,7 +232,9 @@ def _settle_node_sharding(zero: Json, world_size: int, node_ranks: int) -> None:
         raise ValueError(f"{label} needs ZeRO stage 3, not {zero['stage']}")
     size = _integer(zero, key) or node_ranks
     if node_ranks == 0 or world_size % node_ranks:
-        raise ValueError(f"{label} needs as many ranks on every node; remove it")
+        raise ValueError(
+            f"{label} needs as many ranks on every node and a launcher that says how many (LOCAL_WORLD_SIZE); remove it"
+        )
     if size != node_ranks:
         raise ValueError(f'{label} is {size}, but a node has {node_ranks} ranks; write "auto", or remove it')
     if size == world_size:

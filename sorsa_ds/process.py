@@ -24,13 +24,14 @@ def start_process() -> str:
 
 
 def local_ranks() -> int:
-    """Processes of this job on this machine, as the launcher says."""
+    """Processes of this job on this machine, as the launcher says; 1 if it does not."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
 
 
 def ranks_of_each_node() -> int:
-    """As `local_ranks` where all nodes have as many, else 0. A collective call."""
-    found = set(comm.gather_lists([local_ranks()]))
+    """As `local_ranks` where all nodes have as many, else 0; also 0 where no launcher says so. A collective call."""
+    said = comm.world_size() == 1 or not {"LOCAL_WORLD_SIZE", "LOCAL_SIZE"}.isdisjoint(os.environ)
+    found = set(comm.gather_lists([local_ranks() if said else 0]))
     return found.pop() if len(found) == 1 else 0
 
 

@@ -145,7 +145,7 @@ def _count(folder, size, storage, checkpointing):
         found[cut] = {
             "wires": [(wire.bytes_by_kind(world), wire.bytes_by_kind(size)) for wire in (training, evaluating)],
             "groups": training.ranks() | evaluating.ranks(),
-            "held": {name: sum(tensor.nbytes for tensor in tensors) for name, tensors in blocks.items()},
+            "held": {name: sum(t.nbytes for t in tensors if t is not None) for name, tensors in blocks.items()},
             "factors": padded_bytes(factors, world),
             "frozen": padded_bytes(frozen, cut or world),
         }
@@ -212,6 +212,23 @@ def test_what_does_not_fit_is_advised_to_be_cut_over_all_ranks(tiny_llama):  # n
     limit = memory(over_all, facts(tiny_llama, over_all)).total
     assert memory(inside, facts(tiny_llama, inside)).total > limit
     assert ("(no zero_hpz_partition_size in the DeepSpeed JSON)", limit) in advice(tiny_llama, inside, limit)
+
+
+def _ranks_of_each_node():
+    """What is found where the launcher says 2, another number to each rank, or nothing."""
+    from sorsa_ds.process import ranks_of_each_node
+
+    found = []
+    for said in ("2", os.environ["RANK"], None):
+        os.environ.pop("LOCAL_WORLD_SIZE", None)
+        if said is not None:
+            os.environ["LOCAL_WORLD_SIZE"] = said
+        found.append(ranks_of_each_node())
+    return found
+
+
+def test_nodes_of_unequal_or_unknown_size_are_seen_on_every_rank():
+    assert run_ranks(2, _ranks_of_each_node) == [[2, 0, 0]] * 2
 
 
 def _run(project, name, ds, arguments, stop_at, node_ranks):
