@@ -57,7 +57,7 @@ def write(
     for name in progress(list(adapted)):
         weight = checkpoint.read(stored[f"{name}.weight"]).float()
         lost = _dense(model.get_submodule(name)).float() - (weight.t() if adapted[name].transposed else weight)
-        errors[name] = (lost.norm() / weight.norm()).item()
+        errors[name] = (lost.norm() / (weight.norm() or 1.0)).item()  # a matrix of zeros loses nothing
     try:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
     except SafetensorError as error:
