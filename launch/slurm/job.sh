@@ -62,7 +62,7 @@ run_on_nodes() {
     code=0
     # shellcheck disable=SC2016,SC2086
     srun --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" --ntasks-per-node=1 --cpu-bind=none \
-        --kill-on-bad-exit=1 --wait=60 --open-mode=append --output="$logs/node-%N.log" \
+        --kill-on-bad-exit=1 --wait=60 --open-mode=append --output="$logs/node-%n-%N.log" \
         bash -c 'exec bash "$@" --node_rank "$SLURM_PROCID"' node \
         "$repository/launch/multi_node.sh" --hostfile "$logs/hostfile" --master_addr "$master" \
         --master_port "$port" $torchrun "$@" || code=$?
