@@ -22,6 +22,7 @@ from sorsa_ds.embedded import cache_folder
 from sorsa_ds.run_paths import run_of
 
 PACKAGES = ("torch", "deepspeed", "transformers")
+COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def _said(invocation: Invocation, ds_config: dict, argv: list[str]) -> dict[str,
     return {
         **flat(asdict(invocation.config)),
         **flat(ds_config, "DeepSpeed JSON: "),
-        "command line": " ".join([Path(sys.argv[0]).name, *words]),
+        COMMAND_LINE: " ".join([Path(sys.argv[0]).name, *words]),
     }
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from sorsa_ds.preflight.facts import Facts
+from sorsa_ds.preflight.facts import COMMAND_LINE, Facts
 
 GIB = 2**30
 LEAST_DISK, LEAST_MEMORY = GIB, GIB // 2
@@ -53,7 +53,10 @@ def _of_node(ranks: list[Facts], first: list[Facts]) -> Iterator[str]:
         yield f"{ranks[0].gpus} GPUs are visible, on {reference.node} {reference.gpus}"
     for name, (here, there) in _differences(ranks[0].versions, reference.versions).items():
         yield f"{name} is {here}, on {reference.node} {there}"
-    for name, (here, there) in _differences(ranks[0].said, reference.said).items():
+    said = _differences(ranks[0].said, reference.said)
+    if len(said) > 1:
+        said.pop(COMMAND_LINE, None)  # the settings tell it better
+    for name, (here, there) in said.items():
         yield f"{name} is {here!r}, on {reference.node} {there!r}"
     if min(one.memory for one in ranks) < LEAST_MEMORY * len(ranks):
         yield f"only {_gib(min(one.memory for one in ranks))} of memory are free for {len(ranks)} ranks"

@@ -46,6 +46,7 @@ class Hold:
 
     def __init__(self, folder: Path, step: int):
         self._folder = folder
+        folder.mkdir(exist_ok=True)
         # Python runs it at its start; only the ranks know a RANK.
         (folder / "sitecustomize.py").write_text(
             "import os, time\n"

@@ -9,6 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from worlds import free_port
+
 SECONDS = 60
 """How long a daemon may take to come up."""
 
@@ -94,7 +96,7 @@ class Slurm:
         return "\n".join(f"{log}:\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob("*.log")))
 
     def _write(self) -> None:
-        ports = [_free_port() for _ in range(len(self.names) + 1)]
+        ports = [free_port() for _ in range(len(self.names) + 1)]
         host = socket.gethostname().split(".")[0]
         lines = [
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={os.cpu_count()} State=UNKNOWN"
@@ -143,9 +145,3 @@ class Slurm:
                 process.kill()
                 process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]

@@ -1,7 +1,6 @@
 """Several launchers that only share an address: on one machine, and on two hosts one of which goes away in mid-run."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from conftest import SECONDS, Hold, need, same
 from hosts import ADDRESSES, INTERFACE, NAMES, Hosts
 from projects import ROOT, metrics, settings
+from worlds import free_port
 
 pytestmark = pytest.mark.cluster
 
@@ -35,10 +35,7 @@ def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
 def test_two_launchers_on_one_machine_train_as_one(project, reference, tmp_path):
     hostfile = tmp_path / "hostfile"
     hostfile.write_text("one slots=1\n\n# two names of this machine\ntwo slots=1\n")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    where = ["--torchrun", "--master_addr", "127.0.0.1", "--master_port", port]
+    where = ["--torchrun", "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     processes = [
         subprocess.Popen(
             command(hostfile, "--node_rank", str(k), *where, *settings(project, "loopback")),
@@ -59,73 +56,57 @@ def hosts():
         yield both
 
 
-def start(hosts, project, tmp_path, *arguments: str, **more: str) -> list[subprocess.Popen]:
-    """The same command on both hosts; each finds its own line in the hostfile by its address."""
+def start(hosts, project, tmp_path, *arguments: str, on_b=(), **more: str) -> list[subprocess.Popen]:
+    """The same command on both hosts, `on_b` added on one; each finds its line in the hostfile by its address."""
     hostfile = tmp_path / "hostfile"
     hostfile.write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
     return [
         hosts.start(
-            host, command(hostfile, *arguments), cwd=project, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, env=environment(project, GLOO_SOCKET_IFNAME=INTERFACE, **more),
+            host, command(hostfile, *arguments, *(on_b if host else ())), cwd=project, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=environment(project, GLOO_SOCKET_IFNAME=INTERFACE, **more),
         )
         for host in range(2)
     ]  # fmt: skip
 
 
-def go_on(hosts, project, tmp_path, name, reference):
-    """The same command again, on both hosts, finishes the job."""
-    for code, printed in ended(start(hosts, project, tmp_path, *settings(project, name), "--resume", "auto")):
-        assert code == 0, printed[-3000:]
-    assert same(project / name, reference)
+def test_a_host_that_goes_away_ends_the_other_and_the_job_goes_on(hosts, project, reference, tmp_path):
+    """First one dies while a checkpoint is written, then the network fails; the losses are those of one launcher."""
+    run = project / "unlucky"
+    arguments = [*settings(project, run.name), "--resume=auto", "output.save_every=2", "train.timeout_minutes=0.5"]
 
-
-def test_a_host_that_is_cut_off_ends_the_other_and_the_job_goes_on(hosts, project, reference, tmp_path):
-    hold = Hold(tmp_path, step=5)
-    arguments = [*settings(project, "cut"), "output.save_every=3", "train.timeout_minutes=0.5"]
-    processes = start(hosts, project, tmp_path, *arguments, **hold.environment)
-    try:
-        hold.wait(ranks=2)
-        hosts.cut(1)
-        hold.release()
-        for name, (code, printed) in zip(NAMES, ended(processes), strict=True):
-            assert code == 1, printed[-3000:]
-            assert f"node {name}: stopped because another rank has not answered within train" in printed, printed
-            assert "--resume auto goes on" in printed
-        rank_map = "\n".join(f"  {name}  rank {rank}, 1 x CPU" for rank, name in enumerate(NAMES)).splitlines()
-        told = (project / "cut" / "metrics.jsonl").exists() and printed
-        assert told and rank_map
-    finally:
-        hosts.mend(1)
-    assert (project / "cut" / "checkpoints" / "latest").read_text() == "step-000003\n"
-    assert len(metrics(project / "cut", "loss")) == 5
-    go_on(hosts, project, tmp_path, "cut", reference)
-
-
-def test_a_host_that_dies_ends_the_other_and_the_job_goes_on(hosts, project, reference, tmp_path):
-    hold = Hold(tmp_path, step=5)
-    arguments = [*settings(project, "died"), "output.save_every=3"]
+    hold = Hold(tmp_path / "first", step=4)
     processes = start(hosts, project, tmp_path, *arguments, **hold.environment)
     hold.wait(ranks=2)
     hosts.kill(1)
     hold.release()
     (code, printed), (killed, _) = ended(processes)
     assert (code, killed) == (1, -9), printed[-3000:]
-    assert f"node {NAMES[0]}: stopped because another rank is gone" in printed, printed
-    go_on(hosts, project, tmp_path, "died", reference)
+    assert "2 ranks on 2 nodes" in printed
+    assert all(f"  {name}  rank {rank}, 1 x CPU; free: " in printed for rank, name in enumerate(NAMES))
+    assert "node host-a: stopped because another rank is gone" in printed, printed[-3000:]
+    assert len(metrics(run, "loss")) == 4
+
+    hold = Hold(tmp_path / "second", step=5)
+    processes = start(hosts, project, tmp_path, *arguments, **hold.environment)
+    hold.wait(ranks=2)
+    hosts.cut(1)
+    hold.release()
+    for name, (code, printed) in zip(NAMES, ended(processes), strict=True):
+        assert code == 1, printed[-3000:]
+        assert f"node {name}: stopped because another rank has not answered within train.timeout" in printed, printed
+        assert "--resume auto goes on" in printed
+    hosts.mend(1)
+    assert len(metrics(run, "loss")) == 5
+
+    for code, printed in ended(start(hosts, project, tmp_path, *arguments)):
+        assert code == 0, printed[-3000:]
+    assert "exit code 0 after" in printed
+    assert same(run, reference)
 
 
 def test_nodes_that_disagree_are_named_and_nothing_is_started(hosts, project, tmp_path):
-    hostfile = tmp_path / "hostfile"
-    hostfile.write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
-    processes = [
-        hosts.start(
-            host, command(hostfile, *settings(project, "torn"), f"sorsa.rank={4 + host}"), cwd=project, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=environment(project, GLOO_SOCKET_IFNAME=INTERFACE),
-        )
-        for host in range(2)
-    ]  # fmt: skip
-    for code, printed in ended(processes):
+    for code, printed in ended(start(hosts, project, tmp_path, *settings(project, "torn"), on_b=["sorsa.rank=5"])):
         assert code == 2, printed[-3000:]
         assert "node host-b (rank 1): sorsa.rank is 5, on host-a 4" in printed
     assert not (project / "torn").exists()
