@@ -80,12 +80,12 @@ run() {
     done
     ((code == 0)) || [[ ! -s $SORSA_EXIT_FILE ]] || code=$(<"$SORSA_EXIT_FILE")
     [[ -z $own ]] || rm -rf "$own"
-    finish "$code"
+    tell "$code"
+    exit "$code"
 }
 
-# The last line and the exit code. $1: the code.
-finish() {
+# $1: the exit code; says it, and how long it took.
+tell() {
     printf '%s: exit code %d after %d:%02d:%02d\n' "$(hostname)" "$1" \
         $((SECONDS / 3600)) $((SECONDS / 60 % 60)) $((SECONDS % 60)) >&2
-    exit "$1"
 }

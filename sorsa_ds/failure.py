@@ -86,7 +86,7 @@ def _cut_off(error: Exception) -> str:
     if isinstance(error, PeerError):
         return str(error)
     silent = any(sign in str(error).lower() for sign in _SILENCE_SIGNS)
-    lost = "has not answered within train.timeout_minutes" if silent else "is gone"
+    lost = "has not answered within train.timeout_minutes" if silent else "cannot be reached"
     return (
         f"node {os.uname().nodename}: stopped because another rank {lost}: it was killed, or its node is cut off. What "
         f"was saved is whole; the same command with --resume auto goes on from there ({error})"

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SECONDS, Hold, need, same
+from jobs import SECONDS, Hold, need, same
 from hosts import ADDRESSES, INTERFACE, NAMES, Hosts
 from projects import ROOT, metrics, settings
 from worlds import free_port
@@ -84,7 +84,7 @@ def test_a_host_that_goes_away_ends_the_other_and_the_job_goes_on(hosts, project
     assert (code, killed) == (1, -9), printed[-3000:]
     assert "2 ranks on 2 nodes" in printed
     assert all(f"  {name}  rank {rank}, 1 x CPU; free: " in printed for rank, name in enumerate(NAMES))
-    assert "node host-a: stopped because another rank is gone" in printed, printed[-3000:]
+    assert "node host-a: stopped because another rank cannot be reached" in printed, printed[-3000:]
     assert len(metrics(run, "loss")) == 4
 
     hold = Hold(tmp_path / "second", step=5)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SECONDS, Hold, last_lines, need, same
+from jobs import SECONDS, Hold, last_lines, need, same
 from projects import ROOT, metrics, settings
 from slurm import Slurm
 
@@ -50,7 +50,7 @@ def test_a_job_is_told_of_its_time_limit_saves_is_queued_again_and_finishes(slur
     job = slurm.wait(number, SECONDS)
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "1"), last_lines(log)
     told = log.read_text()
-    for line in ("start 1: 2 nodes x 1 ranks", "saved; queued again", "exit code 75", "start 2:", "exit code 0"):
+    for line in ("start 1: 2 nodes x 1 ranks", "exit code 75 after", "saved; queued again", "start 2:", "exit code 0"):
         assert line in told, told
     node_logs = [path.read_text() for path in sorted((tmp_path / "logs").glob("node-*.log"))]
     assert "SIGUSR1: stopped after step 4 of 6; all of it is in" in node_logs[0]
