@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import SECONDS, Hold, need, same
 from hosts import ADDRESSES, INTERFACE, NAMES, Hosts
+from jobs import SECONDS, Hold, need, same
 from projects import ROOT, metrics, settings
 from worlds import free_port
 

@@ -35,11 +35,11 @@ def test_a_job_is_told_of_its_time_limit_saves_is_queued_again_and_finishes(slur
     hold = Hold(tmp_path, step=4)
     arguments = [*settings(project, ""), "output.save_every=3", "--logs", str(tmp_path / "logs")]
     arguments.remove("output.name=")
-    options = ["--nodes=2", "--time=30", "--signal=USR1@60", "--job-name=night"]
+    options = ["--nodes=2", "--time=30", "--signal=USR1@90", "--job-name=night"]
     number = submit(slurm, project, "train.sbatch", *arguments, options=options, **hold.environment)
     log = project / f"{number}.log"
     hold.wait(ranks=2)
-    # The limit is now a minute or two away: Slurm sends the signal when it next looks.
+    # The limit is now a minute or two away: Slurm sends the signal when it next looks, twice a minute.
     minutes, _ = map(int, slurm.job(number)["RunTime"].split(":")[1:])
     slurm.run("scontrol", "update", f"JobId={number}", f"TimeLimit={minutes + 2}")
     until = time.monotonic() + SECONDS
