@@ -1,14 +1,16 @@
 """From a command line to a run that is ready to train: every choice made, said, and checked before time is spent."""
 
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from sorsa_ds import comm, ds_config, init_report, ownership, precision, regularizer, residual
+from sorsa_ds import comm, ds_config, init_report, ownership, precision, preflight, regularizer, residual
 from sorsa_ds.adapter import INITIAL, FactorFile
 from sorsa_ds.checkpoint.keeper import Keeper
 from sorsa_ds.cli import Invocation
@@ -38,8 +40,10 @@ def assemble(invocation: Invocation) -> Trainer:
     config = _absolute(invocation.config)
     raw = ds_config.load(invocation.ds_config)
     _check_keys(raw, invocation.ds_config)
-    device_type = start_process()
+    timeout = timedelta(minutes=config.train.timeout_minutes)
+    device_type = start_process(timeout)
     device, world = this_device(), comm.world_size()
+    preflight.check(invocation, raw, device, timeout, sys.argv[1:])
     resume = find(invocation.resume, config, device) if invocation.resume else None
     if resume is not None:
         config = replace(config, train=resume.regroup(config.train, world))
