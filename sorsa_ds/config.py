@@ -215,11 +215,17 @@ class TrainConfig:
     """fp32: everything. mixed: fp32 factors over a bf16 residual, bf16 autocast (the papers').
     bf16: DeepSpeed's bf16 engine with fp32 masters. `auto`: mixed where bf16 products are fast, else fp32."""
 
+    check_memory: bool = True
+    """Stop before the model is loaded if the plan of its memory says that it cannot fit (launch/plan.py)."""
+
     eval_every: NonNegativeInt = 0
     """Optimizer steps between held-out evaluations; one is made at the start and at the end. 0: only those."""
 
     seed: NonNegativeInt = 0
     """Seed of the data order, the held-out rows, the generated data and the dropout."""
+
+    timeout_minutes: PositiveFloat = 10.0
+    """Minutes that a rank waits for the others, at the start and in every exchange, before it ends with a message."""
 
     max_start_gap: PositiveFloat | None = None
     """Largest relative gap between the model's loss at step 0 and the base model's; a larger one stops the run.

@@ -32,7 +32,7 @@ class _SorsaFunction(torch.autograd.Function):
         ctx.save_for_backward(p_TN if ctx.needs_input_grad[4] else None, z_TR, U_MR, s_R, V_NR, *kept)
         ctx.scale, ctx.storage, ctx.dtype, ctx.x_shape, ctx.x_dtype = scale, storage, dtype, x.shape, x.dtype
         ctx.one_input = x_principal is x
-        return y_TM.view(*x.shape[:-1], -1)
+        return y_TM.view(*x.shape[:-1], len(U_MR))
 
     @staticmethod
     def backward(ctx, grad_y):
@@ -63,7 +63,7 @@ class _SorsaFunction(torch.autograd.Function):
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype that the products are made in: autocast's where it is on, else the input's."""
-    if torch.is_autocast_enabled(x.device.type):
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 

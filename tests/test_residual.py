@@ -175,7 +175,8 @@ def test_a_4_bit_product_is_left_to_bitsandbytes(monkeypatch):
 
     monkeypatch.setattr("sorsa_ds.residual._ops", Watched)
     for storage in (PACKED["nf4"], PACKED["nf4_double"]):
-        storage.linear(storage.pack(torch.randn(30, 128)), torch.randn(5, 128), 30, None)
+        kept = [_in_a_buffer(t, offset=3) for t in storage.pack(torch.randn(30, 128))]
+        storage.linear(kept, torch.randn(5, 128), 30, None)
         storage.linear(storage.pack(torch.randn(30, 70)), torch.randn(5, 70), 30, None)
     assert len(calls) == 2
     assert all(call[1].data_ptr() % 16 == 0 for call in calls)
@@ -209,8 +210,19 @@ def test_the_layer_equals_a_dense_one_over_the_dequantised_matrix(name):
     assert all(getattr(layer, leaf).grad is None for leaf in layer.storage.names)
 
 
-def test_nothing_dense_is_kept_for_backward(monkeypatch):
-    layer = quantised_layer(PACKED["nf4"], dtype=torch.float32)
+@pytest.mark.parametrize("storage", [Dense(torch.float32), *PACKED.values()])
+def test_no_tokens_at_all_go_through_as_through_a_linear(storage):
+    layer = quantised_layer(storage, dtype=torch.float32)
+    for shape in ((0, 70), (2, 0, 70)):  # an expert that no token was sent to
+        x = torch.randn(shape, requires_grad=True)
+        layer(x).sum().backward()
+        assert layer(x).shape == (*shape[:-1], 30) and x.grad.shape == shape
+        assert not any(factor.grad.any() for factor in (layer.U, layer.s, layer.V))
+
+
+@pytest.mark.parametrize(("features", "in_forward"), [(70, 1), (128, 0)])  # 128: the product is bitsandbytes' own
+def test_nothing_dense_is_kept_for_backward(monkeypatch, features, in_forward):
+    layer = quantised_layer(PACKED["nf4"], n=features, dtype=torch.float32)
     kept, made, matrix = [], [], sorsa_ds.residual._matrix
 
     def watched(*arguments):
@@ -220,13 +232,13 @@ def test_nothing_dense_is_kept_for_backward(monkeypatch):
 
     monkeypatch.setattr("sorsa_ds.residual._matrix", watched)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        y = layer(torch.randn(5, 70, requires_grad=True))
-    assert [ref() for ref in made] == [None]
+        y = layer(torch.randn(5, features, requires_grad=True))
+    assert [ref() for ref in made] == [None] * in_forward
     y.sum().backward()
-    assert [ref() for ref in made] == [None, None]
+    assert [ref() for ref in made] == [None] * (in_forward + 1)
     parameters = {p.data_ptr() for p in layer.parameters()}
-    assert sorted(t.numel() for t in kept if t.data_ptr() not in parameters) == sorted([5 * 70, 5 * 4])
-    assert sum(t.numel() for t in kept if t.dtype == torch.uint8) < 0.6 * 30 * 70 + 200
+    assert sorted(t.numel() for t in kept if t.data_ptr() not in parameters) == sorted([5 * features, 5 * 4])
+    assert sum(t.numel() for t in kept if t.dtype == torch.uint8) < 0.6 * 30 * features + 200
 
 
 def loaded_whole(folder, storage, precision="fp32"):
