@@ -1,9 +1,10 @@
 """Check the graders on real references and on programs: `python benchmarks/graders.py --data ../shared/data`.
 
-Ends with a JSON line of rates. `gsm8k_references`: every reference solution of GSM-8K against itself, its answer written
-as it is and as a fraction. `math_references`: the same for problems in MATH's format, our own (tests/grader_cases.py)
-or, with --math, a folder of yours. `near_misses_passed`: pairs that mean the same, and pairs that do not.
-`humaneval_canonical`, `humaneval_empty`: pass@1 of HumanEval's own solutions, and of functions that do nothing.
+Ends with a JSON line of rates. `gsm8k_references`: every reference solution of GSM-8K against itself, its answer
+written as it is and as a fraction. `math_references`: the same for problems in MATH's format, our own
+(tests/grader_cases.py) or, with --math, a folder of yours. `near_misses_passed`: pairs that mean the same, and pairs
+that do not. `humaneval_canonical`, `humaneval_empty`: pass@1 of HumanEval's own solutions, and of functions that do
+nothing.
 """
 
 import argparse

@@ -6,16 +6,11 @@ import pytest
 import torch
 from architectures import CONFIGS
 from chat_tokenizer import chat_tokenizer
-from evaluated import asked, make, run
+from evaluated import QUESTIONS, asked, run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from worlds import run_ranks
 
 from sorsa_ds.evaluate.generation import Prompt, Transformers, batches
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +27,6 @@ def test_answers_are_those_of_a_plain_loop(trained, reference):
     model = AutoModelForCausalLM.from_pretrained(trained / "model", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(trained / "model")
     results, samples = reference
-    from evaluated import QUESTIONS
-
     assert len({sample["tokens"] for sample in samples}) > 2, "answers of one length would prove little"
     assert results["accuracy"] > 0.5
     for question, sample in zip(QUESTIONS, samples, strict=True):

@@ -1,30 +1,38 @@
 """Whatever holds a model can be evaluated: a run, an adapter, its exports, PEFT's format; all with the same answers."""
 
 import json
+import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from evaluated import asked, make, run
-from projects import ROOT, launch
+from evaluated import asked, run
+from projects import settings
 from worlds import run_ranks
 
 from sorsa_ds import precision
+from sorsa_ds.assemble import assemble
+from sorsa_ds.cli import parse
 from sorsa_ds.evaluate import models
 from sorsa_ds.evaluate.merging import merge_dense
+from sorsa_ds.export.command import Options as ExportOptions
+from sorsa_ds.export.command import export
 from sorsa_ds.layer import SorsaLinear
 from sorsa_ds.residual import Dense, Nf4
 
 
+def _train(folder, name, *changes):
+    """A run in this process, as launch/train.py makes it."""
+    os.environ["SORSA_CACHE"] = str(folder / "cache")
+    wanted = [*settings(folder, name), f"data.path={folder / 'questions' / 'train.jsonl'}", "data.eval_size=2"]
+    assemble(parse([*wanted, *changes])).train()
+
+
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
+def project(trained):
     """A model that answers, and a run that goes on training it."""
-    folder = make(tmp_path_factory.mktemp("trained"))
-    launch(folder, "run", f"data.path={folder / 'questions' / 'train.jsonl'}", "data.eval_size=2",
-           "train.learning_rate=2e-3", ranks=1)  # fmt: skip
-    return folder
+    run_ranks(1, _train, trained, "run", "train.learning_rate=2e-3")
+    return trained
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +42,7 @@ def of_run(project):
 
 def _export(project, kind):
     target = project / f"export-{kind}"
-    subprocess.run(
-        [sys.executable, "launch/export.py", "--run", str(project / "run"), "--format", kind, "--output", str(target)],
-        cwd=ROOT, check=True, capture_output=True,
-    )  # fmt: skip
+    run_ranks(1, export, ExportOptions(project / "run", kind, target))
     return target
 
 
@@ -71,8 +76,7 @@ def run_in_place(options):
 
 
 def test_a_run_over_four_bits_is_evaluated_as_it_is(project):
-    launch(project, "nf4", f"data.path={project / 'questions' / 'train.jsonl'}", "data.eval_size=2",
-           "residual.storage=nf4", ranks=1)  # fmt: skip
+    run_ranks(1, _train, project, "nf4", "residual.storage=nf4")
     results, samples = run_ranks(1, run, asked(project, "of-nf4", model=str(project / "nf4")))[0]
     assert results["total"] == len(samples)
     reported = json.loads((project / "nf4" / "report.json").read_text())["eval_loss_end"]

@@ -1,24 +1,20 @@
 """An evaluation that was interrupted at any moment goes on, at any number of ranks; another one is refused."""
 
 import json
+import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from evaluated import asked, make, run
+from evaluated import asked, run
 from projects import ROOT
 from worlds import run_ranks
 
+from sorsa_ds.evaluate.command import evaluate
 from sorsa_ds.evaluate.records import read_samples
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +106,7 @@ def test_a_folder_that_holds_something_else_is_refused(trained):
 
 
 def test_a_real_kill_loses_no_finished_sample(trained, whole):
-    """The command, killed as soon as it has written something, then run to its end."""
+    """A process that is killed as soon as it has written something; the command goes on from there."""
     folder = trained / "killed"
     command = [
         sys.executable, "launch/evaluate.py", "--model", str(trained / "model"), "--task", "gsm8k", "--data",
@@ -118,12 +114,15 @@ def test_a_real_kill_loses_no_finished_sample(trained, whole):
         "--batch_size", "1",
     ]  # fmt: skip
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = multiprocessing.get_context("fork").Process(
+        target=evaluate, args=(asked(trained, "killed", batch_size=1),), daemon=True
+    )
+    process.start()
     until = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < until and not _size(folder):
+    while process.is_alive() and time.monotonic() < until and not _size(folder):
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     before = read_samples(folder)
     assert before
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)

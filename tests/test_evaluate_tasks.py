@@ -8,7 +8,7 @@ import pandas
 import pytest
 import torch
 from chat_tokenizer import chat_tokenizer
-from evaluated import asked, make, run
+from evaluated import asked, run
 from grader_cases import MATH
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from worlds import run_ranks
@@ -18,11 +18,6 @@ from sorsa_ds.evaluate.options import Options
 from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, mmlu
 from sorsa_ds.evaluate.tasks import math as math_task
 from sorsa_ds.evaluate.tasks.task import Setting
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
     python -I -S jail.py WALLS FOLDER SETTINGS < program
 
 WALLS: `namespaces` or `user` (sorsa_ds.evaluate.sandbox.runner). FOLDER: an empty one, the new root or the working
-folder. SETTINGS: JSON, the limits and where the interpreter is. Prints one line: `passed`,
-`timeout`, or what ended the program.
+folder. SETTINGS: JSON, the limits and where the interpreter is. Prints one line: `passed`, `timeout`, or what ended the
+program. Ends with exit code 1, and prints nothing, where a wall could not be put up: the program was not started.
 """
 
 import json
@@ -33,6 +33,7 @@ def main() -> None:
     alone = kind == "namespaces"
     uid = _unused_uid() if os.geteuid() == 0 else None
     reads, writes = os.pipe()
+    complaints, complain = os.pipe()  # becoming the program closes it: what comes here comes from this file
     if alone:
         _own_namespaces()
     else:
@@ -41,22 +42,21 @@ def main() -> None:
     if child == 0:
         try:
             os.dup2(writes, RESULT)
-            _wall_in(alone, folder, uid, settings)
+            _wall_in(alone, folder, uid, settings, complain)
             if alone:
                 _be_init()
             _become_program(settings)
         except BaseException as error:
-            os.write(RESULT, f"not started ({type(error).__name__}: {error})\n".encode())
+            os.write(complain, f"{type(error).__name__}: {error}".encode())
             os._exit(1)
     os.close(writes)
+    os.close(complain)
     status = _wait(child, settings["seconds"])
-    os.set_blocking(reads, False)
-    try:
-        told = os.read(reads, 1000).decode(errors="replace").partition("\n")[0]
-    except BlockingIOError:
-        told = ""
+    told, complaint = _read(reads).partition("\n")[0], _read(complaints)
     if not alone:
         _end_all_of(uid)
+    if complaint:
+        sys.exit(complaint)
     print(_outcome(status, told))
 
 
@@ -68,8 +68,8 @@ def _own_namespaces() -> None:
         walls.map_user(uid, gid)
 
 
-def _wall_in(alone: bool, folder: Path, uid: int | None, settings: dict) -> None:
-    """Give up every right. uid: whom to become, where this is root."""
+def _wall_in(alone: bool, folder: Path, uid: int | None, settings: dict, last: int) -> None:
+    """Give up every right, and every descriptor behind RESULT but `last`. uid: whom to become, where this is root."""
     work = str(folder)
     if alone:
         work = WORK
@@ -83,7 +83,8 @@ def _wall_in(alone: bool, folder: Path, uid: int | None, settings: dict) -> None
     nothing = os.open("/dev/null", os.O_WRONLY)
     for target in (1, 2):
         os.dup2(nothing, target)
-    os.closerange(RESULT + 1, 256)
+    os.closerange(RESULT + 1, last)
+    os.closerange(last + 1, 256)
     if uid is not None:
         walls.drop_to(uid, uid)
         if alone:
@@ -124,6 +125,15 @@ def _wait(child: int, seconds: float) -> int | None:
     return None
 
 
+def _read(pipe: int) -> str:
+    """What is in a pipe now, at most 1,000 bytes."""
+    os.set_blocking(pipe, False)
+    try:
+        return os.read(pipe, 1000).decode(errors="replace")
+    except BlockingIOError:
+        return ""
+
+
 def _outcome(code: int | None, told: str) -> str:
     if code is None or code - 128 in (signal.SIGXCPU, signal.SIGKILL):
         return "timeout"
@@ -132,17 +142,18 @@ def _outcome(code: int | None, told: str) -> str:
 
 def _unused_uid() -> int:
     """A user whom nobody is: without a name, and without a process."""
-    taken = {entry.stat().st_uid for entry in _processes()} | {user.pw_uid for user in pwd.getpwall()}
+    taken = {user.pw_uid for user in pwd.getpwall()} | _users_at_work()
     start = os.getpid()  # two jails that choose at once choose differently
     return next(uid for uid in (_UIDS[(start + step) % len(_UIDS)] for step in range(len(_UIDS))) if uid not in taken)
 
 
-def _processes() -> list[Path]:
-    found = []
+def _users_at_work() -> set[int]:
+    """The users of all processes."""
+    found = set()
     for entry in Path("/proc").iterdir():
-        with suppress(FileNotFoundError):
-            if entry.name.isdigit() and entry.stat():
-                found.append(entry)
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            if entry.name.isdigit():
+                found.add(entry.stat().st_uid)
     return found
 
 
@@ -159,14 +170,8 @@ def _end_all_of(uid: int) -> None:
             while os.waitpid(-1, os.WNOHANG) != (0, 0):  # orphans are this process's own
                 pass
         time.sleep(0.01)
-        if not any(_uid(entry) == uid for entry in _processes()):
+        if uid not in _users_at_work():
             return
-
-
-def _uid(process: Path) -> int | None:
-    with suppress(FileNotFoundError):
-        return process.stat().st_uid
-    return None
 
 
 main()

@@ -80,7 +80,10 @@ class Sandbox:
                 reasons[candidate] = "only root can become another user"
                 continue
             self.walls = candidate
-            reasons[candidate] = self.run(_PROBE)
+            try:
+                reasons[candidate] = self.run(_PROBE)
+            except RuntimeError as error:
+                reasons[candidate] = str(error)
             if reasons[candidate] == "passed":
                 return
         raise ValueError(
@@ -99,6 +102,9 @@ class Sandbox:
         """`passed`, `timeout`, or what ended the program: an exception's name, a signal, or that it left early.
 
         Nothing that it has started is alive afterwards, and its files are gone.
+
+        Raises:
+            RuntimeError: it was not started; a wall could not be put up.
         """
         folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
         settings = json.dumps({**limits.as_settings(), **self._interpreter})
@@ -120,4 +126,6 @@ class Sandbox:
                 os.killpg(jail.pid, signal.SIGKILL)
             jail.communicate()
             shutil.rmtree(folder, ignore_errors=True)
-        return told.decode().strip() or f"not started ({complaint.decode(errors='replace').strip()[-300:]})"
+        if jail.returncode != 0 and told != b"timeout":
+            raise RuntimeError(f"a program was not started: {complaint.decode(errors='replace').strip()[-300:]}")
+        return told.decode().strip()
