@@ -1,6 +1,8 @@
 """Greedy answers: what a plain loop without any cache would write, whatever the batch and the number of ranks."""
 
 import copy
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from evaluated import QUESTIONS, asked, run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from worlds import run_ranks
 
+from sorsa_ds.evaluate.command import evaluate
 from sorsa_ds.evaluate.generation import Prompt, Transformers, batches
 
 
@@ -126,3 +129,52 @@ def test_a_prompt_that_leaves_no_room_is_counted_and_not_asked(trained):
     results, samples = run_ranks(1, run, asked(trained, "long", num_few_shot=3, limit=3))[0]
     assert results["too_long"] == 3 == results["total"]
     assert {sample["outcome"] for sample in samples} == {"too long"}
+
+
+class _Output(SimpleNamespace):
+    """As vLLM answers: `outputs[0].token_ids`, with the stop token, and `finish_reason`."""
+
+
+def _stand_in_for_vllm(asked_with):
+    """A module with what is used of vLLM's interface, over a loop without a cache; notes how it is called."""
+
+    class LLM:
+        def __init__(self, model, **settings):
+            asked_with.append(settings)
+            self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, settings["dtype"])).eval()
+
+        @torch.no_grad()
+        def generate(self, prompts, parameters, use_tqdm):
+            return [self.answer(one["prompt_token_ids"], p) for one, p in zip(prompts, parameters, strict=True)]
+
+        def answer(self, prompt, parameters):
+            assert parameters.temperature == 0
+            ids = []
+            while len(ids) < parameters.max_tokens:
+                ids.append(int(self.model(torch.tensor([prompt + ids])).logits[0, -1].argmax()))
+                if ids[-1] in parameters.stop_token_ids:
+                    return _Output(outputs=[_Output(token_ids=ids, finish_reason="stop")])
+            return _Output(outputs=[_Output(token_ids=ids, finish_reason="length")])
+
+    module = ModuleType("vllm")
+    module.LLM, module.SamplingParams = LLM, SimpleNamespace
+    return module
+
+
+def test_what_vllm_generates_is_recorded_as_any_other_answer(trained, reference, monkeypatch):
+    """vLLM itself needs a GPU and another torch; a stand-in with its interface shows what is made of its answers."""
+    asked_with = []
+    monkeypatch.setitem(sys.modules, "vllm", _stand_in_for_vllm(asked_with))
+    results, samples = run(asked(trained, "vllm", backend="vllm"))
+    assert samples == reference[1]
+    assert results["correct"] == reference[0]["correct"]
+    assert [(settings["dtype"], settings["generation_config"]) for settings in asked_with] == [("float32", "vllm")]
+
+
+def test_vllm_that_is_not_installed_or_started_on_ranks_is_a_clear_error(trained, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ValueError, match="the package vllm is not installed"):
+        evaluate(asked(trained, "no-vllm", backend="vllm"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="from one process"):
+        evaluate(asked(trained, "no-vllm", backend="vllm"))

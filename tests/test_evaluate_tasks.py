@@ -108,6 +108,24 @@ def test_nothing_is_executed_unless_it_is_allowed():
         Options(model="m", task="humaneval")
 
 
+def test_functions_are_run_and_counted(trained):
+    """The model writes a word: harmless where it falls into a comment."""
+    easy = {"prompt": "def f():\n    pass\n# ", "test": "def check(f):\n    assert f() is None\n"}
+    hard = {"prompt": "def f():\n", "test": "def check(f):\n    assert f() == 3\n"}
+    (trained / "problems.jsonl").write_text(
+        "".join(
+            json.dumps({"task_id": f"T/{n}", "entry_point": "f", **row}) + "\n" for n, row in enumerate((easy, hard))
+        )
+    )
+    options = dict(task="humaneval", data=str(trained / "problems.jsonl"), allow_code_execution=True, prompt="plain")
+    results, samples = run_ranks(2, run, asked(trained, "functions", **options, max_new_tokens=1))[0]
+    assert results["total"] == 2
+    assert {sample["id"] for sample in samples} == {"T/0", "T/1"}
+    assert [sample["ended_with"] == "passed" for sample in samples] == [True, False]
+    assert [sample["correct"] for sample in samples] == [True, False]
+    assert results["correct"] == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -121,13 +139,6 @@ def test_nothing_is_executed_unless_it_is_allowed():
 def test_options_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Options(model="m", **changes)
-
-
-def test_vllm_that_is_not_installed_is_a_clear_error(trained):
-    from sorsa_ds.evaluate.command import evaluate
-
-    with pytest.raises(ValueError, match="the package vllm is not installed"):
-        evaluate(asked(trained, "vllm", backend="vllm"))
 
 
 def _mmlu(project, count=9):
@@ -262,6 +273,8 @@ def test_loss_options_that_do_not_fit_are_refused(trained, setting):
         loss.build(
             Options(model="m", task="loss", data=str(text), window=300), Setting(setting.tokenizer, setting.folder, 256)
         )
+    with pytest.raises(ValueError, match="--limit counts rows"):
+        loss.build(Options(model="m", task="loss", data=str(text), limit=3), setting)
     (trained / "empty.txt").write_text("")
     with pytest.raises(ValueError, match="no token to score"):
         loss.build(Options(model="m", task="loss", data=str(trained / "empty.txt")), setting)

@@ -1,6 +1,7 @@
 """What launch/evaluate.py does: find, refuse, go on where it was, share the work, tell."""
 
 import json
+import os
 import re
 import time
 from contextlib import closing
@@ -36,8 +37,10 @@ def evaluate(options: Options) -> dict:
     Raises:
         ValueError: a model, data or an option that does not fit; before anything is generated.
     """
-    if options.backend == "vllm":
-        quiet_libraries()  # vLLM starts its own processes
+    if options.backend == "vllm":  # which starts its own processes
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("--backend vllm takes all GPUs from one process: start it with python, without launcher")
+        quiet_libraries()
     else:
         start_process()
     device = this_device() if options.backend == "transformers" else torch.device("cpu")
@@ -183,7 +186,8 @@ def _positions(found: Found) -> int | None:
 def _speed_rows(speed: dict) -> list[tuple[str, str]]:
     if not speed["samples"]:
         return []
-    return [("speed", f"{speed['tokens_per_second']:.1f} tokens/s, {speed['seconds']:.1f} s on {speed['ranks']} ranks")]
+    ranks = "1 rank" if speed["ranks"] == 1 else f"{speed['ranks']} ranks"
+    return [("speed", f"{speed['tokens_per_second']:.1f} tokens/s, {speed['seconds']:.1f} s on {ranks}")]
 
 
 def _versions() -> dict[str, str]:

@@ -1,10 +1,12 @@
 """How ranks share batches: each takes the next one when it is done with its last, and all see how far all are.
 
 The counters are in the process group's own store, so that no rank ever waits for another before all is done, and a
-batch holds the same prompts whoever takes it.
+batch holds the same prompts whoever takes it. The last wait is no collective either: a batch of long answers may take
+longer than a collective's time-out.
 """
 
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -14,6 +16,10 @@ from sorsa_ds import comm
 from sorsa_ds.console import bar
 
 T = TypeVar("T")
+PATIENCE = 2 * 3600.0
+"""Seconds without a sample from anyone, after which a rank that has nothing left to do gives the others up."""
+
+_LOOK_SECONDS = 0.2
 _numbers = itertools.count()
 
 
@@ -54,8 +60,19 @@ class Board:
             self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """Wait for all ranks and end the bar. A collective call."""
-        if comm.world_size() > 1:
-            dist.barrier()
+        """Wait for all ranks, the bar going on, and end it. A collective call.
+
+        Raises:
+            PeerError: the others have done nothing for very long.
+        """
+        self._store.add("left", 1)
+        seen, since = -1, time.monotonic()
+        while self._store.add("left", 0) < comm.world_size():
+            if (done := self._store.add("done", 0)) != seen:
+                seen, since = done, time.monotonic()
+            if time.monotonic() - since > PATIENCE:
+                raise comm.PeerError(f"stopped because the other ranks have finished no sample for {PATIENCE:.0f} s")
+            time.sleep(_LOOK_SECONDS)
+            self.show()
         self.show()
         self._bar.close()

@@ -138,6 +138,8 @@ def cut(document: Example, window: int, stride: int) -> list[Example]:
 def _documents(options: Options, setting: Setting) -> list[Example]:
     file = Path(options.data).expanduser()
     if file.is_file() and file.suffix == ".txt":
+        if options.limit is not None:
+            raise ValueError(f"--limit counts rows; {file} is one document")
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
