@@ -12,6 +12,8 @@ from evaluated import QUESTIONS, asked, run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from worlds import run_ranks
 
+from sorsa_ds import comm
+from sorsa_ds.evaluate import sharing
 from sorsa_ds.evaluate.command import evaluate
 from sorsa_ds.evaluate.generation import Prompt, Transformers, batches
 
@@ -61,6 +63,13 @@ def test_neither_the_batch_nor_the_ranks_change_an_answer(trained, reference, ba
 def test_more_ranks_than_samples_hang_nobody(trained):
     per_rank = run_ranks(3, run, asked(trained, "few", limit=1))
     assert [results["total"] for results, _ in per_rank] == [1, 1, 1]
+
+
+def test_the_wait_for_others_that_do_nothing_ends(monkeypatch):
+    monkeypatch.setattr(sharing, "PATIENCE", 0.1)
+    monkeypatch.setattr(comm, "world_size", lambda: 2)
+    with pytest.raises(comm.PeerError, match="no sample for"):
+        sharing.Board(4, 0, 0, "work").close()
 
 
 def _answers(name, sizes, limits=(6,) * 5):

@@ -66,7 +66,7 @@ def test_references_are_right_against_themselves(grader, shared_data):
     """Written another way, so that the expressions are compared and not the strings."""
     for file in ("train.jsonl", "test.jsonl"):
         lines = (shared_data / "gsm8k" / file).read_text().splitlines()
-        for line in lines[:: 1 if file == "test.jsonl" else 40]:
+        for line in lines[:: 5 if file == "test.jsonl" else 40]:
             reference = marked(json.loads(line)["answer"])
             assert grader.grade(reference, announced(json.loads(line)["answer"])) == "right"
             assert grader.grade(reference, f"$\\frac{{{reference.replace(',', '')}}}{{1}}$") == "right", reference
