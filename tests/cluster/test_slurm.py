@@ -71,5 +71,5 @@ def check_the_rest(slurm, project, run):
     assert "exit code 2 after" in log.read_text()
     assert slurm.wait(good, SECONDS)["JobState"] == "COMPLETED", last_lines(project / f"{good}.log")
     [told] = (project / "logs" / f"sorsa-evaluate-{good}").glob("node-*.log")
-    loss = float(told.read_text().split("held-out loss: ")[1].split()[0])
+    loss = float(told.read_text().split("held-out loss")[1].split()[0])
     assert loss == pytest.approx(metrics(run, "eval_loss")[-1], rel=1e-5)
