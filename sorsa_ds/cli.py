@@ -153,7 +153,11 @@ def _leaf(schema: type, path: str, item: Given, options: Iterable[str]) -> Leaf:
     if near:
         hint = f"did you mean {' or '.join(near)}?"
     else:
-        hint = f"{head} holds {listing}" if listing else f"there are model, {', '.join(sections(schema))}; see --help"
+        hint = (
+            f"{head} holds {listing}"
+            if listing
+            else f"there are model, method, {', '.join(sections(schema))}; see --help"
+        )
     raise ValueError(f"unknown setting {path}: {hint} ({item.where})")
 
 

@@ -13,6 +13,7 @@ from sorsa_ds import adapter, cli, precision, residual
 from sorsa_ds.adapter import Description, FactorFile
 from sorsa_ds.config import EMBEDDED_MODEL, RunConfig
 from sorsa_ds.decompose import Factors
+from sorsa_ds.factors import from_values
 from sorsa_ds.inputs import find_model
 from sorsa_ds.loading import skeleton
 from sorsa_ds.precision import Precision
@@ -60,7 +61,8 @@ class Source:
 
     def factors(self, target: Target, weight: Tensor) -> tuple[Factors, Factors]:
         """A target's (initial, trained) factors."""
-        return self.initial(target, weight), self.trained(target, weight)
+        initial, trained = (from_values(file.values)(target, weight) for file in (self.initial, self.trained))
+        return initial, trained
 
 
 def open_run(run: Path, base: str | None = None) -> Source:
