@@ -121,6 +121,11 @@ class FactorFile:
         self._path = path
         self._opened()
 
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors in it."""
+        return list(self._opened().keys())
+
     def values(self, name: str, shape: torch.Size) -> Tensor:
         """One tensor of this shape on the CPU.
 
@@ -130,8 +135,8 @@ class FactorFile:
         tensor = self.tensor(name)
         if tensor.shape != shape:
             raise ValueError(
-                f"{self._path}: {name} has shape {list(tensor.shape)}, in this model it has {list(shape)}: wrong base "
-                f"model or rank"
+                f"{self._path}: {name} has other shapes than in this model ({list(tensor.shape)}, not {list(shape)}): "
+                f"wrong base model or rank"
             )
         return tensor
 

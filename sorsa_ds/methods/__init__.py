@@ -25,6 +25,12 @@ from sorsa_ds.residual import Storage
 from sorsa_ds.residual import describe as describe_residual
 from sorsa_ds.surgery import Target, operate, select
 
+METHODS = {
+    "sorsa": "SORSA", "lora": "LoRA", "pissa": "PiSSA", "adalora": "AdaLoRA", "dora": "DoRA", "olora": "OLoRA",
+    "full": "full fine-tuning", "partial": "partial fine-tuning",
+}  # fmt: skip
+"""Their names in text."""
+
 
 class Settings(Protocol):
     """What of a run's settings, or of an adapter's description, a method needs."""

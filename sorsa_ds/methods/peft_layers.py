@@ -91,7 +91,7 @@ class PeftLayers:
             with torch.no_grad():
                 if initial is not None:
                     set_trained(layer, target, initial)
-                # Not what PEFT has left there: taken from the factors, alike at the start and whenever it is made again.
+                # Not what PEFT has left there: made of the factors, in the same way at the start and ever after.
                 mutated = weight - delta(layer, target)
                 layer.base_layer.weight.data = mutated.t().contiguous() if target.transposed else mutated
         return layer

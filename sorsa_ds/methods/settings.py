@@ -50,9 +50,9 @@ def check(config: RunConfig, zero_stage: int, formats: Precision) -> None:
         raise ValueError(f"method {config.method} has no use for {listing}; leave it out")
     if config.method == "adalora" and zero_stage == 3:
         raise ValueError(
-            "method adalora needs ZeRO stage 0, 1 or 2: its orthogonal term is taken on whole factors outside of their "
-            "layers, and ZeRO-3 has freed them by then, in the forward pass and in the backward pass; its factors are "
-            "small, so stage 2 costs little more: ds_configs/zero2.json"
+            "method adalora needs ZeRO stage 0, 1 or 2 (ds_configs/zero2.json): PEFT takes its orthogonal term on "
+            "factors that it gathers after the forward pass, and ZeRO-3 has cut them again when the backward pass comes "
+            "to that term"
         )
 
 
