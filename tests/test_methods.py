@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from worlds import run_ranks
 
 from sorsa_ds import load_adapter
+from sorsa_ds.adapter import read_description
 from sorsa_ds.config import BaselineConfig, RegularizerConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.export.command import Options, export
 from sorsa_ds.loading import skeleton
@@ -23,11 +24,12 @@ from sorsa_ds.precision import choose
 from sorsa_ds.surgery import select
 
 CPU = torch.device("cpu")
-RANK, CLIP, ALPHA = 3, 0.3, 6.0
+RANK, CLIP, ALPHA = 3, 0.02, 6.0
 ADALORA = BaselineConfig(adalora_init_rank=5, adalora_t_init=1, adalora_t_final=3, adalora_delta_t=2)
 BASELINE = {"adalora": ADALORA}
 METHODS = ["lora", "pissa", "olora", "dora", "adalora", "full", "partial"]
-RUNS = [(method, stage) for method in METHODS for stage in (0, 1, 2, 3) if (method, stage) != ("adalora", 3)]
+RUNS = [(method, stage) for method in METHODS for stage in (0, 2, 3) if (method, stage) != ("adalora", 3)]
+RUNS += [("lora", 1), ("adalora", 1)]
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +72,14 @@ def build(folder, method: str, ds: dict):
     )  # fmt: skip
 
 
+def held(engine) -> dict[str, torch.Tensor]:
+    """What this rank holds of the model."""
+    return {name: parameter.detach().clone() for name, parameter in engine.module.named_parameters()}
+
+
 def _all_runs(folder, runs):
-    """(start, end, losses, AdaLoRA's ranks by step) of every run, on every rank."""
+    """Of every run, on every rank: the trained tensors at its start and end (on rank 0), the gradient norms and
+    AdaLoRA's ranks by step, and what this rank held at the start and at the end."""
     from sorsa_ds import comm
 
     results = []
@@ -81,12 +89,12 @@ def _all_runs(folder, runs):
             ds["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         engine = build(folder, method, ds)
         start, ranks, norms = whole_factors(engine), [], []
+        began = held(engine)
         for t in range(STEPS):
             batch = sequences(MICRO * comm.world_size() * 2, seed=t)
             norms.append(engine.train_step(micro_losses(engine, batch, 2)).grad_norm)
             ranks.append(getattr(engine, "ranks", {}))
-        held = {n: p.detach().clone() for n, p in engine.module.named_parameters()} if stage == 0 else {}
-        results.append((start, whole_factors(engine), norms, ranks, held))
+        results.append((start, whole_factors(engine), norms, ranks, (began, held(engine))))
         engine.destroy()
     return results
 
@@ -134,6 +142,8 @@ def test_every_method_takes_the_steps_of_a_plain_loop(tiny_llama, world):
         expected = trainable(model)
         assert start.keys() == end.keys() == expected.keys(), label
         for name, value in end.items():
+            if name.endswith("k_proj.bias"):
+                continue  # softmax does not see it: its gradient is rounding alone, which Adam makes whole steps of
             gap = (value - expected[name]).norm() / expected[name].norm().clamp_min(1e-30)
             assert gap < 1e-5, f"{label}: {name} is {gap:.1e} off"
         assert max(norms) > CLIP, "the clip is part of what is compared"
@@ -162,12 +172,12 @@ def test_all_ranks_and_all_worlds_start_and_stay_alike(tiny_llama):
     runs = [(method, 0) for method in METHODS]
     worlds = {world: run_ranks(world, _all_runs, tiny_llama, runs) for world in (1, 3)}
     for i, (method, _) in enumerate(runs):
-        for name, value in worlds[1][0][i][0].items():
-            for rank in range(3):
-                assert torch.equal(worlds[3][rank][i][0][name], value), f"{method}: {name} begins apart on rank {rank}"
-        for rank in (1, 2):
-            for name, value in worlds[3][0][i][4].items():
-                assert torch.equal(worlds[3][rank][i][4][name], value), f"{method}: {name} ends apart on rank {rank}"
+        for rank in range(3):
+            began, ended = worlds[3][rank][i][4]
+            for name, value in worlds[1][0][i][4][0].items():
+                assert torch.equal(began[name], value), f"{method}: {name} begins apart on rank {rank}"
+            for name, value in worlds[3][0][i][4][1].items():
+                assert torch.equal(ended[name], value), f"{method}: {name} ends apart on rank {rank}"
 
 
 def test_parameter_counts_are_those_of_sorsa_but_for_its_singular_values(tiny_llama):
@@ -199,7 +209,7 @@ def test_parameter_counts_are_those_of_sorsa_but_for_its_singular_values(tiny_ll
 def given(method: str) -> list[str]:
     """Arguments of a run of a method in the small project."""
     budget = ["baseline.adalora_init_rank=6", "baseline.adalora_t_init=0", "baseline.adalora_t_final=1",
-              "baseline.adalora_delta_t=1"]  # fmt: skip
+              "baseline.adalora_delta_t=1", "train.learning_rate=3e-2"]  # fmt: skip
     rank = ["sorsa.rank=16"] if method in ("full", "partial") else []  # the default again: they have no rank
     return [f"method={method}", *rank, *(budget if method == "adalora" else [])]
 
@@ -310,9 +320,12 @@ def test_rounded_runs_train_and_are_exported_as_they_computed(project, finished,
     assert metrics(run, "loss") == pytest.approx(metrics(finished(method), "loss"), rel=0.02)
     export(Options(run, "merged", tmp_path / "merged", dtype="float32"))
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed"):
-        trained, ours = logits(load_adapter(run / "adapter")).float(), logits(merged).float()
-    assert (ours - trained).norm() < 0.02 * trained.norm()
+    adapted = read_description(run / "adapter").layers
+    for name, parameter in merged.named_parameters():
+        if method != "full" and name.removesuffix(".weight") not in adapted:
+            parameter.data = parameter.data.bfloat16().float()  # frozen, it was rounded; an export has the base's own
+    trained = logits(load_adapter(run / "adapter").float())  # the rounded numbers, without the products' own rounding
+    assert (logits(merged) - trained).norm() < 1e-5 * trained.norm()
 
 
 @pytest.mark.parametrize("method", ["lora", "pissa", "adalora", "dora", "full", "partial"])
@@ -345,7 +358,7 @@ def test_gpt2s_transposed_linears_are_adapted_too(project, tmp_path, method):
         (
             RunConfig(baseline=BaselineConfig(adalora_beta1=0.9)),
             2,
-            "method sorsa has no use for baseline.adalora_beta1",
+            "method sorsa has no use for baseline.adalora_b",
         ),
         (RunConfig(method="adalora"), 3, "needs ZeRO stage 0, 1 or 2"),
     ],

@@ -46,7 +46,9 @@ def _peft(source: Source, target: Target) -> Tensor:
     layer = source.peft.layer(target, source.weights.weight(target).float(), None, initial)
     frozen = layer.base_layer.weight
     frozen.data = frozen.data.to(source.precision.residual_dtype).float()
-    peft_layers.set_trained(layer, target, source.trained.values)
+    peft_layers.set_trained(
+        layer, target, lambda name, shape: source.trained.values(name, shape).to(source.precision.factor_dtype).float()
+    )
     return peft_layers.merged(layer, target)
 
 

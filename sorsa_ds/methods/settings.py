@@ -51,8 +51,8 @@ def check(config: RunConfig, zero_stage: int, formats: Precision) -> None:
     if config.method == "adalora" and zero_stage == 3:
         raise ValueError(
             "method adalora needs ZeRO stage 0, 1 or 2 (ds_configs/zero2.json): PEFT takes its orthogonal term on "
-            "factors that it gathers after the forward pass, and ZeRO-3 has cut them again when the backward pass comes "
-            "to that term"
+            "factors that it gathers after the forward pass, and ZeRO-3 has cut them again when the backward pass "
+            "comes to that term"
         )
 
 
