@@ -11,7 +11,7 @@ from torch import nn
 from sorsa_ds import comm, ds_config, init_report, methods, ownership, precision, regularizer, residual
 from sorsa_ds.adapter import INITIAL
 from sorsa_ds.checkpoint.keeper import Keeper
-from sorsa_ds.cli import Invocation
+from sorsa_ds.cli import Invocation, absolute
 from sorsa_ds.config import RunConfig
 from sorsa_ds.console import say, table, tracked, tracked_by_cost
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
@@ -34,7 +34,7 @@ def assemble(invocation: Invocation) -> Trainer:
     Raises:
         ValueError: whatever the user can mend, before the model is loaded where that is possible.
     """
-    config = _absolute(invocation.config)
+    config = absolute(invocation.config)
     raw = ds_config.load(invocation.ds_config)
     _check_keys(raw, invocation.ds_config)
     device_type = start_process()
@@ -185,12 +185,3 @@ def _settled(config: RunConfig, resolved: ds_config.Resolved, formats: precision
         gradient_clipping=resolved.gradient_clipping,
     )
     return replace(config, train=train, residual=residual.settle(config.residual, formats))
-
-
-def _absolute(config: RunConfig) -> RunConfig:
-    """Paths as they are from any folder, so that the run can be continued and evaluated from there."""
-    model, path, eval_path = (
-        str(Path(p).expanduser().resolve()) if p is not None and Path(p).expanduser().exists() else p
-        for p in (config.model, config.data.path, config.data.eval_path)
-    )
-    return replace(config, model=model, data=replace(config.data, path=path, eval_path=eval_path))

@@ -19,7 +19,7 @@ from sorsa_ds.config_fields import Leaf, leaves, nearest, section_help, sections
 from sorsa_ds.config_io import Given, build, check, read_value, read_yaml, to_yaml, value_text
 from sorsa_ds.run_paths import CONFIG, GIVEN_DS_CONFIG, run_of
 
-__all__ = ["Errors", "Invocation", "find_file", "help_text", "load", "parse", "split", "to_yaml"]
+__all__ = ["Errors", "Invocation", "absolute", "find_file", "help_text", "load", "parse", "split", "to_yaml"]
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -168,6 +168,16 @@ def find_file(option: str, name: str, shipped: str) -> Path:
             return path
     listing = ", ".join(str(path.relative_to(REPOSITORY)) for path in sorted(REPOSITORY.glob(shipped)))
     raise ValueError(f"{option} {name}: no such file; the repository has {listing}")
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """The same with paths as they are from any folder, so that a run can be continued and evaluated from there."""
+    model, path, eval_path = (
+        str(Path(p).expanduser().resolve()) if p is not None and Path(p).expanduser().exists() else p
+        for p in (config.model, config.data.path, config.data.eval_path)
+    )
+    data = dataclasses.replace(config.data, path=path, eval_path=eval_path)
+    return dataclasses.replace(config, model=model, data=data)
 
 
 def help_text(schema: type, usage: str, options: Mapping[str, str]) -> str:

@@ -22,7 +22,7 @@ from sorsa_ds.loading import Loaded
 from sorsa_ds.methods import keeps_initial
 from sorsa_ds.objective import learned_tokens, mean_loss, summed_loss
 from sorsa_ds.preemption import Preempted, StopRequest, StopSignals
-from sorsa_ds.process import memory_gib
+from sorsa_ds.process import memory_gib, peak_memory_gib
 from sorsa_ds.run_folder import RunLog
 from sorsa_ds.run_lock import RunLock
 from sorsa_ds.run_paths import ADAPTER
@@ -127,6 +127,7 @@ class Trainer:
             "train_seconds": progress.seconds,  # evaluations and saves included
             "tokens_per_second": progress.tokens / progress.seconds,
             "memory_gib": memory_gib(),
+            "peak_memory_gib": max(comm.gather_lists([peak_memory_gib()])),
             "world_size": comm.world_size(),
             "versions": {name: version(name) for name in PACKAGES},
         }

@@ -48,7 +48,16 @@ def check(config: RunConfig, zero_stage: int, formats: Precision) -> None:
     if unused:
         listing = ", ".join(f"{path}={value}" for path, value in unused.items())
         raise ValueError(f"method {config.method} has no use for {listing}; leave it out")
-    if config.method == "adalora" and zero_stage == 3:
+    check_stage(config.method, zero_stage)
+
+
+def check_stage(method: str, zero_stage: int) -> None:
+    """Stop where a method cannot go this way.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    if method == "adalora" and zero_stage == 3:
         raise ValueError(
             "method adalora needs ZeRO stage 0, 1 or 2 (ds_configs/zero2.json): PEFT takes its orthogonal term on "
             "factors that it gathers after the forward pass, and ZeRO-3 has cut them again when the backward pass "
