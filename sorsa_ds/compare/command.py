@@ -109,6 +109,7 @@ class Progress:
             Preempted: a signal came.
         """
         for trial in trials:
+            shown.set_postfix_str("", refresh=False)
             shown.set_description(trial.name)
             if not self.runner.is_finished(trial):
                 failure = self.runner.run(trial, lambda step: shown.set_postfix_str(f"step {step}"))

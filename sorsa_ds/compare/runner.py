@@ -72,7 +72,7 @@ class Runner:
         """Begin a run, or go on with it, to its end; its checkpoints are removed then.
 
         Args:
-            progress: is told the finished steps, about twice a second.
+            progress: is told the finished steps, whenever there are more.
 
         Returns:
             why it failed, if it did.
@@ -83,7 +83,14 @@ class Runner:
         settings = self.output / SETTINGS / f"{trial.name}.yaml"
         write_text(settings, to_yaml(trial.config(self.base, self.output)))
         arguments = ["--ds_config", str(self.ds_config), "--config", str(settings), "--resume", "auto"]
-        failure = self.launched("train.py", arguments, trial.name, lambda: progress(self._steps(trial)))
+        shown = 0
+
+        def follow() -> None:
+            nonlocal shown
+            if (steps := self._steps(trial)) > shown:
+                progress(shown := steps)
+
+        failure = self.launched("train.py", arguments, trial.name, follow)
         if failure is None:
             shutil.rmtree(self.folder(trial) / CHECKPOINTS, ignore_errors=True)
         return failure
