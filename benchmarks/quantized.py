@@ -14,23 +14,26 @@ import json
 import tempfile
 from pathlib import Path
 
-import torch
 from common import in_ranks, say
 
-from sorsa_ds.residual import Nf4, Nf4Double
+from sorsa_ds.config import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.plan.facts import facts
+from sorsa_ds.plan.job import GIB, Hardware, Job
+from sorsa_ds.plan.memory import memory
+from sorsa_ds.shapes import shipped
 
 WORKERS = Path(__file__).with_name("quantized_workers.py")
-LLAMA_70B = {"hidden": 8192, "inner": 28672, "layers": 80, "keys": 1024, "vocabulary": 32000}
-GIB = 2**30
+LLAMA_70B = "meta-llama/Llama-2-70b-hf"
 
 
 def main() -> None:
     """Measure, print a table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", default="nf4", choices=("nf4", "nf4_double", "int8"))
-    parser.add_argument("--iterations", type=int, default=1, help="residual.iterations of the training run")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--learning_rate", type=float, default=2e-4, help="of the training runs")
+    parser.add_argument("--rank", type=int, default=16, help="of all but the training runs")
+    parser.add_argument("--train_rank", type=int, default=64, help="of the training runs")
+    parser.add_argument("--iterations", type=int, default=5, help="residual.iterations of the quantised training run")
+    parser.add_argument("--learning_rate", type=float, default=5e-5, help="of the training runs")
     parser.add_argument("--steps", type=int, help="optimizer steps of the training runs (default: one epoch)")
     parser.add_argument("--timed", type=int, default=5, help="steps that are timed")
     parser.add_argument("--lengths", type=int, nargs="+", default=[128], help="tokens of a sequence")
@@ -45,7 +48,7 @@ def main() -> None:
     else:
         result = {
             **held(), **gathered(a.storage, sizes), **timed(a.storage, sizes, a.timed),
-            **trained(a.storage, a.iterations, a.rank, a.learning_rate, a.steps), **plan(),
+            **trained(a.storage, a.iterations, a.train_rank, a.learning_rate, a.steps), **plan(),
         }  # fmt: skip
     for key, value in result.items():
         say(f"{key:32} {value if not isinstance(value, float) else round(value, 4)}")
@@ -113,31 +116,21 @@ def trained(storage: str, iterations: int, rank: int, rate: float, steps: int | 
 
 
 def plan() -> dict:
-    """GiB of Llama 70B on one GPU: frozen, trained with AdamW in fp32, activations of one sequence, by rank."""
-    shape = LLAMA_70B
-    hidden, inner, layers = shape["hidden"], shape["inner"], shape["layers"]
-    linears = [(hidden, hidden)] * 2 + [(shape["keys"], hidden)] * 2 + [(inner, hidden)] * 2 + [(hidden, inner)]
-    others = 2 * (2 * shape["vocabulary"] * hidden + (2 * layers + 1) * hidden)
+    """GiB of Llama 2 70B on one GPU with checkpointing, one sequence at a time, as `launch/plan.py` plans it."""
     result = {}
-    for name, storage in (("nf4", Nf4(64)), ("nf4_double", Nf4Double(64))):
-        packed = sum(
-            layout.numel() * dtype.itemsize
-            for linear in linears
-            for layout, dtype in storage.tensors(torch.Size(linear)).values()
-        )
-        frozen = layers * packed + others
+    for storage in ("nf4", "nf4_double"):
         for rank in (64, 128):
-            trainable = layers * sum(rank * (m + n + 1) for m, n in linears)
             for length in (512, 2048):
-                # Kept for each block: its input. While one is recomputed: what its linears and its MLP keep, a dense
-                # matrix; at the end the logits, in bf16 and twice in fp32.
-                block = 2 * length * (12 * hidden + 6 * inner) + 2 * hidden * inner
-                active = 2 * layers * length * hidden + max(block, 10 * length * shape["vocabulary"])
-                total = (frozen + 16 * trainable + active) / GIB
-                result[f"plan_70b_{name}_r{rank}_{length}_gib"] = round(total, 1)
-                say(f"70B, {name}, r = {rank}, {length} tokens: {frozen / GIB:.1f} frozen + "
-                    f"{16 * trainable / GIB:.1f} trained ({trainable / 1e9:.2f} B) + {active / GIB:.1f} activations "
-                    f"= {total:.1f} GiB")  # fmt: skip
+                config = RunConfig(
+                    model=LLAMA_70B, sorsa=SorsaConfig(rank=rank), residual=ResidualConfig(storage=storage),
+                    data=DataConfig(max_length=length),
+                    train=TrainConfig(precision="mixed", micro_batch_size=1, gradient_checkpointing=True),
+                )  # fmt: skip
+                job = Job.of(config, {"zero_optimization": {"stage": 0}}, Hardware())
+                needed = memory(job, facts(shipped(LLAMA_70B), job))
+                result[f"plan_70b_{storage}_r{rank}_{length}_gib"] = round(needed.total / GIB, 1)
+                parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in needed.gpu.items() if size > GIB / 20)
+                say(f"70B, {storage}, r = {rank}, {length} tokens: {needed.total / GIB:.1f} GiB ({parts})")
     return result
 
 

@@ -21,6 +21,7 @@ from sorsa_ds.inputs import check_fits, examples, find_model, load_tokenizer
 from sorsa_ds.loading import load_operated
 from sorsa_ds.methods.settings import check
 from sorsa_ds.placement import Whole, Zero3
+from sorsa_ds.plan.check import check_memory
 from sorsa_ds.process import peak_resident_gib, start_process, this_device
 from sorsa_ds.resume import find
 from sorsa_ds.run_folder import RunLog, choose_folder, hold
@@ -82,6 +83,10 @@ def assemble(invocation: Invocation) -> Trainer:
     if resume is not None:
         resume.check_data(data)
     check_fits(model_folder, config.loading, [*train_examples, *eval_examples])
+    if config.method == "sorsa":
+        check_memory(model_folder, config, raw, resolved, formats, storage)
+    else:
+        say(f"Memory is not planned: the plan knows SORSA alone, not method {config.method}.")
     say(show_example(train_examples[0], tokenizer))
 
     torch.manual_seed(config.train.seed + comm.rank())  # dropout differs between ranks

@@ -58,7 +58,8 @@ class SorsaConfig:
     """Which linears are adapted, and how (SORSA, eq. 8)."""
 
     targets: list[str] | str = "all-linear"
-    """`all-linear` (every linear but the output head), or a list of module names, name suffixes (`q_proj`) or globs."""
+    """`all-linear` (every linear but the output head and RWKV6's small mixing projections), or a list of module names,
+    name suffixes (`q_proj`) or globs."""
 
     rank: PositiveInt = 16
     """Number r of singular triplets that are trained in each adapted linear; at most min(out, in) of any of them."""
@@ -247,6 +248,10 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "mixed", "bf16"] = "auto"
     """fp32: everything. mixed: fp32 factors over a bf16 residual, bf16 autocast (the papers').
     bf16: DeepSpeed's bf16 engine with fp32 masters. `auto`: mixed where bf16 products are fast, else fp32."""
+
+    check_memory: bool = True
+    """Stop before the model is loaded if the plan of its memory says that it cannot fit (launch/plan.py). The plan
+    knows SORSA alone; other methods run without."""
 
     eval_every: NonNegativeInt = 0
     """Optimizer steps between held-out evaluations; one is made at the start and at the end. 0: only those."""

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -125,12 +125,17 @@ def build(schema: type[T], values: Mapping[str, Any]) -> T:
         raise ValueError("\n".join(item["msg"].removeprefix("Value error, ") for item in error.errors())) from None
 
 
-def to_yaml(config: Any, comments: bool = False) -> str:
-    """A configuration as YAML that reads back to an equal one; with `comments`, help, type and default of each key."""
+def to_yaml(config: Any, comments: bool = False, only: Collection[str] | None = None) -> str:
+    """A configuration as YAML that reads back to an equal one; with `comments`, help, type and default of each key.
+
+    only: the dotted paths to write, in the order of declaration; all if None.
+    """
     schema = type(config)
     lines: list[str] = []
     section = ""
     for path, leaf in leaves(schema).items():
+        if only is not None and path not in only:
+            continue
         head, _, name = path.rpartition(".")
         if head != section:
             section = head

@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from sorsa_ds import weights
+from sorsa_ds.architectures import make_known
 from sorsa_ds.config import EMBEDDED_MODEL, DataConfig, LoadingConfig
 from sorsa_ds.console import say
 from sorsa_ds.data.source import load_rows
@@ -13,10 +14,16 @@ from sorsa_ds.embedded import ensure_embedded_model
 
 
 def find_model(model: str, loading: LoadingConfig) -> Path:
-    """The folder of the configured model; the embedded one is converted first if it never was."""
+    """The folder of the configured model; the embedded one is converted first if it never was.
+
+    Raises:
+        ValueError: there is no such model, or its architecture needs a package that is not installed.
+    """
     if model == EMBEDDED_MODEL:
         return ensure_embedded_model(say)
-    return weights.find(model, loading.revision)
+    folder = weights.find(model, loading.revision)
+    make_known(folder)
+    return folder
 
 
 def load_tokenizer(folder: Path, loading: LoadingConfig) -> PreTrainedTokenizerBase:

@@ -63,7 +63,7 @@ class _SorsaFunction(torch.autograd.Function):
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype that the products are made in: autocast's where it is on, else the input's."""
-    if torch.is_autocast_enabled(x.device.type):
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 

@@ -9,6 +9,7 @@ from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sorsa_ds import comm
+from sorsa_ds.architectures import make_known
 from sorsa_ds.config import LoadingConfig, SorsaConfig
 from sorsa_ds.init_report import LayerReport
 from sorsa_ds.initialize import FactorSource, Progress, Recipe, SorsaRecipe, fill, parameter_homes
@@ -49,8 +50,10 @@ def skeleton(folder: Path | str, loading: LoadingConfig) -> PreTrainedModel:
     """The model without memory for its parameters; buffers (rotary frequencies) are real.
 
     Raises:
-        ValueError: the folder's configuration is not one of a causal language model.
+        ValueError: the folder's configuration is not one of a causal language model, or its architecture needs a
+            package that is not installed.
     """
+    make_known(folder)
     attention = None if loading.attn_implementation == "auto" else loading.attn_implementation
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=loading.trust_remote_code)

@@ -24,14 +24,19 @@ class Precision:
     why: str
 
 
-def choose(setting: Literal["auto", "fp32", "mixed", "bf16"], json_says: Name | None, device: Device) -> Precision:
-    """Settle `train.precision` with the DeepSpeed JSON (`ds_config.precision_from_json`) and the hardware."""
+def choose(
+    setting: Literal["auto", "fp32", "mixed", "bf16"], json_says: Name | None, device: Device, fast: bool | None = None
+) -> Precision:
+    """Settle `train.precision` with the DeepSpeed JSON (`ds_config.precision_from_json`) and the hardware.
+
+    fast: whether bf16 products are fast on hardware that is not here; None: look at this machine's.
+    """
     if setting != "auto" and json_says not in (None, setting):
         raise ValueError(
             f"train.precision is {setting}, but the DeepSpeed JSON asks for {json_says}; "
             'say it in one place (write "auto" or nothing in the other)'
         )
-    fast, hardware = _bf16(device)
+    fast, hardware = _bf16(device) if fast is None else (fast, f"planned for a {device} that is not here")
     asked = setting if setting != "auto" else json_says
     name = asked or ("mixed" if fast else "fp32")
     if device == "cuda" and name != "fp32" and not fast:

@@ -17,10 +17,15 @@ def start_process() -> str:
     quiet_libraries()
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     if device_type == "cpu":
-        precision.set_threads(int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))))
+        precision.set_threads(local_ranks())
     precision.allow_tf32(device_type)
     init_distributed()
     return device_type
+
+
+def local_ranks() -> int:
+    """Processes of this job on this machine, as the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
 
 
 def init_distributed() -> None:

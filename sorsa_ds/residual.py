@@ -223,20 +223,31 @@ def describe(config: ResidualConfig) -> str:
     return f"{config.storage}, blocks of {config.block_size}{rounds}"
 
 
+def storage_of(config: ResidualConfig, precision: Precision) -> Storage:
+    """The storage that a configuration means.
+
+    Raises:
+        ValueError: the precision does not go with it.
+    """
+    name = settle(config, precision).storage
+    if name in _QUANTISED:
+        return _QUANTISED[name](config.block_size)
+    if name == "fp32" and precision.name == "bf16":
+        raise ValueError(
+            "residual.storage: fp32 does not go with precision bf16, whose engine rounds the model; use mixed"
+        )
+    return Dense(_DENSE[name])
+
+
 def choose(config: ResidualConfig, precision: Precision, device: torch.device) -> Storage:
     """The storage of a run, tried out on the device where that may fail.
 
     Raises:
         ValueError: the precision or the device does not go with it.
     """
-    name = settle(config, precision).storage
-    if name in _DENSE:
-        if name == "fp32" and precision.name == "bf16":
-            raise ValueError(
-                "residual.storage: fp32 does not go with precision bf16, whose engine rounds the model; use mixed"
-            )
-        return Dense(_DENSE[name])
-    storage = _QUANTISED[name](config.block_size)
+    storage, name = storage_of(config, precision), config.storage
+    if not storage.quantised:
+        return storage
     ramp = torch.linspace(-1, 1, 4 * config.block_size, device=device).view(4, -1)
     try:
         lost = (storage.dense(storage.pack(ramp), tuple(ramp.shape), precision.compute_dtype) - ramp).abs().max().item()

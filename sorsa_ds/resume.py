@@ -27,6 +27,7 @@ FREE = (
     "train.micro_batch_size",
     "train.gradient_accumulation_steps",
     "train.gradient_checkpointing",
+    "train.check_memory",
     "train.eval_every",
     "train.max_start_gap",
 )

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from sorsa_ds.architectures import mixing_linears, uncalled_linears
 from sorsa_ds.config import SorsaConfig
 from sorsa_ds.layer import SorsaLinear
 from sorsa_ds.precision import Precision
@@ -44,17 +45,19 @@ def select(model: nn.Module, config: SorsaConfig) -> list[Target]:
     """The linears that the configuration names, in module order.
 
     Raises:
-        ValueError: a pattern matches no linear (the message lists what exists), or a rank exceeds a layer's
-            min(out, in) (the message names the layer).
+        ValueError: a pattern matches no linear (the message lists what exists) or one that the model does not call, or
+            a rank exceeds a layer's min(out, in) (the message names the layer).
     """
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     if config.targets == "all-linear":
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        chosen = {name for name, module in linears.items() if module is not head}
+        kept = mixing_linears(model)
+        chosen = {n for n, module in linears.items() if module is not head and not any(matches(n, p) for p in kept)}
     else:
         patterns = [config.targets] if isinstance(config.targets, str) else config.targets
         chosen = {name for name in linears for pattern in patterns if matches(name, pattern)}
         _check_all_match("sorsa.targets", patterns, linears)
+        _check_called(chosen, uncalled_linears(model))
     if not chosen:
         raise ValueError(
             "sorsa.targets selects no linear: the list is empty, or the model has none but its output head"
@@ -111,6 +114,15 @@ def _target(name: str, module: nn.Module, rank: int) -> Target:
             f"layer its own in sorsa.rank_pattern"
         )
     return Target(name, m, n, rank, bias=module.bias is not None, transposed=transposed)
+
+
+def _check_called(chosen: Iterable[str], uncalled: Iterable[str]) -> None:
+    """Stop at the first target that the model does not call."""
+    for name in sorted(chosen):
+        if any(matches(name, pattern) for pattern in uncalled):
+            raise ValueError(
+                f"sorsa.targets: {name} cannot be adapted: the model reads its weight without calling it; leave it out"
+            )
 
 
 def _check_all_match(field: str, patterns: Iterable[str], names: Iterable[str]) -> None:

@@ -1,0 +1,20 @@
+"""Plan a run: `python launch/plan.py --config RECIPE --ds_config JSON --gpus N --nodes M [--json]`."""
+
+import sys
+
+from sorsa_ds import failure
+
+
+def main() -> None:
+    """Parse, plan, print; exit code 3 where it does not fit."""
+    from sorsa_ds.console import quiet_libraries
+    from sorsa_ds.plan.command import run
+
+    quiet_libraries()
+    if not run(sys.argv[1:]):
+        sys.stdout.flush()
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    failure.run(main)

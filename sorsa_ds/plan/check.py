@@ -1,0 +1,47 @@
+"""The plan at the beginning of a run: said in a line, and what cannot fit is refused before anything is loaded."""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from sorsa_ds import comm, process
+from sorsa_ds.config import RunConfig
+from sorsa_ds.console import say
+from sorsa_ds.ds_config import Resolved
+from sorsa_ds.plan.facts import facts
+from sorsa_ds.plan.job import GIB, Hardware, Job
+from sorsa_ds.plan.memory import memory
+from sorsa_ds.plan.report import short
+from sorsa_ds.precision import Precision
+from sorsa_ds.residual import Storage
+
+
+def check_memory(
+    folder: Path, config: RunConfig, given: dict, resolved: Resolved, formats: Precision, storage: Storage
+) -> None:
+    """Say what a run needs, and stop where this machine has less. A collective call.
+
+    Args:
+        folder: the model's. The others: what the run has settled (see `job.Job`).
+
+    Raises:
+        ValueError: it cannot fit, unless train.check_memory is off, or the model has no such targets or ranks; on every
+            rank.
+    """
+    job = Job(config, given, resolved, formats, storage, Hardware(gpus=comm.world_size()))
+    needed = comm.together(lambda: memory(job, facts(folder, job)), process.this_device())
+    on_gpu = torch.cuda.is_available()
+    wanted = needed.total if on_gpu else needed.total + needed.total_host
+    limit = torch.cuda.mem_get_info()[1] if on_gpu else psutil.virtual_memory().available // process.local_ranks()
+    say(short(needed, limit, "on its GPU" if on_gpu else "of free memory"))
+
+    def refuse() -> None:
+        if wanted > limit and config.train.check_memory:
+            raise ValueError(
+                f"the run needs about {wanted / GIB:.2f} GiB a rank, more than the {limit / GIB:.2f} GiB that it may "
+                f"take here: launch/plan.py with the same settings tells what would fit; train.check_memory=false "
+                f"tries all the same"
+            )
+
+    comm.together(refuse, process.this_device())

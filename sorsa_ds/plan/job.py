@@ -1,0 +1,83 @@
+"""What is planned: a run's settings and the hardware, settled as training would settle them there."""
+
+from dataclasses import dataclass
+
+from sorsa_ds import ds_config, precision, residual
+from sorsa_ds.config import RunConfig
+from sorsa_ds.precision import Precision
+from sorsa_ds.residual import Storage
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What a run is planned for.
+
+    gpus: of one node. nodes: how many. gpu_memory: bytes of one GPU. tflops: dense bf16 of one GPU, as its maker says.
+    efficiency: the share of these that training reaches. gpu_bandwidth: GB/s that a GPU receives from the others of its
+    node. node_bandwidth: GB/s that a node receives from the others.
+
+    The defaults are an H100 SXM with NVLink 4 (450 GB/s a direction) and one 400 Gb/s card a GPU, at 80 % of both.
+    """
+
+    gpus: int = 1
+    nodes: int = 1
+    gpu_memory: int = 80 * GIB
+    tflops: float = 989.0
+    efficiency: float = 0.4
+    gpu_bandwidth: float = 360.0
+    node_bandwidth: float = 320.0
+
+    @property
+    def ranks(self) -> int:
+        """One a GPU."""
+        return self.gpus * self.nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run on some hardware. resolved: its DeepSpeed configuration there. given: the JSON as the user wrote it."""
+
+    config: RunConfig
+    given: dict
+    resolved: ds_config.Resolved
+    precision: Precision
+    storage: Storage
+    hardware: Hardware
+
+    @classmethod
+    def of(cls, config: RunConfig, given: dict, hardware: Hardware) -> "Job":
+        """Settle a run for GPUs that multiply in bf16.
+
+        Raises:
+            ValueError: the settings, or the number of ranks, do not go together.
+        """
+        wanted = ds_config.precision_from_json(given)
+        formats = precision.choose(config.train.precision, wanted, "cuda", fast=True)
+        resolved = ds_config.resolve(given, config.train, hardware.ranks, "cuda", formats.name)
+        return cls(config, given, resolved, formats, residual.storage_of(config.residual, formats), hardware)
+
+    @property
+    def zero(self) -> dict:
+        """The JSON's zero_optimization section, as resolved."""
+        return self.resolved.ds["zero_optimization"]
+
+    @property
+    def stage(self) -> int:
+        """ZeRO stage."""
+        return self.resolved.zero_stage
+
+    @property
+    def ranks(self) -> int:
+        """Of the whole job."""
+        return self.hardware.ranks
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one micro-batch on one rank, at the longest."""
+        return self.resolved.micro_batch_size * self.config.data.max_length
+
+    def offloaded(self, what: str) -> bool:
+        """Whether `optimizer` or `param` state lives in the host's memory."""
+        return f"offload_{what}" in self.zero

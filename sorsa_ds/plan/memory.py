@@ -1,0 +1,171 @@
+"""Bytes that a rank holds, on its GPU and in the host's memory, by what they are for.
+
+What DeepSpeed 0.19.8 allocates on each stage was read off live tensors; tests hold the parameters, the optimizer and
+the residual to them exactly. Activations are counted (`activations`); buffers are what their settings allow.
+
+Letters: T trained numbers, N ranks, f bytes of a trained number as the model holds it (4, or 2 in a bf16 engine).
+"""
+
+from dataclasses import dataclass
+
+from sorsa_ds import initialize
+from sorsa_ds.plan.facts import Facts, Held
+from sorsa_ds.plan.job import Job
+
+CONTEXT = 600 * 2**20
+"""What CUDA, NCCL and cuBLAS take of a GPU beside PyTorch's tensors."""
+
+_MOMENTS, _MASTER, _FP64 = 8, 4, 8
+_BUCKET, _LIVE, _PREFETCH, _PERSISTENT = 5 * 10**8, 10**9, 5 * 10**7, 10**5
+"""DeepSpeed's defaults of reduce_bucket_size, stage3_max_live_parameters, stage3_prefetch_bucket_size and
+stage3_param_persistence_threshold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """gpu, host: component -> bytes of a rank. initialisation: largest bytes on the GPU while the model is made.
+    reading: in the host's memory then. counted: whether activations were."""
+
+    gpu: dict[str, int]
+    host: dict[str, int]
+    initialisation: int
+    reading: int
+    counted: bool
+
+    @property
+    def total(self) -> int:
+        """On the GPU, in training or before it."""
+        return max(sum(self.gpu.values()), self.initialisation + self.gpu["context"])
+
+    @property
+    def total_host(self) -> int:
+        """In the host's memory: what is offloaded, and what is read."""
+        return sum(self.host.values()) + self.reading
+
+
+def memory(job: Job, facts: Facts) -> Memory:
+    """Memory of the rank that holds most."""
+    gpu = {"residual": 0, "frozen": 0, "factors": 0, "masters": 0, "moments": 0, "gradients": 0}
+    host = dict(gpu)
+    parameters_at = host if job.offloaded("param") else gpu
+    optimizer_at = host if job.offloaded("optimizer") else gpu
+    for name, kind in (("residual", "residual"), ("frozen", "frozen"), ("factors", "factor")):
+        parameters_at[name] += sum(_held(job, p) for p in facts.parameters if p.kind == kind)
+    if job.stage in (1, 2):  # one flat tensor, filled up to a whole number of aligned parts
+        parameters_at["factors"] = _padded(job, facts) * _itemsize(job)
+    mine = _mine(job, facts)
+    optimizer_at["masters"] = _MASTER * mine if _has_masters(job) else 0
+    optimizer_at["moments"] = _MOMENTS * mine
+    gpu["gradients"] = _gradients(job, facts)
+    if job.offloaded("optimizer"):
+        host["gradients"] = 2 * _MASTER * mine  # the masters' own, and a pinned buffer of the updated factors
+        gpu["gradients"] = _itemsize(job) * facts.trainable if job.stage == 1 else 0
+    gpu["buffers"] = _buffers(job, facts)
+    gpu["gathered"] = _gathered(job, facts)
+    gpu["secondary"] = _secondary(job, facts)
+    gpu["dense residual"] = _largest_dense(job, facts)
+    gpu["regulariser"] = 3 * _FP64 * sum(2 * target.rank**2 for target in facts.targets)  # Grams, errors, factors
+    gpu["activations"], gpu["logits"] = _activations(job, facts)
+    gpu["context"] = CONTEXT
+    peak = max(
+        initialize.working_set(target, job.config.sorsa, job.storage, job.config.residual.iterations > 1)
+        for target in facts.targets
+    )
+    shards = 0 if job.offloaded("param") else sum(gpu[name] for name in ("residual", "frozen", "factors"))
+    read = max(p.numel for p in facts.parameters) * 4 + initialize.TRIM_BYTES + initialize.REOPEN_BYTES
+    return Memory(gpu, host, shards + peak, read, facts.kept.counted)
+
+
+def _held(job: Job, parameter: Held) -> int:
+    """Bytes of a parameter on one rank."""
+    return parameter.block(job.ranks) * parameter.itemsize if job.stage == 3 else parameter.nbytes
+
+
+def _itemsize(job: Job) -> int:
+    return job.precision.factor_dtype.itemsize
+
+
+def _padded(job: Job, facts: Facts) -> int:
+    """Stages 1 and 2: T, filled up to a multiple of 2 N."""
+    unit = 2 * job.ranks
+    return -(-facts.trainable // unit) * unit
+
+
+def _mine(job: Job, facts: Facts) -> int:
+    """Trained numbers that this rank's optimizer updates."""
+    if job.stage == 0:
+        return facts.trainable
+    if job.stage < 3:
+        return _padded(job, facts) // job.ranks
+    return sum(p.block(job.ranks) for p in facts.parameters if p.kind == "factor")
+
+
+def _has_masters(job: Job) -> bool:
+    """Whether the optimizer's tensors are copies of the parameters; without ZeRO in fp32 they are themselves."""
+    return job.stage > 0 or job.precision.name == "bf16"
+
+
+def _gradients(job: Job, facts: Facts) -> int:
+    """At the optimizer step, where most of them are there."""
+    bf16, trainable = job.precision.name == "bf16", facts.trainable
+    if job.stage == 0:
+        return (_MASTER + 2 if bf16 else _MASTER) * trainable
+    if job.stage == 1:
+        own = _MASTER * (_padded(job, facts) if bf16 else _mine(job, facts))  # in bf16 accumulated whole, in fp32
+        return own + _itemsize(job) * trainable
+    return _MASTER * _mine(job, facts)
+
+
+def _buffers(job: Job, facts: Facts) -> int:
+    """The buckets in which gradients travel, and with which updated factors do."""
+    if job.stage == 0:
+        return 0
+    bucket = int(job.zero.get("reduce_bucket_size", _BUCKET))
+    if job.stage == 3:
+        return bucket * _itemsize(job)  # allocated whole
+    copies = 2 if job.zero.get("overlap_comm") else 1
+    return copies * min(bucket, facts.trainable) * _itemsize(job)
+
+
+def _gathered(job: Job, facts: Facts) -> int:
+    """ZeRO-3: parameters that are whole at a time: small ones always, others as far as the settings let them."""
+    if job.stage < 3 or (job.ranks == 1 and not job.offloaded("param")):
+        return 0
+    small = int(job.zero.get("stage3_param_persistence_threshold", _PERSISTENT))
+    persistent = [p for p in facts.parameters if p.numel <= small]
+    others = [p for p in facts.parameters if p.numel > small]
+    limit = int(job.zero.get("stage3_max_live_parameters", _LIVE))
+    limit += int(job.zero.get("stage3_prefetch_bucket_size", _PREFETCH))
+    numbers, whole = sum(p.numel for p in others), sum(p.nbytes for p in others)
+    live = whole if numbers <= limit else max(limit * whole // numbers, max(p.nbytes for p in others))
+    return sum(p.nbytes for p in persistent) + live
+
+
+def _secondary(job: Job, facts: Facts) -> int:
+    """hpZ: a second copy of all parameters, cut among the ranks of a node only."""
+    size = int(job.zero.get("zero_hpz_partition_size", 1))
+    return sum(p.block(size) * p.itemsize for p in facts.parameters) if job.stage == 3 and size > 1 else 0
+
+
+def _largest_dense(job: Job, facts: Facts) -> int:
+    """A packed residual made dense for one product, with the numbers that bitsandbytes writes first."""
+    if not job.storage.quantised:
+        return 0
+    return max(t.out_features * t.in_features for t in facts.targets) * job.precision.compute_dtype.itemsize
+
+
+def _activations(job: Job, facts: Facts) -> tuple[int, int]:
+    """(activations, logits) at the moment when both together are largest.
+
+    Forward ends with all that blocks keep, and with three copies of the logits (`objective.summed_loss`): as the model
+    gives them, the learned ones, and their log-probabilities, two of them in fp32. With checkpointing, blocks keep
+    their inputs, and backward makes one of them whole again when the logits are gone.
+    """
+    kept, compute = facts.kept, job.precision.compute_dtype.itemsize
+    logits = job.tokens * facts.vocabulary * 12  # in fp32: 3 x 4; in bf16: 2 + 2 + 4 + 4
+    backward = 4 * job.tokens * max(max(t.out_features, t.in_features) for t in facts.targets) * compute
+    if not job.config.train.gradient_checkpointing:
+        return kept.rest + sum(kept.blocks) + backward, logits
+    inputs = kept.rest + kept.inputs * len(kept.blocks)
+    recomputed = max(kept.blocks, default=0) + backward
+    return (inputs, logits) if logits >= recomputed else (inputs + recomputed, 0)

@@ -1,0 +1,45 @@
+"""Bytes over the wire in an optimizer step: what each GPU receives from its node, and each node from the others.
+
+Collectives are counted as rings that visit node after node, as NCCL makes them: of S bytes that all ranks need, a rank
+receives S (N - 1) / N, and a node S (M - 1) / M of the other M - 1 nodes; an all-reduce is twice that.
+"""
+
+from dataclasses import dataclass
+
+from sorsa_ds.plan.facts import Facts
+from sorsa_ds.plan.job import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes of one optimizer step by purpose. inside: received by a GPU from its own node. between: by a node from the
+    other nodes."""
+
+    inside: dict[str, float]
+    between: dict[str, float]
+
+
+def traffic(job: Job, facts: Facts) -> Traffic:
+    """Of all micro-batches of a step together."""
+    ranks, nodes = job.ranks, job.hardware.nodes
+    steps = job.resolved.gradient_accumulation_steps
+    itemsize = job.precision.factor_dtype.itemsize
+    factors = facts.trainable * itemsize
+    moved: dict[str, float] = {}  # bytes of an all-gather or a reduce-scatter with the same effect
+    if job.stage == 3:
+        passes = 3 if job.config.train.gradient_checkpointing else 2  # forward, recomputation, backward
+        moved["frozen parameters"] = passes * steps * sum(p.nbytes for p in facts.parameters if p.kind != "factor")
+        moved["factors"] = passes * steps * factors
+        moved["gradients"] = steps * factors
+    elif job.stage > 0:
+        moved["gradients"] = (steps if job.stage == 2 else 1) * factors
+        moved["factors"] = factors
+    else:
+        moved["gradients"] = 2 * factors
+    if job.stage > 0:
+        moved["Gram matrices"] = 2 * 8 * sum(2 * target.rank**2 for target in facts.targets)
+    everywhere = {name: size * (ranks - 1) / ranks for name, size in moved.items()}
+    between = {name: size * (nodes - 1) / nodes for name, size in moved.items()}
+    # Of what a node receives, each of its GPUs takes its share from outside; the rest comes from inside.
+    inside = {name: size - between[name] / job.hardware.gpus for name, size in everywhere.items()}
+    return Traffic({k: v for k, v in inside.items() if v > 0}, {k: v for k, v in between.items() if v > 0})
