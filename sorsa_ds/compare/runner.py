@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import yaml
 
 from sorsa_ds.cli import REPOSITORY, to_yaml
@@ -21,7 +22,6 @@ from sorsa_ds.files import write_text
 from sorsa_ds.preemption import SIGNALS, Preempted
 from sorsa_ds.resume import FREE, differences
 from sorsa_ds.run_folder import read_metrics
-from sorsa_ds.run_lock import is_held
 from sorsa_ds.run_paths import CHECKPOINTS, CONFIG, GIVEN_DS_CONFIG, REPORT
 
 LOGS, SETTINGS = "logs", "settings"
@@ -99,7 +99,7 @@ class Runner:
         """Run one of the launch/ commands through DeepSpeed's launcher; what it prints goes to logs/NAME.log.
 
         The command gets a session of its own: a Ctrl-C at the terminal reaches this process alone, which passes it on
-        as the signal on which ranks save.
+        to the ranks as the signal on which they save.
 
         Returns:
             why it failed, if it did.
@@ -121,14 +121,11 @@ class Runner:
                 process = subprocess.Popen(command, stdout=printed, stderr=printed, start_new_session=True)
                 while process.poll() is None:
                     if self.told_to_stop is not None:
-                        process.terminate()
-                        process.wait()
+                        _stop(process)
                         break
                     meanwhile()
                     time.sleep(_SECONDS)
             if self.told_to_stop is not None:
-                while is_held(self.output / RUNS / name):  # the ranks notice that their launcher is gone, and save
-                    time.sleep(_SECONDS)
                 raise Preempted(f"{self.told_to_stop}: stopped in {name}; the same command goes on")
         return None if process.returncode == 0 else _reason(log, begin, process.returncode)
 
@@ -148,6 +145,16 @@ class Runner:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _stop(launcher: subprocess.Popen) -> None:
+    """Ask the ranks to save and leave, and wait for them; DeepSpeed's launcher does not pass signals on."""
+    with contextlib.suppress(psutil.Error):  # of processes that have just ended
+        family = psutil.Process(launcher.pid).children(recursive=True)
+        ranks = [process for process in family if any(word.startswith("--local_rank") for word in process.cmdline())]
+        for process in ranks or [launcher, *family]:
+            process.terminate()
+    launcher.wait()
 
 
 def _reason(log: Path, begin: int, code: int) -> str:
