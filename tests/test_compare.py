@@ -16,6 +16,7 @@ import pytest
 from projects import ROOT
 
 from sorsa_ds.compare import command, figure, tables
+from sorsa_ds.compare.request import parse
 from sorsa_ds.compare.results import MethodResult, Result, Spread, best_rate, by_method
 from sorsa_ds.compare.runner import Runner
 from sorsa_ds.compare.trials import METHODS, Trial, read_learning_rates, read_methods, read_seeds
@@ -61,13 +62,16 @@ def test_bad_lists_are_refused_by_name(read, message):
         (["--methods=lora", "--output=x", "method=lora"], "method: --methods says that here"),
         (["--methods=lora", "--output=x", "train.seed=3"], "train.seed: --seeds says that here"),
         (["--methods=lora", "--output=x", "output.name=y"], "output.name: --output says that here"),
+        (["--methods=lora", "--output=x", "--task=loss"], "there is no 'loss' with an accuracy"),
+        (["--methods=lora", "--output=x", "--task_options=--limit 3"], "there is no --task"),
+        (["--methods=lora", "--output=x", "--task=math", "--task_options=--model=y"], "--model=y is set by"),
         (["--methods=lora", "--output=x", "--num_gpus=0"], "'0' is no integer >= 1"),
         (["--methods=lora", "--output=x", "sorsa.rnak=3"], "did you mean .*sorsa.rank"),
     ],
 )
 def test_a_bad_command_is_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
-        command.parse(arguments)
+        parse(arguments)
 
 
 def test_a_later_run_that_could_not_be_made_is_refused_before_the_first(tmp_path):
@@ -109,7 +113,7 @@ def result(method: str, rate: float, seed: int, folder: Path, held_out: float | 
     lines = [{"step": t, "loss": loss + 1 / t, "grad_norm": seed / t} for t in range(1, 5)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "report.json").write_text(json.dumps(report))
-    return Result.read(Trial(method, rate, seed), folder, {})
+    return Result.read(Trial(method, rate, seed), folder)
 
 
 @pytest.fixture
@@ -135,15 +139,19 @@ def test_the_best_rate_is_that_of_the_lowest_held_out_loss_with_the_first_seed(r
 
 
 def test_tables_hold_means_and_deviations_over_seeds(runs, tmp_path):
+    runs[1:3] = [replace(run, accuracy=percent) for run, percent in zip(runs[1:3], (30.0, 20.0), strict=True)]
     sorsa, lora = methods_of(runs)
     assert sorsa.spread("eval_loss_end") == Spread(1.6, statistics.stdev([1.5, 1.7]), 2)
     assert lora.spread("eval_loss_end") == Spread(1.8, None, 1)
     failed = {Trial("pissa", 1e-3, 1): "out of memory"}
-    comparison = tables.Comparison(RunConfig(), [], [sorsa, lora], runs, failed, {"lora": {"sorsa.svd": "exact"}}, 1)
+    comparison = tables.Comparison(
+        RunConfig(), "gsm8k", 20.0, [sorsa, lora], runs, failed, {"lora": {"sorsa.svd": "exact"}}, 1
+    )
     tables.write(comparison, tmp_path)
     text = (tmp_path / "comparison.md").read_text()
-    for told in ("| sorsa | 0.003 | 1, 2 | 1.7750 ± 0.2475 | 3.0000 | 1.6000 ± 0.1414 | 15 ± 7 | 100 | 1.50 | 1,000 |",
-                 "| lora | 0.001 | 1 | 1.7000 | 3.0000 | 1.8000 | 10 | 100 | 1.50 | 1,000 |",
+    for told in ("| sorsa | 0.003 | 1, 2 | 1.7750 ± 0.2475 | 3.0000 | 1.6000 ± 0.1414 | 15 ± 7 | 100 | 1.50 |",
+                 " 1,000 | 20.00 | 25.00 ± 7.07 |",
+                 "| lora | 0.001 | 1 | 1.7000 | 3.0000 | 1.8000 | 10 | 100 | 1.50 | 1,000 | 20.00 | - |",
                  "| sorsa | 2.0000 | 1.5000 |", "- pissa-lr0.001-seed1 failed: out of memory",
                  "- lora has no use for sorsa.svd=exact"):  # fmt: skip
         assert told in text, told
@@ -157,7 +165,7 @@ def test_tables_hold_means_and_deviations_over_seeds(runs, tmp_path):
 
 def test_runs_on_other_numbers_of_ranks_are_pointed_out(runs):
     runs[0].report["world_size"] = 4
-    text = tables.markdown(tables.Comparison(RunConfig(), [], methods_of(runs), runs, {}, {}, 1))
+    text = tables.markdown(tables.Comparison(RunConfig(), None, None, methods_of(runs), runs, {}, {}, 1))
     assert "different numbers of ranks (2, 4)" in text
 
 
@@ -228,7 +236,7 @@ def test_a_comparison_is_stopped_goes_on_and_survives_a_run_that_fails(project, 
     printed = ended(start(project, tmp_path), 2)
     broken = "lora-lr1e+30-seed1"
     assert f"{broken} failed: the loss is nan" in printed
-    assert "1 runs failed" in printed
+    assert f"error: failed: {broken}; the same command tries again" in printed
     done = {path.parent.name for path in tmp_path.glob("runs/*/report.json")}
     assert done == {"sorsa-lr0.003-seed1", "lora-lr0.01-seed1", "sorsa-lr0.003-seed2", "lora-lr0.01-seed2"}
     assert not list(tmp_path.glob("runs/*seed2/checkpoints"))

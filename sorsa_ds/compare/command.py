@@ -1,96 +1,17 @@
 """The way through a comparison: what is asked for, the runs one after the other, and the tables after each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 from sorsa_ds import cli, ds_config
 from sorsa_ds.compare import figure, tables
+from sorsa_ds.compare.accuracy import BASE
+from sorsa_ds.compare.request import Request, parse
 from sorsa_ds.compare.results import Result, best_rate, by_method
 from sorsa_ds.compare.runner import Runner
-from sorsa_ds.compare.trials import NO_REGULARIZER, RUNS, Trial, read_learning_rates, read_methods, read_seeds
-from sorsa_ds.config import RunConfig
+from sorsa_ds.compare.trials import RUNS, Trial
 from sorsa_ds.console import bar, say
 from sorsa_ds.methods.settings import check_stage
-
-OPTIONS = {
-    "methods": f"what is compared, as in sorsa,lora; {NO_REGULARIZER} is sorsa with gamma = 0",
-    "output": "folder of the comparison; the same command again goes on in it",
-    "seeds": "seeds of each method (default 1,2,3)",
-    "learning_rates": "1e-4,3e-4 for every method, lora=1e-3 for one; of several the best on the first seed is taken",
-    "num_gpus": "ranks: GPUs of this machine, or processes where it has none (default: all GPUs, or one process)",
-    "config": "YAML file with settings that all runs share",
-    "ds_config": "DeepSpeed JSON of all runs (default ds_configs/zero2.json)",
-}
-USAGE = """\
-Compare SORSA with other methods: the same training for each, one after the other, in one table and one picture.
-
-  python launch/compare.py --methods sorsa,pissa,lora,adalora,full --seeds 1,2,3 --output comparisons/first
-  python launch/compare.py --config run.yaml --methods sorsa,lora --learning_rates 1e-4,3e-4,1e-3 --output DIR
-
-Settings as for launch/train.py; what a method has no use for is left out of its runs, and told.
-"""
-_OWN = {"method": "--methods", "train.seed": "--seeds", "output.folder": "--output", "output.name": "--output"}
-
-
-@dataclass(slots=True)
-class Request:
-    """What one command line asks for."""
-
-    base: RunConfig
-    ds_config: Path
-    output: Path
-    methods: list[str]
-    seeds: list[int]
-    rates: dict[str, list[float]]
-    num_gpus: int | None
-
-
-def parse(argv: Sequence[str]) -> Request:
-    """ValueError lists everything wrong; `--help` prints and exits."""
-    errors = cli.Errors()
-    options, overrides = cli.split(argv, OPTIONS, errors)
-    if "help" in options:
-        print(cli.help_text(RunConfig, USAGE, OPTIONS))
-        raise SystemExit(0)
-    for option in ("methods", "output"):
-        if not options.get(option):
-            errors.append(f"--{option} is missing: {OPTIONS[option]}")
-    errors.stop()
-    file, base = None, RunConfig()
-    methods, seeds, rates = [], [], {}
-    ranks = options.get("num_gpus")
-    with errors.noted():
-        json_file = cli.find_file("--ds_config", options.get("ds_config", "ds_configs/zero2.json"), "ds_configs/*.json")
-    with errors.noted():
-        file = cli.find_file("--config", options["config"], "launch/recipes/*.yaml") if "config" in options else None
-    with errors.noted():
-        base = cli.absolute(cli.load(RunConfig, file, overrides, OPTIONS))
-        _refuse_own(base)
-    with errors.noted():
-        methods = read_methods(options["methods"])
-        rates = read_learning_rates(options.get("learning_rates", ""), methods, base.train.learning_rate)
-    with errors.noted():
-        seeds = read_seeds(options.get("seeds", "1,2,3"))
-    if ranks is not None and not (ranks.isascii() and ranks.isdigit() and int(ranks) > 0):
-        errors.append(f"--num_gpus: {ranks!r} is no integer >= 1")
-    errors.stop()
-    output = Path(options["output"]).expanduser().resolve()
-    return Request(base, json_file, output, methods, seeds, rates, int(ranks) if ranks else None)
-
-
-def _refuse_own(base: RunConfig) -> None:
-    """What the comparison sets itself must not be set otherwise."""
-    default = RunConfig()
-    given = {
-        "method": (base.method, default.method),
-        "train.seed": (base.train.seed, default.train.seed),
-        "output.folder": (base.output.folder, default.output.folder),
-        "output.name": (base.output.name, default.output.name),
-    }
-    wrong = [f"{path}: {_OWN[path]} says that here" for path, (now, then) in given.items() if now != then]
-    if wrong:
-        raise ValueError("\n".join(wrong))
 
 
 @dataclass(slots=True)
@@ -99,6 +20,7 @@ class Progress:
 
     request: Request
     runner: Runner
+    before: float | None = None
     finished: list[Result] = field(default_factory=list)
     failed: dict[Trial, str] = field(default_factory=dict)
 
@@ -116,12 +38,31 @@ class Progress:
                 if failure is not None:
                     self.failed[trial] = failure
                     say(f"{trial.name} failed: {failure}")
-            if trial not in self.failed:
-                result = Result.read(trial, self.runner.folder(trial), {})
+            if self.runner.is_finished(trial):
+                result = Result.read(trial, self.runner.folder(trial))
                 self.finished.append(result)
                 say(f"{trial.name}: {_short(result)}")
                 self.write()
             shown.update()
+
+    def measure(self, shown) -> None:
+        """Give the runs at their methods' best rates their accuracies.
+
+        Raises:
+            Preempted: a signal came.
+        """
+        for i, run in enumerate(self.finished):
+            if run.trial.learning_rate == self.rate(run.trial.method):
+                shown.set_description(f"evaluating {run.trial.name}")
+                found, failure = self.request.evaluation.of(str(run.folder), run.trial.name, self.runner)
+                if failure is None:
+                    self.finished[i] = replace(run, accuracy=found)
+                    say(f"{run.trial.name}: accuracy {found:.2f} %")
+                    self.write()
+                else:
+                    self.failed[run.trial] = f"it was trained, but not evaluated: {failure}"
+                    say(f"{run.trial.name} failed: {self.failed[run.trial]}")
+                shown.update()
 
     def rate(self, method: str) -> float | None:
         """A method's best rate so far."""
@@ -131,11 +72,10 @@ class Progress:
         """The tables and the picture of what is there."""
         request = self.request
         methods = by_method(self.finished, request.methods, self.rate)
-        left_out = {
-            method: found for method in request.methods if (found := _first(request, method).left_out(request.base))
-        }
+        left_out = {method: found for method in request.methods if (found := request.left_out(method))}
+        task = request.evaluation and request.evaluation.task
         comparison = tables.Comparison(
-            request.base, [], methods, self.finished, self.failed, left_out, request.seeds[0]
+            request.base, task, self.before, methods, self.finished, self.failed, left_out, request.seeds[0]
         )
         tables.write(comparison, request.output)
         figure.draw(methods, request.output)
@@ -151,7 +91,7 @@ def compare(argv: Sequence[str]) -> None:
     request = parse(argv)
     runner = Runner(request.base, request.ds_config, request.output, request.num_gpus)
     _check(request, runner)
-    progress = Progress(request, runner)
+    progress = Progress(request, runner, _before(request, runner))
     first, *others = request.seeds
     tried = [Trial(method, rate, first) for method in request.methods for rate in request.rates[method]]
     say(f"{len(tried)} runs with seed {first}, then {len(others) * len(request.methods)} with the other seeds: "
@@ -160,11 +100,14 @@ def compare(argv: Sequence[str]) -> None:
         progress.attempt(tried, shown)
         chosen = [(method, progress.rate(method)) for method in request.methods]
         progress.attempt([Trial(m, rate, seed) for seed in others for m, rate in chosen if rate is not None], shown)
+    if request.evaluation is not None:
+        with bar(len(request.methods) * len(request.seeds), "evaluating", "run") as shown:
+            progress.measure(shown)
     progress.write()
     say(f"\n{(request.output / 'comparison.md').read_text(encoding='utf-8')}\n{request.output / 'comparison.md'}")
     if progress.failed:
         names = ", ".join(trial.name for trial in progress.failed)
-        raise ValueError(f"{len(progress.failed)} runs failed ({names}); the same command tries them again")
+        raise ValueError(f"failed: {names}; the same command tries again")
 
 
 def _check(request: Request, runner: Runner) -> None:
@@ -181,8 +124,15 @@ def _check(request: Request, runner: Runner) -> None:
     errors.stop()
 
 
-def _first(request: Request, method: str) -> Trial:
-    return Trial(method, request.rates[method][0], request.seeds[0])
+def _before(request: Request, runner: Runner) -> float | None:
+    """The base model's accuracy, if it is asked for: before any run, so that wrong options cost nothing."""
+    if request.evaluation is None:
+        return None
+    say(f"{request.evaluation.task} before training")
+    found, failure = request.evaluation.of(request.base.model, BASE, runner)
+    if failure is not None:
+        raise ValueError(f"--task {request.evaluation.task}: the base model cannot be evaluated: {failure}")
+    return found
 
 
 def _short(result: Result) -> str:

@@ -32,17 +32,17 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A finished run: its report, and the accuracy of its model by task, in percent."""
+    """A finished run: its report, and the accuracy of its model in percent, where it was asked for."""
 
     trial: Trial
     folder: Path
     report: dict
-    accuracy: dict[str, float]
+    accuracy: float | None = None
 
     @classmethod
-    def read(cls, trial: Trial, folder: Path, accuracy: dict[str, float]) -> "Result":
+    def read(cls, trial: Trial, folder: Path) -> "Result":
         """From the run's folder."""
-        return cls(trial, folder, json.loads((folder / REPORT).read_text(encoding="utf-8")), accuracy)
+        return cls(trial, folder, json.loads((folder / REPORT).read_text(encoding="utf-8")))
 
     @property
     def criterion(self) -> float:
@@ -63,9 +63,10 @@ class MethodResult:
         """Of one figure of the runs' reports."""
         return Spread.of(run.report.get(key) for run in self.runs)
 
-    def accuracy(self, task: str) -> Spread | None:
+    @property
+    def accuracy(self) -> Spread | None:
         """In percent."""
-        return Spread.of(run.accuracy.get(task) for run in self.runs)
+        return Spread.of(run.accuracy for run in self.runs)
 
 
 def best_rate(runs: Iterable[Result], method: str, seed: int) -> float | None:

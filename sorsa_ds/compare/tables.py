@@ -27,13 +27,14 @@ COLUMNS = {
 class Comparison:
     """What the tables tell.
 
-    settings: what all runs share. tasks: of which accuracies were asked. methods: each at its best rate. runs: all
-    finished ones. failed: why the others failed. left_out: settings that a method has no use for. seed: on which the
-    rates were tried.
+    settings: what all runs share. task: of which the accuracy was asked. before: the base model's, in percent.
+    methods: each at its best rate. runs: all finished ones. failed: why the others failed. left_out: settings that a
+    method has no use for. seed: on which the rates were tried.
     """
 
     settings: RunConfig
-    tasks: list[str]
+    task: str | None
+    before: float | None
     methods: list[MethodResult]
     runs: list[Result]
     failed: dict[Trial, str]
@@ -52,12 +53,16 @@ def markdown(comparison: Comparison) -> str:
     """Methods, learning rates tried, and what went wrong."""
     lines = ["# Comparison", "", *_setup(comparison), ""]
     headings = ["method", "learning rate", "seeds"]
-    headings += [heading for heading, _ in COLUMNS.values()] + [f"{task}, %" for task in comparison.tasks]
+    headings += [heading for heading, _ in COLUMNS.values()]
+    if comparison.task:
+        headings += [f"{comparison.task} before, %", f"{comparison.task} after, %"]
     rows = []
     for one in comparison.methods:
         row = [one.method, f"{one.learning_rate:g}", ", ".join(str(run.trial.seed) for run in one.runs)]
         row += [_text(one.spread(key), form) for key, (_, form) in COLUMNS.items()]
-        rows.append(row + [_text(one.accuracy(task), ".2f") for task in comparison.tasks])
+        if comparison.task:
+            row += [_text(Spread.of([comparison.before]), ".2f"), _text(one.accuracy, ".2f")]
+        rows.append(row)
     lines += [*_table(headings, rows), "", "![loss and gradient norm against steps](comparison.png)", ""]
     tried = [run for run in comparison.runs if run.trial.seed == comparison.seed]
     if len({(run.trial.method, run.trial.learning_rate) for run in tried}) > len(comparison.methods):
@@ -85,11 +90,11 @@ def as_csv(comparison: Comparison) -> str:
     """A row a method: mean, deviation over seeds and their number."""
     text = io.StringIO()
     headings = ["method", "learning_rate", "seeds"]
-    headings += [f"{key}{end}" for key in (*COLUMNS, *comparison.tasks) for end in ("", "_deviation")]
+    headings += [f"{key}{end}" for key in (*COLUMNS, "accuracy_percent") for end in ("", "_deviation")]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(headings)
     for one in comparison.methods:
-        spreads = [*(one.spread(key) for key in COLUMNS), *(one.accuracy(task) for task in comparison.tasks)]
+        spreads = [*(one.spread(key) for key in COLUMNS), one.accuracy]
         numbers = [number for s in spreads for number in ((s.mean, s.deviation) if s else (None, None))]
         writer.writerow([one.method, one.learning_rate, len(one.runs), *numbers])
     return text.getvalue()
@@ -100,13 +105,15 @@ def as_json(comparison: Comparison) -> dict:
     return {
         "settings": asdict(comparison.settings),
         "rates_tried_with_seed": comparison.seed,
+        "task": comparison.task,
+        "accuracy_percent_before": comparison.before,
         "methods": [
             {
                 "method": one.method,
                 "learning_rate": one.learning_rate,
                 "seeds": [run.trial.seed for run in one.runs],
                 "figures": {key: _dict(one.spread(key)) for key in COLUMNS},
-                "accuracy_percent": {task: _dict(one.accuracy(task)) for task in comparison.tasks},
+                "accuracy_percent": _dict(one.accuracy),
             }
             for one in comparison.methods
         ],
