@@ -32,7 +32,7 @@ class _SorsaFunction(torch.autograd.Function):
         ctx.save_for_backward(p_TN if ctx.needs_input_grad[4] else None, z_TR, U_MR, s_R, V_NR, *kept)
         ctx.scale, ctx.storage, ctx.dtype, ctx.x_shape, ctx.x_dtype = scale, storage, dtype, x.shape, x.dtype
         ctx.one_input = x_principal is x
-        return y_TM.view(*x.shape[:-1], -1)
+        return y_TM.view(*x.shape[:-1], len(U_MR))
 
     @staticmethod
     def backward(ctx, grad_y):

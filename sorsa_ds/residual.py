@@ -139,7 +139,7 @@ class _FourBit(_MadeDense):
         scales, *of_scales = self._scaling(tensors)
         return _ops().gemm_4bit(
             x_TN,
-            aligned[: shape[0] * shape[1] // 2].view(-1, 1),
+            aligned.view(-1, 1),
             shape,
             scales,
             self.block_size,

@@ -17,6 +17,7 @@ from architectures import exactly, save
 from chat_tokenizer import chat_tokenizer
 from peft import PeftModel
 from projects import launch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -229,8 +230,31 @@ def test_a_merged_model_is_quantised_on_request_and_its_error_told(runs, tmp_pat
         assert 1e-3 < error < (0.02 if form == "int8" else 0.15)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     assert not (tmp_path / "out" / ".merged").exists()
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1, "readable for all or for none"
     for text in (capsys.readouterr().out, (tmp_path / "out" / "README.md").read_text()):
         assert "quantised anew" in text and "worst" in text
+
+
+def test_a_disk_that_is_full_when_the_quantised_model_is_written_leaves_nothing(runs, tmp_path, monkeypatch):
+    run = runs("llama", storage="nf4")
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    with pytest.raises(ValueError, match="cannot be written .*No space left"):
+        export(Options(run, "merged", tmp_path / "out", quantize="nf4"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_matrix_of_zeros_loses_nothing_when_it_is_quantised(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(save("llama", tmp_path / "base"))
+    torch.nn.init.zeros_(model.model.layers[1].mlp.up_proj.weight)
+    model.save_pretrained(tmp_path / "base")
+    run = finished_run(tmp_path / "base", tmp_path / "run", storage="nf4", targets=["up_proj"])
+    export(Options(run, "merged", tmp_path / "out", quantize="nf4"))
+    told = json.loads((tmp_path / "out" / "quantisation.json").read_text())["layers"]
+    assert told["model.layers.1.mlp.up_proj"] == 0 < told["model.layers.0.mlp.up_proj"]
 
 
 def test_an_adapter_of_another_quantisation_is_refused(runs, tmp_path):

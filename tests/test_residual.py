@@ -175,7 +175,8 @@ def test_a_4_bit_product_is_left_to_bitsandbytes(monkeypatch):
 
     monkeypatch.setattr("sorsa_ds.residual._ops", Watched)
     for storage in (PACKED["nf4"], PACKED["nf4_double"]):
-        storage.linear(storage.pack(torch.randn(30, 128)), torch.randn(5, 128), 30, None)
+        kept = [_in_a_buffer(t, offset=3) for t in storage.pack(torch.randn(30, 128))]
+        storage.linear(kept, torch.randn(5, 128), 30, None)
         storage.linear(storage.pack(torch.randn(30, 70)), torch.randn(5, 70), 30, None)
     assert len(calls) == 2
     assert all(call[1].data_ptr() % 16 == 0 for call in calls)
@@ -207,6 +208,16 @@ def test_the_layer_equals_a_dense_one_over_the_dequantised_matrix(name):
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-5)
     assert all(getattr(layer, leaf).grad is None for leaf in layer.storage.names)
+
+
+@pytest.mark.parametrize("storage", [Dense(torch.float32), *PACKED.values()])
+def test_no_tokens_at_all_go_through_as_through_a_linear(storage):
+    layer = quantised_layer(storage, dtype=torch.float32)
+    for shape in ((0, 70), (2, 0, 70)):  # an expert that no token was sent to
+        x = torch.randn(shape, requires_grad=True)
+        layer(x).sum().backward()
+        assert layer(x).shape == (*shape[:-1], 30) and x.grad.shape == shape
+        assert not any(factor.grad.any() for factor in (layer.U, layer.s, layer.V))
 
 
 def test_nothing_dense_is_kept_for_backward(monkeypatch):

@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from sorsa_ds.export.merged import companions
+from sorsa_ds.export.merged import CONFIG, companions
 from sorsa_ds.export.source import Progress, Source
 from sorsa_ds.files import write_atomic, write_json
 from sorsa_ds.loading import skeleton
@@ -56,8 +57,13 @@ def write(
     for name in progress(list(adapted)):
         weight = checkpoint.read(stored[f"{name}.weight"]).float()
         lost = _dense(model.get_submodule(name)).float() - (weight.t() if adapted[name].transposed else weight)
-        errors[name] = (lost.norm() / weight.norm()).item()
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
+        errors[name] = (lost.norm() / (weight.norm() or 1.0)).item()  # a matrix of zeros loses nothing
+    try:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: cannot be written ({error})") from error
+    for file in folder.glob("*.safetensors"):
+        file.chmod((folder / CONFIG).stat().st_mode)  # safetensors makes files that nobody else can read
     for path in companions(merged):
         copy = folder / path.relative_to(merged)
         if not copy.exists():  # config.json says how the weights are quantised now

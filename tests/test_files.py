@@ -1,0 +1,14 @@
+"""Files that are never seen half-written."""
+
+import torch
+from safetensors.torch import save_file
+
+from sorsa_ds.files import write_atomic, write_text
+
+
+def test_every_file_may_be_read_by_whom_any_other_may(tmp_path):
+    """safetensors itself makes files of mode 0600, which nobody else on a shared disk could resume from or load."""
+    write_text(tmp_path / "text", "x")
+    write_atomic(tmp_path / "numbers", lambda temporary: save_file({"x": torch.ones(2)}, temporary))
+    assert (tmp_path / "numbers").stat().st_mode == (tmp_path / "text").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["numbers", "text"]
