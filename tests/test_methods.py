@@ -313,6 +313,14 @@ def test_exports_compute_what_the_trained_model_computes(finished, tmp_path, met
             assert not (tmp_path / form).exists()
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_merged_models_are_quantised_too(finished, tmp_path, method):
+    export(Options(finished(method), "merged", tmp_path / "4bit", quantize="nf4"))
+    errors = json.loads((tmp_path / "4bit" / "quantisation.json").read_text())["layers"]
+    assert len(errors) == 14
+    assert all(0 < error < 0.2 for error in errors.values())
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("precision", ["mixed", "bf16"])
 def test_rounded_runs_train_and_are_exported_as_they_computed(project, finished, tmp_path, method, precision):

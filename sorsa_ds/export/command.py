@@ -115,7 +115,7 @@ def _requantised(source: Source, planned: merged.Plan, folder: Path, options: Op
     shutil.rmtree(dense)
     worst = max(errors, key=lambda name: errors[name])
     return [
-        f"The {len(errors)} adapted linears are quantised anew ({options.quantize}, bitsandbytes). Relative error of a "
+        f"{len(errors)} linears are quantised anew ({options.quantize}, bitsandbytes). Relative error of a "
         f"merged weight, Frobenius norm: mean {mean(errors.values()):.2e}, worst {errors[worst]:.2e} ({worst}); all in "
         f"{requantise.ERRORS}."
     ]
