@@ -145,7 +145,7 @@ def step_seconds(a: argparse.Namespace) -> dict:
 
 
 def train(a: argparse.Namespace) -> dict:
-    """The default run with that residual: its losses and its report."""
+    """A training run of the default model and data with that residual: its losses and its report."""
     settings = [
         f"--ds_config={Path(__file__).parents[1] / 'ds_configs/zero2.json'}", f"output.folder={a.folder}",
         f"output.name={a.storage}", "output.save_every=0", f"sorsa.rank={a.rank}", "train.precision=mixed",

@@ -1,14 +1,16 @@
 """From a command line to a run that is ready to train: every choice made, said, and checked before time is spent."""
 
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from sorsa_ds import comm, ds_config, init_report, methods, ownership, precision, regularizer, residual
+from sorsa_ds import comm, ds_config, init_report, methods, ownership, precision, preflight, regularizer, residual
 from sorsa_ds.adapter import INITIAL
 from sorsa_ds.checkpoint.keeper import Keeper
 from sorsa_ds.cli import Invocation, absolute
@@ -22,7 +24,7 @@ from sorsa_ds.loading import load_operated
 from sorsa_ds.methods.settings import check
 from sorsa_ds.placement import Whole, Zero3
 from sorsa_ds.plan.check import check_memory
-from sorsa_ds.process import peak_resident_gib, start_process, this_device
+from sorsa_ds.process import peak_resident_gib, ranks_of_each_node, start_process, this_device
 from sorsa_ds.resume import find
 from sorsa_ds.run_folder import RunLog, choose_folder, hold
 from sorsa_ds.run_paths import ADAPTER
@@ -38,13 +40,15 @@ def assemble(invocation: Invocation) -> Trainer:
     config = absolute(invocation.config)
     raw = ds_config.load(invocation.ds_config)
     _check_keys(raw, invocation.ds_config)
-    device_type = start_process()
+    timeout = timedelta(minutes=config.train.timeout_minutes)
+    device_type = start_process(timeout)
     device, world = this_device(), comm.world_size()
+    preflight.check(invocation, raw, device, timeout, sys.argv[1:])
     resume = find(invocation.resume, config, device) if invocation.resume else None
     if resume is not None:
         config = replace(config, train=resume.regroup(config.train, world))
     formats = precision.choose(config.train.precision, ds_config.precision_from_json(raw), device_type)
-    resolved = ds_config.resolve(raw, config.train, world, device_type, formats.name)
+    resolved = ds_config.resolve(raw, config.train, world, device_type, formats.name, ranks_of_each_node())
     config = _settled(config, resolved, formats)
     check(config, resolved.zero_stage, formats)
     storage = comm.together(lambda: residual.choose(config.residual, formats, device), device)

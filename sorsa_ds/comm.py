@@ -1,6 +1,7 @@
 """The few collectives that this project makes itself; each works without a process group too, as a world of one."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -8,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+TIMEOUT = timedelta(minutes=10)
+"""How long a rank waits for the others where nothing else is said: that of `train.timeout_minutes`."""
 
 
 class PeerError(RuntimeError):
@@ -22,6 +25,15 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes, 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def cpu_group(timeout: timedelta) -> dist.ProcessGroup | None:
+    """A group of all ranks that talks through the CPUs: the default one, named None, where it does. A collective call.
+
+    timeout: of a new group's collectives.
+    """
+    beside = world_size() > 1 and dist.get_backend() != "gloo"
+    return dist.new_group(backend="gloo", timeout=timeout) if beside else None
 
 
 def agree(error: Exception | None, device: torch.device) -> None:

@@ -259,6 +259,9 @@ class TrainConfig:
     seed: NonNegativeInt = 0
     """Seed of the data order, the held-out rows, the generated data and the dropout."""
 
+    timeout_minutes: PositiveFloat = 10.0
+    """Minutes that a rank waits for the others, at the start and in every exchange, before it ends with a message."""
+
     max_start_gap: PositiveFloat | None = None
     """Largest relative gap between the model's loss at step 0 and the base model's; a larger one stops the run.
     Unset: 0.02, and 0.5 over a 4-bit residual, which loses some of the model; a broken one is further off."""

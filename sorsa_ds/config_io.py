@@ -125,6 +125,17 @@ def build(schema: type[T], values: Mapping[str, Any]) -> T:
         raise ValueError("\n".join(item["msg"].removeprefix("Value error, ") for item in error.errors())) from None
 
 
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted path -> value, tuples as lists."""
+    found = {}
+    for key, value in settings.items():
+        if isinstance(value, dict) and key != "rank_pattern":
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
 def to_yaml(config: Any, comments: bool = False, only: Collection[str] | None = None) -> str:
     """A configuration as YAML that reads back to an equal one; with `comments`, help, type and default of each key.
 

@@ -43,7 +43,7 @@ REFUSED_ZERO = {
     "cpu_offload_params": "write offload_param",
     "cpu_offload_use_pin_memory": "write offload_optimizer.pin_memory",
     "zenflow": "its optimizer step does not pass the regulariser",
-    "mics_shard_size": "it is not tested with SORSA",
+    "mics_shard_size": "DeepSpeed has removed MiCS; zero_hpz_partition_size keeps the residual inside a node",
 }
 KNOWN = {
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "bf16",
@@ -102,8 +102,12 @@ def resolve(
     world_size: int,
     device: Literal["cpu", "cuda"],
     precision: Literal["fp32", "mixed", "bf16"],
+    node_ranks: int | None = None,
 ) -> Resolved:
-    """Fill in and check everything; ValueError names the key, both values where two differ, and the way out."""
+    """Fill in and check everything; ValueError names the key, both values where two differ, and the way out.
+
+    node_ranks: ranks of each node, 0 if nodes differ or it is not known; None: all are on one.
+    """
     for key, reason in REFUSED.items():
         if key in raw:
             raise ValueError(f'DeepSpeed JSON: "{key}" is not supported: {reason}; remove it')
@@ -125,6 +129,7 @@ def resolve(
     zero["stage"] = stage
     _check_offload(zero, "offload_optimizer", range(1, 4), device)
     _check_offload(zero, "offload_param", range(3, 4), device)
+    _settle_node_sharding(zero, world_size, world_size if node_ranks is None else node_ranks)
     _settle_precision(ds, precision, stage)
 
     sizes = settle(
@@ -149,7 +154,8 @@ def resolve(
 
 
 def unknown_zero_keys(raw: Json) -> list[str]:
-    """Keys of zero_optimization (and its offload sections) that DeepSpeed does not know: it ignores them silently."""
+    """Keys of zero_optimization (and its offload sections) that DeepSpeed does not know: it ignores them silently.
+    Those that `resolve` refuses have a reason of their own."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from deepspeed.runtime.zero.offload_config import (
         DeepSpeedZeroOffloadOptimizerConfig,
@@ -167,7 +173,7 @@ def unknown_zero_keys(raw: Json) -> list[str]:
         known = {field.alias or key for key, field in model.model_fields.items()} | set(model.model_fields)
         prefix = f"zero_optimization.{name}." if name else "zero_optimization."
         unknown += [prefix + key for key in (_section(zero, name) if name else zero) if key not in known]
-    return unknown
+    return [key for key in unknown if key.removeprefix("zero_optimization.") not in REFUSED_ZERO]
 
 
 def _settle_precision(ds: Json, precision: str, stage: int) -> None:
@@ -214,6 +220,27 @@ def _check_offload(zero: Json, name: str, stages: range, device: str) -> None:
     if device == "cpu":
         section["pin_memory"] = False  # there is no GPU to copy to
     zero[name] = section
+
+
+def _settle_node_sharding(zero: Json, world_size: int, node_ranks: int) -> None:
+    """Settle `zero_hpz_partition_size`, the ranks among which frozen tensors are cut: those of a node, or absent."""
+    key = "zero_hpz_partition_size"
+    if key not in zero:
+        return
+    label = f'DeepSpeed JSON: "zero_optimization.{key}"'
+    if zero["stage"] != 3:
+        raise ValueError(f"{label} needs ZeRO stage 3, not {zero['stage']}")
+    size = _integer(zero, key) or node_ranks
+    if node_ranks == 0 or world_size % node_ranks:
+        raise ValueError(
+            f"{label} needs as many ranks on every node and a launcher that says how many (LOCAL_WORLD_SIZE); remove it"
+        )
+    if size != node_ranks:
+        raise ValueError(f'{label} is {size}, but a node has {node_ranks} ranks; write "auto", or remove it')
+    if size == world_size:
+        del zero[key]  # one node: nothing to keep inside it
+    else:
+        zero[key] = size
 
 
 def _once(raw: Json, key: str, train: TrainConfig, field: str, read: Callable[[Json, str], Any]) -> Any:

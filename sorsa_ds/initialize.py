@@ -161,7 +161,7 @@ class SorsaRecipe:
         kept = self.storage.tensors(torch.Size((m, n)))
         specs = [TensorSpec(f"{target.name}.{leaf}", shape, kind) for leaf, (shape, kind) in kept.items()]
         for leaf, shape in (("U", (m, r)), ("s", (r,)), ("V", (n, r))):
-            specs.append(TensorSpec(f"{target.name}.{leaf}", torch.Size(shape), torch.float32))
+            specs.append(TensorSpec(f"{target.name}.{leaf}", torch.Size(shape), torch.float32, trainable=True))
         if target.bias:
             specs.append(TensorSpec(f"{target.name}.bias", torch.Size((m,)), dtype))
         return specs
@@ -215,9 +215,9 @@ def _place(
 ) -> None:
     """Put a part into the model, in every module that holds the parameter."""
     old = getattr(*homes[0])
-    if old.requires_grad and old.dtype != spec.dtype:
+    if spec.trainable and old.dtype != spec.dtype:
         exact[spec.name] = Part(part.start, part.values.clone())  # the part itself is a view of the whole message
-    dtype = old.dtype if old.requires_grad else spec.dtype
-    parameter = placement.parameter(spec, part, dtype, trainable=old.requires_grad)
+    dtype = old.dtype if spec.trainable else spec.dtype
+    parameter = placement.parameter(spec, part, dtype)
     for module, attribute in homes:
         module.register_parameter(attribute, parameter)

@@ -14,11 +14,13 @@ from sorsa_ds import comm
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor to be: its parameter's name, its shape, and the dtype in which it crosses the wire."""
+    """A tensor to be: its parameter's name, its shape, the dtype in which it crosses the wire, and whether it is
+    trained."""
 
     name: str
     shape: torch.Size
     dtype: torch.dtype
+    trainable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Placement(Protocol):
         """`items[r]`: what rank r owns in this round; `mine`: this rank's tensors, which are used up. A collective
         call."""
 
-    def parameter(self, spec: TensorSpec, part: Part, dtype: torch.dtype, trainable: bool) -> nn.Parameter:
+    def parameter(self, spec: TensorSpec, part: Part, dtype: torch.dtype) -> nn.Parameter:
         """The parameter of this rank, made from its part."""
 
 
@@ -61,12 +63,18 @@ class Whole:
                 parts[spec.name] = Part(0, tensor.view(-1))
         return parts
 
-    def parameter(self, spec: TensorSpec, part: Part, dtype: torch.dtype, trainable: bool) -> nn.Parameter:
-        return nn.Parameter(part.values.view(spec.shape).to(dtype), requires_grad=trainable)
+    def parameter(self, spec: TensorSpec, part: Part, dtype: torch.dtype) -> nn.Parameter:
+        return nn.Parameter(part.values.view(spec.shape).to(dtype), requires_grad=spec.trainable)
 
 
 class Zero3:
-    """Every rank holds one flat block of ceil(numel / world) numbers of each tensor, as a ZeRO-3 parameter.
+    """Every rank holds one flat block of each tensor, as a ZeRO-3 parameter.
+
+    A tensor is cut into ceil(numel / world) numbers a rank; with `zero_hpz_partition_size` (ZeRO++'s hpZ) a frozen one
+    into ceil(numel / size), so that each node holds it whole and gathers it without the others. DeepSpeed alone would
+    cut a frozen tensor twice, among all ranks and once more among a node's, and hold both blocks; the first is never
+    needed here. The factors are cut among all ranks, as their masters are; DeepSpeed gathers them between nodes once
+    a step and keeps a second block until the optimizer moves them.
 
     Args:
         ds_config: the resolved DeepSpeed configuration; it decides where blocks live (offload) and how they persist.
@@ -77,52 +85,79 @@ class Zero3:
         from deepspeed.runtime.zero import Init  # the library's other rooms need no DeepSpeed
 
         self.device = device
-        self._init = Init(module=nn.Module(), config_dict_or_path=ds_config)
+        self._node_ranks, node = comm.world_size(), None
+        zero = dict(ds_config["zero_optimization"])
+        if (size := zero.pop("zero_hpz_partition_size", None)) is not None:
+            self._node_ranks, node = size, _node_group(size)
+        settings = {"module": nn.Module(), "config_dict_or_path": {**ds_config, "zero_optimization": zero}}
+        self._frozen = Init(data_parallel_group=node, **settings)
+        self._trained = Init(zero_param_parallel_group=node, **settings)
 
     def distribute(self, items: list[list[TensorSpec]], mine: list[Tensor]) -> dict[str, Part]:
         world, rank = comm.world_size(), comm.rank()
-        sizes = [sum(block_bytes(spec, world) for spec in specs) for specs in items]
+        sizes = [sum(block_bytes(spec, self._blocks(spec)) for spec in specs) for specs in items]
         send = torch.zeros(world * sizes[rank], dtype=torch.uint8, device=self.device)
         position = 0
         for spec in items[rank]:
-            _write_blocks(send.view(world, -1)[:, position:], mine.pop(0).to(spec.dtype), world)
-            position += block_bytes(spec, world)
+            blocks = self._blocks(spec)
+            _write_blocks(send.view(world, -1)[:, position:], mine.pop(0).to(spec.dtype), blocks)
+            position += block_bytes(spec, blocks)
         incoming = comm.exchange(send, [sizes[rank]] * world, sizes)
         del send
         parts = {}
         position = 0
         for specs in items:
             for spec in specs:
-                numel = block_numel(spec, world)
+                blocks = self._blocks(spec)
+                numel = block_numel(spec, blocks)
                 values = incoming[position : position + numel * spec.dtype.itemsize].view(spec.dtype)
-                parts[spec.name] = Part(rank * numel, values)
-                position += block_bytes(spec, world)
+                parts[spec.name] = Part(rank % blocks * numel, values)
+                position += block_bytes(spec, blocks)
         return parts
 
-    def parameter(self, spec: TensorSpec, part: Part, dtype: torch.dtype, trainable: bool) -> nn.Parameter:
+    def parameter(self, spec: TensorSpec, part: Part, dtype: torch.dtype) -> nn.Parameter:
         # Untouched memory of the full size, which ZeRO-3 frees at once: DeepSpeed takes the shape from it. Its own way
         # (zero.Init) would broadcast the whole tensor to all ranks.
-        parameter = nn.Parameter(torch.empty(spec.shape, dtype=dtype, device=self.device), requires_grad=trainable)
-        self._init._convert_to_deepspeed_param(parameter)
+        empty = torch.empty(spec.shape, dtype=dtype, device=self.device)
+        parameter = nn.Parameter(empty, requires_grad=spec.trainable)
+        (self._trained if spec.trainable else self._frozen)._convert_to_deepspeed_param(parameter)
         parameter.partition()
         assert parameter.ds_tensor.numel() == len(part.values), spec
         parameter.ds_tensor.copy_(part.values)
+        parameter.ds_secondary_tensor = None  # it was cut from the untouched memory; the first gathering makes it anew
         return parameter
 
+    def _blocks(self, spec: TensorSpec) -> int:
+        """How many blocks a tensor is cut into; rank d holds block d modulo this."""
+        return comm.world_size() if spec.trainable else self._node_ranks
 
-def block_numel(spec: TensorSpec, world: int) -> int:
-    """Numbers in one of the `world` equal flat blocks of a tensor."""
-    return -(-spec.shape.numel() // world)
+
+def _node_group(size: int) -> torch.distributed.ProcessGroup:
+    """The `size` consecutive ranks with this one, as DeepSpeed groups them for hpZ; made once a process. A collective
+    call."""
+    from deepspeed.utils import groups
+
+    if groups._get_zero_param_intra_parallel_group() is None:
+        groups._create_zero_param_parallel_group(size)
+    group = groups._get_zero_param_intra_parallel_group()
+    assert torch.distributed.get_world_size(group) == size, "hpZ has another size already"
+    return group
 
 
-def block_bytes(spec: TensorSpec, world: int) -> int:
+def block_numel(spec: TensorSpec, blocks: int) -> int:
+    """Numbers in one of so many equal flat blocks of a tensor."""
+    return -(-spec.shape.numel() // blocks)
+
+
+def block_bytes(spec: TensorSpec, blocks: int) -> int:
     """Bytes of one rank's block on the wire, rounded up so that the next block is aligned for any dtype."""
-    return -(-block_numel(spec, world) * spec.dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+    return -(-block_numel(spec, blocks) * spec.dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
 
 
-def _write_blocks(send: Tensor, tensor: Tensor, world: int) -> None:
-    """Put block d of a tensor at the beginning of row d of `send` (world, bytes); what it does not fill stays zero."""
+def _write_blocks(send: Tensor, tensor: Tensor, blocks: int) -> None:
+    """Put block d of a tensor at the beginning of every row of `send` (world, bytes) that is d modulo `blocks`; what it
+    does not fill stays zero."""
     flat = tensor.contiguous().view(-1)
-    size = -(-len(flat) // world)
-    for rank, values in enumerate(flat.split(size)):
-        send[rank, : values.nbytes] = values.view(torch.uint8)
+    size = -(-len(flat) // blocks)
+    for block, values in enumerate(flat.split(size)):
+        send[block::blocks, : values.nbytes] = values.view(torch.uint8)

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from datetime import timedelta
 
 import psutil
 import torch
@@ -39,13 +40,16 @@ def leave_when_told() -> None:
 
 
 class StopSignals:
-    """Listens for the signals from its making on. A collective call."""
+    """Listens for the signals from its making on. A collective call.
 
-    def __init__(self):
+    Args:
+        timeout: how long a rank waits for the others' answers.
+    """
+
+    def __init__(self, timeout: timedelta = comm.TIMEOUT):
         self._received = 0
-        # Beside NCCL's: asking the GPU would make the CPU wait for it at every micro-step.
-        on_gpu = comm.world_size() > 1 and dist.get_backend() != "gloo"
-        self._group = dist.new_group(backend="gloo") if on_gpu else None
+        # Asking the GPU would make the CPU wait for it at every micro-step.
+        self._group = comm.cpu_group(timeout)
         host, pid = os.uname().nodename, os.getpid()
         self._peers = [p for h, p in comm.gather_lists([(host, pid)]) if h == host and p != pid]
         reading, writing = os.pipe()

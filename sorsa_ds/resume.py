@@ -14,6 +14,7 @@ from sorsa_ds.checkpoint import folder, manifest
 from sorsa_ds.checkpoint.manifest import Manifest
 from sorsa_ds.checkpoint.saved import SavedTensors
 from sorsa_ds.config import RunConfig, TrainConfig
+from sorsa_ds.config_io import flat
 from sorsa_ds.console import note
 from sorsa_ds.run_lock import is_held
 from sorsa_ds.run_paths import ADAPTER, CHECKPOINTS, CONFIG, REPORT, run_of
@@ -30,6 +31,7 @@ FREE = (
     "train.check_memory",
     "train.eval_every",
     "train.max_start_gap",
+    "train.timeout_minutes",
 )
 """Settings, or sections of them, that may change when a run is continued."""
 SETTLED = ("train.precision", "train.global_batch_size", "train.gradient_clipping", "residual.storage")
@@ -204,7 +206,7 @@ def _examined(path: Path) -> tuple[Manifest | None, list[str]]:
 
 def differences(config: RunConfig, saved: dict, free: tuple[str, ...] = FREE) -> dict[str, tuple[Any, Any]]:
     """Settings that differ from a saved run's (then, now), but for the free ones and those left to be settled."""
-    then, now = _flat(saved), _flat(asdict(config))
+    then, now = flat(saved), flat(asdict(config))
     return {
         name: (then[name], value)
         for name, value in now.items()
@@ -213,13 +215,3 @@ def differences(config: RunConfig, saved: dict, free: tuple[str, ...] = FREE) ->
         and not name.startswith(free)
         and not (name in SETTLED and value in (None, "auto"))
     }
-
-
-def _flat(settings: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in settings.items():
-        if isinstance(value, dict) and key != "rank_pattern":
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat

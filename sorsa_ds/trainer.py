@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class Trainer:
             ValueError: the loss is no number, or the model at step 0 is not the pre-trained one; on every rank.
             Preempted: SIGTERM or SIGUSR1 came; the state is saved.
         """
-        self.signals = StopSignals()
+        self.signals = StopSignals(timedelta(minutes=self.config.train.timeout_minutes))
         try:
             return self.run()
         except StopRequest as request:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from architectures import CONFIGS
 from chat_tokenizer import chat_tokenizer
 from transformers import AutoModelForCausalLM
+from worlds import free_port
 
 ROOT = Path(__file__).parents[1]
 STEPS = 6
@@ -43,11 +43,8 @@ def settings(project: Path, name: str) -> list[str]:
 
 def start(project: Path, name: str, *arguments: str, ranks=2, ds="zero3", **environment: str) -> subprocess.Popen:
     """Start launch/train.py through `deepspeed`."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     command = [
-        str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), "--master_port", str(port),
+        str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), "--master_port", str(free_port()),
         "launch/train.py", "--ds_config", f"ds_configs/{ds}.json", *settings(project, name), *arguments,
     ]  # fmt: skip
     paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

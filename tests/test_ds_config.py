@@ -13,8 +13,8 @@ SHIPPED = sorted((Path(__file__).parent.parent / "ds_configs").glob("*.json"))
 shipped = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 
 
-def settled(raw, world_size=2, device="cpu", precision="fp32", **train):
-    return resolve(raw, TrainConfig(**train), world_size, device, precision)
+def settled(raw, world_size=2, device="cpu", precision="fp32", node_ranks=None, **train):
+    return resolve(raw, TrainConfig(**train), world_size, device, precision, node_ranks)
 
 
 def refusal(raw, **how) -> str:
@@ -173,6 +173,40 @@ def test_sections_that_are_not_supported(key):
 )
 def test_refusals_say_why(raw, message):
     assert message in refusal(raw)
+
+
+def of_a_node(size, stage=3):
+    return {"zero_optimization": {"stage": stage, "zero_hpz_partition_size": size}}
+
+
+@pytest.mark.parametrize(
+    ("size", "world_size", "node_ranks", "settled_to"),
+    [("auto", 6, 2, 2), (2, 6, 2, 2), ("auto", 2, 1, 1), (1, 2, 1, 1), ("auto", 2, None, None), ("auto", 2, 2, None)],
+)
+def test_frozen_tensors_are_cut_among_the_ranks_of_a_node(size, world_size, node_ranks, settled_to):
+    zero = settled(of_a_node(size), world_size=world_size, node_ranks=node_ranks).ds["zero_optimization"]
+    assert zero.get("zero_hpz_partition_size") == settled_to
+
+
+@pytest.mark.parametrize(
+    ("size", "stage", "world_size", "node_ranks", "message"),
+    [
+        ("auto", 2, 4, 2, "needs ZeRO stage 3, not 2"),
+        ("auto", 3, 3, 0, "needs as many ranks on every node"),
+        ("auto", 3, 3, 2, "needs as many ranks on every node"),
+        (4, 3, 4, 2, 'is 4, but a node has 2 ranks; write "auto"'),
+        (1, 3, 4, 2, 'is 1, but a node has 2 ranks; write "auto"'),
+        ("all", 3, 4, 2, 'is "all": must be a number'),
+    ],
+)
+def test_node_sharding_that_cannot_be_is_refused(size, stage, world_size, node_ranks, message):
+    assert message in refusal(of_a_node(size, stage), world_size=world_size, node_ranks=node_ranks)
+
+
+def test_what_deepspeed_has_removed_is_refused_with_the_reason():
+    raw = {"zero_optimization": {"stage": 3, "mics_shard_size": 2}}
+    assert unknown_zero_keys(raw) == []
+    assert "DeepSpeed has removed MiCS; zero_hpz_partition_size keeps the residual inside a node" in refusal(raw)
 
 
 def test_autocast_in_fp16_is_refused():

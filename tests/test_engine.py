@@ -67,8 +67,9 @@ def ds_config(stage: int, offload: str, clip: float, accumulation: int, bf16: bo
     return config
 
 
-def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None):
+def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None, checkpointing: bool = False):
     """A SorsaEngine on the tiny model, from disk, as the trainer makes it."""
+    from sorsa_ds.assemble import checkpoint_activations
     from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.loading import load
     from sorsa_ds.placement import Whole, Zero3
@@ -82,6 +83,8 @@ def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None):
         placement=Zero3(ds, device) if stage3 else Whole(device), device=device, factor_source=exactly,
         storage=storage,
     )  # fmt: skip
+    if checkpointing:
+        checkpoint_activations(loaded.model)
     regularizer = Regularizer(case["form"], case["reduction"], case["coefficient"])
     return SorsaEngine(
         loaded.model, ds, adamw(RATE, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(STEPS, WARMUP), regularizer,

@@ -210,6 +210,7 @@ def test_a_quantised_run_exports_what_it_computed_with(runs, tmp_path, name, sto
 def test_a_merged_model_is_quantised_on_request_and_its_error_told(runs, tmp_path, capsys, name, form):
     run = runs(name, storage="nf4", targets=["c_attn", "c_fc"] if name == "gpt2" else ["q_proj", "down_proj"])
     export(Options(run, "merged", tmp_path / "dense", dtype="float32"))
+    capsys.readouterr()
     export(Options(run, "merged", tmp_path / "out", dtype="float32", quantize=form, max_shard_size="20KB"))
     dense = plainly(tmp_path / "dense")
     packed = AutoModelForCausalLM.from_pretrained(tmp_path / "out", device_map={"": "cpu"})
@@ -232,7 +233,8 @@ def test_a_merged_model_is_quantised_on_request_and_its_error_told(runs, tmp_pat
     assert not (tmp_path / "out" / ".merged").exists()
     assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1, "readable for all or for none"
     for text in (capsys.readouterr().out, (tmp_path / "out" / "README.md").read_text()):
-        assert "quantised anew" in text and "worst" in text
+        assert "quantised anew" in text and "worst" in text and "loading needs bitsandbytes" in text
+        assert "made dense" not in text
 
 
 def test_a_disk_that_is_full_when_the_quantised_model_is_written_leaves_nothing(runs, tmp_path, monkeypatch):

@@ -220,8 +220,9 @@ def test_no_tokens_at_all_go_through_as_through_a_linear(storage):
         assert not any(factor.grad.any() for factor in (layer.U, layer.s, layer.V))
 
 
-def test_nothing_dense_is_kept_for_backward(monkeypatch):
-    layer = quantised_layer(PACKED["nf4"], dtype=torch.float32)
+@pytest.mark.parametrize(("features", "in_forward"), [(70, 1), (128, 0)])  # 128: the product is bitsandbytes' own
+def test_nothing_dense_is_kept_for_backward(monkeypatch, features, in_forward):
+    layer = quantised_layer(PACKED["nf4"], n=features, dtype=torch.float32)
     kept, made, matrix = [], [], sorsa_ds.residual._matrix
 
     def watched(*arguments):
@@ -231,13 +232,13 @@ def test_nothing_dense_is_kept_for_backward(monkeypatch):
 
     monkeypatch.setattr("sorsa_ds.residual._matrix", watched)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        y = layer(torch.randn(5, 70, requires_grad=True))
-    assert [ref() for ref in made] == [None]
+        y = layer(torch.randn(5, features, requires_grad=True))
+    assert [ref() for ref in made] == [None] * in_forward
     y.sum().backward()
-    assert [ref() for ref in made] == [None, None]
+    assert [ref() for ref in made] == [None] * (in_forward + 1)
     parameters = {p.data_ptr() for p in layer.parameters()}
-    assert sorted(t.numel() for t in kept if t.data_ptr() not in parameters) == sorted([5 * 70, 5 * 4])
-    assert sum(t.numel() for t in kept if t.dtype == torch.uint8) < 0.6 * 30 * 70 + 200
+    assert sorted(t.numel() for t in kept if t.data_ptr() not in parameters) == sorted([5 * features, 5 * 4])
+    assert sum(t.numel() for t in kept if t.dtype == torch.uint8) < 0.6 * 30 * features + 200
 
 
 def loaded_whole(folder, storage, precision="fp32"):

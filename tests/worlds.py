@@ -21,7 +21,7 @@ def run_ranks(world_size: int, function: Callable, *args: Any, timeout: float = 
     processes are gone afterwards.
     """
     results = _fork.Queue()
-    port = _free_port()
+    port = free_port()
     processes = [
         _fork.Process(target=_rank, args=(rank, world_size, port, results, function, args), daemon=True)
         for rank in range(world_size)
@@ -65,7 +65,8 @@ def _rank(rank: int, world_size: int, port: int, results, function: Callable, ar
         results.put((rank, False, traceback.format_exc()))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]

@@ -71,18 +71,18 @@ def export(options: Options) -> Path:
             )
         dtype, size = DTYPES[options.dtype or "auto"], options.max_shard_size or MAX_SHARD_SIZE
         merged_plan = merged.plan(source, dtype, size, untrained)
-        # Quantised, it is written twice: in 16 bits first, and from these once more.
-        _check_room(output, merged_plan.total_bytes * (1 if options.quantize is None else 2))
+        again = 0 if options.quantize is None else requantise.largest_size(merged_plan)
+        _check_room(output, merged_plan.total_bytes + again)
     check(source, _shown("checking the base model"))
     try:
         with whole_folder(output) as folder:
             notes = []
             if merged_plan is not None:
-                notes = _quantised_notes(source, options.format)
                 if options.quantize is None:
                     merged.write(source, merged_plan, folder, _shown("merging"))
+                    notes = _quantised_notes(source, options.format)
                 else:
-                    notes += _requantised(source, merged_plan, folder, options)
+                    notes = _requantised(source, merged_plan, folder, options)
             elif lora_plan is not None:
                 errors = lora.write(source, lora_plan, folder, _shown("LoRA"))
                 notes = _lora_notes(source, lora_plan, errors)
@@ -114,11 +114,16 @@ def _requantised(source: Source, planned: merged.Plan, folder: Path, options: Op
     errors = requantise.write(source, options.quantize, dense, folder, size, _shown("measuring the error"))
     shutil.rmtree(dense)
     worst = max(errors, key=lambda name: errors[name])
-    return [
-        f"{len(errors)} linears are quantised anew ({options.quantize}, bitsandbytes). Relative error of a "
-        f"merged weight, Frobenius norm: mean {mean(errors.values()):.2e}, worst {errors[worst]:.2e} ({worst}); all in "
-        f"{requantise.ERRORS}."
+    notes = [
+        f"{len(errors)} linears are quantised anew ({options.quantize}); loading needs bitsandbytes. "
+        f"Relative error of a merged weight, Frobenius norm: mean {mean(errors.values()):.2e}, worst "
+        f"{errors[worst]:.2e} ({worst}); all in {requantise.ERRORS}. {requantise.LIMITS[options.quantize]}"
     ]
+    if source.storage.quantised:
+        notes.append(
+            f"Training held the residual quantised too ({describe(source.described.residual)}), and U, s, V not."
+        )
+    return notes
 
 
 def _lora_notes(source: Source, planned: lora.Plan, errors: dict[str, float]) -> list[str]:

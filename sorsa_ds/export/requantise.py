@@ -14,15 +14,21 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config import SorsaConfig
-from sorsa_ds.export.merged import CONFIG, companions
+from sorsa_ds.export.merged import CONFIG, Plan, companions
 from sorsa_ds.export.source import Progress, Source
+from sorsa_ds.export.tensor_file import nbytes
 from sorsa_ds.files import write_atomic, write_json
 from sorsa_ds.loading import skeleton
 from sorsa_ds.surgery import select
 from sorsa_ds.weights import Checkpoint
 
 ERRORS = "quantisation.json"
-FORMS = ("nf4", "nf4_double", "int8")
+_CPU = (
+    "On a CPU with AVX512-BF16, bitsandbytes multiplies only with linears whose out-features are a multiple of 32 "
+    "(seen in 0.50.2)."
+)
+LIMITS = {"nf4": _CPU, "nf4_double": _CPU, "int8": "LLM.int8 rounds the inputs of these linears as well."}
+"""What to know of each form, besides the error of its weights."""
 
 
 def write(
@@ -33,7 +39,7 @@ def write(
     The quantised model is in memory once, on the CPU.
 
     Args:
-        form: one of `FORMS`: bitsandbytes' 4 bits (blocks of 64), with the scales in 8 bits, or its LLM.int8 (a row).
+        form: a key of `LIMITS`: bitsandbytes' 4 bits (blocks of 64), the same with its scales in 8 bits, or LLM.int8.
         merged: the folder of the merged model.
 
     Returns:
@@ -73,6 +79,12 @@ def write(
             write_atomic(copy, lambda temporary, path=path: shutil.copyfile(path, temporary))
     write_json(folder / ERRORS, {"storage": form, "layers": errors})
     return errors
+
+
+def largest_size(planned: Plan) -> int:
+    """Bytes that the quantised model takes on the disk at most: 8 bits and a scale a row of what is adapted."""
+    entries = [entry for entries in planned.files.values() for entry in entries]
+    return sum(nbytes(entry.spec) if entry.target is None else 5 * entry.spec.shape.numel() // 4 for entry in entries)
 
 
 def _config(form: str, others: list[str]) -> BitsAndBytesConfig:

@@ -140,7 +140,8 @@ class PeftRecipe:
         if item.name not in self._specs:  # they are asked for before the layer is filled, and perhaps cut
             self._specs[item.name] = [
                 TensorSpec(f"{item.name}.{leaf}", parameter.shape,
-                           self.precision.residual_dtype if leaf.startswith("base_layer.") else torch.float32)
+                           torch.float32 if parameter.requires_grad else self.precision.residual_dtype,
+                           trainable=parameter.requires_grad)
                 for leaf, parameter in self.model.get_submodule(item.name).named_parameters()
             ]  # fmt: skip
         return self._specs[item.name]

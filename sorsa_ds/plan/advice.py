@@ -84,6 +84,14 @@ def _zero3(job: Job) -> Change | None:
     return _with_zero(job, "--ds_config ds_configs/zero3.json", {"stage": 3, "reduce_bucket_size": 10**8})
 
 
+def _over_all_ranks(job: Job) -> Change | None:
+    if job.stage < 3 or job.frozen_blocks == job.ranks:
+        return None
+    given = copy.deepcopy(job.given)
+    del given["zero_optimization"]["zero_hpz_partition_size"]
+    return _planned(job, "(no zero_hpz_partition_size in the DeepSpeed JSON)", job.config, given)
+
+
 def _packed(storage: str) -> Callable[[Job], Change | None]:
     def pack(job: Job) -> Change | None:
         if job.storage.quantised:
@@ -103,7 +111,7 @@ def _offload(job: Job) -> Change | None:
 
 
 _STEPS: tuple[Callable[[Job], Change | None], ...] = (
-    _checkpointing, _smaller_micro_batch, _zero3, _packed("nf4"), _packed("nf4_double"), _offload,
+    _checkpointing, _smaller_micro_batch, _zero3, _over_all_ranks, _packed("nf4"), _packed("nf4_double"), _offload,
 )  # fmt: skip
 """Cheapest first: what costs time before what costs precision, and the host's memory last."""
 

@@ -55,7 +55,7 @@ class Job:
         """
         wanted = ds_config.precision_from_json(given)
         formats = precision.choose(config.train.precision, wanted, "cuda", fast=True)
-        resolved = ds_config.resolve(given, config.train, hardware.ranks, "cuda", formats.name)
+        resolved = ds_config.resolve(given, config.train, hardware.ranks, "cuda", formats.name, hardware.gpus)
         return cls(config, given, resolved, formats, residual.storage_of(config.residual, formats), hardware)
 
     @property
@@ -72,6 +72,11 @@ class Job:
     def ranks(self) -> int:
         """Of the whole job."""
         return self.hardware.ranks
+
+    @property
+    def frozen_blocks(self) -> int:
+        """ZeRO-3: ranks among which frozen parameters are cut: those of a node, or all."""
+        return self.zero.get("zero_hpz_partition_size", self.ranks)
 
     @property
     def tokens(self) -> int:

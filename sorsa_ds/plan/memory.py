@@ -45,12 +45,13 @@ class Memory:
 
 def memory(job: Job, facts: Facts) -> Memory:
     """Memory of the rank that holds most."""
-    gpu = {"residual": 0, "frozen": 0, "factors": 0, "masters": 0, "moments": 0, "gradients": 0}
+    gpu = {"residual": 0, "frozen": 0, "factors": 0, "secondary": 0, "masters": 0, "moments": 0, "gradients": 0}
     host = dict(gpu)
     parameters_at = host if job.offloaded("param") else gpu
     optimizer_at = host if job.offloaded("optimizer") else gpu
     for name, kind in (("residual", "residual"), ("frozen", "frozen"), ("factors", "factor")):
         parameters_at[name] += sum(_held(job, p) for p in facts.parameters if p.kind == kind)
+    parameters_at["secondary"] = _secondary(job, facts)
     if job.stage in (1, 2):  # one flat tensor, filled up to a whole number of aligned parts
         parameters_at["factors"] = _padded(job, facts) * _itemsize(job)
     mine = _mine(job, facts)
@@ -62,7 +63,6 @@ def memory(job: Job, facts: Facts) -> Memory:
         gpu["gradients"] = _itemsize(job) * facts.trainable if job.stage == 1 else 0
     gpu["buffers"] = _buffers(job, facts)
     gpu["gathered"] = _gathered(job, facts)
-    gpu["secondary"] = _secondary(job, facts)
     gpu["dense residual"] = _largest_dense(job, facts)
     gpu["regulariser"] = 3 * _FP64 * sum(2 * target.rank**2 for target in facts.targets)  # Grams, errors, factors
     gpu["activations"], gpu["logits"] = _activations(job, facts)
@@ -78,7 +78,14 @@ def memory(job: Job, facts: Facts) -> Memory:
 
 def _held(job: Job, parameter: Held) -> int:
     """Bytes of a parameter on one rank."""
-    return parameter.block(job.ranks) * parameter.itemsize if job.stage == 3 else parameter.nbytes
+    return parameter.block(_blocks(job, parameter)) * parameter.itemsize
+
+
+def _blocks(job: Job, parameter: Held) -> int:
+    """Ranks among which a parameter is cut."""
+    if job.stage < 3:
+        return 1
+    return job.ranks if parameter.kind == "factor" else job.frozen_blocks
 
 
 def _itemsize(job: Job) -> int:
@@ -129,11 +136,12 @@ def _buffers(job: Job, facts: Facts) -> int:
 
 def _gathered(job: Job, facts: Facts) -> int:
     """ZeRO-3: parameters that are whole at a time: small ones always, others as far as the settings let them."""
-    if job.stage < 3 or (job.ranks == 1 and not job.offloaded("param")):
+    gathered = [p for p in facts.parameters if _blocks(job, p) > 1 or job.offloaded("param")]
+    if not gathered:
         return 0
     small = int(job.zero.get("stage3_param_persistence_threshold", _PERSISTENT))
-    persistent = [p for p in facts.parameters if p.numel <= small]
-    others = [p for p in facts.parameters if p.numel > small]
+    persistent = [p for p in gathered if p.numel <= small]
+    others = [p for p in gathered if p.numel > small]
     limit = int(job.zero.get("stage3_max_live_parameters", _LIVE))
     limit += int(job.zero.get("stage3_prefetch_bucket_size", _PREFETCH))
     numbers, whole = sum(p.numel for p in others), sum(p.nbytes for p in others)
@@ -142,9 +150,11 @@ def _gathered(job: Job, facts: Facts) -> int:
 
 
 def _secondary(job: Job, facts: Facts) -> int:
-    """hpZ: a second copy of all parameters, cut among the ranks of a node only."""
-    size = int(job.zero.get("zero_hpz_partition_size", 1))
-    return sum(p.block(size) * p.itemsize for p in facts.parameters) if job.stage == 3 and size > 1 else 0
+    """hpZ: a second block of each factor, cut among the ranks of a node only."""
+    if job.stage < 3 or job.frozen_blocks == job.ranks:
+        return 0
+    groups = job.ranks // job.frozen_blocks
+    return sum(groups * _held(job, p) for p in facts.parameters if p.kind == "factor")
 
 
 def _largest_dense(job: Job, facts: Facts) -> int:

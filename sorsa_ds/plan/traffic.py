@@ -1,9 +1,12 @@
 """Bytes over the wire in an optimizer step: what each GPU receives from its node, and each node from the others.
 
 Collectives are counted as rings that visit node after node, as NCCL makes them: of S bytes that all ranks need, a rank
-receives S (N - 1) / N, and a node S (M - 1) / M of the other M - 1 nodes; an all-reduce is twice that.
+receives S (N - 1) / N, and a node S (M - 1) / M of the other M - 1 nodes; an all-reduce is twice that. What only the G
+ranks of a node need (`zero_hpz_partition_size`: frozen parameters, and factors after they were gathered once in a step)
+is S (G - 1) / G, and nothing between nodes.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 from sorsa_ds.plan.facts import Facts
@@ -25,11 +28,16 @@ def traffic(job: Job, facts: Facts) -> Traffic:
     steps = job.resolved.gradient_accumulation_steps
     itemsize = job.precision.factor_dtype.itemsize
     factors = facts.trainable * itemsize
-    moved: dict[str, float] = {}  # bytes of an all-gather or a reduce-scatter with the same effect
+    moved: dict[str, float] = {}  # bytes of an all-gather or a reduce-scatter with the same effect, over all ranks
+    at_home: dict[str, float] = {}  # and over those of a node
     if job.stage == 3:
-        passes = 3 if job.config.train.gradient_checkpointing else 2  # forward, recomputation, backward
-        moved["frozen parameters"] = passes * steps * sum(p.nbytes for p in facts.parameters if p.kind != "factor")
-        moved["factors"] = passes * steps * factors
+        passes = steps * (3 if job.config.train.gradient_checkpointing else 2)  # forward, recomputation, backward
+        frozen = sum(p.nbytes for p in facts.parameters if p.kind != "factor")
+        if job.frozen_blocks < ranks:
+            at_home = {"frozen parameters": passes * frozen, "factors": (passes - 1) * factors}
+            moved["factors"] = factors
+        else:
+            moved |= {"frozen parameters": passes * frozen, "factors": passes * factors}
         moved["gradients"] = steps * factors
     elif job.stage > 0:
         moved["gradients"] = (steps if job.stage == 2 else 1) * factors
@@ -41,5 +49,6 @@ def traffic(job: Job, facts: Facts) -> Traffic:
     everywhere = {name: size * (ranks - 1) / ranks for name, size in moved.items()}
     between = {name: size * (nodes - 1) / nodes for name, size in moved.items()}
     # Of what a node receives, each of its GPUs takes its share from outside; the rest comes from inside.
-    inside = {name: size - between[name] / job.hardware.gpus for name, size in everywhere.items()}
+    inside = Counter({name: size - between[name] / job.hardware.gpus for name, size in everywhere.items()})
+    inside.update({name: size * (job.frozen_blocks - 1) / job.frozen_blocks for name, size in at_home.items()})
     return Traffic({k: v for k, v in inside.items() if v > 0}, {k: v for k, v in between.items() if v > 0})

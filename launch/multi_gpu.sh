@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Train on all GPUs of this machine, or on those that CUDA_VISIBLE_DEVICES names; without GPUs, on CPU ranks.
+#
+#   launch/multi_gpu.sh --config launch/recipes/llama3_70b_8gpu.yaml output.name=mine
+#   launch/multi_gpu.sh --ranks 4 sorsa.rank=64
+#
+#   --ranks N     on N ranks (default: all GPUs; 2 on a machine without)
+#   --port P      TCP port for the ranks to meet (default 29500; two jobs on one machine need two)
+#   --help        this text; `python launch/train.py --help` explains the settings
+#
+# Everything else goes to launch/train.py as it stands (its default: ds_configs/zero3.json).
+set -euo pipefail
+repository=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=launch/common.sh
+source "$repository/launch/common.sh"
+
+ranks='' port=29500 settings=()
+while (($#)); do
+    case $1 in
+        -h | --help) usage ;;
+        --ranks) ranks=$(value "$@"); shift ;;
+        --port) port=$(value "$@"); shift ;;
+        *) settings+=("$1") ;;
+    esac
+    shift
+done
+number --port "$port" 1
+[[ -z $ranks ]] || number --ranks "$ranks" 1
+use_environment "$repository"
+if ! has_gpu; then
+    export DS_ACCELERATOR=cpu
+    ranks=${ranks:-2}
+fi
+python "$repository/launch/check.py" "${settings[@]}" >/dev/null
+
+# shellcheck disable=SC2086
+run deepspeed --master_port "$port" ${ranks:+--num_gpus $ranks} "$repository/launch/train.py" "${settings[@]}"

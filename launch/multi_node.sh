@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Train on several nodes, without ssh or pdsh: run this once on every node, with the same arguments.
+#
+#   launch/multi_node.sh --hostfile hostfile --config launch/recipes/llama3_70b_2nodes.yaml output.name=mine
+#
+#   --hostfile FILE    a line a node: `NAME slots=NUMBER_OF_GPUS`. The first one's rank 0 is where all ranks meet
+#   --node_rank K      which line of it this node is, from 0 (default: the one with this host's name or address)
+#   --master_addr A    address of the first node (default: its name in the hostfile)
+#   --master_port P    TCP port there (default 29500)
+#   --torchrun         start the ranks with torchrun instead of deepspeed: leaves CUDA_VISIBLE_DEVICES as it is
+#   --script FILE      run this instead of launch/train.py
+#   --help             this text; `python launch/train.py --help` explains the settings
+#
+# Everything else goes to launch/train.py as it stands. The folder of the runs must be one that all nodes share.
+# On networks with several interfaces set NCCL_SOCKET_IFNAME (GPUs) and GLOO_SOCKET_IFNAME. See docs/launching.md.
+set -euo pipefail
+repository=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=launch/common.sh
+source "$repository/launch/common.sh"
+
+hostfile='' node_rank='' master_addr='' master_port=29500 launcher=deepspeed script='' settings=()
+while (($#)); do
+    case $1 in
+        -h | --help) usage ;;
+        --hostfile) hostfile=$(value "$@"); shift ;;
+        --node_rank) node_rank=$(value "$@"); shift ;;
+        --master_addr) master_addr=$(value "$@"); shift ;;
+        --master_port) master_port=$(value "$@"); shift ;;
+        --script) script=$(value "$@"); shift ;;
+        --torchrun) launcher=torchrun ;;
+        *) settings+=("$1") ;;
+    esac
+    shift
+done
+
+[[ -n $hostfile ]] || die "--hostfile is missing: one line a node, NAME slots=NUMBER_OF_GPUS"
+file --hostfile "$hostfile"
+nodes=() slots=()
+while read -r name rest || [[ -n $name ]]; do
+    [[ -z $name || $name == \#* ]] && continue
+    [[ $rest =~ ^slots=([1-9][0-9]*)[[:space:]]*(#.*)?$ ]] ||
+        die "--hostfile $hostfile: '$name $rest' does not read NAME slots=NUMBER"
+    nodes+=("$name") slots+=("${BASH_REMATCH[1]}")
+done <"$hostfile"
+((${#nodes[@]})) || die "--hostfile $hostfile names no node"
+
+if [[ -z $node_rank ]]; then
+    own=" $(hostname) $(hostname -s) $(hostname -f 2>/dev/null || :) $(hostname -I 2>/dev/null || :) "
+    for i in "${!nodes[@]}"; do
+        [[ $own != *" ${nodes[i]} "* ]] || node_rank=$i
+    done
+    [[ -n $node_rank ]] || die "--hostfile $hostfile does not name this node,$own; mend it, or say --node_rank"
+fi
+number --node_rank "$node_rank"
+((node_rank < ${#nodes[@]})) || die "--node_rank is $node_rank: $hostfile names nodes 0 to $((${#nodes[@]} - 1))"
+number --master_port "$master_port" 1
+here=${slots[node_rank]}
+if [[ $launcher == torchrun ]]; then
+    [[ $(printf '%s\n' "${slots[@]}" | sort -u | wc -l) == 1 ]] || die "--torchrun needs the same slots on every node"
+elif [[ -n ${CUDA_VISIBLE_DEVICES:-} && $CUDA_VISIBLE_DEVICES != "$(seq -s, 0 $((here - 1)))" ]]; then
+    die "deepspeed would take GPUs 0 to $((here - 1)) instead of CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES: say --torchrun"
+fi
+use_environment "$repository"
+if [[ -n $script ]]; then
+    file --script "$script"
+else
+    script=$repository/launch/train.py
+    python "$repository/launch/check.py" "${settings[@]}" >/dev/null
+fi
+has_gpu || export DS_ACCELERATOR=cpu
+
+where=(--master_addr "${master_addr:-${nodes[0]}}" --master_port "$master_port" --node_rank "$node_rank")
+if [[ $launcher == torchrun ]]; then
+    run torchrun --nnodes "${#nodes[@]}" --nproc_per_node "$here" "${where[@]}" "$script" "${settings[@]}"
+else
+    run deepspeed --hostfile "$hostfile" --no_ssh "${where[@]}" "$script" "${settings[@]}"
+fi

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Train on one GPU, or as one process where there is none. Nothing is sharded: ds_configs/stage0.json.
+#
+#   launch/single_gpu.sh --config launch/recipes/llama3_8b_1gpu.yaml output.name=mine
+#   launch/single_gpu.sh --gpu 2 sorsa.rank=64
+#
+#   --gpu N       which GPU (default: the first that CUDA_VISIBLE_DEVICES names, else 0)
+#   --help        this text; `python launch/train.py --help` explains the settings
+#
+# Everything else goes to launch/train.py as it stands.
+set -euo pipefail
+repository=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=launch/common.sh
+source "$repository/launch/common.sh"
+
+gpu='' settings=()
+while (($#)); do
+    case $1 in
+        -h | --help) usage ;;
+        --gpu) gpu=$(value "$@"); shift ;;
+        *) settings+=("$1") ;;
+    esac
+    shift
+done
+has --ds_config "${settings[@]}" || has --resume "${settings[@]}" ||
+    settings=(--ds_config "$repository/ds_configs/stage0.json" "${settings[@]}")
+visible=${CUDA_VISIBLE_DEVICES:-0}
+[[ -z $gpu ]] || number --gpu "$gpu"
+use_environment "$repository"
+python "$repository/launch/check.py" "${settings[@]}" >/dev/null
+
+if has_gpu; then
+    export CUDA_VISIBLE_DEVICES=${gpu:-${visible%%,*}}
+else
+    export DS_ACCELERATOR=cpu
+fi
+run python "$repository/launch/train.py" "${settings[@]}"

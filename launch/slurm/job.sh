@@ -1,0 +1,71 @@
+# shellcheck shell=bash
+# What the Slurm scripts have in common; they source it after launch/common.sh, inside the job or outside.
+: "${repository:?is set by the script that sources this}"
+
+# submit_or_parse SCRIPT "$@". Outside a job: checks, submits SCRIPT and ends. Inside: sets ranks, master_port,
+# torchrun, logs, max_requeues, and `settings`, which are for the Python command.
+submit_or_parse() {
+    local script=$1 word given=() sbatch_options=()
+    shift
+    ranks='' master_port='' torchrun='' logs='' max_requeues=100 settings=()
+    given=("$@")
+    for word in "$@"; do
+        if [[ $word == -- ]]; then # what stands before it is for sbatch
+            while [[ $1 != -- ]]; do sbatch_options+=("$1") && shift; done
+            shift
+            given=("$@")
+            break
+        fi
+    done
+    while (($#)); do
+        case $1 in
+            -h | --help) usage ;;
+            --ranks_per_node) ranks=$(value "$@"); shift ;;
+            --master_port) master_port=$(value "$@"); shift ;;
+            --logs) logs=$(value "$@"); shift ;;
+            --max_requeues) max_requeues=$(value "$@"); shift ;;
+            --torchrun) torchrun=--torchrun ;;
+            *) settings+=("$1") ;;
+        esac
+        shift
+    done
+    [[ -z $ranks ]] || number --ranks_per_node "$ranks" 1
+    [[ -z $master_port ]] || number --master_port "$master_port" 1
+    number --max_requeues "$max_requeues"
+    use_environment "$repository"
+    check_arguments # the script's own
+
+    if [[ -z ${SLURM_JOB_ID:-} ]]; then
+        command -v sbatch >/dev/null || die "there is no sbatch here; launch/multi_gpu.sh and multi_node.sh need none"
+        cd "$repository" || exit
+        exec sbatch "${sbatch_options[@]}" "$script" "${given[@]}"
+    fi
+    ((${#sbatch_options[@]} == 0)) || die "inside a job there is nothing for sbatch: '${sbatch_options[*]} --'"
+    ranks=${ranks:-${SLURM_GPUS_ON_NODE:-}}
+    [[ -n $ranks ]] || die "Slurm gives this job no GPUs: ask for --gpus-per-node, or say --ranks_per_node for CPU ranks"
+}
+
+# run_on_nodes WORD...: launch/multi_node.sh with these words on every node of the job; sets `code`.
+run_on_nodes() {
+    local nodes master port
+    logs=${logs:-$SLURM_SUBMIT_DIR/logs/$SLURM_JOB_NAME-$SLURM_JOB_ID}
+    mkdir -p "$logs"
+    # In Slurm's order, which is that of SLURM_PROCID; the first node is reached as Slurm reaches it.
+    mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    printf "%s slots=$ranks\n" "${nodes[@]}" >"$logs/hostfile"
+    master=$(scontrol show node "${nodes[0]}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+    port=${master_port:-$((20000 + SLURM_JOB_ID % 10000))}
+    export SORSA_EXIT_FILE=$logs/exit-code
+    rm -f "$SORSA_EXIT_FILE"
+    echo "$(date '+%F %T') job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): ${#nodes[@]} nodes x $ranks" \
+        "ranks, meeting at $master:$port; logs in $logs"
+    code=0
+    # shellcheck disable=SC2016,SC2086
+    srun --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" --ntasks-per-node=1 --cpu-bind=none \
+        --kill-on-bad-exit=1 --wait=60 --open-mode=append --output="$logs/node-%n-%N.log" \
+        bash -c 'exec bash "$@" --node_rank "$SLURM_PROCID"' node \
+        "$repository/launch/multi_node.sh" --hostfile "$logs/hostfile" --master_addr "$master" \
+        --master_port "$port" $torchrun "$@" || code=$?
+    # A node that has left may have had the others ended: what the first rank to fail has said counts.
+    ((code == 0)) || [[ ! -s $SORSA_EXIT_FILE ]] || code=$(<"$SORSA_EXIT_FILE")
+}

@@ -1,0 +1,97 @@
+"""The exchange between the ranks: everybody's facts, a file in the run folder, one all-reduce under a time limit."""
+
+import time
+import uuid
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from sorsa_ds import comm
+from sorsa_ds.cli import Invocation
+from sorsa_ds.console import say
+from sorsa_ds.files import write_text
+from sorsa_ds.preflight.facts import gather, run_folder
+from sorsa_ds.preflight.faults import faults, nodes, rank_map
+
+_NUMBERS = 2**22
+"""fp32 numbers of the all-reduce: enough to tell a fast network from a slow one, 16 MiB."""
+_LONGEST = timedelta(minutes=2)
+
+
+def check(invocation: Invocation, ds_config: dict, device: torch.device, timeout: timedelta, argv: list[str]) -> None:
+    """Print the rank map and go on, or stop on every rank with everything that is wrong. A collective call.
+
+    Args:
+        ds_config: the DeepSpeed JSON as it was read.
+        timeout: of the process group; the all-reduce has at most two minutes of it.
+        argv: the command line without the program.
+
+    Raises:
+        ValueError: naming the nodes and what is wrong there; the same on every rank.
+    """
+    group = comm.cpu_group(timeout)  # a network that only the GPUs use may be what is broken
+    mine = gather(invocation, ds_config, argv)
+    facts = _from_all(mine, group)
+    say(rank_map(facts))
+    _stop(faults(facts))
+    if len(nodes(facts)) > 1:
+        _stop(_folder_faults(run_folder(invocation), mine.node, group))
+    if comm.world_size() > 1:
+        seconds, wrong = _all_reduce(device, min(timeout, _LONGEST))
+        _stop(_from_all(f"node {mine.node}: {wrong}" if wrong else None, group))
+        say(f"  all-reduce of {_NUMBERS * 4 / 2**20:.0f} MiB over all ranks: {seconds * 1e3:.0f} ms")
+
+
+def _stop(found: list[str | None]) -> None:
+    if found := list(dict.fromkeys(fault for fault in found if fault)):
+        raise ValueError("preflight: nothing was started:\n  " + "\n  ".join(found))
+
+
+def _from_all(mine, group: dist.ProcessGroup | None) -> list:
+    """What every rank has to tell, in rank order."""
+    if comm.world_size() == 1:
+        return [mine]
+    told: list = [None] * comm.world_size()
+    dist.all_gather_object(told, mine, group=group)
+    return told
+
+
+def _folder_faults(folder: Path, node: str, group: dist.ProcessGroup | None) -> list[str | None]:
+    """Every rank writes its part of a checkpoint into the run's folder: is it the same one on every node?"""
+    written = folder / f".preflight-{uuid.uuid4().hex}"
+    wrong = None
+    if comm.rank() == 0:
+        try:
+            write_text(written, "")
+        except ValueError as error:
+            wrong = f"node {node}: {error}"
+    name = _from_all(written.name, group)[0]
+    refused = [fault for fault in _from_all(wrong, group) if fault]
+    if not refused and not (folder / name).exists():
+        wrong = f"node {node}: output.folder {folder} is not that of rank 0: all nodes need one shared folder"
+    found = refused or _from_all(wrong, group)
+    with suppress(OSError):
+        written.unlink(missing_ok=True)
+    return found
+
+
+def _all_reduce(device: torch.device, limit: timedelta) -> tuple[float, str | None]:
+    """Sum ones over all ranks, twice (the first sets up connections); seconds of the second, and what is wrong."""
+    ones, seconds = torch.empty(_NUMBERS, device=device), 0.0
+    try:
+        for _ in range(2):
+            ones.fill_(1)
+            began = time.perf_counter()
+            dist.all_reduce(ones, async_op=True).wait(limit)
+            total = ones[-1].item()
+            seconds = time.perf_counter() - began
+    except RuntimeError as error:
+        return seconds, (
+            f"an all-reduce over {dist.get_backend()} fails within {limit.total_seconds():g} s ({error}); "
+            f"{dist.get_backend().upper()}_SOCKET_IFNAME may have to name the network"
+        )
+    right = total == comm.world_size()
+    return seconds, None if right else f"an all-reduce of ones over {comm.world_size()} ranks gives {total:g}"

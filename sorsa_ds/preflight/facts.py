@@ -1,0 +1,110 @@
+"""What each rank tells of itself: where it runs, on what, with which packages and settings, and what is free there."""
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+import sorsa_ds
+from sorsa_ds import comm
+from sorsa_ds.cli import Invocation
+from sorsa_ds.config_io import flat
+from sorsa_ds.embedded import cache_folder
+from sorsa_ds.run_paths import run_of
+
+PACKAGES = ("torch", "deepspeed", "transformers")
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """One rank's facts.
+
+    node: its host's name. launcher: the launcher's number in the job; two of them may share a host.
+    device: what it computes on. device_id: tells GPUs of one host apart, empty on a CPU. gpus: how many it sees.
+    versions: of Python and packages. said: settings, DeepSpeed JSON and command line; told by local rank 0 alone.
+    memory: free bytes of the host, or of the control group that the rank is in. disks: folder -> free bytes.
+    """
+
+    rank: int
+    local_rank: int
+    node: str
+    launcher: int
+    device: str
+    device_id: str
+    gpus: int
+    versions: Mapping[str, str]
+    said: Mapping[str, Any] = field(default_factory=dict)
+    memory: int
+    disks: Mapping[str, int]
+
+
+def gather(invocation: Invocation, ds_config: dict, argv: list[str]) -> Facts:
+    """This rank's facts. argv: the command line without the program."""
+    local_rank = int(os.environ["LOCAL_RANK"])
+    folders = {"run folder": run_folder(invocation), "cache": cache_folder()}
+    return Facts(
+        rank=comm.rank(),
+        local_rank=local_rank,
+        node=os.uname().nodename,
+        launcher=int(os.environ.get("CROSS_RANK", os.environ.get("GROUP_RANK", "0"))),
+        versions={
+            "python": platform.python_version(),
+            "sorsa_ds": sorsa_ds.__version__,
+            **{name: version(name) for name in PACKAGES},
+        },
+        said=_said(invocation, ds_config, argv) if local_rank == 0 else {},
+        memory=free_memory(),
+        disks={f"{what} ({path})": shutil.disk_usage(_existing(path)).free for what, path in folders.items()},
+        **_device(local_rank),
+    )
+
+
+def run_folder(invocation: Invocation) -> Path:
+    """The folder in which the job's run lies, or will."""
+    if invocation.resume and invocation.resume != "auto":
+        return run_of(Path(invocation.resume).expanduser().absolute()).parent
+    return Path(invocation.config.output.folder).expanduser().absolute()
+
+
+def free_memory() -> int:
+    """Bytes that this process can still take: what the host has, or what its control group leaves."""
+    free = psutil.virtual_memory().available
+    with suppress(OSError, ValueError, StopIteration):  # no control groups of version 2, or no limit
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+        folder = Path("/sys/fs/cgroup") / next(line[3:] for line in groups if line.startswith("0::")).lstrip("/")
+        limit, used = (int((folder / f"memory.{what}").read_text()) for what in ("max", "current"))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(stat["inactive_file"]))  # files that are read again when they are needed
+    return free
+
+
+def _said(invocation: Invocation, ds_config: dict, argv: list[str]) -> dict[str, Any]:
+    words = [word for word in argv if not word.startswith("--local_rank")]
+    return {
+        **flat(asdict(invocation.config)),
+        **flat(ds_config, "DeepSpeed JSON: "),
+        COMMAND_LINE: " ".join([Path(sys.argv[0]).name, *words]),
+    }
+
+
+def _device(local_rank: int) -> dict[str, Any]:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if local_rank >= gpus:
+        return {"device": "no GPU" if gpus else "CPU", "device_id": "", "gpus": gpus}
+    found = torch.cuda.get_device_properties(local_rank)
+    return {"device": found.name, "device_id": str(found.uuid), "gpus": gpus}
+
+
+def _existing(path: Path) -> Path:
+    """The folder, or the nearest one above it."""
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())

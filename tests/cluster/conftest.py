@@ -1,0 +1,12 @@
+"""The run that the runs on clusters must equal."""
+
+from pathlib import Path
+
+import pytest
+from projects import launch
+
+
+@pytest.fixture(scope="session")
+def reference(project) -> Path:
+    """One launcher with two ranks."""
+    return launch(project, "one-launcher", "output.save_every=3")[1]
