@@ -63,6 +63,18 @@ class PeftLayers:
             initial = f"pissa_niter_{rounds}" if rounds else "pissa"
         return LoraConfig(r=rank, use_dora=self.method == "dora", init_lora_weights=initial, **shared)
 
+    def working_set(self, target: Target) -> int:
+        """Bytes of a target's layer while its owner makes it: fp32 matrices of its size, and what LAPACK takes.
+
+        The weight, the copy that PEFT changes, and a message; DoRA's norm and OLoRA's QR take two more, PiSSA's exact
+        decomposition three (a copy, U and V^T) and LAPACK's own of the shorter side squared.
+        """
+        m, n = target.out_features, target.in_features
+        numbers = {"lora": 3, "adalora": 3, "dora": 5, "olora": 5, "pissa": 6}[self.method] * m * n
+        if self.method == "pissa" and not self.baseline.pissa_iterations:
+            numbers += 4 * min(m, n) ** 2
+        return 4 * (numbers + 2 * self.rank(target) * (m + n + 1))
+
     def rank(self, target: Target) -> int:
         """The rank with which a target's layer is made."""
         return (self.baseline.adalora_init_rank or target.rank) if self.method == "adalora" else target.rank
