@@ -178,6 +178,15 @@ def _regulariser(job: Job, facts: Facts) -> int:
     return 0
 
 
+def _cast(job: Job, facts: Facts) -> int:
+    """Trained weights of plain linears, which autocast casts once and holds until forward ends, whatever is recomputed.
+    SORSA's layers cast their own, one at a time."""
+    if job.config.method == "sorsa" or job.precision.name != "mixed":
+        return 0
+    numbers = sum(x.m * x.n if x.trained else x.rank * (x.m + x.n) for x in facts.linears)
+    return numbers * job.precision.compute_dtype.itemsize
+
+
 def _activations(job: Job, facts: Facts) -> tuple[int, int]:
     """(activations, logits) at the moment when both together are largest.
 
@@ -190,6 +199,6 @@ def _activations(job: Job, facts: Facts) -> tuple[int, int]:
     backward = 4 * job.tokens * facts.widest * compute
     if not job.config.train.gradient_checkpointing:
         return kept.rest + sum(kept.blocks) + backward, logits
-    inputs = kept.rest + kept.inputs * len(kept.blocks)
+    inputs = kept.rest + kept.inputs * len(kept.blocks) + _cast(job, facts)
     recomputed = max(kept.blocks, default=0) + backward
     return (inputs, logits) if logits >= recomputed else (inputs + recomputed, 0)
