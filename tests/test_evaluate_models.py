@@ -85,6 +85,24 @@ def test_a_run_over_four_bits_is_evaluated_as_it_is(project):
     assert run_ranks(2, run, loss)[0][0]["nats_per_token"] == pytest.approx(reported, rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["lora", "pissa", "adalora", "dora", "full"])
+def test_runs_of_other_methods_are_merged_too(project, method):
+    own = {
+        "adalora": ["--ds_config", "ds_configs/zero2.json", "baseline.adalora_t_init=1", "baseline.adalora_t_final=2"],
+        "full": ["sorsa.rank=16"],
+    }  # fmt: skip
+    run_ranks(1, _train, project, method, f"method={method}", *own.get(method, []))
+    options = asked(project, f"{method}-loss", model=str(project / method), task="loss", data=None, max_new_tokens=None)
+    assert run_ranks(1, _plain_modules, project / method) == [True]
+    reported = json.loads((project / method / "report.json").read_text())["eval_loss_end"]
+    assert run_ranks(1, run, options)[0][0]["nats_per_token"] == pytest.approx(reported, rel=1e-4)
+
+
+def _plain_modules(folder):
+    model = models.find(str(folder)).load(torch.device("cpu"), torch.float32)
+    return not any(hasattr(module, "base_layer") or isinstance(module, SorsaLinear) for module in model.modules())
+
+
 def test_what_is_no_model_is_refused_by_name(project, tmp_path):
     for what, message in (("nowhere/at/all", "there is no folder"), (str(project / "questions"), "no weights")):
         with pytest.raises(ValueError, match=message):

@@ -1,27 +1,35 @@
-"""A trained SORSA model made plain for inference: U diag(s) V^T is added to W_r, and nothing is slower than before.
+"""A trained model made plain for inference: what was trained is added to the frozen weights, nothing is slower then.
 
 Shapes, used as suffixes of tensor names: M out_features, N in_features.
 """
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from sorsa_ds.decompose import Factors, as_used
 from sorsa_ds.layer import SorsaLinear
+from sorsa_ds.methods import peft_layers
 from sorsa_ds.precision import Precision, full_fp32_products
 
 
 def merge_dense(model: PreTrainedModel, trained: Precision, dtype: torch.dtype) -> PreTrainedModel:
-    """Put plain linears in the place of SORSA's, all in `dtype`; over a packed residual the factors stay apart.
+    """Put plain linears in the place of SORSA's and PEFT's, all in `dtype`; over a packed residual factors stay apart.
 
     W = W_r + scale * U diag(s) V^T is taken in fp32 of what training computed with in its precision `trained`, and
-    rounded once, as `launch/export.py --format merged` does. Buffers keep their dtype: rotary frequencies must not be
-    rounded. Changes the model and returns it.
+    rounded once, as `launch/export.py --format merged` does; so is what PEFT merges. Buffers keep their dtype: rotary
+    frequencies must not be rounded. Changes the model and returns it.
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, SorsaLinear) and not module.storage.quantised:
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, _merged(module, trained, dtype))
+            whole = _merged(module, trained, dtype)
+        elif isinstance(module, BaseTunerLayer):
+            with full_fp32_products():
+                whole = peft_layers.plain(module)
+        else:
+            continue
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, whole)
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
