@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from projects import launch
 
+from sorsa_ds.embedded import cache_folder
+
 
 @pytest.fixture(scope="session")
 def reference(project) -> Path:
