@@ -147,10 +147,7 @@ def test_a_job_is_queued_from_the_folder_in_which_its_arguments_were_checked(tmp
 
 
 def test_a_job_that_cannot_be_queued_again_still_ends_with_the_code_of_its_ranks(tmp_path):
-    environment = programs(
-        tmp_path, srun="exit 75",
-        scontrol='case $1 in requeue) exit 3 ;; *) [[ $2 != job ]] || echo JobState=RUNNING ;; esac',
-    )  # fmt: skip
+    environment = programs(tmp_path, srun="exit 75", scontrol="[[ $1 == show ]] && echo JobState=RUNNING NodeAddr=one")
     job = {
         "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "sorsa", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "one",
         "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_GPUS_ON_NODE": "2",
