@@ -45,7 +45,8 @@ def start(project: Path, name: str, *arguments: str, ranks=2, ds="zero3", **envi
     """Start launch/train.py through `deepspeed`."""
     command = [
         str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), "--master_port", str(free_port()),
-        "launch/train.py", "--ds_config", f"ds_configs/{ds}.json", *settings(project, name), *arguments,
+        "launch/train.py", "--ds_config", str(ds if isinstance(ds, Path) else f"ds_configs/{ds}.json"),
+        *settings(project, name), *arguments,
     ]  # fmt: skip
     paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.Popen(
