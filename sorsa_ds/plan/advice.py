@@ -1,6 +1,6 @@
 """The nearest settings that fit: each change is tried by planning with it, alone first, then with those before it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from sorsa_ds.cli import REPOSITORY
 from sorsa_ds.config import TrainConfig
 from sorsa_ds.plan.facts import Facts, facts
 from sorsa_ds.plan.fit import fits, of_a_node
-from sorsa_ds.plan.job import Job
+from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import memory
 
 MOST_GPUS, A_NODE = 1024, 8
@@ -76,13 +76,7 @@ class _Trial:
 
 
 def _more_gpus(trial: _Trial, heap: Change) -> list[Way]:
-    """Twice as many GPUs, up to a whole node, then twice as many nodes, and so on."""
-    hardware = heap.job.hardware
-    while hardware.ranks * 2 <= MOST_GPUS:
-        if hardware.gpus < A_NODE:
-            hardware = replace(hardware, gpus=min(2 * hardware.gpus, A_NODE))
-        else:
-            hardware = replace(hardware, nodes=2 * hardware.nodes)
+    for hardware in larger(heap.job.hardware):
         try:
             job = Job.of(heap.job.config, heap.job.given, hardware)
         except ValueError:  # so many do not divide the batch
@@ -91,6 +85,16 @@ def _more_gpus(trial: _Trial, heap: Change) -> list[Way]:
         if (way := trial.way(Change(heap.settings | more, job))) is not None:
             return [way]
     return []
+
+
+def larger(hardware: Hardware) -> Iterator[Hardware]:
+    """Twice as many GPUs up to a whole node, then twice as many nodes, and so on."""
+    while hardware.ranks * 2 <= MOST_GPUS:
+        if hardware.gpus < A_NODE:
+            hardware = replace(hardware, gpus=min(2 * hardware.gpus, A_NODE))
+        else:
+            hardware = replace(hardware, nodes=2 * hardware.nodes)
+        yield hardware
 
 
 def _checkpointing(job: Job) -> Change | None:

@@ -123,7 +123,7 @@ def _gradients(job: Job, facts: Facts) -> int:
 def _buffers(job: Job, facts: Facts) -> int:
     """The buckets in which gradients travel, and updated parameters."""
     if job.stage == 0:
-        return _joined(facts) * _itemsize(job) if job.ranks > 1 else 0
+        return _joined(facts) * _itemsize(job)  # by a single rank too
     bucket = job.zero["reduce_bucket_size"]
     if job.stage == 3:
         return bucket * _itemsize(job)  # allocated whole
