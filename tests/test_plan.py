@@ -16,7 +16,7 @@ from sorsa_ds.config import DataConfig, ResidualConfig, RunConfig, SorsaConfig, 
 from sorsa_ds.plan.command import configuration_of
 from sorsa_ds.plan.facts import facts
 from sorsa_ds.plan.job import Hardware, Job
-from sorsa_ds.plan.memory import memory
+from sorsa_ds.plan.memory import largest_bucket, memory
 from sorsa_ds.plan.speed import flops, speed
 from sorsa_ds.plan.traffic import traffic
 from sorsa_ds.residual import storage_of
@@ -61,7 +61,7 @@ def live(folder, cases):
         engine.flatten = noting(engine.flatten, averaged)
         for t in range(2):
             engine.train_step(micro_losses(engine, sequences(MICRO * comm.world_size(), seed=t), 1))
-        results.append(bytes_by_kind(engine) | ({"buffers": max(averaged, default=0)} if stage == 0 else {}))
+        results.append(bytes_by_kind(engine) | {"bucket": max(averaged, default=0)})
         averaged.clear()
         engine.destroy()
     return results
@@ -105,8 +105,11 @@ def test_parameters_residual_and_optimizer_are_the_live_tensors_bytes(folder, wo
     found = run_ranks(world, live, folder, LIVE)
     for i, (stage, precision, storage) in enumerate(LIVE):
         job = job_of(stage, precision, storage, gpus=world)
-        planned = memory(job, facts(folder, job)).gpu
-        for name in ("residual", "frozen", "trained", "masters", "moments", *(["buffers"] if stage == 0 else [])):
+        model = facts(folder, job)
+        planned = memory(job, model).gpu
+        if stage == 0:
+            assert largest_bucket(model) * job.precision.factor_dtype.itemsize == found[0][i]["bucket"]
+        for name in ("residual", "frozen", "trained", "masters", "moments"):
             largest = max(rank[i].get(name, 0) for rank in found)
             assert planned[name] == largest, (stage, precision, storage, name)
 
@@ -143,6 +146,16 @@ def test_what_is_kept_for_backward_is_what_autograd_saves(folder, precision):
     assert kept.counted and len(kept.blocks) == 2 and len(set(kept.blocks)) <= 2
     [saved] = run_ranks(1, _saved, folder, 200, precision)
     assert kept.rest + sum(kept.blocks) == pytest.approx(saved, rel=0.1)
+
+
+def test_gradients_are_averaged_in_the_room_of_the_activations(folder):
+    for rank, length, more in ((5, 200, False), (20, 8, True)):
+        job = job_of(0, length=length)
+        job = replace(job, config=replace(job.config, sorsa=SorsaConfig(rank=rank)))
+        needed, averaged = memory(job, facts(folder, job)).gpu, 4 * facts(folder, job).trainable
+        beside = needed["activations"] + needed["logits"]
+        assert (averaged > beside) is more
+        assert needed["buffers"] == max(0, averaged - beside)
 
 
 def test_checkpointing_keeps_inputs_and_one_block(folder):

@@ -60,11 +60,11 @@ def memory(job: Job, facts: Facts) -> Memory:
     if job.offloaded("optimizer"):
         host["gradients"] = 2 * _MASTER * mine  # the masters' own, and a pinned buffer of what was updated
         gpu["gradients"] = _itemsize(job) * facts.trainable if job.stage == 1 else 0
-    gpu["buffers"] = _buffers(job, facts)
     gpu["gathered"] = _gathered(job, facts)
     gpu["dense weight"] = _largest_dense(job, facts)
     gpu["regulariser"] = _regulariser(job, facts)
     gpu["activations"], gpu["logits"] = _activations(job, facts)
+    gpu["buffers"] = _buffers(job, facts, gpu["activations"] + gpu["logits"])
     gpu["context"] = CONTEXT
     largest = max(p.numel for p in facts.parameters)
     peak = methods.working_set(job.config, facts.targets, largest, job.storage)
@@ -120,10 +120,11 @@ def _gradients(job: Job, facts: Facts) -> int:
     return _MASTER * _mine(job, facts)
 
 
-def _buffers(job: Job, facts: Facts) -> int:
-    """The buckets in which gradients travel, and updated parameters."""
+def _buffers(job: Job, facts: Facts, gone: int) -> int:
+    """The buckets in which gradients travel, and updated parameters. gone: bytes of activations, in whose room they are
+    without ZeRO."""
     if job.stage == 0:
-        return _joined(facts) * _itemsize(job)  # by a single rank too
+        return max(0, largest_bucket(facts) * _itemsize(job) - gone)
     bucket = job.zero["reduce_bucket_size"]
     if job.stage == 3:
         return bucket * _itemsize(job)  # allocated whole
@@ -131,8 +132,8 @@ def _buffers(job: Job, facts: Facts) -> int:
     return copies * min(bucket, facts.trainable) * _itemsize(job)
 
 
-def _joined(facts: Facts) -> int:
-    """Numbers of the largest bucket that is averaged at once without ZeRO."""
+def largest_bucket(facts: Facts) -> int:
+    """Numbers of the largest bucket of gradients that is averaged at once without ZeRO, by a single rank too."""
     joined, largest = 0, 0
     for parameter in facts.parameters:
         if parameter.kind == "trained":
