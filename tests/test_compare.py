@@ -294,9 +294,9 @@ def test_accuracies_are_asked_of_the_base_model_and_of_every_method_at_its_best_
 
 
 def start(project: Path, output: Path) -> subprocess.Popen:
-    """The real command: two methods, and a rate with which LoRA breaks down."""
+    """The real command: SORSA, and LoRA with a rate at which it breaks down."""
     arguments = [
-        "--methods", "sorsa,lora", "--seeds", "1", "--learning_rates", "3e-3,lora=1e-2,lora=1e30", "--num_gpus", "2",
+        "--methods", "sorsa,lora", "--seeds", "1", "--learning_rates", "3e-3,lora=1e30", "--num_gpus", "2",
         "--output", str(output), f"model={project / 'model'}", f"data.path={project / 'data.jsonl'}",
         "data.eval_size=7", "sorsa.rank=4", "train.global_batch_size=8", "train.precision=fp32",
     ]  # fmt: skip
@@ -322,22 +322,17 @@ def test_a_comparison_is_stopped_goes_on_and_survives_a_run_that_fails(project, 
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert "the same command goes on" in ended(process, 75)
-    assert (first / "checkpoints").exists() and not (tmp_path / "runs" / "lora-lr0.01-seed1").exists()
+    broken = "lora-lr1e+30-seed1"
+    assert (first / "checkpoints").exists() and not (tmp_path / "runs" / broken).exists()
 
     printed = ended(start(project, tmp_path), 2)
-    broken = "lora-lr1e+30-seed1"
     assert f"{broken} failed: the loss is nan" in printed
     assert f"error: failed: {broken}; the same command tries again" in printed
-    done = {path.parent.name for path in tmp_path.glob("runs/*/report.json")}
-    assert done == {"sorsa-lr0.003-seed1", "lora-lr0.01-seed1"}
     assert not (first / "checkpoints").exists()
-    data = json.loads((tmp_path / "comparison.json").read_text())
-    for run in data["runs"]:
-        lines = [json.loads(line) for line in (Path(run["folder"]) / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
-        assert run["report"]["peak_memory_gib"] > 0
-    starts = {run["report"]["start_loss"] for run in data["runs"]}
-    assert max(starts) - min(starts) < 1e-4, "one start for all methods"
+    [run] = json.loads((tmp_path / "comparison.json").read_text())["runs"]
+    assert run["folder"] == str(first) and run["report"]["peak_memory_gib"] > 0
+    lines = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
     assert {path.name for path in tmp_path.glob("comparison.*")} == {
         f"comparison.{suffix}" for suffix in ("md", "csv", "json", "png", "svg")
     }

@@ -188,15 +188,15 @@ def test_adalora_keeps_to_its_budget(everyone):
     assert sum(int((value != 0).sum()) for name, value in end.items() if "lora_E" in name) == layers * rest
 
 
-def test_all_ranks_and_all_worlds_start_and_stay_alike(tiny_llama):
-    runs = [(method, 0) for method in METHODS]
-    worlds = {world: run_ranks(world, _all_runs, tiny_llama, runs) for world in (1, 3)}
-    for i, (method, _) in enumerate(runs):
-        for rank in range(3):
-            began, ended = worlds[3][rank][i][4]
-            for name, value in worlds[1][0][i][4][0].items():
+def test_all_ranks_and_all_worlds_start_and_stay_alike(tiny_llama, everyone):
+    runs = [run for run in RUNS if run[1] == 0]
+    alone = run_ranks(1, _all_runs, tiny_llama, runs)[0]
+    for i, (method, stage) in enumerate(runs):
+        ranks = [rank[RUNS.index((method, stage))][4] for rank in everyone]
+        for rank, (began, ended) in enumerate(ranks):
+            for name, value in alone[i][4][0].items():
                 assert torch.equal(began[name], value), f"{method}: {name} begins apart on rank {rank}"
-            for name, value in worlds[3][0][i][4][1].items():
+            for name, value in ranks[0][1].items():
                 assert torch.equal(ended[name], value), f"{method}: {name} ends apart on rank {rank}"
 
 

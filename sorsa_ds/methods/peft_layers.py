@@ -187,9 +187,16 @@ def delta(layer: nn.Module, target: Target) -> Tensor:
     return added.t() if target.transposed else added
 
 
-@torch.no_grad()
 def merged(layer: nn.Module, target: Target) -> Tensor:
     """The whole weight (M, N) that a layer stands for, merged by PEFT."""
-    layer.merge()
-    weight = layer.base_layer.weight.detach()
+    weight = plain(layer).weight.detach()
     return weight.t() if target.transposed else weight
+
+
+@torch.no_grad()
+def plain(layer: nn.Module) -> nn.Module:
+    """The linear (or Conv1D) that a layer stands for, merged by PEFT in fp32."""
+    for parameter in layer.parameters():
+        parameter.data = parameter.data.float()
+    layer.merge()
+    return layer.base_layer

@@ -170,7 +170,7 @@ def _largest_dense(job: Job, facts: Facts) -> int:
     first; DoRA's weight, of which PEFT takes the norm: a unit matrix, B A, scaled, with W in fp32, and their sum."""
     if job.config.method == "dora":
         return max(_MASTER * t.in_features * (t.in_features + 4 * t.out_features) for t in facts.targets)
-    if not job.storage.quantised or job.config.method != "sorsa":
+    if not job.storage.quantised:
         return 0
     return max(t.out_features * t.in_features for t in facts.targets) * job.precision.compute_dtype.itemsize
 

@@ -53,7 +53,7 @@ def flops(job: Job, facts: Facts) -> float:
 def densified(job: Job, facts: Facts) -> float:
     """Bytes that a rank reads and writes in an optimizer step to make packed weights dense, at each use: the codes and
     scales, and the matrix in the dtype of the product, which then reads it as any other."""
-    if job.config.method != "sorsa" or not job.storage.quantised:
+    if not job.storage.quantised:
         return 0.0
     packed = sum(p.nbytes for p in facts.parameters if p.kind == "residual")
     matrices = sum(t.out_features * t.in_features for t in facts.targets) * job.precision.compute_dtype.itemsize
