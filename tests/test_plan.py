@@ -150,7 +150,7 @@ def test_what_is_kept_for_backward_is_what_autograd_saves(folder, precision):
 
 def test_gradients_are_averaged_in_the_room_of_the_activations(folder):
     for rank, length, more in ((5, 200, False), (20, 8, True)):
-        job = job_of(0, length=length)
+        job = job_of(0, length=length, gradient_checkpointing=True)
         job = replace(job, config=replace(job.config, sorsa=SorsaConfig(rank=rank)))
         needed, averaged = memory(job, facts(folder, job)).gpu, 4 * facts(folder, job).trainable
         beside = needed["activations"] + needed["logits"]

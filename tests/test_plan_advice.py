@@ -1,6 +1,7 @@
 """Whether a plan fits, what is advised where it does not, and what the command and a run say of it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 from architectures import save
-from projects import ROOT, launch
+from projects import ROOT
+from projects import settings as run_settings
 from test_plan import job_of
+from worlds import run_ranks
 
 from sorsa_ds import cli
 from sorsa_ds import ds_config as settings
@@ -169,12 +172,23 @@ def test_a_run_says_the_numbers_that_it_is_refused_for(tmp_path, monkeypatch, ca
         check_memory(*arguments)
     [refused] = re.findall(r"about ([0-9.]+) GiB a rank, more than the ([0-9.]+ GiB .*) that it may", str(caught.value))
     assert " of ".join(refused) in capsys.readouterr().out
+    monkeypatch.setattr("sorsa_ds.plan.check.memory", None)
     check_memory(tmp_path, replace(job.config, train=replace(job.config.train, check_memory=False)), *arguments[2:])
+    assert capsys.readouterr().out == ""
 
 
-def test_a_run_refuses_what_cannot_fit_before_it_loads(project):
-    printed, folder, _ = launch(project, "plan-no", "train.steps=1", "train.micro_batch_size=400000",
-                                "train.global_batch_size=null", "data.max_length=256", code=2)  # fmt: skip
-    assert printed.count("Planned memory of a rank: ") == 1
-    assert printed.count("\nerror: ") == 1 and "the run needs about" in printed
-    assert not (folder / "report.json").exists()
+def _refused(project):
+    """What stops this rank of a run that is too large."""
+    from sorsa_ds.assemble import assemble
+
+    os.environ["SORSA_CACHE"] = str(project / "cache")
+    large = ["train.micro_batch_size=400000", "train.global_batch_size=null", "data.max_length=256"]
+    with pytest.raises(ValueError) as caught:
+        assemble(cli.parse([*run_settings(project, "plan-no"), *large]))
+    return str(caught.value)
+
+
+def test_every_rank_of_a_run_refuses_what_cannot_fit_before_it_loads(project, monkeypatch):
+    monkeypatch.setattr("sorsa_ds.assemble.load_operated", None)
+    told = run_ranks(2, _refused, project)
+    assert all("the run needs about" in one and "launch/plan.py" in one for one in told)

@@ -20,15 +20,17 @@ from sorsa_ds.residual import Storage
 def check_memory(
     folder: Path, config: RunConfig, given: dict, resolved: Resolved, formats: Precision, storage: Storage
 ) -> None:
-    """Say what a run needs, and stop where this machine has less. A collective call.
+    """Say what a run needs, and stop where this machine has less; nothing with train.check_memory=false. A collective
+    call.
 
     Args:
         folder: the model's. The others: what the run has settled (see `job.Job`).
 
     Raises:
-        ValueError: it cannot fit, unless train.check_memory is off, or the model has no such targets or ranks; on every
-            rank.
+        ValueError: it cannot fit, or the model has no such targets or ranks; on every rank.
     """
+    if not config.train.check_memory:
+        return
     job = Job(config, given, resolved, formats, storage, Hardware(gpus=comm.world_size()))
     needed = comm.together(lambda: memory(job, facts(folder, job)), process.this_device())
     free = free_memory() // process.local_ranks()
@@ -43,7 +45,7 @@ def check_memory(
 
     def refuse() -> None:
         for where, (wanted, limit) in places.items():
-            if wanted > limit and config.train.check_memory:
+            if wanted > limit:
                 raise ValueError(
                     f"the run needs about {wanted / GIB:.2f} GiB a rank, more than the {limit / GIB:.2f} GiB {where} "
                     f"that it may take here: launch/plan.py with the same settings tells what would fit; "
