@@ -190,7 +190,7 @@ def _curve(storage: str, inside: bool) -> Iterator[dict]:
         for link in LINKS:
             there = replace(job, hardware=replace(job.hardware, node_bandwidth=float(link)))
             expected = speed(there, model, moved)
-            row["compute_s"], row["inside_s"] = expected.compute, expected.inside
+            row["compute_s"], row["dense_s"], row["inside_s"] = expected.compute, expected.dense, expected.inside
             row[f"tokens_per_second_{link}"] = expected.tokens_per_second
         say(" | ".join(f"{key} {value if isinstance(value, str) else f'{value:,.4g}'}" for key, value in row.items()))
         yield row

@@ -113,6 +113,8 @@ def split(argv: Sequence[str], options: Iterable[str], errors: Errors) -> tuple[
             text = words.pop(0)
         key = key.replace("-", "_")
         if word.startswith("--") and key in options:
+            if key in own:
+                errors.append(f"--{key} is given twice: {own[key]} and {text}")
             own[key] = text
         else:
             overrides.append((key, text))

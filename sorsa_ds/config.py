@@ -250,8 +250,7 @@ class TrainConfig:
     bf16: DeepSpeed's bf16 engine with fp32 masters. `auto`: mixed where bf16 products are fast, else fp32."""
 
     check_memory: bool = True
-    """Stop before the model is loaded if the plan of its memory says that it cannot fit (launch/plan.py). The plan
-    knows SORSA alone; other methods run without."""
+    """Plan the run's memory before the model is loaded, say it, and stop if it cannot fit (launch/plan.py)."""
 
     eval_every: NonNegativeInt = 0
     """Optimizer steps between held-out evaluations; one is made at the start and at the end. 0: only those."""

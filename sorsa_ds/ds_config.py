@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from sorsa_ds.batch_size import settle
 from sorsa_ds.config import TrainConfig
 
@@ -52,6 +54,19 @@ KNOWN = {
     "comms_logger", "flops_profiler", "aio",
 }  # fmt: skip
 """Top-level keys that are passed on; DeepSpeed ignores what it does not know, so anything else is a mistake."""
+
+BUFFERS = ("overlap_comm", "reduce_bucket_size", "stage3_max_live_parameters", "stage3_prefetch_bucket_size",
+           "stage3_param_persistence_threshold")  # fmt: skip
+"""Keys of zero_optimization that memory depends on (`sorsa_ds.plan`): where none is said, DeepSpeed's own default is
+written out."""
+
+ONE_PLACE = {
+    "train_batch_size": "global_batch_size",
+    "train_micro_batch_size_per_gpu": "micro_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "gradient_clipping": "gradient_clipping",
+}
+"""Keys of the JSON that are settings of `train` too."""
 
 
 @dataclass(frozen=True)
@@ -130,15 +145,16 @@ def resolve(
     _check_offload(zero, "offload_optimizer", range(1, 4), device)
     _check_offload(zero, "offload_param", range(3, 4), device)
     _settle_node_sharding(zero, world_size, world_size if node_ranks is None else node_ranks)
+    _settle_buffers(zero)
     _settle_precision(ds, precision, stage)
 
     sizes = settle(
         world_size,
-        global_size=_once(raw, "train_batch_size", train, "global_batch_size", _integer),
-        micro=_once(raw, "train_micro_batch_size_per_gpu", train, "micro_batch_size", _integer),
-        accumulation=_once(raw, "gradient_accumulation_steps", train, "gradient_accumulation_steps", _integer),
+        global_size=_once(raw, "train_batch_size", train, _integer),
+        micro=_once(raw, "train_micro_batch_size_per_gpu", train, _integer),
+        accumulation=_once(raw, "gradient_accumulation_steps", train, _integer),
     )
-    clipping = _once(raw, "gradient_clipping", train, "gradient_clipping", _number)
+    clipping = _once(raw, "gradient_clipping", train, _number)
     clipping = 1.0 if clipping is None else float(clipping)
     ds |= {
         "train_batch_size": sizes.global_size,
@@ -256,8 +272,31 @@ def _settle_node_sharding(zero: Json, world_size: int, node_ranks: int) -> None:
         zero[key] = size
 
 
-def _once(raw: Json, key: str, train: TrainConfig, field: str, read: Callable[[Json, str], Any]) -> Any:
+def _settle_buffers(zero: Json) -> None:
+    """Write out what DeepSpeed makes of `BUFFERS`; refuse any value of the section that it would not take."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        understood = DeepSpeedZeroConfig(**zero).model_dump(by_alias=True)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = ".".join(map(str, ("zero_optimization", *wrong["loc"])))
+        raise ValueError(
+            f'DeepSpeed JSON: "{key}" is {json.dumps(wrong["input"])}: {wrong["msg"]}, or "auto"'
+        ) from None
+    zero |= {key: understood[key] for key in BUFFERS}
+
+
+def train_settings(raw: Json) -> dict[str, Any]:
+    """The settings of `train` that the JSON states."""
+    stated = {field: value for key, field in ONE_PLACE.items() if (value := _said(raw, key)) is not None}
+    precision = precision_from_json(raw)
+    return stated if precision is None else stated | {"precision": precision}
+
+
+def _once(raw: Json, key: str, train: TrainConfig, read: Callable[[Json, str], Any]) -> Any:
     """A quantity that both JSON and run configuration may state: the one value, None if neither does."""
+    field = ONE_PLACE[key]
     in_json, in_run = read(raw, key), getattr(train, field)
     if in_json is not None and in_run is not None and in_json != in_run:
         raise ValueError(

@@ -61,6 +61,9 @@ def skeleton(folder: Path | str, loading: LoadingConfig) -> PreTrainedModel:
             # RWKV halves its output projections in place every few layers at inference, an fp16 range trick that
             # changes nothing else; SORSA's layers have no such weight to halve.
             config.rescale_every = 0
+        # GPT-NeoX has the field too, and does not look at it.
+        if getattr(config, "is_decoder", True) is False and not config.model_type.startswith("gpt_neox"):
+            raise ValueError(f'{config.model_type} sees the tokens that it is to predict, without "is_decoder": true')
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
                 config, attn_implementation=attention, trust_remote_code=loading.trust_remote_code

@@ -55,7 +55,8 @@ def start(
     """Start launch/train.py through `deepspeed`. job: the settings of a project's run."""
     command = [
         str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), "--master_port", str(free_port()),
-        "launch/train.py", "--ds_config", f"ds_configs/{ds}.json", *job(project, name), *arguments,
+        "launch/train.py", "--ds_config", str(ds if isinstance(ds, Path) else f"ds_configs/{ds}.json"),
+        *job(project, name), *arguments,
     ]  # fmt: skip
     paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.Popen(

@@ -35,6 +35,10 @@ def test_three_spellings(words):
     assert parse(words).config == RunConfig(sorsa=SorsaConfig(rank=64))
 
 
+def test_an_option_given_twice_is_told():
+    assert "--ds_config is given twice: a.json and b.json" in error("--ds_config", "a.json", "--ds_config=b.json")
+
+
 def test_nothing_said_is_the_defaults():
     invocation = parse(["--local_rank=1"])
     assert invocation.config == RunConfig()

@@ -7,7 +7,15 @@ import pytest
 
 from sorsa_ds.batch_size import BatchSizes, settle
 from sorsa_ds.config import TrainConfig
-from sorsa_ds.ds_config import REFUSED, load, precision_from_json, resolve, unknown_zero_keys
+from sorsa_ds.ds_config import (
+    BUFFERS,
+    REFUSED,
+    load,
+    precision_from_json,
+    resolve,
+    train_settings,
+    unknown_zero_keys,
+)
 
 SHIPPED = sorted((Path(__file__).parent.parent / "ds_configs").glob("*.json"))
 shipped = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -208,6 +216,45 @@ def test_what_deepspeed_has_removed_is_refused_with_the_reason():
     raw = {"zero_optimization": {"stage": 3, "mics_shard_size": 2}}
     assert unknown_zero_keys(raw) == []
     assert "DeepSpeed has removed MiCS; zero_hpz_partition_size keeps the residual inside a node" in refusal(raw)
+
+
+@pytest.mark.parametrize("key", BUFFERS)
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_what_memory_depends_on_is_written_out_as_deepspeed_understands_it(key, stage):
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    auto, absent = (settled({"zero_optimization": {"stage": stage, **said}}).ds for said in ({key: "auto"}, {}))
+    understood = DeepSpeedZeroConfig(stage=stage).model_dump(by_alias=True)[key]
+    assert auto["zero_optimization"][key] == absent["zero_optimization"][key] == understood
+
+
+def test_a_whole_number_may_be_written_as_a_power():
+    raw = json.loads('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 2e8}}')
+    assert settled(raw).ds["zero_optimization"]["reduce_bucket_size"] == 200_000_000
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("reduce_bucket_size", "large"), ("reduce_bucket_size", 0), ("stage3_max_live_parameters", 2.5),
+        ("stage3_prefetch_bucket_size", -1), ("stage3_param_persistence_threshold", None), ("overlap_comm", 3),
+    ],
+)  # fmt: skip
+def test_what_deepspeed_would_not_take_is_refused_by_name(key, value):
+    message = refusal({"zero_optimization": {"stage": 3, key: value}})
+    assert f'"zero_optimization.{key}" is {json.dumps(value)}: Input should be' in message
+
+
+def test_what_the_json_says_of_training_can_be_said_elsewhere():
+    raw = {
+        "train_batch_size": 8,
+        "gradient_accumulation_steps": "auto",
+        "bf16": {"enabled": True},
+        "gradient_clipping": 0,
+    }
+    said = train_settings(raw)
+    assert said == {"global_batch_size": 8, "gradient_clipping": 0, "precision": "bf16"}
+    assert settled({}, **said).global_batch_size == settled(raw, precision="bf16").global_batch_size == 8
 
 
 def test_autocast_in_fp16_is_refused():

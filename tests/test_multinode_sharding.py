@@ -4,11 +4,13 @@ A node of one rank and nodes of two, on gloo: DeepSpeed groups ranks by their nu
 """
 
 import json
+import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
-from projects import metrics
+from projects import ROOT, metrics
 from test_engine import (
     BF16_GAP,
     CASES,
@@ -29,8 +31,11 @@ from test_resume import _train, rewound, trained
 from wire import Wire
 from worlds import run_ranks
 
-from sorsa_ds.plan.advice import advice
+from sorsa_ds import ds_config as settings
+from sorsa_ds.plan.advice import Way, advice
 from sorsa_ds.plan.facts import facts
+from sorsa_ds.plan.fit import HEADROOM
+from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.traffic import traffic
 
@@ -210,10 +215,13 @@ def test_between_nodes_travel_gradients_factors_once_a_step_and_gram_matrices(
 
 
 def test_what_does_not_fit_is_advised_to_be_cut_over_all_ranks(tiny_llama):  # noqa: F811
-    inside, over_all = (job_of(3, gpus=2, nodes=8, zero=zero) for zero in ({"zero_hpz_partition_size": "auto"}, {}))
-    limit = memory(over_all, facts(tiny_llama, over_all)).total
-    assert memory(inside, facts(tiny_llama, inside)).total > limit
-    assert ("(no zero_hpz_partition_size in the DeepSpeed JSON)", limit) in advice(tiny_llama, inside, limit)
+    inside = job_of(3, gpus=2, nodes=8, zero={"zero_hpz_partition_size": "auto", "reduce_bucket_size": 10**8})
+    model, file = facts(tiny_llama, inside), settings.load(ROOT / "ds_configs" / "zero3.json")
+    over_all = memory(Job.of(inside.config, file, inside.hardware), model)
+    assert memory(inside, model).total > over_all.total
+    tight = replace(inside, hardware=replace(inside.hardware, gpu_memory=math.ceil(over_all.total / (1 - HEADROOM))))
+    way = Way("--ds_config ds_configs/zero3.json", over_all.total, 2 * over_all.total_host)
+    assert way in advice(tiny_llama, tight)
 
 
 def _ranks_of_each_node():

@@ -165,5 +165,5 @@ def test_a_random_rwkv6_trains_alike_whole_and_cut(rwkv6, project, texts, tmp_pa
     (tmp_path / "zero3.json").write_text(json.dumps(cut))
     short = "data.max_length=64"
     whole = run_rwkv6(rwkv6, project, texts, "whole", short, ds="stage0", ranks=1, **slow)
-    parts = run_rwkv6(rwkv6, project, texts, "cut", short, "--ds_config", str(tmp_path / "zero3.json"), **slow)
+    parts = run_rwkv6(rwkv6, project, texts, "cut", short, ds=tmp_path / "zero3.json", **slow)
     assert parts == pytest.approx(whole, rel=1e-5)

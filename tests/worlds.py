@@ -1,5 +1,6 @@
 """Real process groups inside pytest: run a function on N ranks over gloo, and get every rank's result or its error."""
 
+import gc
 import io
 import multiprocessing
 import os
@@ -55,6 +56,7 @@ def _rank(rank: int, world_size: int, port: int, results, function: Callable, ar
         from sorsa_ds.process import init_distributed
 
         init_distributed()
+        gc.freeze()  # DeepSpeed collects garbage all the time: it need not look through what is here to stay
         value = function(*args)
         torch.distributed.barrier()
         # As bytes: a tensor in a queue is a file descriptor that dies with its process.

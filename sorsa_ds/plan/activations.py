@@ -25,14 +25,19 @@ class Kept:
     """Bytes of one micro-batch.
 
     blocks: what each block keeps. inputs: what of it stays where blocks are recomputed, a block's input. rest: what is
-    outside of the blocks, without the logits. counted: False where the model cannot run without its kernels, and inputs
-    and outputs of its linears stand in for what they keep.
+    outside of the blocks, without the logits. guessed: why the model cannot run without memory, where inputs and
+    outputs of its linears stand in for what they keep.
     """
 
     blocks: list[int]
     inputs: int
     rest: int
-    counted: bool
+    guessed: str | None = None
+
+    @property
+    def counted(self) -> bool:
+        """Whether it was."""
+        return self.guessed is None
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -110,8 +115,8 @@ def kept_for_backward(
         hooked = torch.autograd.graph.saved_tensors_hooks(save, lambda one: one.tensor)
         with _fused_attention(None if autocast is None else casting.cast), casting, hooked:
             output = model.train()(input_ids=ids, attention_mask=mask, use_cache=False)
-    except Exception:  # kernels that only run on a GPU, or code that looks at numbers
-        return Kept(_by_linears(model, blocks, batch * length, dtype), inputs, 0, counted=False)
+    except (RuntimeError, ValueError) as error:  # of kernels that only run on a GPU, or code that looks at numbers
+        return Kept(_by_linears(model, blocks, batch * length, dtype), inputs, 0, str(error).partition("\n")[0])
     finally:
         model.train(training)
         for hook in hooks:
@@ -122,7 +127,7 @@ def kept_for_backward(
             seen.add(place)
             kept[one.block] += one.tensor.untyped_storage().nbytes()
     del output  # until now it has kept the graph
-    return Kept([kept[i] for i in range(len(blocks))], inputs, kept[None], counted=True)
+    return Kept([kept[i] for i in range(len(blocks))], inputs, kept[None])
 
 
 def _by_linears(model: nn.Module, blocks: list[nn.Module], tokens: int, dtype: torch.dtype) -> list[int]:

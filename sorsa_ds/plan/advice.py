@@ -1,137 +1,164 @@
 """The nearest settings that fit: each change is tried by planning with it, alone first, then with those before it."""
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sorsa_ds.plan.facts import facts
-from sorsa_ds.plan.job import Job
+from sorsa_ds import ds_config
+from sorsa_ds.cli import REPOSITORY
+from sorsa_ds.config import TrainConfig
+from sorsa_ds.plan.facts import Facts, facts
+from sorsa_ds.plan.fit import fits, of_a_node
+from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import memory
 
-MOST_GPUS = 1024
+MOST_GPUS, A_NODE = 1024, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Settings with which a job fits, as they would be written on a command line, and bytes of a GPU and a node."""
+
+    settings: str
+    gpu: int
+    host: int
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A way to need less. settings: as they would be written on a command line."""
+    """A way to need less. settings: what it says, `--option` or setting -> value."""
 
-    settings: str
+    settings: dict[str, str]
     job: Job
 
 
-def advice(folder: Path, job: Job, limit: int) -> list[tuple[str, int]]:
-    """Settings with which the job fits into `limit` bytes a GPU, and the bytes that it takes then.
+def advice(folder: Path, job: Job) -> list[Way]:
+    """Settings with which the job fits into its hardware.
 
     Returns:
         every single change that suffices; if none does, the smallest heap of changes that does; else more GPUs.
     """
-    singles = []
-    for change in _changes(job):
-        if (needed := memory(change.job, facts(folder, change.job)).total) <= limit:
-            singles.append((change.settings, needed))
-    if singles:
-        return singles
-    heap: list[str] = []
+    trial = _Trial(folder)
+    singles = [change for step in _STEPS if (change := step(job)) is not None]
+    if ways := [way for change in singles if (way := trial.way(change)) is not None]:
+        return ways
+    heap = Change({}, job)
     for step in _STEPS:
-        if (change := step(job)) is not None:
-            heap.append(change.settings)
-            job = change.job
-            if (needed := memory(job, facts(folder, job)).total) <= limit:
-                return [(" ".join(heap), needed)]
-    return _more_gpus(folder, job, limit, heap)
+        if (change := step(heap.job)) is not None:
+            heap = Change(heap.settings | change.settings, change.job)
+            if (way := trial.way(heap)) is not None:
+                return [way]
+    return _more_gpus(trial, heap)
 
 
-def _more_gpus(folder: Path, job: Job, limit: int, heap: list[str]) -> list[tuple[str, int]]:
-    while job.ranks * 2 <= MOST_GPUS:
-        hardware = job.hardware
-        hardware = replace(hardware, gpus=2 * hardware.gpus) if hardware.gpus < 8 else replace(
-            hardware, nodes=2 * hardware.nodes
-        )  # fmt: skip
+class _Trial:
+    """Plans what is tried. Building a model takes seconds: what changes how it is trained alone needs no other."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._models: list[tuple[tuple, Facts]] = []
+
+    def way(self, change: Change) -> Way | None:
+        """None if it does not fit."""
+        needed = memory(change.job, self._facts(change.job))
+        if not fits(change.job, needed):
+            return None
+        words = (f"{key} {text}" if key.startswith("--") else f"{key}={text}" for key, text in change.settings.items())
+        return Way(" ".join(words), needed.total, of_a_node(change.job, needed))
+
+    def _facts(self, job: Job) -> Facts:
+        settings = (replace(job.config, train=TrainConfig()), job.precision, job.storage, job.resolved.micro_batch_size)
+        for known, model in self._models:
+            if known == settings:
+                return model
+        self._models.append((settings, facts(self._folder, job)))
+        return self._models[-1][1]
+
+
+def _more_gpus(trial: _Trial, heap: Change) -> list[Way]:
+    for hardware in larger(heap.job.hardware):
         try:
-            job = Job.of(job.config, {**job.given, "train_batch_size": "auto"}, hardware)
-        except ValueError:  # the batch cannot be divided so often
-            return []
-        if (needed := memory(job, facts(folder, job)).total) <= limit:
-            return [(" ".join([*heap, f"--gpus {hardware.gpus} --nodes {hardware.nodes}"]), needed)]
+            job = Job.of(heap.job.config, heap.job.given, hardware)
+        except ValueError:  # so many do not divide the batch
+            continue
+        more = {"--gpus": str(hardware.gpus), "--nodes": str(hardware.nodes)}
+        if (way := trial.way(Change(heap.settings | more, job))) is not None:
+            return [way]
     return []
 
 
-def _changes(job: Job) -> Iterator[Change]:
-    yield from (change for step in _STEPS if (change := step(job)) is not None)
+def larger(hardware: Hardware) -> Iterator[Hardware]:
+    """Twice as many GPUs up to a whole node, then twice as many nodes, and so on."""
+    while hardware.ranks * 2 <= MOST_GPUS:
+        if hardware.gpus < A_NODE:
+            hardware = replace(hardware, gpus=min(2 * hardware.gpus, A_NODE))
+        else:
+            hardware = replace(hardware, nodes=2 * hardware.nodes)
+        yield hardware
 
 
 def _checkpointing(job: Job) -> Change | None:
     if job.config.train.gradient_checkpointing:
         return None
-    return _with(job, "train.gradient_checkpointing=true", gradient_checkpointing=True)
+    return _with(job, gradient_checkpointing=True)
 
 
 def _smaller_micro_batch(job: Job) -> Change | None:
-    sizes = job.resolved
+    sizes, train = job.resolved, replace(job.config.train, **ds_config.train_settings(job.given))
     if sizes.micro_batch_size == 1:
         return None
+    if train.global_batch_size is not None and train.gradient_accumulation_steps is None:  # it follows
+        return _with(job, micro_batch_size=1)
     accumulation = sizes.gradient_accumulation_steps * sizes.micro_batch_size
-    return _with(
-        job, f"train.micro_batch_size=1 train.gradient_accumulation_steps={accumulation}",
-        micro_batch_size=1, gradient_accumulation_steps=accumulation,
-    )  # fmt: skip
+    return _with(job, micro_batch_size=1, gradient_accumulation_steps=accumulation)
 
 
 def _zero3(job: Job) -> Change | None:
-    if job.stage == 3 or job.ranks == 1:
+    """Cut over all ranks."""
+    if job.ranks == 1 or (job.stage == 3 and job.frozen_blocks == job.ranks):
         return None
-    return _with_zero(job, "--ds_config ds_configs/zero3.json", {"stage": 3, "reduce_bucket_size": 10**8})
-
-
-def _over_all_ranks(job: Job) -> Change | None:
-    if job.stage < 3 or job.frozen_blocks == job.ranks:
-        return None
-    given = copy.deepcopy(job.given)
-    del given["zero_optimization"]["zero_hpz_partition_size"]
-    return _planned(job, "(no zero_hpz_partition_size in the DeepSpeed JSON)", job.config, given)
+    return _with_file(job, "zero3.json")
 
 
 def _packed(storage: str) -> Callable[[Job], Change | None]:
     def pack(job: Job) -> Change | None:
         if job.storage.quantised:
             return None
-        return _planned(job, f"residual.storage={storage}", replace(
-            job.config, residual=replace(job.config.residual, storage=storage)
-        ))  # fmt: skip
+        residual = replace(job.config.residual, storage=storage)
+        return _planned(job, {"residual.storage": storage}, residual=residual)
 
     return pack
 
 
 def _offload(job: Job) -> Change | None:
-    if job.offloaded("optimizer"):
+    if job.offloaded("param"):
         return None
-    section = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
-    return _with_zero(job, "--ds_config ds_configs/zero3_offload.json", section)
+    return _with_file(job, "zero3_offload.json")
 
 
 _STEPS: tuple[Callable[[Job], Change | None], ...] = (
-    _checkpointing, _smaller_micro_batch, _zero3, _over_all_ranks, _packed("nf4"), _packed("nf4_double"), _offload,
+    _checkpointing, _smaller_micro_batch, _zero3, _packed("nf4"), _packed("nf4_double"), _offload,
 )  # fmt: skip
 """Cheapest first: what costs time before what costs precision, and the host's memory last."""
 
 
-def _with(job: Job, settings: str, **train) -> Change | None:
-    return _planned(job, settings, replace(job.config, train=replace(job.config.train, **train)))
+def _with(job: Job, **train) -> Change | None:
+    given = {key: "auto" if ds_config.ONE_PLACE.get(key) in train else value for key, value in job.given.items()}
+    words = {f"train.{name}": str(value).lower() for name, value in train.items()}
+    return _planned(job, words, given, train=replace(job.config.train, **train))
 
 
-def _with_zero(job: Job, settings: str, section: dict) -> Change | None:
-    given = copy.deepcopy(job.given)
-    given["zero_optimization"] = {**given.get("zero_optimization", {}), **section}
-    return _planned(job, settings, job.config, given)
+def _with_file(job: Job, name: str) -> Change | None:
+    """With a DeepSpeed JSON that ships; what the job's own says of training is said on the command line."""
+    given = ds_config.load(REPOSITORY / "ds_configs" / name)
+    said = ds_config.train_settings(job.given)
+    words = {"--ds_config": f"ds_configs/{name}"} | {f"train.{field}": str(value) for field, value in said.items()}
+    return _planned(job, words, given, train=replace(job.config.train, **said))
 
 
-def _planned(job: Job, settings: str, config, given: dict | None = None) -> Change | None:
+def _planned(job: Job, words: dict[str, str], given: dict | None = None, **sections) -> Change | None:
     """The job with other settings; None where they do not go with the rest."""
-    given = copy.deepcopy(job.given if given is None else given)
-    sizes = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    given |= {key: "auto" for key in sizes if key in given and config.train != job.config.train}
     try:
-        return Change(settings, Job.of(config, given, job.hardware))
+        return Change(words, Job.of(replace(job.config, **sections), given or job.given, job.hardware))
     except ValueError:
         return None

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import psutil
 import torch
 
 from sorsa_ds import comm, process
@@ -14,34 +13,43 @@ from sorsa_ds.plan.job import GIB, Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.report import short
 from sorsa_ds.precision import Precision
+from sorsa_ds.preflight.facts import free_memory
 from sorsa_ds.residual import Storage
 
 
 def check_memory(
     folder: Path, config: RunConfig, given: dict, resolved: Resolved, formats: Precision, storage: Storage
 ) -> None:
-    """Say what a run needs, and stop where this machine has less. A collective call.
+    """Say what a run needs, and stop where this machine has less; nothing with train.check_memory=false. A collective
+    call.
 
     Args:
         folder: the model's. The others: what the run has settled (see `job.Job`).
 
     Raises:
-        ValueError: it cannot fit, unless train.check_memory is off, or the model has no such targets or ranks; on every
-            rank.
+        ValueError: it cannot fit, or the model has no such targets or ranks; on every rank.
     """
+    if not config.train.check_memory:
+        return
     job = Job(config, given, resolved, formats, storage, Hardware(gpus=comm.world_size()))
     needed = comm.together(lambda: memory(job, facts(folder, job)), process.this_device())
-    on_gpu = torch.cuda.is_available()
-    wanted = needed.total if on_gpu else needed.total + needed.total_host
-    limit = torch.cuda.mem_get_info()[1] if on_gpu else psutil.virtual_memory().available // process.local_ranks()
-    say(short(needed, limit, "on its GPU" if on_gpu else "of free memory"))
+    free = free_memory() // process.local_ranks()
+    if torch.cuda.is_available():
+        places = {
+            "on its GPU": (needed.total, torch.cuda.mem_get_info()[1]),
+            "of its node's memory": (needed.total_host, free),
+        }
+    else:
+        places = {"of free memory": (needed.total + needed.total_host, free)}
+    say(short(needed, places))
 
     def refuse() -> None:
-        if wanted > limit and config.train.check_memory:
-            raise ValueError(
-                f"the run needs about {wanted / GIB:.2f} GiB a rank, more than the {limit / GIB:.2f} GiB that it may "
-                f"take here: launch/plan.py with the same settings tells what would fit; train.check_memory=false "
-                f"tries all the same"
-            )
+        for where, (wanted, limit) in places.items():
+            if wanted > limit:
+                raise ValueError(
+                    f"the run needs about {wanted / GIB:.2f} GiB a rank, more than the {limit / GIB:.2f} GiB {where} "
+                    f"that it may take here: launch/plan.py with the same settings tells what would fit; "
+                    f"train.check_memory=false tries all the same"
+                )
 
     comm.together(refuse, process.this_device())

@@ -1,5 +1,6 @@
 """What launch/plan.py does: parse, find the model's configuration, plan, print."""
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -21,10 +22,12 @@ OPTIONS = {
     "gpus": "GPUs of a node (default 1)",
     "nodes": "nodes (default 1)",
     "gpu_memory": "of one GPU, as 80GiB or 80GB (default 80GiB)",
+    "host_memory": "of a node's own that the job may take (default: not known, the need is told and not judged)",
     "gpu_tflops": "dense bf16 TFLOP/s of a GPU, as its maker says (default 989: H100)",
     "efficiency": "share of these that training reaches (default 0.4)",
     "gpu_bandwidth": "GB/s that a GPU receives inside its node (default 360: NVLink 4 at 80 %)",
     "node_bandwidth": "GB/s that a node receives from the others (default 320: eight 400 Gb/s cards at 80 %)",
+    "memory_bandwidth": "GB/s of a GPU's own memory, as its maker says (default 3350: H100)",
 }
 USAGE = """\
 What a run will need, before anything is loaded: memory, bytes over the wire, seconds a step, and whether it fits.
@@ -34,7 +37,7 @@ What a run will need, before anything is loaded: memory, bytes over the wire, se
 
   --json           print one JSON object and nothing else
 """
-_UNITS = {"": 1, "B": 1, "MB": 10**6, "MIB": 2**20, "GB": 10**9, "GIB": 2**30, "TB": 10**12, "TIB": 2**40}
+_UNITS = {"B": 1, "MB": 10**6, "MIB": 2**20, "GB": 10**9, "GIB": 2**30, "TB": 10**12, "TIB": 2**40}
 
 
 def run(argv: Sequence[str]) -> bool:
@@ -51,7 +54,7 @@ def run(argv: Sequence[str]) -> bool:
         return True
     hardware, file, config, given = Hardware(), None, None, None
     with errors.noted():
-        hardware = _hardware(options)
+        hardware = _hardware(options, errors)
     with errors.noted():
         given = ds_config.load(
             cli.find_file("--ds_config", options.get("ds_config", cli.DEFAULT_DS_CONFIG), "ds_configs/*.json")
@@ -90,34 +93,38 @@ def configuration_of(model: str, loading: LoadingConfig) -> Path:
         ) from error
 
 
-def _hardware(options: dict[str, str]) -> Hardware:
-    fields = {"gpus": int, "nodes": int, "gpu_tflops": float, "efficiency": float, "gpu_bandwidth": float,
-              "node_bandwidth": float}  # fmt: skip
+def _hardware(options: dict[str, str], errors: cli.Errors) -> Hardware:
     values: dict = {}
-    for name, kind in fields.items():
-        if name in options:
-            try:
-                value = kind(options[name])
-            except ValueError:
-                value = 0
-            if not 0 < value < 1e9:
-                raise ValueError(f"--{name} {options[name]}: must be a {'whole ' if kind is int else ''}number above 0")
-            values[name.removeprefix("gpu_") if name == "gpu_tflops" else name] = value
-    if "gpu_memory" in options:
-        values["gpu_memory"] = size(options["gpu_memory"])
+    for name in OPTIONS.keys() & options.keys() - {"config", "ds_config"}:
+        with errors.noted():
+            read = size if name.endswith("_memory") else _count if name in ("gpus", "nodes") else _figure
+            values["tflops" if name == "gpu_tflops" else name] = read(options[name], f"--{name}")
     return Hardware(**values)
 
 
-def size(text: str) -> int:
-    """Bytes of `80GiB`, `24 GB`, `512MiB`.
+def _count(text: str, option: str) -> int:
+    if not re.fullmatch("[0-9]{1,6}", text) or not int(text):
+        raise ValueError(f"{option} {text}: must be a whole number from 1 to 999999")
+    return int(text)
+
+
+def _figure(text: str, option: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < 1e9:
+            return value
+    raise ValueError(f"{option} {text}: must be a number above 0 and below 1e9")
+
+
+def size(text: str, option: str = "--gpu_memory") -> int:
+    """Bytes of `80GiB`, `24 GB`, `1.5TiB`.
 
     Raises:
-        ValueError: it reads otherwise, or is less than a GiB of memory could be.
+        ValueError: it reads otherwise, or is less than a GiB or more than a PiB.
     """
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
-    if found is None or found[2].upper() not in _UNITS or not found[2]:
-        raise ValueError(f"--gpu_memory {text}: write a number and a unit, as 80GiB or 80GB")
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*", text)
+    if found is None or found[2].upper() not in _UNITS:
+        raise ValueError(f"{option} {text}: write a number and a unit, as 80GiB or 80GB")
     value = int(float(found[1]) * _UNITS[found[2].upper()])
-    if not GIB // 1024 <= value <= 2**50:
-        raise ValueError(f"--gpu_memory {text}: no GPU has so much or so little")
+    if not GIB <= value <= 2**50:
+        raise ValueError(f"{option} {text}: must be from 1GiB to 1024TiB")
     return value

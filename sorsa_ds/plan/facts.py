@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds import methods
@@ -55,14 +55,15 @@ class Facts:
     """What a plan needs of the model.
 
     parameters: tied ones once. targets: as `methods.operation` gives them, none where everything is trained. linears:
-    all of them. kept: what a forward pass of one micro-batch keeps for backward. hidden, vocabulary: sizes.
+    all of them. kept: what a forward pass of one micro-batch keeps for backward. attention: numbers of a token's
+    queries, of all heads of a block; 0 without attention. vocabulary: tokens.
     """
 
     parameters: list[Held]
     targets: list[Target]
     linears: list[Linear]
     kept: Kept
-    hidden: int
+    attention: int
     vocabulary: int
 
     @property
@@ -115,7 +116,7 @@ def facts(folder: Path, job: Job) -> Facts:
             model, job.resolved.micro_batch_size, job.config.data.max_length, _dtype(model),
             torch.bfloat16 if job.precision.name == "mixed" else None,
         ),
-        text.hidden_size,
+        _attention(text),
         text.vocab_size,
     )  # fmt: skip
 
@@ -135,6 +136,11 @@ def _linears(model: nn.Module, targets: list[Target], head: nn.Module | None) ->
             found.append(Linear(by_name[name].out_features, by_name[name].in_features, rank, False, module is head))
             adapters = (f"{name}.",)  # its parts follow
     return found
+
+
+def _attention(config: PreTrainedConfig) -> int:
+    heads = getattr(config, "num_attention_heads", None) or 0
+    return heads * (getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1))
 
 
 def _dtype(model: PreTrainedModel) -> torch.dtype:

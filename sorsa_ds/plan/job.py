@@ -17,7 +17,8 @@ class Hardware:
 
     gpus: of one node. nodes: how many. gpu_memory: bytes of one GPU. tflops: dense bf16 of one GPU, as its maker says.
     efficiency: the share of these that training reaches. gpu_bandwidth: GB/s that a GPU receives from the others of its
-    node. node_bandwidth: GB/s that a node receives from the others.
+    node. node_bandwidth: GB/s that a node receives from the others. memory_bandwidth: GB/s that a GPU reads and writes
+    its own memory with. host_memory: bytes of a node's own memory that the job may take; None: not known.
 
     The defaults are an H100 SXM with NVLink 4 (450 GB/s a direction) and one 400 Gb/s card a GPU, at 80 % of both.
     """
@@ -29,6 +30,8 @@ class Hardware:
     efficiency: float = 0.4
     gpu_bandwidth: float = 360.0
     node_bandwidth: float = 320.0
+    memory_bandwidth: float = 3350.0
+    host_memory: int | None = None
 
     @property
     def ranks(self) -> int:
@@ -84,6 +87,13 @@ class Job:
     def tokens(self) -> int:
         """Tokens of one micro-batch on one rank, at the longest."""
         return self.resolved.micro_batch_size * self.config.data.max_length
+
+    @property
+    def uses(self) -> int:
+        """How often a frozen weight is used in an optimizer step: forward, recomputation and backward of each
+        micro-batch."""
+        passes = 3 if self.config.train.gradient_checkpointing else 2
+        return passes * self.resolved.gradient_accumulation_steps
 
     def offloaded(self, what: str) -> bool:
         """Whether `optimizer` or `param` state lives in the host's memory."""

@@ -17,21 +17,19 @@ CONTEXT = 600 * 2**20
 """What CUDA, NCCL and cuBLAS take of a GPU beside PyTorch's tensors."""
 
 _MOMENTS, _MASTER, _FP64 = 8, 4, 8
-_BUCKET, _LIVE, _PREFETCH, _PERSISTENT = 5 * 10**8, 10**9, 5 * 10**7, 10**5
-"""DeepSpeed's defaults of reduce_bucket_size, stage3_max_live_parameters, stage3_prefetch_bucket_size and
-stage3_param_persistence_threshold."""
+_ALL_REDUCED = 5 * 10**8
+"""Without ZeRO, gradients are joined until they are more numbers than this, and averaged over the ranks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
     """gpu, host: component -> bytes of a rank. initialisation: largest bytes on the GPU while the model is made.
-    reading: in the host's memory then. counted: whether activations were."""
+    reading: in the host's memory then."""
 
     gpu: dict[str, int]
     host: dict[str, int]
     initialisation: int
     reading: int
-    counted: bool
 
     @property
     def total(self) -> int:
@@ -40,7 +38,7 @@ class Memory:
 
     @property
     def total_host(self) -> int:
-        """In the host's memory: what is offloaded, and what is read."""
+        """In the host's memory: what is offloaded, and what is read. Each rank of a node takes as much."""
         return sum(self.host.values()) + self.reading
 
 
@@ -62,17 +60,17 @@ def memory(job: Job, facts: Facts) -> Memory:
     if job.offloaded("optimizer"):
         host["gradients"] = 2 * _MASTER * mine  # the masters' own, and a pinned buffer of what was updated
         gpu["gradients"] = _itemsize(job) * facts.trainable if job.stage == 1 else 0
-    gpu["buffers"] = _buffers(job, facts)
     gpu["gathered"] = _gathered(job, facts)
     gpu["dense weight"] = _largest_dense(job, facts)
     gpu["regulariser"] = _regulariser(job, facts)
     gpu["activations"], gpu["logits"] = _activations(job, facts)
+    gpu["buffers"] = _buffers(job, facts, gpu["activations"] + gpu["logits"])
     gpu["context"] = CONTEXT
     largest = max(p.numel for p in facts.parameters)
     peak = methods.working_set(job.config, facts.targets, largest, job.storage)
     shards = 0 if job.offloaded("param") else sum(gpu[name] for name in ("residual", "frozen", "trained"))
     read = 4 * largest + initialize.TRIM_BYTES + initialize.REOPEN_BYTES
-    return Memory(gpu, host, shards + peak, read, facts.kept.counted)
+    return Memory(gpu, host, shards + peak, read)
 
 
 def _held(job: Job, parameter: Held) -> int:
@@ -122,15 +120,27 @@ def _gradients(job: Job, facts: Facts) -> int:
     return _MASTER * _mine(job, facts)
 
 
-def _buffers(job: Job, facts: Facts) -> int:
-    """The buckets in which gradients travel, and updated parameters."""
+def _buffers(job: Job, facts: Facts, gone: int) -> int:
+    """The buckets in which gradients travel, and updated parameters. gone: bytes of activations, in whose room they are
+    without ZeRO."""
     if job.stage == 0:
-        return 0
-    bucket = int(job.zero.get("reduce_bucket_size", _BUCKET))
+        return max(0, largest_bucket(facts) * _itemsize(job) - gone)
+    bucket = job.zero["reduce_bucket_size"]
     if job.stage == 3:
         return bucket * _itemsize(job)  # allocated whole
-    copies = 2 if job.zero.get("overlap_comm") else 1
+    copies = 2 if job.zero["overlap_comm"] else 1
     return copies * min(bucket, facts.trainable) * _itemsize(job)
+
+
+def largest_bucket(facts: Facts) -> int:
+    """Numbers of the largest bucket of gradients that is averaged at once without ZeRO, by a single rank too."""
+    joined, largest = 0, 0
+    for parameter in facts.parameters:
+        if parameter.kind == "trained":
+            joined += parameter.numel
+            largest = max(largest, joined)
+            joined = 0 if joined > _ALL_REDUCED else joined
+    return largest
 
 
 def _gathered(job: Job, facts: Facts) -> int:
@@ -138,11 +148,10 @@ def _gathered(job: Job, facts: Facts) -> int:
     gathered = [p for p in facts.parameters if _blocks(job, p) > 1 or job.offloaded("param")]
     if not gathered:
         return 0
-    small = int(job.zero.get("stage3_param_persistence_threshold", _PERSISTENT))
+    small = job.zero["stage3_param_persistence_threshold"]
     persistent = [p for p in gathered if p.numel <= small]
     others = [p for p in gathered if p.numel > small]
-    limit = int(job.zero.get("stage3_max_live_parameters", _LIVE))
-    limit += int(job.zero.get("stage3_prefetch_bucket_size", _PREFETCH))
+    limit = job.zero["stage3_max_live_parameters"] + job.zero["stage3_prefetch_bucket_size"]
     numbers, whole = sum(p.numel for p in others), sum(p.nbytes for p in others)
     live = whole if numbers <= limit else max(limit * whole // numbers, max(p.nbytes for p in others))
     return sum(p.nbytes for p in persistent) + live

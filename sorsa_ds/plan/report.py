@@ -1,41 +1,35 @@
 """A plan in words and numbers: the whole table, a short form, and JSON."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sorsa_ds.console import table
-from sorsa_ds.plan.advice import advice
+from sorsa_ds.plan.advice import Way, advice
 from sorsa_ds.plan.facts import Facts, facts
+from sorsa_ds.plan.fit import fits, of_a_node, room
 from sorsa_ds.plan.job import GIB, Job
 from sorsa_ds.plan.memory import Memory, memory
 from sorsa_ds.plan.speed import Speed, speed
 from sorsa_ds.plan.traffic import Traffic, traffic
 from sorsa_ds.residual import describe, settle
 
-HEADROOM = 0.05
-"""Share of a GPU's memory that is left to what is not planned: fragmentation, kernels' workspaces."""
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a job needs. advice: settings that fit (and the bytes they take), where these do not."""
+    """What a job needs. advice: settings that fit, where these do not."""
 
     job: Job
     facts: Facts
     memory: Memory
     traffic: Traffic
     speed: Speed
-    advice: list[tuple[str, int]]
+    advice: list[Way]
 
     @property
     def fits(self) -> bool:
-        """Whether it fits into the GPU with some headroom."""
-        return self.memory.total <= room(self.job)
-
-
-def room(job: Job) -> int:
-    """Bytes of a GPU that may be planned for."""
-    return int(job.hardware.gpu_memory * (1 - HEADROOM))
+        """Whether it fits into the hardware."""
+        return fits(self.job, self.memory)
 
 
 def plan(folder: Path, job: Job) -> Plan:
@@ -46,7 +40,7 @@ def plan(folder: Path, job: Job) -> Plan:
     """
     found = facts(folder, job)
     needed, moved = memory(job, found), traffic(job, found)
-    ways = [] if needed.total <= room(job) else advice(folder, job, room(job))
+    ways = [] if fits(job, needed) else advice(folder, job)
     return Plan(job, found, needed, moved, speed(job, found, moved), ways)
 
 
@@ -74,8 +68,8 @@ def as_text(planned: Plan) -> str:
         ("  in the host's memory", needed.total_host),
     ]
     parts.append(table([(name, f"{size / GIB:8.2f}") for name, size in totals]))
-    if not needed.counted:
-        parts.append("  Activations are guessed from the linears: this model's kernels need a GPU.")
+    if (why := planned.facts.kept.guessed) is not None:
+        parts.append(f"  Activations are guessed from the linears: the model does not run without memory ({why}).")
     wire = [(f"  {name}", f"{planned.traffic.inside.get(name, 0) / 1e9:8.2f} {between / 1e9:8.2f}")
             for name, between in _both(planned.traffic)]  # fmt: skip
     if wire:
@@ -84,8 +78,9 @@ def as_text(planned: Plan) -> str:
         "",
         f"  {expected.seconds:.2f} s a step, {expected.tokens_per_second:,.0f} tokens/s, if the GPUs reach "
         f"{hardware.efficiency:.0%} of {hardware.tflops:g} TFLOP/s:",
-        f"  computing {expected.compute:.2f} s, inside nodes {expected.inside:.2f} s, between them "
-        f"{expected.between:.2f} s, all at the same time"
+        f"  computing {expected.compute:.2f} s"
+        + (f" and making weights dense {expected.dense:.2f} s" if expected.dense else "")
+        + f", inside nodes {expected.inside:.2f} s, between them {expected.between:.2f} s, all at the same time"
         + ("; what offloading moves over PCIe comes on top" if sum(needed.host.values()) else ""),
         "",
         _verdict(planned),
@@ -101,8 +96,9 @@ def as_json(planned: Plan) -> dict:
         "gib_per_rank": needed.total / GIB,
         "gib": {name: size / GIB for name, size in needed.gpu.items()},
         "host_gib": {name: size / GIB for name, size in needed.host.items()},
+        "host_gib_per_node": of_a_node(job, needed) / GIB,
         "initialisation": {"gib": needed.initialisation / GIB, "host_gib": needed.reading / GIB},
-        "activations_counted": needed.counted,
+        "activations_counted": planned.facts.kept.counted,
         "trainable": planned.facts.trainable,
         "frozen": planned.facts.frozen,
         "zero_stage": job.stage,
@@ -113,19 +109,28 @@ def as_json(planned: Plan) -> dict:
             "between_nodes_per_node": planned.traffic.between,
         },
         "seconds_per_step": expected.seconds,
-        "seconds": {"compute": expected.compute, "inside": expected.inside, "between": expected.between},
+        "seconds": {
+            "compute": expected.compute, "dense": expected.dense, "inside": expected.inside,
+            "between": expected.between,
+        },
         "tokens_per_second": expected.tokens_per_second,
         "flops_per_rank": expected.flops,
         "hardware": asdict(job.hardware),
-        "advice": [{"settings": settings, "gib_per_rank": size / GIB} for settings, size in planned.advice],
-    }
+        "advice": [
+            {"settings": way.settings, "gib_per_rank": way.gpu / GIB, "host_gib_per_node": way.host / GIB}
+            for way in planned.advice
+        ],
+    }  # fmt: skip
 
 
-def short(needed: Memory, limit: int, where: str) -> str:
-    """One line for the beginning of a run."""
+def short(needed: Memory, places: Mapping[str, tuple[int, int]]) -> str:
+    """One line for the beginning of a run. places: where -> (bytes that a rank needs there, bytes that it may take)."""
     largest = sorted(needed.gpu.items(), key=lambda item: -item[1])[:4]
     told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in largest)
-    return f"Planned memory: {needed.total / GIB:.2f} GiB a rank of {limit / GIB:.1f} GiB {where} ({told})."
+    a_rank = ", ".join(
+        f"{wanted / GIB:.2f} of {limit / GIB:.2f} GiB {where}" for where, (wanted, limit) in places.items()
+    )
+    return f"Planned memory of a rank: {a_rank} ({told})."
 
 
 def _both(moved: Traffic) -> list[tuple[str, float]]:
@@ -134,14 +139,22 @@ def _both(moved: Traffic) -> list[tuple[str, float]]:
 
 
 def _verdict(planned: Plan) -> str:
-    total, limit = planned.memory.total, planned.job.hardware.gpu_memory
+    job, hardware = planned.job, planned.job.hardware
+    gpu, limit = planned.memory.total / GIB, hardware.gpu_memory / GIB
+    host, host_limit = of_a_node(job, planned.memory) / GIB, hardware.host_memory and hardware.host_memory / GIB
     if planned.fits:
-        return f"  It fits: {total / GIB:.1f} of {limit / GIB:.1f} GiB."
-    lines = [f"  It does not fit: {total / GIB:.1f} GiB are needed, {room(planned.job) / GIB:.1f} of {limit / GIB:.1f} "
-             f"GiB can be planned for."]  # fmt: skip
+        node = f"if a node has {host:.1f} GiB" if host_limit is None else f"and {host:.1f} of {host_limit:.1f} GiB"
+        return f"  It fits: {gpu:.1f} of {limit:.1f} GiB of a GPU, {node} of its own memory."
+    lines = []
+    if planned.memory.total > room(job):
+        lines.append(f"  It does not fit: {gpu:.1f} GiB of a GPU are needed, {room(job) / GIB:.1f} of {limit:.1f} GiB "
+                     f"can be planned for.")  # fmt: skip
+    if host_limit is not None and host > host_limit:
+        lines.append(f"  It does not fit: {host:.1f} GiB of a node's own memory are needed, of {host_limit:.1f} GiB.")
     if planned.advice:
         lines.append("  It would with:")
-        lines += [f"    {settings}   ({size / GIB:.1f} GiB)" for settings, size in planned.advice]
+        lines += [f"    {way.settings}   ({way.gpu / GIB:.1f} GiB, {way.host / GIB:.1f} GiB of a node's own memory)"
+                  for way in planned.advice]  # fmt: skip
     else:
         lines.append("  No change of settings was found with which it would; lower sorsa.rank or data.max_length.")
     return "\n".join(lines)

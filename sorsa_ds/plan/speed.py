@@ -9,21 +9,23 @@ from sorsa_ds.plan.traffic import Traffic
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Of one optimizer step. flops: of one rank. compute, inside, between: seconds of each alone.
+    """Of one optimizer step. flops: of one rank. compute, inside, between: seconds of each alone. dense: seconds of
+    making packed weights dense.
 
-    seconds: computing and communication overlap, so the longest of the three. Latencies, the optimizer's own step and
-    ranks that wait for each other are not in it.
+    seconds: the GPU makes weights dense and computes in turn; this and both kinds of communication overlap, so the
+    longest of the three. Latencies, the optimizer's own step and ranks that wait for each other are not in it.
     """
 
     flops: float
     compute: float
+    dense: float
     inside: float
     between: float
     tokens: int
 
     @property
     def seconds(self) -> float:
-        return max(self.compute, self.inside, self.between)
+        return max(self.compute + self.dense, self.inside, self.between)
 
     @property
     def tokens_per_second(self) -> float:
@@ -38,7 +40,7 @@ def flops(job: Job, facts: Facts) -> float:
     adapter, have all three. Attention is causal: half of the square. Checkpointing makes the blocks' forward once more.
     What does not grow with the tokens, as the norms of DoRA's weights, is left out.
     """
-    attention = 2 * job.config.data.max_length * facts.hidden * len(facts.kept.blocks)
+    attention = 2 * job.config.data.max_length * facts.attention * len(facts.kept.blocks)
     both, again = 3 * attention, attention
     for linear in facts.linears:
         product, adapter = 2 * linear.m * linear.n, 2 * linear.rank * (linear.m + linear.n)
@@ -48,6 +50,16 @@ def flops(job: Job, facts: Facts) -> float:
     return float(job.tokens * each * job.resolved.gradient_accumulation_steps)
 
 
+def densified(job: Job, facts: Facts) -> float:
+    """Bytes that a rank reads and writes in an optimizer step to make packed weights dense, at each use: the codes and
+    scales, and the matrix in the dtype of the product, which then reads it as any other."""
+    if not job.storage.quantised:
+        return 0.0
+    packed = sum(p.nbytes for p in facts.parameters if p.kind == "residual")
+    matrices = sum(t.out_features * t.in_features for t in facts.targets) * job.precision.compute_dtype.itemsize
+    return float(job.uses * (packed + matrices))
+
+
 def speed(job: Job, facts: Facts, moved: Traffic) -> Speed:
     """An estimate from the hardware's figures."""
     hardware = job.hardware
@@ -55,6 +67,7 @@ def speed(job: Job, facts: Facts, moved: Traffic) -> Speed:
     return Speed(
         needed,
         needed / (hardware.tflops * 1e12 * hardware.efficiency),
+        densified(job, facts) / (hardware.memory_bandwidth * 1e9),
         sum(moved.inside.values()) / (hardware.gpu_bandwidth * 1e9),
         sum(moved.between.values()) / (hardware.node_bandwidth * 1e9),
         job.resolved.global_batch_size * job.config.data.max_length,

@@ -31,13 +31,12 @@ def traffic(job: Job, facts: Facts) -> Traffic:
     moved: dict[str, float] = {}  # bytes of an all-gather or a reduce-scatter with the same effect, over all ranks
     at_home: dict[str, float] = {}  # and over those of a node
     if job.stage == 3:
-        passes = steps * (3 if job.config.train.gradient_checkpointing else 2)  # forward, recomputation, backward
         frozen = sum(p.nbytes for p in facts.parameters if p.kind != "trained")
         if job.frozen_blocks < ranks:
-            at_home = {"frozen parameters": passes * frozen, "trained parameters": (passes - 1) * trained}
+            at_home = {"frozen parameters": job.uses * frozen, "trained parameters": (job.uses - 1) * trained}
             moved["trained parameters"] = trained
         else:
-            moved |= {"frozen parameters": passes * frozen, "trained parameters": passes * trained}
+            moved |= {"frozen parameters": job.uses * frozen, "trained parameters": job.uses * trained}
         moved["gradients"] = steps * trained
     elif job.stage > 0:
         moved["gradients"] = (steps if job.stage == 2 else 1) * trained
