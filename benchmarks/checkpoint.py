@@ -41,7 +41,7 @@ def checkpoints(folder: Path, rank: int) -> dict:
     import os
 
     os.environ["DS_ACCELERATOR"] = "cpu"
-    from sorsa_ds import cli
+    from sorsa_ds import cli, factors
     from sorsa_ds.assemble import assemble
     from sorsa_ds.checkpoint import folder as folders
     from sorsa_ds.checkpoint import fragments, manifest
@@ -70,7 +70,7 @@ def checkpoints(folder: Path, rank: int) -> dict:
         saved = SavedTensors([path / name for name in found.files])
         fragments.restore_optimizer(engine, saved, 1)
         for target in trainer.loaded.targets:
-            saved.factors(target, engine.masters.fragments[0].master)
+            factors.from_values(saved.values)(target, engine.masters.fragments[0].master)
 
     load_seconds, _ = timed(load)
     result = {

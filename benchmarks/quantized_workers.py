@@ -17,7 +17,7 @@ from sorsa_ds.decompose import decompose
 from sorsa_ds.embedded import ensure_embedded_model
 from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.factors import factor_source
-from sorsa_ds.initialize import fill, parameter_homes
+from sorsa_ds.initialize import SorsaRecipe, fill, parameter_homes
 from sorsa_ds.loading import Loaded, load, skeleton
 from sorsa_ds.objective import summed_loss
 from sorsa_ds.ownership import Item
@@ -222,8 +222,8 @@ def shaped(a: argparse.Namespace) -> dict:
         return decompose(weight, target.rank, target.name, sorsa.svd, sorsa.svd_tolerance, sorsa.svd_max_iterations)
 
     fill(
-        model, targets, frozen, Generated(device), precision=formats, storage=kept, placement=Whole(device),
-        device=device, factor_source=found, progress=iter,
+        model, targets, frozen, Generated(device), recipe=SorsaRecipe(model, formats, kept, device, found),
+        placement=Whole(device), device=device, progress=iter,
     )  # fmt: skip
     synchronise()
     result: dict = {"initialisation_seconds": time.perf_counter() - began, "initialisation_gib": peak_gib()}

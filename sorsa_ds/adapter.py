@@ -1,20 +1,22 @@
-"""The adapter on disk: U, s and V as trained, and as they began.
+"""The adapter on disk: what was trained, as training left it and as it began. With SORSA that is U, s and V.
 
 The initial factors make the frozen residual reproducible from the base model alone, W_r = W - U_0 diag(s_0) V_0^T
-(quantised anew where it was), without another decomposition. Both files hold fp32 tensors named `<layer>.U`,
-`<layer>.s`, `<layer>.V`.
+(quantised anew where it was), without another decomposition. Both files hold fp32 tensors under the names of the
+model's parameters: `<layer>.U`, `<layer>.s`, `<layer>.V`. Of the other methods those that train whole weights keep no
+initial ones, which are the base model's.
 """
 
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sorsa_ds import digest
-from sorsa_ds.config import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig
-from sorsa_ds.decompose import Factors
+from sorsa_ds.config import BaselineConfig, LoadingConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
 from sorsa_ds.files import write_json
 from sorsa_ds.surgery import Target
 
@@ -28,6 +30,7 @@ class Description:
     base_model: folder or hub name. precision: the residual depends on how the factors are rounded. layers: every
     adapted linear -> its out, in and rank. digests: of every parameter of the base model (`sorsa_ds.digest`).
     residual: how the residual was kept that U, s and V belong to. files: digests of the factors' files, once there are.
+    method, baseline: which it is, and its own settings.
     """
 
     base_model: str
@@ -38,6 +41,8 @@ class Description:
     digests: dict[str, str]
     residual: ResidualConfig = field(default_factory=ResidualConfig)
     files: dict[str, str] = field(default_factory=dict)
+    method: MethodName = "sorsa"
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
 
     def check_residual(self, wanted: ResidualConfig) -> None:
         """Stop where U, s and V would be put on a residual that is kept otherwise than in their training.
@@ -57,14 +62,15 @@ def describe(folder: Path, config: RunConfig, targets: list[Target], digests: di
     """Write an adapter's description; `train.precision` and `residual.storage` must be resolved."""
     layers = {t.name: {"out": t.out_features, "in": t.in_features, "rank": t.rank} for t in targets}
     description = Description(
-        config.model, config.loading, config.train.precision, config.sorsa, layers, digests, config.residual
-    )
+        config.model, config.loading, config.train.precision, config.sorsa, layers, digests, config.residual,
+        method=config.method, baseline=config.baseline,
+    )  # fmt: skip
     write_description(folder, description)
 
 
 def seal(folder: Path) -> None:
     """Write the digests of a trained adapter's files into its description."""
-    files = {name: digest.of_file(folder / name) for name in (INITIAL, TRAINED)}
+    files = {name: digest.of_file(folder / name) for name in (INITIAL, TRAINED) if (folder / name).exists()}
     write_description(folder, replace(read_description(folder), files=files))
 
 
@@ -82,7 +88,7 @@ def open_factors(folder: Path, name: str, described: Description) -> "FactorFile
 
 def write_description(folder: Path, description: Description) -> None:
     """Write adapter_config.json."""
-    write_json(folder / CONFIG, {"method": "sorsa", **asdict(description)})
+    write_json(folder / CONFIG, asdict(description))
 
 
 def read_description(folder: Path) -> Description:
@@ -94,17 +100,18 @@ def read_description(folder: Path) -> Description:
     path = folder / CONFIG
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found.pop("method") != "sorsa":
-            raise ValueError("of another method than SORSA")
+        if found["method"] not in get_args(MethodName):
+            raise ValueError("of a method that is not known here")
         found["loading"], found["sorsa"] = LoadingConfig(**found["loading"]), SorsaConfig(**found["sorsa"])
         found["residual"] = ResidualConfig(**found.get("residual", {}))
+        found["baseline"] = BaselineConfig(**found.get("baseline", {}))
         return Description(**found)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: not the description of a SORSA adapter ({error})") from error
+        raise ValueError(f"{path}: not the description of an adapter of this program ({error})") from error
 
 
 class FactorFile:
-    """Factors by layer from one file of an adapter; a `FactorSource`.
+    """The tensors of one file of an adapter.
 
     Raises:
         ValueError: it is missing, damaged or truncated.
@@ -114,19 +121,24 @@ class FactorFile:
         self._path = path
         self._opened()
 
-    def __call__(self, target: Target, weight: Tensor) -> Factors:
-        """A target's factors on its weight's device.
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors in it."""
+        return list(self._opened().keys())
+
+    def values(self, name: str, shape: torch.Size) -> Tensor:
+        """One tensor of this shape on the CPU.
 
         Raises:
-            ValueError: the file lacks the layer, or has it in other shapes.
+            ValueError: the file lacks it, or has it in another shape.
         """
-        found = Factors(*(self.tensor(f"{target.name}.{leaf}").to(weight.device) for leaf in ("U", "s", "V")))
-        m, n, r = target.out_features, target.in_features, target.rank
-        if (found.U.shape, found.s.shape, found.V.shape) != ((m, r), (r,), (n, r)):
+        tensor = self.tensor(name)
+        if tensor.shape != shape:
             raise ValueError(
-                f"{self._path}: {target.name} has other shapes than in this model: wrong base model or rank"
+                f"{self._path}: {name} has other shapes than in this model ({list(tensor.shape)}, not {list(shape)}): "
+                f"wrong base model or rank"
             )
-        return found
+        return tensor
 
     def tensor(self, name: str) -> Tensor:
         """One tensor on the CPU.

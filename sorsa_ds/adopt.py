@@ -12,7 +12,7 @@ from torch import nn
 
 from sorsa_ds.config import SorsaConfig
 from sorsa_ds.init_report import LayerReport
-from sorsa_ds.initialize import FactorSource, Progress, fill
+from sorsa_ds.initialize import FactorSource, Progress, SorsaRecipe, fill
 from sorsa_ds.placement import Part, Zero3
 from sorsa_ds.precision import Precision
 from sorsa_ds.residual import Dense, Storage
@@ -64,11 +64,9 @@ def adopt(
         bare,
         {},
         InShards(linears, device),
-        precision=precision,
-        storage=storage,
+        recipe=SorsaRecipe(model, precision, storage, device, factor_source),
         placement=Zero3(ds_config, device),
         device=device,
-        factor_source=factor_source,
         progress=progress,
     )
     for name, bias in biases.items():

@@ -10,22 +10,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sorsa_ds import comm, ds_config, init_report, ownership, precision, preflight, regularizer, residual
-from sorsa_ds.adapter import INITIAL, FactorFile
+from sorsa_ds import comm, ds_config, init_report, methods, ownership, precision, preflight, regularizer, residual
+from sorsa_ds.adapter import INITIAL
 from sorsa_ds.checkpoint.keeper import Keeper
-from sorsa_ds.cli import Invocation
+from sorsa_ds.cli import Invocation, absolute
 from sorsa_ds.config import RunConfig
-from sorsa_ds.console import say, table, tracked_by_cost
+from sorsa_ds.console import say, table, tracked, tracked_by_cost
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.tokenize import show_example
-from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
-from sorsa_ds.factors import factor_source
+from sorsa_ds.engine import adamw, cosine_with_warmup
 from sorsa_ds.inputs import check_fits, examples, find_model, load_tokenizer
-from sorsa_ds.loading import load
+from sorsa_ds.loading import load_operated
+from sorsa_ds.methods.settings import check
 from sorsa_ds.placement import Whole, Zero3
 from sorsa_ds.plan.check import check_memory
 from sorsa_ds.process import peak_resident_gib, ranks_of_each_node, start_process, this_device
-from sorsa_ds.resume import Resume, find
+from sorsa_ds.resume import find
 from sorsa_ds.run_folder import RunLog, choose_folder, hold
 from sorsa_ds.run_paths import ADAPTER
 from sorsa_ds.trainer import Trainer
@@ -37,7 +37,7 @@ def assemble(invocation: Invocation) -> Trainer:
     Raises:
         ValueError: whatever the user can mend, before the model is loaded where that is possible.
     """
-    config = _absolute(invocation.config)
+    config = absolute(invocation.config)
     raw = ds_config.load(invocation.ds_config)
     _check_keys(raw, invocation.ds_config)
     timeout = timedelta(minutes=config.train.timeout_minutes)
@@ -50,17 +50,21 @@ def assemble(invocation: Invocation) -> Trainer:
     formats = precision.choose(config.train.precision, ds_config.precision_from_json(raw), device_type)
     resolved = ds_config.resolve(raw, config.train, world, device_type, formats.name, ranks_of_each_node())
     config = _settled(config, resolved, formats)
+    check(config, resolved.zero_stage, formats)
     storage = comm.together(lambda: residual.choose(config.residual, formats, device), device)
     if resume is None:
-        reg = regularizer.resolve(
-            config.regularizer,
-            learning_rate=config.train.learning_rate,
-            accumulation_steps=resolved.gradient_accumulation_steps,
-        )
-        folder = choose_folder(config.output, config.model, device, again=invocation.resume is not None)
+        reg = None
+        if config.method == "sorsa":
+            reg = regularizer.resolve(
+                config.regularizer,
+                learning_rate=config.train.learning_rate,
+                accumulation_steps=resolved.gradient_accumulation_steps,
+            )
+        again = invocation.resume is not None
+        folder = choose_folder(config.output, config.model, config.method, device, again)
     else:
         resume.check(config)
-        reg = regularizer.Regularizer(**resume.manifest.regularizer)
+        reg = regularizer.Regularizer(**resume.manifest.regularizer) if resume.manifest.regularizer else None
         folder = resume.run
     lock = hold(folder, device)
     say(formats.why)
@@ -83,25 +87,35 @@ def assemble(invocation: Invocation) -> Trainer:
     if resume is not None:
         resume.check_data(data)
     check_fits(model_folder, config.loading, [*train_examples, *eval_examples])
-    check_memory(model_folder, config, raw, resolved, formats, storage)
+    if config.method == "sorsa":
+        check_memory(model_folder, config, raw, resolved, formats, storage)
+    else:
+        say(f"Memory is not planned: the plan knows SORSA alone, not method {config.method}.")
     say(show_example(train_examples[0], tokenizer))
 
     torch.manual_seed(config.train.seed + comm.rank())  # dropout differs between ranks
     began = time.perf_counter()
-    loaded = load(
+    loaded = load_operated(
         model_folder,
+        methods.operation(
+            config,
+            formats,
+            storage,
+            device,
+            seed=config.train.seed,
+            initial=resume and resume.run / ADAPTER / INITIAL,
+            trained=resume and resume.tensors.values,
+        ),
         loading=config.loading,
-        sorsa=config.sorsa,
-        precision=formats,
-        storage=storage,
         placement=Zero3(resolved.ds, device) if resolved.zero_stage == 3 else Whole(device),
         device=device,
-        progress=_shown,
-        **_factors(config, resume, storage, formats),
+        digests=resume and resume.manifest.base,
+        progress=_decomposing if config.method == "sorsa" else _loading,
     )
     initialisation = None
     if resume is None:
-        say(init_report.table(loaded.reports))
+        if loaded.reports:
+            say(init_report.table(loaded.reports))
         initialisation = init_report.as_json(
             loaded.reports,
             seconds=time.perf_counter() - began,
@@ -110,7 +124,7 @@ def assemble(invocation: Invocation) -> Trainer:
         )
     if config.train.gradient_checkpointing:
         checkpoint_activations(loaded.model)
-    engine = SorsaEngine(
+    engine = methods.engine(config, plan.steps)(
         loaded.model,
         resolved.ds,
         adamw(
@@ -121,17 +135,15 @@ def assemble(invocation: Invocation) -> Trainer:
         loaded.exact_factors,
     )
     loaded.exact_factors.clear()
-    trainable = sum(target.trainable for target in loaded.targets)
     say(
         table(
             [
-                ("model", f"{config.model}, {len(loaded.targets)} linears adapted, {trainable:,} trainable parameters"),
-                ("residual", residual.describe(config.residual)),
+                ("model", config.model),
+                *methods.describe(config, loaded.targets, engine.trained_numbers, reg),
                 ("ranks", f"{world} x {device_type}, ZeRO stage {resolved.zero_stage}"),
                 ("batch", f"{resolved.global_batch_size} = {resolved.micro_batch_size} x {world} ranks x "
                           f"{resolved.gradient_accumulation_steps} accumulated"),
                 ("steps", f"{plan.steps} over {len(train_examples):,} examples"),
-                ("regulariser", f"{reg.form}, {reg.reduction}, gamma / eta_d = {reg.coefficient:.4g}"),
                 ("run folder", str(folder)),
             ]
         )
@@ -139,17 +151,6 @@ def assemble(invocation: Invocation) -> Trainer:
     keeper = Keeper(folder, config, raw, engine, reg, loaded.digests, data, resume)
     log = RunLog(folder, config, resolved.ds, raw, initialisation, keeper.progress.step)
     return Trainer(config, engine, loaded, plan, eval_examples, folder, log, keeper, lock)
-
-
-def _factors(config: RunConfig, resume: Resume | None, storage: residual.Storage, formats: precision.Precision) -> dict:
-    """Where the factors come from: a decomposition, or what the run began with and what it has made of it."""
-    if resume is None:
-        return {"factor_source": factor_source(config.sorsa, config.residual, storage, formats)}
-    return {
-        "factor_source": FactorFile(resume.run / ADAPTER / INITIAL),
-        "trained": resume.tensors.factors,
-        "digests": resume.manifest.base,
-    }
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -163,7 +164,12 @@ def checkpoint_activations(model: nn.Module) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def _shown(rounds: list) -> Iterable:
+def _loading(rounds: list) -> Iterable:
+    """A bar over the rounds of a model of which nothing, or little, is decomposed."""
+    return tracked(rounds, len(rounds), "loading", "round")
+
+
+def _decomposing(rounds: list) -> Iterable:
     """The plan of the initialisation, and a bar over its rounds."""
     say(ownership.describe(rounds))
     costs = [max(item.cost for item in one if item) for one in rounds]
@@ -188,12 +194,3 @@ def _settled(config: RunConfig, resolved: ds_config.Resolved, formats: precision
         gradient_clipping=resolved.gradient_clipping,
     )
     return replace(config, train=train, residual=residual.settle(config.residual, formats))
-
-
-def _absolute(config: RunConfig) -> RunConfig:
-    """Paths as they are from any folder, so that the run can be continued and evaluated from there."""
-    model, path, eval_path = (
-        str(Path(p).expanduser().resolve()) if p is not None and Path(p).expanduser().exists() else p
-        for p in (config.model, config.data.path, config.data.eval_path)
-    )
-    return replace(config, model=model, data=replace(config.data, path=path, eval_path=eval_path))

@@ -19,7 +19,7 @@ from sorsa_ds.config_fields import Leaf, leaves, nearest, section_help, sections
 from sorsa_ds.config_io import Given, build, check, read_value, read_yaml, to_yaml, value_text
 from sorsa_ds.run_paths import CONFIG, GIVEN_DS_CONFIG, run_of
 
-__all__ = ["Errors", "Invocation", "find_file", "help_text", "load", "parse", "split", "to_yaml"]
+__all__ = ["Errors", "Invocation", "absolute", "find_file", "help_text", "load", "parse", "split", "to_yaml"]
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -153,7 +153,11 @@ def _leaf(schema: type, path: str, item: Given, options: Iterable[str]) -> Leaf:
     if near:
         hint = f"did you mean {' or '.join(near)}?"
     else:
-        hint = f"{head} holds {listing}" if listing else f"there are model, {', '.join(sections(schema))}; see --help"
+        hint = (
+            f"{head} holds {listing}"
+            if listing
+            else f"there are model, method, {', '.join(sections(schema))}; see --help"
+        )
     raise ValueError(f"unknown setting {path}: {hint} ({item.where})")
 
 
@@ -164,6 +168,16 @@ def find_file(option: str, name: str, shipped: str) -> Path:
             return path
     listing = ", ".join(str(path.relative_to(REPOSITORY)) for path in sorted(REPOSITORY.glob(shipped)))
     raise ValueError(f"{option} {name}: no such file; the repository has {listing}")
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """The same with paths as they are from any folder, so that a run can be continued and evaluated from there."""
+    model, path, eval_path = (
+        str(Path(p).expanduser().resolve()) if p is not None and Path(p).expanduser().exists() else p
+        for p in (config.model, config.data.path, config.data.eval_path)
+    )
+    data = dataclasses.replace(config.data, path=path, eval_path=eval_path)
+    return dataclasses.replace(config, model=model, data=data)
 
 
 def help_text(schema: type, usage: str, options: Mapping[str, str]) -> str:

@@ -84,6 +84,15 @@ def total(value: float | Tensor, device: torch.device) -> Tensor:
     return number
 
 
+def sum_over_ranks(tensors: list[Tensor]) -> None:
+    """Overwrite each tensor with its sum over the ranks; all are of one dtype. A collective call, in one message."""
+    if world_size() > 1:
+        message = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(message)
+        for tensor, values in zip(tensors, message.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(values.view(tensor.shape))
+
+
 def exchange(send: Tensor, send_bytes: list[int], receive_bytes: list[int]) -> Tensor:
     """All-to-all of byte strings, laid end to end in rank order; returns what the ranks sent here, laid out alike.
 

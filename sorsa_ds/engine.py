@@ -25,23 +25,24 @@ from sorsa_ds.sharded_regularizer import ShardedRegularizer
 class StepReport:
     """What one optimizer step did. Norms are taken over the whole model.
 
-    grad_norm: of grad L_train, before the clip. reg_loss: L_reg before the step. reg_grad_norm: of the added term.
+    grad_norm: of grad L_train, before the clip. reg_loss: L_reg before the step. reg_grad_norm: of the added term;
+    both None without a regulariser.
     """
 
     grad_norm: float
-    reg_loss: float
-    reg_grad_norm: float
+    reg_loss: float | None = None
+    reg_grad_norm: float | None = None
 
 
 class SorsaEngine(DeepSpeedEngine):
     """A DeepSpeed engine that trains SORSA factors with the orthonormal regulariser on any ZeRO stage.
 
     Args:
-        model: a model with SorsaLinear layers; on ZeRO-3 partitioned already (`sorsa_ds.loading`).
+        model: a model with SorsaLinear layers, or any other; on ZeRO-3 partitioned already (`sorsa_ds.loading`).
         ds_config: the resolved DeepSpeed configuration (`sorsa_ds.ds_config`).
         optimizer: makes the optimizer from the trainable parameters.
         scheduler: makes the learning rate scheduler from the optimizer.
-        regularizer: with coefficient 0 it still measures L_reg, and adds nothing.
+        regularizer: with coefficient 0 it still measures L_reg, and adds nothing. None: there are no U and V.
         exact_factors: fp32 values from which masters start where the model's own parameters are rounded to bf16.
     """
 
@@ -51,7 +52,7 @@ class SorsaEngine(DeepSpeedEngine):
         ds_config: dict,
         optimizer,
         scheduler,
-        regularizer: Regularizer,
+        regularizer: Regularizer | None,
         exact_factors: dict[str, Part],
     ):
         super().__init__(
@@ -70,9 +71,10 @@ class SorsaEngine(DeepSpeedEngine):
             if (part := exact_factors.get(fragment.name)) is not None:
                 first = fragment.start - part.start
                 fragment.values().copy_(part.values[first : first + fragment.numel])
-        self._regularizer = ShardedRegularizer(regularizer, self.masters, self.trained_shapes, self.device)
-        self._reg_values: tuple[torch.Tensor, torch.Tensor] | None = None
-        inner.register_step_pre_hook(self._add_regularizer)
+        self._regularizer = self._reg_values = None
+        if regularizer is not None:
+            self._regularizer = ShardedRegularizer(regularizer, self.masters, self.trained_shapes, self.device)
+            inner.register_step_pre_hook(self._add_regularizer)
         for state in inner.state.values():
             # Some wrappers allocate the moments by one step on zero gradients; Adam must not count it.
             state["step"].zero_()
@@ -82,12 +84,26 @@ class SorsaEngine(DeepSpeedEngine):
 
         Each loss is consumed before the next is computed. The gradients are averaged over ranks and micro-batches.
         """
+        before = self.global_steps
         for loss in losses:
             self.backward(loss)
             self.step()
-        assert self._reg_values is not None, "train_step needs gradient_accumulation_steps losses"
-        value, added = self._reg_values
-        return StepReport(float(self.get_global_grad_norm()), value.item(), added.item())
+        assert self.global_steps == before + 1, "train_step needs gradient_accumulation_steps losses"
+        terms = [] if self._reg_values is None else [number.item() for number in self._reg_values]
+        return StepReport(float(self.get_global_grad_norm()), *terms)
+
+    @property
+    def trained_numbers(self) -> int:
+        """How many numbers are trained."""
+        return sum(shape.numel() for shape in self.trained_shapes.values())
+
+    def method_state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint must hold beside values and moments, alike on every rank."""
+        return {}
+
+    def restore_method_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Put `method_state` back."""
+        assert not state, "of another method"
 
     def continue_after(self, steps: int, scheduler_state: dict) -> None:
         """Set every counter to what it is after so many optimizer steps."""
@@ -105,7 +121,8 @@ class SorsaEngine(DeepSpeedEngine):
 
     def _take_model_step(self, lr_kwargs) -> None:
         """Called once an optimizer step, before the clip: L_reg is taken on all masters while none has moved."""
-        self._reg_values = self._regularizer.prepare()
+        if self._regularizer is not None:
+            self._reg_values = self._regularizer.prepare()
         if self.gradient_clipping() == 0 and not (self.zero_optimization() or self.bfloat16_enabled()):
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
             self._global_grad_norm = nn.utils.get_total_norm(gradients)

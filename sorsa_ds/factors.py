@@ -1,13 +1,15 @@
 """Where a run's factors come from: its decomposition settings, the quantisation, and the cache if that is on."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sorsa_ds import refine
 from sorsa_ds.config import ResidualConfig, SorsaConfig
 from sorsa_ds.console import note
-from sorsa_ds.decompose import Decomposition, decompose
+from sorsa_ds.decompose import Decomposition, Factors, decompose
 from sorsa_ds.embedded import cache_folder
 from sorsa_ds.factor_cache import FactorCache
 from sorsa_ds.initialize import FactorSource
@@ -35,3 +37,16 @@ def factor_source(
     if repeated:
         settings |= refine.settings(config, residual, precision)
     return FactorCache(folder, settings, note).wrap(found)
+
+
+def from_values(values: Callable[[str, torch.Size], Tensor]) -> FactorSource:
+    """Factors out of tensors that are given by name and shape."""
+
+    def given(target: Target, weight: Tensor) -> Factors:
+        m, n, r = target.out_features, target.in_features, target.rank
+        return Factors(*(
+            values(f"{target.name}.{leaf}", torch.Size(shape)).to(weight.device)
+            for leaf, shape in (("U", (m, r)), ("s", (r,)), ("V", (n, r)))
+        ))  # fmt: skip
+
+    return given

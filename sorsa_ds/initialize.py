@@ -6,6 +6,8 @@ In each round a rank holds no more than one layer's `working_set` besides its fi
 import ctypes
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +30,24 @@ FactorSource = Callable[[Target, Tensor], Factors]
 Progress = Callable[[list[list[Item | None]]], Iterable[list[Item | None]]]
 """Wraps the plan (`sorsa_ds.ownership.schedule`), to show it and how far it is."""
 
+Tensors = tuple[list[Tensor], list[LayerReport]]
+"""What an owner has made of an item, and what is to be told of it."""
+
+
+class Recipe(Protocol):
+    """What the items of a model become, in one way of fine-tuning it (`sorsa_ds.methods`)."""
+
+    def specs(self, item: Item) -> list[TensorSpec]:
+        """The tensors of an item, as they cross the wire: trained ones in fp32 whatever the parameters' dtype."""
+
+    def produce(self, item: Item, source: WeightSource) -> Tensors:
+        """The owner's work: the tensors in the order of `specs`, from the item's pre-trained weight.
+
+        Raises:
+            ValueError: a bad weight.
+        """
+
+
 TRIM_BYTES = 2**26
 """So many bytes of tensors may pass through a rank before it returns what it freed."""
 
@@ -35,27 +55,21 @@ TRIM_BYTES = 2**26
 def fill(
     model: nn.Module,
     targets: list[Target],
-    frozen: dict[str, torch.Size],
+    others: dict[str, torch.Size],
     source: WeightSource,
     *,
-    precision: Precision,
-    storage: Storage,
+    recipe: Recipe,
     placement: Placement,
     device: torch.device,
-    factor_source: FactorSource,
     progress: Progress,
-    trained: FactorSource | None = None,
 ) -> tuple[dict[str, Part], list[LayerReport]]:
     """Give every parameter of an operated model its values. A collective call.
 
     Args:
-        frozen: the parameters outside the targets that `source` has too, with their shapes.
-        storage: how the residuals are kept.
-        factor_source: gives the initial factors, against which the residual is taken.
-        trained: gives the factors that the layers get instead, if training has moved them.
+        others: the parameters outside the targets that `source` has too, with their shapes.
 
     Returns:
-        (this rank's exact fp32 parts of the factors whose parameters are rounded, a report of every layer).
+        (this rank's exact fp32 parts of the trained tensors whose parameters are rounded, a report of every layer).
 
     Raises:
         ValueError: a bad weight; on every rank, with the message of the rank that found it (there: PeerError).
@@ -63,18 +77,18 @@ def fill(
     homes = parameter_homes(model)
     exact: dict[str, Part] = {}
     mine: list[LayerReport] = []
-    items = [Item(t.name, torch.Size((t.out_features, t.in_features)), t) for t in targets]
-    items += [Item(name, shape, None) for name, shape in frozen.items()]
+    items = [Item.of(target) for target in targets]
+    items += [Item(name, shape, None) for name, shape in others.items()]
     rounds = schedule(items, comm.world_size())
     passed = 0
     for owned in progress(rounds):
         source.exchange(owned)
         item = owned[comm.rank()]
         tensors, report = comm.together(
-            lambda item=item: _produce(item, model, source, precision, storage, device, factor_source, trained), device
+            lambda item=item: ([], []) if item is None else recipe.produce(item, source), device
         )
         mine += report
-        specs = [_specs(one, precision, storage) if one else [] for one in owned]
+        specs = [recipe.specs(one) if one else [] for one in owned]
         parts = placement.distribute(specs, tensors)
         for spec in (spec for some in specs for spec in some):
             _place(homes[spec.name], spec, parts.pop(spec.name), placement, exact)
@@ -120,62 +134,76 @@ def parameter_homes(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
     return homes
 
 
-def _specs(item: Item, precision: Precision, storage: Storage) -> list[TensorSpec]:
-    """The tensors of an item, as they cross the wire: factors in fp32 whatever the parameters' dtype."""
-    target = item.target
-    if target is None:
-        return [TensorSpec(item.name, item.shape, precision.residual_dtype)]
-    m, n, r = target.out_features, target.in_features, target.rank
-    kept = storage.tensors(torch.Size((m, n)))
-    specs = [TensorSpec(f"{target.name}.{leaf}", shape, dtype) for leaf, (shape, dtype) in kept.items()]
-    for leaf, shape in (("U", (m, r)), ("s", (r,)), ("V", (n, r))):
-        specs.append(TensorSpec(f"{target.name}.{leaf}", torch.Size(shape), torch.float32, trainable=True))
-    if target.bias:
-        specs.append(TensorSpec(f"{target.name}.bias", torch.Size((m,)), precision.residual_dtype))
-    return specs
+@dataclass(frozen=True, slots=True)
+class SorsaRecipe:
+    """SORSA's: of a target the residual, as it is kept, U, s, V and the bias; everything else as it is.
+
+    Args:
+        model: the operated one, whose layers know their scale.
+        storage: how the residuals are kept.
+        device: where decompositions run.
+        factor_source: gives the initial factors, against which the residual is taken.
+        trained: gives the factors that the layers get instead, if training has moved them.
+    """
+
+    model: nn.Module
+    precision: Precision
+    storage: Storage
+    device: torch.device
+    factor_source: FactorSource
+    trained: FactorSource | None = None
+
+    def specs(self, item: Item) -> list[TensorSpec]:
+        target, dtype = item.target, self.precision.residual_dtype
+        if target is None:
+            return [TensorSpec(item.name, item.shape, dtype)]
+        m, n, r = target.out_features, target.in_features, target.rank
+        kept = self.storage.tensors(torch.Size((m, n)))
+        specs = [TensorSpec(f"{target.name}.{leaf}", shape, kind) for leaf, (shape, kind) in kept.items()]
+        for leaf, shape in (("U", (m, r)), ("s", (r,)), ("V", (n, r))):
+            specs.append(TensorSpec(f"{target.name}.{leaf}", torch.Size(shape), torch.float32, trainable=True))
+        if target.bias:
+            specs.append(TensorSpec(f"{target.name}.bias", torch.Size((m,)), dtype))
+        return specs
+
+    def produce(self, item: Item, source: WeightSource) -> Tensors:
+        began = time.perf_counter()
+        weight, bias = source.read(item)
+        weight = weight.to(self.device)
+        target = item.target
+        if target is None:
+            return [checked(item.name, weight)], []
+        with full_fp32_products():
+            factors = self.factor_source(target, weight)
+            rest = residual(
+                weight,
+                factors,
+                used_dtype=self.precision.compute_dtype,
+                scale_dtype=self.precision.factor_dtype,
+                scale=self.model.get_submodule(target.name).scale,
+            )
+        now = factors if self.trained is None else self.trained(target, weight)
+        packed = self.storage.pack(rest)
+        tensors = [*packed, now.U, now.s, now.V]
+        if bias is not None:
+            tensors.append(bias.to(self.device))
+        if not isinstance(factors, Decomposition):
+            return tensors, []  # given, not found: nothing to report
+        loss = None
+        if self.storage.quantised:
+            loss = QuantisationLoss.of(self.storage, weight, rest, packed)
+        return tensors, [LayerReport.of(target, factors, comm.rank(), time.perf_counter() - began, tensors, loss)]
 
 
-def _produce(
-    item: Item | None,
-    model: nn.Module,
-    source: WeightSource,
-    precision: Precision,
-    storage: Storage,
-    device: torch.device,
-    factor_source: FactorSource,
-    trained: FactorSource | None,
-) -> tuple[list[Tensor], list[LayerReport]]:
-    """The owner's work: read, and for a target decompose. Tensors in the order of `_specs`; none without an item."""
-    if item is None:
-        return [], []
-    began = time.perf_counter()
-    weight, bias = source.read(item)
-    weight = weight.to(device)
-    target = item.target
-    if target is None:
-        if not all_finite(weight):
-            raise ValueError(f"{item.name}: the pre-trained parameter holds NaN or Inf")
-        return [weight], []
-    with full_fp32_products():
-        factors = factor_source(target, weight)
-        rest = residual(
-            weight,
-            factors,
-            used_dtype=precision.compute_dtype,
-            scale_dtype=precision.factor_dtype,
-            scale=model.get_submodule(target.name).scale,
-        )
-    now = factors if trained is None else trained(target, weight)
-    packed = storage.pack(rest)
-    tensors = [*packed, now.U, now.s, now.V]
-    if bias is not None:
-        tensors.append(bias.to(device))
-    if not isinstance(factors, Decomposition):
-        return tensors, []  # given, not found: nothing to report
-    loss = None
-    if storage.quantised:
-        loss = QuantisationLoss.of(storage, weight, rest, packed)
-    return tensors, [LayerReport.of(target, factors, comm.rank(), time.perf_counter() - began, tensors, loss)]
+def checked(name: str, weight: Tensor) -> Tensor:
+    """The weight itself.
+
+    Raises:
+        ValueError: it holds NaN or Inf.
+    """
+    if not all_finite(weight):
+        raise ValueError(f"{name}: the pre-trained parameter holds NaN or Inf")
+    return weight
 
 
 def _place(

@@ -1,5 +1,6 @@
 """From a checkpoint on disk to a SORSA model, sharded as the ZeRO stage wants it; no rank ever holds it whole."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from sorsa_ds import comm
 from sorsa_ds.architectures import make_known
 from sorsa_ds.config import LoadingConfig, SorsaConfig
 from sorsa_ds.init_report import LayerReport
-from sorsa_ds.initialize import FactorSource, Progress, fill, parameter_homes
+from sorsa_ds.initialize import FactorSource, Progress, Recipe, SorsaRecipe, fill, parameter_homes
+from sorsa_ds.ownership import Item
 from sorsa_ds.placement import Part, Placement
 from sorsa_ds.precision import Precision
 from sorsa_ds.residual import Dense, Storage
@@ -19,16 +21,19 @@ from sorsa_ds.sources import OnDisk
 from sorsa_ds.surgery import Target, operate, select
 from sorsa_ds.weights import Checkpoint
 
+Operation = Callable[[PreTrainedModel], tuple[list[Target], Recipe]]
+"""Makes a model without memory one that can be fine-tuned: its layers, what is trained, and in which dtypes."""
+
 
 @dataclass(slots=True)
 class Loaded:
-    """A SORSA model and what it was made from.
+    """A model to fine-tune and what it was made from.
 
-    model: the adapted model; every parameter but U, s and V is frozen.
+    model: the adapted model; with SORSA every parameter but U, s and V is frozen.
     targets: the adapted linears, in module order.
     source: where the pre-trained weights lie.
-    exact_factors: this rank's parts of U, s and V in fp32 where the parameters themselves are rounded (precision
-        bf16); empty otherwise.
+    exact_factors: this rank's parts of the trained tensors in fp32 where the parameters themselves are rounded
+        (precision bf16); empty otherwise.
     reports: how each layer was initialised, on every rank alike.
     digests: of every parameter of the pre-trained model (`sorsa_ds.digest`), on every rank alike.
     """
@@ -95,43 +100,50 @@ def load(
         ValueError: bad model, target, rank or weight; on every rank, with the message of the rank that found it.
     """
     storage = storage or Dense(precision.residual_dtype)
-    model, source, targets, frozen = comm.together(
-        lambda: _prepare(folder, loading, sorsa, precision, storage, digests or {}), device
+
+    def operation(model: PreTrainedModel) -> tuple[list[Target], Recipe]:
+        targets = select(model, sorsa)
+        operate(model, targets, sorsa, precision, storage)
+        return targets, SorsaRecipe(model, precision, storage, device, factor_source, trained)
+
+    return load_operated(
+        folder, operation, loading=loading, placement=placement, device=device, digests=digests, progress=progress
+    )
+
+
+def load_operated(
+    folder: Path,
+    operation: Operation,
+    *,
+    loading: LoadingConfig,
+    placement: Placement,
+    device: torch.device,
+    digests: dict[str, str] | None = None,
+    progress: Progress = iter,
+) -> Loaded:
+    """`load`, for any operation. A collective call."""
+    model, source, targets, others, recipe = comm.together(
+        lambda: _prepare(folder, operation, loading, digests or {}), device
     )
     exact, reports = fill(
-        model,
-        targets,
-        frozen,
-        source,
-        precision=precision,
-        storage=storage,
-        placement=placement,
-        device=device,
-        factor_source=factor_source,
-        trained=trained,
-        progress=progress,
+        model, targets, others, source, recipe=recipe, placement=placement, device=device, progress=progress
     )
     _fill_buffers(model, source, device)
     return Loaded(model, targets, source, exact, reports, dict(comm.gather_lists([*source.digests.items()])))
 
 
 def _prepare(
-    folder: Path,
-    loading: LoadingConfig,
-    sorsa: SorsaConfig,
-    precision: Precision,
-    storage: Storage,
-    digests: dict[str, str],
-) -> tuple[PreTrainedModel, OnDisk, list[Target], dict[str, torch.Size]]:
+    folder: Path, operation: Operation, loading: LoadingConfig, digests: dict[str, str]
+) -> tuple[PreTrainedModel, OnDisk, list[Target], dict[str, torch.Size], Recipe]:
     """The operated model without memory, where its weights lie, its targets, and the shapes of all other parameters."""
     model = skeleton(folder, loading)
     checkpoint = Checkpoint(folder)
     source = OnDisk(checkpoint, checkpoint.parameter_names(model), digests)
-    targets = select(model, sorsa)
-    operate(model, targets, sorsa, precision, storage)
-    inside = {f"{t.name}.{leaf}" for t in targets for leaf in (*storage.names, "U", "s", "V", "bias")}
+    targets, recipe = operation(model)
+    inside = {spec.name for target in targets for spec in recipe.specs(Item.of(target))}
     homes = parameter_homes(model)
-    return model, source, targets, {n: getattr(*places[0]).shape for n, places in homes.items() if n not in inside}
+    others = {name: getattr(*places[0]).shape for name, places in homes.items() if name not in inside}
+    return model, source, targets, others, recipe
 
 
 def _fill_buffers(model: PreTrainedModel, source: OnDisk, device: torch.device) -> None:

@@ -15,6 +15,11 @@ class Item:
     shape: torch.Size
     target: Target | None
 
+    @classmethod
+    def of(cls, target: Target) -> "Item":
+        """The item of a target linear."""
+        return cls(target.name, torch.Size((target.out_features, target.in_features)), target)
+
     @property
     def cost(self) -> float:
         """Relative work: m n min(m, n) for a decomposition, the number count for a copy."""

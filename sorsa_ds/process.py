@@ -98,3 +98,8 @@ def memory_gib() -> float:
 def peak_resident_gib() -> float:
     """The largest resident memory that this process ever had, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def peak_memory_gib() -> float:
+    """Peak GPU memory of this rank in GiB, or its largest resident memory where there is no GPU."""
+    return memory_gib() if torch.cuda.is_available() else peak_resident_gib()

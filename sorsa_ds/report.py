@@ -21,8 +21,9 @@ def show(report: dict, folder: Path) -> None:
     ]
     if report["eval_loss_end"] is not None:
         rows.append(("held-out loss", f"{report['eval_loss_start']:.4f} -> {report['eval_loss_end']:.4f}"))
+    if report["reg_loss_end"] is not None:
+        rows.append(("orthonormality", f"L_reg = {report['reg_loss_end']:.3g}"))
     rows += [
-        ("orthonormality", f"L_reg = {report['reg_loss_end']:.3g}"),
         ("memory", f"{report['memory_gib']:.2f} GiB on rank 0"),
         ("adapter", f"{adapter} ({adapter.stat().st_size / 2**20:.1f} MiB)"),
         ("evaluate it", f"python launch/evaluate.py --run {folder}"),
@@ -31,7 +32,7 @@ def show(report: dict, folder: Path) -> None:
 
 
 def draw_loss(folder: Path) -> None:
-    """Write loss.png: training and held-out loss, and the regulariser, against steps."""
+    """Write loss.png: training and held-out loss, and the regulariser (else the gradient norm), against steps."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -47,8 +48,9 @@ def draw_loss(folder: Path) -> None:
         left.plot(steps, losses, "o--", label="held-out", color="#D55E00")
     left.set(xlabel="step", ylabel="loss (nats per token)")
     left.legend(frameon=False)
-    right.plot([x["step"] for x in train], [x["reg_loss"] for x in train], color="#009E73")
-    right.set(xlabel="step", ylabel="regulariser L_reg")
+    key, label = ("reg_loss", "regulariser L_reg") if "reg_loss" in train[0] else ("grad_norm", "gradient norm")
+    right.plot([x["step"] for x in train], [x[key] for x in train], color="#009E73")
+    right.set(xlabel="step", ylabel=label)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(folder / "loss.png", dpi=120)

@@ -198,7 +198,7 @@ def _examined(path: Path) -> tuple[Manifest | None, list[str]]:
     else:
         wrong = manifest.faults(path, found, comm.rank(), comm.world_size())
         initial = run_of(path) / ADAPTER / INITIAL
-        if comm.rank() == 0 and not (initial.exists() and digest.of_file(initial) == found.initial_factors):
+        if comm.rank() == 0 and (digest.of_file(initial) if initial.exists() else "") != found.initial_factors:
             wrong.append(f"{initial} is missing or damaged")
     wrong = list(dict.fromkeys(comm.gather_lists(wrong)))
     return (None if wrong else found), wrong

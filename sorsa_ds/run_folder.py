@@ -19,7 +19,7 @@ from sorsa_ds.run_lock import RunLock
 from sorsa_ds.run_paths import CONFIG, DS_CONFIG, GIVEN_DS_CONFIG, INIT, METRICS, REPORT
 
 
-def choose_folder(output: OutputConfig, model: str, device: torch.device, again: bool) -> Path:
+def choose_folder(output: OutputConfig, model: str, method: str, device: torch.device, again: bool) -> Path:
     """Make the folder of a new run, the same on every rank. A collective call.
 
     Args:
@@ -29,7 +29,7 @@ def choose_folder(output: OutputConfig, model: str, device: torch.device, again:
         ValueError: a folder of that name holds a run already, or it cannot be written.
     """
     model_name = re.sub(r"[^\w.-]", "-", model.rstrip("/").rpartition("/")[2])
-    proposal = [output.name or f"{model_name}-sorsa-{time.strftime('%Y%m%d-%H%M%S')}"]
+    proposal = [output.name or f"{model_name}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"]
     if comm.world_size() > 1:
         dist.broadcast_object_list(proposal, src=0)
     folder = Path(output.folder).expanduser().resolve() / proposal[0]

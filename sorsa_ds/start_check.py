@@ -1,4 +1,4 @@
-"""Is the SORSA model at step 0 the pre-trained model? Its loss is compared with that of the original weights.
+"""Is the adapted model at step 0 the pre-trained model? Its loss is compared with that of the original weights.
 
 The base model is never built. For one forward pass each adapted layer multiplies with its pre-trained weight instead,
 read from the checkpoint when its turn comes: one extra layer of memory, and nothing shared with the decomposition, the
@@ -34,14 +34,18 @@ def base_weights(loaded: Loaded) -> Iterator[None]:
     try:
         for target in loaded.targets:
             layer = loaded.model.get_submodule(target.name)
-            layers.append(layer)
+            linear = getattr(layer, "base_layer", layer)  # PEFT's layers have the linear inside
 
-            def forward(x: Tensor, target=target, layer=layer) -> Tensor:
+            def forward(x: Tensor, target=target, linear=linear) -> Tensor:
                 dtype = compute_dtype(x)
                 weight = loaded.source.weight(target).to(x.device, dtype)
-                return nn.functional.linear(x.to(dtype), weight, layer.bias)
+                return nn.functional.linear(x.to(dtype), weight, linear.bias)
 
-            layer.forward = forward
+            linear.forward = forward
+            layers.append(linear)
+            if linear is not layer:
+                layer.forward = linear.__call__
+                layers.append(layer)
         yield
     finally:
         for layer in layers:
@@ -51,7 +55,7 @@ def base_weights(loaded: Loaded) -> Iterator[None]:
 def check_start(
     engine: nn.Module, loaded: Loaded, batch: dict[str, Tensor], device: torch.device, tolerance: float
 ) -> tuple[float, float]:
-    """Loss of the pre-trained model and of the SORSA model at step 0, nats per token. A collective call.
+    """Loss of the pre-trained model and of the adapted one at step 0, nats per token. A collective call.
 
     Raises:
         ValueError: they differ by more than `tolerance`, relatively.

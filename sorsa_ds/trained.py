@@ -5,15 +5,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from sorsa_ds import adapter, precision, residual
+from sorsa_ds import adapter, methods, precision, residual
 from sorsa_ds.initialize import Progress
 from sorsa_ds.inputs import find_model
-from sorsa_ds.loading import Loaded, load
+from sorsa_ds.loading import Loaded, load_operated
 from sorsa_ds.placement import Whole
 
 
 def load_adapter(folder: Path | str, base: str | None = None, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """The adapted model, ready for inference or further training: U, s and V are its trainable parameters.
+    """The adapted model, ready for inference or further training; with SORSA U, s and V are its trainable parameters.
 
     Args:
         folder: an adapter (`adapter/` of a run, or an export).
@@ -30,16 +30,22 @@ def reload(folder: Path, device: torch.device, progress: Progress = iter, base: 
     """The same, with all that is known of it; `progress` wraps the rounds. A collective call where there are ranks."""
     described = adapter.read_description(folder)
     formats = precision.choose(described.precision, None, device.type)
-    return load(
+    if methods.keeps_initial(described.method):
+        adapter.open_factors(folder, adapter.INITIAL, described)
+    operation = methods.operation(
+        described,
+        formats,
+        residual.choose(described.residual, formats, device),
+        device,
+        initial=folder / adapter.INITIAL,
+        trained=adapter.open_factors(folder, adapter.TRAINED, described).values,
+    )
+    return load_operated(
         find_model(base or described.base_model, described.loading),
+        operation,
         loading=described.loading,
-        sorsa=described.sorsa,
-        precision=formats,
-        storage=residual.choose(described.residual, formats, device),
         placement=Whole(device),
         device=device,
-        factor_source=adapter.open_factors(folder, adapter.INITIAL, described),
-        trained=adapter.open_factors(folder, adapter.TRAINED, described),
         digests=described.digests,
         progress=progress,
     )

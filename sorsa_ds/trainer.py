@@ -20,9 +20,10 @@ from sorsa_ds.console import bar, say
 from sorsa_ds.data.batches import BatchPlan, eval_batches
 from sorsa_ds.engine import SorsaEngine, StepReport
 from sorsa_ds.loading import Loaded
+from sorsa_ds.methods import keeps_initial
 from sorsa_ds.objective import learned_tokens, mean_loss, summed_loss
 from sorsa_ds.preemption import Preempted, StopRequest, StopSignals
-from sorsa_ds.process import memory_gib
+from sorsa_ds.process import memory_gib, peak_memory_gib
 from sorsa_ds.run_folder import RunLog
 from sorsa_ds.run_lock import RunLock
 from sorsa_ds.run_paths import ADAPTER
@@ -97,7 +98,8 @@ class Trainer:
                     tokens_per_second=tokens / seconds,
                     memory_gib=memory_gib(),
                 )
-                shown.set_postfix(loss=f"{loss:.3f}", reg=f"{done.reg_loss:.3g}", refresh=False)
+                reg = {} if done.reg_loss is None else {"reg": f"{done.reg_loss:.3g}"}
+                shown.set_postfix(loss=f"{loss:.3f}", **reg, refresh=False)
                 shown.update()
                 progress.seconds += time.perf_counter() - tick
                 tick = time.perf_counter()
@@ -121,10 +123,12 @@ class Trainer:
             "eval_loss_start": progress.eval_loss_start,
             "eval_loss_end": eval_now,
             "reg_loss_end": progress.reg_loss,
-            "trainable_parameters": sum(target.trainable for target in self.loaded.targets),
+            "method": self.config.method,
+            "trainable_parameters": self.engine.trained_numbers,
             "train_seconds": progress.seconds,  # evaluations and saves included
             "tokens_per_second": progress.tokens / progress.seconds,
             "memory_gib": memory_gib(),
+            "peak_memory_gib": max(comm.gather_lists([peak_memory_gib()])),
             "world_size": comm.world_size(),
             "versions": {name: version(name) for name in PACKAGES},
         }
@@ -143,7 +147,8 @@ class Trainer:
         gap = largest_gap(self.config.train.max_start_gap, self.config.residual.storage)
         base, start = check_start(self.engine, self.loaded, self.probe(), self.device, gap)
         say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
-        save_factors(self.engine, adapter / INITIAL)
+        if keeps_initial(self.config.method):
+            save_factors(self.engine, adapter / INITIAL)
         if comm.rank() == 0:
             describe(adapter, self.config, self.loaded.targets, self.loaded.digests)
         progress.eval_loss_start = self.evaluate(step=0)

@@ -75,3 +75,29 @@ def train(model, batches, *, rate, clip, coefficient, form, reduction, steps, wa
         log.append({"loss": loss.item() / count, "grad_norm": norm.item(), "reg_loss": reg.item()})
         optimizer.step()
     return log
+
+
+def peft_loop(model, batches, *, rate, clip, steps, warmup) -> list[float]:
+    """Any model that gives its own loss, PEFT's too: the loop that PEFT's documentation shows, in one process.
+
+    AdaLoRA's model adds its orthogonal term to that loss, and allocates after each step. Returns the losses.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+    losses = []
+    for t, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (t / warmup if t < warmup else
+                                  0.5 * (1 + math.cos(math.pi * (t - warmup) / (steps - warmup))))  # fmt: skip
+        input_ids, labels = (torch.cat(parts) for parts in zip(*batch, strict=True))
+        loss = model(input_ids=input_ids, labels=labels).loss
+        loss.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        tuner = getattr(model, "base_model", None)
+        if hasattr(tuner, "update_and_allocate") and (tuner.rankallocator.init_bgt > tuner.rankallocator.target_bgt):
+            tuner.update_and_allocate(t + 1)
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses

@@ -94,7 +94,7 @@ def test_unknown_key_names_the_nearest(key, meant):
 def test_unknown_key_like_no_other_lists_the_section():
     assert "train.learning_rate" in error("train.lr=1")
     assert "sections" not in error("zzz=1")
-    assert "loading, sorsa, residual, regularizer" in error("zzz=1")
+    assert "loading, sorsa, baseline, residual, regularizer" in error("zzz=1")
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,20 @@
 """One rank's part of the training state: from the engine into memory, and the optimizer's share of it back.
 
-Tensors are named `<part>/<parameter>@<start>`: the flat range of a parameter's values or moments from `start` on.
+Tensors are named `<part>/<parameter>@<start>`: the flat range of a parameter's values or moments from `start` on; those
+that a method needs beside them `method/<name>`.
 """
+
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sorsa_ds import comm
-from sorsa_ds.checkpoint.saved import SavedTensors
+from sorsa_ds.checkpoint.saved import SavedTensors, read_own
 from sorsa_ds.engine import SorsaEngine
 from sorsa_ds.masters import Fragment, inner_optimizer
 
-VALUES, MOMENTS = "values", ("exp_avg", "exp_avg_sq")
+VALUES, MOMENTS, METHOD = "values", ("exp_avg", "exp_avg_sq"), "method/"
 
 
 def mine(engine: SorsaEngine) -> list[Fragment]:
@@ -33,7 +36,17 @@ def snapshot(engine: SorsaEngine) -> dict[str, Tensor]:
             # Before the first step some stages have no moments: they are zero.
             values = torch.zeros(fragment.numel) if held is None else _cut(held, fragment)
             copies[f"{moment}/{place}"] = _host_copy(values)
+    if comm.rank() == 0:
+        copies |= {
+            METHOD + name: tensor.detach().to("cpu", copy=True) for name, tensor in engine.method_state().items()
+        }
     return copies
+
+
+def method_state(checkpoint: Path) -> dict[str, Tensor]:
+    """What the engine's method had beside values and moments; every rank reads rank 0's."""
+    found = read_own(checkpoint / "rank-00000.safetensors", METHOD)
+    return {name.removeprefix(METHOD): tensor for name, tensor in found.items()}
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ class Keeper:
         config: RunConfig,
         ds_config: dict,
         engine: SorsaEngine,
-        regularizer: Regularizer,
+        regularizer: Regularizer | None,
         base: dict[str, str],
         data: str,
         resume: Resume | None,
@@ -99,7 +99,7 @@ class Keeper:
             world_size=comm.world_size(),
             zero_stage=self._engine.zero_optimization_stage(),
             scheduler=self._engine.lr_scheduler.state_dict(),
-            regularizer=asdict(self._regularizer),
+            regularizer=asdict(self._regularizer) if self._regularizer else {},
             config=asdict(self._config),
             ds_config=self._ds_config,
             base=self._base,
@@ -112,13 +112,15 @@ class Keeper:
 
     @cached_property
     def _initial_digest(self) -> str:
-        return digest.of_file(self._run / ADAPTER / INITIAL) if comm.rank() == 0 else ""
+        initial = self._run / ADAPTER / INITIAL
+        return digest.of_file(initial) if comm.rank() == 0 and initial.exists() else ""
 
     def _put_back(self, resume: Resume) -> None:
         saved = resume.manifest
         self.progress = saved.progress
         self._saver.last = resume.checkpoint
         fragments.restore_optimizer(self._engine, resume.tensors, self.progress.step)
+        self._engine.restore_method_state(fragments.method_state(resume.checkpoint))
         self._engine.continue_after(self.progress.step, saved.scheduler)
         if saved.world_size == comm.world_size():
             random_state.put_back(read_own(resume.checkpoint / f"rank-{comm.rank():05d}.safetensors", "random/"))

@@ -35,9 +35,11 @@ class Manifest:
 
     world_size, zero_stage: those that wrote it; another run may have others.
     scheduler: the learning rate scheduler's own state.
-    regularizer: form, reduction and coefficient, as they came out at the start: they do not change with the ranks.
+    regularizer: form, reduction and coefficient, as they came out at the start: they do not change with the ranks;
+        empty without one.
     config, ds_config: the settings as resolved, and the DeepSpeed JSON as it was given.
-    base: digests of the pre-trained parameters. initial_factors: digest of the run's file of them. data: digest of the
+    base: digests of the pre-trained parameters. initial_factors: digest of the run's file of them, empty
+        where whole weights are trained. data: digest of the
         training examples.
     files: name -> bytes and digest, of every rank's file.
     """

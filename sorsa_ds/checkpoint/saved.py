@@ -6,9 +6,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sorsa_ds.decompose import Factors
-from sorsa_ds.surgery import Target
-
 
 class SavedTensors:
     """The tensors of a checkpoint's rank files.
@@ -48,13 +45,13 @@ class SavedTensors:
             raise ValueError(f"{self._folder}: it holds {found} of {numel} numbers of {name} ({part})")
         return out
 
-    def factors(self, target: Target, weight: Tensor) -> Factors:
-        """A layer's U, s and V on its weight's device; a `FactorSource`."""
-        m, n, r = target.out_features, target.in_features, target.rank
-        return Factors(*(
-            self.read("values", f"{target.name}.{leaf}", 0, torch.Size(shape).numel()).view(shape).to(weight.device)
-            for leaf, shape in (("U", (m, r)), ("s", (r,)), ("V", (n, r)))
-        ))  # fmt: skip
+    def values(self, name: str, shape: torch.Size) -> Tensor:
+        """A whole trained tensor in fp32 on the CPU.
+
+        Raises:
+            ValueError: no file has (all of) it.
+        """
+        return self.read("values", name, 0, shape.numel()).view(shape)
 
 
 def read_own(path: Path, prefix: str) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import yaml
 from sorsa_ds import regularizer
 from sorsa_ds.config import EMBEDDED_DATA, DataConfig
 from sorsa_ds.export.source import Source
+from sorsa_ds.methods import METHODS
 from sorsa_ds.residual import describe
 
 CARD = "README.md"
@@ -18,18 +19,26 @@ _KINDS = {
 }
 
 
+_SORSA = (
+    " [SORSA](https://arxiv.org/abs/2409.00055) trains the leading singular triplets of each weight, "
+    "`W = W_r + U diag(s) Vᵀ`, over a frozen residual `W_r`, and keeps `U` and `V` near-orthonormal."
+)
+
+
 def card(source: Source, form: str, notes: list[str]) -> str:
     """README.md of an export. Local folders are named without their paths: it may be published."""
     what, library, relation = _KINDS[form]
     base = source.described.base_model if source.from_hub else Path(source.described.base_model).name
-    head: dict = {"library_name": library, "pipeline_tag": "text-generation", "tags": ["sorsa"]}
+    method = source.described.method
+    if form == "adapter" and method != "sorsa":
+        what, library = "an adapter for the untouched base model, in PEFT's format", "peft"
+    head: dict = {"library_name": library, "pipeline_tag": "text-generation", "tags": [method]}
     if source.from_hub:
         head |= {"base_model": base, "base_model_relation": relation}
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {base}, {'before its fine-tuning' if form == 'base' else 'fine-tuned'} with SORSA",
-        f"This is {what}. [SORSA](https://arxiv.org/abs/2409.00055) trains the leading singular triplets of each "
-        "weight, `W = W_r + U diag(s) Vᵀ`, over a frozen residual `W_r`, and keeps `U` and `V` near-orthonormal.",
+        f"# {base}, {'before its fine-tuning' if form == 'base' else 'fine-tuned'} with {METHODS[method]}",
+        f"This is {what}.{_SORSA if method == 'sorsa' else ''}",
         "## Load it\n\n```python\n" + _loading(source, form, base) + "\n```",
         *notes,
         "## Training\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in _rows(source, base)),
@@ -39,7 +48,7 @@ def card(source: Source, form: str, notes: list[str]) -> str:
 
 
 def _loading(source: Source, form: str, base: str) -> str:
-    if form == "adapter":
+    if form == "adapter" and source.described.method == "sorsa":
         return (
             'from sorsa_ds import load_adapter\n\nmodel = load_adapter("PATH_OF_THIS_FOLDER")  # base="FOLDER": a copy'
         )
@@ -47,7 +56,7 @@ def _loading(source: Source, form: str, base: str) -> str:
     name = "PATH_OF_THIS_FOLDER" if form in ("merged", "base") else base
     lines = [f'model = AutoModelForCausalLM.from_pretrained("{name}"{trusted})']
     imports = ["from transformers import AutoModelForCausalLM"]
-    if form == "lora":
+    if form in ("lora", "adapter"):
         imports.insert(0, "from peft import PeftModel")
         lines.append('model = PeftModel.from_pretrained(model, "PATH_OF_THIS_FOLDER")')
     return "\n".join([*imports, "", *lines])
@@ -56,26 +65,30 @@ def _loading(source: Source, form: str, base: str) -> str:
 def _rows(source: Source, base: str) -> list[tuple[str, str]]:
     """The table: settings of the run, then what it reported."""
     config, sorsa, report = source.config, source.described.sorsa, source.report
-    reg = regularizer.resolve(
-        config.regularizer,
-        learning_rate=config.train.learning_rate,
-        accumulation_steps=config.train.gradient_accumulation_steps or 1,
-    )
-    ranks = sorted({target.rank for target in source.targets})
-    targets = sorsa.targets if isinstance(sorsa.targets, str) else ", ".join(sorsa.targets)
-    rows = [
-        ("base model", base),
-        ("rank", " to ".join(map(str, ranks[:1] + ranks[1:][-1:]))),
-        ("scale", "1" if sorsa.alpha is None else f"{sorsa.alpha:g} / rank"),
-        ("adapted linears", f"{len(source.targets)} ({targets})"),
-        ("regulariser", f"{reg.form}, {reg.reduction}, gamma = {reg.coefficient * config.train.learning_rate:.3g}, "
-                        f"gamma / eta_d = {reg.coefficient:.4g}"),
+    method, rows = source.described.method, [("base model", base), ("method", METHODS[source.described.method])]
+    if source.targets:
+        targets = sorsa.targets if isinstance(sorsa.targets, str) else ", ".join(sorsa.targets)
+        rows.append(("linears", f"{len(source.targets)} ({targets})"))
+    if method not in ("full", "partial"):
+        ranks = sorted({source.peft.rank(target) for target in source.targets})
+        rows.append(("rank", " to ".join(map(str, ranks[:1] + ranks[1:][-1:]))))
+        rows.append(("scale", "1" if sorsa.alpha is None else f"{sorsa.alpha:g} / rank"))
+    if method == "sorsa":
+        reg = regularizer.resolve(
+            config.regularizer,
+            learning_rate=config.train.learning_rate,
+            accumulation_steps=config.train.gradient_accumulation_steps or 1,
+        )
+        gamma = reg.coefficient * config.train.learning_rate
+        strength = f"gamma = {gamma:.3g}, gamma / eta_d = {reg.coefficient:.4g}"
+        rows.append(("regulariser", f"{reg.form}, {reg.reduction}, {strength}"))
+        rows.append(("residual", describe(source.described.residual)))
+    rows += [
         ("learning rate", f"{config.train.learning_rate:g}"),
         ("global batch", str(config.train.global_batch_size)),
         ("precision", source.precision.name),
-        ("residual", describe(source.described.residual)),
         ("data", _data(config.data)),
-    ]  # fmt: skip
+    ]
     numbers = {
         "steps": "steps",
         "trained parameters": "trainable_parameters",

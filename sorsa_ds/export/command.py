@@ -8,12 +8,14 @@ from typing import Literal
 
 import torch
 
+from sorsa_ds.config import MethodName
 from sorsa_ds.console import say, tracked
-from sorsa_ds.export import factors, lora, merged, requantise
+from sorsa_ds.export import factors, lora, merged, peft_adapter, requantise
 from sorsa_ds.export.card import CARD, card
 from sorsa_ds.export.publish import publish
 from sorsa_ds.export.source import Progress, Source, check, open_run
 from sorsa_ds.files import write_text
+from sorsa_ds.methods.peft_layers import MUTATING
 from sorsa_ds.residual import describe
 from sorsa_ds.whole_folder import whole_folder
 
@@ -57,6 +59,7 @@ def export(options: Options) -> Path:
     output = options.output.expanduser().resolve()
     _check_free(output)
     source = open_run(options.run.expanduser(), options.base)
+    _check_method(options.format, source.described.method)
     lora_plan = merged_plan = None
     if options.format == "lora":
         lora_plan = lora.plan(source, options.rank)
@@ -83,8 +86,10 @@ def export(options: Options) -> Path:
             elif lora_plan is not None:
                 errors = lora.write(source, lora_plan, folder, _shown("LoRA"))
                 notes = _lora_notes(source, lora_plan, errors)
-            else:
+            elif source.described.method == "sorsa":
                 factors.write(source, folder, _shown("copying"))
+            else:
+                peft_adapter.write(source, folder)
             write_text(folder / CARD, card(source, options.format, notes))
     except OSError as error:
         raise ValueError(f"--output: {output} cannot be written: {error.strerror or error}") from error
@@ -110,7 +115,7 @@ def _requantised(source: Source, planned: merged.Plan, folder: Path, options: Op
     shutil.rmtree(dense)
     worst = max(errors, key=lambda name: errors[name])
     notes = [
-        f"The {len(errors)} adapted linears are quantised anew ({options.quantize}); loading needs bitsandbytes. "
+        f"{len(errors)} linears are quantised anew ({options.quantize}); loading needs bitsandbytes. "
         f"Relative error of a merged weight, Frobenius norm: mean {mean(errors.values()):.2e}, worst "
         f"{errors[worst]:.2e} ({worst}); all in {requantise.ERRORS}. {requantise.LIMITS[options.quantize]}"
     ]
@@ -160,6 +165,27 @@ def _check_options(options: Options) -> None:
             raise ValueError(f"--{name} goes with --format {' or '.join(fitting)}, not with {options.format}")
     if options.private and not options.push_to_hub:
         raise ValueError("--private goes with --push_to_hub")
+
+
+def _check_method(form: Format, method: MethodName) -> None:
+    """Stop where a method's runs have no such export.
+
+    Raises:
+        ValueError: saying why, and what there is.
+    """
+    refused = {}
+    if method in ("full", "partial"):
+        refused = dict.fromkeys(("lora", "base", "adapter"), "whole weights were trained, which no adapter holds")
+    elif method in MUTATING:
+        refused["adapter"] = (
+            "its A and B go with a residual that PEFT would have to decompose again; --format lora is exact on the base"
+        )
+    elif method in ("dora", "adalora"):
+        refused["lora"] = "what it trains is no plain LoRA; --format adapter is in PEFT's format"
+    if method != "sorsa":
+        refused.setdefault("base", "it goes with SORSA's quantised residual")
+    if form in refused:
+        raise ValueError(f"--format {form}: not for method {method}: {refused[form]}; --format merged is always there")
 
 
 def _check_free(output: Path) -> None:

@@ -1,4 +1,4 @@
-"""One layer out of its base weight and its factors: merged, or as a LoRA on the base weight.
+"""One parameter out of its base weight and what was trained: merged, or as a LoRA on the base weight.
 
 Shapes, used as suffixes of tensor names: M out_features, N in_features, R rank, K rank of the LoRA.
 """
@@ -10,14 +10,25 @@ from torch import Tensor
 
 from sorsa_ds.decompose import as_used, residual
 from sorsa_ds.export.source import Source
+from sorsa_ds.methods import peft_layers
+from sorsa_ds.methods.peft_layers import MUTATING
 from sorsa_ds.surgery import Target, scale_of
 
 
-def merged(source: Source, target: Target, untrained: bool = False) -> Tensor:
-    """W_r + scale * U diag(s) V^T, (M, N) in fp32, with W_r and the factors rounded as they were in training.
+def merged(source: Source, name: str, untrained: bool = False) -> Tensor:
+    """A changed parameter of the base model, laid out as it is there, in fp32: what training computed with.
 
-    untrained: with the factors with which training began.
+    untrained: as SORSA's training began.
     """
+    target, method = source.changed[name], source.described.method
+    if target is None or method == "partial":
+        return source.trained.tensor(name).to(source.precision.factor_dtype).float()
+    W_MN = _sorsa(source, target, untrained) if method == "sorsa" else _peft(source, target)
+    return W_MN.t() if target.transposed else W_MN
+
+
+def _sorsa(source: Source, target: Target, untrained: bool) -> Tensor:
+    """W_r + scale * U diag(s) V^T, (M, N), with W_r and the factors rounded as they were in training."""
     scale, formats = scale_of(target, source.described.sorsa), source.precision
     weight_MN = source.weights.weight(target)
     initial, trained = source.factors(target, weight_MN)
@@ -27,6 +38,18 @@ def merged(source: Source, target: Target, untrained: bool = False) -> Tensor:
     W_MN = source.storage.dense(kept, tuple(weight_MN.shape), formats.compute_dtype).to(initial.U.dtype)
     now = as_used(initial if untrained else trained, formats.compute_dtype, formats.factor_dtype)
     return W_MN.addmm_(now.U * (scale * now.s), now.V.t())
+
+
+def _peft(source: Source, target: Target) -> Tensor:
+    """(M, N), merged by PEFT, over the frozen weight as it was rounded in training."""
+    initial = source.initial and source.initial.values
+    layer = source.peft.layer(target, source.weights.weight(target).float(), None, initial)
+    frozen = layer.base_layer.weight
+    frozen.data = frozen.data.to(source.precision.residual_dtype).float()
+    peft_layers.set_trained(
+        layer, target, lambda name, shape: source.trained.values(name, shape).to(source.precision.factor_dtype).float()
+    )
+    return peft_layers.merged(layer, target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +65,13 @@ class LowRank:
 
 
 def change(source: Source, target: Target, rank: int) -> LowRank:
-    """dW = scale * (U diag(s) V^T - U_0 diag(s_0) V_0^T), the best approximation of a rank; exact from rank 2 R on.
+    """dW, the best approximation of a rank; exact from `exact_rank` on.
 
-    [U s, -U_0 s_0] [V, V_0]^T would be exact too, but its parts nearly cancel: a server that rounds them to bf16
-    would lose much of the change. The singular value decomposition of the same product has nothing to cancel.
+    With SORSA dW = scale * (U diag(s) V^T - U_0 diag(s_0) V_0^T). [U s, -U_0 s_0] [V, V_0]^T would be exact too, but
+    its parts nearly cancel: a server that rounds them to bf16 would lose much of the change. The singular value
+    decomposition of the same product has nothing to cancel.
     """
-    scale, formats = scale_of(target, source.described.sorsa), source.precision
-    initial, trained = (
-        as_used(factors, formats.compute_dtype, formats.factor_dtype)
-        for factors in source.factors(target, torch.empty(0))
-    )
-    left = torch.cat([trained.U * (scale * trained.s), -initial.U * (scale * initial.s)], 1).double()
-    right = torch.cat([trained.V, initial.V], 1).double()
+    left, right = (_sorsa_product if source.described.method == "sorsa" else _peft_product)(source, target)
     Q_left, R_left = torch.linalg.qr(left)
     Q_right, R_right = torch.linalg.qr(right)
     X, d, Yt = torch.linalg.svd(R_left @ R_right.t(), full_matrices=False)
@@ -64,6 +82,26 @@ def change(source: Source, target: Target, rank: int) -> LowRank:
     return LowRank(B.float().contiguous(), A.float().contiguous(), d[rank:].norm().item() / whole if whole else 0.0)
 
 
-def exact_rank(target: Target) -> int:
+def exact_rank(source: Source, target: Target) -> int:
     """The rank from which on `change` cuts nothing off."""
-    return min(2 * target.rank, target.out_features, target.in_features)
+    twice = source.described.method in ("sorsa", *MUTATING)
+    return min((2 if twice else 1) * target.rank, target.out_features, target.in_features)
+
+
+def _sorsa_product(source: Source, target: Target) -> tuple[Tensor, Tensor]:
+    """(left (M, 2 R), right (N, 2 R)), in float64: dW = left right^T."""
+    scale, formats = scale_of(target, source.described.sorsa), source.precision
+    initial, trained = (
+        as_used(factors, formats.compute_dtype, formats.factor_dtype)
+        for factors in source.factors(target, torch.empty(0))
+    )
+    left = torch.cat([trained.U * (scale * trained.s), -initial.U * (scale * initial.s)], 1).double()
+    return left, torch.cat([trained.V, initial.V], 1).double()
+
+
+def _peft_product(source: Source, target: Target) -> tuple[Tensor, Tensor]:
+    """The same of a LoRA, dW = scale * B A, and of a method that began with B_0 A_0 taken off the weight."""
+    files = [source.trained, source.initial] if source.described.method in MUTATING else [source.trained]
+    A, B = ([file.tensor(f"{target.name}.lora_{leaf}.default.weight").double() for file in files] for leaf in "AB")
+    signed = [B[0], *(-b for b in B[1:])]
+    return scale_of(target, source.described.sorsa) * torch.cat(signed, 1), torch.cat(A).t()

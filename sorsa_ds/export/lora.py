@@ -35,14 +35,14 @@ class Plan:
 
 
 def plan(source: Source, rank: int | None) -> Plan:
-    """The ranks: twice the trained ones, which is exact, or at most `rank`.
+    """The ranks: those that are exact (with SORSA twice the trained ones), or at most `rank`.
 
     Raises:
         ValueError: a rank below 1.
     """
     if rank is not None and rank < 1:
         raise ValueError(f"--rank {rank}: a LoRA has at least rank 1")
-    exact = {target.name: layers.exact_rank(target) for target in source.targets}
+    exact = {target.name: layers.exact_rank(source, target) for target in source.targets}
     ranks = exact if rank is None else {name: min(r, rank) for name, r in exact.items()}
     return Plan(ranks, truncated=ranks != exact)
 

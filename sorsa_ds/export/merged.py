@@ -18,7 +18,6 @@ from sorsa_ds.export.tensor_file import DTYPES, nbytes, write_tensors
 from sorsa_ds.files import write_atomic, write_json
 from sorsa_ds.initialize import return_freed_memory
 from sorsa_ds.placement import TensorSpec
-from sorsa_ds.surgery import Target
 from sorsa_ds.weights import COMPANIONS, INDEX, Checkpoint, all_finite
 
 CONFIG = "config.json"
@@ -28,11 +27,11 @@ _NOT_COPIED = ("*.index.json", "*.pkl", "*.pickle", "*.bin", "*.pt", "*.pth", "*
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor to be written: as what, from which of the base model's, and the linear that it is, if adapted."""
+    """One tensor to be written: as what, from which of the base model's, and the parameter that it is, if changed."""
 
     spec: TensorSpec
     stored: str
-    target: Target | None
+    changed: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +59,21 @@ def plan(source: Source, dtype: torch.dtype | None, max_shard_size: str, untrain
     """
     head = source.model.get_output_embeddings()
     heads = {f"{name}.weight" for name, module in source.model.named_modules() if module is head}
-    places: dict[str, tuple[str, Target | None]] = {name: (name, None) for name in source.weights.checkpoint.names}
+    places: dict[str, tuple[str, str | None]] = {name: (name, None) for name in source.weights.checkpoint.names}
     untied = False
-    for target in source.targets:
-        weight = f"{target.name}.weight"
+    for weight, target in source.changed.items():
         stored = source.weights.stored[weight]
         sharing = [name for name, other in source.weights.stored.items() if other == stored and name != weight]
+        if target is None:
+            sharing = []  # tied they were trained as one
         if sharing and weight not in heads:
             raise ValueError(
                 f"{weight} is the same tensor as {sharing[0]}, which was trained apart from it: a plain model has no "
                 f"place for both; export it with --format lora"
             )
         untied |= bool(sharing)
-        places[weight if sharing else stored] = (stored, target)
-    entries = {name: _entry(source, name, stored, target, dtype) for name, (stored, target) in places.items()}
+        places[weight if sharing else stored] = (stored, weight)
+    entries = {name: _entry(source, name, stored, weight, dtype) for name, (stored, weight) in places.items()}
     try:
         split = split_state_dict_into_shards_factory(
             entries, get_storage_size=lambda entry: nbytes(entry.spec), max_shard_size=max_shard_size,
@@ -125,19 +125,19 @@ def companions(base: Path) -> list[Path]:
     )  # fmt: skip
 
 
-def _entry(source: Source, name: str, stored: str, target: Target | None, dtype: torch.dtype | None) -> Entry:
+def _entry(source: Source, name: str, stored: str, changed: str | None, dtype: torch.dtype | None) -> Entry:
     stored_as, shape = source.weights.checkpoint.header(stored)
     if stored_as not in DTYPES:
         raise ValueError(f"{source.base}: {stored} is stored as {stored_as}, which cannot be exported")
     own = DTYPES[stored_as]
-    return Entry(TensorSpec(name, shape, dtype if dtype is not None and own in _WIDE else own), stored, target)
+    return Entry(TensorSpec(name, shape, dtype if dtype is not None and own in _WIDE else own), stored, changed)
 
 
 def _tensors(source: Source, planned: Plan, entries: list[Entry], shown: Iterator[str]) -> Iterator[Tensor]:
     for entry in entries:
         next(shown)
         yield _tensor(source, planned, entry)
-        if entry.target is not None:
+        if entry.changed is not None:
             return_freed_memory()
 
 
@@ -147,11 +147,10 @@ def _tensor(source: Source, planned: Plan, entry: Entry) -> Tensor:
     Raises:
         ValueError: a number in it is too large for its dtype.
     """
-    if entry.target is None:
+    if entry.changed is None:
         tensor = source.weights.checkpoint.read(entry.stored)
     else:
-        W = layers.merged(source, entry.target, planned.untrained)
-        tensor = W.t() if entry.target.transposed else W
+        tensor = layers.merged(source, entry.changed, planned.untrained)
     if tensor.dtype == entry.spec.dtype:
         return tensor
     written = tensor.to(entry.spec.dtype)

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
+from sorsa_ds.config import SorsaConfig
 from sorsa_ds.export.merged import CONFIG, Plan, companions
 from sorsa_ds.export.source import Progress, Source
 from sorsa_ds.export.tensor_file import nbytes
 from sorsa_ds.files import write_atomic, write_json
 from sorsa_ds.loading import skeleton
+from sorsa_ds.surgery import select
 from sorsa_ds.weights import Checkpoint
 
 ERRORS = "quantisation.json"
@@ -49,7 +51,8 @@ def write(
     loading = source.described.loading
     plain, checkpoint = skeleton(merged, loading), Checkpoint(merged)
     stored = checkpoint.parameter_names(plain)
-    adapted = {target.name: target for target in source.targets}
+    # Where everything was trained no linear is a target: every one but the head then.
+    adapted = {target.name: target for target in source.targets or select(plain, SorsaConfig(rank=1))}
     others = [
         name for name, module in plain.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and name not in adapted

@@ -13,8 +13,11 @@ from sorsa_ds import adapter, cli, precision, residual
 from sorsa_ds.adapter import Description, FactorFile
 from sorsa_ds.config import EMBEDDED_MODEL, RunConfig
 from sorsa_ds.decompose import Factors
+from sorsa_ds.factors import from_values
 from sorsa_ds.inputs import find_model
 from sorsa_ds.loading import skeleton
+from sorsa_ds.methods import keeps_initial
+from sorsa_ds.methods.peft_layers import PeftLayers
 from sorsa_ds.precision import Precision
 from sorsa_ds.residual import Storage
 from sorsa_ds.run_lock import is_held
@@ -33,7 +36,7 @@ class Source:
 
     report: what the run itself measured. described: its adapter; `base_model` is the one that the export is for.
     model: the base model without memory for its parameters. weights: the base model's, on disk. storage: how the
-    residual was kept.
+    residual was kept. initial: None where whole weights were trained.
     """
 
     config: RunConfig
@@ -45,7 +48,7 @@ class Source:
     targets: list[Target]
     precision: Precision
     storage: Storage
-    initial: FactorFile
+    initial: FactorFile | None
     trained: FactorFile
 
     @property
@@ -58,9 +61,22 @@ class Source:
         """Whether the base model's name is one on the hub, which means something elsewhere too."""
         return self.described.base_model != EMBEDDED_MODEL and not Path(self.described.base_model).is_dir()
 
+    @property
+    def changed(self) -> dict[str, Target | None]:
+        """The base model's parameters that training has changed -> the linear whose weight it is; None with `full`."""
+        if self.described.method == "full":
+            return dict.fromkeys(self.trained.names)
+        return {f"{target.name}.weight": target for target in self.targets}
+
+    @property
+    def peft(self) -> PeftLayers:
+        """PEFT's layers, as they were in training."""
+        return PeftLayers(self.described.method, self.described.sorsa, self.described.baseline)
+
     def factors(self, target: Target, weight: Tensor) -> tuple[Factors, Factors]:
-        """A target's (initial, trained) factors."""
-        return self.initial(target, weight), self.trained(target, weight)
+        """A target's (initial, trained) factors, of SORSA."""
+        initial, trained = (from_values(file.values)(target, weight) for file in (self.initial, self.trained))
+        return initial, trained
 
 
 def open_run(run: Path, base: str | None = None) -> Source:
@@ -98,7 +114,7 @@ def open_run(run: Path, base: str | None = None) -> Source:
     model = skeleton(base_folder, described.loading)
     checkpoint = Checkpoint(base_folder)
     weights = OnDisk(checkpoint, checkpoint.parameter_names(model), described.digests)
-    targets = select(model, described.sorsa)
+    targets = [] if described.method == "full" else select(model, described.sorsa)
     _check_layers(base_folder, targets, described)
     formats = precision.choose(described.precision, None, "cpu")
     return Source(
@@ -111,7 +127,7 @@ def open_run(run: Path, base: str | None = None) -> Source:
         targets,
         formats,
         residual.choose(described.residual, formats, torch.device("cpu")),
-        adapter.open_factors(folder, adapter.INITIAL, described),
+        adapter.open_factors(folder, adapter.INITIAL, described) if keeps_initial(described.method) else None,
         adapter.open_factors(folder, adapter.TRAINED, described),
     )
 
@@ -123,8 +139,7 @@ def check(source: Source, progress: Progress) -> None:
         ValueError: naming the first parameter that differs or cannot be read, or whose factors have other shapes.
     """
     digests, weights = source.described.digests, source.weights
-    adapted = {f"{target.name}.weight": target for target in source.targets}
-    for name in adapted:
+    for name in source.changed:
         if name not in digests:
             raise ValueError(
                 f"{source.adapter / adapter.CONFIG}: has no digest of {name}: not the adapter of this base"
@@ -133,7 +148,7 @@ def check(source: Source, progress: Progress) -> None:
         if name not in weights.stored:
             raise ValueError(f"{source.base}: has no {name}: not the base model that was trained on")
         weight = weights.parameter(name)
-        if target := adapted.get(name):
+        if source.described.method == "sorsa" and (target := source.changed.get(name)):
             source.factors(target, weight)
 
 

@@ -1,0 +1,16 @@
+"""Compare methods: `python launch/compare.py --methods sorsa,pissa,lora --seeds 1,2,3 --output DIR [key=value ...]`."""
+
+import sys
+
+from sorsa_ds import failure
+
+
+def main() -> None:
+    """Parse, run everything, write tables and picture."""
+    from sorsa_ds.compare.command import compare
+
+    compare(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    failure.run(main)

@@ -1,0 +1,47 @@
+"""Accuracy of a comparison's models, through launch/evaluate.py, which writes every sample and goes on where it was."""
+
+import json
+import shlex
+from dataclasses import dataclass
+
+from sorsa_ds import digest
+from sorsa_ds.compare.runner import Runner
+
+TASKS = ("gsm8k", "math", "humaneval", "mmlu")
+BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What is measured: launch/evaluate.py's --task, and its other options as they are written there."""
+
+    task: str
+    options: str
+
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise ValueError(f"--task: there is no {self.task!r} with an accuracy; there are {', '.join(TASKS)}")
+        taken = [
+            word for word in shlex.split(self.options) if word.partition("=")[0] in ("--model", "--task", "--output")
+        ]
+        if taken:
+            raise ValueError(f"--task_options: {taken[0]} is set by the comparison")
+
+    def of(self, model: str, name: str, runner: Runner) -> tuple[float | None, str | None]:
+        """(accuracy of a model in percent, None), or (None, why there is none).
+
+        Args:
+            model: a run's folder, or whatever else launch/evaluate.py takes. name: of its folder of results.
+
+        Raises:
+            Preempted: a signal came; samples made so far are kept.
+        """
+        kind = f"{self.task}-{digest.of_bytes(self.options.encode())[:8]}"  # others, if asked for, do not mix
+        folder = runner.output / "evaluations" / kind / name
+        results = folder / "results.json"
+        if not results.exists():
+            arguments = ["--model", model, "--task", self.task, "--output", str(folder), *shlex.split(self.options)]
+            failure = runner.launched("evaluate.py", arguments, f"{name}-{kind}", lambda: None)
+            if failure is not None:
+                return None, failure
+        return 100 * json.loads(results.read_text(encoding="utf-8"))["accuracy"], None

@@ -1,0 +1,101 @@
+"""The command line of launch/compare.py."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sorsa_ds import cli
+from sorsa_ds.compare.accuracy import Evaluation
+from sorsa_ds.compare.trials import NO_REGULARIZER, Trial, read_learning_rates, read_methods, read_seeds
+from sorsa_ds.config import RunConfig
+
+OPTIONS = {
+    "methods": f"what is compared, as in sorsa,lora; {NO_REGULARIZER} is sorsa with gamma = 0",
+    "output": "folder of the comparison; the same command again goes on in it",
+    "seeds": "seeds of each method (default 1,2,3)",
+    "learning_rates": "1e-4,3e-4 for every method, lora=1e-3 for one; of several the best on the first seed is taken",
+    "num_gpus": "ranks: GPUs of this machine, or processes where it has none (default: all GPUs, or one process)",
+    "task": "accuracy to measure, of every model and of the base model: gsm8k, math, humaneval or mmlu (default: none)",
+    "task_options": 'further options of launch/evaluate.py, as in --task_options="--data DIR --limit 200"',
+    "config": "YAML file with settings that all runs share",
+    "ds_config": "DeepSpeed JSON of all runs (default ds_configs/zero2.json)",
+}
+USAGE = """\
+Compare SORSA with other methods: the same training for each, one after the other, in one table and one picture.
+
+  python launch/compare.py --methods sorsa,pissa,lora,adalora,full --seeds 1,2,3 --output comparisons/first
+  python launch/compare.py --config run.yaml --methods sorsa,lora --learning_rates 1e-4,3e-4,1e-3 --output DIR
+
+Settings as for launch/train.py; what a method has no use for is left out of its runs, and told.
+"""
+_OWN = {"method": "--methods", "train.seed": "--seeds", "output.folder": "--output", "output.name": "--output"}
+
+
+@dataclass(slots=True)
+class Request:
+    """What one command line asks for."""
+
+    base: RunConfig
+    ds_config: Path
+    output: Path
+    methods: list[str]
+    seeds: list[int]
+    rates: dict[str, list[float]]
+    num_gpus: int | None
+    evaluation: Evaluation | None
+
+    def left_out(self, method: str) -> dict[str, object]:
+        """The settings that a method has no use for: path -> value."""
+        return Trial(method, self.rates[method][0], self.seeds[0]).left_out(self.base)
+
+
+def parse(argv: Sequence[str]) -> Request:
+    """ValueError lists everything wrong; `--help` prints and exits."""
+    errors = cli.Errors()
+    options, overrides = cli.split(argv, OPTIONS, errors)
+    if "help" in options:
+        print(cli.help_text(RunConfig, USAGE, OPTIONS))
+        raise SystemExit(0)
+    for option in ("methods", "output"):
+        if not options.get(option):
+            errors.append(f"--{option} is missing: {OPTIONS[option]}")
+    errors.stop()
+    file, base = None, RunConfig()
+    methods, seeds, rates, evaluation = [], [], {}, None
+    ranks = options.get("num_gpus")
+    with errors.noted():
+        json_file = cli.find_file("--ds_config", options.get("ds_config", "ds_configs/zero2.json"), "ds_configs/*.json")
+    with errors.noted():
+        file = cli.find_file("--config", options["config"], "launch/recipes/*.yaml") if "config" in options else None
+    with errors.noted():
+        base = cli.absolute(cli.load(RunConfig, file, overrides, OPTIONS))
+        _refuse_own(base)
+    with errors.noted():
+        methods = read_methods(options["methods"])
+        rates = read_learning_rates(options.get("learning_rates", ""), methods, base.train.learning_rate)
+    with errors.noted():
+        seeds = read_seeds(options.get("seeds", "1,2,3"))
+    if ranks is not None and not (ranks.isascii() and ranks.isdigit() and int(ranks) > 0):
+        errors.append(f"--num_gpus: {ranks!r} is no integer >= 1")
+    with errors.noted():
+        if "task" in options:
+            evaluation = Evaluation(options["task"], options.get("task_options", ""))
+        elif "task_options" in options:
+            raise ValueError("--task_options: there is no --task")
+    errors.stop()
+    output = Path(options["output"]).expanduser().resolve()
+    return Request(base, json_file, output, methods, seeds, rates, int(ranks) if ranks else None, evaluation)
+
+
+def _refuse_own(base: RunConfig) -> None:
+    """What the comparison sets itself must not be set otherwise."""
+    default = RunConfig()
+    given = {
+        "method": (base.method, default.method),
+        "train.seed": (base.train.seed, default.train.seed),
+        "output.folder": (base.output.folder, default.output.folder),
+        "output.name": (base.output.name, default.output.name),
+    }
+    wrong = [f"{path}: {_OWN[path]} says that here" for path, (now, then) in given.items() if now != then]
+    if wrong:
+        raise ValueError("\n".join(wrong))

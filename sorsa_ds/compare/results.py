@@ -1,0 +1,86 @@
+"""What the runs of a comparison have found: figures of each, of each method over its seeds, and its best rate."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sorsa_ds.compare.trials import Trial
+from sorsa_ds.run_paths import REPORT
+
+HELD_OUT = "eval_loss_end"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and sample standard deviation of a figure over seeds; no deviation of one."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> "Spread | None":
+        """None where there are no values."""
+        numbers = [value for value in values if value is not None]
+        if not numbers:
+            return None
+        deviation = statistics.stdev(numbers) if len(numbers) > 1 else None
+        return cls(statistics.fmean(numbers), deviation, len(numbers))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished run: its report, and the accuracy of its model in percent, where it was asked for."""
+
+    trial: Trial
+    folder: Path
+    report: dict
+    accuracy: float | None = None
+
+    @classmethod
+    def read(cls, trial: Trial, folder: Path) -> "Result":
+        """From the run's folder."""
+        return cls(trial, folder, json.loads((folder / REPORT).read_text(encoding="utf-8")))
+
+    @property
+    def criterion(self) -> float:
+        """What a learning rate is chosen by: the held-out loss, or the training loss where nothing is held out."""
+        held_out = self.report[HELD_OUT]
+        return self.report["loss_last"] if held_out is None else held_out
+
+
+@dataclass(frozen=True, slots=True)
+class MethodResult:
+    """A method at its best learning rate. runs: one a seed."""
+
+    method: str
+    learning_rate: float
+    runs: list[Result]
+
+    def spread(self, key: str) -> Spread | None:
+        """Of one figure of the runs' reports."""
+        return Spread.of(run.report.get(key) for run in self.runs)
+
+    @property
+    def accuracy(self) -> Spread | None:
+        """In percent."""
+        return Spread.of(run.accuracy for run in self.runs)
+
+
+def best_rate(runs: Iterable[Result], method: str, seed: int) -> float | None:
+    """The learning rate with the lowest criterion among a method's runs of this seed; None where none is finished."""
+    tried = [run for run in runs if run.trial.method == method and run.trial.seed == seed]
+    return min(tried, key=lambda run: run.criterion).trial.learning_rate if tried else None
+
+
+def by_method(runs: list[Result], methods: Iterable[str], rate_of: Callable[[str], float | None]) -> list[MethodResult]:
+    """Each method's runs at its best rate, in the order of `methods`; without those that have none."""
+    found = []
+    for method in methods:
+        rate = rate_of(method)
+        if rate is not None:
+            chosen = [run for run in runs if (run.trial.method, run.trial.learning_rate) == (method, rate)]
+            found.append(MethodResult(method, rate, chosen))
+    return found

@@ -1,0 +1,177 @@
+"""One run of a comparison: launch/train.py through DeepSpeed's launcher, in processes of its own."""
+
+import contextlib
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import yaml
+
+from sorsa_ds.cli import REPOSITORY, to_yaml
+from sorsa_ds.compare.trials import RUNS, Trial
+from sorsa_ds.config import RunConfig
+from sorsa_ds.files import write_text
+from sorsa_ds.preemption import SIGNALS, Preempted
+from sorsa_ds.resume import FREE, differences
+from sorsa_ds.run_folder import read_metrics
+from sorsa_ds.run_paths import CHECKPOINTS, CONFIG, GIVEN_DS_CONFIG, REPORT
+
+LOGS, SETTINGS = "logs", "settings"
+_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class Runner:
+    """Makes a comparison's runs.
+
+    base: settings that they share. output: the comparison's folder. num_gpus: the launcher's; None: its own choice.
+    """
+
+    base: RunConfig
+    ds_config: Path
+    output: Path
+    num_gpus: int | None
+    told_to_stop: str | None = field(default=None, init=False)
+
+    def folder(self, trial: Trial) -> Path:
+        """Of a run."""
+        return self.output / RUNS / trial.name
+
+    def is_finished(self, trial: Trial) -> bool:
+        """Whether a run came to its end."""
+        return (self.folder(trial) / REPORT).exists()
+
+    def check(self, trial: Trial) -> None:
+        """Stop where a run that is there already was made otherwise.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        folder = self.folder(trial)
+        if not (folder / CONFIG).exists():
+            return
+        saved = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        changed = differences(trial.config(self.base, self.output), saved, FREE[1:])  # the model must be the same
+        listing = [f"{name} was {then!r} and is now {now!r}" for name, (then, now) in changed.items()]
+        if self.is_finished(trial) and _json(folder / GIVEN_DS_CONFIG) != _json(self.ds_config):
+            listing.append(f"the DeepSpeed JSON was another ({folder / GIVEN_DS_CONFIG})")
+        if listing:
+            raise ValueError(
+                f"--output: {folder} was made with other settings: {'; '.join(listing)}; choose another --output"
+            )
+
+    def run(self, trial: Trial, progress: Callable[[int], None]) -> str | None:
+        """Begin a run, or go on with it, to its end; its checkpoints are removed then.
+
+        Args:
+            progress: is told the finished steps, whenever there are more.
+
+        Returns:
+            why it failed, if it did.
+
+        Raises:
+            Preempted: a signal came, and the run has saved itself.
+        """
+        settings = self.output / SETTINGS / f"{trial.name}.yaml"
+        write_text(settings, to_yaml(trial.config(self.base, self.output)))
+        arguments = ["--ds_config", str(self.ds_config), "--config", str(settings), "--resume", "auto"]
+        shown = 0
+
+        def follow() -> None:
+            nonlocal shown
+            if (steps := self._steps(trial)) > shown:
+                progress(shown := steps)
+
+        failure = self.launched("train.py", arguments, trial.name, follow)
+        if failure is None:
+            shutil.rmtree(self.folder(trial) / CHECKPOINTS, ignore_errors=True)
+        return failure
+
+    def launched(self, script: str, arguments: list[str], name: str, meanwhile: Callable[[], None]) -> str | None:
+        """Run one of the launch/ commands through DeepSpeed's launcher; what it prints goes to logs/NAME.log.
+
+        The command gets a session of its own: a Ctrl-C at the terminal reaches this process alone, which passes it on
+        to the ranks as the signal on which they save.
+
+        Returns:
+            why it failed, if it did.
+
+        Raises:
+            Preempted: a signal came, and everything has ended in good order.
+        """
+        log = self.output / LOGS / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [
+            str(Path(sys.executable).with_name("deepspeed")),
+            *(["--num_gpus", str(self.num_gpus)] if self.num_gpus else []),
+            *("--master_port", str(_free_port())),
+            str(REPOSITORY / "launch" / script), *arguments,
+        ]  # fmt: skip
+        with log.open("a", encoding="utf-8") as printed, self._stopping():
+            begin = printed.tell()
+            if self.told_to_stop is None:
+                process = subprocess.Popen(command, stdout=printed, stderr=printed, start_new_session=True)
+                while process.poll() is None:
+                    if self.told_to_stop is not None:
+                        _stop(process)
+                        break
+                    meanwhile()
+                    time.sleep(_SECONDS)
+            if self.told_to_stop is not None:
+                raise Preempted(f"{self.told_to_stop}: stopped in {name}; the same command goes on")
+        return None if process.returncode == 0 else _reason(log, begin, process.returncode)
+
+    def _steps(self, trial: Trial) -> int:
+        return max((line["step"] for line in read_metrics(self.folder(trial)) if "loss" in line), default=0)
+
+    @contextlib.contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Meanwhile signals are noted; before and after they end this process at once."""
+
+        def note(number: int, _frame: object) -> None:
+            self.told_to_stop = signal.Signals(number).name
+
+        before = {number: signal.signal(number, note) for number in (*SIGNALS, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _stop(launcher: subprocess.Popen) -> None:
+    """Ask the ranks to save and leave, and wait for them; DeepSpeed's launcher does not pass signals on."""
+    with contextlib.suppress(psutil.Error):  # of processes that have just ended
+        family = psutil.Process(launcher.pid).children(recursive=True)
+        ranks = [process for process in family if any(word.startswith("--local_rank") for word in process.cmdline())]
+        for process in ranks or [launcher, *family]:
+            process.terminate()
+    launcher.wait()
+
+
+def _reason(log: Path, begin: int, code: int) -> str:
+    """The error that a command printed, or its last line, and where all of it stands."""
+    with log.open(encoding="utf-8", errors="replace") as file:
+        file.seek(begin)
+        lines = [line.strip() for line in file if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    told = errors[0].removeprefix("error: ") if errors else f"exit code {code}: {lines[-1] if lines else 'silent'}"
+    return f"{told} ({log})"
+
+
+def _json(path: Path) -> dict | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

@@ -1,0 +1,161 @@
+"""A comparison in figures: comparison.md to read, comparison.csv and comparison.json to go on with."""
+
+import csv
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sorsa_ds.compare.results import MethodResult, Result, Spread
+from sorsa_ds.compare.trials import Trial
+from sorsa_ds.config import RunConfig
+from sorsa_ds.files import write_json, write_text
+
+COLUMNS = {
+    "loss_last": ("training loss, last tenth", ".4f"),
+    "eval_loss_start": ("held-out loss before", ".4f"),
+    "eval_loss_end": ("held-out loss after", ".4f"),
+    "train_seconds": ("seconds", ".0f"),
+    "tokens_per_second": ("tokens/s", ",.0f"),
+    "peak_memory_gib": ("peak memory a rank, GiB", ".2f"),
+    "trainable_parameters": ("trained parameters", ",.0f"),
+}
+"""Figures of a run's report -> heading and format."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What the tables tell.
+
+    settings: what all runs share. task: of which the accuracy was asked. before: the base model's, in percent.
+    methods: each at its best rate. runs: all finished ones. failed: why the others failed. left_out: settings that a
+    method has no use for. seed: on which the rates were tried.
+    """
+
+    settings: RunConfig
+    task: str | None
+    before: float | None
+    methods: list[MethodResult]
+    runs: list[Result]
+    failed: dict[Trial, str]
+    left_out: dict[str, dict[str, object]]
+    seed: int
+
+
+def write(comparison: Comparison, output: Path) -> None:
+    """The three files."""
+    write_text(output / "comparison.md", markdown(comparison))
+    write_text(output / "comparison.csv", as_csv(comparison))
+    write_json(output / "comparison.json", as_json(comparison))
+
+
+def markdown(comparison: Comparison) -> str:
+    """Methods, learning rates tried, and what went wrong."""
+    lines = ["# Comparison", "", *_setup(comparison), ""]
+    headings = ["method", "learning rate", "seeds"]
+    headings += [heading for heading, _ in COLUMNS.values()]
+    if comparison.task:
+        headings += [f"{comparison.task} before, %", f"{comparison.task} after, %"]
+    rows = []
+    for one in comparison.methods:
+        row = [one.method, f"{one.learning_rate:g}", ", ".join(str(run.trial.seed) for run in one.runs)]
+        row += [_text(one.spread(key), form) for key, (_, form) in COLUMNS.items()]
+        if comparison.task:
+            row += [_text(Spread.of([comparison.before]), ".2f"), _text(one.accuracy, ".2f")]
+        rows.append(row)
+    lines += [*_table(headings, rows), "", "![loss and gradient norm against steps](comparison.png)", ""]
+    tried = [run for run in comparison.runs if run.trial.seed == comparison.seed]
+    if len({(run.trial.method, run.trial.learning_rate) for run in tried}) > len(comparison.methods):
+        rates = sorted({run.trial.learning_rate for run in tried})
+        found = {(run.trial.method, run.trial.learning_rate): f"{run.criterion:.4f}" for run in tried}
+        lines += [
+            f"Learning rates were tried with seed {comparison.seed}; each method goes on with the one whose held-out "
+            f"loss (training loss, where nothing is held out) is lowest:",
+            "",
+            *_table(
+                ["method", *(f"{rate:g}" for rate in rates)],
+                [[m.method, *(found.get((m.method, rate), "") for rate in rates)] for m in comparison.methods],
+            ),
+            "",
+        ]
+    for method, settings in comparison.left_out.items():
+        listing = ", ".join(f"{path}={value}" for path, value in settings.items())
+        lines += [f"- {method} has no use for {listing}, and ran without."]
+    for trial, reason in comparison.failed.items():
+        lines += [f"- {trial.name} failed: {reason}"]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def as_csv(comparison: Comparison) -> str:
+    """A row a method: mean, deviation over seeds and their number."""
+    text = io.StringIO()
+    headings = ["method", "learning_rate", "seeds"]
+    headings += [f"{key}{end}" for key in (*COLUMNS, "accuracy_percent") for end in ("", "_deviation")]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(headings)
+    for one in comparison.methods:
+        spreads = [*(one.spread(key) for key in COLUMNS), one.accuracy]
+        numbers = [number for s in spreads for number in ((s.mean, s.deviation) if s else (None, None))]
+        writer.writerow([one.method, one.learning_rate, len(one.runs), *numbers])
+    return text.getvalue()
+
+
+def as_json(comparison: Comparison) -> dict:
+    """Everything: the settings, every run with its whole report, and the figures by method."""
+    return {
+        "settings": asdict(comparison.settings),
+        "rates_tried_with_seed": comparison.seed,
+        "task": comparison.task,
+        "accuracy_percent_before": comparison.before,
+        "methods": [
+            {
+                "method": one.method,
+                "learning_rate": one.learning_rate,
+                "seeds": [run.trial.seed for run in one.runs],
+                "figures": {key: _dict(one.spread(key)) for key in COLUMNS},
+                "accuracy_percent": _dict(one.accuracy),
+            }
+            for one in comparison.methods
+        ],
+        "runs": [
+            {**asdict(run.trial), "folder": str(run.folder), "report": run.report, "accuracy_percent": run.accuracy}
+            for run in comparison.runs
+        ],
+        "failed": [{**asdict(trial), "reason": reason} for trial, reason in comparison.failed.items()],
+        "left_out": json.loads(json.dumps(comparison.left_out, default=str)),
+    }
+
+
+def _setup(comparison: Comparison) -> list[str]:
+    """What the runs have in common, and a warning where they have less in common than they should."""
+    config = comparison.settings
+    lines = [f"{config.model} on {config.data.path}, {_rank(config)}."]
+    ranks = sorted({run.report["world_size"] for run in comparison.runs})
+    if ranks:
+        report = comparison.runs[0].report
+        versions = ", ".join(f"{name} {found}" for name, found in report["versions"].items())
+        lines += [f"{report['steps']} steps on {ranks[0]} ranks. {versions}."]
+    if len(ranks) > 1:
+        lines += ["", f"**The runs were made on different numbers of ranks ({', '.join(map(str, ranks))}).**"]
+    lines += ["Mean ± standard deviation over the seeds; a seed draws the data's order and LoRA's start."]
+    return lines
+
+
+def _rank(config: RunConfig) -> str:
+    targets = config.sorsa.targets if isinstance(config.sorsa.targets, str) else ", ".join(config.sorsa.targets)
+    return f"rank {config.sorsa.rank} on {targets}"
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]
+
+
+def _text(spread: Spread | None, form: str) -> str:
+    if spread is None:
+        return "-"
+    same = not spread.deviation
+    return f"{spread.mean:{form}}" if same else f"{spread.mean:{form}} ± {spread.deviation:{form}}"
+
+
+def _dict(spread: Spread | None) -> dict | None:
+    return None if spread is None else asdict(spread)

@@ -1,0 +1,115 @@
+"""What a comparison runs: a method, a learning rate and a seed each, everything else being the same."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import get_args
+
+from sorsa_ds.config import MethodName, RunConfig
+from sorsa_ds.methods.settings import ignored, without_ignored
+
+NO_REGULARIZER = "sorsa-no-reg"
+"""SORSA with gamma = 0, under a name of its own."""
+METHODS = (*get_args(MethodName), NO_REGULARIZER)
+RUNS = "runs"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One run of a comparison."""
+
+    method: str
+    learning_rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its run folder."""
+        return f"{self.method}-lr{self.learning_rate:g}-seed{self.seed}"
+
+    def config(self, base: RunConfig, output: Path) -> RunConfig:
+        """The settings of this run, without those of the base that its method has no use for."""
+        return without_ignored(self._full(base, output))
+
+    def left_out(self, base: RunConfig) -> dict[str, object]:
+        """The base's settings that its method has no use for: path -> value."""
+        return ignored(self._full(base, Path()))
+
+    def _full(self, base: RunConfig, output: Path) -> RunConfig:
+        regularizer = base.regularizer
+        if self.method == NO_REGULARIZER:
+            regularizer = replace(regularizer, gamma=0.0)
+        return replace(
+            base,
+            method="sorsa" if self.method == NO_REGULARIZER else self.method,
+            regularizer=regularizer,
+            train=replace(base.train, learning_rate=self.learning_rate, seed=self.seed),
+            output=replace(base.output, folder=str(output / RUNS), name=self.name, keep_checkpoints=1),
+        )
+
+
+def read_methods(text: str) -> list[str]:
+    """The methods of `sorsa,lora`, in that order.
+
+    Raises:
+        ValueError: one is unknown or named twice.
+    """
+    methods = _words(text)
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"--methods: there is no {method!r}; there are {', '.join(METHODS)}")
+    return _each_once(methods, "--methods")
+
+
+def read_seeds(text: str) -> list[int]:
+    """The seeds of `1,2,3`.
+
+    Raises:
+        ValueError: one is no integer >= 0, or named twice.
+    """
+    words = _words(text)
+    if not words or not all(word.isascii() and word.isdigit() for word in words):
+        raise ValueError(f"--seeds: {text!r} is no list of integers >= 0, as in 1,2,3")
+    return _each_once([int(word) for word in words], "--seeds")
+
+
+def read_learning_rates(text: str, methods: Sequence[str], default: float) -> dict[str, list[float]]:
+    """Learning rates to try, of each method.
+
+    Args:
+        text: numbers are for every method that has none of its own; `lora=1e-3` is LoRA's own, and may be repeated:
+            `1e-4,3e-4,lora=1e-3,lora=3e-3`.
+        default: where nothing is said.
+
+    Raises:
+        ValueError: what cannot be read, or is of a method that is not compared.
+    """
+    shared: list[float] = []
+    own: dict[str, list[float]] = {}
+    for word in _words(text):
+        method, equals, number = word.rpartition("=")
+        if equals and method not in methods:
+            raise ValueError(f"--learning_rates: {word}: {method!r} is none of --methods {','.join(methods)}")
+        try:
+            rate = float(number)
+        except ValueError:
+            rate = 0.0
+        if not rate > 0 or not isfinite(rate):
+            raise ValueError(f"--learning_rates: {word}: {number!r} is no number > 0")
+        (own.setdefault(method, []) if equals else shared).append(rate)
+    found = {method: own.get(method) or shared or [default] for method in methods}
+    return {method: _each_once(rates, "--learning_rates") for method, rates in found.items()}
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _each_once(items: list, option: str) -> list:
+    if not items:
+        raise ValueError(f"{option}: nothing is named")
+    for item in items:
+        if items.count(item) > 1:
+            raise ValueError(f"{option}: {item} is named twice")
+    return items
