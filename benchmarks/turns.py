@@ -13,20 +13,40 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
+class Turns:
+    """Takes the sides' turns, and keeps their seconds, a list a side.
+
+    The first `warm_up` rounds are not kept. Every round begins with another side, the same on all ranks.
+    """
+
+    def __init__(self, sides: dict[str, Callable[[], object]], warm_up: int = 1):
+        self._sides, self._left, self._round = sides, warm_up, 0
+        self.seconds: dict[str, list[float]] = {name: [] for name in sides}
+
+    def take(self) -> None:
+        """One round."""
+        while True:
+            names = list(self._sides)
+            first = self._round % len(names)
+            self._round += 1
+            for name in names[first:] + names[:first]:
+                synchronise()
+                began = time.perf_counter()
+                self._sides[name]()
+                synchronise()
+                if not self._left:
+                    self.seconds[name].append(time.perf_counter() - began)
+            if not self._left:
+                return
+            self._left -= 1
+
+
 def in_turns(sides: dict[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each side in each round. Every round begins with another side."""
-    names = list(sides)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(warm_up + rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            synchronise()
-            began = time.perf_counter()
-            sides[name]()
-            synchronise()
-            if turn >= warm_up:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+    """Seconds of each side in each round."""
+    turns = Turns(sides, warm_up)
+    for _ in range(rounds):
+        turns.take()
+    return turns.seconds
 
 
 def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
