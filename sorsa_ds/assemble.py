@@ -87,10 +87,7 @@ def assemble(invocation: Invocation) -> Trainer:
     if resume is not None:
         resume.check_data(data)
     check_fits(model_folder, config.loading, [*train_examples, *eval_examples])
-    if config.method == "sorsa":
-        check_memory(model_folder, config, raw, resolved, formats, storage)
-    else:
-        say(f"Memory is not planned: the plan knows SORSA alone, not method {config.method}.")
+    check_memory(model_folder, config, raw, resolved, formats, storage)
     say(show_example(train_examples[0], tokenizer))
 
     torch.manual_seed(config.train.seed + comm.rank())  # dropout differs between ranks

@@ -197,6 +197,8 @@ def _settle_precision(ds: Json, precision: str, stage: int) -> None:
         if dtype not in ("bfloat16", "bf16", "torch.bfloat16"):
             raise ValueError(f'DeepSpeed JSON: "torch_autocast.dtype" is {dtype}: only bfloat16 is supported')
         ds["torch_autocast"]["dtype"] = dtype
+        # By default DeepSpeed averages the gradients of every nn.Linear in bf16: those of the other methods, not ours.
+        ds["torch_autocast"].setdefault("lower_precision_safe_modules", [])
     if precision == "bf16":
         types = ds["data_types"] = _section(ds, "data_types")
         said = _said(types, "grad_accum_dtype")

@@ -215,6 +215,7 @@ def _place(
 ) -> None:
     """Put a part into the model, in every module that holds the parameter."""
     old = getattr(*homes[0])
+    assert spec.trainable == old.requires_grad, f"{spec.name}: recipe and model differ on whether it is trained"
     if spec.trainable and old.dtype != spec.dtype:
         exact[spec.name] = Part(part.start, part.values.clone())  # the part itself is a view of the whole message
     dtype = old.dtype if spec.trainable else spec.dtype

@@ -49,6 +49,15 @@ def choose(
     return Precision(name, compute, compute, bf16 if name == "bf16" else fp32, why)
 
 
+def for_inference(setting: Literal["auto", "fp32", "bf16"], device: Device) -> tuple[Literal["fp32", "bf16"], str]:
+    """(format of weights and products of a model that does not train, a sentence on why)."""
+    fast, hardware = _bf16(device)
+    name = setting if setting != "auto" else "bf16" if fast else "fp32"
+    reason = "as asked" if setting != "auto" else "chosen"
+    slow = "; expect it to be slow" if name == "bf16" and not fast else ""
+    return name, f"Weights and products in {name} ({reason}): {hardware}{slow}."
+
+
 def _bf16(device: Device) -> tuple[bool, str]:
     """Whether bf16 products are fast, by what the hardware can do (timing them would be noisy), and a clause on it."""
     if device == "cuda":

@@ -26,7 +26,7 @@ def show(report: dict, folder: Path) -> None:
     rows += [
         ("memory", f"{report['memory_gib']:.2f} GiB on rank 0"),
         ("adapter", f"{adapter} ({adapter.stat().st_size / 2**20:.1f} MiB)"),
-        ("evaluate it", f"python launch/evaluate.py --run {folder}"),
+        ("evaluate it", f"python launch/evaluate.py --model {folder} --task loss"),
     ]
     say("\n" + table(rows))
 

@@ -1,6 +1,7 @@
 """Fixtures shared by the tests."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,20 @@ def project(tmp_path_factory) -> Path:
     import projects
 
     return projects.make(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="session")
+def answering(tmp_path_factory) -> Path:
+    """A project whose model has learned to answer (`evaluated`); `trained` is a copy to work in."""
+    import evaluated
+
+    return evaluated.make(tmp_path_factory.mktemp("answering"))
+
+
+@pytest.fixture(scope="module")
+def trained(answering, tmp_path_factory) -> Path:
+    """A module's own copy of the project whose model has learned to answer."""
+    return Path(shutil.copytree(answering, tmp_path_factory.mktemp("trained") / "project"))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import statistics
@@ -202,15 +203,105 @@ def test_a_run_made_with_other_settings_is_not_taken_for_this_one(tmp_path):
         Runner(base, ROOT / "ds_configs" / "zero3.json", tmp_path, None).check(trial)
 
 
-def start(project: Path, output: Path, *more: str) -> subprocess.Popen:
-    """The real command: two methods, two seeds, and a rate with which LoRA breaks down."""
+def pretended(monkeypatch, broken: tuple[str, ...] = ()) -> list[str]:
+    """Runs that end at once, with losses that follow from method, rate and seed; returns their names as they begin."""
+    made = []
+
+    def run(self: Runner, trial: Trial, progress) -> str | None:
+        made.append(trial.name)
+        if trial.name in broken:
+            return "the loss is nan"
+        self.folder(trial).mkdir(parents=True)
+        loss = 1 + trial.seed / 10 + abs(math.log10(trial.learning_rate) + (3 if trial.method == "sorsa" else 2))
+        made_here = result(trial.method, trial.learning_rate, trial.seed, self.output, loss, loss)
+        made_here.folder.rename(self.folder(trial))
+        (self.folder(trial) / "config.yaml").write_text(to_yaml(trial.config(self.base, self.output)))
+        (self.folder(trial) / "ds_config.given.json").write_text(self.ds_config.read_text())
+        return None
+
+    monkeypatch.setattr(Runner, "run", run)
+    monkeypatch.setattr(figure, "draw", lambda *_: None)  # it takes longer than all the rest
+    return made
+
+
+ARGUMENTS = ["--methods=sorsa,lora", "--seeds=4,5,6", "--learning_rates=1e-3,1e-2,lora=1e-2,lora=1e-1"]
+
+
+def test_rates_are_tried_with_the_first_seed_and_the_other_seeds_run_at_the_best(monkeypatch, tmp_path):
+    made = pretended(monkeypatch)
+    command.compare([*ARGUMENTS, f"--output={tmp_path}"])
+    assert made == [
+        "sorsa-lr0.001-seed4", "sorsa-lr0.01-seed4", "lora-lr0.01-seed4", "lora-lr0.1-seed4",
+        "sorsa-lr0.001-seed5", "lora-lr0.01-seed5", "sorsa-lr0.001-seed6", "lora-lr0.01-seed6",
+    ]  # fmt: skip
+    data = json.loads((tmp_path / "comparison.json").read_text())
+    assert [(one["method"], one["learning_rate"], one["seeds"]) for one in data["methods"]] == [
+        ("sorsa", 1e-3, [4, 5, 6]), ("lora", 1e-2, [4, 5, 6]),
+    ]  # fmt: skip
+    assert data["methods"][0]["figures"]["eval_loss_end"]["mean"] == pytest.approx(1.5)
+    made.clear()
+    command.compare([*ARGUMENTS, f"--output={tmp_path}"])
+    assert made == [], "all was finished"
+
+
+def test_a_run_that_fails_is_told_and_tried_again(monkeypatch, tmp_path, capsys):
+    broken = ("lora-lr0.1-seed4", "sorsa-lr0.001-seed5")
+    pretended(monkeypatch, broken)
+    with pytest.raises(ValueError, match=f"failed: {', '.join(broken)}; the same command tries again"):
+        command.compare([*ARGUMENTS, f"--output={tmp_path}"])
+    assert f"{broken[0]} failed: the loss is nan" in capsys.readouterr().out
+    assert f"- {broken[1]} failed: the loss is nan" in (tmp_path / "comparison.md").read_text()
+    made = pretended(monkeypatch)
+    command.compare([*ARGUMENTS, f"--output={tmp_path}"])
+    assert made == list(broken)
+
+
+def test_accuracies_are_asked_of_the_base_model_and_of_every_method_at_its_best_rate(monkeypatch, tmp_path):
+    """What launch/evaluate.py is called with, and what is read of what it writes."""
+    pretended(monkeypatch)
+    called = []
+
+    def launched(self: Runner, script: str, arguments: list[str], name: str, meanwhile) -> str | None:
+        options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        called.append((script, options["--model"], options["--task"], options["--limit"]))
+        if "seed6" in name:
+            return "out of memory"
+        folder = Path(options["--output"])
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps({"accuracy": len(called) / 100}))
+        return None
+
+    monkeypatch.setattr(Runner, "launched", launched)
+    arguments = [*ARGUMENTS, f"--output={tmp_path}", "--task=gsm8k", "--task_options=--limit 20", "model=base"]
+    with pytest.raises(ValueError, match="failed: sorsa-lr0.001-seed6, lora-lr0.01-seed6"):
+        command.compare(arguments)
+    runs = [f"{method}-seed{seed}" for method, seed in (
+        ("sorsa-lr0.001", 4), ("lora-lr0.01", 4), ("sorsa-lr0.001", 5), ("lora-lr0.01", 5), ("sorsa-lr0.001", 6),
+        ("lora-lr0.01", 6),
+    )]  # fmt: skip
+    models = ["base", *(str(tmp_path / "runs" / run) for run in runs)]
+    assert called == [("evaluate.py", model, "gsm8k", "20") for model in models]
+    data = json.loads((tmp_path / "comparison.json").read_text())
+    assert data["accuracy_percent_before"] == pytest.approx(1)
+    assert data["methods"][0]["accuracy_percent"]["mean"] == pytest.approx((2 + 4) / 2)
+    text = (tmp_path / "comparison.md").read_text()
+    assert "gsm8k before, % | gsm8k after, %" in text
+    assert "sorsa-lr0.001-seed6 failed: it was trained, but not evaluated: out of memory" in text
+    called.clear()
+    with pytest.raises(ValueError, match="seed6"):
+        command.compare(arguments)
+    assert [model for _, model, *_ in called] == models[-2:], "what is evaluated already is not again"
+
+
+def start(project: Path, output: Path) -> subprocess.Popen:
+    """The real command: SORSA, and LoRA with a rate at which it breaks down."""
     arguments = [
-        "--methods", "sorsa,lora", "--seeds", "1,2", "--learning_rates", "3e-3,lora=1e-2,lora=1e30", "--num_gpus", "2",
+        "--methods", "sorsa,lora", "--seeds", "1", "--learning_rates", "3e-3,lora=1e30", "--num_gpus", "2",
         "--output", str(output), f"model={project / 'model'}", f"data.path={project / 'data.jsonl'}",
         "data.eval_size=7", "sorsa.rank=4", "train.global_batch_size=8", "train.precision=fp32",
     ]  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, "launch/compare.py", *arguments, f"train.steps={STEPS}", *more], cwd=ROOT, text=True,
+        [sys.executable, "launch/compare.py", *arguments, f"train.steps={STEPS}"], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "SORSA_CACHE": str(project / "cache")},
     )  # fmt: skip
@@ -231,30 +322,17 @@ def test_a_comparison_is_stopped_goes_on_and_survives_a_run_that_fails(project, 
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert "the same command goes on" in ended(process, 75)
-    assert not (tmp_path / "runs" / "lora-lr0.01-seed1").exists()
+    broken = "lora-lr1e+30-seed1"
+    assert (first / "checkpoints").exists() and not (tmp_path / "runs" / broken).exists()
 
     printed = ended(start(project, tmp_path), 2)
-    broken = "lora-lr1e+30-seed1"
     assert f"{broken} failed: the loss is nan" in printed
     assert f"error: failed: {broken}; the same command tries again" in printed
-    done = {path.parent.name for path in tmp_path.glob("runs/*/report.json")}
-    assert done == {"sorsa-lr0.003-seed1", "lora-lr0.01-seed1", "sorsa-lr0.003-seed2", "lora-lr0.01-seed2"}
-    assert not list(tmp_path.glob("runs/*seed2/checkpoints"))
-    data = json.loads((tmp_path / "comparison.json").read_text())
-    assert [(one["method"], one["learning_rate"], one["seeds"]) for one in data["methods"]] == [
-        ("sorsa", 3e-3, [1, 2]), ("lora", 1e-2, [1, 2]),
-    ]  # fmt: skip
-    for run in data["runs"]:
-        lines = [json.loads(line) for line in (Path(run["folder"]) / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
-        assert run["report"]["peak_memory_gib"] > 0
-    starts = {run["report"]["start_loss"] for run in data["runs"] if run["seed"] == 1}
-    assert max(starts) - min(starts) < 1e-4, "one start for all methods"
+    assert not (first / "checkpoints").exists()
+    [run] = json.loads((tmp_path / "comparison.json").read_text())["runs"]
+    assert run["folder"] == str(first) and run["report"]["peak_memory_gib"] > 0
+    lines = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
     assert {path.name for path in tmp_path.glob("comparison.*")} == {
         f"comparison.{suffix}" for suffix in ("md", "csv", "json", "png", "svg")
     }
-
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/report.json")}
-    assert f"{broken} failed" in ended(start(project, tmp_path), 2)
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert "train.steps was" in ended(start(project, tmp_path, "train.steps=31"), 2)

@@ -107,7 +107,8 @@ def test_precision_sections():
     stage2 = {"zero_optimization": {"stage": 2}, "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}}
     fp32, mixed, bf16 = (settled(stage2, precision=name).ds for name in ("fp32", "mixed", "bf16"))
     assert (fp32["bf16"], fp32["torch_autocast"]) == ({"enabled": False}, {"enabled": False})
-    assert (mixed["bf16"], mixed["torch_autocast"]) == ({"enabled": False}, {"enabled": True, "dtype": "bfloat16"})
+    autocast = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    assert (mixed["bf16"], mixed["torch_autocast"]) == ({"enabled": False}, autocast)
     assert (bf16["bf16"], bf16["torch_autocast"]) == ({"enabled": True}, {"enabled": False})
     assert bf16["data_types"] == {"grad_accum_dtype": "fp32"}
     assert "data_types" not in fp32

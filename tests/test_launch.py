@@ -46,11 +46,13 @@ def test_a_run_leaves_what_it_promises(zero3):
 def test_a_second_command_reproduces_the_held_out_loss(zero3):
     _, folder, _ = zero3
     done = subprocess.run(
-        [sys.executable, "launch/evaluate.py", "--run", str(folder)], cwd=ROOT, text=True, capture_output=True,
-        check=True, env={**os.environ, "DS_ACCELERATOR": "cpu"},
+        [sys.executable, "launch/evaluate.py", "--model", str(folder), "--task", "loss"], cwd=ROOT, text=True,
+        capture_output=True, check=True, env={**os.environ, "DS_ACCELERATOR": "cpu"},
     )  # fmt: skip
-    told = float(done.stdout.split("held-out loss: ")[1].split()[0])
+    told = float(done.stdout.split("held-out loss")[1].split()[0])
     assert told == pytest.approx(metrics(folder, "eval_loss")[-1], rel=1e-5)
+    results = json.loads((folder / "evaluation" / "held-out-loss" / "results.json").read_text())
+    assert results["nats_per_token"] == pytest.approx(results["reported"], rel=1e-5)
 
 
 def test_the_same_name_again_is_refused_and_nothing_is_overwritten(project, zero3):

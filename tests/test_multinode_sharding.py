@@ -192,16 +192,18 @@ def test_between_nodes_travel_gradients_factors_once_a_step_and_gram_matrices(
         held = ours["held"]
         assert held == {"frozen": ours["frozen"] // size, "factors": factors // world, "secondary": factors // size}
         assert planned["residual"] + planned["frozen"] == held["frozen"]
-        assert (planned["factors"], planned["secondary"]) == (held["factors"], held["secondary"])
+        assert (planned["trained"], planned["secondary"]) == (held["factors"], held["secondary"])
         gradients, grams = between["_reduce_scatter_base_"], 2 * GRAMS
-        crossing = {"factors": share * factors, "gradients": share * gradients, "Gram matrices": share * grams}
+        crossing = {"trained parameters": factors, "gradients": gradients, "Gram matrices": grams}
+        crossing = {name: share * size_all for name, size_all in crossing.items()}
         assert moved.between == pytest.approx(crossing, rel=0.01)  # factors are filled up to equal blocks
         if size > 1:
             assert set(inside) == {"_allgather_base_"}
             if plain["frozen"] == ours["frozen"]:  # else blocks are filled up differently
                 assert inside["_allgather_base_"] + factors == plain_gathered
-            gathered = moved.inside["frozen parameters"] + moved.inside["factors"]
-            gathered -= moved.between["factors"] * (world - 1) / world / share - moved.between["factors"] / size
+            gathered = moved.inside["frozen parameters"] + moved.inside["trained parameters"]
+            once = moved.between["trained parameters"]
+            gathered -= once * (world - 1) / world / share - once / size
             received = inside["_allgather_base_"] * (size - 1) / size
             # What was gathered last is still there for its backward (tests/test_plan.py); a tied head comes once more.
             assert (0.8 if checkpointing else 0.95) * gathered < received <= 1.05 * gathered

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from dataclasses import replace
 
@@ -65,28 +66,29 @@ def live(folder, cases):
         engine = build(folder, ds, CASES[0], precision, storage_of(job.config.residual, job.precision))
         for t in range(2):
             engine.train_step(micro_losses(engine, sequences(MICRO * comm.world_size(), seed=t), 1))
-        results.append(_bytes(engine))
+        results.append(bytes_by_kind(engine))
         engine.destroy()
     return results
 
 
-def _bytes(engine) -> dict[str, int]:
+def bytes_by_kind(engine) -> dict[str, int]:
+    """Bytes of this rank's tensors after a step."""
     from sorsa_ds.masters import inner_optimizer
 
     found: Counter = Counter()
-    places = {"residual": set(), "frozen": set(), "factors": set()}
+    places = {"residual": set(), "frozen": set(), "trained": set()}
     for name, p in engine.module.named_parameters():
-        kind = "factors" if p.requires_grad else "residual" if ".residual" in name else "frozen"
+        kind = "trained" if p.requires_grad else "residual" if ".residual" in name else "frozen"
         tensor = getattr(p, "ds_tensor", p.data)
         storage = tensor.untyped_storage()
-        if kind != "factors" or hasattr(p, "ds_tensor"):
+        if kind != "trained" or hasattr(p, "ds_tensor"):
             found[kind] += tensor.nbytes
         elif storage.data_ptr() not in places[kind]:  # stages 1 and 2: views of one flat tensor
             places[kind].add(storage.data_ptr())
             found[kind] += storage.nbytes()
     state = inner_optimizer(engine).state
     for master in {id(f.master): f.master for f in engine.masters.fragments}.values():
-        if master.untyped_storage().data_ptr() not in places["factors"]:
+        if master.untyped_storage().data_ptr() not in places["trained"]:
             found["masters"] += master.nbytes
         found["moments"] += sum(state[master][name].nbytes for name in ("exp_avg", "exp_avg_sq"))
     return dict(found)
@@ -98,30 +100,34 @@ def test_parameters_residual_and_optimizer_are_the_live_tensors_bytes(folder, wo
     for i, (stage, precision, storage) in enumerate(LIVE):
         job = job_of(stage, precision, storage, gpus=world)
         planned = memory(job, facts(folder, job)).gpu
-        for name in ("residual", "frozen", "factors", "masters", "moments"):
+        for name in ("residual", "frozen", "trained", "masters", "moments"):
             largest = max(rank[i].get(name, 0) for rank in found)
             assert planned[name] == largest, (stage, precision, storage, name)
 
 
 def _saved(folder, length, precision):
-    """Bytes that autograd saves in a forward pass without the loss, each tensor once."""
     ds = ds_config(0, "", 0.0, 1)
     if precision == "mixed":
         ds["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    engine = build(folder, ds, CASES[0], precision)
-    tensors = {p.data_ptr(): 0 for p in engine.module.parameters()}
-    alive = []
+    return bytes_saved(build(folder, ds, CASES[0], precision), length)
 
-    def save_one(tensor):
-        alive.append(tensor)
-        tensors.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
-        return tensor
+
+def bytes_saved(engine, length: int) -> int:
+    """Bytes that autograd holds at the end of a forward pass without the loss, each tensor once."""
+    held = weakref.WeakSet()
+
+    class Kept:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            held.add(self)
 
     ids = torch.zeros(MICRO, length, dtype=torch.int64)
-    with torch.autograd.graph.saved_tensors_hooks(save_one, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
         # With padding, as the batches of a run: without any, k and v would not be repeated for every head.
-        engine(input_ids=ids, attention_mask=(ids + torch.arange(length) < length - 3).long(), use_cache=False)
-    return sum(tensors.values())
+        output = engine(input_ids=ids, attention_mask=(ids + torch.arange(length) < length - 3).long(), use_cache=False)
+    storages = {(s := kept.tensor.untyped_storage()).data_ptr(): s.nbytes() for kept in held}
+    del output
+    return sum(size for place, size in storages.items() if place not in {p.data_ptr() for p in engine.parameters()})
 
 
 @pytest.mark.parametrize("precision", ["fp32", "mixed"])
@@ -220,7 +226,7 @@ def test_bytes_over_the_wire_are_those_of_the_collectives(folder, checkpointing)
     counted = run_ranks(2, _moved, folder, checkpointing)[0]
     job = job_of(3, gpus=2, gradient_accumulation_steps=2, gradient_checkpointing=checkpointing)
     moved = traffic(job, facts(folder, job)).inside
-    gathers = moved["frozen parameters"] + moved["factors"]
+    gathers = moved["frozen parameters"] + moved["trained parameters"]
     # What was gathered last is still there for its backward: the head, and each recomputed block's last linear.
     assert (0.8 if checkpointing else 0.95) * gathers < counted["gather"] <= gathers
     assert moved["Gram matrices"] == pytest.approx(counted["gram"], rel=0.3)  # and the rows that ranks share

@@ -38,6 +38,7 @@ def draw(methods: list[MethodResult], output: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     steps = min(curves(method, "loss").shape[1] for method in methods)
     window = max(1, steps // 25)
@@ -58,6 +59,7 @@ def draw(methods: list[MethodResult], output: Path) -> None:
                     ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.18, linewidth=0)
             details = ", ".join(unit + mean)
             ax.set(xlabel="step", ylabel=f"{what} ({details})" if details else what, xlim=(1, max(steps, 2)))
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.grid(alpha=0.25, linewidth=0.5)
         axes[1].set_yscale("log")
         handles, labels = axes[0].get_legend_handles_labels()

@@ -22,8 +22,7 @@ def render_chat(
         ValueError: no template; messages that are none, or that the template refuses; a conversation that starts
             with the assistant; a template under which the beginning of a conversation is not the beginning of its text.
     """
-    if not tokenizer.chat_template:
-        raise ValueError("data.format: chat needs a tokenizer with a chat template, and this model's has none")
+    _check_template(tokenizer)
     _check(messages)
     learned: list[tuple[int, int]] = []
     text = ""
@@ -40,6 +39,21 @@ def render_chat(
         learned.append((len(prompt), len(answered)))
         text = answered
     return text, tuple(learned), bool(text) and not text.endswith(_special_tokens(tokenizer))
+
+
+def render_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A conversation that ends with the user, up to where the assistant answers.
+
+    Raises:
+        ValueError: no template, or one that refuses the conversation.
+    """
+    _check_template(tokenizer)
+    return _apply(tokenizer, messages, add_generation_prompt=True)
+
+
+def _check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.chat_template:
+        raise ValueError("chat needs a tokenizer with a chat template, and this model's has none")
 
 
 def _check(messages: Sequence[Message]) -> None:

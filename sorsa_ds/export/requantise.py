@@ -84,7 +84,7 @@ def write(
 def largest_size(planned: Plan) -> int:
     """Bytes that the quantised model takes on the disk at most: 8 bits and a scale a row of what is adapted."""
     entries = [entry for entries in planned.files.values() for entry in entries]
-    return sum(nbytes(entry.spec) if entry.target is None else 5 * entry.spec.shape.numel() // 4 for entry in entries)
+    return sum(nbytes(entry.spec) if entry.changed is None else 5 * entry.spec.shape.numel() // 4 for entry in entries)
 
 
 def _config(form: str, others: list[str]) -> BitsAndBytesConfig:

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
-from sorsa_ds import factors
+from sorsa_ds import factors, initialize
 from sorsa_ds.adapter import FactorFile
 from sorsa_ds.config import BaselineConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
 from sorsa_ds.initialize import Recipe, SorsaRecipe
@@ -84,6 +84,22 @@ def operation(
     if chosen.method == "sorsa":
         return sorsa
     return peft if chosen.method in settings.ADAPTERS else weights
+
+
+def working_set(chosen: Settings, targets: list[Target], largest: int, storage: Storage) -> int:
+    """Bytes that a rank holds at most besides its final shards while its part of the model is made.
+
+    Args:
+        largest: numbers of the largest parameter.
+    """
+    if chosen.method == "sorsa":
+        refined = chosen.residual.iterations > 1
+        return max(initialize.working_set(target, chosen.sorsa, storage, refined) for target in targets)
+    made = 8 * largest  # as it is read, and its message
+    if chosen.method in settings.ADAPTERS:
+        layers = PeftLayers(chosen.method, chosen.sorsa, chosen.baseline)
+        made = max(made, *(layers.working_set(target) for target in targets))
+    return made + initialize.TRIM_BYTES + initialize.REOPEN_BYTES
 
 
 def keeps_initial(method: MethodName) -> bool:

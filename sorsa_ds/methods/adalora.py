@@ -17,6 +17,7 @@ from sorsa_ds.config import RunConfig
 from sorsa_ds.engine import SorsaEngine, StepReport
 from sorsa_ds.masters import inner_optimizer
 from sorsa_ds.methods.peft_layers import ADAPTER
+from sorsa_ds.methods.settings import adalora_ranks
 
 _AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
 
@@ -28,7 +29,7 @@ def schedule(config: RunConfig, steps: int) -> AdaLoraConfig:
         ValueError: the target is above the start, or no step is left to take ranks away.
     """
     chosen = config.baseline
-    begin, end = chosen.adalora_init_rank or config.sorsa.rank, chosen.adalora_target_rank or config.sorsa.rank
+    begin, end = adalora_ranks(config)
     t_init = steps // 10 if chosen.adalora_t_init is None else chosen.adalora_t_init
     t_final = steps // 2 if chosen.adalora_t_final is None else chosen.adalora_t_final
     if end > begin:
@@ -56,8 +57,10 @@ class AdaLoraEngine(SorsaEngine):
 
     def __init__(self, *args, config: AdaLoraConfig):
         super().__init__(*args)
+        self._allocates = config.init_r > config.target_r
+        device = self.device if self._allocates else torch.device("meta")  # else their names are all that is needed
         self._whole = {
-            name: nn.Parameter(torch.zeros(shape, device=self.device)) for name, shape in self.trained_shapes.items()
+            name: nn.Parameter(torch.zeros(shape, device=device)) for name, shape in self.trained_shapes.items()
         }
         shown = SimpleNamespace(named_parameters=self._whole.items)
         self._allocator = RankAllocator(shown, config, ADAPTER)
@@ -65,7 +68,7 @@ class AdaLoraEngine(SorsaEngine):
             peft_config={ADAPTER: config}, trainable_adapter_name=ADAPTER, rankallocator=self._allocator, model=shown
         )
         self._settings = config
-        if config.init_r > config.target_r:
+        if self._allocates:
             inner_optimizer(self).register_step_pre_hook(self._keep_gradients)
 
     def train_step(self, losses) -> StepReport:
@@ -103,7 +106,7 @@ class AdaLoraEngine(SorsaEngine):
 
     def _take_model_step(self, lr_kwargs) -> None:
         super()._take_model_step(lr_kwargs)
-        if self._settings.init_r > self._settings.target_r:
+        if self._allocates:
             self._allocate()
 
     @torch.no_grad()

@@ -63,6 +63,18 @@ class PeftLayers:
             initial = f"pissa_niter_{rounds}" if rounds else "pissa"
         return LoraConfig(r=rank, use_dora=self.method == "dora", init_lora_weights=initial, **shared)
 
+    def working_set(self, target: Target) -> int:
+        """Bytes of a target's layer while its owner makes it: fp32 matrices of its size, and what LAPACK takes.
+
+        The weight, the copy that PEFT changes, and a message; DoRA's norm takes two more, OLoRA's QR three, PiSSA's
+        decomposition four, and LAPACK the shorter side squared four times if it is exact (seen on 1024 x 4096).
+        """
+        m, n = target.out_features, target.in_features
+        numbers = {"lora": 3, "adalora": 3, "dora": 5, "olora": 6, "pissa": 7}[self.method] * m * n
+        if self.method == "pissa" and not self.baseline.pissa_iterations:
+            numbers += 4 * min(m, n) ** 2
+        return 4 * (numbers + 2 * self.rank(target) * (m + n + 1))
+
     def rank(self, target: Target) -> int:
         """The rank with which a target's layer is made."""
         return (self.baseline.adalora_init_rank or target.rank) if self.method == "adalora" else target.rank
@@ -175,9 +187,16 @@ def delta(layer: nn.Module, target: Target) -> Tensor:
     return added.t() if target.transposed else added
 
 
-@torch.no_grad()
 def merged(layer: nn.Module, target: Target) -> Tensor:
     """The whole weight (M, N) that a layer stands for, merged by PEFT."""
-    layer.merge()
-    weight = layer.base_layer.weight.detach()
+    weight = plain(layer).weight.detach()
     return weight.t() if target.transposed else weight
+
+
+@torch.no_grad()
+def plain(layer: nn.Module) -> nn.Module:
+    """The linear (or Conv1D) that a layer stands for, merged by PEFT in fp32."""
+    for parameter in layer.parameters():
+        parameter.data = parameter.data.float()
+    layer.merge()
+    return layer.base_layer

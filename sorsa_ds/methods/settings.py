@@ -65,6 +65,12 @@ def check_stage(method: str, zero_stage: int) -> None:
         )
 
 
+def adalora_ranks(config: RunConfig) -> tuple[int, int]:
+    """AdaLoRA's rank at the start, and the mean rank at the end."""
+    chosen = config.baseline
+    return chosen.adalora_init_rank or config.sorsa.rank, chosen.adalora_target_rank or config.sorsa.rank
+
+
 def without_ignored(config: RunConfig) -> RunConfig:
     """The same with what the method has no use for as it is by default."""
     defaults = leaves(RunConfig)

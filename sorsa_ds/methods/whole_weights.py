@@ -52,9 +52,10 @@ class WeightsRecipe:
     def specs(self, item: Item) -> list[TensorSpec]:
         frozen = self.precision.residual_dtype
         if item.target is None:
-            return [TensorSpec(item.name, item.shape, torch.float32 if item.name in self.trainable else frozen)]
+            trained = item.name in self.trainable
+            return [TensorSpec(item.name, item.shape, torch.float32 if trained else frozen, trainable=trained)]
         weight, bias = f"{item.name}.weight", f"{item.name}.bias"
-        specs = [TensorSpec(weight, self.trainable[weight], torch.float32)]
+        specs = [TensorSpec(weight, self.trainable[weight], torch.float32, trainable=True)]
         return [*specs, TensorSpec(bias, item.shape[:1], frozen)] if item.target.bias else specs
 
     def produce(self, item: Item, source: WeightSource) -> Tensors:

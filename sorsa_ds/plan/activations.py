@@ -1,17 +1,21 @@
 """What a forward pass keeps for backward, counted on a model without memory: nothing is estimated by formula.
 
-The model runs on the meta device; every tensor that autograd saves is counted once, by the block that saved it.
+The model runs on the meta device; every tensor that autograd still keeps at its end is counted once, by the block that
+saved it first.
 """
 
+import weakref
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.layer import SorsaLinear
 
@@ -46,24 +50,52 @@ class _FusedAttention(torch.autograd.Function):
         raise AssertionError("a plan runs no backward")
 
 
-def kept_for_backward(model: PreTrainedModel, batch: int, length: int, dtype: torch.dtype) -> Kept:
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class _Saved:
+    """A tensor that autograd keeps, as long as it does, and the block that was running."""
+
+    tensor: Tensor
+    block: int | None
+
+
+class _Autocast(TorchFunctionMode):
+    """Context in which products are made in `dtype`, as torch.autocast makes them; the meta device has none."""
+
+    PRODUCTS = (nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.bmm, torch.addmm)
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in self.PRODUCTS:
+            args = [self.cast(value) for value in args]
+            kwargs = {name: self.cast(value) for name, value in (kwargs or {}).items()}
+        return func(*args, **(kwargs or {}))
+
+    def cast(self, value):
+        """A tensor of fp32 in the narrow dtype; anything else as it is."""
+        narrow = isinstance(value, Tensor) and value.dtype == torch.float32
+        return value.to(self._dtype) if narrow else value
+
+
+def kept_for_backward(
+    model: PreTrainedModel, batch: int, length: int, dtype: torch.dtype, autocast: torch.dtype | None = None
+) -> Kept:
     """Run an operated model, all on the meta device, on `batch` sequences of `length` tokens.
 
-    dtype: of the hidden states.
+    dtype: of the hidden states. autocast: of the products, where it is on.
     """
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     # Every parameter's own storage is no activation; what autograd saves may be a view of another tensor's storage.
     seen = {_storage(parameter) for parameter in model.parameters()} | {_storage(buffer) for buffer in model.buffers()}
-    alive: list[Tensor] = []  # a storage that was freed would lend its address to another one
-    kept: dict[int | None, int] = defaultdict(int)
+    saved: list[weakref.ref[_Saved]] = []
     inside: list[int | None] = [None]
 
-    def save(tensor: Tensor) -> Tensor:
-        if tensor.is_meta and (place := _storage(tensor)) not in seen:
-            seen.add(place)
-            alive.append(tensor)
-            kept[inside[0]] += tensor.untyped_storage().nbytes()
-        return tensor
+    def save(tensor: Tensor) -> _Saved:
+        one = _Saved(tensor, inside[0])
+        saved.append(weakref.ref(one))
+        return one
 
     hooks = []
     for i, block in enumerate(blocks):
@@ -74,35 +106,51 @@ def kept_for_backward(model: PreTrainedModel, batch: int, length: int, dtype: to
     inputs = batch * length * model.config.get_text_config().hidden_size * dtype.itemsize
     training = model.training
     try:
-        with _fused_attention(), torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-            model.train()(input_ids=ids, attention_mask=mask, use_cache=False)
+        casting = nullcontext() if autocast is None else _Autocast(autocast)
+        hooked = torch.autograd.graph.saved_tensors_hooks(save, lambda one: one.tensor)
+        with _fused_attention(None if autocast is None else casting.cast), casting, hooked:
+            output = model.train()(input_ids=ids, attention_mask=mask, use_cache=False)
     except Exception:  # kernels that only run on a GPU, or code that looks at numbers
         return Kept(_by_linears(model, blocks, batch * length, dtype), inputs, 0, counted=False)
     finally:
         model.train(training)
         for hook in hooks:
             hook.remove()
+    kept: dict[int | None, int] = defaultdict(int)
+    for one in (live for reference in saved if (live := reference()) is not None):
+        if one.tensor.is_meta and (place := _storage(one.tensor)) not in seen:
+            seen.add(place)
+            kept[one.block] += one.tensor.untyped_storage().nbytes()
+    del output  # until now it has kept the graph
     return Kept([kept[i] for i in range(len(blocks))], inputs, kept[None], counted=True)
 
 
 def _by_linears(model: nn.Module, blocks: list[nn.Module], tokens: int, dtype: torch.dtype) -> list[int]:
-    """Input and output of each adapted linear of a block, twice: once for it, once for what stands around it."""
+    """Input and output of each linear of a block, twice: once for it, once for what stands around it."""
     return [
         sum(
-            2 * tokens * dtype.itemsize * (layer.in_features + layer.out_features)
-            for layer in block.modules() if isinstance(layer, SorsaLinear)
+            2 * tokens * dtype.itemsize * sum(layer.weight.shape if isinstance(layer, nn.Linear | Conv1D) else
+                                              (layer.out_features, layer.in_features))
+            for layer in block.modules() if isinstance(layer, nn.Linear | Conv1D | SorsaLinear)
         )
         for block in blocks or [model]
     ]  # fmt: skip
 
 
 @contextmanager
-def _fused_attention() -> Iterator[None]:
-    """Context in which PyTorch's attention keeps what its fused kernels do; on the meta device it would not be one."""
+def _fused_attention(cast: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+    """Context in which PyTorch's attention keeps what its fused kernels do; on the meta device it would not be one.
+
+    cast: what autocast does to its inputs.
+    """
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, **_) -> Tensor:
+        if cast is not None:
+            q, k, v = cast(q), cast(k), cast(v)
+        return _FusedAttention.apply(q, k, v, attn_mask)
+
     original = nn.functional.scaled_dot_product_attention
-    nn.functional.scaled_dot_product_attention = lambda q, k, v, attn_mask, **_: _FusedAttention.apply(
-        q, k, v, attn_mask
-    )
+    nn.functional.scaled_dot_product_attention = attend
     try:
         yield
     finally:

@@ -60,8 +60,6 @@ def run(argv: Sequence[str]) -> bool:
         file = cli.find_file("--config", options["config"], "launch/recipes/*.yaml") if "config" in options else None
     with errors.noted():
         config = cli.load(RunConfig, file, overrides, OPTIONS)
-        if config.method != "sorsa":
-            raise ValueError(f"method: the plan knows SORSA alone, not {config.method}")
     errors.stop()
     job = Job.of(config, given, hardware)
     planned = plan(configuration_of(config.model, config.loading), job)

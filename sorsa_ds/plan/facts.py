@@ -9,17 +9,20 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from sorsa_ds import methods
+from sorsa_ds.layer import SorsaLinear
 from sorsa_ds.loading import skeleton
+from sorsa_ds.methods.peft_layers import ADAPTER
 from sorsa_ds.plan.activations import Kept, kept_for_backward
 from sorsa_ds.plan.job import Job
-from sorsa_ds.surgery import Target, operate, select
+from sorsa_ds.surgery import Target
 
-Kind = Literal["residual", "frozen", "factor"]
+Kind = Literal["residual", "frozen", "trained"]
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One parameter as a rank's model holds it: W_r or a part of it, another frozen one, or U, s or V."""
+    """One parameter as a rank's model holds it: W_r or a part of it, another frozen one, or one that is trained."""
 
     kind: Kind
     numel: int
@@ -36,31 +39,48 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear (m, n) as it computes. rank: of the adapter beside it, 0 without one. trained: whether its whole weight
+    is. head: whether it gives the logits."""
+
+    m: int
+    n: int
+    rank: int
+    trained: bool
+    head: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What a plan needs of the model.
 
-    parameters: tied ones once. linears: (m, n) of every linear that is frozen whole, as the output head. kept: what a
-    forward pass of one micro-batch keeps for backward. hidden, vocabulary, layers: sizes; layers are blocks that
-    gradient checkpointing recomputes.
+    parameters: tied ones once. targets: as `methods.operation` gives them, none where everything is trained. linears:
+    all of them. kept: what a forward pass of one micro-batch keeps for backward. hidden, vocabulary: sizes.
     """
 
     parameters: list[Held]
     targets: list[Target]
-    linears: list[tuple[int, int]]
+    linears: list[Linear]
     kept: Kept
     hidden: int
     vocabulary: int
 
     @property
     def trainable(self) -> int:
-        """Numbers of U, s and V."""
-        return sum(p.numel for p in self.parameters if p.kind == "factor")
+        """Trained numbers; with SORSA those of U, s and V."""
+        return sum(p.numel for p in self.parameters if p.kind == "trained")
 
     @property
     def frozen(self) -> int:
-        """Weights of the pre-trained model: the adapted ones and the others, however they are stored."""
+        """Weights of the pre-trained model that are not trained, however they are stored."""
         others = sum(p.numel for p in self.parameters if p.kind == "frozen")
-        return others + sum(target.out_features * target.in_features for target in self.targets)
+        packed = any(p.kind == "residual" for p in self.parameters)
+        return others + (sum(t.out_features * t.in_features for t in self.targets) if packed else 0)
+
+    @property
+    def widest(self) -> int:
+        """The longest side of a linear beside the head."""
+        return max(max(linear.m, linear.n) for linear in self.linears if not linear.head)
 
 
 def facts(folder: Path, job: Job) -> Facts:
@@ -74,30 +94,47 @@ def facts(folder: Path, job: Job) -> Facts:
     """
     model = skeleton(folder, job.config.loading)
     model.to("meta")
-    targets = select(model, job.config.sorsa)
-    operate(model, targets, job.config.sorsa, job.precision, job.storage)
-    residuals = {f"{target.name}.{leaf}" for target in targets for leaf in job.storage.names}
+    head = model.get_output_embeddings()
+    targets, _ = methods.operation(job.config, job.precision, job.storage, torch.device("meta"))(model)
+    residuals = set()
+    if job.config.method == "sorsa":
+        residuals = {f"{target.name}.{leaf}" for target in targets for leaf in job.storage.names}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and name not in residuals and parameter.is_floating_point():
             parameter.data = parameter.data.to(job.precision.residual_dtype)
     parameters = [
-        Held("factor" if p.requires_grad else "residual" if name in residuals else "frozen", p.numel(), p.itemsize)
+        Held("trained" if p.requires_grad else "residual" if name in residuals else "frozen", p.numel(), p.itemsize)
         for name, p in model.named_parameters()
     ]
     text = model.config.get_text_config()
     return Facts(
         parameters,
         targets,
-        [_shape(module) for module in model.modules() if isinstance(module, nn.Linear | Conv1D)],
-        kept_for_backward(model, job.resolved.micro_batch_size, job.config.data.max_length, _dtype(model)),
+        _linears(model, targets, head),
+        kept_for_backward(
+            model, job.resolved.micro_batch_size, job.config.data.max_length, _dtype(model),
+            torch.bfloat16 if job.precision.name == "mixed" else None,
+        ),
         text.hidden_size,
         text.vocab_size,
-    )
+    )  # fmt: skip
 
 
-def _shape(module: nn.Module) -> tuple[int, int]:
-    m, n = module.weight.shape
-    return (n, m) if isinstance(module, Conv1D) else (m, n)
+def _linears(model: nn.Module, targets: list[Target], head: nn.Module | None) -> list[Linear]:
+    """Every linear of an operated model: one with its adapter is one."""
+    found, adapters = [], ()
+    by_name = {target.name: target for target in targets}
+    for name, module in model.named_modules():
+        if name.startswith(adapters):
+            continue
+        if isinstance(module, nn.Linear | Conv1D):
+            m, n = module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape
+            found.append(Linear(m, n, 0, module.weight.requires_grad, module is head))
+        elif name in by_name:
+            rank = module.rank if isinstance(module, SorsaLinear) else module.r[ADAPTER]
+            found.append(Linear(by_name[name].out_features, by_name[name].in_features, rank, False, module is head))
+            adapters = (f"{name}.",)  # its parts follow
+    return found
 
 
 def _dtype(model: PreTrainedModel) -> torch.dtype:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from sorsa_ds import ds_config, precision, residual
 from sorsa_ds.config import RunConfig
+from sorsa_ds.methods.settings import check
 from sorsa_ds.precision import Precision
 from sorsa_ds.residual import Storage
 
@@ -56,6 +57,7 @@ class Job:
         wanted = ds_config.precision_from_json(given)
         formats = precision.choose(config.train.precision, wanted, "cuda", fast=True)
         resolved = ds_config.resolve(given, config.train, hardware.ranks, "cuda", formats.name, hardware.gpus)
+        check(config, resolved.zero_stage, formats)
         return cls(config, given, resolved, formats, residual.storage_of(config.residual, formats), hardware)
 
     @property

@@ -8,7 +8,8 @@ Letters: T trained numbers, N ranks, f bytes of a trained number as the model ho
 
 from dataclasses import dataclass
 
-from sorsa_ds import initialize
+from sorsa_ds import initialize, methods
+from sorsa_ds.methods.settings import adalora_ranks
 from sorsa_ds.plan.facts import Facts, Held
 from sorsa_ds.plan.job import Job
 
@@ -45,34 +46,32 @@ class Memory:
 
 def memory(job: Job, facts: Facts) -> Memory:
     """Memory of the rank that holds most."""
-    gpu = {"residual": 0, "frozen": 0, "factors": 0, "secondary": 0, "masters": 0, "moments": 0, "gradients": 0}
+    gpu = {"residual": 0, "frozen": 0, "trained": 0, "secondary": 0, "masters": 0, "moments": 0, "gradients": 0}
     host = dict(gpu)
     parameters_at = host if job.offloaded("param") else gpu
     optimizer_at = host if job.offloaded("optimizer") else gpu
-    for name, kind in (("residual", "residual"), ("frozen", "frozen"), ("factors", "factor")):
-        parameters_at[name] += sum(_held(job, p) for p in facts.parameters if p.kind == kind)
+    for parameter in facts.parameters:
+        parameters_at[parameter.kind] += _held(job, parameter)
     parameters_at["secondary"] = _secondary(job, facts)
     if job.stage in (1, 2):  # one flat tensor, filled up to a whole number of aligned parts
-        parameters_at["factors"] = _padded(job, facts) * _itemsize(job)
+        parameters_at["trained"] = _padded(job, facts) * _itemsize(job)
     mine = _mine(job, facts)
     optimizer_at["masters"] = _MASTER * mine if _has_masters(job) else 0
     optimizer_at["moments"] = _MOMENTS * mine
     gpu["gradients"] = _gradients(job, facts)
     if job.offloaded("optimizer"):
-        host["gradients"] = 2 * _MASTER * mine  # the masters' own, and a pinned buffer of the updated factors
+        host["gradients"] = 2 * _MASTER * mine  # the masters' own, and a pinned buffer of what was updated
         gpu["gradients"] = _itemsize(job) * facts.trainable if job.stage == 1 else 0
     gpu["buffers"] = _buffers(job, facts)
     gpu["gathered"] = _gathered(job, facts)
-    gpu["dense residual"] = _largest_dense(job, facts)
-    gpu["regulariser"] = 3 * _FP64 * sum(2 * target.rank**2 for target in facts.targets)  # Grams, errors, factors
+    gpu["dense weight"] = _largest_dense(job, facts)
+    gpu["regulariser"] = _regulariser(job, facts)
     gpu["activations"], gpu["logits"] = _activations(job, facts)
     gpu["context"] = CONTEXT
-    peak = max(
-        initialize.working_set(target, job.config.sorsa, job.storage, job.config.residual.iterations > 1)
-        for target in facts.targets
-    )
-    shards = 0 if job.offloaded("param") else sum(gpu[name] for name in ("residual", "frozen", "factors"))
-    read = max(p.numel for p in facts.parameters) * 4 + initialize.TRIM_BYTES + initialize.REOPEN_BYTES
+    largest = max(p.numel for p in facts.parameters)
+    peak = methods.working_set(job.config, facts.targets, largest, job.storage)
+    shards = 0 if job.offloaded("param") else sum(gpu[name] for name in ("residual", "frozen", "trained"))
+    read = 4 * largest + initialize.TRIM_BYTES + initialize.REOPEN_BYTES
     return Memory(gpu, host, shards + peak, read, facts.kept.counted)
 
 
@@ -85,7 +84,7 @@ def _blocks(job: Job, parameter: Held) -> int:
     """Ranks among which a parameter is cut."""
     if job.stage < 3:
         return 1
-    return job.ranks if parameter.kind == "factor" else job.frozen_blocks
+    return job.ranks if parameter.kind == "trained" else job.frozen_blocks
 
 
 def _itemsize(job: Job) -> int:
@@ -104,7 +103,7 @@ def _mine(job: Job, facts: Facts) -> int:
         return facts.trainable
     if job.stage < 3:
         return _padded(job, facts) // job.ranks
-    return sum(p.block(job.ranks) for p in facts.parameters if p.kind == "factor")
+    return sum(p.block(job.ranks) for p in facts.parameters if p.kind == "trained")
 
 
 def _has_masters(job: Job) -> bool:
@@ -124,7 +123,7 @@ def _gradients(job: Job, facts: Facts) -> int:
 
 
 def _buffers(job: Job, facts: Facts) -> int:
-    """The buckets in which gradients travel, and with which updated factors do."""
+    """The buckets in which gradients travel, and updated parameters."""
     if job.stage == 0:
         return 0
     bucket = int(job.zero.get("reduce_bucket_size", _BUCKET))
@@ -150,18 +149,42 @@ def _gathered(job: Job, facts: Facts) -> int:
 
 
 def _secondary(job: Job, facts: Facts) -> int:
-    """hpZ: a second block of each factor, cut among the ranks of a node only."""
+    """hpZ: a second block of what is trained, cut among the ranks of a node only."""
     if job.stage < 3 or job.frozen_blocks == job.ranks:
         return 0
     groups = job.ranks // job.frozen_blocks
-    return sum(groups * _held(job, p) for p in facts.parameters if p.kind == "factor")
+    return sum(groups * _held(job, p) for p in facts.parameters if p.kind == "trained")
 
 
 def _largest_dense(job: Job, facts: Facts) -> int:
-    """A packed residual made dense for one product, with the numbers that bitsandbytes writes first."""
+    """A matrix that is made for one product: a packed residual made dense, with the numbers that bitsandbytes writes
+    first; DoRA's weight, of which PEFT takes the norm: a unit matrix, B A, scaled, with W in fp32, and their sum."""
+    if job.config.method == "dora":
+        return max(_MASTER * t.in_features * (t.in_features + 4 * t.out_features) for t in facts.targets)
     if not job.storage.quantised:
         return 0
     return max(t.out_features * t.in_features for t in facts.targets) * job.precision.compute_dtype.itemsize
+
+
+def _regulariser(job: Job, facts: Facts) -> int:
+    """SORSA's Gram matrices, errors and factors in fp64. AdaLoRA's Gram matrices, unit matrices and differences; where
+    it takes ranks away, also whole values, gradients and averages of importance (`methods.adalora`)."""
+    numbers = 3 * sum(2 * linear.rank**2 for linear in facts.linears)
+    if job.config.method == "sorsa":
+        return _FP64 * numbers
+    if job.config.method == "adalora":
+        begin, end = adalora_ranks(job.config)
+        return _MASTER * (numbers + (5 * facts.trainable if begin > end else 0))
+    return 0
+
+
+def _cast(job: Job, facts: Facts) -> int:
+    """Trained weights of plain linears, which autocast casts once and holds until forward ends, whatever is recomputed.
+    SORSA's layers cast their own, one at a time."""
+    if job.config.method == "sorsa" or job.precision.name != "mixed":
+        return 0
+    numbers = sum(x.m * x.n if x.trained else x.rank * (x.m + x.n) for x in facts.linears)
+    return numbers * job.precision.compute_dtype.itemsize
 
 
 def _activations(job: Job, facts: Facts) -> tuple[int, int]:
@@ -173,9 +196,9 @@ def _activations(job: Job, facts: Facts) -> tuple[int, int]:
     """
     kept, compute = facts.kept, job.precision.compute_dtype.itemsize
     logits = job.tokens * facts.vocabulary * 12  # in fp32: 3 x 4; in bf16: 2 + 2 + 4 + 4
-    backward = 4 * job.tokens * max(max(t.out_features, t.in_features) for t in facts.targets) * compute
+    backward = 4 * job.tokens * facts.widest * compute
     if not job.config.train.gradient_checkpointing:
         return kept.rest + sum(kept.blocks) + backward, logits
-    inputs = kept.rest + kept.inputs * len(kept.blocks)
+    inputs = kept.rest + kept.inputs * len(kept.blocks) + _cast(job, facts)
     recomputed = max(kept.blocks, default=0) + backward
     return (inputs, logits) if logits >= recomputed else (inputs + recomputed, 0)

@@ -53,13 +53,15 @@ def plan(folder: Path, job: Job) -> Plan:
 def as_text(planned: Plan) -> str:
     """The table."""
     job, needed, expected, hardware = planned.job, planned.memory, planned.speed, planned.job.hardware
-    sizes, kept = job.resolved, describe(settle(job.config.residual, job.precision))
+    sizes, targets = job.resolved, planned.facts.targets
+    kept = describe(settle(job.config.residual, job.precision))
+    what = f"residual {kept}" if job.config.method == "sorsa" else f"method {job.config.method}"
     rows = [
         ("model", job.config.model),
-        ("parameters", f"{planned.facts.trainable:,} trainable in {len(planned.facts.targets)} linears, "
+        ("parameters", f"{planned.facts.trainable:,} trainable in {len(targets) or 'all'} linears, "
                        f"{planned.facts.frozen:,} frozen"),
         ("hardware", f"{hardware.nodes} x {hardware.gpus} GPUs of {hardware.gpu_memory / GIB:.1f} GiB"),
-        ("settings", f"ZeRO stage {job.stage}, precision {job.precision.name}, residual {kept}"),
+        ("settings", f"ZeRO stage {job.stage}, precision {job.precision.name}, {what}"),
         ("batch", f"{sizes.global_batch_size} = {sizes.micro_batch_size} x {job.ranks} ranks x "
                   f"{sizes.gradient_accumulation_steps} accumulated, {job.config.data.max_length} tokens each, "
                   f"{'with' if job.config.train.gradient_checkpointing else 'without'} gradient checkpointing"),

@@ -34,18 +34,18 @@ class Speed:
 def flops(job: Job, facts: Facts) -> float:
     """Of one rank in an optimizer step, a product of (a, b) and (b, c) being 2 a b c.
 
-    A frozen linear has a forward and an input gradient, but no weight gradient; U and V have all three. Attention is
-    causal: half of the square. Checkpointing makes the blocks' forward once more.
+    A frozen linear has a forward and an input gradient, but no weight gradient; a trained one, and the two of an
+    adapter, have all three. Attention is causal: half of the square. Checkpointing makes the blocks' forward once more.
+    What does not grow with the tokens, as the norms of DoRA's weights, is left out.
     """
-    tokens = job.tokens
-    frozen = sum(2 * t.out_features * t.in_features for t in facts.targets)
-    factors = sum(2 * t.rank * (t.out_features + t.in_features) for t in facts.targets)
     attention = 2 * job.config.data.max_length * facts.hidden * len(facts.kept.blocks)
-    others = sum(2 * m * n for m, n in facts.linears)
-    forward = frozen + factors + attention
-    again = forward if job.config.train.gradient_checkpointing else 0
-    one = tokens * (2 * (frozen + others) + 3 * factors + 3 * attention + again)
-    return float(one * job.resolved.gradient_accumulation_steps)
+    both, again = 3 * attention, attention
+    for linear in facts.linears:
+        product, adapter = 2 * linear.m * linear.n, 2 * linear.rank * (linear.m + linear.n)
+        both += (3 if linear.trained else 2) * product + 3 * adapter
+        again += 0 if linear.head else product + adapter
+    each = both + (again if job.config.train.gradient_checkpointing else 0)
+    return float(job.tokens * each * job.resolved.gradient_accumulation_steps)
 
 
 def speed(job: Job, facts: Facts, moved: Traffic) -> Speed:

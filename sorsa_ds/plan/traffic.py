@@ -2,8 +2,8 @@
 
 Collectives are counted as rings that visit node after node, as NCCL makes them: of S bytes that all ranks need, a rank
 receives S (N - 1) / N, and a node S (M - 1) / M of the other M - 1 nodes; an all-reduce is twice that. What only the G
-ranks of a node need (`zero_hpz_partition_size`: frozen parameters, and factors after they were gathered once in a step)
-is S (G - 1) / G, and nothing between nodes.
+ranks of a node need (`zero_hpz_partition_size`: frozen parameters, and trained ones after they were gathered once in a
+step) is S (G - 1) / G, and nothing between nodes.
 """
 
 from collections import Counter
@@ -27,24 +27,24 @@ def traffic(job: Job, facts: Facts) -> Traffic:
     ranks, nodes = job.ranks, job.hardware.nodes
     steps = job.resolved.gradient_accumulation_steps
     itemsize = job.precision.factor_dtype.itemsize
-    factors = facts.trainable * itemsize
+    trained = facts.trainable * itemsize
     moved: dict[str, float] = {}  # bytes of an all-gather or a reduce-scatter with the same effect, over all ranks
     at_home: dict[str, float] = {}  # and over those of a node
     if job.stage == 3:
         passes = steps * (3 if job.config.train.gradient_checkpointing else 2)  # forward, recomputation, backward
-        frozen = sum(p.nbytes for p in facts.parameters if p.kind != "factor")
+        frozen = sum(p.nbytes for p in facts.parameters if p.kind != "trained")
         if job.frozen_blocks < ranks:
-            at_home = {"frozen parameters": passes * frozen, "factors": (passes - 1) * factors}
-            moved["factors"] = factors
+            at_home = {"frozen parameters": passes * frozen, "trained parameters": (passes - 1) * trained}
+            moved["trained parameters"] = trained
         else:
-            moved |= {"frozen parameters": passes * frozen, "factors": passes * factors}
-        moved["gradients"] = steps * factors
+            moved |= {"frozen parameters": passes * frozen, "trained parameters": passes * trained}
+        moved["gradients"] = steps * trained
     elif job.stage > 0:
-        moved["gradients"] = (steps if job.stage == 2 else 1) * factors
-        moved["factors"] = factors
+        moved["gradients"] = (steps if job.stage == 2 else 1) * trained
+        moved["trained parameters"] = trained
     else:
-        moved["gradients"] = 2 * factors
-    if job.stage > 0:
+        moved["gradients"] = 2 * trained
+    if job.stage > 0 and job.config.method == "sorsa":
         moved["Gram matrices"] = 2 * 8 * sum(2 * target.rank**2 for target in facts.targets)
     everywhere = {name: size * (ranks - 1) / ranks for name, size in moved.items()}
     between = {name: size * (nodes - 1) / nodes for name, size in moved.items()}

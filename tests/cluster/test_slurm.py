@@ -64,12 +64,12 @@ def test_a_job_is_told_of_its_time_limit_saves_is_queued_again_and_finishes(slur
 def check_the_rest(slurm, project, run):
     """Another failure is passed on and not queued again; the finished run is evaluated. Both at once, a node each."""
     bad = submit(slurm, project, "train.sbatch", *settings(project, "bad"), "sorsa.targets=[qproj]")
-    good = submit(slurm, project, "evaluate.sbatch", "--run", str(run))
+    good = submit(slurm, project, "evaluate.sbatch", "--model", str(run), "--task", "loss")
     job = slurm.wait(bad, SECONDS)
     log = project / f"{bad}.log"
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "0"), last_lines(log)
     assert "exit code 2 after" in log.read_text()
     assert slurm.wait(good, SECONDS)["JobState"] == "COMPLETED", last_lines(project / f"{good}.log")
     [told] = (project / "logs" / f"sorsa-evaluate-{good}").glob("node-*.log")
-    loss = float(told.read_text().split("held-out loss: ")[1].split()[0])
+    loss = float(told.read_text().split("held-out loss")[1].split()[0])
     assert loss == pytest.approx(metrics(run, "eval_loss")[-1], rel=1e-5)

@@ -1,0 +1,54 @@
+"""The final answer inside a text: the papers' rule, and how the data sets mark their references."""
+
+import re
+
+ANNOUNCEMENT = "The answer is:"
+"""What the papers' training data writes before the answer."""
+
+_ANNOUNCED = re.compile(r"[Tt]he (?:final )?answer is:[ \t]*(.*)")
+_SAID = re.compile(r"[Tt]he (?:final )?answer is[ \t]+(.*)")
+_MARKED = re.compile(r"^####[ \t]*(.+)$", re.MULTILINE)
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(\S+?)(?=[\s$.]|$)")
+_END_OF_SENTENCE = re.compile(r"\.(?=\s+[A-Z]|\s*$)")
+
+
+def announced(text: str) -> str | None:
+    """The answer of a generated text, None where it gives none.
+
+    The papers' rule: what follows the last `The answer is:`, to the end of the sentence or line. A text without it may
+    mark its answer as the references do, by the last `\\boxed{...}` or `#### ...`, or say it without the colon.
+    """
+    return _last_of(_ANNOUNCED, text) or boxed(text) or marked(text) or _last_of(_SAID, text)
+
+
+def _last_of(announcement: re.Pattern, text: str) -> str | None:
+    found = announcement.findall(text)
+    answer = _END_OF_SENTENCE.split(found[-1], maxsplit=1)[0].strip() if found else ""
+    return boxed(answer) or answer or None
+
+
+def marked(text: str) -> str | None:
+    """What follows the last `####` at the beginning of a line, as GSM-8K's references have it."""
+    found = _MARKED.findall(text)
+    return found[-1].strip() if found else None
+
+
+def boxed(text: str) -> str | None:
+    """What is in the last `\\boxed{...}`, braces balanced, as MATH's references have it."""
+    for match in reversed(list(_BOXED.finditer(text))):
+        content = match.group(1) or _in_braces(text, match.end())
+        if content and content.strip():
+            return content.strip()
+    return None
+
+
+def _in_braces(text: str, start: int) -> str | None:
+    """The inside of the braces that open at `start`; None where they are never closed."""
+    depth = 0
+    for position in range(start, len(text)):
+        escaped = position > 0 and text[position - 1] == "\\"
+        if text[position] in "{}" and not escaped:
+            depth += 1 if text[position] == "{" else -1
+            if depth == 0:
+                return text[start + 1 : position]
+    return None

@@ -1,0 +1,200 @@
+"""What launch/evaluate.py does: find, refuse, go on where it was, share the work, tell."""
+
+import json
+import os
+import re
+import time
+from contextlib import closing
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, GenerationConfig
+
+from sorsa_ds import comm, precision
+from sorsa_ds.checkpoint.keeper import PACKAGES
+from sorsa_ds.console import quiet_libraries, say, table
+from sorsa_ds.evaluate import models
+from sorsa_ds.evaluate.generation import end_tokens
+from sorsa_ds.evaluate.models import Found
+from sorsa_ds.evaluate.options import Options
+from sorsa_ds.evaluate.records import RESULTS, Records
+from sorsa_ds.evaluate.sharing import Board
+from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, math, mmlu
+from sorsa_ds.evaluate.tasks.task import Engine, Generate, LocalEngine, Setting, Task
+from sorsa_ds.evaluate.vllm import Vllm
+from sorsa_ds.inputs import examples, load_tokenizer
+from sorsa_ds.process import start_process, this_device
+from sorsa_ds.run_paths import REPORT
+
+BUILD = {"gsm8k": gsm8k.build, "math": math.build, "humaneval": humaneval.build, "mmlu": mmlu.build, "loss": loss.build}
+_GRADERS = ("math-verify", "latex2sympy2_extended", "antlr4-python3-runtime", "sympy")
+
+
+def evaluate(options: Options) -> dict:
+    """Evaluate a model; returns what is in results.json. A collective call.
+
+    Raises:
+        ValueError: a model, data or an option that does not fit; before anything is generated.
+    """
+    if options.backend == "vllm":  # which starts its own processes
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("--backend vllm takes all GPUs from one process: start it with python, without launcher")
+        quiet_libraries()
+    else:
+        start_process()
+    device = this_device() if options.backend == "transformers" else torch.device("cpu")
+    found = models.find(options.model, options.base, options.trust_remote_code)
+    dtype, autocast, products = _products(options, found)
+    say(products)
+    setting = Setting(load_tokenizer(found.tokenizer, found.loading), found.tokenizer, _positions(found))
+    task = _build(options, found, setting)
+    settings = {"model": options.model, "kind": found.kind, "task": options.task, "data": options.data}
+    identity = _identity(options, found, task, dtype, device)
+    with closing(task):
+        records = Records(_folder(options, found), settings, identity, device)
+        for line in task.notes():
+            say(line)
+        if done := len(records.done):
+            say(f"{done} of {len(task.ids)} samples are in {records.folder} already; going on with the others.")
+        began = time.monotonic()
+        tokens = 0
+        if done < len(task.ids):
+            engine = _engine(options, found, setting, device, dtype, autocast)
+            began = time.monotonic()  # loading does not count
+            tokens = _work(task, engine, records, options)
+        seconds = time.monotonic() - began
+        results = {
+            **task.results(records.collect(task.ids)),
+            "speed": {
+                "samples": len(task.ids) - done, "tokens": tokens, "seconds": seconds,
+                "tokens_per_second": tokens / seconds, "ranks": comm.world_size(), "batch_size": options.batch_size,
+            },
+            "settings": {**settings, **identity},
+            "versions": _versions(),
+        }  # fmt: skip
+        records.finish(results)
+        rows = [*task.rows(results), *_speed_rows(results["speed"]), ("written to", str(records.folder / RESULTS))]
+        say(f"\n{options.task}, {options.model}\n{table(rows)}")
+    return results
+
+
+def _work(task: Task, engine: Engine, records: Records, options: Options) -> int:
+    """Do all that is left; returns the tokens of the samples made now, on all ranks."""
+    task.start(engine)
+    graded = options.task != "loss"
+    correct = sum(record["correct"] for record in records.done.values()) if graded else None
+    batches = task.batches(records.done, options.batch_size)
+    board = Board(len(task.ids), len(records.done), correct, options.task)
+    tokens = 0
+
+    def emit(record: dict) -> None:
+        nonlocal tokens
+        tokens += record["tokens"]
+        records.write(record)
+        board.add(record["correct"])
+
+    try:
+        for batch in board.take(batches):
+            task.work(batch, emit)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"--batch_size: the GPU's memory is too small for {options.batch_size}; lower it") from error
+    board.close()
+    return sum(comm.gather_lists([tokens]))
+
+
+def _build(options: Options, found: Found, setting: Setting) -> Task:
+    if options.task != "loss" or options.data is not None:
+        return BUILD[options.task](options, setting)
+    if found.run is None:
+        raise ValueError("--task loss needs --data, the text to measure; only a run brings its own (held-out) data")
+    folder, config = found.run
+    reported = json.loads((folder / REPORT).read_text(encoding="utf-8"))["eval_loss_end"]
+    _, held_out = examples(config.data, setting.tokenizer, config.train.seed)
+    if not held_out or reported is None:
+        raise ValueError(f"--model: {folder} was trained without held-out data (data.eval_size, data.eval_split)")
+    return loss.held_out(held_out[: options.limit], reported)
+
+
+def _products(options: Options, found: Found) -> tuple[torch.dtype | None, bool, str]:
+    """(dtype of the weights, None: as trained; whether products take autocast; a sentence on it)."""
+    if options.task == "loss" and options.dtype == "auto" and found.computes is not None:
+        name = "bf16" if found.computes == torch.bfloat16 else "fp32"
+        return None, found.autocast, f"Products in {name}, as in training."
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name, why = precision.for_inference(options.dtype, device)
+    return (torch.bfloat16 if name == "bf16" else torch.float32), False, why
+
+
+def _engine(
+    options: Options, found: Found, setting: Setting, device: torch.device, dtype: torch.dtype | None, autocast: bool
+) -> Engine:
+    if options.backend == "transformers":
+        return LocalEngine(found.load(device, dtype), setting, device, autocast)
+    return _VllmEngine(found, setting, dtype)
+
+
+class _VllmEngine:
+    """A model in vLLM's hands, which only generates."""
+
+    def __init__(self, found: Found, setting: Setting, dtype: torch.dtype):
+        if found.kind != "model":
+            raise ValueError(
+                "--backend vllm takes plain models; merge first: launch/export.py --format merged (or PEFT's "
+                "merge_and_unload), then evaluate that folder"
+            )
+        try:
+            config = GenerationConfig.from_pretrained(found.tokenizer)
+        except OSError:  # it has none
+            config = None
+        ends = end_tokens(config, setting.tokenizer)
+        self._vllm = Vllm(found.tokenizer, dtype, ends, found.loading.trust_remote_code)
+
+    def generator(self) -> Generate:
+        return self._vllm
+
+
+def _identity(options: Options, found: Found, task: Task, dtype: torch.dtype | None, device: torch.device) -> dict:
+    """Everything that a sample depends on; not how many ranks make it, nor in which batches."""
+    return {
+        "task": options.task,
+        "weights": comm.together(found.digest, device, on=0),
+        "samples": len(task.ids),
+        "prompts": task.digest(),
+        "prompt": options.prompt,
+        "few_shot": options.shots,
+        "products": "as trained" if dtype is None else str(dtype).removeprefix("torch."),
+        "backend": options.backend,
+    }
+
+
+def _folder(options: Options, found: Found) -> Path:
+    if options.output is not None:
+        return options.output.expanduser().resolve()
+    if found.run is not None:
+        name = "held-out-loss" if options.task == "loss" and options.data is None else options.task
+        return found.run[0].resolve() / "evaluation" / name
+    name = re.sub(r"[^\w.-]", "-", options.model.rstrip("/").rpartition("/")[2])
+    return Path("evaluations").resolve() / f"{name}-{options.task}"
+
+
+def _positions(found: Found) -> int | None:
+    config = AutoConfig.from_pretrained(found.tokenizer, trust_remote_code=found.loading.trust_remote_code)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _speed_rows(speed: dict) -> list[tuple[str, str]]:
+    if not speed["samples"]:
+        return []
+    ranks = "1 rank" if speed["ranks"] == 1 else f"{speed['ranks']} ranks"
+    return [("speed", f"{speed['tokens_per_second']:.1f} tokens/s, {speed['seconds']:.1f} s on {ranks}")]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in (*PACKAGES, *_GRADERS, "vllm"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,78 @@
+"""The questions: rows of a file, a folder, or a data set on the hub, in the layouts in which they were published."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+
+from sorsa_ds.data.source import open_splits
+
+SETTING = "--data"
+
+
+def open_data(data: str, config: str | None = None) -> DatasetDict:
+    """All splits of a file, a folder or a data set on the hub. `config`: of a hub data set.
+
+    Raises:
+        ValueError: there is no such data, or it cannot be read.
+    """
+    return open_splits(data, None if Path(data).expanduser().exists() else config, 0, SETTING)
+
+
+def rows_of(splits: DatasetDict, names: Sequence[str], columns: Iterable[str]) -> Dataset:
+    """The first split of these names that there is, or the only split; checked for its columns.
+
+    Raises:
+        ValueError: none, or a column is missing.
+    """
+    chosen = next((name for name in names if name in splits), next(iter(splits)) if len(splits) == 1 else None)
+    if chosen is None:
+        raise ValueError(f"{SETTING}: no split {' or '.join(names)}; there are {', '.join(splits)}")
+    rows = splits[chosen]
+    if missing := [column for column in columns if column not in rows.column_names]:
+        raise ValueError(
+            f"{SETTING}: the rows have no column {', '.join(missing)}; they have {', '.join(rows.column_names)}"
+        )
+    return rows
+
+
+def shots_of(splits: DatasetDict, names: Sequence[str], columns: Iterable[str], count: int) -> list[dict]:
+    """The first `count` rows of the split that few-shot examples come from; no rows where none are wanted.
+
+    Raises:
+        ValueError: there is no such split, or it has fewer rows.
+    """
+    if count == 0:
+        return []
+    present = [name for name in names if name in splits]
+    if not present:
+        raise ValueError(
+            f"--num_few_shot: the data has no split {' or '.join(names)} to take examples from (there are "
+            f"{', '.join(splits)}); name a folder that has, or ask for 0"
+        )
+    rows = rows_of(splits, present, columns)
+    if len(rows) < count:
+        raise ValueError(f"--num_few_shot: {count} examples are wanted, the split {present[0]} has {len(rows)}")
+    return rows.select(range(count)).to_list()
+
+
+def first(rows: Sequence[dict] | Dataset, limit: int | None) -> list[dict]:
+    """The first `limit` rows, or all of them."""
+    wanted = len(rows) if limit is None else min(limit, len(rows))
+    return rows.select(range(wanted)).to_list() if isinstance(rows, Dataset) else list(rows[:wanted])
+
+
+def read_json(file: Path) -> dict:
+    """One row from a file of its own.
+
+    Raises:
+        ValueError: it is no JSON object; names the file.
+    """
+    try:
+        row = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{SETTING}: {file}: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{SETTING}: {file}: {type(row).__name__} where an object with named fields is needed")
+    return row

@@ -1,0 +1,148 @@
+"""Greedy answers from transformers, a batch at a time, padded on the left; each handed over as it ends.
+
+Shapes: B prompts, L positions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+from transformers.generation import StoppingCriteriaList
+
+from sorsa_ds.data.batches import pad_token_id
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """id: of its sample. token_ids: at least one. limit: the most tokens of the answer."""
+
+    id: str
+    token_ids: list[int]
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """token_ids: without the end token. ended: the end token came; else it was cut at the limit."""
+
+    token_ids: list[int]
+    ended: bool
+
+
+Receive = Callable[[Prompt, Answer], None]
+"""Called once for each prompt, as soon as its answer is there."""
+
+
+class Transformers:
+    """Generates with a model of transformers on this rank's device.
+
+    Padding is masked and does not count as a position, so an answer does not depend on the batch it was made in, but
+    for rounding. `disturbed_by_padding` tries whether that holds: recurrent models may not heed the mask.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device):
+        self.model, self._device = model, device
+        self._pad = pad_token_id(tokenizer)
+        self._ends = torch.tensor(end_tokens(model.generation_config, tokenizer), device=device)
+        # Its own may ask for sampling or penalties.
+        model.generation_config = GenerationConfig()
+
+    @torch.inference_mode()
+    def __call__(self, batch: Sequence[Prompt], receive: Receive) -> None:
+        """Answer all prompts of a batch."""
+        input_ids_BL, mask_BL = self._padded(batch)
+        collector = _Collector(batch, input_ids_BL.shape[1], self._ends, receive)
+        self.model.generate(
+            inputs=input_ids_BL,
+            attention_mask=mask_BL,
+            generation_config=GenerationConfig(
+                do_sample=False, max_new_tokens=max(prompt.limit for prompt in batch), pad_token_id=self._pad
+            ),
+            stopping_criteria=StoppingCriteriaList([collector]),
+        )
+        collector.rest()
+
+    @torch.inference_mode()
+    def disturbed_by_padding(self, prompt: Prompt) -> bool:
+        """Whether padding before a prompt changes what the model makes of it, beyond rounding."""
+        longer = Prompt("", prompt.token_ids + prompt.token_ids[-1:] * 3, 1)
+        alone, beside = (self._first_logits(batch) for batch in ([prompt], [prompt, longer]))
+        return (alone - beside).abs().max().item() > 0.05 * alone.std().item()
+
+    def _first_logits(self, batch: Sequence[Prompt]) -> Tensor:
+        input_ids_BL, mask_BL = self._padded(batch)
+        made = self.model.generate(
+            inputs=input_ids_BL, attention_mask=mask_BL,
+            generation_config=GenerationConfig(
+                do_sample=False, max_new_tokens=1, pad_token_id=self._pad, output_logits=True,
+                return_dict_in_generate=True,
+            ),
+        )  # fmt: skip
+        return made.logits[0][0].float()
+
+    def _padded(self, batch: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        shape = (len(batch), max(len(prompt.token_ids) for prompt in batch))
+        input_ids_BL, mask_BL = torch.full(shape, self._pad), torch.zeros(shape, dtype=torch.int64)
+        for row, prompt in enumerate(batch):
+            input_ids_BL[row, -len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
+            mask_BL[row, -len(prompt.token_ids) :] = 1
+        return input_ids_BL.to(self._device), mask_BL.to(self._device)
+
+
+class _Collector(StoppingCriteria):
+    """Ends each row at its end token or its own limit, and hands its answer over there and then."""
+
+    def __init__(self, batch: Sequence[Prompt], start: int, end_tokens: Tensor, receive: Receive):
+        self._batch, self._start, self._ends, self._receive = batch, start, end_tokens, receive
+        self._limits_B = torch.tensor([prompt.limit for prompt in batch])
+        self._open_B = torch.ones(len(batch), dtype=torch.bool)
+        self._ids_BL: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:
+        self._ids_BL = input_ids[:, self._start :]
+        ended_B = torch.isin(input_ids[:, -1], self._ends).cpu()
+        cut_B = self._ids_BL.shape[1] >= self._limits_B
+        for row in torch.nonzero(self._open_B & (ended_B | cut_B)).flatten().tolist():
+            self._hand_over(row, bool(ended_B[row]))
+        return (~self._open_B).to(input_ids.device)
+
+    def rest(self) -> None:
+        """Hand over what generation ended for reasons of its own."""
+        for row in torch.nonzero(self._open_B).flatten().tolist():
+            self._hand_over(row, ended=False)
+
+    def _hand_over(self, row: int, ended: bool) -> None:
+        self._open_B[row] = False
+        ids = [] if self._ids_BL is None else self._ids_BL[row].tolist()
+        self._receive(self._batch[row], Answer(ids[:-1] if ended else ids, ended))
+
+
+def end_tokens(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: the tokenizer's, which training appends, and those that the model names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    named = None if config is None else config.eos_token_id
+    named = [] if named is None else named if isinstance(named, list) else [named]
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if not {*named, *own}:
+        raise ValueError("the model names no end token, so no answer of it would ever end")
+    return sorted({*named, *own})
+
+
+def batches(prompts: Sequence[Prompt], size: int, one_length: bool) -> list[list[Prompt]]:
+    """Prompts of similar length together, the longest first: little padding, and no memory surprise at the end.
+
+    one_length: no padding at all, for a model that does not bear it.
+    """
+    ordered = sorted(prompts, key=lambda prompt: (-len(prompt.token_ids), prompt.id))
+    made: list[list[Prompt]] = []
+    for prompt in ordered:
+        full = not made or len(made[-1]) == size
+        if full or (one_length and len(made[-1][0].token_ids) != len(prompt.token_ids)):
+            made.append([])
+        made[-1].append(prompt)
+    return made

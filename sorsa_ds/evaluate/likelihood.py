@@ -1,0 +1,64 @@
+"""What a model thinks of given tokens: log-probabilities of the next one, and the loss of a text.
+
+Sequences are padded on the right, where nothing before can see it, so a batch changes nothing but rounding.
+Shapes: B sequences, L positions, K scored positions, C vocabulary.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sorsa_ds.data.batches import collate
+from sorsa_ds.data.tokenize import IGNORED, Example
+
+
+class Likelihood:
+    """Measures with one model on this rank's device.
+
+    Args:
+        pad: id of the token to fill up with; it is never read.
+        autocast: products in bf16 though parameters are wider, as in training with precision mixed.
+    """
+
+    def __init__(self, model: PreTrainedModel, device: torch.device, pad: int, autocast: bool = False):
+        self._model, self._device, self._pad, self._autocast = model, device, pad, autocast
+
+    @torch.inference_mode()
+    def next_token(self, sequences: Sequence[Example]) -> list[Tensor]:
+        """Log-probabilities of what follows each sequence, (C,) in float32 on the CPU."""
+        batch = self._batch(sequences)
+        last_B = batch["attention_mask"].sum(1) - 1
+        rows_B = torch.arange(len(sequences), device=self._device)
+        return list(self._logits(batch)[rows_B, last_B].float().log_softmax(-1).cpu())
+
+    @torch.inference_mode()
+    def losses(self, sequences: Sequence[Example]) -> list[tuple[float, int]]:
+        """(nats summed over the labelled tokens, how many they are) of each sequence."""
+        batch = self._batch(sequences)
+        labels_BL = batch["labels"][:, 1:]
+        scored_BL = labels_BL != IGNORED
+        logits_KC = self._logits(batch)[:, :-1][scored_BL].float()
+        nats_K = torch.nn.functional.cross_entropy(logits_KC, labels_BL[scored_BL], reduction="none").double()
+        nats_BL = torch.zeros(labels_BL.shape, dtype=torch.float64, device=self._device)
+        nats_BL[scored_BL] = nats_K
+        return list(zip(nats_BL.sum(1).tolist(), scored_BL.sum(1).tolist(), strict=True))
+
+    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
+        with self._products():
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            return self._model(**inputs, use_cache=False).logits
+
+    def _products(self) -> AbstractContextManager:
+        return torch.autocast(self._device.type, torch.bfloat16) if self._autocast else nullcontext()
+
+    def _batch(self, sequences: Sequence[Example]) -> dict[str, Tensor]:
+        return {name: tensor.to(self._device) for name, tensor in collate(sequences, self._pad).items()}
+
+
+def by_length(sequences: Sequence[tuple[str, int]], size: int) -> list[list[str]]:
+    """Ids of (id, length) in batches of similar length, the longest first."""
+    ordered = [id_ for id_, length in sorted(sequences, key=lambda entry: (-entry[1], entry[0]))]
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]

@@ -1,0 +1,159 @@
+"""What `--model` may be: a run, an adapter, a PEFT adapter, a model's folder, a hub name; found first, loaded later."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from sorsa_ds import adapter, cli, digest, precision
+from sorsa_ds.config import LoadingConfig, RunConfig
+from sorsa_ds.console import tracked
+from sorsa_ds.evaluate.merging import merge_dense
+from sorsa_ds.inputs import find_model
+from sorsa_ds.run_lock import is_held
+from sorsa_ds.run_paths import ADAPTER, CONFIG, REPORT
+from sorsa_ds.trained import reload
+
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_AS_TRAINED = {"fp32": torch.float32, "mixed": torch.bfloat16, "bf16": torch.bfloat16}
+
+Load = Callable[[torch.device, torch.dtype | None], PreTrainedModel]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model that has not been loaded yet.
+
+    kind: what it is, in words. weights: the files that tell it from any other. tokenizer: folder of its tokenizer.
+    load: puts it on a device in a dtype, ready to be called; None: as it was trained. computes: the dtype of products
+    where it is loaded as trained. autocast: whether that takes torch.autocast. run: its run's folder and settings.
+    """
+
+    kind: str
+    weights: list[Path]
+    tokenizer: Path
+    loading: LoadingConfig
+    load: Load
+    computes: torch.dtype | None = None
+    autocast: bool = False
+    run: tuple[Path, RunConfig] | None = None
+
+    def digest(self) -> str:
+        """Of everything that was trained; reads the files."""
+        return digest.of_bytes(" ".join(digest.of_file(file) for file in self.weights).encode())
+
+
+def find(model: str, base: str | None = None, trust_remote_code: bool = False) -> Found:
+    """What stands behind the name; nothing large is read.
+
+    Args:
+        base: folder or hub name of the base model, where it is no longer the one that an adapter names.
+
+    Raises:
+        ValueError: there is no such model, or a run is unfinished.
+    """
+    folder = Path(model).expanduser()
+    if (folder / CONFIG).exists() and not (folder / "config.json").exists():
+        return _run(folder, base)
+    if (folder / adapter.CONFIG).exists():
+        try:
+            described = json.loads((folder / adapter.CONFIG).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"--model: {folder / adapter.CONFIG} is damaged: {error}") from error
+        return _peft(folder, described, base, trust_remote_code) if "peft_type" in described else _adapter(folder, base)
+    if base is not None:
+        raise ValueError(f"--base goes with a run or an adapter; {model} is neither")
+    loading = LoadingConfig(trust_remote_code=trust_remote_code)
+    place = find_model(model, loading)
+    return Found("model", _weights(place), place, loading, lambda device, dtype: _plain(place, loading, device, dtype))
+
+
+def _run(folder: Path, base: str | None) -> Found:
+    if is_held(folder):
+        raise ValueError(f"--model: {folder} still trains; evaluate it when it is done")
+    if not (folder / REPORT).exists():
+        raise ValueError(f"--model: {folder} is unfinished; go on with it (launch/train.py --resume {folder})")
+    config = cli.load(RunConfig, folder / CONFIG)
+    adapter.read_description(folder / ADAPTER).check_residual(config.residual)
+    return _adapter(folder / ADAPTER, base, (folder, config))
+
+
+def _adapter(folder: Path, base: str | None, run: tuple[Path, RunConfig] | None = None) -> Found:
+    """A folder that training has written: U, s and V, or what another method trains."""
+    described = adapter.read_description(folder)
+
+    def load(device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
+        model = reload(folder, device, lambda rounds: tracked(rounds, len(rounds), "rebuilding", "round"), base).model
+        model.eval().requires_grad_(False)
+        trained = precision.choose(described.precision, None, device.type)
+        return model if dtype is None else merge_dense(model, trained, dtype)
+
+    return Found(
+        kind="run" if run else "adapter",
+        weights=[file for name in (adapter.INITIAL, adapter.TRAINED) if (file := folder / name).exists()],
+        tokenizer=find_model(base or described.base_model, described.loading),
+        loading=described.loading,
+        load=load,
+        computes=_AS_TRAINED[described.precision],
+        autocast=described.precision == "mixed",
+        run=run,
+    )
+
+
+def _peft(folder: Path, described: dict, base: str | None, trust_remote_code: bool) -> Found:
+    """An adapter in PEFT's format, over its base model."""
+    name = base or described.get("base_model_name_or_path")
+    if not name:
+        raise ValueError(f"--model: {folder / PEFT_CONFIG} names no base model; say it: --base FOLDER")
+    if not (folder / PEFT_WEIGHTS).exists():
+        raise ValueError(f"--model: {folder} has no {PEFT_WEIGHTS}; other formats are not read")
+    loading = LoadingConfig(trust_remote_code=trust_remote_code)
+    place = find_model(name, loading)
+
+    def load(device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
+        try:
+            from peft import PeftModel
+        except ImportError as error:
+            raise ValueError(f"--model: {folder} needs the package peft, which is not installed") from error
+        model = _plain(place, loading, device, dtype)
+        quantised = getattr(model, "hf_quantizer", None) is not None
+        adapted = PeftModel.from_pretrained(model, folder, torch_device=str(device)).eval()
+        return adapted if quantised else adapted.merge_and_unload()
+
+    own_tokenizer = (folder / "tokenizer.json").exists()
+    return Found(
+        "PEFT adapter", [folder / PEFT_WEIGHTS, *_weights(place)], folder if own_tokenizer else place, loading, load
+    )
+
+
+def _plain(folder: Path, loading: LoadingConfig, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
+    """A model as transformers loads it, quantised ones included."""
+    attention = None if loading.attn_implementation == "auto" else loading.attn_implementation
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            device_map={"": device},
+            attn_implementation=attention,
+            trust_remote_code=loading.trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ValueError(f"--model: {folder} cannot be loaded as a causal language model: {error}") from error
+    return model.eval().requires_grad_(False)
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files that hold a model's weights.
+
+    Raises:
+        ValueError: there is none.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"--model: {os.fspath(folder)} has no weights in safetensors, and is no run either")
+    return files

@@ -1,0 +1,69 @@
+"""The command line of launch/evaluate.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+TaskName = Literal["gsm8k", "math", "humaneval", "mmlu", "loss"]
+Style = Literal["papers", "chat", "plain"]
+GENERATED = ("gsm8k", "math", "humaneval")
+NEW_TOKENS = {"gsm8k": 1024, "math": 2048, "humaneval": 2048}
+"""How much a model may answer, as in the papers."""
+
+SHOTS = {"mmlu": 5}
+"""Few-shot examples by default; of the other tasks none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line. Options that are None were not given."""
+
+    model: str
+    task: TaskName
+    data: str | None = None
+    base: str | None = None
+    limit: int | None = None
+    num_few_shot: int | None = None
+    batch_size: int = 16
+    max_new_tokens: int | None = None
+    prompt: Style = "papers"
+    window: int | None = None
+    stride: int | None = None
+    output: Path | None = None
+    backend: Literal["transformers", "vllm"] = "transformers"
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    allow_code_execution: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self):
+        for name in ("limit", "batch_size", "max_new_tokens", "window", "stride"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name}: {value} is not a positive number")
+        if self.num_few_shot is not None and self.num_few_shot < 0:
+            raise ValueError(f"--num_few_shot: {self.num_few_shot} is negative")
+        self._check_goes_with("max_new_tokens", GENERATED)
+        self._check_goes_with("num_few_shot", ("gsm8k", "math", "mmlu"))
+        self._check_goes_with("window", ("loss",))
+        self._check_goes_with("stride", ("loss",))
+        if self.backend == "vllm" and self.task not in GENERATED:
+            raise ValueError(f"--backend vllm only generates ({', '.join(GENERATED)}); {self.task} needs transformers")
+        if self.task == "humaneval" and not self.allow_code_execution:
+            raise ValueError(
+                "--task humaneval runs programs that the model wrote. They are walled in, but if you do not want that, "
+                "nothing is done; if you do, say so: --allow_code_execution"
+            )
+
+    @property
+    def new_tokens(self) -> int:
+        """The most tokens of an answer; of the tasks that generate."""
+        return self.max_new_tokens or NEW_TOKENS[self.task]
+
+    @property
+    def shots(self) -> int:
+        """Number of few-shot examples."""
+        return SHOTS.get(self.task, 0) if self.num_few_shot is None else self.num_few_shot
+
+    def _check_goes_with(self, name: str, tasks: tuple[str, ...]) -> None:
+        if getattr(self, name) is not None and self.task not in tasks:
+            raise ValueError(f"--{name} goes with --task {' or '.join(tasks)}, not with {self.task}")

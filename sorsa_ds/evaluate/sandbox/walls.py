@@ -1,0 +1,152 @@
+"""The Linux calls that wall a process in; the standard library alone, on x86-64 and 64-bit ARM.
+
+Raises OSError where the kernel or a container does not permit one.
+"""
+
+import ctypes
+import os
+import platform
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+_RDONLY, _NOSUID, _NODEV, _BIND, _REC, _PRIVATE = 1, 2, 4, 4096, 16384, 1 << 18
+_DETACH = 2
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 22, 36, 38
+_CALLS = {  # machine -> (its number for seccomp, pivot_root, socket)
+    "x86_64": (0xC000003E, 155, 41),
+    "aarch64": (0xC00000B7, 41, 198),
+}
+_IO_URING_SETUP, _MOUNT_SETATTR = 425, 442  # on both; the first could open sockets too
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def unshare(flags: int) -> None:
+    """Give this process namespaces of its own."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def map_user(uid: int, gid: int) -> None:
+    """In a new user namespace: keep the ids that this process has."""
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+    Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+
+
+def drop_to(uid: int, gid: int) -> None:
+    """Become an ordinary user for good."""
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def new_root(root: Path, visible: list[Path], work: str, work_bytes: int) -> None:
+    """Make `root`, an empty folder, this process's whole file system, in a new mount namespace.
+
+    It holds `visible` read-only, /dev/null, /dev/zero, /dev/urandom, the processes of a new PID namespace, and `work`,
+    an empty folder for at most so many bytes that any user may write into. Nothing else of the machine is there.
+    """
+    _mount(None, "/", None, _REC | _PRIVATE)
+    _mount("tmpfs", root, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=755")
+    for path in visible:
+        inside = root / path.relative_to("/")
+        if path.is_symlink():
+            inside.parent.mkdir(parents=True, exist_ok=True)
+            inside.symlink_to(os.readlink(path))
+        elif not inside.exists():
+            _show(path, inside)
+    for device in ("null", "zero", "urandom"):
+        inside = root / "dev" / device
+        inside.parent.mkdir(exist_ok=True)
+        inside.touch()
+        _mount(f"/dev/{device}", inside, None, _BIND)
+    (root / "proc").mkdir()
+    with suppress(OSError):  # containers hide parts of /proc, and then no other may be mounted: it stays empty
+        _mount("proc", root / "proc", "proc", _NOSUID | _NODEV)
+    place = root / work.lstrip("/")
+    place.mkdir(parents=True)
+    old = root / "old"
+    old.mkdir()
+    _check(_libc.syscall(_calls()[1], os.fsencode(root), os.fsencode(old)), "pivot_root")
+    os.chdir("/")
+    _check(_libc.umount2(b"/old", _DETACH), "umount")
+    os.rmdir("/old")
+    _restrict("/", recursive=False)
+    _mount("tmpfs", work, "tmpfs", _NOSUID | _NODEV, f"size={work_bytes},nr_inodes=4096,mode=777")
+
+
+def deny_sockets() -> None:
+    """Let this process and its children open no socket of any kind (seccomp); they cannot undo it."""
+    machine, _, socket = _calls()
+    load, equal, answer = 0x20, 0x15, 0x06
+    allow, refuse, kill = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # 1: EPERM
+    program = [
+        (load, 0, 0, 4),  # the machine
+        (equal, 1, 0, machine),
+        (answer, 0, 0, kill),
+        (load, 0, 0, 0),  # the call's number
+        (equal, 2, 0, socket),
+        (equal, 1, 0, _IO_URING_SETUP),
+        (answer, 0, 0, allow),
+        (answer, 0, 0, refuse),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    filter_ = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))
+    _prctl(_PR_SET_SECCOMP, 2, ctypes.addressof(filter_))
+
+
+def no_new_rights() -> None:
+    """No set-user-id program gives this process or its children rights that they do not have."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def end_with_parent() -> None:
+    """Die when the parent does."""
+    _prctl(_PR_SET_PDEATHSIG, 9)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose parents have ended."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _show(path: Path, inside: Path) -> None:
+    """A file or folder of the machine, read-only, at a place in the new root."""
+    if path.is_dir():
+        inside.mkdir(parents=True)
+    else:
+        inside.parent.mkdir(parents=True, exist_ok=True)
+        inside.touch()
+    _mount(path, inside, None, _BIND | _REC)
+    _restrict(inside, recursive=True)
+
+
+def _restrict(place: Path | str, recursive: bool) -> None:
+    """Make a mount, or all under it too, read-only, without devices and set-user-id programs (Linux 5.12)."""
+    attributes = ctypes.create_string_buffer(struct.pack("QQQQ", _RDONLY | _NOSUID | _NODEV, 0, 0, 0))
+    depth = 0x8000 if recursive else 0
+    _check(_libc.syscall(_MOUNT_SETATTR, -100, os.fsencode(place), depth, attributes, 32), f"mount_setattr {place}")
+
+
+def _mount(source, target, kind: str | None, flags: int, options: str | None = None) -> None:
+    encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
+    data = None if options is None else options.encode()
+    _check(_libc.mount(*encoded, ctypes.c_ulong(flags), data), f"mount {target}")
+
+
+def _prctl(option: int, *values: int) -> None:
+    padded = [ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)][:4]
+    _check(_libc.prctl(option, *padded), f"prctl {option}")
+
+
+def _calls() -> tuple[int, int, int]:
+    if platform.machine() not in _CALLS:
+        raise OSError(f"the sandbox knows the machines {', '.join(_CALLS)}, not {platform.machine()}")
+    return _CALLS[platform.machine()]
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")

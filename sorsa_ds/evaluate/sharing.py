@@ -1,0 +1,78 @@
+"""How ranks share batches: each takes the next one when it is done with its last, and all see how far all are.
+
+The counters are in the process group's own store, so that no rank ever waits for another before all is done, and a
+batch holds the same prompts whoever takes it. The last wait is no collective either: a batch of long answers may take
+longer than a collective's time-out.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from sorsa_ds import comm
+from sorsa_ds.console import bar
+
+T = TypeVar("T")
+PATIENCE = 2 * 3600.0
+"""Seconds without a sample from anyone, after which a rank that has nothing left to do gives the others up."""
+
+_LOOK_SECONDS = 0.2
+_numbers = itertools.count()
+
+
+class Board:
+    """What all ranks know of a common piece of work. Every rank makes one, in the same order as the others.
+
+    Args:
+        total, done, correct: items in all; of those, done and right before; correct None: nothing is right or wrong.
+    """
+
+    def __init__(self, total: int, done: int, correct: int | None, what: str):
+        common = dist.distributed_c10d._get_default_store() if dist.is_initialized() else dist.HashStore()
+        self._store = dist.PrefixStore(f"evaluate-{next(_numbers)}", common)
+        self._before, self._graded = (done, correct or 0), correct is not None
+        self._bar = bar(total, what, "sample", done)
+        self.show()
+
+    def take(self, items: Sequence[T]) -> Iterator[T]:
+        """This rank's share of the items, one after the other."""
+        while (place := self._store.add("taken", 1) - 1) < len(items):
+            yield items[place]
+
+    def add(self, correct: bool | None) -> None:
+        """One more item is done."""
+        self._store.add("done", 1)
+        self._store.add("correct", int(bool(correct)))
+        self.show()
+
+    def show(self) -> None:
+        """Bring rank 0's bar up to date with all ranks."""
+        if comm.rank() == 0:
+            done, correct = (
+                before + self._store.add(name, 0)
+                for name, before in zip(("done", "correct"), self._before, strict=True)
+            )
+            if done and self._graded:
+                self._bar.set_postfix(right=f"{100 * correct / done:.1f} %", refresh=False)
+            self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Wait for all ranks, the bar going on, and end it. A collective call.
+
+        Raises:
+            PeerError: the others have done nothing for very long.
+        """
+        self._store.add("left", 1)
+        seen, since = -1, time.monotonic()
+        while self._store.add("left", 0) < comm.world_size():
+            if (done := self._store.add("done", 0)) != seen:
+                seen, since = done, time.monotonic()
+            if time.monotonic() - since > PATIENCE:
+                raise comm.PeerError(f"stopped because the other ranks have finished no sample for {PATIENCE:.0f} s")
+            time.sleep(_LOOK_SECONDS)
+            self.show()
+        self.show()
+        self._bar.close()

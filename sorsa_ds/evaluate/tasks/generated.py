@@ -1,0 +1,165 @@
+"""Tasks whose answers a model writes."""
+
+from collections import Counter
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from sorsa_ds import comm, digest
+from sorsa_ds.evaluate.generation import Answer, Prompt, Transformers, batches
+from sorsa_ds.evaluate.prompts import tokens
+from sorsa_ds.evaluate.tasks.task import Emit, Engine, Generate, Setting
+from sorsa_ds.evaluate.vllm import PROMPTS_A_CALL
+from sorsa_ds.evaluate.wilson import wilson
+
+TOO_LONG = "too long"
+"""Outcome of a prompt that leaves the model no room to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """prompt: what the model continues. groups: under which the accuracy is also told, as `level 5`."""
+
+    id: str
+    prompt: str
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """outcome: `right`, `wrong`, `unparsable` or `timeout`. details: for the record."""
+
+    outcome: str
+    details: dict
+
+    @property
+    def correct(self) -> bool:
+        """Whether it counts."""
+        return self.outcome == "right"
+
+
+Judge = Callable[[str, str], Judgement]
+"""(id of the question, text of the answer) -> judgement."""
+
+
+class Generated:
+    """Questions, put to a model and judged as each answer ends.
+
+    Args:
+        new_tokens: the most of an answer.
+        judge: a context manager that gives the judge; entered on each rank when work begins.
+        notes: what to know before it begins.
+    """
+
+    def __init__(
+        self,
+        questions: list[Question],
+        setting: Setting,
+        new_tokens: int,
+        judge: AbstractContextManager[Judge],
+        notes: list[str] | None = None,
+    ):
+        self.ids = [question.id for question in questions]
+        assert len(set(self.ids)) == len(self.ids), "ids of questions are not unique"
+        self._questions = {question.id: question for question in questions}
+        self._prompts = {q.id: _prompt(q, setting, new_tokens) for q in questions}
+        self._tokenizer: PreTrainedTokenizerBase = setting.tokenizer
+        self._judge_context, self._notes = judge, notes or []
+        self._open = ExitStack()
+        self._generate: Generate
+        self._judge: Judge
+
+    def digest(self) -> str:
+        ids = repr([(prompt.id, prompt.token_ids, prompt.limit) for prompt in self._prompts.values()])
+        return digest.of_bytes(ids.encode())
+
+    def notes(self) -> list[str]:
+        first = self._questions[self.ids[0]].prompt
+        return [*self._notes, f"The first prompt:\n--- prompt ---\n{first}\n--- answer ---"]
+
+    def start(self, engine: Engine) -> None:
+        self._generate = engine.generator()
+        self._judge = self._open.enter_context(self._judge_context)
+
+    def batches(self, done: Collection[str], size: int) -> list[list[Prompt]]:
+        left = [prompt for id_, prompt in self._prompts.items() if id_ not in done]
+        askable = [prompt for prompt in left if prompt.limit > 0]
+        disturbed = False
+        if not isinstance(self._generate, Transformers):
+            size = PROMPTS_A_CALL
+        elif size > 1 and askable:
+            shortest = min(askable, key=lambda prompt: len(prompt.token_ids))
+            disturbed = any(comm.gather_lists([self._generate.disturbed_by_padding(shortest)]))
+        return [[prompt] for prompt in left if prompt.limit <= 0] + batches(askable, size, disturbed)
+
+    def work(self, batch: list[Prompt], emit: Emit) -> None:
+        def receive(prompt: Prompt, answer: Answer) -> None:
+            text = self._tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+            judged = self._judge(prompt.id, text)
+            emit(self._record(prompt, judged, text, answer))
+
+        if batch[0].limit > 0:
+            self._generate(batch, receive)
+        else:
+            emit(self._record(batch[0], Judgement(TOO_LONG, {}), "", Answer([], ended=True)))
+
+    def results(self, records: list[dict]) -> dict:
+        groups = {group for question in self._questions.values() for group in question.groups}
+        of_group = {
+            group: [r for r in records if group in self._questions[r["id"]].groups] for group in sorted(groups)
+        }  # fmt: skip
+        outcomes = Counter(record["outcome"] for record in records)
+        return {
+            **accuracy(records),
+            **{name.replace(" ", "_"): outcomes[name] for name in ("unparsable", "timeout", TOO_LONG)},
+            "truncated": sum(not record["ended"] for record in records),
+            "mean_answer_tokens": sum(record["tokens"] for record in records) / len(records),
+            **({"groups": {group: accuracy(part) for group, part in of_group.items()}} if groups else {}),
+        }
+
+    def rows(self, results: dict) -> list[tuple[str, str]]:
+        return [
+            accuracy_row("accuracy", results),
+            ("not right", f"{results['total'] - results['correct']}, of which {results['unparsable']} unparsable, "
+                          f"{results['timeout']} took too long, {results['too_long']} had too long a prompt"),
+            ("truncated", f"{results['truncated']} answers reached their limit"),
+            ("answers", f"{results['mean_answer_tokens']:.0f} tokens in the mean"),
+            *(accuracy_row(name, part) for name, part in results.get("groups", {}).items()),
+        ]  # fmt: skip
+
+    def close(self) -> None:
+        self._open.close()
+
+    def _record(self, prompt: Prompt, judged: Judgement, text: str, answer: Answer) -> dict:
+        return {
+            "id": prompt.id,
+            "correct": judged.correct,
+            "outcome": judged.outcome,
+            **judged.details,
+            "ended": answer.ended,
+            "tokens": len(answer.token_ids),
+            "text": text,
+        }
+
+
+def accuracy(records: list[dict]) -> dict:
+    """Rate of correct records, its 95 % Wilson interval, and the counts."""
+    correct, total = sum(record["correct"] for record in records), len(records)
+    low, high = wilson(correct, total)
+    return {
+        "accuracy": correct / total, "wilson_low": low, "wilson_high": high, "correct": correct, "total": total
+    }  # fmt: skip
+
+
+def accuracy_row(name: str, figures: dict) -> tuple[str, str]:
+    """A line of the table."""
+    rate, low, high = (100 * figures[key] for key in ("accuracy", "wilson_low", "wilson_high"))
+    return name, f"{rate:.2f} %  ({low:.2f} to {high:.2f}), {figures['correct']} of {figures['total']}"
+
+
+def _prompt(question: Question, setting: Setting, new_tokens: int) -> Prompt:
+    ids = tokens(question.prompt, setting.tokenizer)
+    room = new_tokens if setting.positions is None else min(new_tokens, setting.positions - len(ids))
+    return Prompt(question.id, ids, room)

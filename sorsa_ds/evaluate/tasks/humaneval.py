@@ -1,0 +1,82 @@
+"""HumanEval: Python functions to be completed, judged by running their tests (Chen et al. 2021); pass@1."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sorsa_ds.evaluate.datasets import first, open_data, rows_of
+from sorsa_ds.evaluate.options import Options, Style
+from sorsa_ds.evaluate.prompts import render
+from sorsa_ds.evaluate.sandbox.runner import Sandbox
+from sorsa_ds.evaluate.tasks.generated import Generated, Judge, Judgement, Question
+from sorsa_ds.evaluate.tasks.task import Setting
+
+HUB = "openai/openai_humaneval"
+COLUMNS = ("task_id", "prompt", "test", "entry_point")
+INSTRUCTION = (
+    "Complete the following Python function. Answer with the whole function in one code block.\n\n"
+    "```python\n{prompt}```"
+)  # fmt: skip
+
+_BLOCK = re.compile(r"```(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_END_OF_FUNCTION = re.compile(r"\n(?=[^\s#)\]}])")
+_START_OF_CODE = re.compile(r"^(?:from|import|def|class|@)\b", re.MULTILINE)
+
+
+def build(options: Options, setting: Setting) -> Generated:
+    """All problems; programs are walled in, or nothing begins.
+
+    Raises:
+        ValueError: data that cannot be read, or a machine on which no wall holds.
+    """
+    sandbox = Sandbox()
+    rows = first(rows_of(open_data(options.data or HUB), ("test",), COLUMNS), options.limit)
+    questions = [Question(row["task_id"], _prompt(options.prompt, setting, row["prompt"])) for row in rows]
+    by_id = {row["task_id"]: row for row in rows}
+    return Generated(questions, setting, options.new_tokens, judge(by_id, sandbox), [sandbox.protection])
+
+
+@contextmanager
+def judge(rows: dict[str, dict], sandbox: Sandbox) -> Iterator[Judge]:
+    """Judges answers by the tests of their problems, by id."""
+
+    def judged(id_: str, text: str) -> Judgement:
+        told = sandbox.run(program(rows[id_], code_of(rows[id_], text)))
+        outcomes = {"passed": "right", "timeout": "timeout", "SyntaxError": "unparsable"}
+        outcomes["IndentationError"] = outcomes["SyntaxError"]
+        return Judgement(outcomes.get(told, "wrong"), {"ended_with": told})
+
+    yield judged
+
+
+def program(row: dict, code: str) -> str:
+    """The code with the problem's tests behind it."""
+    return f"{code}\n\n{row['test']}\n\ncheck({row['entry_point']})\n"
+
+
+def code_of(row: dict, text: str) -> str:
+    """The program in an answer: a code block that defines the function, else code that does, else the function's body.
+
+    What stands before the function in the problem, imports and helpers, is put before a function too.
+    """
+    function = re.compile(rf"^(?:async )?def {re.escape(row['entry_point'])}\b", re.MULTILINE)
+    before = row["prompt"][: list(function.finditer(row["prompt"]))[-1].start()]
+    blocks = _BLOCK.findall(text)
+    for block in blocks:
+        if function.search(block):
+            return f"{before}\n{block}"
+    if not blocks and function.search(text):
+        code = text[_START_OF_CODE.search(text).start() :]
+        start = function.search(code).end()
+        return f"{before}\n{code[:start]}{_function(code[start:])}"
+    return row["prompt"] + _function(blocks[0] if blocks else text)
+
+
+def _function(text: str) -> str:
+    """The text up to the first line behind it that no longer belongs to the function."""
+    return _END_OF_FUNCTION.split(text, maxsplit=1)[0]
+
+
+def _prompt(style: Style, setting: Setting, prompt: str) -> str:
+    """A base model continues the function itself."""
+    return prompt if style == "plain" else render(style, setting.tokenizer, INSTRUCTION.format(prompt=prompt), [])

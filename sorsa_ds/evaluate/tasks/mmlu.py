@@ -1,0 +1,222 @@
+"""MMLU: multiple choice in 57 subjects, by the log-likelihood of the four letters (Hendrycks et al. 2021).
+
+As it was published, `dev/SUBJECT_dev.csv` and `test/SUBJECT_test.csv` without a header; or rows with the columns
+question, subject, choices and answer (0 to 3), as the hub has them.
+"""
+
+import csv
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sorsa_ds import digest
+from sorsa_ds.data.tokenize import Example
+from sorsa_ds.evaluate.datasets import SETTING, first, open_data, rows_of
+from sorsa_ds.evaluate.likelihood import Likelihood, by_length
+from sorsa_ds.evaluate.options import Options, Style
+from sorsa_ds.evaluate.prompts import Shot, render, tokens
+from sorsa_ds.evaluate.tasks.generated import accuracy, accuracy_row
+from sorsa_ds.evaluate.tasks.task import Emit, Engine, Setting
+
+HUB, CONFIG = "cais/mmlu", "all"
+COLUMNS = ("question", "subject", "choices", "answer")
+LETTERS = "ABCD"
+INTRODUCTION = "The following are multiple choice questions (with answers) about {subject}.\n\n"
+ASK = "\n\nAnswer with the letter alone."
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question. choices: four. answer: 0 to 3."""
+
+    id: str
+    subject: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+
+    def text(self) -> str:
+        """The question with its choices, up to where the letter comes."""
+        listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=True))
+        return f"{self.question.strip()}\n{listed}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """token_ids: up to the letter. letters: the four tokens that may come next. shots: how many examples had room."""
+
+    token_ids: list[int]
+    letters: tuple[int, ...]
+    shots: int
+
+
+class Mmlu:
+    """The four letters' likelihoods, a forward pass a question.
+
+    Raises:
+        ValueError: a question too long for the model even without examples; a tokenizer without a token a letter.
+    """
+
+    def __init__(self, items: list[Item], shots: dict[str, list[Item]], style: Style, setting: Setting):
+        self.ids = [item.id for item in items]
+        self._items = {item.id: item for item in items}
+        self._setting, self._style = setting, style
+        self._asked = {item.id: self._ask(item, shots.get(item.subject, [])) for item in items}
+        self._likelihood: Likelihood
+
+    def digest(self) -> str:
+        return digest.of_bytes(repr([(id_, a.token_ids, a.letters) for id_, a in self._asked.items()]).encode())
+
+    def notes(self) -> list[str]:
+        fewer = sum(asked.shots < self._most for asked in self._asked.values())
+        text = self._setting.tokenizer.decode(self._asked[self.ids[0]].token_ids)
+        cut = f"{fewer} questions are asked with fewer than {self._most} examples: the model takes no more tokens."
+        return [*([cut] if fewer else []), f"The first prompt:\n--- prompt ---\n{text}\n--- answer ---"]
+
+    def start(self, engine: Engine) -> None:
+        self._likelihood = engine.likelihood()
+
+    def batches(self, done: Collection[str], size: int) -> list[list[str]]:
+        return by_length([(i, len(a.token_ids)) for i, a in self._asked.items() if i not in done], size)
+
+    def work(self, batch: list[str], emit: Emit) -> None:
+        asked = [self._asked[id_] for id_ in batch]
+        logs = self._likelihood.next_token([_example(one.token_ids) for one in asked])
+        for id_, one, log_C in zip(batch, asked, logs, strict=True):
+            four = log_C[torch.tensor(one.letters)]
+            chosen, answer = int(four.argmax()), self._items[id_].answer
+            emit({
+                "id": id_,
+                "correct": chosen == answer,
+                "subject": self._items[id_].subject,
+                "answer": LETTERS[chosen],
+                "reference": LETTERS[answer],
+                "log_likelihoods": [round(value, 6) for value in four.tolist()],
+                "shots": one.shots,
+                "tokens": len(one.token_ids),
+            })  # fmt: skip
+
+    def results(self, records: list[dict]) -> dict:
+        subjects = sorted({record["subject"] for record in records})
+        of_subject = {s: accuracy([r for r in records if r["subject"] == s]) for s in subjects}
+        return {
+            **accuracy(records),
+            "macro_accuracy": sum(part["accuracy"] for part in of_subject.values()) / len(of_subject),
+            "fewer_shots": sum(record["shots"] < self._most for record in records),
+            "groups": of_subject,
+        }
+
+    def rows(self, results: dict) -> list[tuple[str, str]]:
+        return [
+            *(accuracy_row(subject, part) for subject, part in results["groups"].items()),
+            accuracy_row("all questions", results),
+            ("mean of subjects", f"{100 * results['macro_accuracy']:.2f} %"),
+        ]
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+    def _ask(self, item: Item, shots: list[Item]) -> _Asked:
+        """With as many examples as there is room for."""
+        for count in range(len(shots), -1, -1):
+            text = self._text(item, shots[:count])
+            token_ids, letters = _up_to_the_letter(text, self._style, self._setting)
+            if self._setting.positions is None or len(token_ids) <= self._setting.positions:
+                return _Asked(token_ids, letters, count)
+        raise ValueError(
+            f"--task mmlu: {item.id} has {len(token_ids)} tokens, the model takes {self._setting.positions}"
+        )
+
+    def _text(self, item: Item, shots: list[Item]) -> str:
+        examples = [Shot(shot.text(), LETTERS[shot.answer]) for shot in shots]
+        if self._style == "chat":
+            return render("chat", self._setting.tokenizer, item.text(), examples, ask=ASK)
+        subject = item.subject.replace("_", " ")
+        answered = [f"{shot.question}\nAnswer: {shot.answer}" for shot in examples]
+        return INTRODUCTION.format(subject=subject) + "\n\n".join([*answered, f"{item.text()}\nAnswer:"])
+
+    @property
+    def _most(self) -> int:
+        return max(asked.shots for asked in self._asked.values())
+
+
+def build(options: Options, setting: Setting) -> Mmlu:
+    """The test split of all subjects; examples of the same subject from the dev split.
+
+    Raises:
+        ValueError: data that cannot be read, or no examples where some are wanted.
+    """
+    items, examples = _published(options.data) or _rows(options)
+    items = items if options.limit is None else items[: options.limit]
+    shots: dict[str, list[Item]] = {}
+    for example in examples:
+        if len(shots.setdefault(example.subject, [])) < options.shots:
+            shots[example.subject].append(example)
+    for subject in {item.subject for item in items}:
+        if (found := len(shots.get(subject, []))) < options.shots:
+            raise ValueError(
+                f"--num_few_shot: {options.shots} examples are wanted, the dev split has {found} of {subject}"
+            )
+    return Mmlu(items, shots, options.prompt, setting)
+
+
+def _published(data: str | None) -> tuple[list[Item], list[Item]] | None:
+    folder = Path(data or "").expanduser()
+    files = {split: sorted((folder / split).glob(f"*_{split}.csv")) for split in ("test", "dev")}
+    if data is None or not files["test"]:
+        return None
+    test, dev = ([item for file in files[split] for item in _read(file, split)] for split in ("test", "dev"))
+    return test, dev
+
+
+def _read(file: Path, split: str) -> Iterator[Item]:
+    subject = file.stem.removesuffix(f"_{split}")
+    with file.open(encoding="utf-8", newline="") as lines:
+        for number, cells in enumerate(csv.reader(lines)):
+            if len(cells) != 6 or cells[5] not in LETTERS:
+                raise ValueError(
+                    f"{SETTING}: {file}, row {number + 1}: not a question, four choices and a letter: {cells}"
+                )
+            yield Item(
+                f"{subject}/{number}", subject, cells[0], tuple(cells[1:5]), LETTERS.index(cells[5])
+            )  # fmt: skip
+
+
+def _rows(options: Options) -> tuple[list[Item], list[Item]]:
+    splits = open_data(options.data or HUB, CONFIG)
+    test = _items(first(rows_of(splits, ("test",), COLUMNS), None))
+    return test, _items(first(rows_of(splits, ("dev",), COLUMNS), None)) if options.shots else []
+
+
+def _items(rows: list[dict]) -> list[Item]:
+    items, counts = [], {}
+    for row in rows:
+        number = counts[row["subject"]] = counts.get(row["subject"], -1) + 1
+        if len(row["choices"]) != 4 or row["answer"] not in range(4):
+            raise ValueError(f"{SETTING}: four choices and an answer from 0 to 3 are needed, not {row}")
+        items.append(
+            Item(f"{row['subject']}/{number}", row["subject"], row["question"], tuple(row["choices"]), row["answer"])
+        )
+    return items
+
+
+def _up_to_the_letter(text: str, style: Style, setting: Setting) -> tuple[list[int], tuple[int, ...]]:
+    """(tokens before the letter, the four letters' tokens): what the four continuations share, and where they part.
+
+    Raises:
+        ValueError: a letter is not one token.
+    """
+    gap = "" if style == "chat" else " "
+    four = [tokens(f"{text}{gap}{letter}", setting.tokenizer) for letter in LETTERS]
+    shared = next(place for place, ids in enumerate(zip(*four, strict=False)) if len(set(ids)) > 1)
+    if any(len(ids) != shared + 1 for ids in four):
+        raise ValueError("--task mmlu: the tokenizer does not make one token of each of the letters A, B, C, D")
+    return four[0][:shared], tuple(ids[shared] for ids in four)
+
+
+def _example(token_ids: list[int]) -> Example:
+    ids = np.array(token_ids, dtype=np.int32)
+    return {"input_ids": ids, "labels": ids}

@@ -1,0 +1,268 @@
+"""Programs that mean harm do none. Every one of these runs behind walls that a first test has seen hold."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from copy import copy
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sorsa_ds.evaluate.sandbox.runner import Limits, Sandbox
+from sorsa_ds.evaluate.tasks.humaneval import code_of, program
+
+SHORT = Limits(seconds=15, cpu_seconds=1)
+BRIEF = Limits(seconds=2, cpu_seconds=1)  # for what uses no time of its own, or that of many processes
+
+
+def _sandbox(walls: str) -> Sandbox:
+    """A system interpreter where this one lies in a home folder that nobody else may enter."""
+    try:
+        return Sandbox(walls)
+    except ValueError as error:
+        if walls == "user" and Path("/usr/bin/python3").exists():
+            try:
+                return Sandbox(walls, "/usr/bin/python3", ())
+            except ValueError:
+                pass
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module", params=["namespaces", "user"])
+def sandbox(request) -> Sandbox:
+    return _sandbox(request.param)
+
+
+@pytest.fixture
+def nothing_is_left():
+    """No process and no folder of a program is there when it is over."""
+    before = {process.pid for process in psutil.process_iter()}
+    yield
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and _is_program(p)]
+        if not left:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"still alive: {left}")
+
+
+def _is_program(process: psutil.Process) -> bool:
+    return any("RESULT = 3" in argument or "jail.py" in argument for argument in process.info["cmdline"] or [])
+
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("x = 1", "passed"),
+        ("assert 1 == 2", "AssertionError"),
+        ("def f(:", "SyntaxError"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+        ("import os; os._exit(0)", "left early"),
+        ("import os; os.kill(os.getpid(), 11)", None),
+        ("while True: pass", "timeout"),
+        ("import signal; [signal.signal(s, signal.SIG_IGN) for s in (15, 2, 24)]\nwhile True: pass", "timeout"),
+        ("x = 'x' * 10**10", "MemoryError"),
+        ("open('big', 'wb').write(bytes(10**8))", "OSError"),
+        ("print('hello'); import sys; sys.stdin.read()", "passed"),
+        ("\ud800", "SyntaxError"),
+        ("raise type('passed', (Exception,), {})()", None),
+    ],
+)
+def test_how_a_program_ended_is_told(sandbox, source, told):
+    ended = sandbox.run(source, SHORT)
+    if told is not None:
+        assert ended == told
+
+
+def test_a_program_that_only_waits_is_ended(sandbox):
+    assert sandbox.run("import time; time.sleep(60)", BRIEF) == "timeout"
+
+
+def test_a_program_that_leaves_with_a_good_exit_code_has_not_passed(sandbox):
+    assert sandbox.run("import os; os._exit(0)", SHORT) != "passed"
+    assert sandbox.run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", SHORT) != "passed"
+
+
+def test_a_fork_bomb_is_bounded_and_ends(sandbox):
+    assert sandbox.run("import os\nwhile True: os.fork()", BRIEF) in ("BlockingIOError", "timeout", "PermissionError")
+    bomb = "import os\nwhile True:\n try:\n  os.fork()\n  os.setsid()\n except OSError: pass"
+    assert sandbox.run(bomb, BRIEF) == "timeout"
+
+
+def test_a_child_that_leaves_its_session_does_not_survive(sandbox):
+    source = (
+        "import os, time\n"
+        "if os.fork() == 0:\n os.setsid()\n if os.fork() == 0:\n  time.sleep(600)\n os._exit(0)\n"
+        "os.wait()"
+    )
+    assert sandbox.run(source, SHORT) == "passed"
+
+
+def test_gigabytes_of_output_go_nowhere(sandbox):
+    before = psutil.Process().memory_info().rss
+    assert sandbox.run("import sys\nwhile True: sys.stdout.write('x' * 10**6)", SHORT) == "timeout"
+    assert sandbox.run("import os\nwhile True: os.write(3, b'x' * 10**6)", BRIEF) != "passed"
+    assert psutil.Process().memory_info().rss - before < 2**27
+
+
+def test_files_outside_can_be_neither_deleted_nor_written(sandbox, tmp_path):
+    treasure = tmp_path / "treasure"
+    treasure.write_text("gold")
+    for folder in [tmp_path, *tmp_path.parents][:4]:
+        folder.chmod(folder.stat().st_mode | 0o055)  # it may look for it
+    attempt = f"""
+import os, shutil
+for path in ({str(treasure)!r}, {str(tmp_path)!r}, {str(Path(__file__))!r}, os.__file__, '/etc/hostname'):
+    for harm in (os.remove, shutil.rmtree, lambda p: open(p, 'w'), lambda p: os.rename(p, p + 'x'), os.rmdir):
+        try:
+            harm(path)
+        except OSError:
+            pass
+        else:
+            raise KeyError(path)
+shutil.rmtree({str(tmp_path)!r}, ignore_errors=True)
+"""
+    stamp = os.stat(os.__file__).st_mtime_ns
+    assert sandbox.run(attempt, SHORT) == "passed"
+    assert treasure.read_text() == "gold"
+    assert os.stat(os.__file__).st_mtime_ns == stamp
+
+
+def test_its_own_folder_is_writable_and_gone_afterwards(sandbox):
+    source = (
+        "import os, tempfile\nopen('here', 'w').write('x')\nassert open('here').read() == 'x'\n"
+        "assert tempfile.mkdtemp()"
+    )
+    assert sandbox.run(source, SHORT) == "passed"
+    assert sandbox.run("import os\nassert not os.path.exists('here')", SHORT) == "passed"
+
+
+def test_no_other_process_can_be_killed(sandbox):
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        source = f"""
+import os
+for pid in ({bystander.pid}, {os.getpid()}, os.getppid()):
+    try:
+        os.kill(pid, 9)
+    except OSError:
+        pass
+    else:
+        assert pid == 1 == os.getppid()  # the first process of its own namespace, which heeds no signal
+"""
+        assert sandbox.run(source, SHORT) == "passed"
+        assert sandbox.run("import os; os.kill(-1, 9)", SHORT) != "not started"
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_there_is_no_network_and_no_root(sandbox):
+    source = """
+import ctypes, os, socket
+for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, 16, 17):
+    try:
+        socket.socket(family, socket.SOCK_RAW if family == 17 else socket.SOCK_STREAM)
+    except OSError:
+        pass
+    else:
+        raise AssertionError(family)
+libc = ctypes.CDLL(None)
+assert libc.setuid(0) == -1 and os.getuid() != 0
+"""
+    assert sandbox.run(source, SHORT) == "passed"
+
+
+def test_the_environment_holds_no_secret(sandbox, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    source = (
+        "import glob, os\nassert 'HF_TOKEN' not in os.environ\n"
+        "for file in glob.glob('/proc/[0-9]*/environ'):\n"
+        "  try: assert b'secret' not in open(file, 'rb').read(), file\n"
+        "  except OSError: pass"
+    )
+    assert sandbox.run(source, SHORT) == "passed"
+
+
+def test_behind_namespaces_the_machines_files_cannot_even_be_seen():
+    source = "import os\nassert not {'home', 'tmp', 'var', 'etc-'} & set(os.listdir('/')), os.listdir('/')"
+    assert _sandbox("namespaces").run(source, SHORT) == "passed"
+
+
+def test_an_ordinary_user_is_walled_in_too(tmp_path_factory):
+    """Root runs this as another user, with the system's interpreter and a copy of the sandbox that it may read."""
+    if os.geteuid() != 0 or not Path("/usr/bin/python3").exists():
+        pytest.skip("needs root, to become another user, and a system interpreter")
+    script = (
+        "from sorsa_ds.evaluate.sandbox.runner import Limits, Sandbox\n"
+        "try:\n sandbox = Sandbox()\nexcept ValueError as error:\n raise SystemExit(f'refused: {error}')\n"
+        "assert sandbox.walls == 'namespaces'\n"
+        "assert sandbox.run('x = 1') == 'passed'\n"
+        "assert sandbox.run('import os\\nwhile True: os.fork()', Limits(seconds=5, cpu_seconds=1)) != 'passed'\n"
+        "assert sandbox.run('import os, socket\\nos.kill(os.getppid(), 9)\\nsocket.socket()') == 'PermissionError'\n"
+        "import os\n"
+        "for harm in ('os.remove', 'open'):\n"
+        " extra = ', \"w\"' if harm == 'open' else ''\n"
+        " told = sandbox.run(f'import os\\n{harm}({os.environ[\"OWN\"]!r}{extra})')\n"
+        " assert told == 'FileNotFoundError', told\n"
+        "print('walled in')\n"
+    )
+    import shutil
+    import tempfile
+
+    place = Path(tempfile.mkdtemp(prefix="sandbox-user-"))
+    try:
+        shutil.copytree(Path(__file__).parents[1] / "sorsa_ds", place / "sorsa_ds")
+        own = place / "own"
+        own.write_text("mine")
+        for path in [place, *place.rglob("*")]:
+            os.chown(path, 12345, 12345)
+        done = subprocess.run(
+            ["/usr/bin/python3", "-c", script], user=12345, group=12345, extra_groups=[], text=True,
+            capture_output=True, check=False, cwd="/",
+            env={"PYTHONPATH": str(place), "OWN": str(own), "TMPDIR": str(place), "PATH": "/usr/bin:/bin"},
+        )  # fmt: skip
+        if "refused" in done.stderr:
+            pytest.skip(done.stderr)
+        assert "walled in" in done.stdout, done.stderr
+        assert own.read_text() == "mine"
+    finally:
+        shutil.rmtree(place)
+
+
+def test_where_no_wall_holds_nothing_is_run(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("EPERM")
+
+    monkeypatch.setattr(Sandbox, "run", fails)
+    with pytest.raises(ValueError, match="none is run: namespaces: EPERM"):
+        Sandbox()
+
+
+def test_a_program_that_cannot_be_started_is_no_wrong_answer(sandbox):
+    sandbox = copy(sandbox)
+    sandbox._interpreter = {**sandbox._interpreter, "python": "/nowhere/python"}
+    with pytest.raises(RuntimeError, match=r"was not started: FileNotFoundError.*/nowhere/python"):
+        sandbox.run("x = 1", SHORT)
+
+
+def test_canonical_solutions_pass_and_empty_ones_do_not(shared_data):
+    """Every sixteenth here; benchmarks/graders.py runs all."""
+    sandbox = _sandbox("namespaces")
+    with gzip.open(shared_data / "humaneval" / "HumanEval.jsonl.gz") as lines:
+        rows = [json.loads(line) for line in lines][::16]
+    for row in rows:
+        whole = f"Here it is:\n```python\n{row['prompt']}{row['canonical_solution']}\n```\nDone."
+        for answer in (row["canonical_solution"], whole, row["prompt"] + row["canonical_solution"]):
+            assert sandbox.run(program(row, code_of(row, answer))) == "passed", row["task_id"]
+        assert sandbox.run(program(row, code_of(row, "    pass\n"))) != "passed", row["task_id"]
+        assert sandbox.run(program(row, code_of(row, ""))) != "passed", row["task_id"]
