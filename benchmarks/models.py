@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig
+from transformers import PreTrainedModel
 
 from sorsa_ds import comm, digest, methods, residual
 from sorsa_ds.assemble import checkpoint_activations
-from sorsa_ds.config import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig
 from sorsa_ds.embedded import ensure_embedded_model
 from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.initialize import fill, parameter_homes
-from sorsa_ds.loading import Loaded, load_operated, skeleton
+from sorsa_ds.loading import Loaded, Operation, load_operated, skeleton
 from sorsa_ds.ownership import Item
 from sorsa_ds.placement import Whole, Zero3
 from sorsa_ds.precision import choose
@@ -37,30 +37,26 @@ def ds_config(stage: int, precision: str = "mixed", keep: bool = False) -> dict:
     return ds
 
 
-def settings(method: str, rank: int, storage: str = "auto") -> RunConfig:
-    """A run's settings, of which only the method's own matter here."""
-    return RunConfig(
-        method=method, sorsa=SorsaConfig(rank=rank), residual=ResidualConfig(storage=storage), train=TrainConfig()
-    )
-
-
 def default_model(method: str, rank: int, stage: int, precision: str = "mixed", storage: str = "auto") -> Loaded:
     """The default model, SORSA's factors from the user's cache."""
-    device, config = this_device(), settings(method, rank, storage)
+    device = this_device()
     return load_operated(
-        ensure_embedded_model(lambda text: None), _operation(config, precision, device), loading=LoadingConfig(),
-        placement=Zero3(ds_config(3, precision), device) if stage == 3 else Whole(device), device=device,
+        ensure_embedded_model(lambda text: None), _operation(method, SorsaConfig(rank=rank), storage, precision),
+        loading=LoadingConfig(), placement=Zero3(ds_config(3, precision), device) if stage == 3 else Whole(device),
+        device=device,
     )  # fmt: skip
 
 
-def shaped_model(shape: Path, method: str, rank: int, precision: str = "mixed", storage: str = "auto"):
-    """A Llama of a shape, its weights made up on this device; returns (model, number of trained parameters).
+def shaped_model(
+    shape: Path, method: str, rank: int, precision: str = "mixed", storage: str = "auto"
+) -> PreTrainedModel:
+    """A model of a shape, its weights made up on this device.
 
     shape: a folder with a config.json.
     """
-    device, config = this_device(), settings(method, rank, storage)
+    device = this_device()
     model = skeleton(shape, LoadingConfig())
-    targets, recipe = _operation(config, precision, device)(model)
+    targets, recipe = _operation(method, SorsaConfig(rank=rank, svd_cache="off"), storage, precision)(model)
     names = {spec.name for target in targets for spec in recipe.specs(Item.of(target))}
     others = {n: getattr(*places[0]).shape for n, places in parameter_homes(model).items() if n not in names}
     fill(
@@ -69,7 +65,8 @@ def shaped_model(shape: Path, method: str, rank: int, precision: str = "mixed", 
     return model.to(device)  # its buffers
 
 
-def _operation(config: RunConfig, precision: str, device: torch.device):
+def _operation(method: str, sorsa: SorsaConfig, storage: str, precision: str) -> Operation:
+    config, device = RunConfig(method=method, sorsa=sorsa, residual=ResidualConfig(storage=storage)), this_device()
     formats = choose(precision, None, device.type)
     return methods.operation(config, formats, residual.choose(config.residual, formats, device), device)
 
@@ -91,12 +88,6 @@ def batch_of(length: int, vocabulary: int, device: torch.device, sequences: int 
     generator = torch.Generator().manual_seed(comm.rank())
     ids = torch.randint(0, vocabulary, (sequences, length), generator=generator).to(device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-
-
-def llama_shape(folder: Path, **sizes: int) -> Path:
-    """Write the configuration of a Llama of these sizes into a folder."""
-    LlamaConfig(**sizes).save_pretrained(folder)
-    return folder
 
 
 class Generated:
