@@ -1,20 +1,67 @@
-"""Check a training command without starting it: `python launch/check.py [the arguments of launch/train.py]`.
+"""Check a command without starting it:
 
-Prints the run's name (output.name), an empty line where it has none. What is wrong goes to stderr, with exit code 2.
+    python launch/check.py train RANKS RANKS_OF_EACH_NODE [the arguments of launch/train.py]
+    python launch/check.py evaluate [the arguments of launch/evaluate.py]
+
+RANKS_OF_EACH_NODE is 0 where nodes differ. Prints the name of the run (output.name) or the model; an empty line where
+the run has none. What is wrong goes to stderr, with exit code 2.
 """
 
+import os
 import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
+
+
+def train(world_size: int, node_ranks: int, argv: Sequence[str]) -> str:
+    """Everything that training refuses before it looks at the machine; returns the run's name.
+
+    Raises:
+        ValueError: a setting, file or folder, or the number of ranks, is wrong.
+    """
+    from sorsa_ds import cli, ds_config
+
+    invocation = cli.parse(argv)
+    settings = invocation.config.train
+    if invocation.resume:
+        from sorsa_ds import resume
+
+        if invocation.resume != resume.AUTO:
+            resume.named(invocation.resume)
+        # They are regrouped for the ranks that there are.
+        settings = replace(settings, micro_batch_size=None, gradient_accumulation_steps=None)
+    raw = ds_config.load(invocation.ds_config)
+    ds_config.check_zero_keys(raw, invocation.ds_config)
+    said = settings.precision if settings.precision != "auto" else ds_config.precision_from_json(raw)
+    ds_config.resolve(raw, settings, world_size, "cuda", said or "fp32", node_ranks)
+    return invocation.config.output.name or ""
+
+
+def evaluate(argv: Sequence[str]) -> str:
+    """The options, and whether the model is there, as far as that can be told without the hub; returns its name.
+
+    Raises:
+        ValueError: they are wrong.
+    """
+    from sorsa_ds.evaluate import models, options
+
+    model = options.parse(argv).model
+    models.check(model)
+    return model
 
 
 def main() -> None:
-    """Parse, which imports no torch and takes half a second."""
-    from sorsa_ds.cli import parse
-
+    """Check what the first word says."""
+    command, *words = sys.argv[1:]
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing is computed here: DeepSpeed need not look for a GPU
     try:
-        print(parse(sys.argv[1:]).config.output.name or "")
+        with redirect_stdout(sys.stderr):  # where libraries warn; stdout has the name alone
+            name = train(int(words[0]), int(words[1]), words[2:]) if command == "train" else evaluate(words)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    print(name)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # What the launch scripts have in common; they source it. `set -euo pipefail` is theirs.
+: "${repository:?is set by the script that sources this}"
 
 # Says what is wrong with the command and ends it, as launch/train.py does with a setting.
 die() {
@@ -13,16 +14,30 @@ usage() {
     exit 0
 }
 
-# value "$@": what follows the option that stands first.
-value() {
-    [[ $# -ge 2 && $2 != --* ]] || die "$1 needs a value"
-    printf '%s' "$2"
+# take VARIABLE "$@": sets the variable to the value of the option that stands first, `--option value` or
+# `--option=value`, and `taken` to the number of words that were.
+# shellcheck disable=SC2034
+take() {
+    local variable=$1 option=${2%%=*} text
+    if [[ $2 == *=* ]]; then
+        text=${2#*=} taken=1
+    else
+        text=${3:-} taken=2
+    fi
+    [[ -n $text && $text != --* ]] || die "$option needs a value"
+    printf -v "$variable" %s "$text"
 }
 
-# number OPTION VALUE [LEAST]: a whole number of at least LEAST (0).
+# number OPTION VALUE [LEAST [MOST]]: a whole number from LEAST (0) to MOST (999999999).
 number() {
     [[ $2 =~ ^[0-9]+$ ]] || die "$1 is '$2': a whole number is needed"
+    ((${#2} <= 9 && 10#$2 <= ${4:-999999999})) || die "$1 is $2: at most ${4:-999999999} is possible"
     ((10#$2 >= ${3:-0})) || die "$1 is $2: at least ${3:-0} is needed"
+}
+
+# port OPTION VALUE
+port() {
+    number "$1" "$2" 1 65535
 }
 
 # file OPTION NAME
@@ -31,11 +46,15 @@ file() {
 }
 
 # The environment in which sorsa_ds is installed: the active one, else the repository's own (`make install`).
-# $1: the repository, also in the checks below.
 use_environment() {
-    export PYTHONPATH="$1${PYTHONPATH:+:$PYTHONPATH}"
-    command -v deepspeed >/dev/null || PATH="$1/.venv/bin:$PATH"
+    export PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
+    command -v deepspeed >/dev/null || PATH="$repository/.venv/bin:$PATH"
     command -v deepspeed >/dev/null || die "no deepspeed on PATH: activate the environment, or run make install"
+}
+
+# check WORD...: the Python command as it will be started, without starting it; see launch/check.py.
+check() {
+    python "$repository/launch/check.py" "$@"
 }
 
 # has OPTION WORD...: whether the option stands among the words.
@@ -50,6 +69,11 @@ has() {
 
 has_gpu() {
     nvidia-smi -L 2>/dev/null | grep -q .
+}
+
+# How many GPUs CUDA_VISIBLE_DEVICES names; all of this machine where it names none.
+count_gpus() {
+    if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then tr , '\n' <<<"$CUDA_VISIBLE_DEVICES"; else nvidia-smi -L; fi | grep -c .
 }
 
 # run COMMAND...: in a process group of its own, and told of the signals that this script gets. SIGTERM becomes

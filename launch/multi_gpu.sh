@@ -16,22 +16,24 @@ source "$repository/launch/common.sh"
 
 ranks='' port=29500 settings=()
 while (($#)); do
-    case $1 in
+    taken=1
+    case ${1%%=*} in
         -h | --help) usage ;;
-        --ranks) ranks=$(value "$@"); shift ;;
-        --port) port=$(value "$@"); shift ;;
+        --ranks) take ranks "$@" ;;
+        --port) take port "$@" ;;
         *) settings+=("$1") ;;
     esac
-    shift
+    shift "$taken"
 done
-number --port "$port" 1
+port --port "$port"
 [[ -z $ranks ]] || number --ranks "$ranks" 1
-use_environment "$repository"
+use_environment
 if ! has_gpu; then
     export DS_ACCELERATOR=cpu
     ranks=${ranks:-2}
 fi
-python "$repository/launch/check.py" "${settings[@]}" >/dev/null
+world_size=${ranks:-$(count_gpus)}
+check train "$world_size" "$world_size" "${settings[@]}" >/dev/null
 
 # shellcheck disable=SC2086
 run deepspeed --master_port "$port" ${ranks:+--num_gpus $ranks} "$repository/launch/train.py" "${settings[@]}"

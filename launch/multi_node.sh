@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train on several nodes, without ssh or pdsh: run this once on every node, with the same arguments.
 #
-#   launch/multi_node.sh --hostfile hostfile --config launch/recipes/llama3_70b_2nodes.yaml output.name=mine
+#   launch/multi_node.sh --hostfile hostfile --config launch/recipes/llama3_70b_2nodes.yaml \
+#       --ds_config ds_configs/zero3_multinode.json output.name=mine
 #
 #   --hostfile FILE    a line a node: `NAME slots=NUMBER_OF_GPUS`. The first one's rank 0 is where all ranks meet
 #   --node_rank K      which line of it this node is, from 0 (default: the one with this host's name or address)
@@ -20,27 +21,30 @@ source "$repository/launch/common.sh"
 
 hostfile='' node_rank='' master_addr='' master_port=29500 launcher=deepspeed script='' settings=()
 while (($#)); do
-    case $1 in
+    taken=1
+    case ${1%%=*} in
         -h | --help) usage ;;
-        --hostfile) hostfile=$(value "$@"); shift ;;
-        --node_rank) node_rank=$(value "$@"); shift ;;
-        --master_addr) master_addr=$(value "$@"); shift ;;
-        --master_port) master_port=$(value "$@"); shift ;;
-        --script) script=$(value "$@"); shift ;;
+        --hostfile) take hostfile "$@" ;;
+        --node_rank) take node_rank "$@" ;;
+        --master_addr) take master_addr "$@" ;;
+        --master_port) take master_port "$@" ;;
+        --script) take script "$@" ;;
         --torchrun) launcher=torchrun ;;
         *) settings+=("$1") ;;
     esac
-    shift
+    shift "$taken"
 done
 
 [[ -n $hostfile ]] || die "--hostfile is missing: one line a node, NAME slots=NUMBER_OF_GPUS"
 file --hostfile "$hostfile"
-nodes=() slots=()
+nodes=() slots=() world_size=0
 while read -r name rest || [[ -n $name ]]; do
     [[ -z $name || $name == \#* ]] && continue
     [[ $rest =~ ^slots=([1-9][0-9]*)[[:space:]]*(#.*)?$ ]] ||
         die "--hostfile $hostfile: '$name $rest' does not read NAME slots=NUMBER"
+    [[ " ${nodes[*]} " != *" $name "* ]] || die "--hostfile $hostfile names $name twice"
     nodes+=("$name") slots+=("${BASH_REMATCH[1]}")
+    world_size=$((world_size + BASH_REMATCH[1]))
 done <"$hostfile"
 ((${#nodes[@]})) || die "--hostfile $hostfile names no node"
 
@@ -53,19 +57,20 @@ if [[ -z $node_rank ]]; then
 fi
 number --node_rank "$node_rank"
 ((node_rank < ${#nodes[@]})) || die "--node_rank is $node_rank: $hostfile names nodes 0 to $((${#nodes[@]} - 1))"
-number --master_port "$master_port" 1
+port --master_port "$master_port"
 here=${slots[node_rank]}
+[[ $(printf '%s\n' "${slots[@]}" | sort -u | wc -l) == 1 ]] && each=$here || each=0 # 0: nodes differ
 if [[ $launcher == torchrun ]]; then
-    [[ $(printf '%s\n' "${slots[@]}" | sort -u | wc -l) == 1 ]] || die "--torchrun needs the same slots on every node"
+    ((each)) || die "--torchrun needs the same slots on every node"
 elif [[ -n ${CUDA_VISIBLE_DEVICES:-} && $CUDA_VISIBLE_DEVICES != "$(seq -s, 0 $((here - 1)))" ]]; then
     die "deepspeed would take GPUs 0 to $((here - 1)) instead of CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES: say --torchrun"
 fi
-use_environment "$repository"
+use_environment
 if [[ -n $script ]]; then
     file --script "$script"
 else
     script=$repository/launch/train.py
-    python "$repository/launch/check.py" "${settings[@]}" >/dev/null
+    check train "$world_size" "$each" "${settings[@]}" >/dev/null
 fi
 has_gpu || export DS_ACCELERATOR=cpu
 

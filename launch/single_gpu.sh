@@ -15,19 +15,20 @@ source "$repository/launch/common.sh"
 
 gpu='' settings=()
 while (($#)); do
-    case $1 in
+    taken=1
+    case ${1%%=*} in
         -h | --help) usage ;;
-        --gpu) gpu=$(value "$@"); shift ;;
+        --gpu) take gpu "$@" ;;
         *) settings+=("$1") ;;
     esac
-    shift
+    shift "$taken"
 done
 has --ds_config "${settings[@]}" || has --resume "${settings[@]}" ||
     settings=(--ds_config "$repository/ds_configs/stage0.json" "${settings[@]}")
 visible=${CUDA_VISIBLE_DEVICES:-0}
 [[ -z $gpu ]] || number --gpu "$gpu"
-use_environment "$repository"
-python "$repository/launch/check.py" "${settings[@]}" >/dev/null
+use_environment
+check train 1 1 "${settings[@]}" >/dev/null
 
 if has_gpu; then
     export CUDA_VISIBLE_DEVICES=${gpu:-${visible%%,*}}

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -39,7 +38,7 @@ def assemble(invocation: Invocation) -> Trainer:
     """
     config = absolute(invocation.config)
     raw = ds_config.load(invocation.ds_config)
-    _check_keys(raw, invocation.ds_config)
+    ds_config.check_zero_keys(raw, invocation.ds_config)
     timeout = timedelta(minutes=config.train.timeout_minutes)
     device_type = start_process(timeout)
     device, world = this_device(), comm.world_size()
@@ -171,13 +170,6 @@ def _decomposing(rounds: list) -> Iterable:
     say(ownership.describe(rounds))
     costs = [max(item.cost for item in one if item) for one in rounds]
     return tracked_by_cost(rounds, costs, "decomposing")
-
-
-def _check_keys(raw: dict, file: Path) -> None:
-    """DeepSpeed ignores what it does not know: a misspelt `stage` would silently train without ZeRO."""
-    unknown = ds_config.unknown_zero_keys(raw)
-    if unknown:
-        raise ValueError(f"{file}: zero_optimization has no {', '.join(map(repr, unknown))}; DeepSpeed would ignore it")
 
 
 def _settled(config: RunConfig, resolved: ds_config.Resolved, formats: precision.Precision) -> RunConfig:

@@ -153,6 +153,17 @@ def resolve(
     return Resolved(ds, sizes.micro, sizes.accumulation, sizes.global_size, clipping, stage)
 
 
+def check_zero_keys(raw: Json, file: Path) -> None:
+    """DeepSpeed ignores what it does not know: a misspelt `stage` would silently train without ZeRO.
+
+    Raises:
+        ValueError: naming the file and the keys of zero_optimization that DeepSpeed does not know.
+    """
+    unknown = unknown_zero_keys(raw)
+    if unknown:
+        raise ValueError(f"{file}: zero_optimization has no {', '.join(map(repr, unknown))}; DeepSpeed would ignore it")
+
+
 def unknown_zero_keys(raw: Json) -> list[str]:
     """Keys of zero_optimization (and its offload sections) that DeepSpeed does not know: it ignores them silently.
     Those that `resolve` refuses have a reason of their own."""

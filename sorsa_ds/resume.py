@@ -128,6 +128,23 @@ def find(request: str, config: RunConfig, device: torch.device) -> Resume | None
     raise ValueError("--resume: " + "; ".join(broken) + f"; {way}")
 
 
+def named(request: str) -> Path:
+    """The folder that --resume names.
+
+    Raises:
+        ValueError: there is none, or it is neither a run's nor a checkpoint's.
+    """
+    path = Path(request).expanduser().absolute()
+    run = run_of(path)
+    if not path.is_dir():
+        near = folder.existing(run)
+        hint = f"; the run's newest is {near[0]}" if near else ""
+        raise ValueError(f"--resume: there is no folder {path}{hint}")
+    if path == run and not (run / CONFIG).exists():
+        raise ValueError(f"--resume: {run} is not the folder of a run: it has no {CONFIG}")
+    return path
+
+
 def _candidates(request: str, config: RunConfig) -> list[Path]:
     """Checkpoints to try, the best first; empty: begin anew. On rank 0."""
     if request == AUTO:
@@ -141,17 +158,11 @@ def _candidates(request: str, config: RunConfig) -> list[Path]:
             if found := _whole_run(run):
                 return found
         return []
-    path = Path(request).expanduser().absolute()
+    path = named(request)
     run = run_of(path)
-    if not path.is_dir():
-        near = folder.existing(run)
-        hint = f"; the run's newest is {near[0]}" if near else ""
-        raise ValueError(f"--resume: there is no folder {path}{hint}")
     if path != run:
         _check_free(run)
         return [path]
-    if not (run / CONFIG).exists():
-        raise ValueError(f"--resume: {run} is not the folder of a run: it has no {CONFIG}")
     if (run / REPORT).exists():
         raise ValueError(f"--resume: {run} is finished; name one of its checkpoints to go on from there once more")
     _check_free(run)

@@ -24,17 +24,26 @@ REOPEN_BYTES = 2**26
 """So many bytes, or one tensor, may be read before the files are closed, which gives back their memory."""
 
 
+def check(model: str) -> None:
+    """Stop where a model's name can only be that of a folder, and there is none.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if not Path(model).expanduser().is_dir() and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
+        raise ValueError(f"model: there is no folder {model!r}")
+
+
 def find(model: str, revision: str | None) -> Path:
     """The folder of a model given as a folder or a hub name (downloaded into Hugging Face's cache).
 
     Raises:
         ValueError: neither a folder nor a model that the hub gives.
     """
+    check(model)
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
-    if model.count("/") > 1 or model.startswith((".", "/", "~")):
-        raise ValueError(f"model: there is no folder {model!r}")
     try:
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
         others = [] if any(folder.glob("*.safetensors")) else HfApi().list_repo_files(model, revision=revision)

@@ -41,11 +41,21 @@ def settings(project: Path, name: str) -> list[str]:
     ]  # fmt: skip
 
 
-def start(project: Path, name: str, *arguments: str, ranks=2, ds="zero3", **environment: str) -> subprocess.Popen:
-    """Start launch/train.py through `deepspeed`."""
+def default_settings(folder: Path, name: str) -> list[str]:
+    """The default job, shortened: the embedded model, the generated data, launch/recipes/default.yaml."""
+    return [
+        "--config", "launch/recipes/default.yaml", "train.steps=2", "data.eval_size=2",
+        f"output.folder={folder}", f"output.name={name}",
+    ]  # fmt: skip
+
+
+def start(
+    project: Path, name: str, *arguments: str, ranks=2, ds="zero3", job=settings, **environment: str
+) -> subprocess.Popen:
+    """Start launch/train.py through `deepspeed`. job: the settings of a project's run."""
     command = [
         str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), "--master_port", str(free_port()),
-        "launch/train.py", "--ds_config", f"ds_configs/{ds}.json", *settings(project, name), *arguments,
+        "launch/train.py", "--ds_config", f"ds_configs/{ds}.json", *job(project, name), *arguments,
     ]  # fmt: skip
     paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.Popen(

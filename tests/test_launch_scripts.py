@@ -27,6 +27,14 @@ def run(script: str, *arguments: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, text=True, capture_output=True, timeout=240, check=False, **options)
 
 
+def programs(folder: Path, **scripts: str) -> dict[str, str]:
+    """An environment in which programs of these names are these shell scripts."""
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(0o755)
+    return {**ENVIRONMENT, "PATH": f"{folder}:{ENVIRONMENT['PATH']}"}
+
+
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs Debian's shellcheck")
 def test_shellcheck_finds_nothing():
     files = [str(path.relative_to(ROOT)) for path in (ROOT / "launch").rglob("*") if path.suffix in (".sh", ".sbatch")]
@@ -59,13 +67,23 @@ def test_no_shell_variable_stands_in_an_sbatch_line():
     ("command", "message"),
     [
         ("single_gpu.sh --gpu", "--gpu needs a value"),
+        ("single_gpu.sh --gpu= sorsa.rank=8", "--gpu needs a value"),
         ("single_gpu.sh --gpu one", "--gpu is 'one': a whole number is needed"),
+        ("single_gpu.sh --gpu=one", "--gpu is 'one': a whole number is needed"),
         ("single_gpu.sh sorsa.rnk=3", "did you mean sorsa.rank"),
+        ("single_gpu.sh --resume nowhere", "--resume: there is no folder"),
+        ("single_gpu.sh --resume=.", "is not the folder of a run"),
         ("multi_gpu.sh --ranks 0", "--ranks is 0: at least 1 is needed"),
+        ("multi_gpu.sh --ranks=0", "--ranks is 0: at least 1 is needed"),
+        ("multi_gpu.sh --port 70000", "--port is 70000: at most 65535 is possible"),
+        ("multi_gpu.sh --ranks 3 train.global_batch_size=4", "4 is not 3 ranks x a whole number"),
         ("multi_gpu.sh --config nowhere.yaml", "--config nowhere.yaml: no such file"),
         ("multi_node.sh sorsa.rank=8", "--hostfile is missing"),
         ("multi_node.sh --hostfile nowhere", "--hostfile nowhere: no such file"),
         ("multi_node.sh --hostfile HOSTS", "does not name this node"),
+        ("multi_node.sh --hostfile TWICE", "--hostfile TWICE names one twice"),
+        ("multi_node.sh --hostfile HOSTS --node_rank 0 --master_port 99999", "--master_port is 99999: at most 65535"),
+        ("multi_node.sh --hostfile HOSTS --node_rank 0 train.global_batch_size=8", "8 is not 6 ranks x a whole number"),
         ("multi_node.sh --hostfile HOSTS --node_rank 2", "--node_rank is 2: "),
         ("multi_node.sh --hostfile HOSTS --node_rank x", "--node_rank is 'x': a whole number is needed"),
         ("multi_node.sh --hostfile BAD --node_rank 0", "'one 4' does not read NAME slots=NUMBER"),
@@ -73,19 +91,70 @@ def test_no_shell_variable_stands_in_an_sbatch_line():
         ("multi_node.sh --hostfile HOSTS --node_rank 0 train.steps=0", "train.steps"),
         ("multi_node.sh --hostfile HOSTS --node_rank 0 --script nowhere.py", "--script nowhere.py: no such file"),
         ("slurm/train.sbatch --ranks_per_node none", "--ranks_per_node is 'none'"),
-        ("slurm/train.sbatch --nodes=2 -- --ds_config nowhere.json", "--ds_config nowhere.json: no such file"),
         ("slurm/train.sbatch --max_requeues -1", "--max_requeues is '-1'"),
-        ("slurm/evaluate.sbatch", "nothing to evaluate"),
+        ("slurm/train.sbatch --max_requeues=-1", "--max_requeues is '-1'"),
+        ("slurm/train.sbatch --nodes=2", "no GPUs are asked for"),
+        ("slurm/train.sbatch --nodes=2-4 GPUS --", "--nodes is '2-4': a whole number is needed"),
+        ("slurm/train.sbatch GPUS -- --master_port 99999999999999999999", "at most 65535 is possible"),
+        ("slurm/train.sbatch GPUS -- --ds_config nowhere.json", "--ds_config nowhere.json: no such file"),
+        ("slurm/train.sbatch GPUS -- --ds_config CUT.json", "CUT.json:2:1: not valid JSON"),
+        (
+            "slurm/train.sbatch GPUS -- --ds_config ODD.json",
+            '"zero_optimisation" is not a key that this trainer passes on',
+        ),
+        ("slurm/train.sbatch GPUS -- --ds_config ODD_ZERO.json", "zero_optimization has no 'zero_optimization.stgae'"),
+        ("slurm/train.sbatch GPUS -- --resume nowhere", "--resume: there is no folder"),
+        ("slurm/train.sbatch -N 3 GPUS -- train.global_batch_size=8", "8 is not 6 ranks x a whole number"),
+        ("slurm/train.sbatch --gres=gpu:a100:3 -- train.global_batch_size=8", "8 is not 3 ranks x a whole number"),
+        ("slurm/evaluate.sbatch GPUS -- ", "arguments are required: --model, --task"),
+        ("slurm/evaluate.sbatch GPUS -- --model m --task loss --bogus=3", "unrecognized arguments: --bogus=3"),
+        ("slurm/evaluate.sbatch GPUS -- --model m --task loss --shots 3", "unrecognized arguments: --shots 3"),
+        ("slurm/evaluate.sbatch GPUS -- --model m --task gsm8k --window 9", "--window goes with --task loss"),
+        ("slurm/evaluate.sbatch GPUS -- --model /nowhere --task loss", "there is no folder '/nowhere'"),
+        ("slurm/evaluate.sbatch GPUS -- --model RUN --task loss", "RUN is unfinished"),
+        ("slurm/evaluate.sbatch GPUS --model m --task loss", "what is for sbatch stands before a `--`"),
     ],
 )
 def test_mistakes_end_with_one_message_before_anything_is_started(command, message, tmp_path):
     (tmp_path / "HOSTS").write_text("one.invalid slots=4\ntwo.invalid slots=2\n")
+    (tmp_path / "TWICE").write_text("one slots=4\ntwo slots=4\none slots=2\n")
     (tmp_path / "BAD").write_text("one 4\n")
-    done = run(*command.split(), cwd=tmp_path)
+    (tmp_path / "CUT.json").write_text("{\n")
+    (tmp_path / "ODD.json").write_text('{"zero_optimisation": {"stage": 3}}')
+    (tmp_path / "ODD_ZERO.json").write_text('{"zero_optimization": {"stgae": 3}}')
+    (tmp_path / "RUN").mkdir()
+    (tmp_path / "RUN" / "config.yaml").touch()
+    queued = programs(tmp_path, sbatch="touch queued")
+    done = run(*command.replace("GPUS", "--gpus-per-node=2").split(), cwd=tmp_path, env=queued)
+    assert not (tmp_path / "queued").exists()
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("error: ") == 1
     assert done.stdout == ""
+
+
+def test_a_job_is_queued_from_the_folder_in_which_its_arguments_were_checked(tmp_path):
+    (tmp_path / "mine.yaml").write_text("sorsa: {rank: 3}\n")
+    environment = programs(tmp_path, sbatch='echo "$PWD $SORSA_REPOSITORY $*"')
+    script = os.path.relpath(ROOT / "launch" / "slurm" / "train.sbatch", tmp_path)
+    done = subprocess.run(
+        ["bash", script, "--gpus-per-node=2", "--", "--torchrun", "--config", "mine.yaml"],
+        cwd=tmp_path, env=environment, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    queued = f"--gpus-per-node=2 {ROOT}/launch/slurm/train.sbatch --torchrun --config mine.yaml"
+    assert done.stdout == f"{tmp_path} {ROOT} {queued}\n"
+
+
+def test_a_job_that_cannot_be_queued_again_still_ends_with_the_code_of_its_ranks(tmp_path):
+    environment = programs(tmp_path, srun="exit 75", scontrol="[[ $1 == show ]] && echo JobState=RUNNING NodeAddr=one")
+    job = {
+        "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "sorsa", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "one",
+        "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_GPUS_ON_NODE": "2",
+    }  # fmt: skip
+    done = run("slurm/train.sbatch", "--logs", "logs", cwd=tmp_path, env={**environment, **job})
+    assert done.returncode == 75, done.stderr
+    assert "Slurm refuses to queue the job again" in done.stdout
 
 
 def test_gpus_that_deepspeed_would_not_take_are_refused(tmp_path):

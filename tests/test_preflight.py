@@ -126,6 +126,23 @@ def test_one_nodes_fault_ends_all_ranks_with_the_same_message(project):
     assert told[0].startswith("preflight: nothing was started:\n  node b (rank 1): train.seed is 1, on a 0")
 
 
+def test_a_rank_that_cannot_tell_of_itself_ends_all_of_them(project):
+    def gather(*_):
+        raise PermissionError("the disk does not let itself be measured")
+
+    told = run_ranks(2, _check_with, gather, [*settings(project, "x")])
+    assert told[0] == told[1]
+    assert told[0].endswith("\n  node b (rank 1): PermissionError: the disk does not let itself be measured")
+
+
+def _check_with(gather, arguments: list[str]) -> str:
+    from sorsa_ds import comm, preflight
+
+    if comm.rank() == 1:
+        preflight.check.__globals__["gather"] = gather
+    return _check(arguments, ["a", "b"])
+
+
 def test_a_run_folder_that_is_not_shared_is_found(project, tmp_path, monkeypatch):
     """Rank 1 has another folder of that name: relative names, from another current folder."""
     told = run_ranks(2, _in_own_folder, tmp_path)

@@ -81,9 +81,21 @@ def test_the_batch_is_that_of_the_papers_on_the_hardware_that_the_head_names(nam
 @pytest.mark.parametrize("name", NAMES)
 def test_the_launch_command_is_of_the_same_recipe_and_hardware(name):
     json, gpus, nodes = hardware(name)
-    where = f"--num_gpus {gpus}" if nodes == 1 else "--hostfile hostfile"
-    command = f"deepspeed {where} launch/train.py --ds_config {json} \\\n#       --config launch/recipes/{name}.yaml\n"
+    script = (
+        "single_gpu.sh" if gpus * nodes == 1 else "multi_gpu.sh" if nodes == 1 else "multi_node.sh --hostfile hostfile"
+    )
+    command = f"launch/{script} --ds_config {json} \\\n#       --config launch/recipes/{name}.yaml\n"
     assert f"#   {command}" in recipes.head(recipes.FOLDER / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if hardware(name)[2] > 1])
+def test_wherever_a_recipe_for_many_nodes_is_launched_it_is_with_its_ds_config(name):
+    texts = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").rglob("*.sh"),
+             *(ROOT / "launch").rglob("*.sbatch")]  # fmt: skip
+    told = "\n".join(path.read_text().replace("\\\n", " ") for path in texts)
+    commands = [line for line in told.splitlines() if f"--config launch/recipes/{name}.yaml" in line]
+    assert len(commands) >= 6
+    assert [line for line in commands if f"--ds_config {hardware(name)[0]}" not in line] == []
 
 
 @pytest.mark.parametrize("name", [*PAPERS, "analysis_llama2_7b_sorsa"])

@@ -2,12 +2,12 @@
 # What the Slurm scripts have in common; they source it after launch/common.sh, inside the job or outside.
 : "${repository:?is set by the script that sources this}"
 
-# submit_or_parse SCRIPT "$@". Outside a job: checks, submits SCRIPT and ends. Inside: sets ranks, master_port,
-# torchrun, logs, max_requeues, and `settings`, which are for the Python command.
+# submit_or_parse SCRIPT "$@". Outside a job: checks, submits SCRIPT and ends. Inside: sets ranks (of a node),
+# node_count, master_port, torchrun, logs, max_requeues, and `settings`, which are for the Python command.
 submit_or_parse() {
     local script=$1 word given=() sbatch_options=()
     shift
-    ranks='' master_port='' torchrun='' logs='' max_requeues=100 settings=()
+    ranks='' node_count=1 master_port='' torchrun='' logs='' max_requeues=100 settings=()
     given=("$@")
     for word in "$@"; do
         if [[ $word == -- ]]; then # what stands before it is for sbatch
@@ -18,31 +18,44 @@ submit_or_parse() {
         fi
     done
     while (($#)); do
-        case $1 in
+        taken=1
+        case ${1%%=*} in
             -h | --help) usage ;;
-            --ranks_per_node) ranks=$(value "$@"); shift ;;
-            --master_port) master_port=$(value "$@"); shift ;;
-            --logs) logs=$(value "$@"); shift ;;
-            --max_requeues) max_requeues=$(value "$@"); shift ;;
+            --ranks_per_node) take ranks "$@" ;;
+            --master_port) take master_port "$@" ;;
+            --logs) take logs "$@" ;;
+            --max_requeues) take max_requeues "$@" ;;
             --torchrun) torchrun=--torchrun ;;
             *) settings+=("$1") ;;
         esac
-        shift
+        shift "$taken"
     done
-    [[ -z $ranks ]] || number --ranks_per_node "$ranks" 1
-    [[ -z $master_port ]] || number --master_port "$master_port" 1
+    [[ -z $master_port ]] || port --master_port "$master_port"
     number --max_requeues "$max_requeues"
-    use_environment "$repository"
+    if [[ -n ${SLURM_JOB_ID:-} ]]; then
+        ((${#sbatch_options[@]} == 0)) || die "inside a job there is nothing for sbatch: '${sbatch_options[*]} --'"
+        ranks=${ranks:-${SLURM_GPUS_ON_NODE:-}} node_count=$SLURM_JOB_NUM_NODES
+    else
+        read_sbatch_options " ${sbatch_options[*]} "
+    fi
+    [[ -n $ranks ]] || die "no GPUs are asked for: say --gpus-per-node=N to sbatch (what is for sbatch stands before" \
+        "a \`--\` where sbatch itself does not), or --ranks_per_node N for CPU ranks"
+    number --ranks_per_node "$ranks" 1
+    number --nodes "$node_count" 1
+    use_environment
     check_arguments # the script's own
 
     if [[ -z ${SLURM_JOB_ID:-} ]]; then
         command -v sbatch >/dev/null || die "there is no sbatch here; launch/multi_gpu.sh and multi_node.sh need none"
-        cd "$repository" || exit
-        exec sbatch "${sbatch_options[@]}" "$script" "${given[@]}"
+        export SORSA_REPOSITORY=$repository # the job runs in this folder, from which the files were named
+        exec sbatch "${sbatch_options[@]}" "$repository/$script" "${given[@]}"
     fi
-    ((${#sbatch_options[@]} == 0)) || die "inside a job there is nothing for sbatch: '${sbatch_options[*]} --'"
-    ranks=${ranks:-${SLURM_GPUS_ON_NODE:-}}
-    [[ -n $ranks ]] || die "Slurm gives this job no GPUs: ask for --gpus-per-node, or say --ranks_per_node for CPU ranks"
+}
+
+# read_sbatch_options " WORD WORD... ": node_count and, unless it is set, ranks; as sbatch reads them, the last counts.
+read_sbatch_options() {
+    [[ ! $1 =~ .*\ (--nodes[=\ ]|-N\ ?)([^\ ]+) ]] || node_count=${BASH_REMATCH[2]}
+    [[ ! $1 =~ .*\ --(gpus-per-node[=\ ]|gres[=\ ]([^\ ]*,)?gpu:)([^\ ,]*:)?([0-9]+) ]] || ranks=${ranks:-${BASH_REMATCH[4]}}
 }
 
 # run_on_nodes WORD...: launch/multi_node.sh with these words on every node of the job; sets `code`.

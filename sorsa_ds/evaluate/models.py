@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sorsa_ds import adapter, cli, digest, precision
+from sorsa_ds import adapter, cli, digest, precision, weights
 from sorsa_ds.config import LoadingConfig, RunConfig
 from sorsa_ds.console import tracked
 from sorsa_ds.evaluate.merging import merge_dense
@@ -47,6 +47,21 @@ class Found:
         return digest.of_bytes(" ".join(digest.of_file(file) for file in self.weights).encode())
 
 
+def check(model: str) -> None:
+    """What can be told of a model without reading it, and without the hub.
+
+    Raises:
+        ValueError: there is no such folder, or a run is unfinished.
+    """
+    weights.check(model)
+    folder = Path(model).expanduser()
+    if _is_run(folder):
+        if is_held(folder):
+            raise ValueError(f"--model: {folder} still trains; evaluate it when it is done")
+        if not (folder / REPORT).exists():
+            raise ValueError(f"--model: {folder} is unfinished; go on with it (launch/train.py --resume {folder})")
+
+
 def find(model: str, base: str | None = None, trust_remote_code: bool = False) -> Found:
     """What stands behind the name; nothing large is read.
 
@@ -56,8 +71,9 @@ def find(model: str, base: str | None = None, trust_remote_code: bool = False) -
     Raises:
         ValueError: there is no such model, or a run is unfinished.
     """
+    check(model)
     folder = Path(model).expanduser()
-    if (folder / CONFIG).exists() and not (folder / "config.json").exists():
+    if _is_run(folder):
         return _run(folder, base)
     if (folder / adapter.CONFIG).exists():
         try:
@@ -72,11 +88,11 @@ def find(model: str, base: str | None = None, trust_remote_code: bool = False) -
     return Found("model", _weights(place), place, loading, lambda device, dtype: _plain(place, loading, device, dtype))
 
 
+def _is_run(folder: Path) -> bool:
+    return (folder / CONFIG).exists() and not (folder / "config.json").exists()
+
+
 def _run(folder: Path, base: str | None) -> Found:
-    if is_held(folder):
-        raise ValueError(f"--model: {folder} still trains; evaluate it when it is done")
-    if not (folder / REPORT).exists():
-        raise ValueError(f"--model: {folder} is unfinished; go on with it (launch/train.py --resume {folder})")
     config = cli.load(RunConfig, folder / CONFIG)
     adapter.read_description(folder / ADAPTER).check_residual(config.residual)
     return _adapter(folder / ADAPTER, base, (folder, config))

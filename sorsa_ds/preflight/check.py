@@ -1,5 +1,6 @@
 """The exchange between the ranks: everybody's facts, a file in the run folder, one all-reduce under a time limit."""
 
+import os
 import time
 import uuid
 from contextlib import suppress
@@ -33,15 +34,21 @@ def check(invocation: Invocation, ds_config: dict, device: torch.device, timeout
         ValueError: naming the nodes and what is wrong there; the same on every rank.
     """
     group = comm.cpu_group(timeout)  # a network that only the GPUs use may be what is broken
-    mine = gather(invocation, ds_config, argv)
+    node = os.uname().nodename
+    mine, wrong = None, None
+    try:
+        mine = gather(invocation, ds_config, argv)
+    except Exception as error:  # the others wait for this rank
+        wrong = f"node {node} (rank {comm.rank()}): {type(error).__name__}: {error}"
+    _stop(_from_all(wrong, group))
     facts = _from_all(mine, group)
     say(rank_map(facts))
     _stop(faults(facts))
     if len(nodes(facts)) > 1:
-        _stop(_folder_faults(run_folder(invocation), mine.node, group))
+        _stop(_folder_faults(run_folder(invocation), node, group))
     if comm.world_size() > 1:
         seconds, wrong = _all_reduce(device, min(timeout, _LONGEST))
-        _stop(_from_all(f"node {mine.node}: {wrong}" if wrong else None, group))
+        _stop(_from_all(f"node {node}: {wrong}" if wrong else None, group))
         say(f"  all-reduce of {_NUMBERS * 4 / 2**20:.0f} MiB over all ranks: {seconds * 1e3:.0f} ms")
 
 
@@ -70,7 +77,7 @@ def _folder_faults(folder: Path, node: str, group: dist.ProcessGroup | None) -> 
             wrong = f"node {node}: {error}"
     name = _from_all(written.name, group)[0]
     refused = [fault for fault in _from_all(wrong, group) if fault]
-    if not refused and not (folder / name).exists():
+    if not refused and not os.path.exists(folder / name):  # nor where it may not look
         wrong = f"node {node}: output.folder {folder} is not that of rank 0: all nodes need one shared folder"
     found = refused or _from_all(wrong, group)
     with suppress(OSError):

@@ -1,12 +1,20 @@
-"""The run that the runs on clusters must equal."""
+"""The runs that the runs on clusters must equal: of one launcher with two ranks."""
 
 from pathlib import Path
 
 import pytest
-from projects import launch
+from projects import default_settings, launch
+
+from sorsa_ds.embedded import cache_folder
 
 
 @pytest.fixture(scope="session")
 def reference(project) -> Path:
-    """One launcher with two ranks."""
+    """The small job."""
     return launch(project, "one-launcher", "output.save_every=3")[1]
+
+
+@pytest.fixture(scope="session")
+def default_reference(project) -> Path:
+    """The default job; the user's cache has the model, and now its decomposition."""
+    return launch(project, "one-launcher-default", job=default_settings, SORSA_CACHE=str(cache_folder()))[1]

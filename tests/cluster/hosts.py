@@ -1,9 +1,12 @@
 """Two hosts on this machine: network namespaces with names and addresses of their own, joined by one cable."""
 
 import os
+import re
 import signal
 import subprocess
+from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 
 NAMES = ("host-a", "host-b")
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
@@ -17,6 +20,7 @@ class Hosts:
         self._spaces = [f"sorsa-{os.getpid()}-{name}" for name in NAMES]
 
     def __enter__(self) -> "Hosts":
+        _remove(space for space in _spaces() if not Path(f"/proc/{space.split('-')[1]}").exists())  # of killed tests
         try:
             for space in self._spaces:
                 _ip("netns", "add", space)
@@ -46,16 +50,30 @@ class Hosts:
 
     def kill(self, host: int) -> None:
         """Pull the plug: SIGKILL to everything that runs there."""
-        for pid in _ip("netns", "pids", self._spaces[host]).split():
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+        _kill(self._spaces[host])
 
     def __exit__(self, *_) -> None:
-        for host, space in enumerate(self._spaces):
-            with suppress(subprocess.CalledProcessError):
-                self.kill(host)
-            with suppress(subprocess.CalledProcessError):
-                _ip("netns", "del", space)
+        _remove(self._spaces)
+
+
+def _spaces() -> list[str]:
+    """The namespaces of all tests, `sorsa-PID-HOST`, this one's and others'."""
+    names = [line.split()[0] for line in _ip("netns", "list").splitlines()]
+    return [name for name in names if re.fullmatch(r"sorsa-\d+-host-\w", name)]
+
+
+def _kill(space: str) -> None:
+    for pid in _ip("netns", "pids", space).split():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def _remove(spaces: Iterable[str]) -> None:
+    for space in spaces:
+        with suppress(subprocess.CalledProcessError):
+            _kill(space)
+        with suppress(subprocess.CalledProcessError):
+            _ip("netns", "del", space)
 
 
 def _ip(*words: str) -> str:

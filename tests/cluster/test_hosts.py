@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from hosts import ADDRESSES, INTERFACE, NAMES, Hosts
 from jobs import SECONDS, Hold, need, same
-from projects import ROOT, metrics, settings
+from projects import ROOT, default_settings, metrics, settings
 from worlds import free_port
+
+from sorsa_ds.embedded import cache_folder
 
 pytestmark = pytest.mark.cluster
 
@@ -32,21 +34,22 @@ def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
     return [(process.returncode, text) for process, text in zip(processes, printed, strict=True)]
 
 
-def test_two_launchers_on_one_machine_train_as_one(project, reference, tmp_path):
+def test_two_launchers_on_one_machine_train_the_default_job_as_one(project, default_reference, tmp_path):
     hostfile = tmp_path / "hostfile"
     hostfile.write_text("one slots=1\n\n# two names of this machine\ntwo slots=1\n")
     where = ["--torchrun", "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     processes = [
         subprocess.Popen(
-            command(hostfile, "--node_rank", str(k), *where, *settings(project, "loopback")),
-            cwd=project, env=environment(project), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command(hostfile, "--node_rank", str(k), *where, *default_settings(project, "loopback")),
+            cwd=project, env=environment(project, SORSA_CACHE=str(cache_folder())), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for k in range(2)
     ]  # fmt: skip
     for code, printed in ended(processes):
         assert code == 0, printed[-3000:]
         assert "exit code 0 after 0:0" in printed
-    assert same(project / "loopback", reference)
+    assert same(project / "loopback", default_reference)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,18 @@ def hosts():
     need("ip", "unshare")
     with Hosts() as both:
         yield both
+
+
+def test_hosts_of_a_process_that_is_gone_are_removed():
+    need("ip")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    space = f"sorsa-{gone.pid}-host-a"
+    subprocess.run(["ip", "netns", "add", space], check=True)
+    with Hosts():
+        left = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout
+    assert space not in left
+    assert f"sorsa-{os.getpid()}-host-a" in left
 
 
 def start(hosts, project, tmp_path, *arguments: str, on_b=(), **more: str) -> list[subprocess.Popen]:

@@ -20,15 +20,19 @@ def slurm():
         yield cluster
 
 
-def submit(slurm, project, script: str, *arguments: str, options=(), **more: str) -> str:
-    """sbatch; returns the job's number. The job's own log is PROJECT/NUMBER.log, the nodes' are in PROJECT/NUMBER."""
+def submit(slurm, project, script: str, *arguments: str, options=(), checked=False, **more: str) -> str:
+    """sbatch; returns the job's number. The job's own log is PROJECT/NUMBER.log, the nodes' are in PROJECT/logs.
+
+    checked: through the script itself, which then submits itself.
+    """
     slurm.environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "SORSA_REPOSITORY": str(ROOT),
         "SORSA_CACHE": str(project / "cache"), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""), **more,
     }  # fmt: skip
-    command = ["sbatch", "--parsable", f"--output={project}/%j.log", *options, str(ROOT / "launch" / "slurm" / script)]
-    return slurm.run(*command, "--ranks_per_node", "1", *arguments, cwd=project).strip()
+    path, options = str(ROOT / "launch" / "slurm" / script), ["--parsable", f"--output={project}/%j.log", *options]
+    command = ["bash", path, *options, "--"] if checked else ["sbatch", *options, path]
+    return slurm.run(*command, "--ranks_per_node=1", *arguments, cwd=project).strip()
 
 
 def test_a_job_is_told_of_its_time_limit_saves_is_queued_again_and_finishes(slurm, project, reference, tmp_path):
@@ -64,7 +68,7 @@ def test_a_job_is_told_of_its_time_limit_saves_is_queued_again_and_finishes(slur
 def check_the_rest(slurm, project, run):
     """Another failure is passed on and not queued again; the finished run is evaluated. Both at once, a node each."""
     bad = submit(slurm, project, "train.sbatch", *settings(project, "bad"), "sorsa.targets=[qproj]")
-    good = submit(slurm, project, "evaluate.sbatch", "--model", str(run), "--task", "loss")
+    good = submit(slurm, project, "evaluate.sbatch", "--model", run.name, "--task", "loss", checked=True)
     job = slurm.wait(bad, SECONDS)
     log = project / f"{bad}.log"
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "0"), last_lines(log)
