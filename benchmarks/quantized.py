@@ -2,8 +2,8 @@
 
     python benchmarks/quantized.py                all of it on the default model, about 15 minutes on two cores
     python benchmarks/quantized.py --steps 4      a shorter training run
-    python benchmarks/quantized.py --shape config.json --storage nf4_double --rank 128 --lengths 512 2048
-                                                  one GPU: only a model of that shape, with made-up weights
+    python benchmarks/quantized.py --shape sorsa_ds/shapes/llama2_70b --storage nf4_double --rank 128 \\
+        --lengths 512 2048                        one GPU: only a model of that shape, with made-up weights
 
 Every ratio compares two sides that were run here, each in fresh processes with one thread a rank; step times are
 medians of steps taken in turns in one process. The last line is one JSON object.
@@ -37,14 +37,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps of the training runs (default: one epoch)")
     parser.add_argument("--timed", type=int, default=5, help="steps that are timed")
     parser.add_argument("--lengths", type=int, nargs="+", default=[128], help="tokens of a sequence")
-    parser.add_argument("--shape", type=Path, help="config.json of a Llama: train that shape, and nothing else")
+    parser.add_argument("--shape", type=Path, help="folder with a config.json: train that shape, and nothing else")
     a = parser.parse_args()
     sizes = ("--rank", str(a.rank), "--lengths", *map(str, a.lengths))
     if a.shape is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(a.shape.read_text())
-            given = ("--storage", a.storage, *sizes, "--steps", str(a.timed), "--shape", f"{folder}/config.json")
-            result = in_ranks(WORKERS, 1, "shaped", *given)
+        given = ("--storage", a.storage, *sizes, "--steps", str(a.timed), "--shape", str(a.shape))
+        result = in_ranks(WORKERS, 1, "shaped", *given)
     else:
         result = {
             **held(), **gathered(a.storage, sizes), **timed(a.storage, sizes, a.timed),

@@ -1,8 +1,10 @@
 """The training loss: the mean over the learned tokens of the whole global batch.
 
-Shapes: B sequences, L positions, K learned tokens, C vocabulary.
+Shapes: B sequences, L positions, P positions at which any sequence learns, K learned tokens, C vocabulary.
 """
 
+import functools
+import inspect
 from collections.abc import Iterable
 
 import torch
@@ -22,12 +24,27 @@ def summed_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
     batch: input_ids, attention_mask, labels, each (B, L); labels are -100 where nothing is learned.
     """
-    output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
     labels_BL = batch["labels"][:, 1:]
     learned = labels_BL != IGNORED
-    # Only the learned positions are widened to fp32: a prompt's logits are never needed.
-    logits_KC = output.logits[:, :-1][learned]
+    if takes_positions(type(getattr(model, "module", model))):
+        # The output head sees only where something is learned: of prompts and padding it would be most of its work.
+        positions_P = learned.any(0).nonzero().view(-1)
+        if not len(positions_P):
+            positions_P = positions_P.new_zeros(1)
+        labels_BL, learned = labels_BL[:, positions_P], learned[:, positions_P]
+        logits = model(**inputs, logits_to_keep=positions_P).logits
+    else:
+        logits = model(**inputs).logits[:, :-1]
+    logits_KC = logits[learned]  # only these are widened to fp32
     return nn.functional.cross_entropy(logits_KC.float(), labels_BL[learned], reduction="sum")
+
+
+@functools.cache
+def takes_positions(model_class: type[nn.Module]) -> bool:
+    """Whether a model can be asked for the logits of some positions only: transformers' own can, others' may not."""
+    own = model_class.__module__.startswith("transformers.")
+    return own and "logits_to_keep" in inspect.signature(model_class.forward).parameters
 
 
 @torch.no_grad()

@@ -62,6 +62,30 @@ def test_each_example_of_a_micro_batch_goes_to_one_rank():
     assert set.union(*ranks) == set(range(24))
 
 
+@pytest.mark.parametrize(("world", "micro_batch"), SHAPES)
+def test_examples_of_similar_length_share_a_row_of_micro_batches_the_longest_first(world, micro_batch):
+    order = GlobalOrder.of_run(50, GLOBAL_BATCH, seed=1, epochs=1)
+    for step in range(order.steps):
+        per_rank = [
+            order.micro_batches(step, rank, world, micro_batch, lambda index: index % 7) for rank in range(world)
+        ]
+        rows = [[index for rank in row for index in rank] for row in zip(*per_rank, strict=True)]
+        lengths = [-1 if index is None else index % 7 for row in rows for index in row]
+        assert lengths == sorted(lengths, reverse=True)
+        stream = [order.index(position) for position in range(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH)]
+        assert sorted(map(str, stream)) == sorted(str(index) for row in rows for index in row)
+
+
+def test_a_plan_pads_no_more_than_the_lengths_of_neighbours_differ():
+    examples = [example(number, 2 + number * number % 53) for number in range(1, 65)]
+    plan = BatchPlan(
+        examples, micro_batch_size=4, accumulation=16, rank=0, world_size=1, seed=0, pad_token_id=PAD
+    )  # fmt: skip
+    batches = plan.micro_batches(0)
+    lengths = sorted((len(one["input_ids"]) for one in examples), reverse=True)
+    assert [batch["input_ids"].shape[1] for batch in batches] == lengths[::4]
+
+
 def test_steps_go_on_over_epochs_with_full_batches():
     order = GlobalOrder.of_run(5, 4, seed=0, steps=10)
     assert order.steps == 10

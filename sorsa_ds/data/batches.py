@@ -59,14 +59,17 @@ class BatchPlan:
 
     def micro_batches(self, step: int) -> list[dict[str, Tensor]]:
         """This rank's batches of optimizer step `step` (from 0), one for each accumulation step; see `collate`."""
-        indices = self.order.micro_batches(step, self.rank, self.world_size, self.micro_batch_size)
+        indices = self.order.micro_batches(
+            step, self.rank, self.world_size, self.micro_batch_size, lambda index: _length(self.examples[index])
+        )
         return [_batch(self.examples, batch, self.pad_token_id) for batch in indices]
 
 
 def eval_batches(
     examples: Sequence[Example], rank: int, world_size: int, micro_batch_size: int, pad_token_id: int
 ) -> Iterator[dict[str, Tensor]]:
-    """One rank's share of the held-out examples, in their order; as many batches on every rank. See `collate`."""
+    """One rank's share of the held-out examples, the longest first; as many batches on every rank. See `collate`."""
+    examples = sorted(examples, key=_length, reverse=True)
     rounds = math.ceil(len(examples) / (world_size * micro_batch_size))
     for places in rank_slices(rounds, rank, world_size, micro_batch_size):
         indices = [place if place < len(examples) else None for place in places]
@@ -78,7 +81,7 @@ def collate(examples: Sequence[Example | None], pad_token_id: int) -> dict[str, 
 
     The mask is 1 over each example's own length, whatever its tokens are.
     """
-    lengths = [1 if example is None else len(example["input_ids"]) for example in examples]
+    lengths = [1 if example is None else _length(example) for example in examples]
     shape = (len(examples), max(lengths))
     input_ids_BL = torch.full(shape, pad_token_id)
     attention_mask_BL = torch.zeros(shape, dtype=torch.int64)
@@ -99,6 +102,10 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """
     candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id, 0)
     return next(token for token in candidates if token is not None)
+
+
+def _length(example: Example) -> int:
+    return len(example["input_ids"])
 
 
 def _batch(examples: Sequence[Example], indices: Sequence[int | None], pad_token_id: int) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ positions [t*G, (t+1)*G), G being the global batch size, so the set of examples 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -45,13 +45,20 @@ class GlobalOrder:
         epoch, place = divmod(position, self.examples)
         return int(_permutation(self.examples, self.seed, epoch)[place])
 
-    def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> list[list[int | None]]:
-        """The examples of one rank in one step: its micro-batches in turn, each of `micro_batch` indices or Nones."""
+    def micro_batches(
+        self, step: int, rank: int, world: int, micro_batch: int, length: Callable[[int], int] = lambda index: 0
+    ) -> list[list[int | None]]:
+        """The examples of one rank in one step: its micro-batches in turn, each of `micro_batch` indices or Nones.
+
+        Those of similar `length` share a micro-batch, and a row of micro-batches over the ranks, the longest first:
+        little is padded, and no rank waits long for another. A step's gradient, a mean over all its tokens, is the same.
+        """
         accumulation, rest = divmod(self.global_batch, world * micro_batch)
         assert rest == 0, (self.global_batch, world, micro_batch)
         start = step * self.global_batch
-        rounds = rank_slices(accumulation, rank, world, micro_batch)
-        return [[self.index(start + place) for place in places] for places in rounds]
+        indices = [self.index(position) for position in range(start, start + self.global_batch)]
+        indices.sort(key=lambda index: math.inf if index is None else -length(index))
+        return [[indices[place] for place in places] for places in rank_slices(accumulation, rank, world, micro_batch)]
 
 
 def rank_slices(rounds: int, rank: int, world: int, micro_batch: int) -> Iterator[range]:

@@ -1,0 +1,75 @@
+"""Forward and backward of one adapted linear against PEFT's LoRA, the authors' layer, and the frozen linear alone.
+
+    python benchmarks/layer.py                                        1024 x 1024 in fp32: what two cores can do
+    python benchmarks/layer.py --shape 4096 4096 --dtype bf16 --tokens 1 128 4096 32768       a GPU
+
+All four in turns in one process: the frozen weight in the dtype, what is trained in fp32, under autocast where the
+dtype is bf16. The last line is one JSON object: medians over the grid of the ratio of seconds, and their extremes.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+
+import torch
+from common import say
+from peers import layers
+from turns import in_turns, ratio
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def main() -> None:
+    """Time the grid, print a table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=int, nargs=2, default=[1024, 1024], metavar=("OUT", "IN"))
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 32, 512, 4096, 32768])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 32, 128, 256])
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32")
+    parser.add_argument("--rounds", type=int, default=9)
+    a = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found: dict[str, dict[tuple[int, int], float]] = {"frozen": {}, "lora": {}, "reference": {}}
+    say(f"{'tokens':>7} {'rank':>5} {'frozen ms':>10} {'sorsa ms':>10} | over frozen, lora, reference (quartiles)")
+    for tokens in a.tokens:
+        for rank in a.ranks:
+            seconds = measure(a, tokens, rank, device)
+            told = []
+            for peer, table in found.items():
+                table[tokens, rank], low, high = ratio(seconds["sorsa"], seconds[peer])
+                told.append(f"{table[tokens, rank]:.3f} ({low:.3f} .. {high:.3f})")
+            times = (1e3 * statistics.median(seconds[side]) for side in ("frozen", "sorsa"))
+            say(f"{tokens:>7} {rank:>5} {next(times):>10.3f} {next(times):>10.3f} | " + ", ".join(told))
+    result = {}
+    for peer, table in found.items():
+        values = sorted(table.values())
+        result[f"layer_vs_{peer}"] = statistics.median(values)
+        result[f"layer_vs_{peer}_extremes"] = [values[0], values[-1]]
+    print(json.dumps(result))
+
+
+def measure(a: argparse.Namespace, tokens: int, rank: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of forward and backward of each layer, a list a layer."""
+    torch.manual_seed(0)
+    m, n = a.shape
+    dtype = DTYPES[a.dtype]
+    x = torch.randn(tokens, n, device=device, dtype=dtype, requires_grad=True)
+    grad = torch.randn(tokens, m, device=device, dtype=dtype)
+    cast = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
+
+    def side(layer: torch.nn.Module):
+        def both() -> None:
+            x.grad = None
+            layer.zero_grad(set_to_none=True)
+            with cast:
+                y = layer(x)
+            y.backward(grad)
+
+        return both
+
+    return in_turns({name: side(layer) for name, layer in layers(m, n, rank, dtype, device).items()}, a.rounds)
+
+
+if __name__ == "__main__":
+    main()

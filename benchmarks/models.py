@@ -1,0 +1,113 @@
+"""Models and engines that benchmarks share: the default model, or any shape with made-up weights, in every method."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from sorsa_ds import comm, digest, methods, residual
+from sorsa_ds.assemble import checkpoint_activations
+from sorsa_ds.config import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig
+from sorsa_ds.embedded import ensure_embedded_model
+from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
+from sorsa_ds.initialize import fill, parameter_homes
+from sorsa_ds.loading import Loaded, Operation, load_operated, skeleton
+from sorsa_ds.ownership import Item
+from sorsa_ds.placement import Whole, Zero3
+from sorsa_ds.precision import choose
+from sorsa_ds.process import this_device
+from sorsa_ds.regularizer import Regularizer
+
+RATE, STEPS_AHEAD = 1e-4, 100
+
+
+def ds_config(stage: int, precision: str = "mixed", keep: bool = False) -> dict:
+    """A DeepSpeed configuration. Under ZeRO-3 nothing stays gathered, as on a model that needs it, unless `keep`."""
+    zero = {"stage": stage}
+    if stage == 3 and not keep:
+        zero |= {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0,
+                 "stage3_param_persistence_threshold": 0}  # fmt: skip
+    ds = {
+        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0,
+        "zero_optimization": zero, "zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }  # fmt: skip
+    if precision == "mixed":
+        ds["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return ds
+
+
+def default_model(method: str, rank: int, stage: int, precision: str = "mixed", storage: str = "auto") -> Loaded:
+    """The default model, SORSA's factors from the user's cache."""
+    device = this_device()
+    return load_operated(
+        ensure_embedded_model(lambda text: None), _operation(method, SorsaConfig(rank=rank), storage, precision),
+        loading=LoadingConfig(), placement=Zero3(ds_config(3, precision), device) if stage == 3 else Whole(device),
+        device=device,
+    )  # fmt: skip
+
+
+def shaped_model(
+    shape: Path, method: str, rank: int, precision: str = "mixed", storage: str = "auto"
+) -> PreTrainedModel:
+    """A model of a shape, its weights made up on this device.
+
+    shape: a folder with a config.json.
+    """
+    device = this_device()
+    model = skeleton(shape, LoadingConfig())
+    targets, recipe = _operation(method, SorsaConfig(rank=rank, svd_cache="off"), storage, precision)(model)
+    names = {spec.name for target in targets for spec in recipe.specs(Item.of(target))}
+    others = {n: getattr(*places[0]).shape for n, places in parameter_homes(model).items() if n not in names}
+    fill(
+        model, targets, others, Generated(device), recipe=recipe, placement=Whole(device), device=device, progress=iter
+    )
+    return model.to(device)  # its buffers
+
+
+def _operation(method: str, sorsa: SorsaConfig, storage: str, precision: str) -> Operation:
+    config, device = RunConfig(method=method, sorsa=sorsa, residual=ResidualConfig(storage=storage)), this_device()
+    formats = choose(precision, None, device.type)
+    return methods.operation(config, formats, residual.choose(config.residual, formats, device), device)
+
+
+def engine_of(
+    model: torch.nn.Module, stage: int, precision: str = "mixed", sorsa: bool = True, checkpointing: bool = False
+) -> SorsaEngine:
+    """The trainer's engine around a model."""
+    if checkpointing:
+        checkpoint_activations(model)
+    return SorsaEngine(
+        model, ds_config(stage, precision), adamw(RATE, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(STEPS_AHEAD, 0),
+        Regularizer("norm", "mean", 0.2) if sorsa else None, {},
+    )  # fmt: skip
+
+
+def batch_of(length: int, vocabulary: int, device: torch.device, sequences: int = 1) -> dict[str, torch.Tensor]:
+    """Sequences of random tokens, all of them learned; others on each rank."""
+    generator = torch.Generator().manual_seed(comm.rank())
+    ids = torch.randint(0, vocabulary, (sequences, length), generator=generator).to(device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+
+class Generated:
+    """Weights made on the device when their turn comes, from their names: a large model needs no checkpoint."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+
+    def exchange(self, items: list[Item | None]) -> None:
+        """Nothing to do."""
+
+    def read(self, item: Item) -> tuple[torch.Tensor, None]:
+        """Normal numbers, as large as a trained model's; ones for the norms."""
+        if len(item.shape) == 1:
+            return torch.ones(item.shape, dtype=torch.bfloat16, device=self._device), None
+        seed = int(digest.of_tensor(torch.tensor(list(item.name.encode()))), 16) % 2**31
+        generator = torch.Generator(self._device).manual_seed(seed)
+        return torch.randn(item.shape, generator=generator, device=self._device, dtype=torch.bfloat16) * 0.02, None
+
+
+def peak_gib() -> float | None:
+    """Peak of what PyTorch has allocated on the GPU; None without one."""
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None

@@ -1,0 +1,52 @@
+"""Where a training step's time goes: the ten operators, or kernels of a GPU, that take most of it.
+
+    python benchmarks/profile_step.py                                  the default model
+    python benchmarks/profile_step.py --shape sorsa_ds/shapes/llama2_7b --rank 128 --batch 2 --length 512 \\
+        --precision mixed                                              that shape, made-up weights, one GPU
+
+The last line is one JSON object.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from common import say
+from steps_workers import step_of
+from torch.profiler import ProfilerActivity, profile
+
+from sorsa_ds.process import init_distributed
+
+
+def main() -> None:
+    """Profile one step after two others."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=Path, help="folder with a config.json")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--precision", choices=("fp32", "mixed"), default="fp32")
+    parser.set_defaults(stage=0, checkpointing=False)
+    a = parser.parse_args()
+    init_distributed()
+    step = step_of("sorsa", a)
+    step()
+    step()
+    gpu = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
+        step()
+    seconds = {}
+    for event in profiler.key_averages():
+        own = event.self_device_time_total if gpu else event.self_cpu_time_total
+        seconds[event.key] = own / 1e6
+    total = sum(seconds.values())
+    ten = sorted(seconds.items(), key=lambda pair: -pair[1])[:10]
+    say(f"{total:.3f} s in all operators of a step; the ten largest:")
+    for name, own in ten:
+        say(f"  {own / total:6.1%} {own:9.4f} s  {name[:90]}")
+    print(json.dumps({"profile": [[name, own / total] for name, own in ten]}))
+
+
+if __name__ == "__main__":
+    main()
