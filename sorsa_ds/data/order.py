@@ -51,7 +51,7 @@ class GlobalOrder:
         """The examples of one rank in one step: its micro-batches in turn, each of `micro_batch` indices or Nones.
 
         Those of similar `length` share a micro-batch, and a row of micro-batches over the ranks, the longest first:
-        little is padded, and no rank waits long for another. A step's gradient, a mean over all its tokens, is the same.
+        little is padded, no rank waits for another, and a step's gradient, a mean over all its tokens, is equal.
         """
         accumulation, rest = divmod(self.global_batch, world * micro_batch)
         assert rest == 0, (self.global_batch, world, micro_batch)
