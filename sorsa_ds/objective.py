@@ -30,10 +30,9 @@ def summed_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     if takes_positions(type(getattr(model, "module", model))):
         # The output head sees only where something is learned: of prompts and padding it would be most of its work.
         positions_P = learned.any(0).nonzero().view(-1)
-        if not len(positions_P):
-            positions_P = positions_P.new_zeros(1)
         labels_BL, learned = labels_BL[:, positions_P], learned[:, positions_P]
-        logits = model(**inputs, logits_to_keep=positions_P).logits
+        some = positions_P if len(positions_P) else 1  # the last, for the sake of the graph
+        logits = model(**inputs, logits_to_keep=some).logits[:, : len(positions_P)]
     else:
         logits = model(**inputs).logits[:, :-1]
     logits_KC = logits[learned]  # only these are widened to fp32

@@ -47,9 +47,11 @@ def test_loss_and_gradient_are_the_definition(name):
     torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_batch_that_learns_nothing_has_loss_zero_and_a_graph():
+@pytest.mark.parametrize("length", [12, 1])  # 1: dummies alone
+def test_a_batch_that_learns_nothing_has_loss_zero_and_a_graph(length):
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
-    loss = summed_loss(model, batch_of([slice(0, 0), slice(0, 1)]))  # nothing is before a first token
+    batch = batch_of([slice(0, 0), slice(0, 1)])  # nothing is before a first token
+    loss = summed_loss(model, {key: value[:, :length] for key, value in batch.items()})
     loss.backward()
     assert loss.item() == 0
     assert all(p.grad is None or p.grad.eq(0).all() for p in model.parameters())
