@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sorsa_ds import comm
 from sorsa_ds.adapter import INITIAL, TRAINED, describe, seal
+from sorsa_ds.analysis.snapshots import Snapshots
 from sorsa_ds.checkpoint.folder import existing
 from sorsa_ds.checkpoint.keeper import PACKAGES, Keeper
 from sorsa_ds.config import RunConfig
@@ -46,6 +47,7 @@ class Trainer:
     folder: Path
     log: RunLog
     keeper: Keeper
+    snapshots: Snapshots
     lock: RunLock
     signals: StopSignals = field(init=False)
 
@@ -63,6 +65,7 @@ class Trainer:
         except StopRequest as request:
             started = self.keeper.progress.base_loss is not None
             where = f"all of it is in {self.keeper.save()}" if started else "there was nothing to save yet"
+            self.snapshots.finish()
             self.log.close(None)
             self.lock.release()
             raise Preempted(
@@ -75,8 +78,8 @@ class Trainer:
         progress, adapter = self.keeper.progress, self.folder / ADAPTER
         if progress.base_loss is None:
             self.start(adapter)
-        elif self.eval_due():
-            self.evaluate(progress.step)
+        else:
+            self.measure_on_the_way()
         losses = comm.gather_lists(self.log.losses())
         with bar(self.plan.steps, "training", "step", progress.step) as shown:
             while (step := progress.step) < self.plan.steps:
@@ -104,12 +107,12 @@ class Trainer:
                 progress.seconds += time.perf_counter() - tick
                 tick = time.perf_counter()
                 self.keeper.step_ends()
-                if self.eval_due():
-                    self.evaluate(progress.step)
+                self.measure_on_the_way()
                 progress.seconds += time.perf_counter() - tick
 
         eval_now = self.evaluate(self.plan.steps)
         self.keeper.save()
+        self.snapshots.finish()
         save_factors(self.engine, adapter / TRAINED)
         if comm.rank() == 0:
             seal(adapter)
@@ -136,9 +139,18 @@ class Trainer:
         self.lock.release()
         return report
 
-    def eval_due(self) -> bool:
-        """Whether an evaluation follows the last step; those at the start and at the end are always made."""
-        every, step = self.config.train.eval_every, self.keeper.progress.step
+    def measure_on_the_way(self) -> None:
+        """What is due after the last step: a snapshot, an evaluation; those at the start and at the end are always made.
+        A collective call."""
+        step = self.keeper.progress.step
+        if self.due(self.config.analysis.every):
+            self.snapshots.take(step)
+        if self.due(self.config.train.eval_every):
+            self.evaluate(step)
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, 0: never, follows the last step."""
+        step = self.keeper.progress.step
         return every > 0 and step % every == 0 and 0 < step < self.plan.steps
 
     def start(self, adapter: Path) -> None:
