@@ -11,7 +11,8 @@ from torch import nn
 
 from sorsa_ds import comm, ds_config, init_report, methods, ownership, precision, preflight, regularizer, residual
 from sorsa_ds.adapter import INITIAL
-from sorsa_ds.analysis.snapshots import Snapshots, stored_linears
+from sorsa_ds.analysis.recorder import Recorder
+from sorsa_ds.analysis.snapshots import stored_linears
 from sorsa_ds.checkpoint.keeper import Keeper
 from sorsa_ds.cli import Invocation, absolute
 from sorsa_ds.config import RunConfig
@@ -148,8 +149,8 @@ def assemble(invocation: Invocation) -> Trainer:
     )  # fmt: skip
     keeper = Keeper(folder, config, raw, engine, reg, loaded.digests, data, resume)
     log = RunLog(folder, config, resolved.ds, raw, initialisation, keeper.progress.step)
-    snapshots = Snapshots(folder, engine, stored, keeper.progress.step)
-    return Trainer(config, engine, loaded, plan, eval_examples, folder, log, keeper, snapshots, lock)
+    recorder = Recorder(folder, engine, stored, keeper.progress.step)
+    return Trainer(config, engine, loaded, plan, eval_examples, folder, log, keeper, recorder, lock)
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -268,7 +268,7 @@ class TrainConfig:
 
 @settings
 class AnalysisConfig:
-    """What is stored on the way for launch/analyze.py, which measures singular values and vectors (SORSA, eq. 1 to 4)."""
+    """What launch/analyze.py measures singular values and vectors of (SORSA, eq. 1 to 4): stored on the way."""
 
     every: NonNegativeInt = 0
     """Optimizer steps between snapshots of what is trained in these linears, 4 bytes a number; the start and the end

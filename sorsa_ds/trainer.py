@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sorsa_ds import comm
 from sorsa_ds.adapter import INITIAL, TRAINED, describe, seal
-from sorsa_ds.analysis.snapshots import Snapshots
+from sorsa_ds.analysis.recorder import Recorder
 from sorsa_ds.checkpoint.folder import existing
 from sorsa_ds.checkpoint.keeper import PACKAGES, Keeper
 from sorsa_ds.config import RunConfig
@@ -47,7 +47,7 @@ class Trainer:
     folder: Path
     log: RunLog
     keeper: Keeper
-    snapshots: Snapshots
+    recorder: Recorder
     lock: RunLock
     signals: StopSignals = field(init=False)
 
@@ -65,13 +65,14 @@ class Trainer:
         except StopRequest as request:
             started = self.keeper.progress.base_loss is not None
             where = f"all of it is in {self.keeper.save()}" if started else "there was nothing to save yet"
-            self.snapshots.finish()
             self.log.close(None)
             self.lock.release()
             raise Preempted(
                 f"{request}: stopped after step {self.keeper.progress.step} of {self.plan.steps}; {where}. The same "
                 f"command with --resume auto goes on"
             ) from None
+        finally:
+            self.recorder.finish()
 
     def run(self) -> dict:
         """`train`, but for what a signal ends."""
@@ -112,7 +113,7 @@ class Trainer:
 
         eval_now = self.evaluate(self.plan.steps)
         self.keeper.save()
-        self.snapshots.finish()
+        self.recorder.finish()
         save_factors(self.engine, adapter / TRAINED)
         if comm.rank() == 0:
             seal(adapter)
@@ -140,11 +141,10 @@ class Trainer:
         return report
 
     def measure_on_the_way(self) -> None:
-        """What is due after the last step: a snapshot, an evaluation; those at the start and at the end are always made.
-        A collective call."""
+        """What is due after the last step: a snapshot, an evaluation; start and end have theirs. A collective call."""
         step = self.keeper.progress.step
         if self.due(self.config.analysis.every):
-            self.snapshots.take(step)
+            self.recorder.take(step)
         if self.due(self.config.train.eval_every):
             self.evaluate(step)
 

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 _EPS = torch.finfo(torch.float32).eps
-"""Merged weights and factors come in float32: a singular value below eps ||W||_F may be rounding, and counts as zero."""
+"""Merged weights and factors come in float32: a singular value under eps ||W||_F may be rounding, and is taken as 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,23 +1,16 @@
-"""While training: the trained tensors of the analysed linears, stored every so many steps.
+"""The snapshots of a run: of which linears, and where they lie.
 
-Rank 0 gathers copies of the fp32 masters, which takes one pass over them, and writes them while training goes on.
+A snapshot holds what is trained in those linears after a step, in fp32 under the parameters' names: SORSA's U, s and V,
+a LoRA's A and B, whole weights.
 """
 
 import re
-import threading
-from collections.abc import Iterable
 from pathlib import Path
 
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from sorsa_ds import comm
 from sorsa_ds.config import RunConfig, SorsaConfig
-from sorsa_ds.console import note
-from sorsa_ds.engine import SorsaEngine
-from sorsa_ds.files import write_atomic
 from sorsa_ds.run_paths import SNAPSHOTS
-from sorsa_ds.save_factors import gathered
 from sorsa_ds.surgery import Target, check_all_match, matches, select
 
 _NAME = re.compile(r"step-(\d{6,})\.safetensors")
@@ -37,11 +30,10 @@ def stored_linears(model: nn.Module, config: RunConfig) -> list[Target]:
     if wanted == "all":
         return adapted
     patterns = [wanted] if isinstance(wanted, str) else wanted
+    if not patterns:
+        raise ValueError("analysis.layers: the list is empty; `all` is every adapted linear, analysis.every=0 is none")
     check_all_match("analysis.layers", patterns, [target.name for target in adapted])
-    chosen = [target for target in adapted if any(matches(target.name, pattern) for pattern in patterns)]
-    if not chosen:
-        raise ValueError("analysis.layers: the list is empty; `all` are all adapted linears, analysis.every=0 is none")
-    return chosen
+    return [target for target in adapted if any(matches(target.name, pattern) for pattern in patterns)]
 
 
 def path_of(run: Path, step: int) -> Path:
@@ -51,51 +43,5 @@ def path_of(run: Path, step: int) -> Path:
 
 def existing(run: Path) -> dict[int, Path]:
     """A run's snapshots by step, in order."""
-    folder = run / SNAPSHOTS
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return {step: path_of(run, step) for step in sorted(int(found[1]) for n in names if (found := _NAME.fullmatch(n)))}
-
-
-class Snapshots:
-    """The snapshots of one run. All methods are collective calls.
-
-    Args:
-        run: its folder.
-        linears: whose tensors are stored.
-        steps_done: what a run that was killed has stored of later steps is removed.
-    """
-
-    def __init__(self, run: Path, engine: SorsaEngine, linears: Iterable[Target], steps_done: int):
-        self._run, self._engine = run, engine
-        prefixes = tuple(f"{target.name}." for target in linears)
-        # A bias is trained with full fine-tuning alone, and is no part of the matrix.
-        self._names = [n for n in engine.trained_shapes if n.startswith(prefixes) and not n.endswith(".bias")]
-        self._writing: threading.Thread | None = None
-        if comm.rank() == 0:
-            for step, path in existing(run).items():
-                if step > steps_done:
-                    path.unlink()
-
-    def take(self, step: int) -> None:
-        """Store the tensors as they are now; returns when they are gathered.
-
-        What goes wrong on the disk is told, and training goes on.
-        """
-        self.finish()
-        whole = gathered(self._engine, self._names)
-        if comm.rank() == 0:
-            self._writing = threading.Thread(target=_write, args=(path_of(self._run, step), whole), name="snapshot")
-            self._writing.start()
-
-    def finish(self) -> None:
-        """Wait until the last snapshot is on the disk."""
-        if self._writing is not None:
-            self._writing.join()
-            self._writing = None
-
-
-def _write(path: Path, whole: dict[str, Tensor]) -> None:
-    try:
-        write_atomic(path, lambda temporary: save_file(whole, temporary, metadata={"format": "pt"}))
-    except ValueError as error:
-        note(str(error))
+    found = [_NAME.fullmatch(path.name) for path in (run / SNAPSHOTS).glob("*.safetensors")]
+    return {step: path_of(run, step) for step in sorted(int(name[1]) for name in found if name)}
