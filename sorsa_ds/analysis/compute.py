@@ -4,10 +4,11 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
@@ -86,29 +87,25 @@ def compute(jobs: list[Job], table: Table, workers: int) -> None:
         for future in futures:
             future.add_done_callback(lambda _: rows.put(None))
         with bar(total, f"decomposing on {workers} processes", "%") as shown:
-            for row in _arriving(rows, len(futures)):
+            for row in _arriving(rows, futures):
                 table.append(row)
                 shown.update(costs[row.key])
-                if any(f.done() and not f.cancelled() and f.exception() for f in futures):
-                    break
-        for future in futures:
-            future.result()
     except BrokenProcessPool as error:
         raise ValueError(
             "a process was killed, for memory perhaps: fewer --workers; the same command goes on where it was"
         ) from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _arriving(rows, jobs: int) -> Iterator[Row]:
-    """The rows as they come, until every job has said that it is over."""
-    while jobs:
-        row = rows.get()
-        if row is None:
-            jobs -= 1
-        else:
+def _arriving(rows: SimpleQueue, futures: Sequence[Future]) -> Iterator[Row]:
+    """The rows as they come, until every job is over; raises what the first failing job has raised."""
+    for _ in futures:
+        while (row := rows.get()) is not None:
             yield row
+        for future in futures:
+            if future.done():
+                future.result()
 
 
 def measured(history: History, target: Target, steps: Iterable[int], dtype: torch.dtype, rank: int) -> Iterator[tuple]:
@@ -130,10 +127,10 @@ def measured(history: History, target: Target, steps: Iterable[int], dtype: torc
 
 
 _opened = lru_cache(maxsize=1)(open_history)
-_rows = None
+_rows: SimpleQueue | None = None
 
 
-def _begin(rows) -> None:
+def _begin(rows: SimpleQueue) -> None:
     """In a new process: one thread, and an end where the parent ends."""
     global _rows
     _rows = rows
