@@ -1,14 +1,14 @@
 """The papers' figures: how singular values and vectors move (2), and what the regulariser holds (3, 5)."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from sorsa_ds.analysis.runs import Run
-from sorsa_ds.analysis.table import Row
-from sorsa_ds.plotting import LOOKS, against_steps, picture, smoothed
+from sorsa_ds.plotting import LOOKS, against_steps, picture, scaled, smoothed
 
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 _MOST_NUMBERS = 80
@@ -36,33 +36,26 @@ def _singular(runs: list[Run], output: Path) -> Picture:
     """Figure 2: Delta-D against Delta-Sigma, a dot a linear and step."""
     moved = [row for run in runs for row in run.rows if row.key.step > 0]
     kinds = sorted({row.kind for row in moved})
-    last = max((row.key.step for row in moved), default=1)
-    columns = min(len(runs), 3)
-    lines = -(-len(runs) // columns)
-    crowded = max(sum(row.key.step > 0 for row in run.rows) for run in runs) > _MOST_NUMBERS
-    size = (3.4 * columns + 1.3, 3.2 * lines + 0.5)
-    with picture(output / "figure2", lines, columns, size, sharex=True, sharey=True) as (figure, axes):
-        for ax, run in zip(axes, runs, strict=False):
-            end = run.steps[-1]
-            for kind, marker in zip(kinds, _MARKERS * len(kinds), strict=False):
+    last = max(row.key.step for row in moved)
+    crowded = max(len(run.rows) for run in runs) > _MOST_NUMBERS
+    with _panels(runs, output / "figure2", sharex=True) as (figure, axes):
+        for ax, run in zip(axes, runs, strict=True):
+            for i, kind in enumerate(kinds):
                 rows = [row for row in run.rows if row.key.step > 0 and row.kind == kind]
+                places = [(row.figures.delta_sigma, row.figures.delta_d) for row in rows]
                 dots = ax.scatter(
-                    [row.figures.delta_sigma for row in rows], [row.figures.delta_d for row in rows],
-                    c=[row.key.step for row in rows], cmap="cividis", vmin=0, vmax=last, marker=marker, s=22,
-                    edgecolors="black", linewidths=0.3, label=kind,
+                    *zip(*places, strict=True) if places else ([], []), c=[row.key.step for row in rows],
+                    cmap="cividis", vmin=0, vmax=last, marker=_MARKERS[i % len(_MARKERS)], s=22, edgecolors="black",
+                    linewidths=0.3, label=kind,
                 )  # fmt: skip
-                for row in rows:
-                    if row.key.block >= 0 and (row.key.step == end or not crowded):
-                        place = (row.figures.delta_sigma, row.figures.delta_d)
+                for row, place in zip(rows, places, strict=True):
+                    if row.key.block >= 0 and (row.key.step == run.steps[-1] or not crowded):
                         ax.annotate(str(row.key.block), place, (3, 2), textcoords="offset points", fontsize=6)
-            ax.set_title(run.label, fontsize=9)
             ax.grid(alpha=0.25, linewidth=0.5)
             ax.set(xlabel="ΔΣ (mean change of a singular value)", ylabel="ΔD (turn of singular vectors)")
-            ax.label_outer()
-        for ax in axes[len(runs) :]:
-            ax.set_visible(False)
-        if moved:
-            figure.colorbar(dots, ax=axes, label="step", pad=0.01)
+        scaled(axes[0].xaxis, [row.figures.delta_sigma for row in moved])
+        scaled(axes[0].yaxis, [row.figures.delta_d for row in moved])
+        figure.colorbar(dots, ax=axes, label="step", pad=0.01)
         if len(kinds) > 1:
             figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     which = "the number of its block beside the last step's" if crowded else "the number of its block beside it"
@@ -74,105 +67,126 @@ def _singular(runs: list[Run], output: Path) -> Picture:
 
 def _swapping(runs: list[Run], output: Path) -> Picture:
     """How much of Delta-D is only swapped order."""
-    columns = min(len(runs), 3)
-    lines = -(-len(runs) // columns)
-    size = (3.2 * columns + 0.4, 2.9 * lines + 0.6)
-    with picture(output / "swapping", lines, columns, size, sharey=True) as (figure, axes):
-        for ax, run in zip(axes, runs, strict=False):
+    with _panels(runs, output / "swapping") as (figure, axes):
+        for ax, run in zip(axes, runs, strict=True):
             literal, matched, subspace = (
-                run.over_linears(lambda row, name=name: getattr(row.figures, name)).mean(axis=1)
-                for name in ("delta_d", "delta_d_matched", "delta_d_subspace")
+                run.over_linears(name).mean(axis=1) for name in ("delta_d", "delta_d_matched", "delta_d_subspace")
             )
-            ax.fill_between(
-                run.steps, 0, matched, color="#0072B2", alpha=0.75, linewidth=0, label="turned (matched ΔD)"
-            )
+            ax.fill_between(run.steps, 0, matched, color="#0072B2", alpha=0.75, linewidth=0, label="turned: ΔD matched")
             ax.fill_between(
                 run.steps, matched, literal, facecolor="#E69F00", alpha=0.6, hatch="////", edgecolor="white",
                 linewidth=0, label="only swapped order",
             )  # fmt: skip
             ax.plot(run.steps, literal, color="black", linewidth=1.4, label="ΔD as defined")
             ax.plot(run.steps, subspace, "o--", color="#D55E00", markersize=3, linewidth=1.2, label="leading subspace")
-            ax.set_title(run.label, fontsize=9)
+            share = 1 - matched[-1] / literal[-1] if literal[-1] > 0 else 0.0
+            told = f"at the end ΔD = {literal[-1]:.2g},\n{share:.0%} of it only swapped"
+            ax.text(0.04, 0.97, told, transform=ax.transAxes, va="top", fontsize=8)
             ax.set_ylabel("ΔD, mean over linears")
             against_steps(ax, run.steps[-1])
-            ax.label_outer()
-        axes[0].set_ylim(bottom=0)
-        for ax in axes[len(runs) :]:
-            ax.set_visible(False)
+        axes[0].set_ylim(0, 1.3 * axes[0].get_ylim()[1])
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return Picture(
         "swapping", "How much of ΔD is swapping",
         "ΔD as defined compares the i-th singular vector with the i-th one before; under the best one-to-one matching "
-        "what is left is turn, the rest had only changed its place. The leading subspace is that of the first r triplets.",
+        "what is left is turn, the rest had only changed its place. The leading subspace: of the first r triplets.",
     )  # fmt: skip
 
 
 def _training(runs: list[Run], output: Path) -> Picture:
     """Figures 3 and 4: orthonormality, loss and gradient norm of every step."""
     measures = [("loss", "training loss (nats per token)"), ("grad_norm", "gradient norm")]
-    if any(run.reg is not None for run in runs):
-        forms = {f"{run.reg.form}, {run.reg.reduction}" for run in runs if run.reg is not None}
-        measures.insert(0, ("reg_loss", f"L_reg ({' / '.join(sorted(forms))})"))
+    if forms := {f"{run.reg.form}, {run.reg.reduction}" for run in runs if run.reg is not None}:
+        measures.insert(0, ("reg_loss", rf"$L_\mathrm{{reg}}$ ({' / '.join(sorted(forms))})"))
     last = max(line["step"] for run in runs for line in run.metrics)
     with picture(output / "figure3", 1, len(measures), (3.6 * len(measures), 3.6)) as (figure, axes):
         for ax, (key, what) in zip(axes, measures, strict=True):
+            later = []
             for run, (colour, style) in _looking(runs):
                 points = [(line["step"], line[key]) for line in run.metrics if line.get(key) is not None]
-                if points:
-                    steps, values = zip(*points, strict=True)
-                    if key != "reg_loss":
-                        values = smoothed(np.array([values]), max(1, len(values) // 25))[0]
-                    ax.plot(steps, values, color=colour, linestyle=style, linewidth=1.4, label=run.label)
+                if not points:
+                    continue
+                steps, values = np.array(points).T
+                if key != "reg_loss":
+                    values = smoothed(values[None], max(1, len(values) // 25))[0]
+                ax.plot(steps, values, color=colour, linestyle=style, linewidth=1.4, label=run.label)
+                later += [*values[1:]]
             ax.set_ylabel(what)
+            scaled(ax.yaxis, later)
             against_steps(ax, last)
-            if key != "loss":
-                ax.set_yscale("log")
-        _legend(figure, axes, 1)
+        _legend(figure, axes[-1])
     return Picture(
         "figure3", "Orthonormality, loss and gradient norm (Figures 3 and 4)",
-        "Of every optimizer step; loss and gradient norm as the mean over a twenty-fifth of the steps.",
+        "Of every optimizer step; loss and gradient norm as the mean over a twenty-fifth of the steps. Before the "
+        "first step L_reg is rounding, which may lie below the axis.",
     )  # fmt: skip
 
 
 def _orthonormality(runs: list[Run], output: Path) -> Picture:
     """Figure 5: orthonormality of U and of V against steps."""
-    _bands(runs, output / "figure5", [
-        (f"‖{side}ᵀ{side} − I‖_F", lambda row, side=side: getattr(row.figures, f"orthonormality_{side.lower()}"))
-        for side in "UV"
-    ])  # fmt: skip
+    measures = {rf"$\|{side}^\top {side} - I\|_F$": f"orthonormality_{side.lower()}" for side in "UV"}
+    _bands(runs, output / "figure5", measures)
     return Picture(
         "figure5", "Orthonormality of U and V (Figure 5)",
-        "Measured on the fp32 factors; line: mean over linears, band: lowest to highest.",
+        "Measured on the fp32 factors; line: mean over linears, band: lowest to highest. At step 0 it is rounding, "
+        "which may lie below the axis.",
     )  # fmt: skip
 
 
 def _condition(runs: list[Run], output: Path) -> Picture:
     """Condition numbers against steps."""
-    _bands(runs, output / "condition", [
-        (f"κ({name})", lambda row, side=side: getattr(row.figures, f"condition_{side}"))
-        for name, side in (("U", "u"), ("V", "v"), ("W", "w"))
-    ])  # fmt: skip
+    measures = {r"$\kappa(U)$": "condition_u", r"$\kappa(V)$": "condition_v"}
+    relative = {r"$\kappa(W_t)\ /\ \kappa(W_0)$": "condition_w"}
+    _bands(runs, output / "condition", measures | relative, relative)
     return Picture(
         "condition", "Condition numbers (Theorem 5.6)",
-        "Largest over smallest nonzero singular value; line: mean over linears, band: lowest to highest.",
+        "Largest over smallest nonzero singular value, that of the merged weight against its own at the start; line: "
+        "mean over linears, band: lowest to highest.",
     )  # fmt: skip
 
 
-def _bands(runs: list[Run], path: Path, measures: list[tuple[str, Callable[[Row], float | None]]]) -> None:
-    """Panels of figures against measured steps, the linears as a band; those that no run has are left out."""
-    measures = [one for one in measures if any(run.over_linears(one[1]) is not None for run in runs)]
-    with picture(path, 1, len(measures), (3.6 * len(measures) + 0.4, 3.6)) as (figure, axes):
-        for ax, (what, value) in zip(axes, measures, strict=True):
-            for run, (colour, style) in _looking(runs):
-                found = run.over_linears(value)
-                if found is not None:
-                    low, high, mean = np.nanmin(found, 1), np.nanmax(found, 1), np.nanmean(found, 1)
-                    ax.fill_between(run.steps, low, high, color=colour, alpha=0.12, linewidth=0)
-                    ax.plot(run.steps, mean, color=colour, linestyle=style, marker=".", linewidth=1.4, label=run.label)
+def _bands(runs: list[Run], path: Path, measures: dict[str, str], relative: dict[str, str] | None = None) -> None:
+    """Panels of figures against measured steps, the linears as a band; those that no run has are left out.
+
+    Args:
+        measures: label -> name of the figure. relative: those that are divided by what they were at the start.
+    """
+    found = {what: [run.over_linears(name) for run in runs] for what, name in measures.items()}
+    found = {what: one for what, one in found.items() if any(values is not None for values in one)}
+    with picture(path, 1, len(found), (3.6 * len(found) + 0.4, 3.6)) as (figure, axes):
+        for ax, (what, of_runs) in zip(axes, found.items(), strict=True):
+            later = []
+            for (run, (colour, style)), values in zip(_looking(runs), of_runs, strict=True):
+                if values is None:
+                    continue
+                if what in (relative or {}):
+                    values = values / values[0]
+                ax.fill_between(run.steps, values.min(1), values.max(1), color=colour, alpha=0.12, linewidth=0)
+                ax.plot(run.steps, values.mean(1), color=colour, linestyle=style, marker=".", label=run.label)
+                later += [*values[1:].flat]
             ax.set_ylabel(what)
-            ax.set_yscale("log")
+            scaled(ax.yaxis, later)
             against_steps(ax, max(run.steps[-1] for run in runs))
-        _legend(figure, axes, -1)
+        _legend(figure, axes[-1])
+
+
+@contextmanager
+def _panels(runs: list[Run], path: Path, **subplots) -> Iterator[tuple]:
+    """Context with (figure, axes), a panel a run, of the same height of scale."""
+    count = len(runs)
+    columns = 2 if count == 4 else min(count, 3)
+    lines = -(-count // columns)
+    size = (3.3 * columns + 1.0, 3.0 * lines + 0.6)
+    with picture(path, lines, columns, size, sharey=True, **subplots) as (figure, axes):
+        for ax in axes[count:]:
+            ax.remove()
+        yield figure, axes[:count]
+        for i, (ax, run) in enumerate(zip(axes, runs, strict=False)):
+            ax.set_title(run.label, fontsize=9)
+            ax.label_outer()
+            if i + columns >= count:  # nothing below it
+                ax.tick_params(labelbottom=True)
+                ax.set_xlabel(axes[count - 1].get_xlabel())
 
 
 def _looking(runs: list[Run]) -> list[tuple[Run, tuple]]:
@@ -180,6 +194,6 @@ def _looking(runs: list[Run]) -> list[tuple[Run, tuple]]:
     return [(run, LOOKS[i % len(LOOKS)]) for i, run in enumerate(runs)]
 
 
-def _legend(figure, axes: list, of: int) -> None:
-    handles, labels = axes[of % len(axes)].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False)
+def _legend(figure, ax) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)

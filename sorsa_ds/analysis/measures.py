@@ -50,7 +50,7 @@ class Turn:
     @property
     def swapping(self) -> float:
         """The share of `literal` that is swapped order and no turn, between 0 and 1."""
-        return max(0.0, self.literal - self.matched) / self.literal if self.literal > 0 else 0.0
+        return (self.literal - self.matched) / self.literal if self.literal > 0 else 0.0
 
 
 def turn(now: Spectrum, start: Spectrum, rank: int) -> Turn:
@@ -67,12 +67,13 @@ def turn(now: Spectrum, start: Spectrum, rank: int) -> Turn:
     likeness_KK = left_KK.abs() + right_KK.abs()
     k = len(now.s)
     rows, columns = linear_sum_assignment(likeness_KK.numpy(), maximize=True)
-    matched = likeness_KK[torch.from_numpy(rows), torch.from_numpy(columns)].sum().item()
+    literal = likeness_KK.diagonal().sum().item()
+    matched = max(literal, likeness_KK[torch.from_numpy(rows), torch.from_numpy(columns)].sum().item())
     r = min(rank, k)
     angles = sum(torch.linalg.svdvals(side[:r, :r]).sum().item() for side in (left_KK, right_KK))
     return Turn(*(
         max(0.0, 1 - total / (2 * count))  # rounding can make a cosine 1 + 1e-16
-        for total, count in ((likeness_KK.diagonal().sum().item(), k), (matched, k), (angles, r))
+        for total, count in ((literal, k), (matched, k), (angles, r))
     ))  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def _settle(output: Path, runs: dict[str, tuple[Path, History]], dtype: str, ran
     now = {
         "dtype": dtype,
         "subspace_rank": rank,
-        "runs": {name: history.source.described.files[TRAINED] for name, (_, history) in runs.items()},
+        "runs": {name: history.source.described.files.get(TRAINED) for name, (_, history) in runs.items()},
     }
     if path.exists():
         try:
@@ -69,8 +69,8 @@ def _settle(output: Path, runs: dict[str, tuple[Path, History]], dtype: str, ran
             for key, option in (("dtype", "--dtype"), ("subspace_rank", "--rank")):
                 if then[key] != now[key]:
                     raise ValueError(
-                        f"--output: {output} was made with {option} {then[key]}, and this is {now[key]}; say so, or choose "
-                        f"another folder"
+                        f"--output: {output} was made with {option} {then[key]}, and this is {now[key]}; say so, or "
+                        f"choose another folder"
                     )
             for name, found in now["runs"].items():
                 if then["runs"].get(name, found) != found:

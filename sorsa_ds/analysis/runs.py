@@ -1,6 +1,5 @@
 """What the pictures and tables of a run are made from."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,21 +43,18 @@ class Run:
     @property
     def label(self) -> str:
         """Its name in a picture, with what it is."""
-        if self.reg is None:
-            return f"{self.name} ({self.config.method})"
-        return f"{self.name} (γ/η_d = {self.reg.coefficient:.3g})"
+        if self.reg is not None:
+            return rf"{self.name} ($\gamma / \eta_d$ = {self.reg.coefficient:.3g})"
+        return self.name if self.name == self.config.method else f"{self.name} ({self.config.method})"
 
     @property
     def steps(self) -> list[int]:
         """The measured steps."""
         return sorted({row.key.step for row in self.rows})
 
-    def over_linears(self, value: Callable[[Row], float | None]) -> np.ndarray | None:
-        """A figure as (steps, linears), NaN where it is missing; None where no row has it."""
-        columns = sorted({(row.key.block, row.key.linear) for row in self.rows})
-        found = np.full((len(self.steps), len(columns)), np.nan)
-        for row in self.rows:
-            if (number := value(row)) is not None:
-                place = (self.steps.index(row.key.step), columns.index((row.key.block, row.key.linear)))
-                found[place] = number
+    def over_linears(self, figure: str) -> np.ndarray | None:
+        """One of `table.Figures` as (steps, linears); None where this method has none."""
+        at = {(row.key.step, row.key.block, row.key.linear): getattr(row.figures, figure) for row in self.rows}
+        linears = sorted({place[1:] for place in at})
+        found = np.array([[at[(step, *linear)] for linear in linears] for step in self.steps], dtype=float)
         return None if np.isnan(found).all() else found
