@@ -28,6 +28,7 @@ from sorsa_ds.checkpoint.saved import SavedTensors
 from sorsa_ds.config import AnalysisConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config_io import to_yaml
 from sorsa_ds.loading import skeleton
+from sorsa_ds.run_lock import RunLock
 from sorsa_ds.surgery import select
 
 M, N, K = 9, 7, 7
@@ -304,6 +305,17 @@ def test_what_does_not_fit_is_refused_by_name(analysed, change, message):
     folder, runs, _, _ = analysed
     with pytest.raises(ValueError, match=message):
         analyze(Options(**{"run": runs, "output": folder / "out", **change}))
+
+
+def test_a_folder_that_another_process_works_in_is_refused(analysed):
+    folder, runs, _, _ = analysed
+    lock = RunLock(folder / "out")
+    lock.acquire()
+    try:
+        with pytest.raises(ValueError, match="out is in use"):
+            analyze(Options(runs, folder / "out"))
+    finally:
+        lock.release()
 
 
 def test_another_run_of_the_same_name_and_an_unfinished_one_are_refused(analysed, tmp_path):

@@ -4,11 +4,12 @@ from pathlib import Path
 
 from sorsa_ds.analysis import figures, report
 from sorsa_ds.analysis.compute import compute, missing, workers_for
-from sorsa_ds.analysis.request import Options, opened
+from sorsa_ds.analysis.request import Options, Request, opened
 from sorsa_ds.analysis.runs import Run
 from sorsa_ds.analysis.table import Table
 from sorsa_ds.console import say
 from sorsa_ds.preflight.facts import free_memory
+from sorsa_ds.run_lock import RunLock
 
 TABLE = "measures.csv"
 
@@ -17,25 +18,43 @@ def analyze(options: Options) -> Path:
     """Fill the folder `options.output`, or go on with it; returns the report's file.
 
     Raises:
-        ValueError: as `request.opened` and `compute.compute`, or the folder cannot be written.
+        ValueError: a bad option, a run that is unfinished or damaged, a folder that is in use, holds another analysis
+            or cannot be written.
     """
     request = opened(options)
-    output = request.output
-    table = Table(output / TABLE)
+    try:
+        request.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output: {request.output} cannot be made ({error.strerror})") from error
+    lock = RunLock(request.output)
+    lock.acquire()
+    try:
+        request.settle()
+        return _written(request, _measured(request))
+    finally:
+        lock.release()
+
+
+def _measured(request: Request) -> Table:
+    """The table with all rows of all runs."""
+    table, options = Table(request.output / TABLE), request.options
     jobs = [
         job
         for name, (folder, history) in request.runs.items()
         for job in missing(folder, options.base, name, history, table, options.dtype, request.rank)
     ]
     if jobs:
-        workers = options.workers or workers_for(jobs, free_memory())
-        compute(jobs, table, workers)
+        compute(jobs, table, options.workers or workers_for(jobs, free_memory()))
         table.sort()
+    return table
+
+
+def _written(request: Request, table: Table) -> Path:
     runs = [
         Run.of(name, folder, history, [row for row in table.rows.values() if row.key.run == name])
         for name, (folder, history) in request.runs.items()
     ]
-    pictures = figures.draw(runs, output)
-    written = report.write(runs, pictures, request.rank, options.dtype, output)
-    say(f"{output / TABLE}\n{written}")
+    pictures = figures.draw(runs, request.output)
+    written = report.write(runs, pictures, request.rank, request.options.dtype, request.output)
+    say(f"{table.path}\n{written}")
     return written

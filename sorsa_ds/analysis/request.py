@@ -34,13 +34,33 @@ class Request:
     runs: dict[str, tuple[Path, History]]
     rank: int
 
+    def settle(self) -> None:
+        """Write down what the output folder's rows are of.
+
+        Raises:
+            ValueError: those that are there are of another run under the same name, or were made with other settings.
+        """
+        path = self.output / SETTINGS
+        trained = {name: history.source.described.files.get(TRAINED) for name, (_, history) in self.runs.items()}
+        now = {"dtype": self.options.dtype, "subspace_rank": self.rank, "runs": trained}
+        then = _read(path) if path.exists() else now
+        for key, option in (("dtype", "--dtype"), ("subspace_rank", "--rank")):
+            if then[key] != now[key]:
+                raise ValueError(
+                    f"--output: {self.output} was made with {option} {then[key]}, and this is {now[key]}; say so, or "
+                    f"choose another folder"
+                )
+        for name, found in trained.items():
+            if then["runs"].get(name, found) != found:
+                raise ValueError(f"--output: {self.output} holds another run named {name}; choose another folder")
+        write_json(path, now | {"runs": then["runs"] | trained})
+
 
 def opened(options: Options) -> Request:
     """Open all runs before anything is computed.
 
     Raises:
-        ValueError: a bad option, a run that is unfinished or damaged, or an output folder that holds the analysis of
-            another run under the same name, or one made with other settings.
+        ValueError: a bad option, or a run that is unfinished or damaged.
     """
     for name in ("workers", "rank"):
         if (given := getattr(options, name)) is not None and given < 1:
@@ -50,32 +70,12 @@ def opened(options: Options) -> Request:
     folders = [run.expanduser().resolve() for run in options.run]
     runs = {name: (run, open_history(run, options.base)) for name, run in zip(names_of(folders), folders, strict=True)}
     rank = options.rank or max(history.source.config.sorsa.rank for _, history in runs.values())
-    output = options.output.expanduser().resolve()
-    _settle(output, runs, options.dtype, rank)
-    return Request(options, output, runs, rank)
+    return Request(options, options.output.expanduser().resolve(), runs, rank)
 
 
-def _settle(output: Path, runs: dict[str, tuple[Path, History]], dtype: str, rank: int) -> None:
-    """Write down what the folder's rows are of; or stop where those that are there are of something else."""
-    path = output / SETTINGS
-    now = {
-        "dtype": dtype,
-        "subspace_rank": rank,
-        "runs": {name: history.source.described.files.get(TRAINED) for name, (_, history) in runs.items()},
-    }
-    if path.exists():
-        try:
-            then = json.loads(path.read_text(encoding="utf-8"))
-            for key, option in (("dtype", "--dtype"), ("subspace_rank", "--rank")):
-                if then[key] != now[key]:
-                    raise ValueError(
-                        f"--output: {output} was made with {option} {then[key]}, and this is {now[key]}; say so, or "
-                        f"choose another folder"
-                    )
-            for name, found in now["runs"].items():
-                if then["runs"].get(name, found) != found:
-                    raise ValueError(f"--output: {output} holds another run named {name}; choose another folder")
-            now["runs"] = then["runs"] | now["runs"]
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: not of an analysis of this program ({error})") from error
-    write_json(path, now)
+def _read(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {key: found[key] for key in ("dtype", "subspace_rank")} | {"runs": dict(found["runs"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not of an analysis of this program ({error})") from error
