@@ -8,6 +8,7 @@ from pathlib import Path
 from sorsa_ds.adapter import TRAINED
 from sorsa_ds.analysis.compute import DTYPES
 from sorsa_ds.analysis.history import History, names_of, open_history
+from sorsa_ds.config import RunConfig
 from sorsa_ds.files import write_json
 
 SETTINGS = "analysis.json"
@@ -69,8 +70,17 @@ def opened(options: Options) -> Request:
         raise ValueError(f"--dtype: there is no {options.dtype!r}; there are {', '.join(DTYPES)}")
     folders = [run.expanduser().resolve() for run in options.run]
     runs = {name: (run, open_history(run, options.base)) for name, run in zip(names_of(folders), folders, strict=True)}
-    rank = options.rank or max(history.source.config.sorsa.rank for _, history in runs.values())
-    return Request(options, options.output.expanduser().resolve(), runs, rank)
+    output = options.output.expanduser().resolve()
+    rank = options.rank or _rank(output, [history.source.config for _, history in runs.values()])
+    return Request(options, output, runs, rank)
+
+
+def _rank(output: Path, configs: list[RunConfig]) -> int:
+    """What is not said: the rank of the rows that are there, else the largest of the runs' adapters."""
+    if (output / SETTINGS).exists():
+        return _read(output / SETTINGS)["subspace_rank"]
+    adapted = [config.sorsa.rank for config in configs if config.method not in ("full", "partial")]
+    return max(adapted, default=RunConfig().sorsa.rank)
 
 
 def _read(path: Path) -> dict:
