@@ -11,6 +11,8 @@ from torch import nn
 
 from sorsa_ds import comm, ds_config, init_report, methods, ownership, precision, preflight, regularizer, residual
 from sorsa_ds.adapter import INITIAL
+from sorsa_ds.analysis.recorder import Recorder
+from sorsa_ds.analysis.snapshots import stored_linears
 from sorsa_ds.checkpoint.keeper import Keeper
 from sorsa_ds.cli import Invocation, absolute
 from sorsa_ds.config import RunConfig
@@ -19,7 +21,7 @@ from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.tokenize import show_example
 from sorsa_ds.engine import adamw, cosine_with_warmup
 from sorsa_ds.inputs import check_fits, examples, find_model, load_tokenizer
-from sorsa_ds.loading import load_operated
+from sorsa_ds.loading import load_operated, skeleton
 from sorsa_ds.methods.settings import check
 from sorsa_ds.placement import Whole, Zero3
 from sorsa_ds.plan.check import check_memory
@@ -87,6 +89,7 @@ def assemble(invocation: Invocation) -> Trainer:
         resume.check_data(data)
     check_fits(model_folder, config.loading, [*train_examples, *eval_examples])
     check_memory(model_folder, config, raw, resolved, formats, storage)
+    stored = stored_linears(skeleton(model_folder, config.loading), config) if config.analysis.every else []
     say(show_example(train_examples[0], tokenizer))
 
     torch.manual_seed(config.train.seed + comm.rank())  # dropout differs between ranks
@@ -146,7 +149,8 @@ def assemble(invocation: Invocation) -> Trainer:
     )  # fmt: skip
     keeper = Keeper(folder, config, raw, engine, reg, loaded.digests, data, resume)
     log = RunLog(folder, config, resolved.ds, raw, initialisation, keeper.progress.step)
-    return Trainer(config, engine, loaded, plan, eval_examples, folder, log, keeper, lock)
+    recorder = Recorder(folder, engine, stored, keeper.progress.step)
+    return Trainer(config, engine, loaded, plan, eval_examples, folder, log, keeper, recorder, lock)
 
 
 def checkpoint_activations(model: nn.Module) -> None:

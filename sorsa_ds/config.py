@@ -267,6 +267,19 @@ class TrainConfig:
 
 
 @settings
+class AnalysisConfig:
+    """What launch/analyze.py measures singular values and vectors of (SORSA, eq. 1 to 4): stored on the way."""
+
+    every: NonNegativeInt = 0
+    """Optimizer steps between snapshots of what is trained in these linears, 4 bytes a number; the start and the end
+    are kept anyway. 0: none."""
+
+    layers: list[str] | str = "all"
+    """`all` adapted linears (with `full` fine-tuning: every linear but the output head), or a list of their names, name
+    suffixes (`q_proj`) or globs."""
+
+
+@settings
 class OutputConfig:
     """Where a run leaves its files, and who is told."""
 
@@ -313,4 +326,5 @@ class RunConfig:
     regularizer: RegularizerConfig = Field(default_factory=RegularizerConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    analysis: AnalysisConfig = Field(default_factory=AnalysisConfig)
     output: OutputConfig = Field(default_factory=OutputConfig)

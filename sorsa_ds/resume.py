@@ -24,6 +24,7 @@ FREE = (
     "model",  # it may have moved: its weights' digests are checked
     "loading.",
     "output.",
+    "analysis.",
     "sorsa.svd_cache",
     "train.micro_batch_size",
     "train.gradient_accumulation_steps",

@@ -5,6 +5,7 @@ ds_config.given.json           the DeepSpeed JSON as it was given
 init.json                      how every layer was decomposed
 metrics.jsonl                  one line an optimizer step or evaluation
 checkpoints/                   to go on from (sorsa_ds.checkpoint)
+analysis/                      snapshots of the trained tensors, if asked for (sorsa_ds.analysis.snapshots)
 adapter/                       the trained factors, the initial ones, and their description (sorsa_ds.adapter)
 report.json, loss.png          at the end
 """
@@ -12,6 +13,7 @@ report.json, loss.png          at the end
 from pathlib import Path
 
 METRICS, INIT, REPORT, ADAPTER, CHECKPOINTS = "metrics.jsonl", "init.json", "report.json", "adapter", "checkpoints"
+SNAPSHOTS = "analysis"
 CONFIG, DS_CONFIG, GIVEN_DS_CONFIG = "config.yaml", "ds_config.json", "ds_config.given.json"
 
 

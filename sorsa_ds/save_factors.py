@@ -1,5 +1,6 @@
-"""From the fp32 masters of a running engine to one adapter file."""
+"""From the fp32 masters of a running engine to whole tensors on rank 0, and to one adapter file."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -18,13 +19,19 @@ def save_factors(engine: SorsaEngine, path: Path) -> None:
     Raises:
         ValueError: on every rank, if rank 0 could not write or finds something else on the disk than it wrote.
     """
+    whole = gathered(engine, engine.trained_shapes)
+    comm.together(lambda: _write(path, whole), engine.device, on=0)
+
+
+def gathered(engine: SorsaEngine, names: Iterable[str]) -> dict[str, Tensor]:
+    """Copies of whole trained tensors, fp32 on the CPU; on rank 0 alone, elsewhere empty. A collective call."""
     mine = {fragment.name: fragment for fragment in engine.masters.fragments}
     whole: dict[str, Tensor] = {}
-    for name, shape in engine.trained_shapes.items():
-        tensor = engine.masters.full(name, shape, mine.get(name), engine.device)
+    for name in names:
+        tensor = engine.masters.full(name, engine.trained_shapes[name], mine.get(name), engine.device)
         if comm.rank() == 0:
             whole[name] = tensor.cpu()
-    comm.together(lambda: _write(path, whole), engine.device, on=0)
+    return whole
 
 
 def _write(path: Path, whole: dict[str, Tensor]) -> None:

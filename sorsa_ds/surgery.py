@@ -56,13 +56,13 @@ def select(model: nn.Module, config: SorsaConfig) -> list[Target]:
     else:
         patterns = [config.targets] if isinstance(config.targets, str) else config.targets
         chosen = {name for name in linears for pattern in patterns if matches(name, pattern)}
-        _check_all_match("sorsa.targets", patterns, linears)
+        check_all_match("sorsa.targets", patterns, linears)
         _check_called(chosen, uncalled_linears(model))
     if not chosen:
         raise ValueError(
             "sorsa.targets selects no linear: the list is empty, or the model has none but its output head"
         )
-    _check_all_match("sorsa.rank_pattern", config.rank_pattern, chosen)
+    check_all_match("sorsa.rank_pattern", config.rank_pattern, chosen)
 
     targets = []
     for name in linears:
@@ -125,8 +125,12 @@ def _check_called(chosen: Iterable[str], uncalled: Iterable[str]) -> None:
             )
 
 
-def _check_all_match(field: str, patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Stop at the first pattern that fits no name; list the kinds of linear that exist, nearest first."""
+def check_all_match(field: str, patterns: Iterable[str], names: Iterable[str]) -> None:
+    """Stop at the first pattern that fits no name of a linear.
+
+    Raises:
+        ValueError: naming the nearest kind, and all that exist.
+    """
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
             kinds = Counter(name.rpartition(".")[2] for name in names)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sorsa_ds import comm
 from sorsa_ds.adapter import INITIAL, TRAINED, describe, seal
+from sorsa_ds.analysis.recorder import Recorder
 from sorsa_ds.checkpoint.folder import existing
 from sorsa_ds.checkpoint.keeper import PACKAGES, Keeper
 from sorsa_ds.config import RunConfig
@@ -46,6 +47,7 @@ class Trainer:
     folder: Path
     log: RunLog
     keeper: Keeper
+    recorder: Recorder
     lock: RunLock
     signals: StopSignals = field(init=False)
 
@@ -69,14 +71,16 @@ class Trainer:
                 f"{request}: stopped after step {self.keeper.progress.step} of {self.plan.steps}; {where}. The same "
                 f"command with --resume auto goes on"
             ) from None
+        finally:
+            self.recorder.finish()
 
     def run(self) -> dict:
         """`train`, but for what a signal ends."""
         progress, adapter = self.keeper.progress, self.folder / ADAPTER
         if progress.base_loss is None:
             self.start(adapter)
-        elif self.eval_due():
-            self.evaluate(progress.step)
+        else:
+            self.measure_on_the_way()
         losses = comm.gather_lists(self.log.losses())
         with bar(self.plan.steps, "training", "step", progress.step) as shown:
             while (step := progress.step) < self.plan.steps:
@@ -104,12 +108,12 @@ class Trainer:
                 progress.seconds += time.perf_counter() - tick
                 tick = time.perf_counter()
                 self.keeper.step_ends()
-                if self.eval_due():
-                    self.evaluate(progress.step)
+                self.measure_on_the_way()
                 progress.seconds += time.perf_counter() - tick
 
         eval_now = self.evaluate(self.plan.steps)
         self.keeper.save()
+        self.recorder.finish()
         save_factors(self.engine, adapter / TRAINED)
         if comm.rank() == 0:
             seal(adapter)
@@ -136,9 +140,17 @@ class Trainer:
         self.lock.release()
         return report
 
-    def eval_due(self) -> bool:
-        """Whether an evaluation follows the last step; those at the start and at the end are always made."""
-        every, step = self.config.train.eval_every, self.keeper.progress.step
+    def measure_on_the_way(self) -> None:
+        """What is due after the last step: a snapshot, an evaluation; start and end have theirs. A collective call."""
+        step = self.keeper.progress.step
+        if self.due(self.config.analysis.every):
+            self.recorder.take(step)
+        if self.due(self.config.train.eval_every):
+            self.evaluate(step)
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, 0: never, follows the last step."""
+        step = self.keeper.progress.step
         return every > 0 and step % every == 0 and 0 < step < self.plan.steps
 
     def start(self, adapter: Path) -> None:

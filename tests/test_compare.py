@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from projects import ROOT
 
+from sorsa_ds import plotting
 from sorsa_ds.compare import command, figure, tables
 from sorsa_ds.compare.request import parse
 from sorsa_ds.compare.results import MethodResult, Result, Spread, best_rate, by_method
@@ -173,8 +174,8 @@ def test_runs_on_other_numbers_of_ranks_are_pointed_out(runs):
 def test_the_picture_has_means_bands_and_names(runs, tmp_path):
     values = np.random.default_rng(0).normal(size=(2, 9))
     expected = [[row[max(0, t - 3) : t].mean() for t in range(1, 10)] for row in values]
-    np.testing.assert_allclose(figure.smoothed(values, 3), expected)
-    np.testing.assert_allclose(figure.smoothed(values, 1), values)
+    np.testing.assert_allclose(plotting.smoothed(values, 3), expected)
+    np.testing.assert_allclose(plotting.smoothed(values, 1), values)
     figure.draw(methods_of(runs), tmp_path)
     assert (tmp_path / "comparison.png").read_bytes()[:4] == b"\x89PNG"
     drawn = (tmp_path / "comparison.svg").read_text()

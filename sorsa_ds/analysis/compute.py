@@ -1,0 +1,150 @@
+"""All linears and steps of all runs, measured in processes of one thread each; a row at a time into the table."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+
+import torch
+
+from sorsa_ds.analysis import measures
+from sorsa_ds.analysis.history import History, open_history
+from sorsa_ds.analysis.measures import Spectrum
+from sorsa_ds.analysis.table import Figures, Key, Row, Table, block_of
+from sorsa_ds.console import bar
+from sorsa_ds.surgery import Target
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+MATRICES = 16
+"""Matrices of a weight's size that a process holds at most: 13 seen in float64, and the merging's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One linear of a run, at some steps. run: its folder. name: the run's, in the table."""
+
+    run: Path
+    base: str | None
+    name: str
+    linear: str
+    steps: tuple[int, ...]
+    shape: tuple[int, int]
+    dtype: str
+    rank: int
+
+    @property
+    def cost(self) -> float:
+        """Of one step, in proportion to a decomposition's flops."""
+        return float(self.shape[0] * self.shape[1] * min(self.shape))
+
+    def key(self, step: int) -> Key:
+        """Of the row of one step."""
+        return Key(self.name, block_of(self.linear), self.linear, step)
+
+
+def missing(run: Path, base: str | None, name: str, history: History, table: Table, dtype: str, rank: int) -> list[Job]:
+    """What of a run is not in the table yet."""
+    jobs = []
+    for target in history.linears:
+        shape = (target.out_features, target.in_features)
+        whole = Job(run, base, name, target.name, (), shape, dtype, rank)
+        steps = tuple(step for step in history.steps if whole.key(step) not in table.rows)
+        if steps:
+            jobs.append(Job(run, base, name, target.name, steps, shape, dtype, rank))
+    return jobs
+
+
+def workers_for(jobs: Sequence[Job], free: int) -> int:
+    """As many processes as there are cores, jobs, and bytes of free memory for."""
+    largest = max(job.shape[0] * job.shape[1] * DTYPES[job.dtype].itemsize for job in jobs)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, len(jobs), free // (MATRICES * largest)))
+
+
+def compute(jobs: list[Job], table: Table, workers: int) -> None:
+    """Measure everything, the largest first. Each row is on the disk before it counts as done.
+
+    Raises:
+        ValueError: a run, its base model or a snapshot is damaged, or the system has killed a process; rows so far
+            are kept.
+    """
+    # Processes are forked from one that has imported everything and has computed nothing: no thread is lost in a fork.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    rows = context.SimpleQueue()
+    total = sum(job.cost * len(job.steps) for job in jobs)
+    jobs = sorted(jobs, key=lambda job: job.cost * len(job.steps), reverse=True)
+    costs = {job.key(step): job.cost for job in jobs for step in job.steps}
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(rows,))
+    try:
+        futures = [pool.submit(_work, job) for job in jobs]
+        for future in futures:
+            future.add_done_callback(lambda _: rows.put(None))
+        with bar(total, f"decomposing on {workers} processes", "%") as shown:
+            for row in _arriving(rows, futures):
+                table.append(row)
+                shown.update(costs[row.key])
+    except BrokenProcessPool as error:
+        raise ValueError(
+            "a process was killed, for memory perhaps: fewer --workers; the same command goes on where it was"
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _arriving(rows: SimpleQueue, futures: Sequence[Future]) -> Iterator[Row]:
+    """The rows as they come, until every job is over; raises what the first failing job has raised."""
+    for _ in futures:
+        while (row := rows.get()) is not None:
+            yield row
+        for future in futures:
+            if future.done():
+                future.result()
+
+
+def measured(history: History, target: Target, steps: Iterable[int], dtype: torch.dtype, rank: int) -> Iterator[tuple]:
+    """(step, its figures) of one linear; the matrix of the start is decomposed once."""
+    start = Spectrum.of(history.weight(target, 0).to(dtype))
+    for step in steps:
+        now = start if step == 0 else Spectrum.of(history.weight(target, step).to(dtype))
+        turn = measures.turn(now, start, rank)
+        factors = history.factors(target, step)
+        of_factors = [None] * 4
+        if factors is not None:
+            sides = [factor.to(dtype) for factor in (factors.U, factors.V)]
+            of_factors = [measures.condition(torch.linalg.svdvals(side)) for side in sides]
+            of_factors += [measures.orthonormality(side) for side in sides]
+        yield step, Figures(
+            measures.delta_sigma(now, start), turn.literal, turn.matched, turn.subspace, turn.swapping,
+            measures.condition(now.s), *of_factors, measures.effective_rank(now.s), measures.stable_rank(now.s),
+        )  # fmt: skip
+
+
+_opened = lru_cache(maxsize=1)(open_history)
+_rows: SimpleQueue | None = None
+
+
+def _begin(rows: SimpleQueue) -> None:
+    """In a new process: one thread, and an end where the parent ends."""
+    global _rows
+    _rows = rows
+    torch.set_num_threads(1)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _work(job: Job) -> None:
+    history = _opened(job.run, job.base)
+    [target] = [target for target in history.linears if target.name == job.linear]
+    for step, figures in measured(history, target, job.steps, DTYPES[job.dtype], job.rank):
+        _rows.put(Row(job.key(step), figures))

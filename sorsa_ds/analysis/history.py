@@ -1,0 +1,90 @@
+"""A finished run as a row of steps: what a linear's weight and factors were at each of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from sorsa_ds.adapter import FactorFile
+from sorsa_ds.analysis.snapshots import existing, stored_linears
+from sorsa_ds.decompose import Factors
+from sorsa_ds.export.layers import merged
+from sorsa_ds.export.source import Source, open_run
+from sorsa_ds.factors import from_values
+from sorsa_ds.surgery import Target
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A run, the linears of which it has snapshots, and those snapshots by step."""
+
+    source: Source
+    linears: list[Target]
+    snapshots: dict[int, Path]
+
+    @property
+    def steps(self) -> list[int]:
+        """The start, the snapshots, the end."""
+        last = self.source.report["steps"]
+        return [0, *(step for step in self.snapshots if 0 < step < last), last]
+
+    def weight(self, target: Target, step: int) -> Tensor:
+        """A linear's merged weight (M, N) in fp32, as training computed with it after so many steps.
+
+        At 0 that is the pre-trained weight as the run kept it: rounded or quantised where its residual was.
+
+        Raises:
+            ValueError: the base model is not the one that was trained on, or a snapshot is damaged.
+        """
+        name = f"{target.name}.weight"
+        source = self._at(step)
+        if source is None:
+            weight = self.source.weights.parameter(name).to(self.source.precision.factor_dtype).float()
+        else:
+            weight = merged(source, name)
+        # Whole weights come laid out as in the base model, the others so too.
+        return weight.t() if target.transposed else weight
+
+    def factors(self, target: Target, step: int) -> Factors | None:
+        """SORSA's U (M, R), s (R,), V (N, R), the fp32 masters; None with the other methods."""
+        source = self._at(step)
+        if source is None or source.described.method != "sorsa":
+            return None
+        return from_values(source.trained.values)(target, source.weights.weight(target))
+
+    def _at(self, step: int) -> Source | None:
+        """The run as if it had ended after so many steps; None where that is the base model itself."""
+        if step == self.source.report["steps"]:
+            return self.source
+        if step == 0:
+            return self.source.initial and replace(self.source, trained=self.source.initial)
+        return replace(self.source, trained=FactorFile(self.snapshots[step]))
+
+
+def open_history(run: Path, base: str | None = None) -> History:
+    """Of a finished run's folder.
+
+    Args:
+        base: folder or hub name of the base model, where it has moved.
+
+    Raises:
+        ValueError: as `open_run`.
+    """
+    source = open_run(run, base)
+    return History(source, stored_linears(source.model, source.config), existing(run))
+
+
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """A short name for each run, its folder's; with the folder above where two have the same.
+
+    Raises:
+        ValueError: a run is named twice.
+    """
+    runs = [run.expanduser().resolve() for run in runs]
+    for run in runs:
+        if runs.count(run) > 1:
+            raise ValueError(f"--run: {run} is named twice")
+    short = [run.name for run in runs]
+    names = short if len(set(short)) == len(runs) else [f"{run.parent.name}/{run.name}" for run in runs]
+    return names if len(set(names)) == len(runs) else [str(run) for run in runs]

@@ -1,0 +1,64 @@
+"""While training: takes the snapshots.
+
+Rank 0 gathers copies of the fp32 masters, one pass over what is stored, and writes them while training goes on.
+"""
+
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sorsa_ds import comm
+from sorsa_ds.analysis.snapshots import existing, path_of
+from sorsa_ds.console import note
+from sorsa_ds.engine import SorsaEngine
+from sorsa_ds.files import write_atomic
+from sorsa_ds.save_factors import gathered
+from sorsa_ds.surgery import Target
+
+
+class Recorder:
+    """The snapshots of one run.
+
+    Args:
+        run: its folder.
+        linears: whose trained tensors are stored.
+        steps_done: what a run that was killed has stored of later steps is removed.
+    """
+
+    def __init__(self, run: Path, engine: SorsaEngine, linears: Iterable[Target], steps_done: int):
+        self._run, self._engine = run, engine
+        prefixes = tuple(f"{target.name}." for target in linears)
+        # Full fine-tuning trains biases too, which are no part of the matrix.
+        self._names = [n for n in engine.trained_shapes if n.startswith(prefixes) and not n.endswith(".bias")]
+        self._writing: threading.Thread | None = None
+        if comm.rank() == 0:
+            for step, path in existing(run).items():
+                if step > steps_done:
+                    path.unlink()
+
+    def take(self, step: int) -> None:
+        """Store the tensors as they are now; returns when they are gathered. A collective call.
+
+        What goes wrong on the disk is told, and training goes on.
+        """
+        self.finish()
+        whole = gathered(self._engine, self._names)
+        if comm.rank() == 0:
+            self._writing = threading.Thread(target=_write, args=(path_of(self._run, step), whole), name="snapshot")
+            self._writing.start()
+
+    def finish(self) -> None:
+        """Wait until the last snapshot is on the disk."""
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+
+
+def _write(path: Path, whole: dict[str, Tensor]) -> None:
+    try:
+        write_atomic(path, lambda temporary: save_file(whole, temporary, metadata={"format": "pt"}))
+    except ValueError as error:
+        note(str(error))

@@ -1,0 +1,115 @@
+"""One HTML file of tables and pictures: it holds everything, asks the network for nothing and runs no script."""
+
+import base64
+import html
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from sorsa_ds.analysis.figures import Picture
+from sorsa_ds.analysis.runs import Run
+from sorsa_ds.analysis.table import COLUMNS, Figures
+from sorsa_ds.files import write_text
+
+FILE = "report.html"
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child, .text { text-align: left; }
+.wide { overflow-x: auto; } figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
+figcaption, .note { color: #555; font-size: 13px; } @media print { details { display: none; } }
+"""
+_NAMES = {
+    "delta_sigma": "ΔΣ", "delta_d": "ΔD", "delta_d_matched": "ΔD matched", "delta_d_subspace": "ΔD subspace",
+    "swapping": "only swapped", "condition_w": "κ(W)", "condition_u": "κ(U)", "condition_v": "κ(V)",
+    "orthonormality_u": "‖UᵀU − I‖", "orthonormality_v": "‖VᵀV − I‖", "effective_rank": "effective rank",
+    "stable_rank": "stable rank",
+}  # fmt: skip
+
+
+def write(runs: list[Run], pictures: list[Picture], rank: int, dtype: str, output: Path) -> Path:
+    """Write report.html beside the pictures that it holds; returns its path.
+
+    Args:
+        rank: of the compared subspaces. dtype: in which weights were decomposed.
+    """
+    title = "Analysis of " + ", ".join(run.name for run in runs)
+    parts = [
+        f"<h1>{_safe(title)}</h1>",
+        "<h2>Runs</h2>", _table(_RUN_HEADINGS, map(_run_cells, runs)),
+        "<h2>At the end, mean over linears</h2>",
+        _table(["run", "step", "linears", *_NAMES.values()], map(_end_cells, runs)),
+        f'<p class="note">Full decompositions of merged weights in {_safe(dtype)} on the CPU, against the weights with '
+        f"which training began. ΔΣ, ΔD: SORSA, eq. 1 to 4. Matched: under the best one-to-one matching of singular "
+        f"triplets; what is only swapped is the rest, as a share of ΔD. Subspace: of the first {rank} triplets. κ: "
+        f"largest over smallest nonzero singular value.</p>",
+        *(_figure(picture, output) for picture in pictures),
+        "<h2>Every linear and step</h2><details><summary>all rows of measures.csv</summary>",
+        _table(COLUMNS, ([*_values(row.key), *_values(row.figures)] for run in runs for row in run.rows)),
+        "</details>",
+    ]  # fmt: skip
+    write_text(
+        output / FILE,
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{_safe(title)}</title>'
+        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n",
+    )
+    return output / FILE
+
+
+_RUN_HEADINGS = [
+    "run", "model", "method", "rank", "learning rate", "γ/η_d", "steps", "training loss", "held-out loss, before",
+    "held-out loss, after", "trained numbers",
+]  # fmt: skip
+
+
+def _run_cells(run: Run) -> list:
+    config, told = run.config, run.report
+    return [
+        run.name, config.model, config.method, None if config.method in ("full", "partial") else config.sorsa.rank,
+        config.train.learning_rate, run.reg and run.reg.coefficient, told["steps"], told["loss_last"],
+        told["eval_loss_start"], told["eval_loss_end"], told["trainable_parameters"],
+    ]  # fmt: skip
+
+
+def _end_cells(run: Run) -> list:
+    end = run.steps[-1]
+    rows = [row for row in run.rows if row.key.step == end]
+    means = []
+    for field in fields(Figures):
+        found = [value for row in rows if (value := getattr(row.figures, field.name)) is not None]
+        means.append(float(np.mean(found)) if found else None)
+    return [run.name, end, len(rows), *means]
+
+
+def _figure(picture: Picture, output: Path) -> str:
+    image = base64.b64encode((output / f"{picture.name}.png").read_bytes()).decode()
+    return (
+        f"<h2>{_safe(picture.title)}</h2><figure>"
+        f'<img alt="{_safe(picture.title)}" src="data:image/png;base64,{image}">'
+        f"<figcaption>{_safe(picture.caption)} As files: {picture.name}.png, {picture.name}.svg.</figcaption></figure>"
+    )
+
+
+def _table(headings: Iterable[str], rows: Iterable[list]) -> str:
+    head = "".join(f"<th>{_safe(heading)}</th>" for heading in headings)
+    body = "\n".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"<td>{value:.4g}</td>"
+    text = "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    return f'<td class="text">{_safe(text)}</td>' if isinstance(value, str) else f"<td>{_safe(text)}</td>"
+
+
+def _values(part: object) -> list:
+    return [getattr(part, field.name) for field in fields(part)]
+
+
+def _safe(text: str) -> str:
+    return html.escape(text, quote=True)
