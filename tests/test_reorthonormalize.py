@@ -15,13 +15,13 @@ from sorsa_ds.precision import choose
 from sorsa_ds.regularizer import resolve
 from sorsa_ds.reorthonormalize import rotations
 
-EVERY, TAKEN = 2, 7
+EVERY, TAKEN = 2, 5
 CASE = dict(form="squared", reduction="mean", clip=0.05, accumulation=1, coefficient=0.2, reorthonormalize=EVERY)
 # Shapes (40, 20, 76) x rank 5: two and three ranks cut rows. `small` cuts ZeRO-3's work into many sub-groups.
 SETUPS = {
     1: [(0, ""), (3, "small")],
     2: [(0, ""), (2, "optimizer"), (3, ""), (3, "small both")],
-    3: [(1, ""), (2, ""), (3, "small")],
+    3: [(1, ""), (3, "small")],
 }
 PRODUCT_GAP, COLUMN_GAP = 3e-6, 1e-4
 """A product is as near plain torch's as without the option. Columns are less so: where two singular values are 0.1 %
@@ -121,7 +121,8 @@ def _train(folder, setups, precision):
         for t in range(TAKEN):
             batch = sequences(MICRO * comm.world_size(), seed=t)
             log.append(engine.train_step(micro_losses(engine, batch, 1)))
-            check_model_holds_masters(engine)
+            if (t + 1) % EVERY == 0:
+                check_model_holds_masters(engine)
         results.append((start, seen, whole_factors(engine), log))
         engine.destroy()
     return results
@@ -169,7 +170,7 @@ def test_training_equals_plain_torch_on_every_stage(tiny_llama, world):
 
 
 @pytest.mark.parametrize(
-    ("precision", "setups"), [("mixed", [(2, ""), (3, "small")]), ("bf16", [(0, ""), (1, ""), (3, "small")])]
+    ("precision", "setups"), [("mixed", [(2, "")]), ("bf16", [(0, ""), (1, ""), (3, "small")])]
 )
 def test_masters_turn_in_fp32_where_the_model_is_rounded(tiny_llama, precision, setups):
     for _, seen, _, _ in run_ranks(2, _train, tiny_llama, setups, precision)[0]:
@@ -200,7 +201,7 @@ def test_dependent_columns_stop_every_rank_alike(tiny_llama):
 
 
 def test_a_resumed_run_keeps_the_rhythm(project, capfd):
-    settings = ["regularizer.reorthonormalize=3", "regularizer.gamma=0"]
+    settings = ["regularizer.reorthonormalize=3", "regularizer.gamma=0", "data.eval_size=6"]
     run, _ = train_run(project, "turned", *settings)
     assert "gamma / eta_d = 0; U and V made orthonormal every 3 steps" in capfd.readouterr().out
     assert metrics(run, "reg_loss")[3] < 1e-6 < 1e-4 < min(metrics(run, "reg_loss")[2], metrics(run, "reg_loss")[4])
