@@ -169,9 +169,7 @@ def test_training_equals_plain_torch_on_every_stage(tiny_llama, world):
             assert ours.reg_loss == pytest.approx(theirs["reg_loss"], rel=1e-3, abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("precision", "setups"), [("mixed", [(2, "")]), ("bf16", [(0, ""), (1, ""), (3, "small")])]
-)
+@pytest.mark.parametrize(("precision", "setups"), [("mixed", [(2, "")]), ("bf16", [(0, ""), (1, ""), (3, "small")])])
 def test_masters_turn_in_fp32_where_the_model_is_rounded(tiny_llama, precision, setups):
     for _, seen, _, _ in run_ranks(2, _train, tiny_llama, setups, precision)[0]:
         check_turned(seen)
