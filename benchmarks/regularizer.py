@@ -31,6 +31,7 @@ from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.speed import flops
 from sorsa_ds.regularizer import Regularizer
 from sorsa_ds.shapes import shipped
+from sorsa_ds.sharded_grams import ShardedGrams
 from sorsa_ds.sharded_regularizer import ShardedRegularizer
 
 MODEL = "meta-llama/Llama-2-7b-hf"
@@ -102,9 +103,8 @@ class Ours:
             master.grad = torch.zeros_like(master)
         fragments = [Fragment(name, x.shape, 0, x.numel(), x, 0) for name, x in self.masters.items()]
         shapes = {name: x.shape for name, x in matrices.items()}
-        self._regularizer = ShardedRegularizer(
-            Regularizer("norm", "mean", 0.2), Masters(fragments, sharded=False), shapes, device
-        )
+        grams = ShardedGrams(Masters(fragments, sharded=False), shapes, device)
+        self._regularizer = ShardedRegularizer(Regularizer("norm", "mean", 0.2), grams)
 
     def step(self) -> Tensor:
         """What the engine does with it in one step; L_reg."""

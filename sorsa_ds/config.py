@@ -167,6 +167,10 @@ class RegularizerConfig:
     divide_by_accumulation: bool | None = None
     """Divide the coefficient by the gradient accumulation steps, as the published code does without saying."""
 
+    reorthonormalize: NonNegativeInt = 0
+    """Beside L_reg, or with gamma 0 in its place: after every so many optimizer steps make U and V orthonormal, to
+    rounding, without changing U diag(s) V^T. 0: never."""
+
     def __post_init__(self):
         if isinstance(self.gamma, str):
             relative_gamma(self.gamma)

@@ -1,10 +1,12 @@
 """SorsaEngine: DeepSpeed's engine with the regulariser in its step (SORSA, eq. 10 and 11).
 
     accumulate, reduce  ->  clip grad L_train  ->  + (gamma / eta_d) grad L_reg  ->  AdamW  ->  scheduler
+                                          (every so many steps: U and V made orthonormal after AdamW)
 
 The regulariser enters through a pre-hook of the inner torch optimizer's step: on every ZeRO stage that is the one
 place where DeepSpeed shows the fp32 masters together with averaged, unscaled and clipped gradients. (A second backward
-would not do: under ZeRO-3 it silently overwrites the first one's gradients.)
+would not do: under ZeRO-3 it silently overwrites the first one's gradients.) A post-hook of the same step makes U and V
+orthonormal again where that is asked for: the masters have moved, and are not in the model yet.
 """
 
 from dataclasses import dataclass
@@ -15,9 +17,11 @@ from deepspeed import DeepSpeedEngine
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
-from sorsa_ds.masters import inner_optimizer, locate, trained_shapes
+from sorsa_ds.masters import inner_optimizer, inner_steps, locate, trained_shapes
 from sorsa_ds.placement import Part
 from sorsa_ds.regularizer import Regularizer
+from sorsa_ds.reorthonormalize import Reorthonormalizer
+from sorsa_ds.sharded_grams import ShardedGrams
 from sorsa_ds.sharded_regularizer import ShardedRegularizer
 
 
@@ -73,8 +77,13 @@ class SorsaEngine(DeepSpeedEngine):
                 fragment.values().copy_(part.values[first : first + fragment.numel])
         self._regularizer = self._reg_values = None
         if regularizer is not None:
-            self._regularizer = ShardedRegularizer(regularizer, self.masters, self.trained_shapes, self.device)
+            grams = ShardedGrams(self.masters, self.trained_shapes, self.device)
+            self._regularizer = ShardedRegularizer(regularizer, grams)
             inner.register_step_pre_hook(self._add_regularizer)
+            if regularizer.reorthonormalize:
+                self._reorthonormalizer = Reorthonormalizer(grams, self.masters, inner.state)
+                self._inner_steps = inner_steps(self)
+                inner.register_step_post_hook(self._reorthonormalize)
         for state in inner.state.values():
             # Some wrappers allocate the moments by one step on zero gradients; Adam must not count it.
             state["step"].zero_()
@@ -121,6 +130,7 @@ class SorsaEngine(DeepSpeedEngine):
 
     def _take_model_step(self, lr_kwargs) -> None:
         """Called once an optimizer step, before the clip: L_reg is taken on all masters while none has moved."""
+        self._inner_steps_taken = 0
         if self._regularizer is not None:
             self._reg_values = self._regularizer.prepare()
         if self.gradient_clipping() == 0 and not (self.zero_optimization() or self.bfloat16_enabled()):
@@ -133,6 +143,16 @@ class SorsaEngine(DeepSpeedEngine):
         for group in optimizer.param_groups:
             for master in group["params"]:
                 self._regularizer.add_to(master)
+
+    def _reorthonormalize(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+        """Post-hook of the inner optimizer's step: all masters must have moved. ZeRO-3 has copied those of the earlier
+        sub-groups into the model by then: they are copied again. What persists on all ranks it gathers afterwards."""
+        self._inner_steps_taken += 1
+        due = (self.global_steps + 1) % self._regularizer.regularizer.reorthonormalize == 0
+        if due and self._inner_steps_taken == self._inner_steps:
+            self._reorthonormalizer.apply()
+            for sub_group in range(self._inner_steps - 1):
+                self.optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
 
 
 def adamw(rate: float, betas: tuple[float, float], epsilon: float, weight_decay: float):

@@ -31,12 +31,16 @@ class Fragment:
 
     def values(self) -> Tensor:
         """The fragment itself, a 1-D view into the master: writing to it changes the master."""
-        return self.master.detach().view(-1)[self.offset : self.offset + self.numel]
+        return self.within(self.master)
 
     def gradient(self) -> Tensor:
         """The 1-D view into the master's gradient."""
         assert self.master.grad is not None, f"{self.name}: no gradient at the optimizer step"
-        return self.master.grad.view(-1)[self.offset : self.offset + self.numel]
+        return self.within(self.master.grad)
+
+    def within(self, tensor: Tensor) -> Tensor:
+        """The 1-D view into a tensor that is laid out as the master, such as a moment of it."""
+        return tensor.detach().view(-1)[self.offset : self.offset + self.numel]
 
 
 @dataclass(slots=True)
@@ -62,6 +66,12 @@ def inner_optimizer(engine: DeepSpeedEngine) -> torch.optim.Optimizer:
     while not isinstance(optimizer, torch.optim.Optimizer) or hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
+
+
+def inner_steps(engine: DeepSpeedEngine) -> int:
+    """How often the inner optimizer steps for one step of the engine: ZeRO-3 takes one sub-group after the other."""
+    assert len(inner_optimizer(engine).param_groups) == 1, "ZeRO would step once a group"
+    return len(engine.optimizer.fp32_partitioned_groups_flat) if engine.zero_optimization_stage() == 3 else 1
 
 
 def locate(engine: DeepSpeedEngine) -> Masters:

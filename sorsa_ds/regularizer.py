@@ -32,11 +32,20 @@ _PRESETS = {
 
 @dataclass(frozen=True, slots=True)
 class Regularizer:
-    """The regulariser with all choices made. `coefficient` is gamma / eta_d: what multiplies grad L_reg (eq. 11)."""
+    """The regulariser with all choices made. `coefficient` is gamma / eta_d: what multiplies grad L_reg (eq. 11).
+
+    reorthonormalize: steps from one re-orthonormalisation (`sorsa_ds.reorthonormalize`) to the next; 0: none.
+    """
 
     form: Form
     reduction: Reduction
     coefficient: float
+    reorthonormalize: int = 0
+
+    def rhythm(self) -> str:
+        """A clause on the re-orthonormalisation; empty without it."""
+        every = self.reorthonormalize
+        return f"; U and V made orthonormal every {f'{every} steps' if every > 1 else 'step'}" if every else ""
 
 
 def resolve(config: RegularizerConfig, *, learning_rate: float, accumulation_steps: int) -> Regularizer:
@@ -53,7 +62,7 @@ def resolve(config: RegularizerConfig, *, learning_rate: float, accumulation_ste
     coefficient = relative_gamma(gamma) if isinstance(gamma, str) else gamma / learning_rate
     if chosen["divide_by_accumulation"]:
         coefficient /= accumulation_steps
-    return Regularizer(chosen["form"], chosen["reduction"], coefficient)
+    return Regularizer(chosen["form"], chosen["reduction"], coefficient, config.reorthonormalize)
 
 
 def penalty(error: Tensor, form: Form) -> Tensor:

@@ -4,6 +4,7 @@ No DeepSpeed, no closed form, no fragments: dense products, autograd of L_reg in
 """
 
 import math
+from itertools import permutations
 
 import torch
 from torch import nn
@@ -49,8 +50,36 @@ def penalty(model: nn.Module, form: str, reduction: str) -> torch.Tensor:
     return stacked.mean() if reduction == "mean" else stacked.sum()
 
 
-def train(model, batches, *, rate, clip, coefficient, form, reduction, steps, warmup) -> list[dict]:
-    """`batches[t]`: the sequences of step t, each (input_ids, labels). The loss is the mean over all learned tokens."""
+@torch.no_grad()
+def reorthonormalize(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """U, V orthonormal, U diag(s) V^T the same: QR and SVD of whole matrices in float64, columns in the order and with
+    the signs that look most alike (all orders are tried). The first moments turn with them."""
+    for module in model.modules():
+        if isinstance(module, DenseSorsa):
+            old = [module.U.double(), module.V.double()]
+            (q_u, r_u), (q_v, r_v) = map(torch.linalg.qr, old)
+            a, s, b = torch.linalg.svd(r_u @ torch.diag(module.s.double()) @ r_v.T)
+            new = [q_u @ a, q_v @ b.T]
+            alike = sum((x.T @ y).abs() for x, y in zip(old, new, strict=True))
+            columns = range(len(s))
+            order = list(max(permutations(columns), key=lambda p: sum(alike[i, p[i]] for i in columns)))
+            new, s = [x[:, order] for x in new], s[order]
+            for parameter, before, after in zip((module.U, module.V), old, new, strict=True):
+                sign = (before * after).sum(0).sign()
+                parameter.copy_(after * sign)
+                s = s * sign
+                moment = optimizer.state[parameter]["exp_avg"]
+                moment.copy_(moment.double() @ torch.linalg.pinv(before) @ (after * sign))
+            module.s.copy_(s)
+
+
+def train(
+    model, batches, *, rate, clip, coefficient, form, reduction, steps, warmup, reorthonormalized=0
+) -> list[dict]:
+    """`batches[t]`: the sequences of step t, each (input_ids, labels). The loss is the mean over all learned tokens.
+
+    reorthonormalized: after every so many steps; 0: never.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     log = []
@@ -74,6 +103,8 @@ def train(model, batches, *, rate, clip, coefficient, form, reduction, steps, wa
                 p.grad += coefficient * g
         log.append({"loss": loss.item() / count, "grad_norm": norm.item(), "reg_loss": reg.item()})
         optimizer.step()
+        if reorthonormalized and (t + 1) % reorthonormalized == 0:
+            reorthonormalize(model, optimizer)
     return log
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from architectures import exactly
 from plain import plain_model, train
-from transformers import LlamaConfig, LlamaForCausalLM
 from worlds import run_ranks
 
 from sorsa_ds.config import LoadingConfig, SorsaConfig
@@ -22,19 +21,6 @@ MORE_CASES = [
 STAGES = [(0, ""), (1, ""), (1, "optimizer"), (2, ""), (2, "optimizer"), (3, ""), (3, "optimizer"), (3, "both")]
 RUNS = [(stage, offload, case) for stage, offload in STAGES for case in CASES]
 RUNS += [(stage, "", case) for stage in (0, 2, 3) for case in MORE_CASES]
-
-
-@pytest.fixture(scope="module")
-def tiny_llama(tmp_path_factory):
-    """A random Llama on disk, weights large enough that the loss has something to say."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=40, intermediate_size=76, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=64, max_position_embeddings=64, initializer_range=0.2, tie_word_embeddings=True,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("llama")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 def sequences(count: int, seed: int = 1):
@@ -85,7 +71,7 @@ def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None, c
     )  # fmt: skip
     if checkpointing:
         checkpoint_activations(loaded.model)
-    regularizer = Regularizer(case["form"], case["reduction"], case["coefficient"])
+    regularizer = Regularizer(case["form"], case["reduction"], case["coefficient"], case.get("reorthonormalize", 0))
     return SorsaEngine(
         loaded.model, ds, adamw(RATE, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(STEPS, WARMUP), regularizer,
         loaded.exact_factors,

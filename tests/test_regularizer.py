@@ -7,6 +7,7 @@ from worlds import run_ranks
 from sorsa_ds.config import RegularizerConfig
 from sorsa_ds.masters import Fragment, Masters
 from sorsa_ds.regularizer import Regularizer, gradient_factor, penalty, resolve
+from sorsa_ds.sharded_grams import ShardedGrams
 from sorsa_ds.sharded_regularizer import ShardedRegularizer
 
 SHAPES = {
@@ -61,7 +62,8 @@ def _cut_evenly(form, reduction):
     master = torch.cat([torch.full((5,), 9.0), *pieces, torch.full((3,), 9.0)])
     master.grad = torch.zeros_like(master)
     masters = Masters([Fragment(n, s, a, k, master, o) for n, s, a, k, o in fragments if k], sharded=True)
-    sharded = ShardedRegularizer(Regularizer(form, reduction, 0.3), masters, SHAPES, torch.device("cpu"))
+    grams = ShardedGrams(masters, SHAPES, torch.device("cpu"))
+    sharded = ShardedRegularizer(Regularizer(form, reduction, 0.3), grams)
     value, added = sharded.prepare()
     sharded.add_to(master)
     assert master.grad[:5].eq(0).all() and master.grad[-3:].eq(0).all()

@@ -34,7 +34,7 @@ def snapshot(engine: SorsaEngine) -> dict[str, Tensor]:
         for moment in MOMENTS:
             held = state.get(fragment.master, {}).get(moment)
             # Before the first step some stages have no moments: they are zero.
-            values = torch.zeros(fragment.numel) if held is None else _cut(held, fragment)
+            values = torch.zeros(fragment.numel) if held is None else fragment.within(held)
             copies[f"{moment}/{place}"] = _host_copy(values)
     if comm.rank() == 0:
         copies |= {
@@ -66,11 +66,7 @@ def restore_optimizer(engine: SorsaEngine, saved: SavedTensors, steps_done: int)
     for fragment in engine.masters.fragments:
         for moment in MOMENTS:
             values = saved.read(moment, fragment.name, fragment.start, fragment.numel)
-            _cut(state[fragment.master][moment], fragment).copy_(values)
-
-
-def _cut(flat: Tensor, fragment: Fragment) -> Tensor:
-    return flat.detach().view(-1)[fragment.offset : fragment.offset + fragment.numel]
+            fragment.within(state[fragment.master][moment]).copy_(values)
 
 
 def _host_copy(values: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def _rows(source: Source, base: str) -> list[tuple[str, str]]:
         )
         gamma = reg.coefficient * config.train.learning_rate
         strength = f"gamma = {gamma:.3g}, gamma / eta_d = {reg.coefficient:.4g}"
-        rows.append(("regulariser", f"{reg.form}, {reg.reduction}, {strength}"))
+        rows.append(("regulariser", f"{reg.form}, {reg.reduction}, {strength}{reg.rhythm()}"))
         rows.append(("residual", describe(source.described.residual)))
     rows += [
         ("learning rate", f"{config.train.learning_rate:g}"),

@@ -138,7 +138,7 @@ def describe(config: RunConfig, targets: list[Target], trained: int, reg: Regula
             *rows,
             ("trained", f"{len(targets)} linears adapted, {trained:,} parameters"),
             ("residual", describe_residual(config.residual)),
-            ("regulariser", f"{reg.form}, {reg.reduction}, gamma / eta_d = {reg.coefficient:.4g}"),
+            ("regulariser", f"{reg.form}, {reg.reduction}, gamma / eta_d = {reg.coefficient:.4g}{reg.rhythm()}"),
         ]
     where = f"{len(targets)} linears" if targets else "every parameter"
     rows.append(("trained", f"{where}, {trained:,} parameters"))

@@ -43,8 +43,11 @@ def traffic(job: Job, facts: Facts) -> Traffic:
         moved["trained parameters"] = trained
     else:
         moved["gradients"] = 2 * trained
-    if job.stage > 0 and job.config.method == "sorsa":
-        moved["Gram matrices"] = 2 * 8 * sum(2 * target.rank**2 for target in facts.targets)
+    if job.config.method == "sorsa":
+        every = job.config.regularizer.reorthonormalize
+        turned = 1 / every if every else 0  # Gram matrices once more, and as many numbers by which U and V are turned
+        times = turned if job.stage == 0 else 1 + 2 * turned
+        moved["Gram matrices"] = times * 2 * 8 * sum(2 * target.rank**2 for target in facts.targets)
     everywhere = {name: size * (ranks - 1) / ranks for name, size in moved.items()}
     between = {name: size * (nodes - 1) / nodes for name, size in moved.items()}
     # Of what a node receives, each of its GPUs takes its share from outside; the rest comes from inside.
