@@ -22,7 +22,6 @@ from test_engine import (
     ds_config,
     micro_losses,
     sequences,
-    tiny_llama,  # noqa: F401 (a fixture)
     whole_factors,
 )
 from test_plan import job_of
@@ -103,7 +102,7 @@ def _train_both(folder, size, runs):
 
 
 @NODES
-def test_training_is_that_of_plain_zero3_and_of_plain_torch(tiny_llama, world, size):  # noqa: F811
+def test_training_is_that_of_plain_zero3_and_of_plain_torch(tiny_llama, world, size):
     runs = RUNS if world == 2 else RUNS[::2]
     results = run_ranks(world, _train_both, tiny_llama, size, runs)[0]
     for run, (ours, theirs) in zip(runs, results, strict=True):
@@ -165,7 +164,7 @@ GRAMS = 8 * 14 * 2 * 5**2
 @NODES
 @pytest.mark.parametrize(("storage", "checkpointing"), [("auto", False), ("nf4", True)])
 def test_between_nodes_travel_gradients_factors_once_a_step_and_gram_matrices(
-    tiny_llama,  # noqa: F811
+    tiny_llama,
     world,
     size,
     storage,
@@ -214,7 +213,7 @@ def test_between_nodes_travel_gradients_factors_once_a_step_and_gram_matrices(
             assert (0.8 if checkpointing else 0.95) * gathered < received <= 1.05 * gathered
 
 
-def test_what_does_not_fit_is_advised_to_be_cut_over_all_ranks(tiny_llama):  # noqa: F811
+def test_what_does_not_fit_is_advised_to_be_cut_over_all_ranks(tiny_llama):
     inside = job_of(3, gpus=2, nodes=8, zero={"zero_hpz_partition_size": "auto", "reduce_bucket_size": 10**8})
     model, file = facts(tiny_llama, inside), settings.load(ROOT / "ds_configs" / "zero3.json")
     over_all = memory(Job.of(inside.config, file, inside.hardware), model)
