@@ -20,8 +20,7 @@ from sorsa_ds.run_lock import is_held
 from sorsa_ds.run_paths import ADAPTER, CHECKPOINTS, CONFIG, REPORT, run_of
 
 AUTO = "auto"
-FREE = (
-    "model",  # it may have moved: its weights' digests are checked
+FREE_OF_ONE_MODEL = (
     "loading.",
     "output.",
     "analysis.",
@@ -34,7 +33,9 @@ FREE = (
     "train.max_start_gap",
     "train.timeout_minutes",
 )
-"""Settings, or sections of them, that may change when a run is continued."""
+"""Settings, or sections of them, that may change between parts of a run, the model being named alike."""
+FREE = ("model", *FREE_OF_ONE_MODEL)
+"""Those that may change when a run is continued. The model may have moved: its weights' digests are checked."""
 SETTLED = ("train.precision", "train.global_batch_size", "train.gradient_clipping", "residual.storage")
 """Settings that a run fills in where they are unset or `auto`: then they are as they were."""
 
@@ -196,7 +197,7 @@ def _runs_in(base: Path, config: RunConfig) -> list[Path]:
                 saved = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
             except (OSError, yaml.YAMLError):
                 continue
-            if isinstance(saved, dict) and not differences(config, saved, FREE[1:]):  # the model must be the same
+            if isinstance(saved, dict) and not differences(config, saved, FREE_OF_ONE_MODEL):
                 found.append(run)
     return sorted(found, key=lambda run: (run / CONFIG).stat().st_mtime, reverse=True)
 

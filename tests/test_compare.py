@@ -24,6 +24,7 @@ from sorsa_ds.compare.runner import Runner
 from sorsa_ds.compare.trials import METHODS, Trial, read_learning_rates, read_methods, read_seeds
 from sorsa_ds.config import BaselineConfig, RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config_io import to_yaml
+from sorsa_ds.run_lock import RunLock
 
 STEPS = 30
 
@@ -67,6 +68,7 @@ def test_bad_lists_are_refused_by_name(read, message):
         (["--methods=lora", "--output=x", "--task=loss"], "there is no 'loss' with an accuracy"),
         (["--methods=lora", "--output=x", "--task_options=--limit 3"], "there is no --task"),
         (["--methods=lora", "--output=x", "--task=math", "--task_options=--model=y"], "--model=y is set by"),
+        (["--methods=lora", "--output=x", "--task=math", "--task_options=--data 'y"], "No closing quotation"),
         (["--methods=lora", "--output=x", "--num_gpus=0"], "'0' is no integer >= 1"),
         (["--methods=lora", "--output=x", "sorsa.rnak=3"], "did you mean .*sorsa.rank"),
     ],
@@ -245,6 +247,18 @@ def test_rates_are_tried_with_the_first_seed_and_the_other_seeds_run_at_the_best
     assert made == [], "all was finished"
 
 
+def test_two_comparisons_in_one_folder_do_not_mix(monkeypatch, tmp_path):
+    made = pretended(monkeypatch)
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    with pytest.raises(ValueError, match="is in use"):
+        command.compare([*ARGUMENTS, f"--output={tmp_path}"])
+    assert made == []
+    lock.release()
+    command.compare([*ARGUMENTS, f"--output={tmp_path}"])
+    assert made
+
+
 def test_a_run_that_fails_is_told_and_tried_again(monkeypatch, tmp_path, capsys):
     broken = ("lora-lr0.1-seed4", "sorsa-lr0.001-seed5")
     pretended(monkeypatch, broken)
@@ -268,7 +282,7 @@ def test_accuracies_are_asked_of_the_base_model_and_of_every_method_at_its_best_
         if "seed6" in name:
             return "out of memory"
         folder = Path(options["--output"])
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps({"accuracy": len(called) / 100}))
         return None
 
@@ -291,7 +305,7 @@ def test_accuracies_are_asked_of_the_base_model_and_of_every_method_at_its_best_
     called.clear()
     with pytest.raises(ValueError, match="seed6"):
         command.compare(arguments)
-    assert [model for _, model, *_ in called] == models[-2:], "what is evaluated already is not again"
+    assert [model for _, model, *_ in called] == models, "results are its own only if launch/evaluate.py says so"
 
 
 def start(project: Path, output: Path) -> subprocess.Popen:

@@ -70,9 +70,9 @@ def test_a_finished_evaluation_tells_its_results_again_without_the_model(trained
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"limit": 3}, "samples, prompts"),
-        ({"prompt": "chat"}, "prompts, prompt"),
-        ({"max_new_tokens": 12}, "prompts"),
+        ({"limit": 3}, "samples, questions"),
+        ({"prompt": "chat"}, "questions, prompt"),
+        ({"max_new_tokens": 12}, "questions"),
         ({"dtype": "bf16"}, "products"),
         ({"task": "loss", "max_new_tokens": None}, "task"),
     ],

@@ -1,5 +1,6 @@
 """The tasks: their prompts, their data in every layout, and figures equal to independent computations."""
 
+import gzip
 import json
 import math
 
@@ -15,9 +16,34 @@ from worlds import run_ranks
 
 from sorsa_ds.data.tokenize import IGNORED
 from sorsa_ds.evaluate.options import Options
+from sorsa_ds.evaluate.prompts import tokens
 from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, mmlu
 from sorsa_ds.evaluate.tasks import math as math_task
+from sorsa_ds.evaluate.tasks.generated import continuation
 from sorsa_ds.evaluate.tasks.task import Setting
+
+
+def test_an_answer_keeps_the_space_that_it_begins_with(shared_data):
+    """A tokenizer of Llama's kind leaves it out of what is decoded alone: a function's body would lose its indent."""
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "models" / "stories260k")
+    with gzip.open(shared_data / "humaneval" / "HumanEval.jsonl.gz") as lines:
+        rows = [json.loads(line) for line in lines][::40]
+    for row in rows:
+        before = tokens(row["prompt"], tokenizer)
+        answer = tokens(row["prompt"] + row["canonical_solution"], tokenizer)[len(before) :]
+        assert continuation(tokenizer, before, answer) == row["canonical_solution"]
+        assert tokenizer.decode(answer) != row["canonical_solution"]
+
+
+def test_a_judgement_belongs_to_its_reference(setting, tmp_path):
+    digests = set()
+    for number in ("4", "5"):
+        (tmp_path / number).mkdir()
+        row = {"question": "What is 2 plus 2?", "answer": f"So.\n#### {number}"}
+        (tmp_path / number / "test.jsonl").write_text(json.dumps(row))
+        options = Options(model="m", task="gsm8k", data=str(tmp_path / number), num_few_shot=0)
+        digests.add(gsm8k.build(options, setting).digest())
+    assert len(digests) == 2
 
 
 @pytest.fixture

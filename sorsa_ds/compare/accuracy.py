@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sorsa_ds import digest
 from sorsa_ds.compare.runner import Runner
+from sorsa_ds.evaluate.records import RESULTS
 
 TASKS = ("gsm8k", "math", "humaneval", "mmlu")
 BASE = "base"
@@ -21,9 +22,11 @@ class Evaluation:
     def __post_init__(self):
         if self.task not in TASKS:
             raise ValueError(f"--task: there is no {self.task!r} with an accuracy; there are {', '.join(TASKS)}")
-        taken = [
-            word for word in shlex.split(self.options) if word.partition("=")[0] in ("--model", "--task", "--output")
-        ]
+        try:
+            words = shlex.split(self.options)
+        except ValueError as error:
+            raise ValueError(f"--task_options: {self.options!r} cannot be read: {error}") from error
+        taken = [word for word in words if word.partition("=")[0] in ("--model", "--task", "--output")]
         if taken:
             raise ValueError(f"--task_options: {taken[0]} is set by the comparison")
 
@@ -38,10 +41,9 @@ class Evaluation:
         """
         kind = f"{self.task}-{digest.of_bytes(self.options.encode())[:8]}"  # others, if asked for, do not mix
         folder = runner.output / "evaluations" / kind / name
-        results = folder / "results.json"
-        if not results.exists():
-            arguments = ["--model", model, "--task", self.task, "--output", str(folder), *shlex.split(self.options)]
-            failure = runner.launched("evaluate.py", arguments, f"{name}-{kind}", lambda: None)
-            if failure is not None:
-                return None, failure
-        return 100 * json.loads(results.read_text(encoding="utf-8"))["accuracy"], None
+        # Also where results are: the command tells whether they are this model's, and soon ends then.
+        arguments = ["--model", model, "--task", self.task, "--output", str(folder), *shlex.split(self.options)]
+        failure = runner.launched("evaluate.py", arguments, f"{name}-{kind}", lambda: None)
+        if failure is not None:
+            return None, failure
+        return 100 * json.loads((folder / RESULTS).read_text(encoding="utf-8"))["accuracy"], None

@@ -12,6 +12,7 @@ from sorsa_ds.compare.runner import Runner
 from sorsa_ds.compare.trials import RUNS, Trial
 from sorsa_ds.console import bar, say
 from sorsa_ds.methods.settings import check_stage
+from sorsa_ds.run_lock import RunLock
 
 
 @dataclass(slots=True)
@@ -85,12 +86,25 @@ def compare(argv: Sequence[str]) -> None:
     """Everything. The rates are tried with the first seed; the other seeds run at the best one.
 
     Raises:
-        ValueError: bad arguments, before anything runs; or at the end, naming the runs that failed.
+        ValueError: bad arguments or a folder in use, before anything runs; or at the end, naming the runs that failed.
         Preempted: a signal came; the same command goes on.
     """
     request = parse(argv)
     runner = Runner(request.base, request.ds_config, request.output, request.num_gpus)
     _check(request, runner)
+    try:
+        request.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output: {request.output} cannot be made ({error.strerror})") from error
+    lock = RunLock(request.output)
+    lock.acquire()
+    try:
+        _compare(request, runner)
+    finally:
+        lock.release()
+
+
+def _compare(request: Request, runner: Runner) -> None:
     progress = Progress(request, runner, _before(request, runner))
     first, *others = request.seeds
     tried = [Trial(method, rate, first) for method in request.methods for rate in request.rates[method]]

@@ -7,7 +7,7 @@ import numpy as np
 from sorsa_ds import plotting
 from sorsa_ds.compare.results import MethodResult
 from sorsa_ds.compare.trials import METHODS
-from sorsa_ds.plotting import against_steps, picture, smoothed
+from sorsa_ds.plotting import against_steps, picture, scaled, smoothed
 from sorsa_ds.run_folder import read_metrics
 
 LOOKS = dict(zip(METHODS, plotting.LOOKS, strict=True))
@@ -43,7 +43,7 @@ def draw(methods: list[MethodResult], output: Path) -> None:
             details = ", ".join(unit + mean)
             ax.set_ylabel(f"{what} ({details})" if details else what)
             against_steps(ax, steps)
-        axes[1].set_yscale("log")
+        scaled(axes[1].yaxis, np.concatenate([curves(method, "grad_norm").flatten() for method in methods]))
         handles, labels = axes[0].get_legend_handles_labels()
         title = "line: mean over seeds; band: lowest to highest" if several else None
         figure.legend(

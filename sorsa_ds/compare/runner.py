@@ -20,7 +20,7 @@ from sorsa_ds.compare.trials import RUNS, Trial
 from sorsa_ds.config import RunConfig
 from sorsa_ds.files import write_text
 from sorsa_ds.preemption import SIGNALS, Preempted
-from sorsa_ds.resume import FREE, differences
+from sorsa_ds.resume import FREE_OF_ONE_MODEL, differences
 from sorsa_ds.run_folder import read_metrics
 from sorsa_ds.run_paths import CHECKPOINTS, CONFIG, GIVEN_DS_CONFIG, REPORT
 
@@ -59,7 +59,7 @@ class Runner:
         if not (folder / CONFIG).exists():
             return
         saved = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        changed = differences(trial.config(self.base, self.output), saved, FREE[1:])  # the model must be the same
+        changed = differences(trial.config(self.base, self.output), saved, FREE_OF_ONE_MODEL)
         listing = [f"{name} was {then!r} and is now {now!r}" for name, (then, now) in changed.items()]
         if self.is_finished(trial) and _json(folder / GIVEN_DS_CONFIG) != _json(self.ds_config):
             listing.append(f"the DeepSpeed JSON was another ({folder / GIVEN_DS_CONFIG})")

@@ -134,7 +134,7 @@ def _setup(comparison: Comparison) -> list[str]:
     if ranks:
         report = comparison.runs[0].report
         versions = ", ".join(f"{name} {found}" for name, found in report["versions"].items())
-        lines += [f"{report['steps']} steps on {ranks[0]} ranks. {versions}."]
+        lines += [f"{report['steps']} steps on {ranks[0]} {'rank' if ranks == [1] else 'ranks'}. {versions}."]
     if len(ranks) > 1:
         lines += ["", f"**The runs were made on different numbers of ranks ({', '.join(map(str, ranks))}).**"]
     lines += ["Mean ± standard deviation over the seeds; a seed draws the data's order and LoRA's start."]

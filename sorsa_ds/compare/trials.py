@@ -26,7 +26,7 @@ class Trial:
     @property
     def name(self) -> str:
         """Of its run folder."""
-        return f"{self.method}-lr{self.learning_rate:g}-seed{self.seed}"
+        return f"{self.method}-lr{self.learning_rate}-seed{self.seed}"
 
     def config(self, base: RunConfig, output: Path) -> RunConfig:
         """The settings of this run, without those of the base that its method has no use for."""

@@ -2,8 +2,10 @@
 
 import json
 import os
+import platform
 import re
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +23,7 @@ from sorsa_ds.evaluate.options import Options
 from sorsa_ds.evaluate.records import RESULTS, Records
 from sorsa_ds.evaluate.sharing import Board
 from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, math, mmlu
+from sorsa_ds.evaluate.tasks.mathematics import RULES
 from sorsa_ds.evaluate.tasks.task import Engine, Generate, LocalEngine, Setting, Task
 from sorsa_ds.evaluate.vllm import Vllm
 from sorsa_ds.inputs import examples, load_tokenizer
@@ -71,7 +74,7 @@ def evaluate(options: Options) -> dict:
                 "tokens_per_second": tokens / seconds, "ranks": comm.world_size(), "batch_size": options.batch_size,
             },
             "settings": {**settings, **identity},
-            "versions": _versions(),
+            "versions": _versions((*PACKAGES, *_GRADERS, "vllm")),
         }  # fmt: skip
         records.finish(results)
         rows = [*task.rows(results), *_speed_rows(results["speed"]), ("written to", str(records.folder / RESULTS))]
@@ -160,12 +163,22 @@ def _identity(options: Options, found: Found, task: Task, dtype: torch.dtype | N
         "task": options.task,
         "weights": comm.together(found.digest, device, on=0),
         "samples": len(task.ids),
-        "prompts": task.digest(),
+        "questions": task.digest(),
+        "judged_by": _judged_by(options.task),
         "prompt": options.prompt,
         "few_shot": options.shots,
         "products": "as trained" if dtype is None else str(dtype).removeprefix("torch."),
         "backend": options.backend,
     }
+
+
+def _judged_by(task: str) -> str:
+    """What else than the questions a judgement depends on."""
+    if task == "humaneval":
+        return f"Python {platform.python_version()}"
+    if task in ("gsm8k", "math"):
+        return ", ".join([f"rules {RULES}", *(f"{name} {found}" for name, found in _versions(_GRADERS).items())])
+    return "likelihood"
 
 
 def _folder(options: Options, found: Found) -> Path:
@@ -190,9 +203,10 @@ def _speed_rows(speed: dict) -> list[tuple[str, str]]:
     return [("speed", f"{speed['tokens_per_second']:.1f} tokens/s, {speed['seconds']:.1f} s on {ranks}")]
 
 
-def _versions() -> dict[str, str]:
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of those that are installed."""
     found = {}
-    for package in (*PACKAGES, *_GRADERS, "vllm"):
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -79,7 +79,7 @@ def parse(argv: Sequence[str]) -> Options:
     Raises:
         ValueError: options that do not go together.
     """
-    parser = argparse.ArgumentParser("evaluate.py", description=DESCRIPTION)
+    parser = argparse.ArgumentParser("evaluate.py", description=DESCRIPTION, allow_abbrev=False)
     add = parser.add_argument
     add("--model", required=True, help="run, adapter (SORSA's or PEFT's), folder of a model, or hub name")
     add("--task", required=True, choices=get_args(TaskName), help="what to measure")

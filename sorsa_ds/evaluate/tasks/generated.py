@@ -20,10 +20,14 @@ TOO_LONG = "too long"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """prompt: what the model continues. groups: under which the accuracy is also told, as `level 5`."""
+    """prompt: what the model continues. key: what its answer is judged by, a reference or tests.
+
+    groups: under which the accuracy is also told, as `level 5`.
+    """
 
     id: str
     prompt: str
+    key: str
     groups: tuple[str, ...] = ()
 
 
@@ -72,8 +76,8 @@ class Generated:
         self._judge: Judge
 
     def digest(self) -> str:
-        ids = repr([(prompt.id, prompt.token_ids, prompt.limit) for prompt in self._prompts.values()])
-        return digest.of_bytes(ids.encode())
+        asked = [(p.id, p.token_ids, p.limit, self._questions[p.id].key) for p in self._prompts.values()]
+        return digest.of_bytes(repr(asked).encode())
 
     def notes(self) -> list[str]:
         first = self._questions[self.ids[0]].prompt
@@ -96,7 +100,7 @@ class Generated:
 
     def work(self, batch: list[Prompt], emit: Emit) -> None:
         def receive(prompt: Prompt, answer: Answer) -> None:
-            text = self._tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+            text = continuation(self._tokenizer, prompt.token_ids, answer.token_ids)
             judged = self._judge(prompt.id, text)
             emit(self._record(prompt, judged, text, answer))
 
@@ -142,6 +146,18 @@ class Generated:
             "tokens": len(answer.token_ids),
             "text": text,
         }
+
+
+def continuation(tokenizer: PreTrainedTokenizerBase, before: list[int], token_ids: list[int]) -> str:
+    """What tokens add to the text before them.
+
+    Decoded alone they can lose their first space: to a tokenizer of SentencePiece's kind it is the beginning of a text.
+    """
+    start, whole = (
+        tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for ids in (before, before + token_ids)
+    )
+    return whole[len(start) :]
 
 
 def accuracy(records: list[dict]) -> dict:

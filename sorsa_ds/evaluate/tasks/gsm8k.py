@@ -26,12 +26,11 @@ def build(options: Options, setting: Setting) -> Generated:
         mathematics.solved(row["question"], *solution(row["answer"]), style)
         for row in shots_of(splits, ("train",), COLUMNS, options.shots)
     ]
-    questions, references = [], {}
+    questions = []
     for number, row in enumerate(first(rows_of(splits, ("test",), COLUMNS), options.limit)):
         text = mathematics.prompt(style, setting, row["question"], shots)
-        questions.append(Question(f"gsm8k/{number}", text))
-        references[questions[-1].id] = solution(row["answer"])[1]
-    return Generated(questions, setting, options.new_tokens, mathematics.judge(references))
+        questions.append(Question(f"gsm8k/{number}", text, solution(row["answer"])[1]))
+    return Generated(questions, setting, options.new_tokens, mathematics.judge(questions))
 
 
 def solution(answer: str) -> tuple[str, str]:

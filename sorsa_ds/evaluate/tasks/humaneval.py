@@ -31,7 +31,12 @@ def build(options: Options, setting: Setting) -> Generated:
     """
     sandbox = Sandbox()
     rows = first(rows_of(open_data(options.data or HUB), ("test",), COLUMNS), options.limit)
-    questions = [Question(row["task_id"], _prompt(options.prompt, setting, row["prompt"])) for row in rows]
+    questions = [
+        Question(
+            row["task_id"], _prompt(options.prompt, setting, row["prompt"]), f"{row['entry_point']}\n{row['test']}"
+        )
+        for row in rows
+    ]
     by_id = {row["task_id"]: row for row in rows}
     return Generated(questions, setting, options.new_tokens, judge(by_id, sandbox), [sandbox.protection])
 

@@ -36,13 +36,12 @@ def build(options: Options, setting: Setting) -> Generated:
         mathematics.solved(row["problem"], row["solution"], reference_of(row), style)
         for row in shots_of(splits, ("train",), COLUMNS, options.shots)
     ]
-    questions, references = [], {}
+    questions = []
     for number, row in enumerate(first(rows_of(splits, ("test",), COLUMNS), options.limit)):
         text = mathematics.prompt(style, setting, row["problem"], shots)
         groups = tuple(value for name in ("level", "type", "subject") if isinstance(value := row.get(name), str))
-        questions.append(Question(f"math/{number}", text, groups))
-        references[questions[-1].id] = reference_of(row)
-    return Generated(questions, setting, options.new_tokens, mathematics.judge(references))
+        questions.append(Question(f"math/{number}", text, reference_of(row), groups))
+    return Generated(questions, setting, options.new_tokens, mathematics.judge(questions))
 
 
 def published(folder: Path) -> DatasetDict | None:

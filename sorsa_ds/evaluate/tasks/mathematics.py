@@ -7,11 +7,14 @@ from sorsa_ds.evaluate.answers import ANNOUNCEMENT, announced
 from sorsa_ds.evaluate.grading import Grader
 from sorsa_ds.evaluate.options import Style
 from sorsa_ds.evaluate.prompts import STEP_BY_STEP, Shot, render
-from sorsa_ds.evaluate.tasks.generated import Judge, Judgement
+from sorsa_ds.evaluate.tasks.generated import Judge, Judgement, Question
 from sorsa_ds.evaluate.tasks.task import Setting
 
 ASK = f'\n\nThink step by step, and end with a line of its own: "{ANNOUNCEMENT}" and the result.'
 """What a chat model is told, which was not trained on the papers' layout."""
+
+RULES = 2
+"""Counts up when what is taken for an answer, or for equal, changes: samples of other rules are not mixed."""
 
 
 def prompt(style: Style, setting: Setting, problem: str, shots: list[Shot]) -> str:
@@ -27,8 +30,9 @@ def solved(problem: str, solution: str, answer: str, style: Style) -> Shot:
 
 
 @contextmanager
-def judge(references: dict[str, str]) -> Iterator[Judge]:
-    """Judges answers by the references, by id."""
+def judge(questions: list[Question]) -> Iterator[Judge]:
+    """Judges answers by the questions' keys, which are references."""
+    references = {question.id: question.key for question in questions}
     with Grader() as grader:
 
         def judged(id_: str, text: str) -> Judgement:

@@ -68,7 +68,8 @@ class Mmlu:
         self._likelihood: Likelihood
 
     def digest(self) -> str:
-        return digest.of_bytes(repr([(id_, a.token_ids, a.letters) for id_, a in self._asked.items()]).encode())
+        asked = [(id_, a.token_ids, a.letters, self._items[id_].answer) for id_, a in self._asked.items()]
+        return digest.of_bytes(repr(asked).encode())
 
     def notes(self) -> list[str]:
         fewer = sum(asked.shots < self._most for asked in self._asked.values())

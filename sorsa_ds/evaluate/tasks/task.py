@@ -64,7 +64,7 @@ class Task(Protocol):
     ids: list[str]
 
     def digest(self) -> str:
-        """Of all that the model is given."""
+        """Of all that the model is given, and that it is judged by."""
 
     def notes(self) -> list[str]:
         """What to know before it begins, a sentence each."""

@@ -1,0 +1,172 @@
+"""What form and strength of the regulariser do to a run: orthonormality of U and V, training loss, held-out loss.
+
+    python benchmarks/regularizer_study.py --output studies/regularizer        the default model; hours on two cores
+    python benchmarks/regularizer_study.py --output studies/tiny --learning_rates 4e-4 --strengths 0.2,20 \
+        --no_presets train.steps=8
+
+For each learning rate one run each without a regulariser, with U and V made orthonormal after every step instead, with
+the presets `reference` and `paper`, and with either form at each strength c: gamma / eta_d = c on the mean over the
+matrices, so that all strengths are on one scale whatever the preset's reduction. All through the real launcher; the
+same command goes on where it was stopped. Writes study.csv, study.md, study.png and study.svg; the last line is JSON.
+"""
+
+import argparse
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from sorsa_ds import adapter, plotting
+from sorsa_ds.files import write_text
+
+ROOT = Path(__file__).parents[1]
+STRENGTHS = [0.002, 0.02, 0.2, 2.0, 20.0, 200.0, 2000.0]
+FORMS = ("norm", "squared")
+COLUMNS = {
+    "orthonormality": ("mean ||X^T X - I||_F of U and V", ".2e"),
+    "loss_last": ("training loss, last tenth", ".4f"),
+    "eval_loss_end": ("held-out loss", ".4f"),
+}
+"""Figures of a run -> heading and format."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One setting of the regulariser. kind: `norm`, `squared`, `none`, `reorthonormalize`, `reference`, `paper`.
+
+    strength: c, of the two forms.
+    """
+
+    kind: str
+    learning_rate: float
+    strength: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder."""
+        strength = "" if self.strength is None else f"-{self.strength:g}"
+        return f"{self.kind}{strength}-lr{self.learning_rate:g}"
+
+    def settings(self) -> list[str]:
+        """What the command line says."""
+        regularizer = {
+            "none": ["gamma=0"],
+            "reorthonormalize": ["gamma=0", "reorthonormalize=1"],
+            "reference": ["preset=reference"],
+            "paper": ["preset=paper"],
+        }.get(self.kind) or [f"form={self.kind}", f"gamma={self.strength}*lr"]
+        return [f"train.learning_rate={self.learning_rate}", *(f"regularizer.{setting}" for setting in regularizer)]
+
+
+def numbers(text: str) -> list[float]:
+    """Of `1e-4,4e-4`."""
+    return [float(word) for word in text.split(",")]
+
+
+def choices(a: argparse.Namespace) -> Iterator[Choice]:
+    """All of them; the presets where they are wanted."""
+    for rate in a.learning_rates:
+        for kind in ("none", "reorthonormalize", *([] if a.no_presets else ["reference", "paper"])):
+            yield Choice(kind, rate)
+        for strength in a.strengths:
+            for form in FORMS:
+                yield Choice(form, rate, strength)
+
+
+def main() -> None:
+    """Train, tabulate and draw after each run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--learning_rates", type=numbers, default=[1.3e-4, 4e-4], help="as in 1e-4,4e-4")
+    parser.add_argument("--strengths", type=numbers, default=STRENGTHS, help="c of both forms, as in 0.2,20")
+    parser.add_argument("--no_presets", action="store_true", help="leave out the presets reference and paper")
+    parser.add_argument("--num_gpus", type=int, default=1, help="ranks")
+    parser.add_argument("--ds_config", default=str(ROOT / "ds_configs" / "zero2.json"))
+    parser.add_argument("settings", nargs="*", help="settings of all runs, as train.steps=32")
+    a = parser.parse_args()
+    rows: dict[Choice, dict[str, float]] = {}
+    for choice in choices(a):
+        rows[choice] = train(choice, a)
+        print(choice.name, rows[choice], flush=True)
+        write(rows, a.output)
+    print(json.dumps({choice.name: row for choice, row in rows.items()}))
+
+
+def train(choice: Choice, a: argparse.Namespace) -> dict[str, float]:
+    """The figures of one run, which is made unless it is there."""
+    folder = a.output.resolve() / "runs" / choice.name
+    if not (folder / "report.json").exists():
+        command = [
+            str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(a.num_gpus),
+            str(ROOT / "launch" / "train.py"), "--ds_config", a.ds_config, "--resume", "auto",
+            f"output.folder={folder.parent}", f"output.name={choice.name}", "output.save_every=0",
+            *choice.settings(), *a.settings,
+        ]  # fmt: skip
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return {
+        "orthonormality": orthonormality(folder / "adapter"),
+        **{k: report[k] for k in ("loss_last", "eval_loss_end")},
+    }
+
+
+def orthonormality(folder: Path) -> float:
+    """Mean of ||X^T X - I||_F over the trained U and V of an adapter, in float64, whatever the form in training was."""
+    described = adapter.read_description(folder)
+    tensor = adapter.open_factors(folder, adapter.TRAINED, described).tensor
+    found = []
+    for layer in described.layers:
+        for factor in ("U", "V"):
+            x = tensor(f"{layer}.{factor}").double()
+            found.append(torch.linalg.matrix_norm(x.t() @ x - torch.eye(x.shape[1], dtype=x.dtype)).item())
+    return sum(found) / len(found)
+
+
+def write(rows: dict[Choice, dict[str, float]], output: Path) -> None:
+    """The tables and the picture of what is there."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*Choice.__dataclass_fields__, *COLUMNS], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**asdict(choice), **row} for choice, row in rows.items())
+    write_text(output / "study.csv", text.getvalue())
+    lines = [f"| regulariser | c | learning rate | {' | '.join(heading for heading, _ in COLUMNS.values())} |"]
+    lines += ["|" + "---|" * (3 + len(COLUMNS))]
+    for choice, row in rows.items():
+        strength = "" if choice.strength is None else f"{choice.strength:g}"
+        figures = " | ".join(f"{row[key]:{form}}" for key, (_, form) in COLUMNS.items())
+        lines.append(f"| {choice.kind} | {strength} | {choice.learning_rate:g} | {figures} |")
+    write_text(output / "study.md", "\n".join(lines) + "\n")
+    draw(rows, output)
+
+
+def draw(rows: dict[Choice, dict[str, float]], output: Path) -> None:
+    """Each figure against the strength, a row of panels a learning rate; what has no strength is a horizontal line."""
+    rates = sorted({choice.learning_rate for choice in rows})
+    looks = dict(zip((*FORMS, "none", "reorthonormalize"), plotting.LOOKS, strict=False))
+    with plotting.picture(output / "study", len(rates), 3, size=(10, 2.6 * len(rates) + 0.6)) as (figure, axes):
+        for i, rate in enumerate(rates):
+            for ax, (key, (heading, _)) in zip(axes[3 * i : 3 * i + 3], COLUMNS.items(), strict=True):
+                found = {c: row[key] for c, row in rows.items() if c.learning_rate == rate}
+                for kind, (colour, style) in looks.items():
+                    of_kind = sorted((c.strength or 0, value) for c, value in found.items() if c.kind == kind)
+                    if kind in FORMS and of_kind:
+                        ax.plot(
+                            *zip(*of_kind, strict=True), color=colour, linestyle=style, marker="o", ms=3, label=kind
+                        )
+                    elif of_kind:
+                        ax.axhline(of_kind[0][1], color=colour, linestyle=style, linewidth=1.2, label=kind)
+                ax.set(xscale="log", xlabel="strength c = gamma / eta_d of the mean", ylabel=heading)
+                ax.set_title(f"learning rate {rate:g}", fontsize=9)
+                plotting.scaled(ax.yaxis, found.values())
+                ax.grid(alpha=0.25, linewidth=0.5)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+
+
+if __name__ == "__main__":
+    main()
