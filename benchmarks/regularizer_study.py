@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 STRENGTHS = [0.002, 0.02, 0.2, 2.0, 20.0, 200.0, 2000.0]
 FORMS = ("norm", "squared")
 COLUMNS = {
-    "orthonormality": ("mean ||X^T X - I||_F of U and V", ".2e"),
+    "orthonormality": ("mean ‖XᵀX − I‖_F of U and V", ".2e"),
     "loss_last": ("training loss, last tenth", ".4f"),
     "eval_loss_end": ("held-out loss", ".4f"),
 }
