@@ -74,6 +74,7 @@ def main() -> None:
     result: dict = {"failed": []}
     told: dict = {"hardware": hardware(), "versions": {name: version(name) for name in PACKAGES}, "seconds": {}}
     told["date"] = time.strftime("%Y-%m-%d")
+    a.output.parent.mkdir(parents=True, exist_ok=True)
     for name in wanted:
         began = time.perf_counter()
         for command in parts[name]:
