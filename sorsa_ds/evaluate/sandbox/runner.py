@@ -91,7 +91,7 @@ class Sandbox:
             if candidate == "user" and (barrier := _barrier((python, *prefixes))):
                 reasons[candidate] = (
                     f"the Python interpreter {python} cannot be read by other users, for {barrier} is closed to them "
-                    f"(chmod o+rx {barrier}, or use a Python that lies elsewhere, as in /usr or /opt)"
+                    f"(chmod o+x {barrier}, or use a Python that lies elsewhere, as in /usr or /opt)"
                 )
         raise ValueError(
             "--allow_code_execution: programs cannot be walled in on this machine, so none is run: "
@@ -119,7 +119,8 @@ class Sandbox:
         try:
             return _told_by(command, program.encode(errors="replace"), limits.seconds + _SPARE_SECONDS)
         finally:
-            subprocess.run(["rm", "-rf", "--", folder], check=False)  # of any depth, which shutil's is not
+            with suppress(OSError):  # a machine on which nothing can be started
+                subprocess.run(["rm", "-rf", "--", folder], check=False)  # of any depth, which shutil's is not
 
 
 def _told_by(command: list[str], program: bytes, seconds: float) -> str:
@@ -131,7 +132,7 @@ def _told_by(command: list[str], program: bytes, seconds: float) -> str:
             cwd="/", start_new_session=True,
         )  # fmt: skip
     except OSError as error:
-        raise RuntimeError(f"a program was not started: {error}") from error
+        raise RuntimeError(f"a program could not be run: {error}") from error
     try:
         told, complaint = jail.communicate(program, timeout=seconds)
     except subprocess.TimeoutExpired:  # the jail keeps the time; only a machine at a standstill comes here
@@ -144,7 +145,7 @@ def _told_by(command: list[str], program: bytes, seconds: float) -> str:
         with suppress(subprocess.TimeoutExpired):
             jail.wait(_SPARE_SECONDS)
     if jail.returncode != 0 and told != b"timeout":
-        raise RuntimeError(f"a program was not started: {complaint.decode(errors='replace').strip()[-300:]}")
+        raise RuntimeError(f"a program could not be run: {complaint.decode(errors='replace').strip()[-300:]}")
     return told.decode().strip()
 
 
