@@ -1,4 +1,4 @@
-"""The calls that a program may not make: tried from inside, and the filter interpreted for the machines that this is not."""
+"""The calls that a program may not make: tried from inside, and the filter interpreted for every machine."""
 
 import platform
 import struct
@@ -14,13 +14,16 @@ def test_no_call_that_is_refused_can_be_made(sandbox):
     """The ending of the program is the name of the first that could."""
     column = list(seccomp.MACHINES).index(platform.machine())
     refused, unknown = 1, 38  # EPERM, ENOSYS
-    arguments = {  # that would succeed
-        "socket": (1, 1, 0), "io_uring_setup": (1, bytes(120)), "unshare": (0x10000000,), "shmget": (0, 4096, 0o600),
-        "msgget": (0, 0o600), "semget": (0, 1, 0o600), "memfd_create": (b"a", 0), "memfd_secret": (0,),
-        "mq_open": (b"a", 0o102, 0o600, 0), "add_key": (b"user", b"a", b"b", 1, -3), "keyctl": (0, -3, 1),
+    arguments = {  # that would succeed, where a call needs no more than numbers
+        "socket": (1, 1, 0), "io_uring_setup": (1, bytes(120)), "unshare": (0x10000000,), "setns": (-1, 0),
+        "shmget": (0, 4096, 0o600), "shmat": (-1, 0, 0), "shmctl": (0, 14, bytes(200)),
+        "memfd_create": (b"a", 0), "memfd_secret": (0,), "bpf": (0, 0, 0),
+        "msgget": (0, 0o600), "msgsnd": (-1, 0, 0, 0), "msgrcv": (-1, 0, 0, 0, 0), "msgctl": (0, 12, bytes(200)),
+        "semget": (0, 1, 0o600), "semop": (-1, 0, 0), "semctl": (-1, 0, 0, 0), "semtimedop": (-1, 0, 0, 0),
+        "mq_open": (b"a", 0o102, 0o600, 0), "mq_unlink": (b"a",),
+        "add_key": (b"user", b"a", b"b", 1, -3), "request_key": (b"user", b"a", 0, -3), "keyctl": (0, -3, 1),
     }  # fmt: skip
-    calls = [(name, numbers[column], arguments.get(name, (-1, 0, 0, 0)), refused)
-             for name, numbers in seccomp.REFUSED.items()]  # fmt: skip
+    calls = [(name, seccomp.REFUSED[name][column], of_it, refused) for name, of_it in arguments.items()]
     calls += [
         ("clone", seccomp.CLONE[column], (0x10000000 | 17, 0, 0, 0, 0), refused),
         ("clone3", seccomp.CLONE3[column], (0, 0), unknown),
