@@ -119,8 +119,8 @@ class Sandbox:
         try:
             return _told_by(command, program.encode(errors="replace"), limits.seconds + _SPARE_SECONDS)
         finally:
-            with suppress(OSError):  # a machine on which nothing can be started
-                subprocess.run(["rm", "-rf", "--", folder], check=False)  # of any depth, which shutil's is not
+            with suppress(OSError, subprocess.TimeoutExpired):  # a machine on which nothing can be started, or ends
+                subprocess.run(["rm", "-rf", "--", folder], timeout=_SPARE_SECONDS)  # of any depth; shutil's is not
 
 
 def _told_by(command: list[str], program: bytes, seconds: float) -> str:
