@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ import psutil
 import pytest
 from sandboxes import sandbox_or_skip
 
-from sorsa_ds.evaluate.sandbox import runner
+from sorsa_ds.evaluate.sandbox import runner, walls
 from sorsa_ds.evaluate.sandbox.runner import Limits, Sandbox
 from sorsa_ds.evaluate.tasks.humaneval import code_of, program
 
@@ -105,8 +106,33 @@ if os.fork() == 0:
         try: os.kill(-1, 19)
         except OSError: pass
 """
-    for _ in range(5):
-        assert sandbox.run(source, SHORT) == "passed"
+    assert sandbox.run(source, SHORT) == "passed"
+
+
+def test_who_kills_a_users_processes_cannot_be_stopped_by_them():
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become another user")
+    program, killer = 59998, 59999
+    source = "import os, sys\ntry: os.kill(int(sys.argv[1]), 0)\nexcept PermissionError: print('no')"
+    holds, release = os.pipe()
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            walls.become_killer(program, killer)
+            os.write(tell, b".")
+            os.read(holds, 1)
+            os.kill(-1, signal.SIGKILL)
+        finally:
+            os._exit(0)
+    os.read(told, 1)
+    asked = ["/usr/bin/python3", "-c", source, str(child)]
+    attempt = subprocess.run(asked, user=program, group=program, text=True, capture_output=True, check=False)
+    target = subprocess.Popen(["sleep", "60"], user=program)
+    os.write(release, b".")
+    os.waitpid(child, 0)
+    assert attempt.stdout == "no\n", attempt.stderr
+    assert target.wait() == -signal.SIGKILL
 
 
 def test_gigabytes_of_output_go_nowhere(sandbox):

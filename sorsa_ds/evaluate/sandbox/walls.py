@@ -36,6 +36,13 @@ def drop_to(uid: int, gid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
+def become_killer(of: int, uid: int) -> None:
+    """Be able to signal the processes of user `of`, which cannot kill or stop this one: it is another's, `uid`'s."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, of, uid)
+
+
 def new_root(root: Path, visible: list[Path], work: str, work_bytes: int) -> None:
     """Make `root`, an empty folder, this process's whole file system, in a new mount namespace.
 
