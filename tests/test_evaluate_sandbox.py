@@ -194,11 +194,15 @@ assert written == {sum(map(os.path.isdir, places)) if sandbox.walls == "user" el
     assert not [left for place in places for left in Path(place).glob(f"{name}*")]
 
 
-def test_folders_of_any_depth_are_removed(sandbox, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    source = "import os\nfor _ in range(2000):\n os.mkdir('a')\n os.chdir('a')"
-    assert sandbox.run(source, SHORT) == "passed"
-    assert not list(tmp_path.iterdir())
+def test_folders_of_any_depth_are_removed(sandbox, monkeypatch):
+    place = tempfile.mkdtemp()
+    monkeypatch.setattr(tempfile, "tempdir", place)
+    try:
+        source = "import os\nfor _ in range(2000):\n os.mkdir('a')\n os.chdir('a')"
+        assert sandbox.run(source, SHORT) == "passed"
+        assert not os.listdir(place)
+    finally:
+        subprocess.run(["rm", "-rf", place], check=True)  # pytest's own cleaning would stumble
 
 
 def test_no_other_process_can_be_killed(sandbox):
@@ -320,13 +324,15 @@ def test_where_no_process_is_left_for_a_user_it_is_told_and_nothing_hangs(sandbo
             sandbox.run("x = 1", full)
 
 
-def test_where_no_process_can_be_started_at_all_it_is_told(sandbox, monkeypatch):
+def test_where_no_process_can_be_started_at_all_it_is_told(sandbox, tmp_path, monkeypatch):
     def fails(*_, **__):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(runner.subprocess, "Popen", fails)
     with pytest.raises(RuntimeError, match="could not be run: .*temporarily unavailable"):
         sandbox.run("x = 1", SHORT)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_jail_that_does_not_end_is_not_waited_for_nor_who_holds_its_pipes(sandbox, tmp_path, monkeypatch):

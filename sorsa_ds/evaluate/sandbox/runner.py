@@ -119,8 +119,7 @@ class Sandbox:
         try:
             return _told_by(command, program.encode(errors="replace"), limits.seconds + _SPARE_SECONDS)
         finally:
-            with suppress(OSError, subprocess.TimeoutExpired):  # a machine on which nothing can be started, or ends
-                subprocess.run(["rm", "-rf", "--", folder], timeout=_SPARE_SECONDS)  # of any depth; shutil's is not
+            _remove(folder)
 
 
 def _told_by(command: list[str], program: bytes, seconds: float) -> str:
@@ -147,6 +146,15 @@ def _told_by(command: list[str], program: bytes, seconds: float) -> str:
     if jail.returncode != 0 and told != b"timeout":
         raise RuntimeError(f"a program could not be run: {complaint.decode(errors='replace').strip()[-300:]}")
     return told.decode().strip()
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder, as far as that goes: of any depth, which shutil's functions are not for."""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        if os.listdir(folder):
+            subprocess.run(["rm", "-rf", "--", folder], timeout=_SPARE_SECONDS, check=False)
+        else:
+            os.rmdir(folder)
 
 
 def _barrier(paths: tuple[str, ...]) -> Path | None:
