@@ -51,6 +51,25 @@ def tiny_llama(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", params=["namespaces", "user"])
+def sandbox(request):
+    """A sandbox behind each kind of walls (`sandboxes`)."""
+    from sandboxes import sandbox_or_skip
+
+    return sandbox_or_skip(request.param)
+
+
+@pytest.fixture
+def nothing_is_left():
+    """No process of a program is there when a test is over."""
+    import psutil
+    from sandboxes import see_that_nothing_is_left
+
+    before = set(psutil.pids())
+    yield
+    see_that_nothing_is_left(before)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real models and data beside the repository; tests that need it skip where it is absent."""

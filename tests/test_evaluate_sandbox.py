@@ -3,57 +3,23 @@
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
+import tempfile
 from copy import copy
 from pathlib import Path
 
 import psutil
 import pytest
+from sandboxes import sandbox_or_skip
 
+from sorsa_ds.evaluate.sandbox import runner, walls
 from sorsa_ds.evaluate.sandbox.runner import Limits, Sandbox
 from sorsa_ds.evaluate.tasks.humaneval import code_of, program
 
 SHORT = Limits(seconds=15, cpu_seconds=1)
 BRIEF = Limits(seconds=2, cpu_seconds=1)  # for what uses no time of its own, or that of many processes
-
-
-def _sandbox(walls: str) -> Sandbox:
-    """A system interpreter where this one lies in a home folder that nobody else may enter."""
-    try:
-        return Sandbox(walls)
-    except ValueError as error:
-        if walls == "user" and Path("/usr/bin/python3").exists():
-            try:
-                return Sandbox(walls, "/usr/bin/python3", ())
-            except ValueError:
-                pass
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module", params=["namespaces", "user"])
-def sandbox(request) -> Sandbox:
-    return _sandbox(request.param)
-
-
-@pytest.fixture
-def nothing_is_left():
-    """No process and no folder of a program is there when it is over."""
-    before = {process.pid for process in psutil.process_iter()}
-    yield
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
-        left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and _is_program(p)]
-        if not left:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"still alive: {left}")
-
-
-def _is_program(process: psutil.Process) -> bool:
-    return any("RESULT = 3" in argument or "jail.py" in argument for argument in process.info["cmdline"] or [])
-
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -66,7 +32,11 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left")
         ("def f(:", "SyntaxError"),
         ("import sys; sys.exit(0)", "SystemExit"),
         ("import os; os._exit(0)", "left early"),
-        ("import os; os.kill(os.getpid(), 11)", None),
+        ("import os; os._exit(9)", "left early"),
+        ("import os; os._exit(137)", "left early"),
+        ("import os; os.kill(os.getpid(), 11)", "signal 11"),
+        ("import os; os.kill(os.getpid(), 9)", "signal 9"),
+        ("import os; os.abort()", "signal 6"),
         ("while True: pass", "timeout"),
         ("import signal; [signal.signal(s, signal.SIG_IGN) for s in (15, 2, 24)]\nwhile True: pass", "timeout"),
         ("x = 'x' * 10**10", "MemoryError"),
@@ -91,6 +61,24 @@ def test_a_program_that_leaves_with_a_good_exit_code_has_not_passed(sandbox):
     assert sandbox.run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", SHORT) != "passed"
 
 
+def test_a_program_is_a_module_that_is_imported(sandbox):
+    source = """
+from __future__ import annotations
+import dataclasses, pickle, sys, typing
+if __name__ == "__main__":
+    raise RuntimeError("a demonstration")
+@dataclasses.dataclass
+class Point:
+    x: int
+    rest: typing.ClassVar[Point | None] = None
+assert [field.name for field in dataclasses.fields(Point)] == ["x"]
+assert typing.get_type_hints(Point)["x"] is int
+assert pickle.loads(pickle.dumps(Point(3))) == Point(3)
+assert sys.modules[__name__].Point is Point
+"""
+    assert sandbox.run(source, SHORT) == "passed"
+
+
 def test_a_fork_bomb_is_bounded_and_ends(sandbox):
     assert sandbox.run("import os\nwhile True: os.fork()", BRIEF) in ("BlockingIOError", "timeout", "PermissionError")
     bomb = "import os\nwhile True:\n try:\n  os.fork()\n  os.setsid()\n except OSError: pass"
@@ -104,6 +92,47 @@ def test_a_child_that_leaves_its_session_does_not_survive(sandbox):
         "os.wait()"
     )
     assert sandbox.run(source, SHORT) == "passed"
+
+
+def test_who_guards_itself_by_stopping_all_others_does_not_survive(sandbox):
+    source = """
+import os
+parent = os.getpid()
+if os.fork() == 0:
+    os.setsid()
+    while os.getppid() == parent:
+        pass
+    while True:
+        try: os.kill(-1, 19)
+        except OSError: pass
+"""
+    assert sandbox.run(source, SHORT) == "passed"
+
+
+def test_who_kills_a_users_processes_cannot_be_stopped_by_them():
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become another user")
+    program, killer = 59998, 59999
+    source = "import os, sys\ntry: os.kill(int(sys.argv[1]), 0)\nexcept PermissionError: print('no')"
+    holds, release = os.pipe()
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            walls.become_killer(program, killer)
+            os.write(tell, b".")
+            os.read(holds, 1)
+            os.kill(-1, signal.SIGKILL)
+        finally:
+            os._exit(0)
+    os.read(told, 1)
+    asked = ["/usr/bin/python3", "-c", source, str(child)]
+    attempt = subprocess.run(asked, user=program, group=program, text=True, capture_output=True, check=False)
+    target = subprocess.Popen(["sleep", "60"], user=program)
+    os.write(release, b".")
+    os.waitpid(child, 0)
+    assert attempt.stdout == "no\n", attempt.stderr
+    assert target.wait() == -signal.SIGKILL
 
 
 def test_gigabytes_of_output_go_nowhere(sandbox):
@@ -143,6 +172,37 @@ def test_its_own_folder_is_writable_and_gone_afterwards(sandbox):
     )
     assert sandbox.run(source, SHORT) == "passed"
     assert sandbox.run("import os\nassert not os.path.exists('here')", SHORT) == "passed"
+
+
+def test_what_it_leaves_where_all_may_write_is_gone(sandbox):
+    places, name = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock"), f"left-by-{os.getpid()}"
+    source = f"""
+import os
+written = 0
+for place in {places}:
+    try:
+        os.makedirs(f"{{place}}/{name}/in/side")
+        open(f"{{place}}/{name}/in/file", "w").close()
+        os.chmod(f"{{place}}/{name}", 0)
+        open(f"{{place}}/{name}-file", "w").close()
+        written += 1
+    except OSError:
+        pass
+assert written == {sum(map(os.path.isdir, places)) if sandbox.walls == "user" else 0}
+"""
+    assert sandbox.run(source, SHORT) == "passed"
+    assert not [left for place in places for left in Path(place).glob(f"{name}*")]
+
+
+def test_folders_of_any_depth_are_removed(sandbox, monkeypatch):
+    place = tempfile.mkdtemp()
+    monkeypatch.setattr(tempfile, "tempdir", place)
+    try:
+        source = "import os\nfor _ in range(2000):\n os.mkdir('a')\n os.chdir('a')"
+        assert sandbox.run(source, SHORT) == "passed"
+        assert not os.listdir(place)
+    finally:
+        subprocess.run(["rm", "-rf", place], check=True)  # pytest's own cleaning would stumble
 
 
 def test_no_other_process_can_be_killed(sandbox):
@@ -195,7 +255,7 @@ def test_the_environment_holds_no_secret(sandbox, monkeypatch):
 
 def test_behind_namespaces_the_machines_files_cannot_even_be_seen():
     source = "import os\nassert not {'home', 'tmp', 'var', 'etc-'} & set(os.listdir('/')), os.listdir('/')"
-    assert _sandbox("namespaces").run(source, SHORT) == "passed"
+    assert sandbox_or_skip("namespaces").run(source, SHORT) == "passed"
 
 
 def test_an_ordinary_user_is_walled_in_too(tmp_path_factory):
@@ -251,13 +311,62 @@ def test_where_no_wall_holds_nothing_is_run(monkeypatch):
 def test_a_program_that_cannot_be_started_is_no_wrong_answer(sandbox):
     sandbox = copy(sandbox)
     sandbox._interpreter = {**sandbox._interpreter, "python": "/nowhere/python"}
-    with pytest.raises(RuntimeError, match=r"was not started: FileNotFoundError.*/nowhere/python"):
+    with pytest.raises(RuntimeError, match=r"could not be run: FileNotFoundError.*/nowhere/python"):
         sandbox.run("x = 1", SHORT)
+
+
+def test_where_no_process_is_left_for_a_user_it_is_told_and_nothing_hangs(sandbox):
+    full = Limits(processes=1)
+    if sandbox.walls == "user":  # its one process is the program
+        assert sandbox.run("import os; os.fork()", full) == "BlockingIOError"
+    else:  # its one process would start the program
+        with pytest.raises(RuntimeError, match="could not be run: BlockingIOError"):
+            sandbox.run("x = 1", full)
+
+
+def test_where_no_process_can_be_started_at_all_it_is_told(sandbox, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(runner.subprocess, "Popen", fails)
+    with pytest.raises(RuntimeError, match="could not be run: .*temporarily unavailable"):
+        sandbox.run("x = 1", SHORT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_jail_that_does_not_end_is_not_waited_for_nor_who_holds_its_pipes(sandbox, tmp_path, monkeypatch):
+    holder = tmp_path / "holder"
+    (tmp_path / "jail.py").write_text(
+        "import os, time\n"
+        "if os.fork() == 0:\n"
+        " os.setsid()\n"
+        f" open({str(holder)!r}, 'w').write(str(os.getpid()))\n"
+        " time.sleep(30)\n"
+        " os._exit(0)\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setattr(runner, "_JAIL", tmp_path / "jail.py")
+    monkeypatch.setattr(runner, "_SPARE_SECONDS", 1.0)
+    assert sandbox.run("x = 1", Limits(seconds=1)) == "timeout"
+    held_by = psutil.Process(int(holder.read_text()))
+    assert held_by.status() != psutil.STATUS_ZOMBIE
+    held_by.kill()
+
+
+def test_an_interpreter_that_other_users_cannot_reach_is_named(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become another user")
+    with tempfile.TemporaryDirectory() as closed:
+        python = Path(closed) / "python"
+        python.symlink_to(sys.executable)
+        with pytest.raises(ValueError, match=rf"{python} cannot be read by other users, for {closed} is .*chmod o\+x"):
+            Sandbox("user", str(python))
 
 
 def test_canonical_solutions_pass_and_empty_ones_do_not(shared_data):
     """Every sixteenth here; benchmarks/graders.py runs all."""
-    sandbox = _sandbox("namespaces")
+    sandbox = sandbox_or_skip("namespaces")
     with gzip.open(shared_data / "humaneval" / "HumanEval.jsonl.gz") as lines:
         rows = [json.loads(line) for line in lines][::16]
     for row in rows:

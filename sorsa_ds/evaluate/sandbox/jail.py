@@ -12,19 +12,24 @@ import os
 import pwd
 import resource
 import signal
+import subprocess
 import sys
 import time
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # -I leaves it out
+import seccomp  # noqa: E402
 import walls  # noqa: E402
 
 RESULT = 3  # the descriptor on which the program tells how it ended
 WORK = "/sandbox"
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
-_UIDS = range(60000, 65000)
+_UIDS = range(60000, 65000, 2)  # the odd ones are their killers
+_OPEN_TO_ALL = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock")
+_DEATH_SECONDS = 10.0  # of what has been killed
 
 
 def main() -> None:
@@ -51,13 +56,14 @@ def main() -> None:
             os._exit(1)
     os.close(writes)
     os.close(complain)
-    status = _wait(child, settings["seconds"])
+    ended_by = _wait(child, settings, alone)
     told, complaint = _read(reads).partition("\n")[0], _read(complaints)
     if not alone:
         _end_all_of(uid)
+        _remove_all_of(uid)
     if complaint:
         sys.exit(complaint)
-    print(_outcome(status, told))
+    print("timeout" if ended_by is None else told or (f"signal {ended_by}" if ended_by else "left early"))
 
 
 def _own_namespaces() -> None:
@@ -79,7 +85,6 @@ def _wall_in(alone: bool, folder: Path, uid: int | None, settings: dict, last: i
         os.chown(work, uid, uid)
     os.chdir(work)
     os.environ.update(HOME=work, TMPDIR=work)
-    os.setsid()
     nothing = os.open("/dev/null", os.O_WRONLY)
     for target in (1, 2):
         os.dup2(nothing, target)
@@ -90,21 +95,26 @@ def _wall_in(alone: bool, folder: Path, uid: int | None, settings: dict, last: i
         if alone:
             walls.unshare(walls.NEWUSER)  # its processes are counted there, not with all of that user's
     for name in ("CPU", "AS", "FSIZE", "NPROC", "NOFILE", "CORE"):
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (settings[name], settings[name]))
+        spared = 1 if name == "CPU" else 0  # SIGXCPU at the limit, SIGKILL for whom that does not end
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (settings[name], settings[name] + spared))
     walls.no_new_rights()
-    walls.deny_sockets()
+    walls.filter_calls(seccomp.instructions())
     walls.end_with_parent()
+    os.setsid()  # last: until here it dies with the jail's group, from here on with the jail
 
 
 def _be_init() -> None:
-    """Return in a child, and wait for it: the first process of a PID namespace, which this is, takes no signals."""
+    """Return in a child, and wait for it: the first process of a PID namespace, which this is, takes no signals.
+
+    Its exit code is the signal that ended the child, or 0.
+    """
     child = os.fork()
     if child == 0:
         return
     while True:
         ended, status = os.wait()
         if ended == child:  # leaving kills all that is left in the namespace
-            os._exit(128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
+            os._exit(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
 
 
 def _become_program(settings: dict) -> None:
@@ -112,13 +122,16 @@ def _become_program(settings: dict) -> None:
     os.execve(settings["python"], [settings["python"], "-I", "-c", settings["source"]], os.environ)
 
 
-def _wait(child: int, seconds: float) -> int | None:
-    """The exit code, a signal's number above 128; None where it took too long and was killed."""
-    until = time.monotonic() + seconds
+def _wait(child: int, settings: dict, alone: bool) -> int | None:
+    """The signal that ended the program, 0 where none did; None where it took too long, by the clock or of the CPU."""
+    until = time.monotonic() + settings["seconds"]
     while time.monotonic() < until:
-        ended, status = os.waitpid(child, os.WNOHANG)
+        ended, status, used = os.wait4(child, os.WNOHANG)
         if ended:
-            return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+            told_by_init = os.WEXITSTATUS(status) if alone else 0
+            ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else told_by_init
+            spent = used.ru_utime + used.ru_stime >= settings["CPU"]
+            return None if ended_by == signal.SIGXCPU or (ended_by == signal.SIGKILL and spent) else ended_by
         time.sleep(0.005)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -134,17 +147,12 @@ def _read(pipe: int) -> str:
         return ""
 
 
-def _outcome(code: int | None, told: str) -> str:
-    if code is None or code - 128 in (signal.SIGXCPU, signal.SIGKILL):
-        return "timeout"
-    return told or (f"signal {code - 128}" if code > 128 else "left early")
-
-
 def _unused_uid() -> int:
-    """A user whom nobody is: without a name, and without a process."""
+    """A user whom nobody is, without a name and without a process; nor is anybody the next."""
     taken = {user.pw_uid for user in pwd.getpwall()} | _users_at_work()
-    start = os.getpid()  # two jails that choose at once choose differently
-    return next(uid for uid in (_UIDS[(start + step) % len(_UIDS)] for step in range(len(_UIDS))) if uid not in taken)
+    start = os.getpid() + zlib.crc32(os.uname().nodename.encode())  # jails, and containers, at once choose differently
+    turns = (_UIDS[(start + step) % len(_UIDS)] for step in range(len(_UIDS)))
+    return next(uid for uid in turns if not {uid, uid + 1} & taken)
 
 
 def _users_at_work() -> set[int]:
@@ -159,19 +167,34 @@ def _users_at_work() -> set[int]:
 
 def _end_all_of(uid: int) -> None:
     """Kill every process of a user at once, so that none can fork away, and see that none is left."""
-    for _ in range(100):
+    until = time.monotonic() + _DEATH_SECONDS
+    while uid in _users_at_work():
+        if time.monotonic() > until:
+            sys.exit("a process of the program does not end")
         killer = os.fork()
         if killer == 0:
-            walls.drop_to(uid, uid)
-            with suppress(ProcessLookupError):
+            try:
+                walls.become_killer(uid, uid + 1)
                 os.kill(-1, signal.SIGKILL)
-            os._exit(0)
+            finally:
+                os._exit(0)
+        os.waitpid(killer, 0)
+        time.sleep(0.002)
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG) != (0, 0):  # orphans are this process's own
                 pass
-        time.sleep(0.01)
-        if uid not in _users_at_work():
-            return
+
+
+def _remove_all_of(uid: int) -> None:
+    """Remove what a user has left where all may write."""
+    left = []
+    for place in filter(os.path.isdir, _OPEN_TO_ALL):
+        for entry in os.scandir(place):
+            with suppress(FileNotFoundError):  # others' come and go
+                if entry.stat(follow_symlinks=False).st_uid == uid:
+                    left.append(entry.path)
+    for start in range(0, len(left), 1000):
+        subprocess.run(["rm", "-rf", "--", *left[start : start + 1000]], check=True)
 
 
 main()

@@ -2,8 +2,8 @@
 
 import json
 import os
-import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -20,6 +20,8 @@ PROTECTION = {
     "user": "Programs run as a user of their own, for this machine permits no namespaces: they cannot open sockets, "
             "touch other users' processes or write their files, but read what is readable to all and write into /tmp.",
 }  # fmt: skip
+_JAIL = Path(__file__).with_name("jail.py")
+_SPARE_SECONDS = 60.0  # for the walls, beyond a program's own
 
 _PROBE = """
 import os, socket
@@ -86,6 +88,11 @@ class Sandbox:
                 reasons[candidate] = str(error)
             if reasons[candidate] == "passed":
                 return
+            if candidate == "user" and (barrier := _barrier((python, *prefixes))):
+                reasons[candidate] = (
+                    f"the Python interpreter {python} cannot be read by other users, for {barrier} is closed to them "
+                    f"(chmod o+x {barrier}, or use a Python that lies elsewhere, as in /usr or /opt)"
+                )
         raise ValueError(
             "--allow_code_execution: programs cannot be walled in on this machine, so none is run: "
             + "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
@@ -104,28 +111,57 @@ class Sandbox:
         Nothing that it has started is alive afterwards, and its files are gone.
 
         Raises:
-            RuntimeError: it was not started; a wall could not be put up.
+            RuntimeError: it was not started, or does not end; a wall could not be put up.
         """
-        folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
+        folder = tempfile.mkdtemp(prefix="sandbox-")
         settings = json.dumps({**limits.as_settings(), **self._interpreter})
-        command = [
-            sys.executable, "-I", "-S", str(Path(__file__).with_name("jail.py")),
-            self.walls, str(folder), settings,
-        ]  # fmt: skip
-        environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        command = [sys.executable, "-I", "-S", str(_JAIL), self.walls, folder, settings]
+        try:
+            return _told_by(command, program.encode(errors="replace"), limits.seconds + _SPARE_SECONDS)
+        finally:
+            _remove(folder)
+
+
+def _told_by(command: list[str], program: bytes, seconds: float) -> str:
+    """What a jail prints; `timeout` where it had to be killed. Waits for nothing but the jail, and for it no longer."""
+    environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    try:
         jail = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
             cwd="/", start_new_session=True,
         )  # fmt: skip
-        try:
-            told, complaint = jail.communicate(program.encode(errors="replace"), timeout=limits.seconds + 60)
-        except subprocess.TimeoutExpired:  # the jail keeps the time; only a machine at a standstill comes here
-            told, complaint = b"timeout", b""
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(jail.pid, signal.SIGKILL)
-            jail.communicate()
-            shutil.rmtree(folder, ignore_errors=True)
-        if jail.returncode != 0 and told != b"timeout":
-            raise RuntimeError(f"a program was not started: {complaint.decode(errors='replace').strip()[-300:]}")
-        return told.decode().strip()
+    except OSError as error:
+        raise RuntimeError(f"a program could not be run: {error}") from error
+    try:
+        told, complaint = jail.communicate(program, timeout=seconds)
+    except subprocess.TimeoutExpired:  # the jail keeps the time; only a machine at a standstill comes here
+        told, complaint = b"timeout", b""
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(jail.pid, signal.SIGKILL)
+        for pipe in (jail.stdin, jail.stdout, jail.stderr):
+            pipe.close()  # unread: somebody else may hold its other end
+        with suppress(subprocess.TimeoutExpired):
+            jail.wait(_SPARE_SECONDS)
+    if jail.returncode != 0 and told != b"timeout":
+        raise RuntimeError(f"a program could not be run: {complaint.decode(errors='replace').strip()[-300:]}")
+    return told.decode().strip()
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder, as far as that goes: of any depth, which shutil's functions are not for."""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        if os.listdir(folder):
+            subprocess.run(["rm", "-rf", "--", folder], timeout=_SPARE_SECONDS, check=False)
+        else:
+            os.rmdir(folder)
+
+
+def _barrier(paths: tuple[str, ...]) -> Path | None:
+    """What keeps other users from one of these files and folders: the first on the way to it that is closed to them."""
+    for path in paths:
+        for way in (Path(path).absolute(), Path(path).resolve()):
+            for place in (*reversed(way.parents), way):
+                if place.exists() and not place.stat().st_mode & stat.S_IXOTH:
+                    return place
+    return None
