@@ -19,8 +19,9 @@ SAME = [
     ("5 cm", r"5\text{ centimeters}"), ("5 m", "5m"), ("5 m", r"5\,\mathrm{m}"), ("5 inches", r"5\text{ in}"),
     (r"10\text{ cm}^2", "10 square centimeters"), (r"10\text{ cm}^2", "10 cm squared"),
     (r"10\text{ cubic feet}", r"10\mbox{ ft}^3"), ("40 mph", "40 miles per hour"), ("40 mph", "40 miles/hr"),
-    ("10 people", r"10\text{ students}"), ("8 hours in total", "8 hours"), ("5 dollars", "5"),
-    (r"2\sqrt{3} cm", r"\sqrt{12}"), (r"\{1,2\}", "1, 2"), ("(1,2)", "x=1, y=2"),
+    ("10 people", r"10\text{ students}"), ("8 hours in total", "8 hours"), ("5", r"5\ \text{cm}"),
+    ("3000000", "3 Million-dollar houses"), (r"20^\circ\text{ C}", "20 degrees C"), ("5 p.m.", "5 PM"), ("5 lbs.", "5 pounds"),
+    ("5 dollars", "5"), (r"2\sqrt{3} cm", r"\sqrt{12}"), (r"\{1,2\}", "1, 2"), ("(1,2)", "x=1, y=2"),
     ("10_2", "10_{2}"), ("2A5_{16}", "$2A5_{16}$"), ("120", "5!"), ("120", "$5!$"),
 ]  # fmt: skip
 """(reference, answer) that are equal."""
@@ -34,7 +35,8 @@ DIFFERENT = [
     ("18", "18 or 19"), ("7", "seven"),
     ("3", "3 thousand"), ("3", r"3\text{ million}"), ("3", "x = 3 billion"), ("3", "3 dozen"), ("300", "3 thousand"),
     ("3", "3 hundred"), ("3", "3 halves"), ("1", "1 third"), ("3", "3 squared"), ("3", r"3 \text{ cubed}"),
-    ("3", "3 factorial"), ("5", "5 and a half"), ("5", r"5\text{ and a half}"), ("300", "3 hundred twenty"),
+    ("3", "3 factorial"), ("3", "3 Million"), ("3", "3 SQUARED"), ("3", "3 million-dollar houses"), ("5 am", "5 p.m."),
+    ("5", "5 and a half"), ("5", r"5\text{ and a half}"), ("300", "3 hundred twenty"),
     ("3", "3 sin x"), ("5", "5 plus x"),
     ("5 cm", "5 m"), (r"5\text{ cm}", r"5\text{ m}"), ("5 cm", "5cm^2"), ("5 dollars", "5 cents"),
     (r"5\text{ cm}^2", r"5\text{ cm}^3"), ("40 mph", "40 miles"), ("3 minutes", "3 hours"), ("5 x", "5 y"),

@@ -32,6 +32,7 @@ def grader():
         ("The answer is therefore 3.\n#### 3", "3"),
         ("Thus 5 + 5 = 10\n#### 10", "10"),
         ("The answer is: 2**3 or 3 * 4 * 5.", "2**3 or 3 * 4 * 5"),
+        ("The answer is: (2)*3*(4).", "(2)*3*(4)"),
         ("The answer is: $5!$!", "$5!$"),
         ("The answer is: 5!", "5 !"),
         ("The answer is: 1,000 dollars.", "1,000 dollars"),

@@ -10,12 +10,12 @@ _ANNOUNCED = re.compile(_SAYS + r":(?=(?:\s*(?=\$)|[ \t]*\n?[ \t]*)(.*))")
 _SAID = re.compile(_SAYS + r"(?=[ \t]+(.*))")
 _MARKED = re.compile(r"^####[ \t]*(.+)$", re.MULTILINE)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(\S+?)(?=[\s$.]|$)")
-_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3}|__)(?=\S)([^*\n]+?)(?<=\S)\1(?![\w*])")
+_EMPHASIS = re.compile(r"(?<![\w*)}\]])(\*{1,3}|__)(?=\S)([^*_\n]+?)(?<=\S)\1(?![\w*])")
 _CODE = re.compile(r"```\w*\n?|`")
 _FORMULA = re.compile(r"(?<!\\)\\\[(.+?)\\\]|\$\$(.+?)\$\$|(?<!\\)\\\((.+?)\\\)", re.DOTALL)
 _END_OF_SENTENCE = re.compile(r"\.(?=\$?(?:\s+[A-Z]|\s*$))|(?<=!)(?=\$?(?:\s+[A-Z]|\s*$))")
 _EXCLAIMED = re.compile(r"(\d?)!$")
-_REASON = re.compile(r"[,;]?\s+(?:so|because|since|which|therefore|thus|hence)\b.*")
+_REASON = re.compile(r"[,;]?(?<=\S)\s+(?:so|because|since|which|therefore|thus|hence)\b.*")
 
 
 def announced(text: str) -> str | None:

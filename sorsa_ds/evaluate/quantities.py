@@ -13,31 +13,35 @@ Unit = dict[object, int]
 
 _QUANTITY = re.compile(
     r"(?P<before>.*=)?\s*(?P<number>(?=[^=]*\d)(?:[^A-Za-z\\=]|\\[A-Za-z]+|\\[^A-Za-z])+?)"
-    r"(?:\s*\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{(?P<text>[A-Za-z ./-]+)\}"
-    r"|(?:(?<=\d)|\s+)(?P<words>[A-Za-z][A-Za-z ./-]*))"
+    r"(?:\s*\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{(?P<text>[A-Za-z ./'’-]+)\}"
+    r"|(?:(?<=\d)|\s+)(?P<words>[A-Za-z][A-Za-z ./'’-]*))"
     r"(?P<power>\s*\^\s*\{?\d\}?)?",
     re.DOTALL,
 )
-_READ_BY_MATH_VERIFY = re.compile(r"(?:pi|sqrt|inf\w*|percent\w*|pct|sin|cos|tan|log|ln|exp|mod|base)\b")
+_READ_BY_MATH_VERIFY = re.compile(r"(?:pi|sqrt|inf|infinity|infty|sin|cos|tan|log|ln|exp|mod|base)\b|(?:percent|pct)$")
 _CALCULATES = re.compile(
-    r"^(?:squared|cubed|factorial|and|or)\b|\band an?\b|(?<![\w-])(?:plus|minus|one|two|three|four|five|six|seven|eight"
-    r"|nine|ten|eleven|twelve|\w+teen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)(?![\w-])"
+    r"^(?:squared|cubed|factorial|and|or|plus|minus)\b|\band (?:a|one) (?:half|third|quarter|fourth)\b"
+    r"|\b(?:hundred|thousand|million|billion|trillion) (?:and )?(?:one|two|three|four|five|six|seven|eight|nine|ten"
+    r"|eleven|twelve|\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty)\b",
+    re.IGNORECASE,
 )
 _COUNTS = {"dozen": "12", "hundred": "100", "thousand": "1000", "million": "10^6", "billion": "10^9",
            "trillion": "10^{12}"}  # fmt: skip
 _PARTS = {"half": 2, "halve": 2, "third": 3, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
           "ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000, "millionth": 10**6}  # fmt: skip
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_POWERS = [
+_PLAINER = [
     (re.compile(r"\b(?:square|sq)\b\.?\s*([A-Za-z]+)|([A-Za-z]+)\s+squared\b"), r"\1\2^2"),
     (re.compile(r"\b(?:cubic|cu)\b\.?\s*([A-Za-z]+)|([A-Za-z]+)\s+cubed\b"), r"\1\2^3"),
     (re.compile(r"\bin\b(?!\.?\s*[A-Za-z])"), "inch"),
     (re.compile(r"\b(?:mph|mi/hr?)\b"), "mile per hour"),
+    (re.compile(r"\bdeg(?:ree)?s?\s+([CF])\b"), r"\1"),
+    (re.compile(r"\b([ap])\.\s?m\b"), r"\1m"),
 ]
 _UNIT = re.compile(r"(/|\bper\b)?\s*([A-Za-z]+)\.?\s*(?:\^\s*\{?(\d))?")
 _SPELLED = {"hr": "hour", "min": "minute", "sec": "second", "lb": "pound", "oz": "ounce", "gal": "gallon",
             "centimetre": "centimeter", "metre": "meter", "kilometre": "kilometer", "litre": "liter"}  # fmt: skip
-_UNKNOWN_TO_SYMPY = {"dollar", "cent", "euro", "week", "month", "ounce", "gallon"}
+_UNKNOWN_TO_SYMPY = {"dollar", "cent", "euro", "week", "month", "ounce", "gallon", "am", "pm"}
 
 
 def measured(text: str) -> tuple[str, Unit]:
@@ -48,7 +52,8 @@ def measured(text: str) -> tuple[str, Unit]:
     found = _QUANTITY.fullmatch(text)
     if not found or _READ_BY_MATH_VERIFY.match(found["words"] or ""):
         return text, {}
-    before, number, words = found["before"] or "", found["number"].strip(), (found["text"] or found["words"]).strip()
+    before, words = found["before"] or "", (found["text"] or found["words"]).strip()
+    number = found["number"].strip().removesuffix("\\")  # of a space, `5\ \text{cm}`
     if _CALCULATES.search(words):
         return f"{before}{number} {words}", {}
     unit = _unit(words + (found["power"] or ""))
@@ -62,11 +67,11 @@ def measured(text: str) -> tuple[str, Unit]:
 def _factors(words: str) -> list[str]:
     """By what the words multiply, up to the first that does not; `5 fifth graders` are no part of one."""
     factors = []
-    for word in words.split():
+    for word in re.findall("[a-z]+", words.lower()):
         one = word.removesuffix("s")
         if one in _COUNTS:
             factors.append(_COUNTS[one])
-        elif one in _PARTS and (one != word or word in ("half", words)):
+        elif one in _PARTS and (one != word or word in ("half", words.lower())):
             factors.append(rf"\frac{{1}}{{{_PARTS[one]}}}")
         else:
             break
@@ -75,7 +80,7 @@ def _factors(words: str) -> list[str]:
 
 def _unit(words: str) -> Unit:
     """`square cm per hour` is {centimeter: 2, hour: -1}; what follows the first unit and is none ends it."""
-    for written, plain in _POWERS:
+    for written, plain in _PLAINER:
         words = written.sub(plain, words)
     unit = Counter()
     for over, name, power in _UNIT.findall(words):
