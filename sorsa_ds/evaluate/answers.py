@@ -37,7 +37,7 @@ def _plain(text: str) -> str:
 def _last_of(announcement: re.Pattern, text: str) -> str | None:
     found = announcement.findall(text)
     sentence = _END_OF_SENTENCE.split(found[-1], maxsplit=1)[0].strip() if found else ""
-    return boxed(sentence) or marked(sentence) or _EXCLAIMED.sub(_apart, _REASON.sub("", sentence)) or None
+    return boxed(sentence) or _EXCLAIMED.sub(_apart, _REASON.sub("", sentence)) or None
 
 
 def _apart(mark: re.Match) -> str:

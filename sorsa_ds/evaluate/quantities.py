@@ -52,8 +52,7 @@ def measured(text: str) -> tuple[str, Unit]:
     found = _QUANTITY.fullmatch(text)
     if not found or _READ_BY_MATH_VERIFY.match(found["words"] or ""):
         return text, {}
-    before, words = found["before"] or "", (found["text"] or found["words"]).strip()
-    number = found["number"].strip().removesuffix("\\")  # of a space, `5\ \text{cm}`
+    before, number, words = found["before"] or "", found["number"].strip(), (found["text"] or found["words"]).strip()
     if _CALCULATES.search(words):
         return f"{before}{number} {words}", {}
     unit = _unit(words + (found["power"] or ""))
