@@ -24,7 +24,7 @@ from sorsa_ds.evaluate.tasks.gsm8k import solution
 from sorsa_ds.evaluate.tasks.humaneval import code_of, program
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from grader_cases import DIFFERENT, MATH, SAME
+from grader_cases import ANNOUNCED, ANNOUNCED_WRONG, DIFFERENT, MATH, SAME
 
 
 def main() -> None:
@@ -72,13 +72,15 @@ def mathematics(grader: Grader, folder: Path | None) -> float:
 
 
 def near_misses(grader: Grader) -> float:
-    """Equal and different ones, both ways round."""
+    """Equal and different ones, both ways round; answers in texts."""
     cases = [(*pair, True) for pair in SAME] + [(*pair, False) for pair in DIFFERENT]
     passed = [
         (grader.grade(first, second) == "right") == equal
         for one, other, equal in cases
         for first, second in ((one, other), (other, one))
     ]
+    texts = [(*case, True) for case in ANNOUNCED] + [(*case, False) for case in ANNOUNCED_WRONG]
+    passed += [(grader.grade(one, announced(text) or "") == "right") == right for one, text, right in texts]
     return _rate("near misses", sum(passed), len(passed))
 
 

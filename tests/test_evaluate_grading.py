@@ -6,7 +6,7 @@ import threading
 from statistics import NormalDist
 
 import pytest
-from grader_cases import DIFFERENT, MATH, SAME
+from grader_cases import ANNOUNCED, ANNOUNCED_WRONG, DIFFERENT, MATH, SAME
 
 from sorsa_ds.evaluate.answers import announced, boxed, marked
 from sorsa_ds.evaluate.grading import Grader
@@ -31,8 +31,15 @@ def grader():
         ("So it is \\boxed{\\frac{1}{2}}, or \\boxed{\\{1, 2\\}}.", "\\{1, 2\\}"),
         ("The answer is therefore 3.\n#### 3", "3"),
         ("Thus 5 + 5 = 10\n#### 10", "10"),
+        ("The answer is: 2**3 or 3 * 4 * 5.", "2**3 or 3 * 4 * 5"),
+        ("The answer is: (2)*3*(4).", "(2)*3*(4)"),
+        ("The answer is: $5!$!", "$5!$"),
+        ("The answer is: 5!", "5 !"),
         ("The answer is: 1,000 dollars.", "1,000 dollars"),
         ("I do not know, perhaps 3", None),
+        ("The answer is: $18.$ So it is.", "$18"),
+        ("The answer is:\nThe answer is: 18", "18"),
+        ("The answer is:\n\nSo it is.", None),
         ("The answer is:", None),
         ("It never closes: \\boxed{3", None),
         ("", None),
@@ -60,6 +67,17 @@ def test_what_means_the_same_is_right_either_way(grader, reference, answer):
 def test_what_means_something_else_is_wrong(grader, reference, answer):
     assert grader.grade(reference, answer) != "right"
     assert grader.grade(answer, reference) != "right"
+
+
+@pytest.mark.parametrize(("reference", "text"), ANNOUNCED)
+def test_an_answer_is_read_however_it_is_dressed(grader, reference, text):
+    assert grader.grade(reference, announced(text)) == "right"
+
+
+@pytest.mark.parametrize(("reference", "text"), ANNOUNCED_WRONG)
+def test_no_dress_makes_a_wrong_answer_right(grader, reference, text):
+    answer = announced(text)
+    assert answer is None or grader.grade(reference, answer) != "right"
 
 
 def test_references_are_right_against_themselves(grader, shared_data):

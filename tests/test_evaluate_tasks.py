@@ -116,6 +116,11 @@ def test_math_is_read_in_the_published_layout_and_as_rows(setting, tmp_path):
     [
         ("```python\ndef f(x):\n    return x\n```\nSo.", "import os\n\n\n\ndef f(x):\n    return x\n"),
         ("Two:\n```\ndef g(): pass\n```\n```py\ndef f(x):\n    return 2\n```", "def f(x):\n    return 2\n"),
+        ("```\ndef f(x): return 1\n```\nNo:\n```\ndef f(x): return 2\n```\n```\nf(1)\n```", "def f(x): return 2\n"),
+        ("```bash\npip install f\n```\nThen:\n```python\ndef f(x):\n    return 2\n```", "def f(x):\n    return 2\n"),
+        ("1. So:\n   ```python\n   def f(x):\n\n       return x\n   ```", "def f(x):\n\n    return x\n"),
+        ("```\n    return 1\n```\nor\n```\n    return 2\n```", '    """Same."""\n    return 2\n'),
+        ("  ```python\n      return x\n  ```", '    """Same."""\n    return x\n'),
         ("def f(x):\n    return x\n\nprint(f(1))", "def f(x):\n    return x\n"),
         ("    return x\n\ndef other(): pass", '    """Same."""\n    return x\n'),
         ("```python\n    return x\n```", '    """Same."""\n    return x\n'),
@@ -228,6 +233,27 @@ def test_mmlu_takes_fewer_examples_where_the_model_has_no_room(trained):
     assert all(sample["tokens"] <= 256 for sample in samples)
     assert all(sample["shots"] < 5 for sample in samples)
     assert results["total"] == 4
+
+
+def test_an_mmlu_question_that_is_too_long_loses_its_beginning(trained):
+    data = _mmlu(trained)
+    rows = (data / "test" / "logic_test.csv").read_text().splitlines()
+    rows[1] = f'"{"Before. " * 300}What, is 1?",1,2,3,4,B'
+    (data / "test" / "logic_test.csv").write_text("\n".join(rows) + "\n")
+    options = dict(task="mmlu", data=str(data), max_new_tokens=None, num_few_shot=1)
+    results, samples = run_ranks(1, run, asked(trained, "mmlu-long", **options))[0]
+    assert results["total"] == 27
+    assert results["truncated_prompts"] == 1
+    (long,) = [sample for sample in samples if sample["id"] == "logic/1"]
+    assert (long["shots"], long["tokens"]) == (0, 256)
+    model = AutoModelForCausalLM.from_pretrained(trained / "model", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained / "model")
+    question = f"{'Before. ' * 300}What, is 1?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:"
+    text = f"The following are multiple choice questions (with answers) about logic.\n\n{question}"
+    four = [tokenizer(f"{text} {letter}")["input_ids"] for letter in "ABCD"]
+    with torch.no_grad():
+        logs = model(torch.tensor([four[0][:-1][-256:]])).logits[0, -1].double().log_softmax(-1)
+    assert long["log_likelihoods"] == pytest.approx([logs[ids[-1]].item() for ids in four], abs=1e-4)
 
 
 def test_all_of_mmlu_is_read(setting, shared_data):

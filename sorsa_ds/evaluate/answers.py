@@ -5,11 +5,17 @@ import re
 ANNOUNCEMENT = "The answer is:"
 """What the papers' training data writes before the answer."""
 
-_ANNOUNCED = re.compile(r"[Tt]he (?:final )?answer is:[ \t]*(.*)")
-_SAID = re.compile(r"[Tt]he (?:final )?answer is[ \t]+(.*)")
+_SAYS = r"(?i:the (?:final )?answer is)"
+_ANNOUNCED = re.compile(_SAYS + r":(?=(?:\s*(?=\$)|[ \t]*\n?[ \t]*)(.*))")
+_SAID = re.compile(_SAYS + r"(?=[ \t]+(.*))")
 _MARKED = re.compile(r"^####[ \t]*(.+)$", re.MULTILINE)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(\S+?)(?=[\s$.]|$)")
-_END_OF_SENTENCE = re.compile(r"\.(?=\s+[A-Z]|\s*$)")
+_EMPHASIS = re.compile(r"(?<![\w*)}\]])(\*{1,3}|__)(?=\S)([^*_\n]+?)(?<=\S)\1(?![\w*])")
+_CODE = re.compile(r"```\w*\n?|`")
+_FORMULA = re.compile(r"(?<!\\)\\\[(.+?)\\\]|\$\$(.+?)\$\$|(?<!\\)\\\((.+?)\\\)", re.DOTALL)
+_END_OF_SENTENCE = re.compile(r"\.(?=\$?(?:\s+[A-Z]|\s*$))|(?<=!)(?=\$?(?:\s+[A-Z]|\s*$))")
+_EXCLAIMED = re.compile(r"(\d?)!$")
+_REASON = re.compile(r"[,;]?(?<=\S)\s+(?:so|because|since|which|therefore|thus|hence)\b.*")
 
 
 def announced(text: str) -> str | None:
@@ -17,14 +23,26 @@ def announced(text: str) -> str | None:
 
     The papers' rule: what follows the last `The answer is:`, to the end of the sentence or line. A text without it may
     mark its answer as the references do, by the last `\\boxed{...}` or `#### ...`, or say it without the colon.
+    Markdown's emphasis and code, and formulas on lines of their own, are read as if they stood plainly in the line.
     """
+    text = _plain(text)
     return _last_of(_ANNOUNCED, text) or boxed(text) or marked(text) or _last_of(_SAID, text)
+
+
+def _plain(text: str) -> str:
+    text = _EMPHASIS.sub(r"\2", _CODE.sub("", text))
+    return _FORMULA.sub(lambda found: f"${' '.join(''.join(filter(None, found.groups())).split())}$", text)
 
 
 def _last_of(announcement: re.Pattern, text: str) -> str | None:
     found = announcement.findall(text)
-    answer = _END_OF_SENTENCE.split(found[-1], maxsplit=1)[0].strip() if found else ""
-    return boxed(answer) or answer or None
+    sentence = _END_OF_SENTENCE.split(found[-1], maxsplit=1)[0].strip() if found else ""
+    return boxed(sentence) or _EXCLAIMED.sub(_apart, _REASON.sub("", sentence)) or None
+
+
+def _apart(mark: re.Match) -> str:
+    """Behind a number the mark may be a factorial: left to what compares it, apart, since a sentence ended with it."""
+    return f"{mark[1]} !" if mark[1] else ""
 
 
 def marked(text: str) -> str | None:

@@ -18,7 +18,7 @@ INSTRUCTION = (
     "```python\n{prompt}```"
 )  # fmt: skip
 
-_BLOCK = re.compile(r"```(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_BLOCK = re.compile(r"(?:^([ \t]*))?```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL | re.MULTILINE)
 _END_OF_FUNCTION = re.compile(r"\n(?=[^\s#)\]}])")
 _START_OF_CODE = re.compile(r"^(?:from|import|def|class|@)\b", re.MULTILINE)
 
@@ -60,21 +60,22 @@ def program(row: dict, code: str) -> str:
 
 
 def code_of(row: dict, text: str) -> str:
-    """The program in an answer: a code block that defines the function, else code that does, else the function's body.
+    """The program in an answer: the last code block that defines the function, else code that does, else its body.
 
-    What stands before the function in the problem, imports and helpers, is put before a function too.
+    What stands before the function in the problem, imports and helpers, is put before a function too. A function inside
+    of a class is none: it is not what was asked for.
     """
     function = re.compile(rf"^(?:async )?def {re.escape(row['entry_point'])}\b", re.MULTILINE)
     before = row["prompt"][: list(function.finditer(row["prompt"]))[-1].start()]
-    blocks = _BLOCK.findall(text)
-    for block in blocks:
+    blocks = [re.sub(f"^{indent}", "", block, flags=re.MULTILINE) for indent, block in _BLOCK.findall(text)]
+    for block in reversed(blocks):
         if function.search(block):
             return f"{before}\n{block}"
     if not blocks and function.search(text):
         code = text[_START_OF_CODE.search(text).start() :]
         start = function.search(code).end()
         return f"{before}\n{code[:start]}{_function(code[start:])}"
-    return row["prompt"] + _function(blocks[0] if blocks else text)
+    return row["prompt"] + _function(blocks[-1] if blocks else text)
 
 
 def _function(text: str) -> str:

@@ -46,18 +46,22 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """token_ids: up to the letter. letters: the four tokens that may come next. shots: how many examples had room."""
+    """token_ids: up to the letter. letters: the four tokens that may come next. shots: how many examples had room.
+
+    truncated: not even the question had; its beginning is left out.
+    """
 
     token_ids: list[int]
     letters: tuple[int, ...]
     shots: int
+    truncated: bool
 
 
 class Mmlu:
     """The four letters' likelihoods, a forward pass a question.
 
     Raises:
-        ValueError: a question too long for the model even without examples; a tokenizer without a token a letter.
+        ValueError: a tokenizer without a token a letter.
     """
 
     def __init__(self, items: list[Item], shots: dict[str, list[Item]], style: Style, setting: Setting):
@@ -74,8 +78,12 @@ class Mmlu:
     def notes(self) -> list[str]:
         fewer = sum(asked.shots < self._most for asked in self._asked.values())
         text = self._setting.tokenizer.decode(self._asked[self.ids[0]].token_ids)
-        cut = f"{fewer} questions are asked with fewer than {self._most} examples: the model takes no more tokens."
-        return [*([cut] if fewer else []), f"The first prompt:\n--- prompt ---\n{text}\n--- answer ---"]
+        notes = []
+        if fewer:
+            notes.append(f"{fewer} questions are asked with fewer than {self._most} examples: the model takes no more.")
+        if truncated := sum(asked.truncated for asked in self._asked.values()):
+            notes.append(f"{truncated} questions are longer than the model takes: they lose their beginning.")
+        return [*notes, f"The first prompt:\n--- prompt ---\n{text}\n--- answer ---"]
 
     def start(self, engine: Engine) -> None:
         self._likelihood = engine.likelihood()
@@ -107,6 +115,7 @@ class Mmlu:
             **accuracy(records),
             "macro_accuracy": sum(part["accuracy"] for part in of_subject.values()) / len(of_subject),
             "fewer_shots": sum(record["shots"] < self._most for record in records),
+            "truncated_prompts": sum(self._asked[record["id"]].truncated for record in records),
             "groups": of_subject,
         }
 
@@ -121,15 +130,14 @@ class Mmlu:
         """Nothing to do."""
 
     def _ask(self, item: Item, shots: list[Item]) -> _Asked:
-        """With as many examples as there is room for."""
+        """With as many examples as there is room for; without any, the end of the question that has room."""
+        room = self._setting.positions
         for count in range(len(shots), -1, -1):
             text = self._text(item, shots[:count])
             token_ids, letters = _up_to_the_letter(text, self._style, self._setting)
-            if self._setting.positions is None or len(token_ids) <= self._setting.positions:
-                return _Asked(token_ids, letters, count)
-        raise ValueError(
-            f"--task mmlu: {item.id} has {len(token_ids)} tokens, the model takes {self._setting.positions}"
-        )
+            if room is None or len(token_ids) <= room:
+                return _Asked(token_ids, letters, count, truncated=False)
+        return _Asked(token_ids[-room:], letters, 0, truncated=True)
 
     def _text(self, item: Item, shots: list[Item]) -> str:
         examples = [Shot(shot.text(), LETTERS[shot.answer]) for shot in shots]

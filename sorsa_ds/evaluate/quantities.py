@@ -1,0 +1,101 @@
+"""Numbers with words behind them: `3 thousand dollars`, `5\\text{ cm}^2`, `18 eggs`.
+
+Words that count multiply, units of measure are told apart, any other word only names what is counted.
+"""
+
+import re
+from collections import Counter
+
+from sympy.physics import units
+
+Unit = dict[object, int]
+"""Exponents by quantity, sympy's or a name; empty: none is named."""
+
+_QUANTITY = re.compile(
+    r"(?P<before>.*=)?\s*(?P<number>(?=[^=]*\d)(?:[^A-Za-z\\=]|\\[A-Za-z]+|\\[^A-Za-z])+?)"
+    r"(?:\s*\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{(?P<text>[A-Za-z ./'’-]+)\}"
+    r"|(?:(?<=\d)|\s+)(?P<words>[A-Za-z][A-Za-z ./'’-]*))"
+    r"(?P<power>\s*\^\s*\{?\d\}?)?",
+    re.DOTALL,
+)
+_READ_BY_MATH_VERIFY = re.compile(r"(?:pi|sqrt|inf|infinity|infty|sin|cos|tan|log|ln|exp|mod|base)\b|(?:percent|pct)$")
+_CALCULATES = re.compile(
+    r"^(?:squared|cubed|factorial|and|or|plus|minus)\b|\band (?:a|one) (?:half|third|quarter|fourth)\b"
+    r"|\b(?:hundred|thousand|million|billion|trillion) (?:and )?(?:one|two|three|four|five|six|seven|eight|nine|ten"
+    r"|eleven|twelve|\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty)\b",
+    re.IGNORECASE,
+)
+_COUNTS = {"dozen": "12", "hundred": "100", "thousand": "1000", "million": "10^6", "billion": "10^9",
+           "trillion": "10^{12}"}  # fmt: skip
+_PARTS = {"half": 2, "halve": 2, "third": 3, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
+          "ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000, "millionth": 10**6}  # fmt: skip
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_PLAINER = [
+    (re.compile(r"\b(?:square|sq)\b\.?\s*([A-Za-z]+)|([A-Za-z]+)\s+squared\b"), r"\1\2^2"),
+    (re.compile(r"\b(?:cubic|cu)\b\.?\s*([A-Za-z]+)|([A-Za-z]+)\s+cubed\b"), r"\1\2^3"),
+    (re.compile(r"\bin\b(?!\.?\s*[A-Za-z])"), "inch"),
+    (re.compile(r"\b(?:mph|mi/hr?)\b"), "mile per hour"),
+    (re.compile(r"\bdeg(?:ree)?s?\s+([CF])\b"), r"\1"),
+    (re.compile(r"\b([ap])\.\s?m\b"), r"\1m"),
+]
+_UNIT = re.compile(r"(/|\bper\b)?\s*([A-Za-z]+)\.?\s*(?:\^\s*\{?(\d))?")
+_SPELLED = {"hr": "hour", "min": "minute", "sec": "second", "lb": "pound", "oz": "ounce", "gal": "gallon",
+            "centimetre": "centimeter", "metre": "meter", "kilometre": "kilometer", "litre": "liter"}  # fmt: skip
+_UNKNOWN_TO_SYMPY = {"dollar", "cent", "euro", "week", "month", "ounce", "gallon", "am", "pm"}
+
+
+def measured(text: str) -> tuple[str, Unit]:
+    """(the expression without its words, the unit among them); `3 thousand` becomes a product.
+
+    Words that calculate in another way, `3 squared`, stay, so that the expression equals no number.
+    """
+    found = _QUANTITY.fullmatch(text)
+    if not found or _READ_BY_MATH_VERIFY.match(found["words"] or ""):
+        return text, {}
+    before, number, words = found["before"] or "", found["number"].strip(), (found["text"] or found["words"]).strip()
+    if _CALCULATES.search(words):
+        return f"{before}{number} {words}", {}
+    unit = _unit(words + (found["power"] or ""))
+    if found["words"] and (len(words) == 1 or number + found["words"] in text):
+        return text, unit  # may be variables: 5 m, 5xy
+    if factors := _factors(words):
+        number = r" \cdot ".join([f"({_THOUSANDS.sub('', number)})", *factors])
+    return before + number, unit
+
+
+def _factors(words: str) -> list[str]:
+    """By what the words multiply, up to the first that does not; `5 fifth graders` are no part of one."""
+    factors = []
+    for word in re.findall("[a-z]+", words.lower()):
+        one = word.removesuffix("s")
+        if one in _COUNTS:
+            factors.append(_COUNTS[one])
+        elif one in _PARTS and (one != word or word in ("half", words.lower())):
+            factors.append(rf"\frac{{1}}{{{_PARTS[one]}}}")
+        else:
+            break
+    return factors
+
+
+def _unit(words: str) -> Unit:
+    """`square cm per hour` is {centimeter: 2, hour: -1}; what follows the first unit and is none ends it."""
+    for written, plain in _PLAINER:
+        words = written.sub(plain, words)
+    unit = Counter()
+    for over, name, power in _UNIT.findall(words):
+        quantity = _quantity(name)
+        if quantity is not None:
+            unit[quantity] += (-1 if over else 1) * int(power or 1)
+        elif unit:
+            break
+    return unit
+
+
+def _quantity(name: str) -> object | None:
+    for spelled in (name, name.lower(), name.lower().removesuffix("s")):
+        spelled = _SPELLED.get(spelled, spelled)
+        if spelled in _UNKNOWN_TO_SYMPY:
+            return spelled
+        if isinstance(found := getattr(units, spelled, None), units.Quantity):
+            return found
+    return None
