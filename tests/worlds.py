@@ -6,11 +6,13 @@ import multiprocessing
 import os
 import queue
 import socket
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 _fork = multiprocessing.get_context("fork")
 
@@ -49,6 +51,9 @@ def run_ranks(world_size: int, function: Callable, *args: Any, timeout: float = 
 def _rank(rank: int, world_size: int, port: int, results, function: Callable, args: tuple) -> None:
     try:
         torch.set_num_threads(1)
+        # tqdm's own lock is shared with the process that was forked: a rank that is killed while it holds it, at the
+        # end of a test or in the middle, would stop every later progress bar.
+        tqdm.set_lock(threading.RLock())
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size),
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
