@@ -21,6 +21,7 @@ from sorsa_ds.compare import command, figure, tables
 from sorsa_ds.compare.request import parse
 from sorsa_ds.compare.results import MethodResult, Result, Spread, best_rate, by_method
 from sorsa_ds.compare.runner import Runner
+from sorsa_ds.compare.score import Evaluation
 from sorsa_ds.compare.trials import METHODS, Trial, read_learning_rates, read_methods, read_seeds
 from sorsa_ds.config import BaselineConfig, RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config_io import to_yaml
@@ -65,7 +66,7 @@ def test_bad_lists_are_refused_by_name(read, message):
         (["--methods=lora", "--output=x", "method=lora"], "method: --methods says that here"),
         (["--methods=lora", "--output=x", "train.seed=3"], "train.seed: --seeds says that here"),
         (["--methods=lora", "--output=x", "output.name=y"], "output.name: --output says that here"),
-        (["--methods=lora", "--output=x", "--task=loss"], "there is no 'loss' with an accuracy"),
+        (["--methods=lora", "--output=x", "--task=life"], "there is no 'life'; there are"),
         (["--methods=lora", "--output=x", "--task_options=--limit 3"], "there is no --task"),
         (["--methods=lora", "--output=x", "--task=math", "--task_options=--model=y"], "--model=y is set by"),
         (["--methods=lora", "--output=x", "--task=math", "--task_options=--data 'y"], "No closing quotation"),
@@ -143,13 +144,13 @@ def test_the_best_rate_is_that_of_the_lowest_held_out_loss_with_the_first_seed(r
 
 
 def test_tables_hold_means_and_deviations_over_seeds(runs, tmp_path):
-    runs[1:3] = [replace(run, accuracy=percent) for run, percent in zip(runs[1:3], (30.0, 20.0), strict=True)]
+    runs[1:3] = [replace(run, score=percent) for run, percent in zip(runs[1:3], (30.0, 20.0), strict=True)]
     sorsa, lora = methods_of(runs)
     assert sorsa.spread("eval_loss_end") == Spread(1.6, statistics.stdev([1.5, 1.7]), 2)
     assert lora.spread("eval_loss_end") == Spread(1.8, None, 1)
     failed = {Trial("pissa", 1e-3, 1): "out of memory"}
     comparison = tables.Comparison(
-        RunConfig(), "gsm8k", 20.0, [sorsa, lora], runs, failed, {"lora": {"sorsa.svd": "exact"}}, 1
+        RunConfig(), Evaluation("gsm8k", ""), 20.0, [sorsa, lora], runs, failed, {"lora": {"sorsa.svd": "exact"}}, 1
     )
     tables.write(comparison, tmp_path)
     text = (tmp_path / "comparison.md").read_text()
@@ -297,15 +298,33 @@ def test_accuracies_are_asked_of_the_base_model_and_of_every_method_at_its_best_
     models = ["base", *(str(tmp_path / "runs" / run) for run in runs)]
     assert called == [("evaluate.py", model, "gsm8k", "20") for model in models]
     data = json.loads((tmp_path / "comparison.json").read_text())
-    assert data["accuracy_percent_before"] == pytest.approx(1)
-    assert data["methods"][0]["accuracy_percent"]["mean"] == pytest.approx((2 + 4) / 2)
+    assert data["score_before"] == pytest.approx(1)
+    assert data["methods"][0]["score"]["mean"] == pytest.approx((2 + 4) / 2)
     text = (tmp_path / "comparison.md").read_text()
-    assert "gsm8k before, % | gsm8k after, %" in text
+    assert "gsm8k, %, before | gsm8k, %, after" in text
     assert "sorsa-lr0.001-seed6 failed: it was trained, but not evaluated: out of memory" in text
     called.clear()
     with pytest.raises(ValueError, match="seed6"):
         command.compare(arguments)
     assert [model for _, model, *_ in called] == models, "results are its own only if launch/evaluate.py says so"
+
+
+def test_perplexity_is_told_as_it_is(monkeypatch, tmp_path):
+    """Forgetting: of a text on which nothing was trained, the base model's and each method's."""
+    pretended(monkeypatch)
+
+    def launched(self: Runner, script: str, arguments: list[str], name: str, meanwhile) -> str | None:
+        assert arguments[-2:] == ["--data", "general.txt"]
+        folder = Path(arguments[arguments.index("--output") + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").write_text(json.dumps({"perplexity": 8.5 if "lora" in name else 6.25}))
+
+    monkeypatch.setattr(Runner, "launched", launched)
+    wanted = ["--task=loss", "--task_options=--data general.txt"]
+    command.compare([*ARGUMENTS, f"--output={tmp_path}", *wanted])
+    text = (tmp_path / "comparison.md").read_text()
+    assert "perplexity before | perplexity after" in text
+    assert next(line for line in text.splitlines() if line.startswith("| lora")).endswith("| 6.25 | 8.50 |")
 
 
 def start(project: Path, output: Path) -> subprocess.Popen:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 
 from sorsa_ds import cli, ds_config
 from sorsa_ds.compare import figure, tables
-from sorsa_ds.compare.accuracy import BASE
 from sorsa_ds.compare.request import Request, parse
 from sorsa_ds.compare.results import Result, best_rate, by_method
 from sorsa_ds.compare.runner import Runner
+from sorsa_ds.compare.score import BASE
 from sorsa_ds.compare.trials import RUNS, Trial
 from sorsa_ds.console import bar, say
 from sorsa_ds.methods.settings import check_stage
@@ -47,7 +47,7 @@ class Progress:
             shown.update()
 
     def measure(self, shown) -> None:
-        """Give the runs at their methods' best rates their accuracies.
+        """Give the runs at their methods' best rates their scores.
 
         Raises:
             Preempted: a signal came.
@@ -57,8 +57,8 @@ class Progress:
                 shown.set_description(f"evaluating {run.trial.name}")
                 found, failure = self.request.evaluation.of(str(run.folder), run.trial.name, self.runner)
                 if failure is None:
-                    self.finished[i] = replace(run, accuracy=found)
-                    say(f"{run.trial.name}: accuracy {found:.2f} %")
+                    self.finished[i] = replace(run, score=found)
+                    say(f"{run.trial.name}: {self.request.evaluation.score.replace('_', ', ')} {found:.2f}")
                     self.write()
                 else:
                     self.failed[run.trial] = f"it was trained, but not evaluated: {failure}"
@@ -74,10 +74,10 @@ class Progress:
         request = self.request
         methods = by_method(self.finished, request.methods, self.rate)
         left_out = {method: found for method in request.methods if (found := request.left_out(method))}
-        task = request.evaluation and request.evaluation.task
         comparison = tables.Comparison(
-            request.base, task, self.before, methods, self.finished, self.failed, left_out, request.seeds[0]
-        )
+            request.base, request.evaluation, self.before, methods, self.finished, self.failed, left_out,
+            request.seeds[0],
+        )  # fmt: skip
         tables.write(comparison, request.output)
         figure.draw(methods, request.output)
 
@@ -139,7 +139,7 @@ def _check(request: Request, runner: Runner) -> None:
 
 
 def _before(request: Request, runner: Runner) -> float | None:
-    """The base model's accuracy, if it is asked for: before any run, so that wrong options cost nothing."""
+    """The base model's score, if it is asked for: before any run, so that wrong options cost nothing."""
     if request.evaluation is None:
         return None
     say(f"{request.evaluation.task} before training")

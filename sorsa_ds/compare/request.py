@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sorsa_ds import cli
-from sorsa_ds.compare.accuracy import Evaluation
+from sorsa_ds.compare.score import Evaluation
 from sorsa_ds.compare.trials import NO_REGULARIZER, Trial, read_learning_rates, read_methods, read_seeds
 from sorsa_ds.config import RunConfig
 
@@ -15,7 +15,8 @@ OPTIONS = {
     "seeds": "seeds of each method (default 1,2,3)",
     "learning_rates": "1e-4,3e-4 for every method, lora=1e-3 for one; of several the best on the first seed is taken",
     "num_gpus": "ranks: GPUs of this machine, or processes where it has none (default: all GPUs, or one process)",
-    "task": "accuracy to measure, of every model and of the base model: gsm8k, math, humaneval or mmlu (default: none)",
+    "task": "what to measure of every model and of the base model: accuracy in gsm8k, math, humaneval or mmlu, or the "
+    "perplexity of a text (loss, with --data in --task_options); default: nothing",
     "task_options": 'further options of launch/evaluate.py, as in --task_options="--data DIR --limit 200"',
     "config": "YAML file with settings that all runs share",
     "ds_config": "DeepSpeed JSON of all runs (default ds_configs/zero2.json)",

@@ -32,12 +32,12 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A finished run: its report, and the accuracy of its model in percent, where it was asked for."""
+    """A finished run: its report, and what its model scores in the task, where one was asked for."""
 
     trial: Trial
     folder: Path
     report: dict
-    accuracy: float | None = None
+    score: float | None = None
 
     @classmethod
     def read(cls, trial: Trial, folder: Path) -> "Result":
@@ -64,9 +64,9 @@ class MethodResult:
         return Spread.of(run.report.get(key) for run in self.runs)
 
     @property
-    def accuracy(self) -> Spread | None:
-        """In percent."""
-        return Spread.of(run.accuracy for run in self.runs)
+    def score(self) -> Spread | None:
+        """In the task's unit."""
+        return Spread.of(run.score for run in self.runs)
 
 
 def best_rate(runs: Iterable[Result], method: str, seed: int) -> float | None:

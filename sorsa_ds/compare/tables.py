@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sorsa_ds.compare.results import MethodResult, Result, Spread
+from sorsa_ds.compare.score import Evaluation
 from sorsa_ds.compare.trials import Trial
 from sorsa_ds.config import RunConfig
 from sorsa_ds.files import write_json, write_text
@@ -27,13 +28,13 @@ COLUMNS = {
 class Comparison:
     """What the tables tell.
 
-    settings: what all runs share. task: of which the accuracy was asked. before: the base model's, in percent.
+    settings: what all runs share. evaluation: the task in which models were measured. before: the base model's score.
     methods: each at its best rate. runs: all finished ones. failed: why the others failed. left_out: settings that a
     method has no use for. seed: on which the rates were tried.
     """
 
     settings: RunConfig
-    task: str | None
+    evaluation: Evaluation | None
     before: float | None
     methods: list[MethodResult]
     runs: list[Result]
@@ -54,14 +55,14 @@ def markdown(comparison: Comparison) -> str:
     lines = ["# Comparison", "", *_setup(comparison), ""]
     headings = ["method", "learning rate", "seeds"]
     headings += [heading for heading, _ in COLUMNS.values()]
-    if comparison.task:
-        headings += [f"{comparison.task} before, %", f"{comparison.task} after, %"]
+    if comparison.evaluation:
+        headings += [f"{comparison.evaluation.heading} {when}" for when in ("before", "after")]
     rows = []
     for one in comparison.methods:
         row = [one.method, f"{one.learning_rate:g}", ", ".join(str(run.trial.seed) for run in one.runs)]
         row += [_text(one.spread(key), form) for key, (_, form) in COLUMNS.items()]
-        if comparison.task:
-            row += [_text(Spread.of([comparison.before]), ".2f"), _text(one.accuracy, ".2f")]
+        if comparison.evaluation:
+            row += [_text(Spread.of([comparison.before]), ".2f"), _text(one.score, ".2f")]
         rows.append(row)
     lines += [*_table(headings, rows), "", "![loss and gradient norm against steps](comparison.png)", ""]
     tried = [run for run in comparison.runs if run.trial.seed == comparison.seed]
@@ -90,11 +91,11 @@ def as_csv(comparison: Comparison) -> str:
     """A row a method: mean, deviation over seeds and their number."""
     text = io.StringIO()
     headings = ["method", "learning_rate", "seeds"]
-    headings += [f"{key}{end}" for key in (*COLUMNS, "accuracy_percent") for end in ("", "_deviation")]
+    headings += [f"{key}{end}" for key in (*COLUMNS, "score") for end in ("", "_deviation")]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(headings)
     for one in comparison.methods:
-        spreads = [*(one.spread(key) for key in COLUMNS), one.accuracy]
+        spreads = [*(one.spread(key) for key in COLUMNS), one.score]
         numbers = [number for s in spreads for number in ((s.mean, s.deviation) if s else (None, None))]
         writer.writerow([one.method, one.learning_rate, len(one.runs), *numbers])
     return text.getvalue()
@@ -105,20 +106,21 @@ def as_json(comparison: Comparison) -> dict:
     return {
         "settings": asdict(comparison.settings),
         "rates_tried_with_seed": comparison.seed,
-        "task": comparison.task,
-        "accuracy_percent_before": comparison.before,
+        "task": comparison.evaluation and comparison.evaluation.task,
+        "score": comparison.evaluation and comparison.evaluation.score,
+        "score_before": comparison.before,
         "methods": [
             {
                 "method": one.method,
                 "learning_rate": one.learning_rate,
                 "seeds": [run.trial.seed for run in one.runs],
                 "figures": {key: _dict(one.spread(key)) for key in COLUMNS},
-                "accuracy_percent": _dict(one.accuracy),
+                "score": _dict(one.score),
             }
             for one in comparison.methods
         ],
         "runs": [
-            {**asdict(run.trial), "folder": str(run.folder), "report": run.report, "accuracy_percent": run.accuracy}
+            {**asdict(run.trial), "folder": str(run.folder), "report": run.report, "score": run.score}
             for run in comparison.runs
         ],
         "failed": [{**asdict(trial), "reason": reason} for trial, reason in comparison.failed.items()],

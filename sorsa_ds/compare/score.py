@@ -1,4 +1,4 @@
-"""Accuracy of a comparison's models, through launch/evaluate.py, which writes every sample and goes on where it was."""
+"""What a comparison's models score, through launch/evaluate.py, which writes every sample and goes on where it was."""
 
 import json
 import shlex
@@ -8,7 +8,7 @@ from sorsa_ds import digest
 from sorsa_ds.compare.runner import Runner
 from sorsa_ds.evaluate.records import RESULTS
 
-TASKS = ("gsm8k", "math", "humaneval", "mmlu")
+TASKS = ("gsm8k", "math", "humaneval", "mmlu", "loss")
 BASE = "base"
 
 
@@ -21,7 +21,7 @@ class Evaluation:
 
     def __post_init__(self):
         if self.task not in TASKS:
-            raise ValueError(f"--task: there is no {self.task!r} with an accuracy; there are {', '.join(TASKS)}")
+            raise ValueError(f"--task: there is no {self.task!r}; there are {', '.join(TASKS)}")
         try:
             words = shlex.split(self.options)
         except ValueError as error:
@@ -30,8 +30,18 @@ class Evaluation:
         if taken:
             raise ValueError(f"--task_options: {taken[0]} is set by the comparison")
 
+    @property
+    def score(self) -> str:
+        """What is measured, with its unit."""
+        return "perplexity" if self.task == "loss" else "accuracy_percent"
+
+    @property
+    def heading(self) -> str:
+        """The same, for people."""
+        return "perplexity" if self.task == "loss" else f"{self.task}, %,"
+
     def of(self, model: str, name: str, runner: Runner) -> tuple[float | None, str | None]:
-        """(accuracy of a model in percent, None), or (None, why there is none).
+        """(the score of a model, None), or (None, why there is none).
 
         Args:
             model: a run's folder, or whatever else launch/evaluate.py takes. name: of its folder of results.
@@ -46,4 +56,5 @@ class Evaluation:
         failure = runner.launched("evaluate.py", arguments, f"{name}-{kind}", lambda: None)
         if failure is not None:
             return None, failure
-        return 100 * json.loads((folder / RESULTS).read_text(encoding="utf-8"))["accuracy"], None
+        found = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        return found["perplexity"] if self.task == "loss" else 100 * found["accuracy"], None
