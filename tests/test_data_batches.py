@@ -69,11 +69,22 @@ def test_examples_of_similar_length_share_a_row_of_micro_batches_the_longest_fir
         per_rank = [
             order.micro_batches(step, rank, world, micro_batch, lambda index: index % 7) for rank in range(world)
         ]
-        rows = [[index for rank in row for index in rank] for row in zip(*per_rank, strict=True)]
+        rows = [
+            [index for rank in (row[::-1] if number % 2 else row) for index in rank]
+            for number, row in enumerate(zip(*per_rank, strict=True))
+        ]
         lengths = [-1 if index is None else index % 7 for row in rows for index in row]
         assert lengths == sorted(lengths, reverse=True)
         stream = [order.index(position) for position in range(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH)]
         assert sorted(map(str, stream)) == sorted(str(index) for row in rows for index in row)
+
+
+def test_ranks_take_turns_at_the_longest_so_that_none_has_more_of_a_step():
+    order = GlobalOrder.of_run(64, 64, seed=1)
+    ranks = [order.micro_batches(0, rank, 4, 2, lambda index: index) for rank in range(4)]
+    taken = [sum(index for batch in rank for index in batch) for rank in ranks]
+    assert taken == [sum(range(64)) // 4] * 4
+    assert sorted(index for rank in ranks for batch in rank for index in batch) == list(range(64))
 
 
 def test_a_plan_pads_no_more_than_the_lengths_of_neighbours_differ():

@@ -5,7 +5,7 @@ positions [t*G, (t+1)*G), G being the global batch size, so the set of examples 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -51,21 +51,23 @@ class GlobalOrder:
         """The examples of one rank in one step: its micro-batches in turn, each of `micro_batch` indices or Nones.
 
         Those of similar `length` share a micro-batch, and a row of micro-batches over the ranks, the longest first:
-        little is padded, no rank waits for another, and a step's gradient, a mean over all its tokens, is equal.
+        little is padded, ranks wait little for one another, and a step's gradient, a mean over all its tokens, is
+        equal. The ranks take turns at which has the longest of a row: on ZeRO stages 0 and 1 they meet once a step.
         """
         accumulation, rest = divmod(self.global_batch, world * micro_batch)
         assert rest == 0, (self.global_batch, world, micro_batch)
         start = step * self.global_batch
         indices = [self.index(position) for position in range(start, start + self.global_batch)]
         indices.sort(key=lambda index: math.inf if index is None else -length(index))
-        return [[indices[place] for place in places] for places in rank_slices(accumulation, rank, world, micro_batch)]
+        turns = [rank_slices(accumulation, at, world, micro_batch) for at in (rank, world - 1 - rank)]
+        rows = [turns[row % 2][row] for row in range(accumulation)]
+        return [[indices[place] for place in places] for places in rows]
 
 
-def rank_slices(rounds: int, rank: int, world: int, micro_batch: int) -> Iterator[range]:
+def rank_slices(rounds: int, rank: int, world: int, micro_batch: int) -> list[range]:
     """The places that a rank takes in each of `rounds` rows of world * micro_batch examples."""
-    for round_ in range(rounds):
-        first = (round_ * world + rank) * micro_batch
-        yield range(first, first + micro_batch)
+    firsts = ((row * world + rank) * micro_batch for row in range(rounds))
+    return [range(first, first + micro_batch) for first in firsts]
 
 
 @lru_cache(maxsize=2)
