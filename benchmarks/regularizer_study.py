@@ -22,14 +22,19 @@ from pathlib import Path
 
 import torch
 
-from sorsa_ds import adapter, plotting
+from sorsa_ds import adapter, cli, plotting
+from sorsa_ds.config import RunConfig
 from sorsa_ds.files import write_text
+from sorsa_ds.regularizer import resolve
 
 ROOT = Path(__file__).parents[1]
 STRENGTHS = [0.002, 0.02, 0.2, 2.0, 20.0, 200.0, 2000.0]
 FORMS = ("norm", "squared")
+PRESETS = {"reference": "^", "paper": "s"}
+"""And their markers."""
 COLUMNS = {
-    "orthonormality": ("mean ‖XᵀX − I‖_F of U and V", ".2e"),
+    "c": ("c", ".4g"),
+    "orthonormality": ("mean ‖XᵀX − I‖ of U and V", ".2e"),
     "loss_last": ("training loss, last tenth", ".4f"),
     "eval_loss_end": ("held-out loss", ".4f"),
 }
@@ -72,7 +77,7 @@ def numbers(text: str) -> list[float]:
 def choices(a: argparse.Namespace) -> Iterator[Choice]:
     """All of them; the presets where they are wanted."""
     for rate in a.learning_rates:
-        for kind in ("none", "reorthonormalize", *([] if a.no_presets else ["reference", "paper"])):
+        for kind in ("none", "reorthonormalize", *([] if a.no_presets else PRESETS)):
             yield Choice(kind, rate)
         for strength in a.strengths:
             for form in FORMS:
@@ -110,15 +115,24 @@ def train(choice: Choice, a: argparse.Namespace) -> dict[str, float]:
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    described = adapter.read_description(folder / "adapter")
     return {
-        "orthonormality": orthonormality(folder / "adapter"),
-        **{k: report[k] for k in ("loss_last", "eval_loss_end")},
+        "c": on_the_mean(folder, 2 * len(described.layers)),
+        "orthonormality": orthonormality(folder / "adapter", described),
+        **{key: report[key] for key in ("loss_last", "eval_loss_end")},
     }
 
 
-def orthonormality(folder: Path) -> float:
+def on_the_mean(folder: Path, matrices: int) -> float:
+    """gamma / eta_d of a run, as if it were of the mean over its matrices; 0 where there is no regulariser."""
+    config = cli.load(RunConfig, folder / "config.yaml")
+    accumulation = json.loads((folder / "ds_config.json").read_text(encoding="utf-8"))["gradient_accumulation_steps"]
+    found = resolve(config.regularizer, learning_rate=config.train.learning_rate, accumulation_steps=accumulation)
+    return found.coefficient * (matrices if found.reduction == "sum" else 1)
+
+
+def orthonormality(folder: Path, described: adapter.Description) -> float:
     """Mean of ||X^T X - I||_F over the trained U and V of an adapter, in float64, whatever the form in training was."""
-    described = adapter.read_description(folder)
     tensor = adapter.open_factors(folder, adapter.TRAINED, described).tensor
     found = []
     for layer in described.layers:
@@ -135,12 +149,11 @@ def write(rows: dict[Choice, dict[str, float]], output: Path) -> None:
     writer.writeheader()
     writer.writerows({**asdict(choice), **row} for choice, row in rows.items())
     write_text(output / "study.csv", text.getvalue())
-    lines = [f"| regulariser | c | learning rate | {' | '.join(heading for heading, _ in COLUMNS.values())} |"]
-    lines += ["|" + "---|" * (3 + len(COLUMNS))]
+    lines = [f"| regulariser | learning rate | {' | '.join(heading for heading, _ in COLUMNS.values())} |"]
+    lines += ["|" + "---|" * (2 + len(COLUMNS))]
     for choice, row in rows.items():
-        strength = "" if choice.strength is None else f"{choice.strength:g}"
         figures = " | ".join(f"{row[key]:{form}}" for key, (_, form) in COLUMNS.items())
-        lines.append(f"| {choice.kind} | {strength} | {choice.learning_rate:g} | {figures} |")
+        lines.append(f"| {choice.kind} | {choice.learning_rate:g} | {figures} |")
     write_text(output / "study.md", "\n".join(lines) + "\n")
     draw(rows, output)
 
@@ -148,24 +161,28 @@ def write(rows: dict[Choice, dict[str, float]], output: Path) -> None:
 def draw(rows: dict[Choice, dict[str, float]], output: Path) -> None:
     """Each figure against the strength, a row of panels a learning rate; what has no strength is a horizontal line."""
     rates = sorted({choice.learning_rate for choice in rows})
-    looks = dict(zip((*FORMS, "none", "reorthonormalize"), plotting.LOOKS, strict=False))
+    kinds = (*FORMS, "none", "reorthonormalize", "reference", "paper")
+    shown = [key for key in COLUMNS if key != "c"]
     with plotting.picture(output / "study", len(rates), 3, size=(10, 2.6 * len(rates) + 0.6)) as (figure, axes):
         for i, rate in enumerate(rates):
-            for ax, (key, (heading, _)) in zip(axes[3 * i : 3 * i + 3], COLUMNS.items(), strict=True):
-                found = {c: row[key] for c, row in rows.items() if c.learning_rate == rate}
-                for kind, (colour, style) in looks.items():
-                    of_kind = sorted((c.strength or 0, value) for c, value in found.items() if c.kind == kind)
-                    if kind in FORMS and of_kind:
-                        ax.plot(
-                            *zip(*of_kind, strict=True), color=colour, linestyle=style, marker="o", ms=3, label=kind
-                        )
-                    elif of_kind:
-                        ax.axhline(of_kind[0][1], color=colour, linestyle=style, linewidth=1.2, label=kind)
-                ax.set(xscale="log", xlabel="strength c = gamma / eta_d of the mean", ylabel=heading)
+            for ax, key in zip(axes[3 * i : 3 * i + 3], shown, strict=True):
+                for kind, (colour, style) in zip(kinds, plotting.LOOKS, strict=False):
+                    points = sorted(
+                        (row["c"], row[key]) for c, row in rows.items() if (c.learning_rate, c.kind) == (rate, kind)
+                    )
+                    if kind in FORMS and points:
+                        ax.plot(*zip(*points, strict=True), color=colour, linestyle=style, marker="o", ms=3, label=kind)
+                    elif kind in PRESETS and points:
+                        ax.plot(*points[0], color=colour, linestyle="", marker=PRESETS[kind], ms=7, label=kind)
+                    elif points:
+                        ax.axhline(points[0][1], color=colour, linestyle=style, linewidth=1.2, label=kind)
+                ax.set(xscale="log", xlabel="c = gamma / eta_d on the mean", ylabel=COLUMNS[key][0])
                 ax.set_title(f"learning rate {rate:g}", fontsize=9)
-                plotting.scaled(ax.yaxis, found.values())
+                plotting.scaled(ax.yaxis, [row[key] for c, row in rows.items() if c.learning_rate == rate])
                 ax.grid(alpha=0.25, linewidth=0.5)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, handlelength=3
+        )
 
 
 if __name__ == "__main__":
