@@ -21,7 +21,8 @@ from sorsa_ds.residual import Dense
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PAIRS = {
-    "ours / composed": ("ours", "composed"), "compiled / ours": ("compiled", "ours"),
+    "ours / composed": ("ours", "composed"), "compiled / composed": ("compiled", "composed"),
+    "compiled / ours": ("compiled", "ours"),
     "s in U / s on x V": ("folded", "composed"), "casts kept / made": ("cached", "ours"),
     "q, k, v joined / three": ("joined", "three"), "kept joined / three": ("kept_joined", "three"),
 }  # fmt: skip
@@ -43,13 +44,13 @@ def compare(a: argparse.Namespace) -> dict:
     result: dict = {}
     for name, dtype in DTYPES.items():
         ratios: dict[str, list[float]] = {}
-        say(f"one linear {a.shape[0]} x {a.shape[1]}, {name}: ratios of seconds (quartiles); KiB kept for backward")
+        say(f"one linear {a.linear[0]} x {a.linear[1]}, {name}: ratios of seconds (quartiles); KiB kept for backward")
         for tokens in a.tokens:
             for rank in a.ranks:
-                sides = forms(*a.shape, rank, dtype, device)
-                agree(sides, a.shape[1], tokens, dtype, device)
-                x = torch.randn(tokens, a.shape[1], device=device, dtype=dtype, requires_grad=True)
-                seconds = in_turns({key: both(side, x, dtype) for key, side in sides.items()}, a.rounds)
+                sides = forms(*a.linear, rank, dtype, device)
+                agree(sides, a.linear[1], tokens, dtype, device)
+                x = torch.randn(tokens, a.linear[1], device=device, dtype=dtype, requires_grad=True)
+                seconds = in_turns({key: both(side, x, dtype) for key, side in sides.items()}, 3 * a.rounds)
                 kept = {key: kept_bytes(side, x, dtype) / 1024 for key, side in sides.items()}
                 middle = 1e3 * statistics.median(seconds["ours"])
                 say(f"  {tokens} tokens, r = {rank}: ours {middle:.2f} ms")
@@ -57,7 +58,7 @@ def compare(a: argparse.Namespace) -> dict:
                     if one in sides:
                         found, low, high = ratio(seconds[one], seconds[other])
                         ratios.setdefault(told, []).append(found)
-                        say(f"    {told:24} {found:.3f} ({low:.3f} .. {high:.3f})   {kept[one]:9.0f} / {kept[other]:.0f}")
+                        say(f"    {told:24} {found:.3f} ({low:.3f} .. {high:.3f})   {kept[one]:.0f} / {kept[other]:.0f}")
         for told, found in ratios.items():
             result[f"{told}, {name}"] = statistics.median(found)
     return {"layer": result, "cached_cast_bytes_per_number": DTYPES["bf16"].itemsize}

@@ -29,8 +29,8 @@ Batches = list[list[list[int]]]
 
 
 def compare(a: argparse.Namespace) -> dict:
-    """A table a data set; the shares by name."""
-    result: dict[str, float] = {}
+    """A table a data set; the largest global batch's shares where ranks meet in each pass, by name."""
+    result: dict[str, dict[str, float]] = {}
     for name, examples in data(a.data, a.examples).items():
         lengths = [len(example["input_ids"]) for example in examples]
         cuts = statistics.quantiles(lengths, n=20)
@@ -45,10 +45,10 @@ def compare(a: argparse.Namespace) -> dict:
                     found = shares(lengths, whole, micro, world)
                     columns = ("".join(f"{100 * found[kind, way]:9.1f}" for way in WAYS) for kind in KINDS)
                     say(f"  {world:>5} {whole:>6} {micro:>5} |{' |'.join(columns)}")
-                    result |= {
-                        f"{name}_{world}_{whole}_{micro}_{way}_{kind}": round(share, 4)
-                        for (kind, way), share in found.items()
-                    }
+                    if whole == GLOBAL_BATCHES[-1]:
+                        result[f"{name}, {world} ranks, {micro} of {whole}"] = {
+                            way: round(found["pass", way], 4) for way in WAYS
+                        }
     return {"padding": result}
 
 
