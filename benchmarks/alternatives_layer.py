@@ -58,7 +58,8 @@ def compare(a: argparse.Namespace) -> dict:
                     if one in sides:
                         found, low, high = ratio(seconds[one], seconds[other])
                         ratios.setdefault(told, []).append(found)
-                        say(f"    {told:24} {found:.3f} ({low:.3f} .. {high:.3f})   {kept[one]:.0f} / {kept[other]:.0f}")
+                        bytes_kept = f"{kept[one]:.0f} / {kept[other]:.0f}"
+                        say(f"    {told:24} {found:.3f} ({low:.3f} .. {high:.3f})   {bytes_kept}")
         for told, found in ratios.items():
             result[f"{told}, {name}"] = statistics.median(found)
     return {"layer": result, "cached_cast_bytes_per_number": DTYPES["bf16"].itemsize}
