@@ -11,8 +11,8 @@ padding    positions computed for nothing on real data, counted, and the time of
 zero3      prefetch settings, two ranks
 overlap    what hiding the Gram matrices' all-reduce behind backward could save, two ranks
 
-The sides of a part take turns in one process; peaks of memory are those of fresh ones. The results so far are in
-docs/results/alternatives.md. The last line is one JSON object.
+The sides of a part take turns in one process. The results so far are in docs/results/alternatives.md. The last line is
+one JSON object.
 """
 
 import argparse
@@ -120,15 +120,14 @@ def optimizer(a: argparse.Namespace) -> dict:
 
 
 def logits(a: argparse.Namespace) -> dict:
-    """Forward and backward of the model with each head; peaks of fresh processes. Liger's kernel needs a GPU."""
-    words = given(a, a.head_length)
-    found = in_ranks(WORKERS, 1, "logits", *words)
-    gib = {side: in_ranks(WORKERS, 1, "head_memory", *words, "--side", side)["gib"] for side in found["seconds"]}
-    say(f"{a.batch} sequences of {a.head_length}, half learned; ratio over the head on learned positions, peak, loss")
-    notes = {side: f"{gib[side]:.3f} GiB, {loss:.3f}" for side, loss in found["losses"].items()}
+    """Forward and backward of the model with each head. Liger's kernel needs a GPU."""
+    found = in_ranks(WORKERS, 1, "logits", *given(a, a.head_length))
+    say(f"{a.batch} sequences of {a.head_length}, half learned; ratio over the head on learned positions, peak of live "
+        "tensors without the model, loss")  # fmt: skip
+    notes = {side: f"{found['bytes'][side] / 2**20:.0f} MiB, {loss:.3f}" for side, loss in found["losses"].items()}
     ratios = table(found["seconds"], "learned", notes)
     say("  Liger's fused cross-entropy: Triton kernels, for GPUs only; not measured")
-    return {"head": ratios, "head_gib": gib}
+    return {"head": ratios, "head_bytes": found["bytes"]}
 
 
 def padding(a: argparse.Namespace) -> dict:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 from alternatives_padding import data
-from common import Peak, run_side
-from models import RATE, batch_of, engine_of, peak_gib
+from common import run_side
+from live_bytes import LiveBytes
+from models import RATE, batch_of, engine_of
 from packing import balanced, pack, packed_loss
 from steps_workers import made
 from torch import Tensor, nn
@@ -28,8 +29,7 @@ ADAMW = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"forea
 def main() -> None:
     """Run the worker that is named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("optimizer", "logits", "head_memory", "packing"))
-    parser.add_argument("--side", help="of head_memory")
+    parser.add_argument("what", choices=("optimizer", "logits", "packing"))
     parser.add_argument("--stage", type=int, default=0)
     parser.add_argument("--shape", type=Path)
     parser.add_argument("--rank", type=int, required=True)
@@ -42,8 +42,7 @@ def main() -> None:
     parser.add_argument("--global_batch", type=int)
     parser.add_argument("--micro_batch", type=int)
     arguments = parser.parse_args()
-    workers = {"optimizer": optimizer, "logits": logits, "head_memory": head_memory, "packing": packing}
-    run_side(workers[arguments.what], arguments)
+    run_side({"optimizer": optimizer, "logits": logits, "packing": packing}[arguments.what], arguments)
 
 
 def optimizer(a: argparse.Namespace) -> dict:
@@ -111,22 +110,20 @@ def chunked(model: nn.Module, batch: dict[str, Tensor], chunk: int) -> Tensor:
 
 
 def logits(a: argparse.Namespace) -> dict:
-    """Seconds of forward and backward with each head, and their losses."""
+    """Seconds of forward and backward with each head, the losses, and peaks of the bytes of live tensors."""
     sides = head_sides(a)
-    losses = {name: float(loss().detach()) for name, loss in sides.items()}
-    return {"seconds": in_turns({name: _backward(loss) for name, loss in sides.items()}, a.rounds), "losses": losses}
+    losses, peaks = {}, {}
+    for name, loss in sides.items():
+        with LiveBytes() as live:
+            value = loss()
+            value.backward()
+        losses[name], peaks[name] = value.item(), live.peak
+    seconds = in_turns({name: _backward(loss) for name, loss in sides.items()}, a.rounds)
+    return {"seconds": seconds, "losses": losses, "bytes": peaks}
 
 
 def _backward(loss: Callable[[], Tensor]) -> Callable[[], None]:
     return lambda: loss().backward()
-
-
-def head_memory(a: argparse.Namespace) -> dict:
-    """Peak of a fresh process's first forward and backward, above what it has before."""
-    loss = head_sides(a)[a.side]
-    with Peak() as peak:
-        loss().backward()
-    return {"gib": peak_gib() or peak.gib}
 
 
 def packing(a: argparse.Namespace) -> dict:
