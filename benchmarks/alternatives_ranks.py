@@ -4,12 +4,11 @@ prints one JSON object last."""
 import argparse
 import json
 from collections import Counter
-from pathlib import Path
 
 import torch
 from common import run_side
 from models import batch_of, engine_of
-from steps_workers import made
+from steps_workers import add_sizes, made
 from turns import in_turns
 from wire import Wire
 
@@ -25,12 +24,7 @@ def main() -> None:
     parser.add_argument("what", choices=("zero3", "overlap"))
     parser.add_argument("--variants", type=json.loads, help="zero3: settings of zero_optimization by name, JSON")
     parser.add_argument("--stage", type=int, default=3)
-    parser.add_argument("--shape", type=Path)
-    parser.add_argument("--rank", type=int, required=True)
-    parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--length", type=int, required=True)
-    parser.add_argument("--precision", required=True)
-    parser.add_argument("--rounds", type=int, required=True)
+    add_sizes(parser)
     arguments = parser.parse_args()
     run_side({"zero3": zero3, "overlap": overlap}[arguments.what], arguments)
 
