@@ -72,13 +72,16 @@ def _operation(method: str, sorsa: SorsaConfig, storage: str, precision: str) ->
 
 
 def engine_of(
-    model: torch.nn.Module, stage: int, precision: str = "mixed", sorsa: bool = True, checkpointing: bool = False
-) -> SorsaEngine:
-    """The trainer's engine around a model."""
+    model: torch.nn.Module, stage: int, precision: str = "mixed", sorsa: bool = True, checkpointing: bool = False,
+    zero: dict | None = None,
+) -> SorsaEngine:  # fmt: skip
+    """The trainer's engine around a model. zero: settings of zero_optimization beside its stage."""
     if checkpointing:
         checkpoint_activations(model)
+    ds = ds_config(stage, precision)
+    ds["zero_optimization"] |= zero or {}
     return SorsaEngine(
-        model, ds_config(stage, precision), adamw(RATE, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(STEPS_AHEAD, 0),
+        model, ds, adamw(RATE, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(STEPS_AHEAD, 0),
         Regularizer("norm", "mean", 0.2) if sorsa else None, {},
     )  # fmt: skip
 

@@ -36,6 +36,7 @@ CPU = {
     "checkpoint": [["checkpoint.py"]],
     "startup": [["startup.py"]],
     "profile": [["profile_step.py"]],
+    "alternatives": [["alternatives.py"]],
 }
 GPU = {
     "layer": [["layer.py", "--shape", "4096", "4096", "--dtype", "bf16"]],
@@ -46,6 +47,8 @@ GPU = {
                    "--lengths", "512", "2048"]],
     "profile": [["profile_step.py", "--shape", str(SHAPES / "llama2_7b"), "--rank", "128", "--batch", "2", "--length",
                  "512", "--precision", "mixed"]],
+    "alternatives": [["alternatives.py", "--shape", str(SHAPES / "llama2_7b"), "--linear", "4096", "4096", "--rank",
+                      "128", "--batch", "2", "--length", "512", "--precision", "mixed"]],
 }  # fmt: skip
 TINY = {
     "layer": [["layer.py", "--shape", "64", "48", "--tokens", "1", "32", "--ranks", "4", "--rounds", "2"]],
@@ -55,6 +58,7 @@ TINY = {
     "quantized": [["quantized.py", "--shape", "TINY", "--storage", "nf4_double", "--rank", "4", "--lengths", "16", "32",
                    "--timed", "2"]],
     "profile": [["profile_step.py", "--shape", "TINY", "--rank", "4", "--length", "16"]],
+    "alternatives": [["alternatives.py", "--tiny"]],
 }  # fmt: skip
 TINY_LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,

@@ -32,14 +32,19 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", required=True)
     parser.add_argument("--stage", type=int, default=0)
     parser.add_argument("--checkpointing", action="store_true")
+    add_sizes(parser)
+    arguments = parser.parse_args()
+    run_side({"turns": turns, "memory": memory}[arguments.what], arguments)
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say what a step is, and how often it is taken."""
     parser.add_argument("--shape", type=Path)
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--length", type=int, required=True)
     parser.add_argument("--precision", required=True)
     parser.add_argument("--rounds", type=int, required=True)
-    arguments = parser.parse_args()
-    run_side({"turns": turns, "memory": memory}[arguments.what], arguments)
 
 
 def turns(a: argparse.Namespace) -> dict:

@@ -1,0 +1,125 @@
+"""Positions that are computed for nothing, counted on real data; nothing is timed here.
+
+The examples, and how they fall into steps, are the product's own: its tokenisation and `GlobalOrder`, an epoch. In a
+step as many forward passes are made as with micro-batches of a size: random ones; grouped by length, as the product
+does; levelled: neighbours by length too, but as many in each that all have about as many positions; packed rows.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from common import say
+from packing import balanced
+from transformers import AutoTokenizer
+
+from sorsa_ds.config import EMBEDDED_DATA, DataConfig
+from sorsa_ds.data.order import GlobalOrder
+from sorsa_ds.data.source import open_splits
+from sorsa_ds.data.tokenize import Example, encode_all
+from sorsa_ds.embedded import ensure_embedded_model
+
+FILES = {"gsm8k": "gsm8k/train.jsonl", "alpaca": "alpaca/alpaca_en_demo.json"}
+WAYS, KINDS = ("random", "grouped", "levelled", "packed"), ("computed", "pass", "step")
+GLOBAL_BATCHES, MICRO_BATCHES, WORLDS = (8, 32, 128), (1, 2, 4, 8), (1, 8)
+
+Batches = list[list[list[int]]]
+"""Of one step: rows of micro-batches that the ranks compute at a time, the lengths of each one's examples."""
+
+
+def compare(a: argparse.Namespace) -> dict:
+    """A table a data set; the largest global batch's shares where ranks meet in each pass, by name."""
+    result: dict[str, dict[str, float]] = {}
+    for name, examples in data(a.data, a.examples).items():
+        lengths = [len(example["input_ids"]) for example in examples]
+        cuts = statistics.quantiles(lengths, n=20)
+        say(f"{name}: {len(lengths)} examples of {min(lengths)} .. {max(lengths)} tokens, median "
+            f"{statistics.median(lengths):.0f}, 5 to 95 %: {cuts[0]:.0f} .. {cuts[-1]:.0f}")  # fmt: skip
+        say("  % of positions without a token: of those computed | and of those that pass while ranks wait for the "
+            "longest, each pass (ZeRO-3) | each step (ZeRO-0 to 2)")  # fmt: skip
+        say(f"  {'ranks':>5} {'global':>6} {'micro':>5}" + f" |{''.join(f'{way:>9}' for way in WAYS)}" * 3)
+        for world in WORLDS:
+            for whole in GLOBAL_BATCHES:
+                for micro in (m for m in MICRO_BATCHES if whole % (world * m) == 0):
+                    found = shares(lengths, whole, micro, world)
+                    columns = ("".join(f"{100 * found[kind, way]:9.1f}" for way in WAYS) for kind in KINDS)
+                    say(f"  {world:>5} {whole:>6} {micro:>5} |{' |'.join(columns)}")
+                    if whole == GLOBAL_BATCHES[-1]:
+                        result[f"{name}, {world} ranks, {micro} of {whole}"] = {
+                            way: round(found["pass", way], 4) for way in WAYS
+                        }
+    return {"padding": result}
+
+
+def data(folder: Path, limit: int | None) -> dict[str, list[Example]]:
+    """Examples of every data set that is there, tokenised for the default model; the embedded one always is."""
+    tokenizer = AutoTokenizer.from_pretrained(ensure_embedded_model(lambda text: None))
+    places = {name: str(folder / file) for name, file in FILES.items() if (folder / file).is_file()}
+    if missing := FILES.keys() - places.keys():
+        say(f"not in {folder}, and left out: {', '.join(sorted(missing))}")
+    found = {}
+    for name, path in {**places, "word problems": EMBEDDED_DATA}.items():
+        rows = open_splits(path, None, 0)["train"]
+        rows = rows.select(range(min(limit or len(rows), len(rows))))
+        found[name], _ = encode_all(rows, "auto", tokenizer, DataConfig().max_length, name)
+    return found
+
+
+def shares(lengths: Sequence[int], whole: int, micro: int, world: int) -> dict[tuple[str, str], float]:
+    """Shares of positions without a token, by kind and way."""
+    order = GlobalOrder.of_run(len(lengths), whole, 0)
+    positions = {(kind, way): 0 for kind in KINDS for way in WAYS}
+    for step in range(order.steps):
+        places = range(step * whole, (step + 1) * whole)
+        own = [lengths[index] for place in places if (index := order.index(place)) is not None]
+        plans = {
+            "random": _batches(order, step, micro, world, lengths, lambda index: 0),
+            "grouped": _batches(order, step, micro, world, lengths, lengths.__getitem__),
+            "levelled": _side_by_side(levelled(own, whole // micro), world),
+            "packed": _side_by_side([[sum(own[i] for i in row)] for row in balanced(own, whole // micro)], world),
+        }
+        for way, plan in plans.items():
+            passes = [[len(batch) * max(batch, default=0) or 1 for batch in at_once] for at_once in plan]
+            positions["computed", way] += sum(map(sum, passes))
+            positions["pass", way] += world * sum(map(max, passes))
+            positions["step", way] += world * max(map(sum, zip(*passes, strict=True)))
+    return {key: 1 - sum(lengths) / count for key, count in positions.items()}
+
+
+def _batches(
+    order: GlobalOrder, step: int, micro: int, world: int, lengths: Sequence[int], key: Callable[[int], int]
+) -> Batches:
+    """As the product makes them; dummies are one token long."""
+    ranks = [order.micro_batches(step, rank, world, micro, key) for rank in range(world)]
+    return [
+        [[1 if index is None else lengths[index] for index in batch] for batch in at_once]
+        for at_once in zip(*ranks, strict=True)
+    ]
+
+
+def levelled(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """The lengths in at most so many batches of neighbours by length, the largest of as few positions as can be;
+    filled up with empty ones."""
+    falling = sorted(lengths, reverse=True)
+
+    def cut(limit: int) -> list[list[int]]:
+        batches: list[list[int]] = []
+        for length in falling:
+            if not batches or (len(batches[-1]) + 1) * batches[-1][0] > limit:
+                batches.append([])
+            batches[-1].append(length)
+        return batches
+
+    low, high = falling[0], falling[0] * len(falling)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(cut(middle)) <= count else (middle + 1, high)
+    batches = cut(low)
+    return batches + [[] for _ in range(count - len(batches))]
+
+
+def _side_by_side(batches: list[list[int]], world: int) -> Batches:
+    """Those of similar positions at the same time, the most first."""
+    batches = sorted(batches, key=lambda batch: -len(batch) * max(batch, default=0))
+    return [batches[first : first + world] for first in range(0, len(batches), world)]

@@ -1,0 +1,87 @@
+"""Sides of alternatives.py on several ranks: ZeRO-3's prefetch settings, the regulariser's part of a step; rank 0
+prints one JSON object last."""
+
+import argparse
+import json
+from collections import Counter
+
+import torch
+from common import run_side
+from models import batch_of, engine_of
+from steps_workers import add_sizes, made
+from turns import in_turns
+from wire import Wire
+
+from sorsa_ds import comm
+from sorsa_ds.engine import SorsaEngine
+from sorsa_ds.objective import summed_loss
+from sorsa_ds.process import this_device
+
+
+def main() -> None:
+    """Run the worker that is named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("zero3", "overlap"))
+    parser.add_argument("--variants", type=json.loads, help="zero3: settings of zero_optimization by name, JSON")
+    parser.add_argument("--stage", type=int, default=3)
+    add_sizes(parser)
+    arguments = parser.parse_args()
+    run_side({"zero3": zero3, "overlap": overlap}[arguments.what], arguments)
+
+
+def stepper(a: argparse.Namespace, zero: dict | None = None) -> tuple[SorsaEngine, object]:
+    """An engine with a model of its own, and what makes one step of it."""
+    model = made("sorsa", a)
+    batch = batch_of(a.length, model.config.vocab_size, this_device(), a.batch)
+    engine = engine_of(model, a.stage, a.precision, zero=zero)
+    learned = a.batch * (a.length - 1)
+    return engine, lambda: engine.train_step([summed_loss(engine, batch) / learned])
+
+
+def zero3(a: argparse.Namespace) -> dict:
+    """Seconds of a step with each variant's settings, and its collectives, counted in the third step: the first only
+    records the order in which parameters are used, and the second is the first to prefetch."""
+    counted, sides = {}, {}
+    for name, zero in a.variants.items():
+        _, sides[name] = stepper(a, zero)
+        sides[name]()
+        sides[name]()
+        with Wire() as wire:
+            sides[name]()
+        counted[name] = {
+            "collectives": len(wire.seen), "mb": sum(one.nbytes for one in wire.seen) / 1e6,
+            "kinds": Counter(one.kind for one in wire.seen),
+        }  # fmt: skip
+    return {"seconds": in_turns(sides, a.rounds), "counted": counted}
+
+
+def overlap(a: argparse.Namespace) -> dict:
+    """Seconds of a step, of all that the regulariser does in it, and of its all-reduce alone."""
+    engine, step = stepper(a)
+    step()
+    grams, regularizer = engine._regularizer._grams, engine._regularizer
+    masters = list({id(part.fragment.master): part.fragment.master for part in grams.fragments}.values())
+
+    def regulariser() -> None:
+        regularizer.prepare()
+        for master in masters:
+            regularizer.add_to(master)
+
+    def alone() -> None:
+        before = [master.grad for master in masters]
+        for master, zeros in zip(masters, gradients, strict=True):
+            master.grad = zeros
+        regulariser()
+        for master, gradient in zip(masters, before, strict=True):
+            master.grad = gradient
+
+    gradients = [torch.zeros_like(master) for master in masters]
+    buffer = torch.zeros_like(grams._buffer)
+    seconds = in_turns(
+        {"step": step, "regulariser": alone, "all-reduce": lambda: torch.distributed.all_reduce(buffer)}, a.rounds
+    )
+    return {"seconds": seconds, "bytes": buffer.nbytes, "ranks": comm.world_size()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The most bytes of tensors that are alive together, counted where PyTorch dispatches: no allocator, no sampling."""
+
+import weakref
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Context whose `peak` is of tensors made inside it, gradients included; what a kernel needs for a moment is not
+    seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for tensor in _tensors((args, kwargs)):  # what was there before: known, and not counted
+            self._note(tensor.untyped_storage(), 0)
+        made = func(*args, **(kwargs or {}))
+        for tensor in _tensors(made):
+            self._note(tensor.untyped_storage(), tensor.untyped_storage().nbytes())
+        self.peak = max(self.peak, self.now)
+        return made
+
+    def _note(self, storage: torch.UntypedStorage, nbytes: int) -> None:
+        if storage._cdata not in self._known:
+            self._known.add(storage._cdata)
+            self.now += nbytes
+            weakref.finalize(storage, self._gone, storage._cdata, nbytes)
+
+    def _gone(self, key: int, nbytes: int) -> None:
+        self._known.discard(key)
+        self.now -= nbytes
+
+
+def _tensors(tree) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
