@@ -7,7 +7,8 @@
 For each learning rate one run each without a regulariser, with U and V made orthonormal after every step instead, with
 the presets `reference` and `paper`, and with either form at each strength c: gamma / eta_d = c on the mean over the
 matrices, so that all strengths are on one scale whatever the preset's reduction. All through the real launcher; the
-same command goes on where it was stopped. Writes study.csv, study.md, study.png and study.svg; the last line is JSON.
+same command goes on where it was stopped, and others add to what is there. Writes study.csv, study.md, study.png and
+study.svg; the last line is JSON.
 """
 
 import argparse
@@ -95,7 +96,7 @@ def main() -> None:
     parser.add_argument("--ds_config", default=str(ROOT / "ds_configs" / "zero2.json"))
     parser.add_argument("settings", nargs="*", help="settings of all runs, as train.steps=32")
     a = parser.parse_args()
-    rows: dict[Choice, dict[str, float]] = {}
+    rows = read(a.output)
     for choice in choices(a):
         rows[choice] = train(choice, a)
         print(choice.name, rows[choice], flush=True)
@@ -140,6 +141,18 @@ def orthonormality(folder: Path, described: adapter.Description) -> float:
             x = tensor(f"{layer}.{factor}").double()
             found.append(torch.linalg.matrix_norm(x.t() @ x - torch.eye(x.shape[1], dtype=x.dtype)).item())
     return sum(found) / len(found)
+
+
+def read(output: Path) -> dict[Choice, dict[str, float]]:
+    """What earlier commands have written there: a study may be made in parts."""
+    rows = {}
+    if (output / "study.csv").exists():
+        with (output / "study.csv").open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                strength = float(row["strength"]) if row["strength"] else None
+                choice = Choice(row["kind"], float(row["learning_rate"]), strength)
+                rows[choice] = {key: float(row[key]) for key in COLUMNS}
+    return rows
 
 
 def write(rows: dict[Choice, dict[str, float]], output: Path) -> None:
