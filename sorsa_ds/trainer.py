@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -128,6 +128,7 @@ class Trainer:
             "eval_loss_end": eval_now,
             "reg_loss_end": progress.reg_loss,
             "method": self.config.method,
+            "regularizer": self.engine.regularizer and asdict(self.engine.regularizer),
             "trainable_parameters": self.engine.trained_numbers,
             "train_seconds": progress.seconds,  # evaluations and saves included
             "tokens_per_second": progress.tokens / progress.seconds,

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sorsa_ds.adapter import FactorFile
-from sorsa_ds.analysis.snapshots import existing, stored_linears
+from sorsa_ds.analysis.snapshots import adapted_linears, existing, held_linears, stored_linears
 from sorsa_ds.decompose import Factors
 from sorsa_ds.export.layers import merged
 from sorsa_ds.export.source import Source, open_run
@@ -63,16 +63,21 @@ class History:
 
 
 def open_history(run: Path, base: str | None = None) -> History:
-    """Of a finished run's folder.
+    """Of a finished run's folder. Its linears are those of which every snapshot holds something: settings may have
+    changed where the run was resumed. Without snapshots those that the settings name.
 
     Args:
         base: folder or hub name of the base model, where it has moved.
 
     Raises:
-        ValueError: as `open_run`.
+        ValueError: as `open_run`; a snapshot is damaged, or they have no linear in common.
     """
-    source = open_run(run, base)
-    return History(source, stored_linears(source.model, source.config), existing(run))
+    source, snapshots = open_run(run, base), existing(run)
+    if snapshots:
+        linears = held_linears(adapted_linears(source.model, source.config), snapshots.values())
+    else:
+        linears = stored_linears(source.model, source.config)
+    return History(source, linears, snapshots)
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:
