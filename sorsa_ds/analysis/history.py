@@ -12,6 +12,7 @@ from sorsa_ds.decompose import Factors
 from sorsa_ds.export.layers import merged
 from sorsa_ds.export.source import Source, open_run
 from sorsa_ds.factors import from_values
+from sorsa_ds.run_paths import REPORT
 from sorsa_ds.surgery import Target
 
 
@@ -22,6 +23,11 @@ class History:
     source: Source
     linears: list[Target]
     snapshots: dict[int, Path]
+
+    @property
+    def run(self) -> Path:
+        """Its folder."""
+        return self.source.adapter.parent
 
     @property
     def steps(self) -> list[int]:
@@ -73,11 +79,25 @@ def open_history(run: Path, base: str | None = None) -> History:
         ValueError: as `open_run`; a snapshot is damaged, or they have no linear in common.
     """
     source, snapshots = open_run(run, base), existing(run)
+    _check_report(source.report, run / REPORT)
     if snapshots:
         linears = held_linears(adapted_linears(source.model, source.config), snapshots.values())
     else:
         linears = stored_linears(source.model, source.config)
     return History(source, linears, snapshots)
+
+
+def _check_report(report: object, path: Path) -> None:
+    """Stop where a run's report lacks what is shown of it.
+
+    Raises:
+        ValueError: naming the file and the entry.
+    """
+    for name in ("steps", "loss_last", "eval_loss_start", "eval_loss_end", "trainable_parameters"):
+        if not isinstance(report, dict) or name not in report:
+            raise ValueError(f"{path} is damaged: it has no {name}")
+    if not isinstance(report["steps"], int) or report["steps"] < 1:
+        raise ValueError(f"{path} is damaged: steps is {report['steps']!r}, no integer >= 1")
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:
