@@ -91,9 +91,7 @@ def apart(axis) -> None:
 
     if axis.get_scale() == "log":
         axis.set_major_locator(LogLocator(numticks=5))
-        low, high = axis.get_view_interval()
-        if high >= 10 * low:  # else no power of ten may be in it
-            axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_formatter(NullFormatter())
     else:
         axis.set_major_locator(MaxNLocator(4))
 

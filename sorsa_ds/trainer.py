@@ -145,7 +145,7 @@ class Trainer:
     def see_to_checkpoints(self) -> None:
         """Save if it is time, once the snapshots before are on the disk: a run that goes on from there makes no earlier
         ones again. A collective call."""
-        if self.due(self.config.output.save_every):
+        if self.keeper.is_due:
             self.recorder.finish()
         self.keeper.step_ends()
 

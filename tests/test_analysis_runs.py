@@ -4,11 +4,14 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from projects import ROOT, launch
 from safetensors.torch import load_file, save_file
@@ -28,6 +31,7 @@ from sorsa_ds.cli import load
 from sorsa_ds.config import AnalysisConfig, LoadingConfig, RegularizerConfig, RunConfig
 from sorsa_ds.loading import skeleton
 from sorsa_ds.regularizer import Regularizer
+from sorsa_ds.trainer import Trainer
 
 Q0 = "model.layers.0.self_attn.q_proj"
 ONE = AnalysisConfig(every=2, layers=["layers.0.self_attn.q_proj"])
@@ -72,15 +76,16 @@ def test_a_run_that_goes_on_stores_the_same_linears(tmp_path):
     config = load(RunConfig, run / "config.yaml")
     model = skeleton(Path(config.model), LoadingConfig())
     check_continues(model, config, run, 4)
-    config.analysis.layers = ["*.0.*.q_proj"]  # the same, in other words
-    check_continues(model, config, run, 4)
-    config.analysis.layers = ["q_proj"]
-    check_continues(model, config, run, 1)  # what is there is removed
+
+    def with_layers(*layers: str) -> RunConfig:
+        return replace(config, analysis=AnalysisConfig(every=2, layers=[*layers]))
+
+    check_continues(model, with_layers("*.0.*.q_proj"), run, 4)  # the same, in other words
+    check_continues(model, with_layers("q_proj"), run, 1)  # what is there is removed
     with pytest.raises(ValueError, match=r"analysis.layers: model.layers.1.self_attn.q_proj is not stored in .*000004"):
-        check_continues(model, config, run, 4)
-    config.analysis.layers = ["layers.1.self_attn.q_proj"]
+        check_continues(model, with_layers("q_proj"), run, 4)
     with pytest.raises(ValueError, match=rf"{Q0} is stored in .*, and would not be from here on"):
-        check_continues(model, config, run, 2)
+        check_continues(model, with_layers("layers.1.self_attn.q_proj"), run, 2)
 
 
 def test_a_resumed_run_tells_the_regulariser_of_its_beginning_and_is_analysed(project):
@@ -204,15 +209,13 @@ def test_a_snapshot_that_cannot_be_removed_is_told(tmp_path):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """The texts of every legend and title that is drawn, as on paper."""
-    texts = {"legend": [], "title": []}
+    """The texts of every legend that is drawn."""
+    texts = []
     drawn = plotting.legend
 
     def legend(figure, handles, **settings):
         drawn(figure, handles, **settings)
-        figure.draw_without_rendering()
-        texts["legend"].append([text.get_text() for text in figure.legends[0].get_texts()])
-        texts["title"] += [ax.get_title() for ax in figure.axes]
+        texts.append([text.get_text() for text in figure.legends[0].get_texts()])
 
     monkeypatch.setattr(figures, "legend", legend)
     return texts
@@ -226,9 +229,49 @@ def test_runs_of_any_name_are_in_every_legend(tmp_path, shown):
     out = tmp_path / "out"
     analyze(Options([first, second], out, workers=1))
     both = ["_hidden (lora)", r"\$\frac{\$_50\$ ($\gamma / \eta_d$ = 0.2, norm, mean)"]
-    assert both in shown["legend"]
-    assert all(set(texts) <= set(both) for texts in shown["legend"])
-    assert r"\$\frac{\$_50\$" in {title.split("\n")[0] for title in shown["title"]}
+    assert shown == [both, both[1:], both]  # figure 5 is of SORSA alone
+    assert r">$\frac{$_50$<" in (out / "figure2.svg").read_text()  # above its panel
+
+
+def test_a_kind_that_the_first_panel_lacks_has_its_marker_in_the_legend(tmp_path, monkeypatch):
+    first, _ = handmade(tmp_path, "llama", "lora", analysis=ONE)
+    second, _ = handmade(tmp_path, "llama", "sorsa", analysis=AnalysisConfig(layers=["layers.0.mlp.up_proj"]))
+    drawn = {}
+    monkeypatch.setattr(figures, "legend", lambda figure, handles: drawn.setdefault(len(drawn), handles))
+    analyze(Options([first, second], tmp_path / "out", workers=1))
+    assert {kind: len(dots.get_offsets()) for kind, dots in drawn[0].items()} == {"q_proj": 3, "up_proj": 3}
+
+
+def test_a_checkpoint_waits_for_the_snapshots_before_it():
+    done = []
+    trainer = SimpleNamespace(
+        keeper=SimpleNamespace(is_due=False, step_ends=lambda: done.append("saved")),
+        recorder=SimpleNamespace(finish=lambda: done.append("written")),
+    )
+    Trainer.see_to_checkpoints(trainer)
+    assert done == ["saved"]
+    trainer.keeper.is_due = True
+    Trainer.see_to_checkpoints(trainer)
+    assert done == ["saved", "written", "saved"]
+
+
+def test_numbers_on_a_narrow_axis_lie_apart():
+    for values in ([0.0123, 0.0456], [1e-7, 3.3e-2], [0.011, 0.3]):
+        figure = Figure(figsize=(2.2, 2.2), layout="constrained")
+        ax = figure.subplots()
+        ax.scatter(values, values)
+        plotting.scaled(ax.xaxis, values)
+        plotting.apart(ax.xaxis)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw(renderer)
+        labels = [*ax.get_xticklabels(), *ax.get_xticklabels(minor=True)]
+        boxes = sorted(
+            (label.get_window_extent(renderer) for label in labels if label.get_text() and label.get_visible()),
+            key=lambda box: box.x0,
+        )
+        inside = [box for box in boxes if ax.bbox.x0 - 1 <= (box.x0 + box.x1) / 2 <= ax.bbox.x1 + 1]
+        assert len(inside) >= 1
+        assert all(left.x1 < right.x0 for left, right in pairwise(inside)), values
 
 
 def test_rounding_sets_no_axis():

@@ -190,7 +190,7 @@ def _panels(runs: list[Run], path: Path, **subplots) -> Iterator[tuple]:
             ax.remove()
         yield figure, axes[:count]
         for i, (ax, run) in enumerate(zip(axes, runs, strict=False)):
-            ax.set_title(f"{plain(run.name)}\n{run.what}", fontsize=9)
+            ax.set_title(run.label if run.name == run.what else f"{plain(run.name)}\n{run.what}", fontsize=9)
             ax.label_outer()
             if i + columns >= count:  # nothing below it
                 ax.tick_params(labelbottom=True)
