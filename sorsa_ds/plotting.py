@@ -87,11 +87,10 @@ def scaled(axis, values: Iterable[float]) -> None:
 
 def apart(axis) -> None:
     """Leave out numbers on an axis that would touch in a narrow panel."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
     if axis.get_scale() == "log":
         axis.set_major_locator(LogLocator(numticks=5))
-        axis.set_minor_formatter(NullFormatter())
     else:
         axis.set_major_locator(MaxNLocator(4))
 
