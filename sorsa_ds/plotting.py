@@ -91,6 +91,7 @@ def apart(axis) -> None:
 
     if axis.get_scale() == "log":
         axis.set_major_locator(LogLocator(numticks=5))
+        axis.set_minor_locator(LogLocator(subs=(3,)))  # they get numbers where there is one power of ten
     else:
         axis.set_major_locator(MaxNLocator(4))
 
