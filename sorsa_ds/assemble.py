@@ -12,7 +12,7 @@ from torch import nn
 from sorsa_ds import comm, ds_config, init_report, methods, ownership, precision, preflight, regularizer, residual
 from sorsa_ds.adapter import INITIAL
 from sorsa_ds.analysis.recorder import Recorder
-from sorsa_ds.analysis.snapshots import stored_linears
+from sorsa_ds.analysis.snapshots import check_continues, stored_linears
 from sorsa_ds.checkpoint.keeper import Keeper
 from sorsa_ds.cli import Invocation, absolute
 from sorsa_ds.config import RunConfig
@@ -89,7 +89,13 @@ def assemble(invocation: Invocation) -> Trainer:
         resume.check_data(data)
     check_fits(model_folder, config.loading, [*train_examples, *eval_examples])
     check_memory(model_folder, config, raw, resolved, formats, storage)
-    stored = stored_linears(skeleton(model_folder, config.loading), config) if config.analysis.every else []
+    stored = []
+    if config.analysis.every:
+        skeletal = skeleton(model_folder, config.loading)
+        stored = stored_linears(skeletal, config)
+        if resume is not None:
+            done = resume.manifest.progress.step
+            comm.together(lambda: check_continues(skeletal, config, folder, done), device, on=0)
     say(show_example(train_examples[0], tokenizer))
 
     torch.manual_seed(config.train.seed + comm.rank())  # dropout differs between ranks

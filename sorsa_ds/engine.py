@@ -123,6 +123,11 @@ class SorsaEngine(DeepSpeedEngine):
         self.global_samples = steps * self.train_batch_size()
         self.micro_steps = steps * self.gradient_accumulation_steps()
 
+    @property
+    def regularizer(self) -> Regularizer | None:
+        """As every step applies it; None where there are no U and V."""
+        return self._regularizer and self._regularizer.regularizer
+
     def clip_fp32_gradients(self) -> None:
         """Stage 0 in fp32: clip, and keep the norm, which DeepSpeed would drop."""
         parameters = [p for p in self.module.parameters() if p.requires_grad]

@@ -132,10 +132,22 @@ class RunLog:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """The lines of metrics.jsonl; the last one is left out if a kill has cut it."""
+    """The lines of metrics.jsonl; the last one is left out if a kill has cut it.
+
+    Raises:
+        ValueError: a line is none of a log, naming it.
+    """
     path = folder / METRICS
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
-    return [json.loads(line) for line in lines[:-1]]
+    read = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            read.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); the file is damaged") from error
+        if not isinstance(read[-1], dict) or not isinstance(read[-1].get("step"), int):
+            raise ValueError(f"{path}, line {number}: has no step; the file is damaged")
+    return read
 
 
 def _stands(line: dict, steps_done: int) -> bool:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -64,6 +64,7 @@ class Trainer:
             return self.run()
         except StopRequest as request:
             started = self.keeper.progress.base_loss is not None
+            self.recorder.finish()
             where = f"all of it is in {self.keeper.save()}" if started else "there was nothing to save yet"
             self.log.close(None)
             self.lock.release()
@@ -107,13 +108,13 @@ class Trainer:
                 shown.update()
                 progress.seconds += time.perf_counter() - tick
                 tick = time.perf_counter()
-                self.keeper.step_ends()
+                self.see_to_checkpoints()
                 self.measure_on_the_way()
                 progress.seconds += time.perf_counter() - tick
 
         eval_now = self.evaluate(self.plan.steps)
-        self.keeper.save()
         self.recorder.finish()
+        self.keeper.save()
         save_factors(self.engine, adapter / TRAINED)
         if comm.rank() == 0:
             seal(adapter)
@@ -128,6 +129,7 @@ class Trainer:
             "eval_loss_end": eval_now,
             "reg_loss_end": progress.reg_loss,
             "method": self.config.method,
+            "regularizer": self.engine.regularizer and asdict(self.engine.regularizer),
             "trainable_parameters": self.engine.trained_numbers,
             "train_seconds": progress.seconds,  # evaluations and saves included
             "tokens_per_second": progress.tokens / progress.seconds,
@@ -139,6 +141,13 @@ class Trainer:
         self.log.close(report)
         self.lock.release()
         return report
+
+    def see_to_checkpoints(self) -> None:
+        """Save if it is time, once the snapshots before are on the disk: a run that goes on from there makes no earlier
+        ones again. A collective call."""
+        if self.keeper.is_due:
+            self.recorder.finish()
+        self.keeper.step_ends()
 
     def measure_on_the_way(self) -> None:
         """What is due after the last step: a snapshot, an evaluation; start and end have theirs. A collective call."""

@@ -1,11 +1,11 @@
 """What launch/analyze.py does: open the runs, measure what is missing, draw, and put it together."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from sorsa_ds.analysis import figures, report
 from sorsa_ds.analysis.compute import compute, missing, workers_for
 from sorsa_ds.analysis.request import Options, Request, opened
-from sorsa_ds.analysis.runs import Run
 from sorsa_ds.analysis.table import Table
 from sorsa_ds.console import say
 from sorsa_ds.preflight.facts import free_memory
@@ -40,8 +40,8 @@ def _measured(request: Request) -> Table:
     table, options = Table(request.output / TABLE), request.options
     jobs = [
         job
-        for name, (folder, history) in request.runs.items()
-        for job in missing(folder, options.base, name, history, table, options.dtype, request.rank)
+        for run in request.runs
+        for job in missing(run.folder, options.base, run.name, run.history, table, options.dtype, request.rank)
     ]
     if jobs:
         compute(jobs, table, options.workers or workers_for(jobs, free_memory()))
@@ -50,10 +50,7 @@ def _measured(request: Request) -> Table:
 
 
 def _written(request: Request, table: Table) -> Path:
-    runs = [
-        Run.of(name, folder, history, [row for row in table.rows.values() if row.key.run == name])
-        for name, (folder, history) in request.runs.items()
-    ]
+    runs = [replace(run, rows=run.rows_of(table)) for run in request.runs]
     pictures = figures.draw(runs, request.output)
     written = report.write(runs, pictures, request.rank, request.options.dtype, request.output)
     say(f"{table.path}\n{written}")

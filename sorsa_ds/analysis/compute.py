@@ -8,8 +8,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing.connection import Connection, wait
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from traceback import clear_frames
 
 import torch
 
@@ -74,28 +76,39 @@ def compute(jobs: list[Job], table: Table, workers: int) -> None:
         ValueError: a run, its base model or a snapshot is damaged, or the system has killed a process; rows so far
             are kept.
     """
+    try:
+        _compute(jobs, table, workers)
+    except BaseException as error:
+        # A command leaves without unwinding, and semaphores are freed with the frames that name them.
+        clear_frames(error.__traceback__)
+        if isinstance(error, BrokenProcessPool):
+            raise ValueError(
+                "a process was killed, for memory perhaps: fewer --workers; the same command goes on where it was"
+            ) from error
+        raise
+
+
+def _compute(jobs: list[Job], table: Table, workers: int) -> None:
     # Processes are forked from one that has imported everything and has computed nothing: no thread is lost in a fork.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     rows = context.SimpleQueue()
+    stay, leave = context.Pipe(duplex=False)
     total = sum(job.cost * len(job.steps) for job in jobs)
     jobs = sorted(jobs, key=lambda job: job.cost * len(job.steps), reverse=True)
     costs = {job.key(step): job.cost for job in jobs for step in job.steps}
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(rows,))
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(rows, stay))
     try:
         futures = [pool.submit(_work, job) for job in jobs]
         for future in futures:
-            future.add_done_callback(lambda _: rows.put(None))
+            future.add_done_callback(lambda _: leave.closed or rows.put(None))
         with bar(total, f"decomposing on {workers} processes", "%") as shown:
             for row in _arriving(rows, futures):
                 table.append(row)
                 shown.update(costs[row.key])
-    except BrokenProcessPool as error:
-        raise ValueError(
-            "a process was killed, for memory perhaps: fewer --workers; the same command goes on where it was"
-        ) from error
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        leave.close()
+        pool.shutdown(cancel_futures=True)
 
 
 def _arriving(rows: SimpleQueue, futures: Sequence[Future]) -> Iterator[Row]:
@@ -109,10 +122,14 @@ def _arriving(rows: SimpleQueue, futures: Sequence[Future]) -> Iterator[Row]:
 
 
 def measured(history: History, target: Target, steps: Iterable[int], dtype: torch.dtype, rank: int) -> Iterator[tuple]:
-    """(step, its figures) of one linear; the matrix of the start is decomposed once."""
-    start = Spectrum.of(history.weight(target, 0).to(dtype))
+    """(step, its figures) of one linear; the matrix of the start is decomposed once.
+
+    Raises:
+        ValueError: as `History.weight`; or a weight has no decomposition.
+    """
+    start = _spectrum(history, target, 0, dtype)
     for step in steps:
-        now = start if step == 0 else Spectrum.of(history.weight(target, step).to(dtype))
+        now = start if step == 0 else _spectrum(history, target, step, dtype)
         turn = measures.turn(now, start, rank)
         factors = history.factors(target, step)
         of_factors = [None] * 4
@@ -126,20 +143,31 @@ def measured(history: History, target: Target, steps: Iterable[int], dtype: torc
         )  # fmt: skip
 
 
+def _spectrum(history: History, target: Target, step: int, dtype: torch.dtype) -> Spectrum:
+    weight = history.weight(target, step).to(dtype)
+    what = f"{history.run}: {target.name} at step {step}"
+    if not weight.isfinite().all():
+        raise ValueError(f"{what} has entries that are NaN or infinite")
+    try:
+        return Spectrum.of(weight)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(f"{what} cannot be decomposed ({error})") from error
+
+
 _opened = lru_cache(maxsize=1)(open_history)
 _rows: SimpleQueue | None = None
 
 
-def _begin(rows: SimpleQueue) -> None:
-    """In a new process: one thread, and an end where the parent ends."""
+def _begin(rows: SimpleQueue, stay: Connection) -> None:
+    """In a new process: one thread, and an end where the parent ends or closes its end of `stay`."""
     global _rows
     _rows = rows
     torch.set_num_threads(1)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_leave_with_parent, args=(stay,), daemon=True).start()
 
 
-def _leave_with_parent() -> None:
-    multiprocessing.parent_process().join()
+def _leave_with_parent(stay: Connection) -> None:
+    wait([multiprocessing.parent_process().sentinel, stay])
     os._exit(1)
 
 

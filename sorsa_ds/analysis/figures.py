@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sorsa_ds.analysis.runs import Run
-from sorsa_ds.plotting import LOOKS, against_steps, picture, scaled, smoothed
+from sorsa_ds.plotting import LOOKS, against_steps, apart, legend, picture, plain, scaled, smoothed, sparse
 
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 _MOST_NUMBERS = 80
@@ -38,15 +38,18 @@ def _singular(runs: list[Run], output: Path) -> Picture:
     kinds = sorted({row.kind for row in moved})
     last = max(row.key.step for row in moved)
     crowded = max(len(run.rows) for run in runs) > _MOST_NUMBERS
+    shown = {}
     with _panels(runs, output / "figure2", sharex=True) as (figure, axes):
         for ax, run in zip(axes, runs, strict=True):
             for i, kind in enumerate(kinds):
                 rows = [row for row in run.rows if row.key.step > 0 and row.kind == kind]
+                if not rows:
+                    continue
                 places = [(row.figures.delta_sigma, row.figures.delta_d) for row in rows]
-                dots = ax.scatter(
-                    *zip(*places, strict=True) if places else ([], []), c=[row.key.step for row in rows],
+                shown[plain(kind)] = dots = ax.scatter(
+                    *zip(*places, strict=True), c=[row.key.step for row in rows],
                     cmap="cividis", vmin=0, vmax=last, marker=_MARKERS[i % len(_MARKERS)], s=22, edgecolors="black",
-                    linewidths=0.3, label=kind,
+                    linewidths=0.3,
                 )  # fmt: skip
                 for row, place in zip(rows, places, strict=True):
                     if row.key.block >= 0 and (row.key.step == run.steps[-1] or not crowded):
@@ -56,8 +59,9 @@ def _singular(runs: list[Run], output: Path) -> Picture:
         scaled(axes[0].xaxis, [row.figures.delta_sigma for row in moved])
         scaled(axes[0].yaxis, [row.figures.delta_d for row in moved])
         figure.colorbar(dots, ax=axes, label="step", pad=0.01)
+        apart(axes[0].xaxis)
         if len(kinds) > 1:
-            figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+            legend(figure, dict(sorted(shown.items())))
     which = "the number of its block beside the last step's" if crowded else "the number of its block beside it"
     return Picture(
         "figure2", "Singular values and vectors (Figure 2)",
@@ -99,6 +103,7 @@ def _training(runs: list[Run], output: Path) -> Picture:
     if forms := {f"{run.reg.form}, {run.reg.reduction}" for run in runs if run.reg is not None}:
         measures.insert(0, ("reg_loss", rf"$L_\mathrm{{reg}}$ ({' / '.join(sorted(forms))})"))
     last = max(line["step"] for run in runs for line in run.metrics)
+    shown = {}
     with picture(output / "figure3", 1, len(measures), (3.6 * len(measures), 3.6)) as (figure, axes):
         for ax, (key, what) in zip(axes, measures, strict=True):
             later = []
@@ -109,12 +114,12 @@ def _training(runs: list[Run], output: Path) -> Picture:
                 steps, values = np.array(points).T
                 if key != "reg_loss":
                     values = smoothed(values[None], max(1, len(values) // 25))[0]
-                ax.plot(steps, values, color=colour, linestyle=style, linewidth=1.4, label=run.label)
+                [shown[run.label]] = ax.plot(steps, values, color=colour, linestyle=style, linewidth=1.4)
                 later += [*values[1:]]
             ax.set_ylabel(what)
             scaled(ax.yaxis, later)
             against_steps(ax, last)
-        _legend(figure, axes[-1])
+        _legend(figure, shown, runs)
     return Picture(
         "figure3", "Orthonormality, loss and gradient norm (Figures 3 and 4)",
         "Of every optimizer step; loss and gradient norm as the mean over a twenty-fifth of the steps. Before the "
@@ -153,6 +158,7 @@ def _bands(runs: list[Run], path: Path, measures: dict[str, str], relative: dict
     """
     found = {what: [run.over_linears(name) for run in runs] for what, name in measures.items()}
     found = {what: one for what, one in found.items() if any(values is not None for values in one)}
+    shown = {}
     with picture(path, 1, len(found), (3.6 * len(found) + 0.4, 3.6)) as (figure, axes):
         for ax, (what, of_runs) in zip(axes, found.items(), strict=True):
             later = []
@@ -162,12 +168,14 @@ def _bands(runs: list[Run], path: Path, measures: dict[str, str], relative: dict
                 if what in (relative or {}):
                     values = values / values[0]
                 ax.fill_between(run.steps, values.min(1), values.max(1), color=colour, alpha=0.12, linewidth=0)
-                ax.plot(run.steps, values.mean(1), color=colour, linestyle=style, marker=".", label=run.label)
+                [shown[run.label]] = ax.plot(
+                    run.steps, values.mean(1), color=colour, linestyle=style, marker=".", markevery=sparse(len(values))
+                )
                 later += [*values[1:].flat]
             ax.set_ylabel(what)
             scaled(ax.yaxis, later)
             against_steps(ax, max(run.steps[-1] for run in runs))
-        _legend(figure, axes[-1])
+        _legend(figure, shown, runs)
 
 
 @contextmanager
@@ -182,7 +190,7 @@ def _panels(runs: list[Run], path: Path, **subplots) -> Iterator[tuple]:
             ax.remove()
         yield figure, axes[:count]
         for i, (ax, run) in enumerate(zip(axes, runs, strict=False)):
-            ax.set_title(run.label, fontsize=9)
+            ax.set_title(run.label if run.name == run.what else f"{plain(run.name)}\n{run.what}", fontsize=9)
             ax.label_outer()
             if i + columns >= count:  # nothing below it
                 ax.tick_params(labelbottom=True)
@@ -194,6 +202,6 @@ def _looking(runs: list[Run]) -> list[tuple[Run, tuple]]:
     return [(run, LOOKS[i % len(LOOKS)]) for i, run in enumerate(runs)]
 
 
-def _legend(figure, ax) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+def _legend(figure, shown: dict, runs: list[Run]) -> None:
+    """Of the lines of runs by their labels, in the runs' order; not every panel has all of them."""
+    legend(figure, {run.label: shown[run.label] for run in runs if run.label in shown})

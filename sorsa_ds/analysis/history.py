@@ -7,11 +7,12 @@ from pathlib import Path
 from torch import Tensor
 
 from sorsa_ds.adapter import FactorFile
-from sorsa_ds.analysis.snapshots import existing, stored_linears
+from sorsa_ds.analysis.snapshots import adapted_linears, existing, held_linears, stored_linears
 from sorsa_ds.decompose import Factors
 from sorsa_ds.export.layers import merged
 from sorsa_ds.export.source import Source, open_run
 from sorsa_ds.factors import from_values
+from sorsa_ds.run_paths import REPORT
 from sorsa_ds.surgery import Target
 
 
@@ -22,6 +23,11 @@ class History:
     source: Source
     linears: list[Target]
     snapshots: dict[int, Path]
+
+    @property
+    def run(self) -> Path:
+        """Its folder."""
+        return self.source.adapter.parent
 
     @property
     def steps(self) -> list[int]:
@@ -63,16 +69,35 @@ class History:
 
 
 def open_history(run: Path, base: str | None = None) -> History:
-    """Of a finished run's folder.
+    """Of a finished run's folder. Its linears are those of which every snapshot holds something: settings may have
+    changed where the run was resumed. Without snapshots those that the settings name.
 
     Args:
         base: folder or hub name of the base model, where it has moved.
 
     Raises:
-        ValueError: as `open_run`.
+        ValueError: as `open_run`; a snapshot is damaged, or they have no linear in common.
     """
-    source = open_run(run, base)
-    return History(source, stored_linears(source.model, source.config), existing(run))
+    source, snapshots = open_run(run, base), existing(run)
+    _check_report(source.report, run / REPORT)
+    if snapshots:
+        linears = held_linears(adapted_linears(source.model, source.config), snapshots.values())
+    else:
+        linears = stored_linears(source.model, source.config)
+    return History(source, linears, snapshots)
+
+
+def _check_report(report: object, path: Path) -> None:
+    """Stop where a run's report lacks what is shown of it.
+
+    Raises:
+        ValueError: naming the file and the entry.
+    """
+    for name in ("steps", "loss_last", "eval_loss_start", "eval_loss_end", "trainable_parameters"):
+        if not isinstance(report, dict) or name not in report:
+            raise ValueError(f"{path} is damaged: it has no {name}")
+    if not isinstance(report["steps"], int) or report["steps"] < 1:
+        raise ValueError(f"{path} is damaged: steps is {report['steps']!r}, no integer >= 1")
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:

@@ -26,6 +26,11 @@ class Recorder:
         run: its folder.
         linears: whose trained tensors are stored.
         steps_done: what a run that was killed has stored of later steps is removed.
+
+    A collective call.
+
+    Raises:
+        ValueError: what is to be removed cannot be.
     """
 
     def __init__(self, run: Path, engine: SorsaEngine, linears: Iterable[Target], steps_done: int):
@@ -34,10 +39,7 @@ class Recorder:
         # Full fine-tuning trains biases too, which are no part of the matrix.
         self._names = [n for n in engine.trained_shapes if n.startswith(prefixes) and not n.endswith(".bias")]
         self._writing: threading.Thread | None = None
-        if comm.rank() == 0:
-            for step, path in existing(run).items():
-                if step > steps_done:
-                    path.unlink()
+        comm.together(lambda: _remove_after(run, steps_done), engine.device, on=0)
 
     def take(self, step: int) -> None:
         """Store the tensors as they are now; returns when they are gathered. A collective call.
@@ -55,6 +57,15 @@ class Recorder:
         if self._writing is not None:
             self._writing.join()
             self._writing = None
+
+
+def _remove_after(run: Path, steps_done: int) -> None:
+    for step, path in existing(run).items():
+        if step > steps_done:
+            try:
+                path.unlink()
+            except OSError as error:
+                raise ValueError(f"{path}: of a later step, and cannot be removed ({error.strerror})") from error
 
 
 def _write(path: Path, whole: dict[str, Tensor]) -> None:

@@ -61,16 +61,19 @@ def write(runs: list[Run], pictures: list[Picture], rank: int, dtype: str, outpu
 
 
 _RUN_HEADINGS = [
-    "run", "model", "method", "rank", "learning rate", "γ/η_d", "steps", "training loss", "held-out loss, before",
-    "held-out loss, after", "trained numbers",
+    "run", "model", "method", "rank", "learning rate", "γ/η_d", "form", "reduction", "orthonormal every", "steps",
+    "training loss", "held-out loss, before", "held-out loss, after", "trained numbers",
 ]  # fmt: skip
 
 
 def _run_cells(run: Run) -> list:
     config, told = run.config, run.report
+    reg = [None] * 4
+    if run.reg is not None:
+        reg = [run.reg.coefficient, run.reg.form, run.reg.reduction, run.reg.reorthonormalize or None]
     return [
         run.name, config.model, config.method, None if config.method in ("full", "partial") else config.sorsa.rank,
-        config.train.learning_rate, run.reg and run.reg.coefficient, told["steps"], told["loss_last"],
+        config.train.learning_rate, *reg, told["steps"], told["loss_last"],
         told["eval_loss_start"], told["eval_loss_end"], told["trainable_parameters"],
     ]  # fmt: skip
 

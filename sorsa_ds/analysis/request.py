@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sorsa_ds.adapter import TRAINED
 from sorsa_ds.analysis.compute import DTYPES
-from sorsa_ds.analysis.history import History, names_of, open_history
+from sorsa_ds.analysis.history import names_of
+from sorsa_ds.analysis.runs import Run
 from sorsa_ds.config import RunConfig
 from sorsa_ds.files import write_json
 
@@ -28,11 +29,11 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The command line, with its runs opened: name -> (folder, history). rank: of the compared subspaces."""
+    """The command line, with its runs opened. rank: of the compared subspaces."""
 
     options: Options
     output: Path
-    runs: dict[str, tuple[Path, History]]
+    runs: list[Run]
     rank: int
 
     def settle(self) -> None:
@@ -42,7 +43,7 @@ class Request:
             ValueError: those that are there are of another run under the same name, or were made with other settings.
         """
         path = self.output / SETTINGS
-        trained = {name: history.source.described.files.get(TRAINED) for name, (_, history) in self.runs.items()}
+        trained = {run.name: _digest(run) for run in self.runs}
         now = {"dtype": self.options.dtype, "subspace_rank": self.rank, "runs": trained}
         then = _read(path) if path.exists() else now
         for key, option in (("dtype", "--dtype"), ("subspace_rank", "--rank")):
@@ -69,18 +70,39 @@ def opened(options: Options) -> Request:
     if options.dtype not in DTYPES:
         raise ValueError(f"--dtype: there is no {options.dtype!r}; there are {', '.join(DTYPES)}")
     folders = [run.expanduser().resolve() for run in options.run]
-    runs = {name: (run, open_history(run, options.base)) for name, run in zip(names_of(folders), folders, strict=True)}
     output = options.output.expanduser().resolve()
-    rank = options.rank or _rank(output, [history.source.config for _, history in runs.values()])
+    for folder in folders:
+        if output.is_relative_to(folder):
+            raise ValueError(f"--output: {output} is in the folder of a run, {folder}; choose another folder")
+    runs = [Run.of(name, folder, options.base) for name, folder in zip(names_of(folders), folders, strict=True)]
+    then = _read(output / SETTINGS) if (output / SETTINGS).exists() else None
+    if then is not None:
+        runs = _named_as_before(runs, then["runs"])
+    # What is not said: the rank of the rows that are there, else the largest of the runs' adapters.
+    rank = options.rank or (_rank(runs) if then is None else then["subspace_rank"])
     return Request(options, output, runs, rank)
 
 
-def _rank(output: Path, configs: list[RunConfig]) -> int:
-    """What is not said: the rank of the rows that are there, else the largest of the runs' adapters."""
-    if (output / SETTINGS).exists():
-        return _read(output / SETTINGS)["subspace_rank"]
-    adapted = [config.sorsa.rank for config in configs if config.method not in ("full", "partial")]
-    return max(adapted, default=RunConfig().sorsa.rank)
+def _named_as_before(runs: list[Run], then: dict[str, str | None]) -> list[Run]:
+    """The runs, each under the name that its rows have already where it has some."""
+    taken, named = {run.name for run in runs}, []
+    for run in runs:
+        name = run.name
+        if then.get(name) != _digest(run):
+            name = next((old for old, of in then.items() if of and of == _digest(run) and old not in taken), name)
+        taken.add(name)
+        named.append(replace(run, name=name))
+    return named
+
+
+def _digest(run: Run) -> str | None:
+    """Of what was trained: it tells runs apart."""
+    return run.history.source.described.files.get(TRAINED)
+
+
+def _rank(runs: list[Run]) -> int:
+    sources = [run.history.source for run in runs if run.config.method not in ("full", "partial")]
+    return max((target.rank for source in sources for target in source.targets), default=RunConfig().sorsa.rank)
 
 
 def _read(path: Path) -> dict:

@@ -5,15 +5,23 @@ a LoRA's A and B, whole weights.
 """
 
 import re
+from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 
 from torch import nn
 
+from sorsa_ds.adapter import FactorFile
 from sorsa_ds.config import RunConfig, SorsaConfig
 from sorsa_ds.run_paths import SNAPSHOTS
 from sorsa_ds.surgery import Target, check_all_match, matches, select
 
 _NAME = re.compile(r"step-(\d{6,})\.safetensors")
+
+
+def adapted_linears(model: nn.Module, config: RunConfig) -> list[Target]:
+    """All that a run trains, in module order: with `full` every linear that could be adapted."""
+    return select(model, SorsaConfig(rank=1) if config.method == "full" else config.sorsa)
 
 
 def stored_linears(model: nn.Module, config: RunConfig) -> list[Target]:
@@ -25,7 +33,7 @@ def stored_linears(model: nn.Module, config: RunConfig) -> list[Target]:
     Raises:
         ValueError: a pattern matches none of the adapted linears; with what there is.
     """
-    adapted = select(model, SorsaConfig(rank=1) if config.method == "full" else config.sorsa)
+    adapted = adapted_linears(model, config)
     wanted = config.analysis.layers
     if wanted == "all":
         return adapted
@@ -45,3 +53,44 @@ def existing(run: Path) -> dict[int, Path]:
     """A run's snapshots by step, in order."""
     found = [_NAME.fullmatch(path.name) for path in (run / SNAPSHOTS).glob("*.safetensors")]
     return {step: path_of(run, step) for step in sorted(int(name[1]) for name in found if name)}
+
+
+def held_linears(adapted: list[Target], snapshots: Iterable[Path]) -> list[Target]:
+    """Those of which every snapshot holds something.
+
+    Raises:
+        ValueError: a snapshot is damaged, or they have no linear in common.
+    """
+    paths = list(snapshots)
+    held = set.intersection(*({module for name in FactorFile(path).names for module in _above(name)} for path in paths))
+    found = [target for target in adapted if target.name in held]
+    if not found:
+        raise ValueError(
+            f"{paths[0].parent}: the snapshots have no linear of this run in common; was analysis.layers changed on "
+            f"the way? Remove those that are of other linears"
+        )
+    return found
+
+
+def check_continues(model: nn.Module, config: RunConfig, run: Path, steps_done: int) -> None:
+    """Stop where a run that goes on would store other linears than it has stored so far: only what every snapshot
+    holds can be compared over the steps.
+
+    Raises:
+        ValueError: naming a linear that is not in both; or a snapshot is damaged.
+    """
+    kept = [path for step, path in existing(run).items() if step <= steps_done]
+    if not kept:
+        return
+    held = [target.name for target in held_linears(adapted_linears(model, config), kept)]
+    if differing := set(held).symmetric_difference(target.name for target in stored_linears(model, config)):
+        name = min(differing)
+        raise ValueError(
+            f"analysis.layers: {name} is {'stored' if name in held else 'not stored'} in {kept[-1]}, and would "
+            f"{'not ' if name in held else ''}be from here on: name the same linears as before, or analysis.every=0"
+        )
+
+
+def _above(name: str) -> Iterable[str]:
+    """The modules that a parameter is in, from its name."""
+    return accumulate(name.split(".")[:-1], "{}.{}".format)

@@ -81,12 +81,20 @@ class Table:
             write_text(path, _text(self.rows.values()))
 
     def append(self, row: Row) -> None:
-        """Add a row, which is on the disk when this returns."""
+        """Add a row, which is on the disk when this returns.
+
+        Raises:
+            ValueError: it cannot be written, as where the disk is full.
+        """
         self.rows[row.key] = row
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(_cells(row))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerow(_cells(row))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            why = f"cannot be written ({error.strerror})"
+            raise ValueError(f"{self.path}: {why}; the same command goes on with the rows that are there") from error
 
     def sort(self) -> None:
         """Write the rows in the order of run, block, linear and step."""

@@ -56,6 +56,12 @@ class Keeper:
         if resume is not None:
             self._put_back(resume)
 
+    @property
+    def is_due(self) -> bool:
+        """Whether a checkpoint belongs after the last step."""
+        every = self._config.output.save_every
+        return every > 0 and self.progress.step % every == 0
+
     def step_begins(self) -> None:
         """Remember the random states: a step that is broken off is made again from its beginning."""
         self._random = random_state.take()
@@ -66,9 +72,8 @@ class Keeper:
         A save that fails is told and training goes on; the earlier checkpoints are as they were.
         """
         self._random = {}
-        every = self._config.output.save_every
         self._try(self._saver.poll)
-        if every and self.progress.step % every == 0:
+        if self.is_due:
             self._try(self._saver.finish)
             self._try(self._begin)
 

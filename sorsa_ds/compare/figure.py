@@ -7,7 +7,7 @@ import numpy as np
 from sorsa_ds import plotting
 from sorsa_ds.compare.results import MethodResult
 from sorsa_ds.compare.trials import METHODS
-from sorsa_ds.plotting import against_steps, picture, scaled, smoothed
+from sorsa_ds.plotting import against_steps, legend, picture, scaled, smoothed
 from sorsa_ds.run_folder import read_metrics
 
 LOOKS = dict(zip(METHODS, plotting.LOOKS, strict=True))
@@ -44,8 +44,5 @@ def draw(methods: list[MethodResult], output: Path) -> None:
             ax.set_ylabel(f"{what} ({details})" if details else what)
             against_steps(ax, steps)
         scaled(axes[1].yaxis, np.concatenate([curves(method, "grad_norm").flatten() for method in methods]))
-        handles, labels = axes[0].get_legend_handles_labels()
         title = "line: mean over seeds; band: lowest to highest" if several else None
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False, title=title
-        )
+        legend(figure, {line.get_label(): line for line in axes[0].lines}, title=title)

@@ -91,7 +91,7 @@ def open_run(run: Path, base: str | None = None) -> Source:
     if not (run / CONFIG).exists():
         raise ValueError(f"--run: {run} is not the folder of a run: it has no {CONFIG}")
     if is_held(run):
-        raise ValueError(f"--run: {run} still trains; export it when it is done")
+        raise ValueError(f"--run: {run} still trains; come back when it is done")
     if not (run / REPORT).exists():
         raise ValueError(
             f"--run: {run} is unfinished: it has no {REPORT}; go on with it (launch/train.py --resume {run})"
