@@ -24,7 +24,8 @@ th:first-child, td:first-child, .text { text-align: left; }
 figcaption, .note { color: #555; font-size: 13px; } @media print { details { display: none; } }
 """
 _NAMES = {
-    "delta_sigma": "ΔΣ", "delta_d": "ΔD", "delta_d_matched": "ΔD matched", "delta_d_subspace": "ΔD subspace",
+    "delta_sigma": "ΔΣ", "delta_d": "ΔD", "delta_d_matched": "ΔD matched",
+    "delta_d_clustered": "ΔD clustered", "delta_d_subspace": "ΔD subspace",
     "swapping": "only swapped", "condition_w": "κ(W)", "condition_u": "κ(U)", "condition_v": "κ(V)",
     "orthonormality_u": "‖UᵀU − I‖", "orthonormality_v": "‖VᵀV − I‖", "effective_rank": "effective rank",
     "stable_rank": "stable rank",
