@@ -95,9 +95,9 @@ def _swapping(runs: list[Run], output: Path) -> Picture:
     return Picture(
         "swapping", "How much of ΔD is swapping",
         "ΔD as defined compares the i-th singular vector with the i-th one before. Under the best one-to-one matching "
-        "what had only changed its place counts nothing (swapped); taking partners with nearly equal singular values as "
-        "one subspace, neither does a change of basis inside it (mixed); the rest is turn. The leading subspace: of the "
-        "first r triplets.",
+        "what had only changed its place counts nothing (swapped). Taking partners with nearly equal singular values "
+        "as one subspace, neither does a change of basis inside it (mixed). The rest is turn. The leading subspace: of "
+        "the first r triplets.",
     )  # fmt: skip
 
 
