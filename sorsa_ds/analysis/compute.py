@@ -138,8 +138,9 @@ def measured(history: History, target: Target, steps: Iterable[int], dtype: torc
             of_factors = [measures.condition(torch.linalg.svdvals(side)) for side in sides]
             of_factors += [measures.orthonormality(side) for side in sides]
         yield step, Figures(
-            measures.delta_sigma(now, start), turn.literal, turn.matched, turn.subspace, turn.swapping,
-            measures.condition(now.s), *of_factors, measures.effective_rank(now.s), measures.stable_rank(now.s),
+            measures.delta_sigma(now, start), turn.literal, turn.matched, turn.clustered, turn.subspace,
+            turn.swapping, measures.condition(now.s), *of_factors, measures.effective_rank(now.s),
+            measures.stable_rank(now.s),
         )  # fmt: skip
 
 

@@ -70,30 +70,38 @@ def _singular(runs: list[Run], output: Path) -> Picture:
 
 
 def _swapping(runs: list[Run], output: Path) -> Picture:
-    """How much of Delta-D is only swapped order."""
+    """How much of Delta-D is only swapped order, how much mixing of nearly equal triplets, and how much turn."""
     with _panels(runs, output / "swapping") as (figure, axes):
         for ax, run in zip(axes, runs, strict=True):
-            literal, matched, subspace = (
-                run.over_linears(name).mean(axis=1) for name in ("delta_d", "delta_d_matched", "delta_d_subspace")
+            literal, matched, clustered, subspace = (
+                run.over_linears(f"delta_d{which}").mean(axis=1)
+                for which in ("", "_matched", "_clustered", "_subspace")
             )
-            ax.fill_between(run.steps, 0, matched, color="#0072B2", alpha=0.75, linewidth=0, label="turned: ΔD matched")
+            parts = {"edgecolor": "white", "linewidth": 0}
+            ax.fill_between(run.steps, 0, clustered, color="#0072B2", alpha=0.75, linewidth=0, label="turned")
             ax.fill_between(
-                run.steps, matched, literal, facecolor="#E69F00", alpha=0.6, hatch="////", edgecolor="white",
-                linewidth=0, label="only swapped order",
+                run.steps, clustered, matched, facecolor="#56B4E9", alpha=0.6, hatch="....", **parts,
+                label="mixed among nearly equal",
+            )  # fmt: skip
+            ax.fill_between(
+                run.steps, matched, literal, facecolor="#E69F00", alpha=0.6, hatch="////", **parts,
+                label="only swapped order",
             )  # fmt: skip
             ax.plot(run.steps, literal, color="black", linewidth=1.4, label="ΔD as defined")
             ax.plot(run.steps, subspace, "o--", color="#D55E00", markersize=3, linewidth=1.2, label="leading subspace")
-            share = 1 - matched[-1] / literal[-1] if literal[-1] > 0 else 0.0
-            told = f"at the end ΔD = {literal[-1]:.2g},\n{share:.0%} of it only swapped"
+            share = 1 - clustered[-1] / literal[-1] if literal[-1] > 0 else 0.0
+            told = f"at the end ΔD = {literal[-1]:.2g},\n{share:.0%} of it no turn"
             ax.text(0.04, 0.97, told, transform=ax.transAxes, va="top", fontsize=8)
             ax.set_ylabel("ΔD, mean over linears")
             against_steps(ax, run.steps[-1])
         axes[0].set_ylim(0, 1.3 * axes[0].get_ylim()[1])
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return Picture(
         "swapping", "How much of ΔD is swapping",
-        "ΔD as defined compares the i-th singular vector with the i-th one before; under the best one-to-one matching "
-        "what is left is turn, the rest had only changed its place. The leading subspace: of the first r triplets.",
+        "ΔD as defined compares the i-th singular vector with the i-th one before. Under the best one-to-one matching "
+        "what had only changed its place counts nothing (swapped). Taking partners with nearly equal singular values "
+        "as one subspace, neither does a change of basis inside it (mixed). The rest is turn. The leading subspace: of "
+        "the first r triplets.",
     )  # fmt: skip
 
 

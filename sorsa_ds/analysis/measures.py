@@ -6,12 +6,17 @@ in the dtype that is given (float64 as `compute` calls it); the results are Pyth
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import pdist
 from torch import Tensor
 
 _EPS = torch.finfo(torch.float32).eps
 """Merged weights and factors come in float32: a singular value under eps ||W||_F may be rounding, and is taken as 0."""
+NEARLY = 0.01
+"""Singular values that differ by more than this share of the largest are never taken as nearly equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,29 +41,34 @@ def delta_sigma(now: Spectrum, start: Spectrum) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """How far singular vectors have turned, each between 0 (not at all) and 1.
+    """How far singular vectors have turned, each between 0 (not at all) and 1; literal >= matched >= clustered.
 
     literal: each against the one of the same order (SORSA, eq. 2 to 4). matched: each against its partner under the
-    best one-to-one matching, so that mere swapping counts nothing. subspace: the leading r left and right vectors taken
-    together, as the subspaces that they span.
+    best one-to-one matching, so that mere swapping counts nothing. clustered: partners whose singular values are nearly
+    equal taken together, as the subspaces that they span, so that mixing inside these counts nothing either. subspace:
+    the leading r left and right vectors taken together.
     """
 
     literal: float
     matched: float
+    clustered: float
     subspace: float
 
     @property
     def swapping(self) -> float:
-        """The share of `literal` that is swapped order and no turn, between 0 and 1."""
-        return (self.literal - self.matched) / self.literal if self.literal > 0 else 0.0
+        """The share of `literal` that is swapped order or mixing of nearly equal ones and no turn, between 0 and 1."""
+        return (self.literal - self.clustered) / self.literal if self.literal > 0 else 0.0
 
 
 def turn(now: Spectrum, start: Spectrum, rank: int) -> Turn:
-    """Delta-D = 1 - (1 / 2k) sum_i (|<u_i, u_i0>| + |<v_i, v_i0>|), and two readings that bear swapping.
+    """Delta-D = 1 - (1 / 2k) sum_i (|<u_i, u_i0>| + |<v_i, v_i0>|), and three readings that bear swapping.
 
-    The matching maximises the same sum over all permutations of the indices of W_0. The subspaces' figure is
-    1 - (1 / 2r) (||U_r^T U_r0||_* + ||V_r^T V_r0||_*), the mean over cosines of principal angles: any change of basis
-    inside them counts nothing.
+    The matching maximises the same sum over all permutations of the indices of W_0. Of clusters C of partners (see
+    `tolerance`) the sum is over ||U_C^T U_C0||_* + ||V_C^T V_C0||_*, over cosines of principal angles: any change of
+    basis inside a cluster counts nothing. The leading subspaces' figure is the same of one cluster of r, over 2r.
+
+    Where W is not square, the vectors of the longer side that belong to (nearly) zero singular values are any |C| of
+    those that are orthogonal to all the others: the others' turn is counted, and that of these counts nothing.
 
     Args:
         rank: r of the subspaces; at most k is taken.
@@ -66,15 +76,67 @@ def turn(now: Spectrum, start: Spectrum, rank: int) -> Turn:
     left_KK, right_KK = (now.U.t() @ start.U), (now.V.t() @ start.V)
     likeness_KK = left_KK.abs() + right_KK.abs()
     k = len(now.s)
-    rows, columns = linear_sum_assignment(likeness_KK.numpy(), maximize=True)
+    partners = torch.from_numpy(linear_sum_assignment(likeness_KK.numpy(), maximize=True)[1])
     literal = likeness_KK.diagonal().sum().item()
-    matched = max(literal, likeness_KK[torch.from_numpy(rows), torch.from_numpy(columns)].sum().item())
+    matched = max(literal, likeness_KK[torch.arange(k), partners].sum().item())
+    del likeness_KK
     r = min(rank, k)
     angles = sum(torch.linalg.svdvals(side[:r, :r]).sum().item() for side in (left_KK, right_KK))
+
+    longer = (len(now.U) > k, len(now.V) > k)
+    clusters, zero = _clusters(now.s, start.s[partners], tolerance(now, start), any(longer))
+    clustered = 0.0
+    for side_KK, is_longer in ((left_KK, longer[0]), (right_KK, longer[1])):
+        side_KK = side_KK[:, partners]
+        for label, C in clusters.items():
+            free = is_longer and label == zero
+            clustered += len(C) if free else torch.linalg.svdvals(side_KK[C][:, C]).sum().item()
     return Turn(*(
         max(0.0, 1 - total / (2 * count))  # rounding can make a cosine 1 + 1e-16
-        for total, count in ((literal, k), (matched, k), (angles, r))
+        for total, count in ((literal, k), (matched, k), (max(matched, clustered), k), (angles, r))
     ))  # fmt: skip
+
+
+def tolerance(now: Spectrum, start: Spectrum) -> float:
+    """Up to which difference singular values are nearly equal: ||W_t - W_0||_2, but at most `NEARLY` sigma_1.
+
+    By Wedin's theorem a change of a matrix turns singular vectors by as much as its norm over the gap between their
+    singular value and the others: where the gap is smaller, the matrix tells the subspace and not the vectors in it.
+    A large change is larger than most gaps, and all would be one subspace that cannot turn: hence the bound, a
+    property of the values and not of the change. What turns between values that lie further apart is a turn.
+    At least k eps sigma_1, the rounding of a decomposition. The norm comes from a few iterations on random vectors of a
+    fixed seed, to some percent from below.
+    """
+    sigma_1 = max(now.s[0].item(), start.s[0].item())
+    change_MN = (now.U * now.s) @ now.V.t()
+    change_MN.addmm_(start.U * start.s, start.V.t(), alpha=-1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _, s, _ = torch.svd_lowrank(change_MN, q=min(8, len(now.s)), niter=4)
+    return max(min(s[0].item(), NEARLY * sigma_1), len(now.s) * torch.finfo(s.dtype).eps * sigma_1)
+
+
+def _clusters(now: Tensor, start: Tensor, tolerance: float, with_zero: bool) -> tuple[dict[int, Tensor], int | None]:
+    """Clusters of partners, label -> their indices, and the label of those that are nearly zero.
+
+    Every two of a cluster are nearly equal now or were so at the start. (Complete linkage. If near neighbours were
+    enough, chains of them would make one cluster of most of a large matrix; a chain that is longer is cut, and mixing
+    across the cut counts as turn.)
+
+    Args:
+        now, start: singular values (K,), those of partners at the same place.
+        with_zero: whether zero is a value that others can be nearly equal to.
+    """
+    k = len(now)
+    both = [torch.cat([s, s.new_zeros(int(with_zero))])[:, None].numpy() for s in (now, start)]
+    if len(both[0]) == 1:
+        return {1: torch.zeros(1, dtype=torch.long)}, None
+    apart = np.minimum(*(pdist(values, "cityblock") for values in both))
+    labels = fcluster(linkage(apart, "complete"), tolerance, "distance")
+    order = np.argsort(labels[:k], kind="stable")
+    found, firsts = np.unique(labels[order], return_index=True)
+    members = map(torch.from_numpy, np.split(order, firsts[1:]))
+    return dict(zip(found.tolist(), members, strict=True)), int(labels[-1]) if with_zero else None
 
 
 def condition(s: Tensor) -> float:

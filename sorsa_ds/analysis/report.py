@@ -24,8 +24,9 @@ th:first-child, td:first-child, .text { text-align: left; }
 figcaption, .note { color: #555; font-size: 13px; } @media print { details { display: none; } }
 """
 _NAMES = {
-    "delta_sigma": "ΔΣ", "delta_d": "ΔD", "delta_d_matched": "ΔD matched", "delta_d_subspace": "ΔD subspace",
-    "swapping": "only swapped", "condition_w": "κ(W)", "condition_u": "κ(U)", "condition_v": "κ(V)",
+    "delta_sigma": "ΔΣ", "delta_d": "ΔD", "delta_d_matched": "ΔD matched",
+    "delta_d_clustered": "ΔD clustered", "delta_d_subspace": "ΔD subspace",
+    "swapping": "no turn", "condition_w": "κ(W)", "condition_u": "κ(U)", "condition_v": "κ(V)",
     "orthonormality_u": "‖UᵀU − I‖", "orthonormality_v": "‖VᵀV − I‖", "effective_rank": "effective rank",
     "stable_rank": "stable rank",
 }  # fmt: skip
@@ -45,8 +46,9 @@ def write(runs: list[Run], pictures: list[Picture], rank: int, dtype: str, outpu
         _table(["run", "step", "linears", *_NAMES.values()], map(_end_cells, runs)),
         f'<p class="note">Full decompositions of merged weights in {_safe(dtype)} on the CPU, against the weights with '
         f"which training began. ΔΣ, ΔD: SORSA, eq. 1 to 4. Matched: under the best one-to-one matching of singular "
-        f"triplets; what is only swapped is the rest, as a share of ΔD. Subspace: of the first {rank} triplets. κ: "
-        f"largest over smallest nonzero singular value.</p>",
+        f"triplets. Clustered: those with nearly equal singular values as one subspace; what of ΔD is no turn, as a "
+        f"share, is the rest. Subspace: of the first {rank} triplets. κ: largest over smallest nonzero singular value."
+        f"</p>",
         *(_figure(picture, output) for picture in pictures),
         "<h2>Every linear and step</h2><details><summary>all rows of measures.csv</summary>",
         _table(COLUMNS, ([*_values(row.key), *_values(row.figures)] for run in runs for row in run.rows)),

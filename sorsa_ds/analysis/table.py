@@ -27,6 +27,7 @@ class Figures:
     delta_sigma: float
     delta_d: float
     delta_d_matched: float
+    delta_d_clustered: float
     delta_d_subspace: float
     swapping: float
     condition_w: float
