@@ -353,7 +353,8 @@ from multiprocessing import get_context
 from sorsa_ds.analysis import compute
 if __name__ == "__main__":
     context = get_context("forkserver")
-    pool = ProcessPoolExecutor(1, context, initializer=compute._begin, initargs=(context.SimpleQueue(),))
+    stay, leave = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(1, context, initializer=compute._begin, initargs=(context.SimpleQueue(), stay))
     print(pool.submit(os.getpid).result(), flush=True)
     time.sleep(600)
 """
