@@ -2,7 +2,8 @@
 
 import fcntl
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -42,6 +43,25 @@ class RunLock:
             fcntl.flock(self._file, fcntl.LOCK_UN)
             self._file.close()
             self._file = None
+
+
+@contextmanager
+def at_work_in(output: Path) -> Iterator[None]:
+    """Context with the lock of a command's output folder, which is made.
+
+    Raises:
+        ValueError: it cannot be made or written, or another process is at work in it.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output: {output} cannot be made ({error.strerror})") from error
+    lock = RunLock(output)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_held(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from sorsa_ds.analysis.request import Options, Request, opened
 from sorsa_ds.analysis.table import Table
 from sorsa_ds.console import say
 from sorsa_ds.preflight.facts import free_memory
-from sorsa_ds.run_lock import RunLock
+from sorsa_ds.run_lock import at_work_in
 
 TABLE = "measures.csv"
 
@@ -22,17 +22,9 @@ def analyze(options: Options) -> Path:
             or cannot be written.
     """
     request = opened(options)
-    try:
-        request.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output: {request.output} cannot be made ({error.strerror})") from error
-    lock = RunLock(request.output)
-    lock.acquire()
-    try:
+    with at_work_in(request.output):
         request.settle()
         return _written(request, _measured(request))
-    finally:
-        lock.release()
 
 
 def _measured(request: Request) -> Table:

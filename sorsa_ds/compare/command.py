@@ -12,7 +12,7 @@ from sorsa_ds.compare.score import BASE
 from sorsa_ds.compare.trials import RUNS, Trial
 from sorsa_ds.console import bar, say
 from sorsa_ds.methods.settings import check_stage
-from sorsa_ds.run_lock import RunLock
+from sorsa_ds.run_lock import at_work_in
 
 
 @dataclass(slots=True)
@@ -92,16 +92,8 @@ def compare(argv: Sequence[str]) -> None:
     request = parse(argv)
     runner = Runner(request.base, request.ds_config, request.output, request.num_gpus)
     _check(request, runner)
-    try:
-        request.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output: {request.output} cannot be made ({error.strerror})") from error
-    lock = RunLock(request.output)
-    lock.acquire()
-    try:
+    with at_work_in(request.output):
         _compare(request, runner)
-    finally:
-        lock.release()
 
 
 def _compare(request: Request, runner: Runner) -> None:
