@@ -95,7 +95,8 @@ def _swapping(runs: list[Run], output: Path) -> Picture:
             ax.set_ylabel("ΔD, mean over linears")
             against_steps(ax, run.steps[-1])
         axes[0].set_ylim(0, 1.3 * axes[0].get_ylim()[1])
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        handles, labels = axes[0].get_legend_handles_labels()
+        legend(figure, dict(zip(labels, handles, strict=True)))
     return Picture(
         "swapping", "How much of ΔD is swapping",
         "ΔD as defined compares the i-th singular vector with the i-th one before. Under the best one-to-one matching "
