@@ -74,6 +74,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks.json"))
     a = parser.parse_args()
     parts = TINY if a.tiny else GPU if torch.cuda.is_available() else CPU
+    if lacking := sorted(set(a.only or ()) - parts.keys()):
+        parser.error(f"--only: {', '.join(lacking)}: not on this machine or in this mode; there are {', '.join(parts)}")
     wanted = [name for name in parts if a.only is None or name in a.only]
     result: dict = {"failed": []}
     told: dict = {"hardware": hardware(), "versions": {name: version(name) for name in PACKAGES}, "seconds": {}}
