@@ -27,6 +27,8 @@ class Wire(TorchDispatchMode):
         self.seen: list[Collective] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "_c10d_functional" and func._opname != "wait_tensor":
+            raise NotImplementedError(f"{func} is not counted")
         if func.namespace == "c10d" and func._opname not in ("barrier", "monitored_barrier_"):
             group = next(a for a in args if isinstance(a, torch.ScriptObject) and "ProcessGroup" in str(a._type()))
             ranks = tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(group)))

@@ -83,15 +83,24 @@ def test_dropout_acts_on_the_principal_branch_in_training_only():
     torch.testing.assert_close(dropped, x @ layer.residual.T + (masked @ layer.V * layer.s) @ layer.U.T)
 
 
-def test_kept_for_backward_are_the_input_and_a_rank_wide_product_only():
-    layer = make_layer(dtype=torch.float32)
+@pytest.mark.parametrize(("autocast", "itemsize"), [(False, 4), (True, 2)])
+def test_kept_for_backward_are_the_bytes_of_the_input_and_a_rank_wide_product_only(autocast, itemsize):
+    layer = make_layer(bias=False, dtype=torch.float32)
+    if autocast:
+        layer.residual.data = layer.residual.data.bfloat16()
     kept = []
     x = torch.randn(T, N, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        layer(x)
-    parameters = {p.data_ptr() for p in layer.parameters()}
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
+        y = layer(x)
+    parameters = {p.data_ptr(): p.nbytes for p in layer.parameters()}
     activations = [t for t in kept if t.data_ptr() not in parameters]
-    assert sorted(t.numel() for t in activations) == sorted([T * N, T * R])
+    assert sorted(t.nbytes for t in activations) == sorted([T * N * itemsize, T * R * itemsize])
+    saved = {t.data_ptr(): t.nbytes for t in kept if t.data_ptr() in parameters}
+    assert saved == parameters, "the parameters themselves, and no cast of them: ZeRO-3 frees and gathers them"
+    assert not [value for value in vars(y.grad_fn).values() if isinstance(value, torch.Tensor)], "kept past the hooks"
 
 
 def test_flops_are_those_of_the_thin_products():
