@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 import torch
 from common import say
+from peers import reference_layers
 
 FOLDER = Path(__file__).parent
 SHAPES = FOLDER.parent / "sorsa_ds" / "shapes"
@@ -77,6 +78,11 @@ def main() -> None:
     if lacking := sorted(set(a.only or ()) - parts.keys()):
         parser.error(f"--only: {', '.join(lacking)}: not on this machine or in this mode; there are {', '.join(parts)}")
     wanted = [name for name in parts if a.only is None or name in a.only]
+    if {"layer", "regularizer", "steps"} & set(wanted):
+        try:
+            reference_layers()
+        except ValueError as error:
+            parser.error(str(error))
     result: dict = {"failed": []}
     told: dict = {"hardware": hardware(), "versions": {name: version(name) for name in PACKAGES}, "seconds": {}}
     told["date"] = time.strftime("%Y-%m-%d")
