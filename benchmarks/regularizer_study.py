@@ -15,15 +15,15 @@ import argparse
 import csv
 import io
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from sorsa_ds import adapter, cli, plotting
+from sorsa_ds.analysis import measures
 from sorsa_ds.config import RunConfig
 from sorsa_ds.files import write_text
 from sorsa_ds.regularizer import resolve
@@ -135,12 +135,8 @@ def on_the_mean(folder: Path, matrices: int) -> float:
 def orthonormality(folder: Path, described: adapter.Description) -> float:
     """Mean of ||X^T X - I||_F over the trained U and V of an adapter, in float64, whatever the form in training was."""
     tensor = adapter.open_factors(folder, adapter.TRAINED, described).tensor
-    found = []
-    for layer in described.layers:
-        for factor in ("U", "V"):
-            x = tensor(f"{layer}.{factor}").double()
-            found.append(torch.linalg.matrix_norm(x.t() @ x - torch.eye(x.shape[1], dtype=x.dtype)).item())
-    return sum(found) / len(found)
+    names = [f"{layer}.{factor}" for layer in described.layers for factor in ("U", "V")]
+    return statistics.fmean(measures.orthonormality(tensor(name).double()) for name in names)
 
 
 def read(output: Path) -> dict[Choice, dict[str, float]]:
@@ -193,9 +189,8 @@ def draw(rows: dict[Choice, dict[str, float]], output: Path) -> None:
                 ax.set_title(f"learning rate {rate:g}", fontsize=9)
                 plotting.scaled(ax.yaxis, [row[key] for c, row in rows.items() if c.learning_rate == rate])
                 ax.grid(alpha=0.25, linewidth=0.5)
-        figure.legend(
-            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, handlelength=3
-        )
+        handles, labels = axes[0].get_legend_handles_labels()
+        plotting.legend(figure, dict(zip(labels, handles, strict=True)))
 
 
 if __name__ == "__main__":
