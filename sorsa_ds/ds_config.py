@@ -287,6 +287,19 @@ def _settle_buffers(zero: Json) -> None:
     zero |= {key: understood[key] for key in BUFFERS}
 
 
+def fit_buckets(ds: Json, trained: int) -> Json:
+    """The configuration with buckets for gradients no larger than all gradients together.
+
+    DeepSpeed allocates a bucket whole, and two of them where reductions overlap, whatever will be in them: a GiB and a
+    half for the factors of a small rank. What is reduced together stays the same.
+
+    trained: numbers that are trained.
+    """
+    zero = ds["zero_optimization"]
+    size = min(zero.get("reduce_bucket_size", trained), trained)
+    return {**ds, "zero_optimization": {**zero, "reduce_bucket_size": size}}
+
+
 def train_settings(raw: Json) -> dict[str, Any]:
     """The settings of `train` that the JSON states."""
     stated = {field: value for key, field in ONE_PLACE.items() if (value := _said(raw, key)) is not None}

@@ -17,6 +17,7 @@ from deepspeed import DeepSpeedEngine
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
+from sorsa_ds.ds_config import fit_buckets
 from sorsa_ds.masters import inner_optimizer, inner_steps, locate, trained_shapes
 from sorsa_ds.placement import Part
 from sorsa_ds.regularizer import Regularizer
@@ -59,11 +60,13 @@ class SorsaEngine(DeepSpeedEngine):
         regularizer: Regularizer | None,
         exact_factors: dict[str, Part],
     ):
+        trained = [p for p in model.parameters() if p.requires_grad]
+        ds_config = fit_buckets(ds_config, sum(getattr(p, "ds_numel", p.numel()) for p in trained))
         super().__init__(
             args=None,
             model=model,
             optimizer=optimizer,
-            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            model_parameters=trained,
             lr_scheduler=scheduler,
             config=ds_config,
             config_class=deepspeed.runtime.config.DeepSpeedConfig(ds_config),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from architectures import exactly
+from live_bytes import LiveBytes
 from plain import plain_model, train
 from worlds import run_ranks
 
@@ -178,6 +179,24 @@ def test_a_second_backward_would_lose_the_loss_under_zero3(tiny_llama):
     ((start, end),) = run_ranks(1, _second_backward, tiny_llama, case)
     with pytest.raises(AssertionError, match=r"(U|V|s): \d"):
         compare(tiny_llama, 1, case, start, end, [], tolerance=1e-3)
+
+
+def _most_bytes(folder, stages):
+    """Of what an engine is made of and what its first step makes, at once, by stage."""
+    found = {}
+    for stage in stages:
+        ds = ds_config(stage, "", 0.0, 1)
+        ds["zero_optimization"] |= {"reduce_bucket_size": 10**8, "overlap_comm": True}
+        with LiveBytes() as live:
+            engine = build(folder, ds, CASES[0])
+            engine.train_step(micro_losses(engine, sequences(2 * MICRO), 1))
+        found[stage] = live.peak
+    return found
+
+
+def test_buckets_for_gradients_are_not_larger_than_the_gradients(tiny_llama):
+    for stage, most in run_ranks(2, _most_bytes, tiny_llama, (1, 2, 3))[0].items():
+        assert most < 10 * 2**20, f"stage {stage}"  # the model is 100 KB
 
 
 def test_an_unknown_layout_of_the_masters_is_refused(tiny_llama):

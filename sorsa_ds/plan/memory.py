@@ -125,11 +125,8 @@ def _buffers(job: Job, facts: Facts, gone: int) -> int:
     without ZeRO."""
     if job.stage == 0:
         return max(0, largest_bucket(facts) * _itemsize(job) - gone)
-    bucket = job.zero["reduce_bucket_size"]
-    if job.stage == 3:
-        return bucket * _itemsize(job)  # allocated whole
-    copies = 2 if job.zero["overlap_comm"] else 1
-    return copies * min(bucket, facts.trainable) * _itemsize(job)
+    copies = 2 if job.zero["overlap_comm"] and job.stage < 3 else 1
+    return copies * min(job.zero["reduce_bucket_size"], facts.trainable) * _itemsize(job)
 
 
 def largest_bucket(facts: Facts) -> int:
