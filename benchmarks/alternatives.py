@@ -26,6 +26,7 @@ import alternatives_padding
 import torch
 from common import in_ranks, say
 from run import TINY_LLAMA
+from sides import add_sizes, given_sizes
 from turns import ratio
 
 from sorsa_ds import ds_config
@@ -59,14 +60,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts), metavar="PART")
     parser.add_argument("--tiny", action="store_true", help="in tiny sizes; what else is said about sizes is ignored")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with gsm8k/ and alpaca/")
-    parser.add_argument("--shape", type=Path, help="folder with a Llama's config.json (default: the default model)")
+    add_sizes(parser)
     parser.add_argument("--linear", type=int, nargs=2, default=[1024, 1024], metavar=("OUT", "IN"))
     parser.add_argument("--tokens", type=int, nargs="+", default=[32, 512, 4096])
     parser.add_argument("--ranks", type=int, nargs="+", default=[16, 128])
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=2, help="sequences of a step and rank")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a sequence")
-    parser.add_argument("--precision", choices=("fp32", "mixed"), default="fp32")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--examples", type=int, help="of each data set at most")
     parser.set_defaults(global_batch=8, micro_batch=2)
@@ -88,9 +85,8 @@ def main() -> None:
 
 def given(a: argparse.Namespace, length: int | None = None) -> list[str]:
     """What every worker is told."""
-    words = ["--rank", a.rank, "--batch", a.batch, "--length", length or a.length, "--precision", a.precision,
-             "--rounds", a.rounds, *(["--shape", a.shape] if a.shape else [])]  # fmt: skip
-    return [str(word) for word in words]
+    sizes = given_sizes(a if length is None else argparse.Namespace(**{**vars(a), "length": length}))
+    return [*sizes, "--rounds", str(a.rounds)]
 
 
 def table(seconds: dict[str, list[float]], base: str, notes: dict[str, str] | None = None) -> dict[str, float]:

@@ -8,7 +8,7 @@ from collections import Counter
 import torch
 from common import run_side
 from models import batch_of, engine_of
-from steps_workers import add_sizes, made
+from sides import add_sizes, made
 from turns import in_turns
 from wire import Wire
 
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--variants", type=json.loads, help="zero3: settings of zero_optimization by name, JSON")
     parser.add_argument("--stage", type=int, default=3)
     add_sizes(parser)
+    parser.add_argument("--rounds", type=int)
     arguments = parser.parse_args()
     run_side({"zero3": zero3, "overlap": overlap}[arguments.what], arguments)
 

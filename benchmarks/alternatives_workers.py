@@ -11,7 +11,7 @@ from common import run_side
 from live_bytes import LiveBytes
 from models import RATE, batch_of, engine_of
 from packing import balanced, pack, packed_loss
-from steps_workers import add_sizes, made
+from sides import add_sizes, made
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from turns import in_turns
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("what", choices=("optimizer", "logits", "packing"))
     parser.add_argument("--stage", type=int, default=0)
     add_sizes(parser)
+    parser.add_argument("--rounds", type=int)
     parser.add_argument("--chunk", type=int, default=64)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--global_batch", type=int)

@@ -53,7 +53,10 @@ def in_ranks(script: Path, world: int, what: str, *arguments: str) -> dict:
     """Run one side of a comparison in fresh processes, on CPUs where there is no GPU; the JSON that rank 0 prints."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():  # no more than the ranks need: some peers take all that they see
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(seen.split(",")[:world])
+    else:
         environment["DS_ACCELERATOR"] = "cpu"
     done = subprocess.run(
         [*launcher, str(script), what, *arguments], env=environment, text=True, capture_output=True, check=False

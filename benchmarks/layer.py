@@ -4,7 +4,8 @@
     python benchmarks/layer.py --shape 4096 4096 --dtype bf16 --tokens 1 128 4096 32768       a GPU
 
 All four in turns in one process: the frozen weight in the dtype, what is trained in fp32, under autocast where the
-dtype is bf16. The last line is one JSON object: medians over the grid of the ratio of seconds, and their extremes.
+dtype is bf16. The last line is one JSON object: medians over the grid of the ratio of seconds, their
+extremes, and all seconds.
 """
 
 import argparse
@@ -31,17 +32,19 @@ def main() -> None:
     a = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found: dict[str, dict[tuple[int, int], float]] = {"frozen": {}, "lora": {}, "reference": {}}
+    measured = []
     say(f"{'tokens':>7} {'rank':>5} {'frozen ms':>10} {'sorsa ms':>10} | over frozen, lora, reference (quartiles)")
     for tokens in a.tokens:
         for rank in a.ranks:
             seconds = measure(a, tokens, rank, device)
+            measured.append({"tokens": tokens, "rank": rank, "seconds": seconds})
             told = []
             for peer, table in found.items():
                 table[tokens, rank], low, high = ratio(seconds["sorsa"], seconds[peer])
                 told.append(f"{table[tokens, rank]:.3f} ({low:.3f} .. {high:.3f})")
             times = (1e3 * statistics.median(seconds[side]) for side in ("frozen", "sorsa"))
             say(f"{tokens:>7} {rank:>5} {next(times):>10.3f} {next(times):>10.3f} | " + ", ".join(told))
-    result = {}
+    result: dict = {"layer": {"shape": a.shape, "dtype": a.dtype, "measured": measured}}
     for peer, table in found.items():
         values = sorted(table.values())
         result[f"layer_vs_{peer}"] = statistics.median(values)

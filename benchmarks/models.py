@@ -8,29 +8,34 @@ from transformers import PreTrainedModel
 from sorsa_ds import comm, digest, methods, residual
 from sorsa_ds.assemble import checkpoint_activations
 from sorsa_ds.config import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig
+from sorsa_ds.ds_config import load
 from sorsa_ds.embedded import ensure_embedded_model
 from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.initialize import fill, parameter_homes
 from sorsa_ds.loading import Loaded, Operation, load_operated, skeleton
 from sorsa_ds.ownership import Item
-from sorsa_ds.placement import Whole, Zero3
+from sorsa_ds.placement import Placement, Whole, Zero3
 from sorsa_ds.precision import choose
 from sorsa_ds.process import this_device
 from sorsa_ds.regularizer import Regularizer
 
 RATE, STEPS_AHEAD = 1e-4, 100
+DS_CONFIGS = Path(__file__).parents[1] / "ds_configs"
+NOTHING_KEPT = {
+    "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0,
+    "stage3_param_persistence_threshold": 0,
+}  # fmt: skip
+"""Over the shipped settings of ZeRO-3: every parameter is gathered for each use, as on a model that is large for its
+GPUs."""
 
 
-def ds_config(stage: int, precision: str = "mixed", keep: bool = False) -> dict:
-    """A DeepSpeed configuration. Under ZeRO-3 nothing stays gathered, as on a model that needs it, unless `keep`."""
-    zero = {"stage": stage}
-    if stage == 3 and not keep:
-        zero |= {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0,
-                 "stage3_param_persistence_threshold": 0}  # fmt: skip
+def ds_config(stage: int, precision: str = "mixed", zero: dict | None = None) -> dict:
+    """A DeepSpeed configuration: zero_optimization as shipped in ds_configs/, with `zero` over it."""
+    shipped = DS_CONFIGS / (f"zero{stage}.json" if stage else "stage0.json")
     ds = {
         "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0,
-        "zero_optimization": zero, "zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
+        "zero_optimization": load(shipped)["zero_optimization"] | (zero or {}), "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True, "steps_per_print": 10**9,
     }  # fmt: skip
     if precision == "mixed":
         ds["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
@@ -42,13 +47,12 @@ def default_model(method: str, rank: int, stage: int, precision: str = "mixed", 
     device = this_device()
     return load_operated(
         ensure_embedded_model(lambda text: None), _operation(method, SorsaConfig(rank=rank), storage, precision),
-        loading=LoadingConfig(), placement=Zero3(ds_config(3, precision), device) if stage == 3 else Whole(device),
-        device=device,
+        loading=LoadingConfig(), placement=_placement(stage, precision), device=device,
     )  # fmt: skip
 
 
 def shaped_model(
-    shape: Path, method: str, rank: int, precision: str = "mixed", storage: str = "auto"
+    shape: Path, method: str, rank: int, stage: int, precision: str = "mixed", storage: str = "auto"
 ) -> PreTrainedModel:
     """A model of a shape, its weights made up on this device.
 
@@ -60,9 +64,15 @@ def shaped_model(
     names = {spec.name for target in targets for spec in recipe.specs(Item.of(target))}
     others = {n: getattr(*places[0]).shape for n, places in parameter_homes(model).items() if n not in names}
     fill(
-        model, targets, others, Generated(device), recipe=recipe, placement=Whole(device), device=device, progress=iter
-    )
+        model, targets, others, Generated(device), recipe=recipe, placement=_placement(stage, precision), device=device,
+        progress=iter,
+    )  # fmt: skip
     return model.to(device)  # its buffers
+
+
+def _placement(stage: int, precision: str) -> Placement:
+    device = this_device()
+    return Zero3(ds_config(3, precision), device) if stage == 3 else Whole(device)
 
 
 def _operation(method: str, sorsa: SorsaConfig, storage: str, precision: str) -> Operation:
@@ -75,13 +85,12 @@ def engine_of(
     model: torch.nn.Module, stage: int, precision: str = "mixed", sorsa: bool = True, checkpointing: bool = False,
     zero: dict | None = None,
 ) -> SorsaEngine:  # fmt: skip
-    """The trainer's engine around a model. zero: settings of zero_optimization beside its stage."""
+    """The trainer's engine around a model. zero: settings over the shipped ones."""
     if checkpointing:
         checkpoint_activations(model)
-    ds = ds_config(stage, precision)
-    ds["zero_optimization"] |= zero or {}
     return SorsaEngine(
-        model, ds, adamw(RATE, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(STEPS_AHEAD, 0),
+        model, ds_config(stage, precision, zero), adamw(RATE, (0.9, 0.999), 1e-8, 0.0),
+        cosine_with_warmup(STEPS_AHEAD, 0),
         Regularizer("norm", "mean", 0.2) if sorsa else None, {},
     )  # fmt: skip
 

@@ -9,11 +9,10 @@ The last line is one JSON object.
 
 import argparse
 import json
-from pathlib import Path
 
 import torch
 from common import say
-from steps_workers import step_of
+from sides import add_sizes, step_of
 from torch.profiler import ProfilerActivity, profile
 
 from sorsa_ds.process import init_distributed
@@ -22,12 +21,8 @@ from sorsa_ds.process import init_distributed
 def main() -> None:
     """Profile one step after two others."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=Path, help="folder with a config.json")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--precision", choices=("fp32", "mixed"), default="fp32")
-    parser.set_defaults(stage=0, checkpointing=False)
+    add_sizes(parser)
+    parser.set_defaults(stage=0, checkpointing=False, zero=None)
     a = parser.parse_args()
     init_distributed()
     step = step_of("sorsa", a)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from common import run_side
-from models import RATE, batch_of, default_model, engine_of, peak_gib, shaped_model
-from turns import Turns, synchronise
+from models import NOTHING_KEPT, batch_of, default_model, engine_of, peak_gib, shaped_model
+from sides import step_of
+from turns import in_turns, synchronise
 
 from sorsa_ds import cli, comm
 from sorsa_ds.assemble import assemble
-from sorsa_ds.embedded import ensure_embedded_model
 from sorsa_ds.objective import summed_loss
 from sorsa_ds.process import this_device
 from sorsa_ds.run_folder import read_metrics
@@ -58,7 +58,7 @@ def gathered_bytes(a: argparse.Namespace) -> dict:
         return gather(output_tensor, input_tensor, **options)
 
     loaded = default_model("sorsa", a.rank, 3, storage=a.storage)
-    engine = engine_of(loaded.model, 3)
+    engine = engine_of(loaded.model, 3, zero=NOTHING_KEPT)  # whether small ones stay is not this question
     batch = batch_of(a.lengths[0], loaded.model.config.vocab_size, engine.device)
     from deepspeed import comm as ds_comm
 
@@ -73,20 +73,13 @@ def gathered_bytes(a: argparse.Namespace) -> dict:
 
 def step_seconds(a: argparse.Namespace) -> dict:
     """Median seconds of a step of one sequence, the sides in turns in one process: bf16, quantised, PEFT's QLoRA."""
-    engines = {
-        storage: engine_of(default_model("sorsa", a.rank, 0, storage=storage).model, 0)
-        for storage in ("bf16", a.storage)
-    }
-    device = this_device()
-    sides = {}
-    for storage, engine in engines.items():
-        sides[storage] = lambda batch, engine=engine: engine.train_step([summed_loss(engine, batch) / a.lengths[0]])
-    sides["qlora"] = qlora_step(a, device)
-    batch = batch_of(a.lengths[0], 1000, device)
-    turns = Turns({name: lambda side=side: side(batch) for name, side in sides.items()})
-    for _ in range(a.steps):
-        turns.take()
-    return {name: statistics.median(values) for name, values in turns.seconds.items()}
+    step = argparse.Namespace(
+        shape=None, rank=a.rank, batch=1, length=a.lengths[0], precision="mixed", stage=0, checkpointing=False,
+        zero=None,
+    )  # fmt: skip
+    named = {"bf16": "sorsa", a.storage: a.storage, "qlora": "qlora_double" if a.storage == "nf4_double" else "qlora"}
+    seconds = in_turns({name: step_of(side, step) for name, side in named.items()}, a.steps)
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def train(a: argparse.Namespace) -> dict:
@@ -103,38 +96,10 @@ def train(a: argparse.Namespace) -> dict:
     return {"losses": losses, **{key: report[key] for key in ("start_loss", "base_loss", "eval_loss_end")}}
 
 
-def qlora_step(a: argparse.Namespace, device: torch.device):
-    """A training step of PEFT's LoRA over bitsandbytes' 4-bit linears, in bf16 autocast as ours."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    quantisation = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16,
-        bnb_4bit_use_double_quant=a.storage == "nf4_double",
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(
-        ensure_embedded_model(lambda text: None), dtype=torch.bfloat16, quantization_config=quantisation,
-        device_map={"": device},
-    )  # fmt: skip
-    model = get_peft_model(model, LoraConfig(r=a.rank, lora_alpha=a.rank, target_modules="all-linear")).train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, fused=True)
-
-    def step(batch: dict) -> None:
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = summed_loss(model, batch) / a.lengths[0]
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
 def shaped(a: argparse.Namespace) -> dict:
     """A model of a shape with made-up weights: initialised, quantised, trained a few steps; its peak memory."""
     began = time.perf_counter()
-    model = shaped_model(a.shape, "sorsa", a.rank, storage=a.storage)
+    model = shaped_model(a.shape, "sorsa", a.rank, 0, storage=a.storage)
     synchronise()
     result: dict = {"initialisation_seconds": time.perf_counter() - began, "initialisation_gib": peak_gib()}
     result["frozen_gib"] = sum(p.nbytes for p in model.parameters() if not p.requires_grad) / 2**30

@@ -15,14 +15,13 @@ JSON object.
 import argparse
 import json
 import statistics
-import time
 
 import torch
 from common import say
+from flops import flop_counter, product_speed
 from peers import reference_layers
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-from turns import in_turns, ratio, synchronise
+from turns import in_turns, ratio
 
 from sorsa_ds.config import DataConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.masters import Fragment, Masters
@@ -36,6 +35,7 @@ from sorsa_ds.sharded_regularizer import ShardedRegularizer
 
 MODEL = "meta-llama/Llama-2-7b-hf"
 SEQUENCES, LENGTH, LAYERS = 128, 512, 32
+COEFFICIENT = 0.2
 
 
 def main() -> None:
@@ -49,10 +49,10 @@ def main() -> None:
     job, model = paper(a.rank)
     matrices = factors(model, a.layers, device)
     ours = Ours(matrices, device)
-    sides = {"ours": ours.step, "autograd": autograd(matrices), "reference": reference(matrices)}
-    agree(ours, matrices)
-    seconds = in_turns(sides, a.rounds)
-    with FlopCounterMode(display=False) as counted:
+    peers = {"autograd": Autograd(matrices), "reference": Reference(matrices)}
+    agree(ours, peers, matrices)
+    seconds = in_turns({name: side.step for name, side in {"ours": ours, **peers}.items()}, a.rounds)
+    with flop_counter() as counted:
         ours.step()
     part = a.layers / LAYERS  # what was measured, of the whole model
     step = flops(job, model) * part
@@ -65,11 +65,13 @@ def main() -> None:
         "regularizer_vs_reference": ratio(seconds["ours"], seconds["reference"])[0],
         "regularizer_share_flops": counted.get_total_flops() / step,
         "regularizer_share": mine / (step / speed),
+        "regularizer_sides": {name: {"seconds": taken} for name, taken in seconds.items()},
         "regularizer_bytes": ours.buffer_bytes(),
         "gathered_bytes_avoided": sum(x.nbytes for x in matrices.values()),
     }
     for key, value in result.items():
-        say(f"{key:28} {value if isinstance(value, int) else format(value, '.4g')}")
+        if not isinstance(value, dict):
+            say(f"{key:28} {value if isinstance(value, int) else format(value, '.4g')}")
     print(json.dumps(result))
 
 
@@ -104,7 +106,7 @@ class Ours:
         fragments = [Fragment(name, x.shape, 0, x.numel(), x, 0) for name, x in self.masters.items()]
         shapes = {name: x.shape for name, x in matrices.items()}
         grams = ShardedGrams(Masters(fragments, sharded=False), shapes, device)
-        self._regularizer = ShardedRegularizer(Regularizer("norm", "mean", 0.2), grams)
+        self._regularizer = ShardedRegularizer(Regularizer("norm", "mean", COEFFICIENT), grams)
 
     def step(self) -> Tensor:
         """What the engine does with it in one step; L_reg."""
@@ -113,62 +115,64 @@ class Ours:
             self._regularizer.add_to(master)
         return value
 
+    def gradient(self, name: str) -> Tensor:
+        """Of a matrix."""
+        return self.masters[name].grad
+
     def buffer_bytes(self) -> int:
         """Of the one all-reduce: a Gram matrix a factor, in fp64."""
         return sum(8 * x.shape[1] ** 2 for x in self.masters.values())
 
 
-def autograd(matrices: dict[str, Tensor]):
+class Autograd:
     """The same penalty and its gradient by autograd on whole matrices in fp32."""
-    leaves = [x.clone().requires_grad_() for x in matrices.values()]
 
-    def step() -> Tensor:
+    def __init__(self, matrices: dict[str, Tensor]):
+        self._leaves = {name: x.clone().requires_grad_() for name, x in matrices.items()}
+
+    def step(self) -> Tensor:
+        """L_reg; its gradient is added to the leaves."""
+        leaves = self._leaves.values()
         norms = [torch.linalg.matrix_norm(x.t() @ x - torch.eye(x.shape[1], device=x.device)) for x in leaves]
         loss = torch.stack(norms).mean()
-        (0.2 * loss).backward()
+        (COEFFICIENT * loss).backward()
         return loss.detach()
 
-    step.leaves = dict(zip(matrices, leaves, strict=True))
-    return step
+    def gradient(self, name: str) -> Tensor:
+        """Of a matrix."""
+        return self._leaves[name].grad
 
 
-def reference(matrices: dict[str, Tensor]):
-    """The authors' function and its backward."""
-    holder = nn.Module()
-    for i, (name, x) in enumerate(matrices.items()):
-        leaf = "sorsa_B" if name.endswith(".U") else "sorsa_A"
-        value = x.clone() if leaf == "sorsa_B" else x.t().contiguous()
-        holder.register_parameter(f"{leaf}{i}", nn.Parameter(value))
-    calculate = reference_layers().calc_ortho
+class Reference:
+    """The authors' function and its backward; V is transposed there."""
 
-    def step() -> Tensor:
-        loss = calculate(holder)
-        (0.2 * loss).backward()
+    def __init__(self, matrices: dict[str, Tensor]):
+        self._calculate = reference_layers().calc_ortho
+        self._holder, self._places = nn.Module(), {}
+        for i, (name, x) in enumerate(matrices.items()):
+            place = self._places[name] = f"sorsa_B{i}" if name.endswith(".U") else f"sorsa_A{i}"
+            value = x.clone() if name.endswith(".U") else x.t().contiguous()
+            self._holder.register_parameter(place, nn.Parameter(value))
+
+    def step(self) -> Tensor:
+        """L_reg; its gradient is added to the parameters."""
+        loss = self._calculate(self._holder)
+        (COEFFICIENT * loss).backward()
         return loss.detach()
 
-    return step
+    def gradient(self, name: str) -> Tensor:
+        """Of a matrix."""
+        found = getattr(self._holder, self._places[name]).grad
+        return found if name.endswith(".U") else found.t()
 
 
-def agree(ours: Ours, matrices: dict[str, Tensor]) -> None:
+def agree(ours: Ours, peers: dict[str, Autograd | Reference], matrices: dict[str, Tensor]) -> None:
     """Stop where the sides do not compute the same thing: nothing would be compared."""
-    theirs = autograd(matrices)
-    torch.testing.assert_close(ours.step().float(), theirs(), rtol=1e-4, atol=0)
-    for name, leaf in theirs.leaves.items():
-        torch.testing.assert_close(ours.masters[name].grad, leaf.grad, rtol=1e-3, atol=1e-7)
-
-
-def product_speed(device: torch.device, size: int = 2048) -> float:
-    """flop/s of a product of large matrices, fp32 on a CPU and bf16 on a GPU: the dtype that training takes there."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(5):
-        synchronise()
-        began = time.perf_counter()
-        a @ b
-        synchronise()
-        seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / min(seconds)
+    value = ours.step().float()
+    for theirs in peers.values():
+        torch.testing.assert_close(value, theirs.step(), rtol=1e-4, atol=0)
+        for name in matrices:
+            torch.testing.assert_close(ours.gradient(name), theirs.gradient(name), rtol=1e-3, atol=1e-7)
 
 
 if __name__ == "__main__":

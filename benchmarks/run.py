@@ -13,10 +13,11 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -26,7 +27,10 @@ from peers import reference_layers
 
 FOLDER = Path(__file__).parent
 SHAPES = FOLDER.parent / "sorsa_ds" / "shapes"
-PACKAGES = ("torch", "deepspeed", "transformers", "peft", "bitsandbytes")
+PACKAGES = ("torch", "deepspeed", "transformers", "peft", "accelerate", "bitsandbytes", "sorsa")
+LLAMA_7B, LLAMA_70B = str(SHAPES / "llama2_7b"), str(SHAPES / "llama2_70b")
+PAPER = ["--shape", LLAMA_7B, "--rank", "128", "--batch", "2", "--length", "512", "--precision", "mixed"]
+"""A step of it on one GPU; micro-batches of two."""
 
 CPU = {
     "layer": [["layer.py"]],
@@ -42,25 +46,31 @@ CPU = {
 GPU = {
     "layer": [["layer.py", "--shape", "4096", "4096", "--dtype", "bf16"]],
     "regularizer": [["regularizer.py"]],
-    "steps": [["steps.py", "--shape", str(SHAPES / "llama2_7b"), "--rank", "128", "--batch", "2", "--length", "512",
-               "--precision", "mixed", "--stages", "0"]],
-    "quantized": [["quantized.py", "--shape", str(SHAPES / "llama2_70b"), "--storage", "nf4_double", "--rank", "128",
-                   "--lengths", "512", "2048"]],
-    "profile": [["profile_step.py", "--shape", str(SHAPES / "llama2_7b"), "--rank", "128", "--batch", "2", "--length",
-                 "512", "--precision", "mixed"]],
-    "alternatives": [["alternatives.py", "--shape", str(SHAPES / "llama2_7b"), "--linear", "4096", "4096", "--rank",
-                      "128", "--batch", "2", "--length", "512", "--precision", "mixed"]],
+    "steps": [["steps.py", *PAPER, "--together", "2", "--world", str(min(2, torch.cuda.device_count()))]],
+    "quantized": [["quantized.py", "--shape", LLAMA_70B, "--storage", "nf4_double", "--rank", "128", "--lengths", "512",
+                   "2048"]],
+    "init": [["init_shapes.py"]],
+    "checkpoint": [["checkpoint.py"]],
+    "startup": [["startup.py", "--ranks", "1", "--ds_config", "ds_configs/stage0.json"]],
+    "profile": [["profile_step.py", *PAPER]],
+    "alternatives": [["alternatives.py", *PAPER, "--linear", "4096", "4096"]],
 }  # fmt: skip
+TINY_STEP = ["--shape", "TINY", "--rank", "4", "--length", "16"]
 TINY = {
     "layer": [["layer.py", "--shape", "64", "48", "--tokens", "1", "32", "--ranks", "4", "--rounds", "2"]],
     "regularizer": [["regularizer.py", "--layers", "1", "--rank", "8", "--rounds", "2"]],
-    "steps": [["steps.py", "--shape", "TINY", "--rank", "4", "--batch", "2", "--length", "16", "--rounds", "2",
-               "--precision", "mixed", "--stages", "0"]],
+    "steps": [["steps.py", *TINY_STEP, "--precision", "mixed", "--together", "3", "--rounds", "2"]],
     "quantized": [["quantized.py", "--shape", "TINY", "--storage", "nf4_double", "--rank", "4", "--lengths", "16", "32",
                    "--timed", "2"]],
-    "profile": [["profile_step.py", "--shape", "TINY", "--rank", "4", "--length", "16"]],
+    "init": [["init_shapes.py", "--model", "tiny", "--rank", "16"]],
+    "checkpoint": [["checkpoint.py", "--gib", "0.1"]],
+    "startup": [["startup.py", "--ranks", "1", "--ds_config", "ds_configs/stage0.json"]],
+    "profile": [["profile_step.py", *TINY_STEP]],
     "alternatives": [["alternatives.py", "--tiny"]],
 }  # fmt: skip
+BARE = ("quantized", "init", "checkpoint")
+"""Parts whose figures' names do not say of what they are."""
+
 TINY_LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 128,
@@ -83,30 +93,36 @@ def main() -> None:
             reference_layers()
         except ValueError as error:
             parser.error(str(error))
-    result: dict = {"failed": []}
-    told: dict = {"hardware": hardware(), "versions": {name: version(name) for name in PACKAGES}, "seconds": {}}
-    told["date"] = time.strftime("%Y-%m-%d")
+    failed: list[str] = []
+    results: dict[str, dict] = {}
+    told = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "hardware": hardware(), "versions": versions(),
+            "seconds": {}}  # fmt: skip
     a.output.parent.mkdir(parents=True, exist_ok=True)
     for name in wanted:
         began = time.perf_counter()
         for command in parts[name]:
             found = run(command, a.output.parent)
             if found is None:
-                result["failed"].append(name)
+                failed.append(name)
             else:
-                result |= found
+                results[name] = results.get(name, {}) | found
         told["seconds"][name] = round(time.perf_counter() - began, 1)
-        a.output.write_text(json.dumps({**told, "results": result}, indent=1) + "\n")
+        a.output.write_text(json.dumps({**told, "failed": failed, "results": results}, indent=1) + "\n")
     say("")
-    for key, value in sorted(result.items()):
-        if isinstance(value, int | float):
-            say(f"{key:40} {value:.4g}")
-    print(json.dumps(result))
-    sys.exit(1 if result["failed"] else 0)
+    figures = {
+        f"{name}_{key}" if name in BARE else key: value
+        for name, found in results.items()
+        for key, value in found.items()
+        if isinstance(value, int | float)
+    }
+    for key, value in sorted(figures.items()):
+        say(f"{key:48} {value:.4g}")
+    print(json.dumps({"failed": failed, **figures}))
+    sys.exit(1 if failed else 0)
 
 
 def run(command: list[str], folder: Path) -> dict | None:
-    """One part; what it printed goes on to the console. The JSON of its last line, None where it failed."""
+    """One part; what it prints goes on to the console, but for the JSON of its last line. None where it failed."""
     if "TINY" in command:
         shape = folder / "tiny_llama"
         shape.mkdir(parents=True, exist_ok=True)
@@ -117,19 +133,42 @@ def run(command: list[str], folder: Path) -> dict | None:
     process = subprocess.Popen(
         [sys.executable, str(FOLDER / command[0]), *command[1:]], env=environment, text=True, stdout=subprocess.PIPE
     )
-    last = ""
+    held = ""
     for line in process.stdout:
-        print(line, end="", flush=True)
-        last = line if line.strip() else last
+        if line.strip():
+            print(held, end="", flush=True)
+            held = ""
+        held += line
     if process.wait():
+        print(held, end="", flush=True)
         return None
-    return json.loads(last)
+    return json.loads(held)
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and the packages; None for one that is not there."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def commit() -> str | None:
+    """What of this repository is measured, with `-dirty` where it was changed; None outside a clone."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(command, cwd=FOLDER, text=True, capture_output=True, check=False)
+    return done.stdout.strip() or None
 
 
 def hardware() -> dict:
     """What it ran on."""
+    names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     found = {
-        "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "cpu": names[0] if names else platform.machine(), "cores": os.cpu_count(),
+        "threads_a_rank": os.environ.get("OMP_NUM_THREADS", "1"),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }  # fmt: skip
     if torch.cuda.is_available():

@@ -1,89 +1,141 @@
-"""A training step against its peers: seconds, tokens a second, memory; on every ZeRO stage, and what that costs.
+"""A training step against its peers: seconds, tokens a second, utilisation, memory; on every ZeRO stage.
 
     python benchmarks/steps.py                                   the default model in fp32, two cores
-    python benchmarks/steps.py --shape sorsa_ds/shapes/llama2_7b --rank 128 --batch 2 --length 512 --precision mixed
-                                                                 one GPU: that shape, made-up weights, stage 0
+    python benchmarks/steps.py --shape sorsa_ds/shapes/llama2_7b --rank 128 --batch 2 --length 512 --precision mixed \\
+        --together 2 --world 1                                   one GPU: that shape, made-up weights
 
-`lora`, `pissa`: PEFT's layers in this trainer's engine. `trainer`: PEFT's LoRA in the HF Trainer, as users run it.
-`reference`: the authors' layer and `calc_ortho`, in a plain loop. `frozen`: forward and backward of the bare model, to
-its embeddings: the floor. The sides of a stage take turns in one process on the same batch, one thread a rank; peaks of
-memory are those of fresh processes. The last line is one JSON object.
+What the sides are: benchmarks/sides.py. They take turns in one process on the same batch, one thread a rank; with
+`--together` only so many are in memory at once, each time ours and some of its peers. utilisation: flops of the side's
+products, without those that checkpointing repeats, a second, over what the device reaches in large products. memory:
+what a side holds between steps and what a step makes beside it, of the rank that has most; held tensors that a step
+frees count on. The last line is one JSON object: ratios, and under `steps` everything that was measured.
 """
 
 import argparse
 import json
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from common import in_ranks, say
+from models import NOTHING_KEPT
+from sides import add_sizes, given_sizes
 from turns import ratio
 
 WORKERS = Path(__file__).with_name("steps_workers.py")
-ALONE = ("trainer", "reference", "frozen")
-"""Sides that know no ZeRO."""
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is compared together. name: in the tables. key: behind the ratios' names. sides: ours first."""
+
+    name: str
+    stage: int
+    sides: tuple[str, ...]
+    key: str = ""
+    checkpointing: bool = False
+    zero: dict | None = None
+
+
+LORA = ("sorsa", "lora", "pissa")
+ROWS = [
+    Row("stage 0", 0, (*LORA, "trainer_lora", "trainer_pissa", "reference", "frozen")),
+    Row("stage 0, checkpointing", 0, LORA, "_checkpointing", checkpointing=True),
+    Row("stage 0, 4 bits", 0, ("nf4", "sorsa", "qlora"), "_nf4"),
+    Row("stage 2", 2, LORA),
+    Row("stage 2, checkpointing", 2, LORA, "_checkpointing", checkpointing=True),
+    Row("stage 3", 3, LORA),
+    Row("stage 3, checkpointing", 3, LORA, "_checkpointing", checkpointing=True),
+    Row("stage 3, 4 bits", 3, ("nf4", "sorsa"), "_nf4"),
+    Row("stage 3, nothing kept", 3, LORA, "_nothing_kept", zero=NOTHING_KEPT),
+]
+ALIKE = {"nf4": "sorsa", "pissa": "lora", "trainer_lora": "lora", "trainer_pissa": "lora", "qlora": "lora"}
+"""Sides whose products are another's."""
 
 
 def main() -> None:
     """Measure, print tables and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=Path, help="folder with a Llama's config.json (default: the default model)")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=2, help="sequences of a step and rank")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a sequence")
-    parser.add_argument("--precision", choices=("fp32", "mixed"), default="fp32")
+    add_sizes(parser)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 2, 3], help="0 on one rank, others on --world")
     parser.add_argument("--world", type=int, default=2)
-    parser.add_argument("--no_memory", action="store_true", help="leave the peaks of memory out")
+    parser.add_argument("--together", type=int, default=len(ROWS[0].sides), help="sides that are in memory at once")
     a = parser.parse_args()
-    common = ["--rank", a.rank, "--batch", a.batch, "--length", a.length, "--precision", a.precision,
-              "--rounds", a.rounds, *(["--shape", a.shape] if a.shape else [])]  # fmt: skip
-    given = [str(word) for word in common]
-    result: dict = {}
-    for stage in a.stages:
-        result |= compare(stage, 1 if stage == 0 else a.world, ["sorsa", "lora", "pissa"], given)
-        if stage == 0:
-            quantised = ["nf4"] if torch.cuda.is_available() else []
-            result |= compare(0, 1, ["sorsa", "lora", *quantised], [*given, "--checkpointing"], "_checkpointing")
-    if 0 in a.stages and not a.no_memory:
-        result |= memory(given)
+    if a.together < 2:
+        parser.error("--together: at least 2, ours and a peer")
+    if torch.cuda.is_available() and max(torch.cuda.device_count(), 1) < a.world:
+        parser.error(f"--world {a.world}: there are {torch.cuda.device_count()} GPUs")
+    rows = [row for row in ROWS if row.stage in a.stages]
+    models = sorted({ALIKE.get(side, side) for row in rows for side in row.sides})
+    counted = in_ranks(WORKERS, 1, "flops", *given_sizes(a), "--sides", *models)
+    say(f"large products: {counted['speed'] / 1e9:.1f} GFLOP/s")
+    result: dict = {"product_flops_per_second": counted["speed"], "steps": {}}
+    for row in rows:
+        found = measure(row, a, counted)
+        result["steps"][row.name] = found
+        result |= summary(row, found)
+    result |= {"step_flops": counted["flops"]["sorsa"]}
     print(json.dumps(result))
 
 
-def compare(stage: int, world: int, sides: list[str], given: list[str], suffix: str = "") -> dict:
-    """One stage's sides in turns: a table, and the ratios of ours over each."""
-    if stage == 0 and not suffix:
-        sides = [*sides, *ALONE]
-    found = in_ranks(WORKERS, world, "turns", *given, "--stage", str(stage), "--sides", *sides)
-    seconds, ours = found["seconds"], found["seconds"]["sorsa"]
-    say(f"ZeRO stage {stage}, {world} rank{'s' * (world > 1)}{suffix.replace('_', ', ')}")
-    say(f"  {'':12} {'s a step':>9} {'tokens/s':>9} {'TFLOP/s':>8} {'sorsa over it (quartiles)':>28}")
-    result = {}
-    for side, taken in seconds.items():
-        middle = statistics.median(taken)
-        against, low, high = ratio(ours, taken)
-        rate = f"{found['flops'][side] / middle / 1e12:8.3f}" if side in found["flops"] else " " * 8
-        say(f"  {side:12} {middle:9.3f} {found['tokens'] / middle:9.1f} {rate} "
-            f"{against:10.3f} ({low:.3f} .. {high:.3f})")  # fmt: skip
-        if side != "sorsa":
-            name = f"step_vs_{side}" if stage == 0 else f"zero{stage}_vs_{side}"
-            result[name + suffix] = against
-    if stage == 0 and not suffix:
-        result |= {
-            "tokens_per_second": found["tokens"] / statistics.median(ours),
-            "step_flops": found["flops"]["sorsa"],
-        }
-    return result
+def measure(row: Row, a: argparse.Namespace, counted: dict) -> dict[str, dict]:
+    """A row's table: by side its seconds and bytes, and what follows from them."""
+    world = 1 if row.stage == 0 else a.world
+    words = [*given_sizes(a), "--rounds", str(a.rounds), "--stage", str(row.stage)]
+    words += ["--checkpointing"] if row.checkpointing else []
+    words += ["--zero", json.dumps(row.zero)] if row.zero else []
+    ours, *peers = (side for side in row.sides if side != "qlora" or a.shape is None)
+    say(f"\n{row.name}: {world} rank{'s' * (world > 1)}\n  {'':14} {'s a step':>8} {'tokens/s':>9} {'TFLOP/s':>8} "
+        f"{'util.':>6} {'MiB held':>9} {'made':>8}   {ours} over it (quartiles)")  # fmt: skip
+    table: dict[str, dict] = {}
+    for start in range(0, len(peers), a.together - 1):
+        group = (ours, *peers[start : start + a.together - 1])
+        found = in_ranks(WORKERS, world, "turns", *words, "--sides", *group)
+        for side in group if not table else group[1:]:
+            seconds = found["seconds"][side]
+            middle = statistics.median(seconds)
+            rate = counted["flops"][ALIKE.get(side, side)] / middle
+            table[side] = {
+                "seconds": seconds, "tokens_per_second": found["tokens"] / middle, "flops_per_second": rate,
+                "mfu": rate / counted["speed"], **{f"{key}_bytes": n for key, n in found["memory"][side].items()},
+            }  # fmt: skip
+            if side != ours:
+                beside = found["seconds"][ours]
+                table[side] |= {"ours_seconds": beside, "ours_over_it": ratio(beside, seconds)}
+            say(line(side, table[side], middle))
+    return table
 
 
-def memory(given: list[str]) -> dict:
-    """Peaks of fresh processes that take two steps."""
-    peaks = {}
-    for side in ("sorsa", "lora", "pissa", *ALONE):
-        peaks[side] = in_ranks(WORKERS, 1, "memory", *given, "--sides", side)["gib"]
-    say("peak memory, GiB: " + ", ".join(f"{side} {gib:.2f}" for side, gib in peaks.items()))
-    return {f"memory_vs_{side}": peaks["sorsa"] / gib for side, gib in peaks.items() if side != "sorsa"}
+def line(side: str, found: dict, seconds: float) -> str:
+    """One side in the table."""
+    against = "{:.3f} ({:.3f} .. {:.3f})".format(*found["ours_over_it"]) if "ours_over_it" in found else ""
+    return (
+        f"  {side:14} {seconds:8.3f} {found['tokens_per_second']:9.1f} {found['flops_per_second'] / 1e12:8.3f} "
+        f"{found['mfu']:6.1%} {found['held_bytes'] / MIB:9.1f} {found['made_bytes'] / MIB:8.1f}   {against}"
+    )
+
+
+def summary(row: Row, table: dict[str, dict]) -> dict[str, float]:
+    """Ratios of ours, by name, and its own figures."""
+    ours = next(iter(table))
+    step, memory = ("step", "memory") if row.stage == 0 else (f"zero{row.stage}", f"zero{row.stage}_memory")
+    named = {
+        f"{step}_mfu{row.key}": table[ours]["mfu"],
+        f"{step}_tokens_per_second{row.key}": table[ours]["tokens_per_second"],
+    }
+    for side, found in table.items():
+        if side != ours:
+            named[f"{step}_vs_{side}{row.key}"] = found["ours_over_it"][0]
+            named[f"{memory}_vs_{side}{row.key}"] = peak(table[ours]) / peak(found)
+    return named
+
+
+def peak(found: dict) -> int:
+    """Bytes of a side at the height of its step."""
+    return found["held_bytes"] + found["made_bytes"]
 
 
 if __name__ == "__main__":

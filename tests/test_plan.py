@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from architectures import save
+from flops import flop_counter
 from test_engine import CASES, MICRO, build, ds_config, micro_losses, sequences
-from torch.utils.flop_counter import FlopCounterMode
 from worlds import run_ranks
 
 from sorsa_ds import ds_config as settings
@@ -193,9 +193,7 @@ def _flops(folder, length):
     from sorsa_ds.objective import summed_loss
 
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    # torch counts only the form of addmm that makes a new tensor
-    in_place = {torch.ops.aten.addmm_: lambda _, a, b, *__, **___: 2 * a[0] * a[1] * b[1]}
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+    with flop_counter() as counter:
         engine.backward(summed_loss(engine, batch))
     return sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
 

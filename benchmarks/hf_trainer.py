@@ -1,0 +1,67 @@
+"""The HF Trainer as one of several sides: its own loop, held before each step until it is its turn."""
+
+import contextlib
+import os
+from threading import Semaphore, Thread
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from models import RATE
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+STEPS = 10_000
+"""More than anyone waits for."""
+
+
+class TrainerSteps(TrainerCallback):
+    """A call takes one step in the Trainer's thread: from `on_step_begin` to `on_step_end`, so forward, backward,
+    clipping, optimizer and scheduler. What the Trainer does between two steps is not in a call.
+
+    Without the launcher's environment, as `python train.py` on one GPU: with it the model would run under DDP.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: torch.Tensor, bf16: bool):
+        """rows: token ids (sequences, length) of every step, all of them learned."""
+        data = [{"input_ids": row, "labels": row} for row in rows]
+        launched = {key: os.environ.pop(key) for key in LAUNCHER if key in os.environ}
+        arguments = TrainingArguments(
+            output_dir="unused", per_device_train_batch_size=len(rows), max_steps=STEPS, learning_rate=RATE,
+            lr_scheduler_type="cosine", bf16=bf16, report_to="none", save_strategy="no", optim="adamw_torch_fused",
+            use_cpu=not torch.cuda.is_available(), disable_tqdm=True, logging_strategy="no",
+        )  # fmt: skip
+        self._trainer = Trainer(model, arguments, train_dataset=data * 100, callbacks=[self])
+        assert PartialState().distributed_type == DistributedType.NO, "the Trainer would not run by itself"
+        os.environ |= launched
+        self._go, self._done = Semaphore(0), Semaphore(0)
+        self._within = contextlib.nullcontext()
+        self._failure: BaseException | None = None
+        Thread(target=self._train, daemon=True).start()
+
+    def __call__(self, within: contextlib.AbstractContextManager | None = None) -> None:
+        """One step. within: entered on the Trainer's thread."""
+        self._within = within or contextlib.nullcontext()
+        self._go.release()
+        self._done.acquire()
+        if self._failure is not None:
+            raise self._failure
+
+    def _train(self) -> None:
+        try:
+            self._trainer.train()
+        except BaseException as failure:
+            self._failure = failure
+        finally:
+            self._done.release()
+
+    def on_step_begin(self, *_, **__) -> None:
+        """Wait for the turn."""
+        self._go.acquire()
+        self._entered = contextlib.ExitStack()
+        self._entered.enter_context(self._within)
+
+    def on_step_end(self, *_, **__) -> None:
+        """After the optimizer's and the scheduler's step."""
+        self._entered.close()
+        self._done.release()

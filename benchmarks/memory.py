@@ -1,0 +1,44 @@
+"""Memory of one of several sides in a process: what it holds between its steps, and what a step makes beside that.
+
+On a GPU both are the allocator's figures. On a CPU they are counted, tensor by tensor: resident memory tells as much of
+the allocator as of the side.
+"""
+
+import contextlib
+import gc
+from collections.abc import Iterator
+
+import torch
+from live_bytes import LiveBytes
+
+
+def held_bytes() -> int:
+    """Of all tensors that are alive, of all sides."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated()
+    gc.collect()
+    storages = {}
+    for tensor in (known for known in gc.get_objects() if issubclass(type(known), torch.Tensor)):
+        for one in (tensor, tensor.grad if tensor.is_leaf else None):
+            if one is not None and one.device.type == "cpu" and one.layout == torch.strided:
+                storages[one.untyped_storage()._cdata] = one.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+class Made:
+    """What a step inside `counting` makes: `nbytes`, its largest sum of live tensors beside those of before."""
+
+    nbytes = 0
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """To be entered on the thread that takes the step."""
+        if torch.cuda.is_available():
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            yield
+            self.nbytes = torch.cuda.max_memory_allocated() - before
+        else:
+            with LiveBytes() as live:
+                yield
+            self.nbytes = live.peak
