@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -52,7 +53,7 @@ def write_llama(folder: Path, gib: float, flat: bool) -> int:
 def in_ranks(script: Path, world: int, what: str, *arguments: str) -> dict:
     """Run one side of a comparison in fresh processes, on CPUs where there is no GPU; the JSON that rank 0 prints."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
     if torch.cuda.is_available():  # no more than the ranks need: some peers take all that they see
         seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(seen.split(",")[:world])
@@ -62,7 +63,8 @@ def in_ranks(script: Path, world: int, what: str, *arguments: str) -> dict:
         [*launcher, str(script), what, *arguments], env=environment, text=True, capture_output=True, check=False
     )
     if done.returncode:
-        raise RuntimeError(f"{what} failed:\n{done.stderr[-3000:]}")
+        errors = re.findall(r"^(?:\[rank\d+\]: )?(\w*(?:Error|Exception)\b: .*)$", done.stderr, re.MULTILINE)
+        raise RuntimeError(f"{what} failed: {errors[0] if errors else ''}\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

@@ -24,13 +24,10 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=known)
 
 
-def product_speed(device: torch.device, size: int = 2048) -> float:
-    """flop/s of a product of large matrices, fp32 on a CPU and bf16 on a GPU: the dtype that training takes there.
-
-    The best of a few, each repeated until it is long enough for a clock.
-    """
-    dtype, repeats = (torch.bfloat16, 50) if device.type == "cuda" else (torch.float32, 1)
-    size = 4 * size if device.type == "cuda" else size
+def product_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """flop/s of a product of square matrices that are large for the device: the best of a few, each long enough for a
+    clock."""
+    size, repeats = (8192, 50) if device.type == "cuda" else (2048, 1)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(5):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 from threading import Semaphore, Thread
 
 import torch
@@ -16,28 +17,36 @@ STEPS = 10_000
 
 
 class TrainerSteps(TrainerCallback):
-    """A call takes one step in the Trainer's thread: from `on_step_begin` to `on_step_end`, so forward, backward,
-    clipping, optimizer and scheduler. What the Trainer does between two steps is not in a call.
+    """A call takes one step in the Trainer's thread, and all that it does until the next begins: forward, backward,
+    clipping, optimizer, scheduler, its own bookkeeping, the next batch.
 
     Without the launcher's environment, as `python train.py` on one GPU: with it the model would run under DDP.
     """
 
     def __init__(self, model: PreTrainedModel, rows: torch.Tensor, bf16: bool):
         """rows: token ids (sequences, length) of every step, all of them learned."""
-        data = [{"input_ids": row, "labels": row} for row in rows]
+        data = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row} for row in rows]
         launched = {key: os.environ.pop(key) for key in LAUNCHER if key in os.environ}
-        arguments = TrainingArguments(
-            output_dir="unused", per_device_train_batch_size=len(rows), max_steps=STEPS, learning_rate=RATE,
-            lr_scheduler_type="cosine", bf16=bf16, report_to="none", save_strategy="no", optim="adamw_torch_fused",
-            use_cpu=not torch.cuda.is_available(), disable_tqdm=True, logging_strategy="no",
-        )  # fmt: skip
-        self._trainer = Trainer(model, arguments, train_dataset=data * 100, callbacks=[self])
-        assert PartialState().distributed_type == DistributedType.NO, "the Trainer would not run by itself"
-        os.environ |= launched
+        try:
+            self._trainer = self._make(model, data, bf16)
+        finally:
+            os.environ |= launched
         self._go, self._done = Semaphore(0), Semaphore(0)
-        self._within = contextlib.nullcontext()
+        self._within, self._entered = contextlib.nullcontext(), contextlib.ExitStack()
+        self._begun = 0
         self._failure: BaseException | None = None
         Thread(target=self._train, daemon=True).start()
+
+    def _make(self, model: PreTrainedModel, data: list[dict], bf16: bool) -> Trainer:
+        with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one, and puts nothing into it
+            arguments = TrainingArguments(
+                output_dir=folder, per_device_train_batch_size=len(data), max_steps=STEPS, learning_rate=RATE,
+                lr_scheduler_type="cosine", bf16=bf16, report_to="none", save_strategy="no", logging_strategy="no",
+                optim="adamw_torch_fused", use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
+            )  # fmt: skip
+            made = Trainer(model, arguments, train_dataset=data * 100, callbacks=[self])
+        assert PartialState().distributed_type == DistributedType.NO, "the Trainer would not run by itself"
+        return made
 
     def __call__(self, within: contextlib.AbstractContextManager | None = None) -> None:
         """One step. within: entered on the Trainer's thread."""
@@ -56,12 +65,13 @@ class TrainerSteps(TrainerCallback):
             self._done.release()
 
     def on_step_begin(self, *_, **__) -> None:
-        """Wait for the turn."""
+        """The step before is over; wait for the turn."""
+        if self._begun:
+            self._done.release()
+        self._begun += 1
         self._go.acquire()
-        self._entered = contextlib.ExitStack()
         self._entered.enter_context(self._within)
 
     def on_step_end(self, *_, **__) -> None:
         """After the optimizer's and the scheduler's step."""
         self._entered.close()
-        self._done.release()

@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 
 from sorsa_ds import comm, digest, methods, residual
 from sorsa_ds.assemble import checkpoint_activations
-from sorsa_ds.config import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig
-from sorsa_ds.ds_config import load
+from sorsa_ds.config import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.ds_config import load, resolve
 from sorsa_ds.embedded import ensure_embedded_model
 from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.initialize import fill, parameter_homes
@@ -30,16 +30,11 @@ GPUs."""
 
 
 def ds_config(stage: int, precision: str = "mixed", zero: dict | None = None) -> dict:
-    """A DeepSpeed configuration: zero_optimization as shipped in ds_configs/, with `zero` over it."""
-    shipped = DS_CONFIGS / (f"zero{stage}.json" if stage else "stage0.json")
-    ds = {
-        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0,
-        "zero_optimization": load(shipped)["zero_optimization"] | (zero or {}), "zero_force_ds_cpu_optimizer": False,
-        "zero_allow_untested_optimizer": True, "steps_per_print": 10**9,
-    }  # fmt: skip
-    if precision == "mixed":
-        ds["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    return ds
+    """What the trainer makes of the shipped JSON of a stage. zero: settings of zero_optimization over it."""
+    raw = load(DS_CONFIGS / (f"zero{stage}.json" if stage else "stage0.json"))
+    raw["zero_optimization"] |= zero or {}
+    train = TrainConfig(precision=precision, micro_batch_size=1, global_batch_size=comm.world_size())
+    return resolve(raw, train, comm.world_size(), this_device().type, precision).ds
 
 
 def default_model(method: str, rank: int, stage: int, precision: str = "mixed", storage: str = "auto") -> Loaded:

@@ -8,8 +8,8 @@ peers are autograd of the same penalty on whole matrices, and the authors' `calc
 turns in one process.
 
 The share of a step is of the paper's, 128 sequences of 512 tokens: by counted flops, and by seconds, the step's being
-its flops at the speed at which this machine multiplies large matrices in the dtype of the step. The last line is one
-JSON object.
+its flops at the speed at which this machine multiplies large matrices in bf16, the dtype of the paper's step. The last
+line is one JSON object.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main() -> None:
         ours.step()
     part = a.layers / LAYERS  # what was measured, of the whole model
     step = flops(job, model) * part
-    speed = product_speed(device)
+    speed = product_speed(device, torch.bfloat16)
     mine = statistics.median(seconds["ours"])
     result = {
         "matrices": len(matrices),

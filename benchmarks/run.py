@@ -36,8 +36,8 @@ CPU = {
     "layer": [["layer.py"]],
     "regularizer": [["regularizer.py"]],
     "steps": [["steps.py"]],
-    "quantized": [["quantized.py", "--steps", "8"]],
-    "init": [["init.py"]],
+    "quantized": [["quantized.py", "--steps", "4"]],
+    "init": [["init.py", "--repeats", "1", "--peft_ranks", "16", "128"]],
     "checkpoint": [["checkpoint.py"]],
     "startup": [["startup.py"]],
     "profile": [["profile_step.py"]],
@@ -95,17 +95,16 @@ def main() -> None:
             parser.error(str(error))
     failed: list[str] = []
     results: dict[str, dict] = {}
-    told = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "hardware": hardware(), "versions": versions(),
-            "seconds": {}}  # fmt: skip
+    told = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "tiny": a.tiny, "hardware": hardware(),
+            "versions": versions(), "commands": {name: parts[name] for name in wanted}, "seconds": {}}  # fmt: skip
     a.output.parent.mkdir(parents=True, exist_ok=True)
     for name in wanted:
         began = time.perf_counter()
         for command in parts[name]:
-            found = run(command, a.output.parent)
-            if found is None:
+            found, ended_well = run(command, a.output.parent)
+            results[name] = results.get(name, {}) | found
+            if not ended_well:
                 failed.append(name)
-            else:
-                results[name] = results.get(name, {}) | found
         told["seconds"][name] = round(time.perf_counter() - began, 1)
         a.output.write_text(json.dumps({**told, "failed": failed, "results": results}, indent=1) + "\n")
     say("")
@@ -121,8 +120,9 @@ def main() -> None:
     sys.exit(1 if failed else 0)
 
 
-def run(command: list[str], folder: Path) -> dict | None:
-    """One part; what it prints goes on to the console, but for the JSON of its last line. None where it failed."""
+def run(command: list[str], folder: Path) -> tuple[dict, bool]:
+    """One part; what it prints goes on to the console, but for the JSON of its last line: that, and whether all of it
+    ended well."""
     if "TINY" in command:
         shape = folder / "tiny_llama"
         shape.mkdir(parents=True, exist_ok=True)
@@ -139,10 +139,12 @@ def run(command: list[str], folder: Path) -> dict | None:
             print(held, end="", flush=True)
             held = ""
         held += line
-    if process.wait():
+    ended_well = process.wait() == 0
+    try:
+        return json.loads(held), ended_well
+    except json.JSONDecodeError:
         print(held, end="", flush=True)
-        return None
-    return json.loads(held)
+        return {}, False
 
 
 def versions() -> dict[str, str | None]:
@@ -159,7 +161,10 @@ def versions() -> dict[str, str | None]:
 def commit() -> str | None:
     """What of this repository is measured, with `-dirty` where it was changed; None outside a clone."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, cwd=FOLDER, text=True, capture_output=True, check=False)
+    try:
+        done = subprocess.run(command, cwd=FOLDER, text=True, capture_output=True, check=False)
+    except FileNotFoundError:
+        return None
     return done.stdout.strip() or None
 
 
@@ -172,7 +177,8 @@ def hardware() -> dict:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }  # fmt: skip
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
+        found |= {"gpu": torch.cuda.get_device_name(), "gpus": torch.cuda.device_count(), "cuda": torch.version.cuda,
+                  "gpu_memory_gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)}  # fmt: skip
     return found
 
 

@@ -39,18 +39,32 @@ PISSA = "pissa_niter_4"
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:
     """The arguments that say what a step is."""
-    parser.add_argument("--shape", type=Path, help="folder with a config.json (default: the default model)")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=2, help="sequences of a step and rank")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a sequence")
+    parser.add_argument("--shape", type=shape, help="folder with a config.json (default: the default model)")
+    parser.add_argument("--rank", type=at_least_one, default=16)
+    parser.add_argument("--batch", type=at_least_one, default=2, help="sequences of a step and rank")
+    parser.add_argument("--length", type=at_least_one, default=128, help="tokens of a sequence")
     parser.add_argument("--precision", choices=("fp32", "mixed"), default="fp32")
+
+
+def shape(text: str) -> Path:
+    """An argument that names a folder with a config.json."""
+    if not Path(text, "config.json").is_file():
+        raise argparse.ArgumentTypeError(f"there is no config.json in {text}")
+    return Path(text)
+
+
+def at_least_one(text: str) -> int:
+    """An argument that is a count."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
+    return int(text)
 
 
 def given_sizes(a: argparse.Namespace) -> list[str]:
     """The same for a worker."""
-    shape = [] if a.shape is None else ["--shape", str(a.shape)]
+    words = [] if a.shape is None else ["--shape", str(a.shape)]
     names = ("rank", "batch", "length", "precision")
-    return [*shape, *(word for name in names for word in (f"--{name}", str(getattr(a, name))))]
+    return [*words, *(word for name in names for word in (f"--{name}", str(getattr(a, name))))]
 
 
 def step_of(name: str, a: argparse.Namespace) -> Step:

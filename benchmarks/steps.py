@@ -2,25 +2,27 @@
 
     python benchmarks/steps.py                                   the default model in fp32, two cores
     python benchmarks/steps.py --shape sorsa_ds/shapes/llama2_7b --rank 128 --batch 2 --length 512 --precision mixed \\
-        --together 2 --world 1                                   one GPU: that shape, made-up weights
+        --together 2 --world 1                                   one GPU: that shape, made-up weights; --stages cuts it
 
 What the sides are: benchmarks/sides.py. They take turns in one process on the same batch, one thread a rank; with
-`--together` only so many are in memory at once, each time ours and some of its peers. utilisation: flops of the side's
-products, without those that checkpointing repeats, a second, over what the device reaches in large products. memory:
-what a side holds between steps and what a step makes beside it, of the rank that has most; held tensors that a step
-frees count on. The last line is one JSON object: ratios, and under `steps` everything that was measured.
+`--together` only so many are in memory at once, each time ours and some of its peers. mfu: flops of LoRA's products,
+which are those that the model with an adapter of that rank needs (of the bare model's for `frozen`), a second, over
+what the device reaches in large products of the step's dtype; what a side or checkpointing computes beyond is no use.
+memory: what a side holds between steps and what a step makes beside it, of the rank that has most; held tensors that a
+step frees count on. The last line is one JSON object: ratios, and under `steps` everything that was measured.
 """
 
 import argparse
 import json
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from common import in_ranks, say
 from models import NOTHING_KEPT
-from sides import add_sizes, given_sizes
+from sides import add_sizes, at_least_one, given_sizes
 from turns import ratio
 
 WORKERS = Path(__file__).with_name("steps_workers.py")
@@ -51,45 +53,61 @@ ROWS = [
     Row("stage 3, 4 bits", 3, ("nf4", "sorsa"), "_nf4"),
     Row("stage 3, nothing kept", 3, LORA, "_nothing_kept", zero=NOTHING_KEPT),
 ]
-ALIKE = {"nf4": "sorsa", "pissa": "lora", "trainer_lora": "lora", "trainer_pissa": "lora", "qlora": "lora"}
-"""Sides whose products are another's."""
 
 
 def main() -> None:
-    """Measure, print tables and the JSON line."""
+    """Measure, print tables and the JSON line; exit code 1 where a row failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--stages", type=int, nargs="+", default=[0, 2, 3], help="0 on one rank, others on --world")
-    parser.add_argument("--world", type=int, default=2)
-    parser.add_argument("--together", type=int, default=len(ROWS[0].sides), help="sides that are in memory at once")
+    parser.add_argument("--rounds", type=at_least_one, default=7, help="steps of each side that are timed")
+    parser.add_argument(
+        "--stages", type=int, nargs="+", default=[0, 2, 3], choices=(0, 2, 3), help="0 on one rank, others on --world"
+    )
+    parser.add_argument("--world", type=at_least_one, default=2, help="ranks of stages 2 and 3")
+    parser.add_argument(
+        "--together", type=int, default=len(ROWS[0].sides), help="sides that are in memory at once (default: all)"
+    )
     a = parser.parse_args()
     if a.together < 2:
         parser.error("--together: at least 2, ours and a peer")
-    if torch.cuda.is_available() and max(torch.cuda.device_count(), 1) < a.world:
+    if torch.cuda.is_available() and set(a.stages) - {0} and torch.cuda.device_count() < a.world:
         parser.error(f"--world {a.world}: there are {torch.cuda.device_count()} GPUs")
-    rows = [row for row in ROWS if row.stage in a.stages]
-    models = sorted({ALIKE.get(side, side) for row in rows for side in row.sides})
-    counted = in_ranks(WORKERS, 1, "flops", *given_sizes(a), "--sides", *models)
-    say(f"large products: {counted['speed'] / 1e9:.1f} GFLOP/s")
-    result: dict = {"product_flops_per_second": counted["speed"], "steps": {}}
-    for row in rows:
-        found = measure(row, a, counted)
-        result["steps"][row.name] = found
-        result |= summary(row, found)
-    result |= {"step_flops": counted["flops"]["sorsa"]}
+    counted = in_ranks(WORKERS, 1, "flops", *given_sizes(a), "--sides", "sorsa", "lora", "reference", "frozen")
+    say("GFLOP a step: " + ", ".join(f"{side} {flops / 1e9:.1f}" for side, flops in counted["flops"].items())
+        + f"; GFLOP/s in large products: {counted['speed'] / 1e9:.1f}")  # fmt: skip
+    result: dict = {"steps": {"sizes": {**vars(a), "shape": a.shape and a.shape.name}, **counted, "rows": {}}}
+    failed = []
+    for row in (row for row in ROWS if row.stage in a.stages):
+        try:
+            table = measure(row, a, counted)
+        except RuntimeError as error:
+            say(f"  {error}")
+            failed.append(row.name)
+            continue
+        result["steps"]["rows"][row.name] = {"world": world_of(row, a), "sides": table}
+        result |= summary(row, world_of(row, a), table)
+    result["steps"]["failed"] = failed
     print(json.dumps(result))
+    sys.exit(1 if failed else 0)
+
+
+def world_of(row: Row, a: argparse.Namespace) -> int:
+    """Ranks of a row."""
+    return 1 if row.stage == 0 else a.world
 
 
 def measure(row: Row, a: argparse.Namespace, counted: dict) -> dict[str, dict]:
     """A row's table: by side its seconds and bytes, and what follows from them."""
-    world = 1 if row.stage == 0 else a.world
+    world = world_of(row, a)
     words = [*given_sizes(a), "--rounds", str(a.rounds), "--stage", str(row.stage)]
     words += ["--checkpointing"] if row.checkpointing else []
     words += ["--zero", json.dumps(row.zero)] if row.zero else []
-    ours, *peers = (side for side in row.sides if side != "qlora" or a.shape is None)
-    say(f"\n{row.name}: {world} rank{'s' * (world > 1)}\n  {'':14} {'s a step':>8} {'tokens/s':>9} {'TFLOP/s':>8} "
-        f"{'util.':>6} {'MiB held':>9} {'made':>8}   {ours} over it (quartiles)")  # fmt: skip
+    ours, *peers = row.sides
+    say(f"\n{row.name}: {world} rank{'s' * (world > 1)}\n  {'':14} {'s a step':>8} {'tokens/s':>9} {'mfu':>6} "
+        f"{'MiB held':>9} {'made':>8}   {ours} over it (quartiles)")  # fmt: skip
+    if "qlora" in peers and a.shape is not None:
+        peers.remove("qlora")
+        say("  qlora is left out: it is made of the default model only")
     table: dict[str, dict] = {}
     for start in range(0, len(peers), a.together - 1):
         group = (ours, *peers[start : start + a.together - 1])
@@ -97,39 +115,41 @@ def measure(row: Row, a: argparse.Namespace, counted: dict) -> dict[str, dict]:
         for side in group if not table else group[1:]:
             seconds = found["seconds"][side]
             middle = statistics.median(seconds)
-            rate = counted["flops"][ALIKE.get(side, side)] / middle
+            held, made = found["memory"][side]
+            needed = counted["flops"]["frozen" if side == "frozen" else "lora"]
             table[side] = {
-                "seconds": seconds, "tokens_per_second": found["tokens"] / middle, "flops_per_second": rate,
-                "mfu": rate / counted["speed"], **{f"{key}_bytes": n for key, n in found["memory"][side].items()},
+                "seconds": seconds, "tokens_per_second": found["tokens"] / middle,
+                "mfu": needed / middle / counted["speed"], "held_bytes": held, "made_bytes": made,
             }  # fmt: skip
             if side != ours:
                 beside = found["seconds"][ours]
-                table[side] |= {"ours_seconds": beside, "ours_over_it": ratio(beside, seconds)}
+                over_it = dict(zip(("median", "low", "high"), ratio(beside, seconds), strict=True))
+                table[side] |= {"ours_seconds": beside, "ours_over_it": over_it}
             say(line(side, table[side], middle))
     return table
 
 
 def line(side: str, found: dict, seconds: float) -> str:
     """One side in the table."""
-    against = "{:.3f} ({:.3f} .. {:.3f})".format(*found["ours_over_it"]) if "ours_over_it" in found else ""
+    against = (
+        "{median:.3f} ({low:.3f} .. {high:.3f})".format(**found["ours_over_it"]) if "ours_over_it" in found else ""
+    )
     return (
-        f"  {side:14} {seconds:8.3f} {found['tokens_per_second']:9.1f} {found['flops_per_second'] / 1e12:8.3f} "
-        f"{found['mfu']:6.1%} {found['held_bytes'] / MIB:9.1f} {found['made_bytes'] / MIB:8.1f}   {against}"
+        f"  {side:14} {seconds:8.3f} {found['tokens_per_second']:9.1f} {found['mfu']:6.1%} "
+        f"{found['held_bytes'] / MIB:9.1f} {found['made_bytes'] / MIB:8.1f}   {against}"
     )
 
 
-def summary(row: Row, table: dict[str, dict]) -> dict[str, float]:
-    """Ratios of ours, by name, and its own figures."""
+def summary(row: Row, world: int, table: dict[str, dict]) -> dict[str, float]:
+    """Ratios of ours, by name, and its own figures; ZeRO on one rank is named so."""
     ours = next(iter(table))
     step, memory = ("step", "memory") if row.stage == 0 else (f"zero{row.stage}", f"zero{row.stage}_memory")
-    named = {
-        f"{step}_mfu{row.key}": table[ours]["mfu"],
-        f"{step}_tokens_per_second{row.key}": table[ours]["tokens_per_second"],
-    }
+    key = row.key if row.stage == 0 or world > 1 else f"{row.key}_1_rank"
+    named = {f"{step}_mfu{key}": table[ours]["mfu"], f"{step}_tokens_per_second{key}": table[ours]["tokens_per_second"]}
     for side, found in table.items():
         if side != ours:
-            named[f"{step}_vs_{side}{row.key}"] = found["ours_over_it"][0]
-            named[f"{memory}_vs_{side}{row.key}"] = peak(table[ours]) / peak(found)
+            named[f"{step}_vs_{side}{key}"] = found["ours_over_it"]["median"]
+            named[f"{memory}_vs_{side}{key}"] = peak(table[ours]) / peak(found)
     return named
 
 

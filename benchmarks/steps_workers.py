@@ -31,7 +31,10 @@ def main() -> None:
 
 
 def turns(a: argparse.Namespace) -> dict:
-    """Seconds of each side's step, a list a side; bytes that it holds between steps, and that its second step makes."""
+    """Seconds of each side's step, a list a side; bytes that it holds between steps and that its second step makes, on
+    the rank where they are most."""
+    one = torch.ones(1, 1, device=this_device())
+    one @ one  # the libraries' own memory is nobody's
     sides: dict[str, Step] = {}
     memory = {}
     for name in a.sides:
@@ -40,7 +43,7 @@ def turns(a: argparse.Namespace) -> dict:
         sides[name]()  # the optimizer's states
         held, made = held_bytes() - before, Made()
         take(sides[name], made)
-        memory[name] = {"held": max(comm.gather_lists([held])), "made": max(comm.gather_lists([made.nbytes]))}
+        memory[name] = max(comm.gather_lists([(held, made.nbytes)]), key=sum)
     seconds = in_turns(sides, a.rounds)
     return {"seconds": seconds, "memory": memory, "tokens": a.batch * a.length * comm.world_size()}
 
@@ -55,7 +58,7 @@ def take(step: Step, made: Made) -> None:
 
 
 def flops(a: argparse.Namespace) -> dict:
-    """Flops of each side's step, and flop/s of this device in large products."""
+    """Flops of each side's step, and flop/s of this device in large products of the step's dtype."""
     counted = {}
     for name in a.sides:
         step = step_of(name, a)
@@ -66,7 +69,8 @@ def flops(a: argparse.Namespace) -> dict:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return {"flops": counted, "speed": product_speed(this_device())}
+    dtype = torch.bfloat16 if a.precision == "mixed" else torch.float32
+    return {"flops": counted, "speed": product_speed(this_device(), dtype)}
 
 
 if __name__ == "__main__":

@@ -288,16 +288,17 @@ def _settle_buffers(zero: Json) -> None:
 
 
 def fit_buckets(ds: Json, trained: int) -> Json:
-    """The configuration with buckets for gradients no larger than all gradients together.
+    """The resolved configuration with buckets for gradients no larger than all gradients together.
 
     DeepSpeed allocates a bucket whole, and two of them where reductions overlap, whatever will be in them: a GiB and a
     half for the factors of a small rank. What is reduced together stays the same.
 
     trained: numbers that are trained.
     """
-    zero = ds["zero_optimization"]
-    size = min(zero.get("reduce_bucket_size", trained), trained)
-    return {**ds, "zero_optimization": {**zero, "reduce_bucket_size": size}}
+    zero = dict(ds["zero_optimization"])
+    if "reduce_bucket_size" in zero:
+        zero["reduce_bucket_size"] = max(1, min(zero["reduce_bucket_size"], trained))
+    return {**ds, "zero_optimization": zero}
 
 
 def train_settings(raw: Json) -> dict[str, Any]:
