@@ -1,6 +1,6 @@
 """Everything that is measured against peers, on the machine that this runs on, in one table and one JSON object.
 
-    python benchmarks/run.py                                  about an hour on two cores
+    python benchmarks/run.py                                  80 minutes on two cores
     python benchmarks/run.py --only steps layer regularizer   some parts
     python benchmarks/run.py --tiny                           all parts in tiny sizes: whether it runs, not how fast
 
