@@ -65,7 +65,10 @@ def in_ranks(script: Path, world: int, what: str, *arguments: str) -> dict:
     if done.returncode:
         errors = re.findall(r"^(?:\[rank\d+\]: )?(\w*(?:Error|Exception)\b: .*)$", done.stderr, re.MULTILINE)
         raise RuntimeError(f"{what} failed: {errors[0] if errors else ''}\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    try:
+        return json.loads(done.stdout.strip().rpartition("\n")[2])
+    except json.JSONDecodeError as error:
+        raise RuntimeError(f"{what} printed no JSON last: {done.stdout[-300:]!r}") from error
 
 
 def run_side(side: Callable[[argparse.Namespace], dict], arguments: argparse.Namespace) -> None:

@@ -14,9 +14,9 @@ from live_bytes import LiveBytes
 
 def held_bytes() -> int:
     """Of all tensors that are alive, of all sides."""
+    gc.collect()
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated()
-    gc.collect()
     storages = {}
     for tensor in (known for known in gc.get_objects() if issubclass(type(known), torch.Tensor)):
         for one in (tensor, tensor.grad if tensor.is_leaf else None):

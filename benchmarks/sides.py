@@ -7,6 +7,8 @@ trainer_lora, trainer_pissa  PEFT's models in the HF Trainer, as users run it
 qlora, qlora_double          PEFT's LoRA over bitsandbytes' 4-bit linears, in a plain loop
 reference                    the authors' layer and `calc_ortho`, in a plain loop
 frozen                       forward and backward of the bare model, to its embeddings: the floor
+
+What is in a plain loop has no engine around it, and so none of an engine's own time.
 """
 
 import argparse

@@ -7,9 +7,9 @@
 What the sides are: benchmarks/sides.py. They take turns in one process on the same batch, one thread a rank; with
 `--together` only so many are in memory at once, each time ours and some of its peers. mfu: flops of LoRA's products,
 which are those that the model with an adapter of that rank needs (of the bare model's for `frozen`), a second, over
-what the device reaches in large products of the step's dtype; what a side or checkpointing computes beyond is no use.
-memory: what a side holds between steps and what a step makes beside it, of the rank that has most; held tensors that a
-step frees count on. The last line is one JSON object: ratios, and under `steps` everything that was measured.
+what a device reaches alone in large products of the step's dtype; what a side or checkpointing computes beyond that is
+no use. memory: what a side holds between steps and what a step makes beside it, of the rank that has most; held tensors
+that a step frees count on. The last line is one JSON object: ratios, and under `steps` everything that was measured.
 """
 
 import argparse
@@ -63,7 +63,9 @@ def main() -> None:
     parser.add_argument(
         "--stages", type=int, nargs="+", default=[0, 2, 3], choices=(0, 2, 3), help="0 on one rank, others on --world"
     )
-    parser.add_argument("--world", type=at_least_one, default=2, help="ranks of stages 2 and 3")
+    parser.add_argument(
+        "--world", type=at_least_one, default=min(2, torch.cuda.device_count() or 2), help="ranks of stages 2 and 3"
+    )
     parser.add_argument(
         "--together", type=int, default=len(ROWS[0].sides), help="sides that are in memory at once (default: all)"
     )
@@ -76,14 +78,9 @@ def main() -> None:
     say("GFLOP a step: " + ", ".join(f"{side} {flops / 1e9:.1f}" for side, flops in counted["flops"].items())
         + f"; GFLOP/s in large products: {counted['speed'] / 1e9:.1f}")  # fmt: skip
     result: dict = {"steps": {"sizes": {**vars(a), "shape": a.shape and a.shape.name}, **counted, "rows": {}}}
-    failed = []
+    failed: list[str] = []
     for row in (row for row in ROWS if row.stage in a.stages):
-        try:
-            table = measure(row, a, counted)
-        except RuntimeError as error:
-            say(f"  {error}")
-            failed.append(row.name)
-            continue
+        table = measure(row, a, counted, failed)
         result["steps"]["rows"][row.name] = {"world": world_of(row, a), "sides": table}
         result |= summary(row, world_of(row, a), table)
     result["steps"]["failed"] = failed
@@ -96,8 +93,9 @@ def world_of(row: Row, a: argparse.Namespace) -> int:
     return 1 if row.stage == 0 else a.world
 
 
-def measure(row: Row, a: argparse.Namespace, counted: dict) -> dict[str, dict]:
-    """A row's table: by side its seconds and bytes, and what follows from them."""
+def measure(row: Row, a: argparse.Namespace, counted: dict, failed: list[str]) -> dict[str, dict]:
+    """A row's table: by side its seconds and bytes, and what follows from them. Sides of which some failed together are
+    left out, and told in `failed`."""
     world = world_of(row, a)
     words = [*given_sizes(a), "--rounds", str(a.rounds), "--stage", str(row.stage)]
     words += ["--checkpointing"] if row.checkpointing else []
@@ -111,7 +109,12 @@ def measure(row: Row, a: argparse.Namespace, counted: dict) -> dict[str, dict]:
     table: dict[str, dict] = {}
     for start in range(0, len(peers), a.together - 1):
         group = (ours, *peers[start : start + a.together - 1])
-        found = in_ranks(WORKERS, world, "turns", *words, "--sides", *group)
+        try:
+            found = in_ranks(WORKERS, world, "turns", *words, "--sides", *group)
+        except RuntimeError as error:
+            say(f"  {error}")
+            failed.append(f"{row.name}: {', '.join(group)}")
+            continue
         for side in group if not table else group[1:]:
             seconds = found["seconds"][side]
             middle = statistics.median(seconds)
@@ -141,7 +144,9 @@ def line(side: str, found: dict, seconds: float) -> str:
 
 
 def summary(row: Row, world: int, table: dict[str, dict]) -> dict[str, float]:
-    """Ratios of ours, by name, and its own figures; ZeRO on one rank is named so."""
+    """Ratios of ours, by name, and its own figures; ZeRO on one rank is named so. Nothing of an empty table."""
+    if not table:
+        return {}
     ours = next(iter(table))
     step, memory = ("step", "memory") if row.stage == 0 else (f"zero{row.stage}", f"zero{row.stage}_memory")
     key = row.key if row.stage == 0 or world > 1 else f"{row.key}_1_rank"

@@ -290,8 +290,8 @@ def _settle_buffers(zero: Json) -> None:
 def fit_buckets(ds: Json, trained: int) -> Json:
     """The resolved configuration with buckets for gradients no larger than all gradients together.
 
-    DeepSpeed allocates a bucket whole, and two of them where reductions overlap, whatever will be in them: a GiB and a
-    half for the factors of a small rank. What is reduced together stays the same.
+    DeepSpeed allocates a bucket whole, and two where stages 1 and 2 overlap reductions, whatever will be in them: a GiB
+    and a half for the factors of a small rank. What is reduced together stays the same.
 
     trained: numbers that are trained.
     """

@@ -5,6 +5,7 @@ import torch
 from architectures import exactly
 from live_bytes import LiveBytes
 from plain import plain_model, train
+from wire import Wire
 from worlds import run_ranks
 
 from sorsa_ds.config import LoadingConfig, SorsaConfig
@@ -197,6 +198,30 @@ def _most_bytes(folder, stages):
 def test_buckets_for_gradients_are_not_larger_than_the_gradients(tiny_llama):
     for stage, most in run_ranks(2, _most_bytes, tiny_llama, (1, 2, 3))[0].items():
         assert most < 10 * 2**20, f"stage {stage}"  # the model is 100 KB
+
+
+def _sent(folder, stages):
+    """A step's collectives on each stage, with buckets that fit and with buckets as the JSON has them."""
+    from sorsa_ds import engine as room
+
+    found = []
+    for fit in (room.fit_buckets, lambda ds, trained: ds):
+        room.fit_buckets = fit
+        for stage in stages:
+            ds = ds_config(stage, "", 0.0, 1)
+            ds["zero_optimization"]["reduce_bucket_size"] = 10**6
+            engine = build(folder, ds, CASES[0])
+            with Wire() as wire:
+                engine.train_step(micro_losses(engine, sequences(2 * MICRO), 1))
+            found.append([(one.kind, one.nbytes) for one in wire.seen])
+    return found
+
+
+def test_what_is_reduced_together_does_not_change_with_the_buckets(tiny_llama):
+    stages = (1, 2, 3)
+    found = run_ranks(2, _sent, tiny_llama, stages)[0]
+    assert found[: len(stages)] == found[len(stages) :]
+    assert all(found)
 
 
 def test_an_unknown_layout_of_the_masters_is_refused(tiny_llama):
