@@ -7,15 +7,14 @@ from collections import Counter
 
 import torch
 from common import run_side
-from models import batch_of, engine_of
-from sides import add_sizes, made
+from models import engine_of
+from sides import add_sizes, examples, made
 from turns import in_turns
 from wire import Wire
 
 from sorsa_ds import comm
 from sorsa_ds.engine import SorsaEngine
 from sorsa_ds.objective import summed_loss
-from sorsa_ds.process import this_device
 
 
 def main() -> None:
@@ -33,9 +32,8 @@ def main() -> None:
 def stepper(a: argparse.Namespace, zero: dict | None = None) -> tuple[SorsaEngine, object]:
     """An engine with a model of its own, and what makes one step of it."""
     model = made("sorsa", a)
-    batch = batch_of(a.length, model.config.vocab_size, this_device(), a.batch)
+    batch, learned = examples(model, a)
     engine = engine_of(model, a.stage, a.precision, zero=zero)
-    learned = a.batch * (a.length - 1)
     return engine, lambda: engine.train_step([summed_loss(engine, batch) / learned])
 
 

@@ -9,9 +9,9 @@ import torch
 from alternatives_padding import data
 from common import run_side
 from live_bytes import LiveBytes
-from models import RATE, batch_of, engine_of
+from models import RATE, engine_of
 from packing import balanced, pack, packed_loss
-from sides import add_sizes, made
+from sides import add_sizes, examples, made
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from turns import in_turns
@@ -44,7 +44,7 @@ def main() -> None:
 def optimizer(a: argparse.Namespace) -> dict:
     """Seconds of AdamW's step in each form on tensors as the engine's optimizer holds them, and of a whole step."""
     model = made("sorsa", a)
-    batch = batch_of(a.length, model.config.vocab_size, this_device(), a.batch)
+    batch, learned = examples(model, a)
     engine = engine_of(model, a.stage, a.precision)
     masters = [p for group in inner_optimizer(engine).param_groups for p in group["params"]]
     copies = {form: [_with_gradient(p) for p in masters] for form in ADAMW}
@@ -52,7 +52,6 @@ def optimizer(a: argparse.Namespace) -> dict:
         form: torch.optim.AdamW(copies[form], lr=RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, **ADAMW[form])
         for form in ADAMW
     }
-    learned = a.batch * (a.length - 1)
     step = {"step": lambda: engine.train_step([summed_loss(engine, batch) / learned])}
     seconds = in_turns({form: one.step for form, one in forms.items()} | step, a.rounds)
     gaps = {
@@ -72,7 +71,7 @@ def _with_gradient(master: Tensor) -> nn.Parameter:
 def head_sides(a: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
     """The loss of one batch, of which the last half of each sequence is learned, with each head."""
     model = made("sorsa", a)
-    batch = batch_of(a.length, model.config.vocab_size, this_device(), a.batch)
+    batch, _ = examples(model, a)
     batch["labels"] = batch["labels"].clone()
     batch["labels"][:, : a.length // 2] = IGNORED
     return {
