@@ -17,7 +17,7 @@ help:
 	@echo "             DS_CONFIG=ds_configs/zero2.json ARGS='sorsa.rank=32 train.steps=50'"
 	@echo "make test    run the tests              ARGS='-k regularizer'"
 	@echo "make lint    check style and formatting"
-	@echo "make recipe  write the comments of launch/recipes anew, after a change of sorsa_ds/config.py"
+	@echo "make recipe  write the comments of launch/recipes anew, after a change of sorsa_ds/config/schema.py"
 	@echo "make install create $(VENV) with everything pinned (train, test and lint do so by themselves)"
 	@echo "make clean   remove $(VENV) and caches; runs/ stays"
 
@@ -40,7 +40,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 recipe: $(STAMP)
-	$(BIN)/python -m sorsa_ds.recipes
+	$(BIN)/python -m sorsa_ds.config.recipes
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -29,7 +29,7 @@ from run import TINY_LLAMA
 from sides import add_sizes, given_sizes
 from turns import ratio
 
-from sorsa_ds import ds_config
+from sorsa_ds.config import deepspeed_json
 
 FOLDER = Path(__file__).parent
 WORKERS, RANKS, WORLD = FOLDER / "alternatives_workers.py", FOLDER / "alternatives_ranks.py", 2
@@ -143,7 +143,7 @@ def zero3(a: argparse.Namespace) -> dict:
     """Each variant against ds_configs/zero3.json."""
     if not enough_devices():
         return {}
-    base = ds_config.load(FOLDER.parent / "ds_configs" / "zero3.json")["zero_optimization"]
+    base = deepspeed_json.load(FOLDER.parent / "ds_configs" / "zero3.json")["zero_optimization"]
     result, collectives = {}, {}
     for group in VARIANTS:
         variants = {SHIPPED: base} | {name: {**base, **changed} for name, changed in group.items()}

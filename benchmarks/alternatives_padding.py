@@ -14,7 +14,7 @@ from common import say
 from packing import balanced
 from transformers import AutoTokenizer
 
-from sorsa_ds.config import EMBEDDED_DATA, DataConfig
+from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
 from sorsa_ds.data.order import GlobalOrder
 from sorsa_ds.data.source import open_splits
 from sorsa_ds.data.tokenize import Example, encode_all

@@ -41,14 +41,15 @@ def checkpoints(folder: Path, rank: int) -> dict:
     import os
 
     os.environ["DS_ACCELERATOR"] = "cpu"
-    from sorsa_ds import cli, factors
+    from sorsa_ds import factors
     from sorsa_ds.assemble import assemble
     from sorsa_ds.checkpoint import folder as folders
     from sorsa_ds.checkpoint import fragments, manifest
     from sorsa_ds.checkpoint.saved import SavedTensors
+    from sorsa_ds.config import command_line
     from sorsa_ds.preemption import StopSignals
 
-    trainer = assemble(cli.parse([
+    trainer = assemble(command_line.parse([
         f"--ds_config={ROOT / 'ds_configs/zero2.json'}", f"output.folder={folder}", "output.name=run",
         f"sorsa.rank={rank}", "train.precision=fp32", "train.steps=2", "data.eval_size=0",
     ]))  # fmt: skip

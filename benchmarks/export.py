@@ -20,8 +20,8 @@ from common import Peak, say, write_llama
 from safetensors.torch import save_file
 
 from sorsa_ds import adapter
-from sorsa_ds.config import RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.config_io import to_yaml
+from sorsa_ds.config.schema import RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.export.command import Options, export
 from sorsa_ds.loading import skeleton
 from sorsa_ds.sources import OnDisk

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common import in_ranks, say
 
-from sorsa_ds.config import SorsaConfig
+from sorsa_ds.config.schema import SorsaConfig
 
 DEFAULT = SorsaConfig().svd_tolerance
 TOLERANCES = (DEFAULT, 2 * DEFAULT, 4 * DEFAULT)

@@ -17,7 +17,7 @@ from collections import Counter
 
 import torch
 
-from sorsa_ds.config import SorsaConfig
+from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.decompose import decompose, residual
 from sorsa_ds.precision import full_fp32_products
 

@@ -8,7 +8,7 @@ import torch
 from common import Peak, run_side, write_llama
 
 from sorsa_ds import comm
-from sorsa_ds.config import LoadingConfig, SorsaConfig
+from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.decompose import Decomposition, decompose
 from sorsa_ds.embedded import ensure_embedded_model
 from sorsa_ds.initialize import working_set

@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 
 from sorsa_ds import comm, digest, methods, residual
 from sorsa_ds.assemble import checkpoint_activations
-from sorsa_ds.config import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.ds_config import load, resolve
+from sorsa_ds.config.deepspeed_json import load, resolve
+from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.embedded import ensure_embedded_model
 from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.initialize import fill, parameter_homes

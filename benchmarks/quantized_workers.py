@@ -12,8 +12,9 @@ from models import NOTHING_KEPT, batch_of, default_model, engine_of, peak_gib, s
 from sides import step_of
 from turns import in_turns, synchronise
 
-from sorsa_ds import cli, comm
+from sorsa_ds import comm
 from sorsa_ds.assemble import assemble
+from sorsa_ds.config import command_line
 from sorsa_ds.objective import summed_loss
 from sorsa_ds.process import this_device
 from sorsa_ds.run_folder import read_metrics
@@ -91,7 +92,7 @@ def train(a: argparse.Namespace) -> dict:
         f"residual.storage={a.storage}", f"residual.iterations={a.iterations}",
         *([] if a.steps is None else [f"train.steps={a.steps}"]),
     ]  # fmt: skip
-    report = assemble(cli.parse(settings)).train()
+    report = assemble(command_line.parse(settings)).train()
     losses = [line["loss"] for line in read_metrics(a.folder / a.storage) if "loss" in line] if comm.rank() == 0 else []
     return {"losses": losses, **{key: report[key] for key in ("start_loss", "base_loss", "eval_loss_end")}}
 

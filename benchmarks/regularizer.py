@@ -23,7 +23,7 @@ from peers import reference_layers
 from torch import Tensor, nn
 from turns import in_turns, ratio
 
-from sorsa_ds.config import DataConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import DataConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.masters import Fragment, Masters
 from sorsa_ds.plan.facts import Facts, facts
 from sorsa_ds.plan.job import Hardware, Job

@@ -22,9 +22,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sorsa_ds import adapter, cli, plotting
+from sorsa_ds import adapter, plotting
 from sorsa_ds.analysis import measures
-from sorsa_ds.config import RunConfig
+from sorsa_ds.config import command_line
+from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.files import write_text
 from sorsa_ds.regularizer import resolve
 
@@ -126,7 +127,7 @@ def train(choice: Choice, a: argparse.Namespace) -> dict[str, float]:
 
 def on_the_mean(folder: Path, matrices: int) -> float:
     """gamma / eta_d of a run, as if it were of the mean over its matrices; 0 where there is no regulariser."""
-    config = cli.load(RunConfig, folder / "config.yaml")
+    config = command_line.load(RunConfig, folder / "config.yaml")
     accumulation = json.loads((folder / "ds_config.json").read_text(encoding="utf-8"))["gradient_accumulation_steps"]
     found = resolve(config.regularizer, learning_rate=config.train.learning_rate, accumulation_steps=accumulation)
     return found.coefficient * (matrices if found.reduction == "sum" else 1)

@@ -21,8 +21,9 @@ from common import in_ranks, run_side, say
 from transformers import LlamaConfig, LlamaForCausalLM
 from wire import Wire
 
-from sorsa_ds import cli, comm, ds_config
-from sorsa_ds.config import DataConfig, LoadingConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds import comm
+from sorsa_ds.config import command_line, deepspeed_json
+from sorsa_ds.config.schema import DataConfig, LoadingConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.decompose import decompose
 from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.loading import load
@@ -168,8 +169,8 @@ def predicted() -> list[dict]:
 
 
 def _curve(storage: str, inside: bool) -> Iterator[dict]:
-    config = cli.load(RunConfig, ROOT / "launch" / "recipes" / f"{RECIPE}.yaml")
-    given = ds_config.load(ROOT / "ds_configs" / "zero3_multinode.json")
+    config = command_line.load(RunConfig, ROOT / "launch" / "recipes" / f"{RECIPE}.yaml")
+    given = deepspeed_json.load(ROOT / "ds_configs" / "zero3_multinode.json")
     if not inside:
         given["zero_optimization"].pop("zero_hpz_partition_size")
     models: dict[int, Facts] = {}  # by micro-batch; they do not depend on the hardware

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sorsa_ds.assemble import find_model
-from sorsa_ds.config import EMBEDDED_MODEL, LoadingConfig
+from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig
 from sorsa_ds.decompose import decompose
 
 SPECTRUM_OF = "gate_proj"

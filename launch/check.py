@@ -20,9 +20,9 @@ def train(world_size: int, node_ranks: int, argv: Sequence[str]) -> str:
     Raises:
         ValueError: a setting, file or folder, or the number of ranks, is wrong.
     """
-    from sorsa_ds import cli, ds_config
+    from sorsa_ds.config import command_line, deepspeed_json
 
-    invocation = cli.parse(argv)
+    invocation = command_line.parse(argv)
     settings = invocation.config.train
     if invocation.resume:
         from sorsa_ds import resume
@@ -31,10 +31,10 @@ def train(world_size: int, node_ranks: int, argv: Sequence[str]) -> str:
             resume.named(invocation.resume)
         # They are regrouped for the ranks that there are.
         settings = replace(settings, micro_batch_size=None, gradient_accumulation_steps=None)
-    raw = ds_config.load(invocation.ds_config)
-    ds_config.check_zero_keys(raw, invocation.ds_config)
-    said = settings.precision if settings.precision != "auto" else ds_config.precision_from_json(raw)
-    ds_config.resolve(raw, settings, world_size, "cuda", said or "fp32", node_ranks)
+    raw = deepspeed_json.load(invocation.ds_config)
+    deepspeed_json.check_zero_keys(raw, invocation.ds_config)
+    said = settings.precision if settings.precision != "auto" else deepspeed_json.precision_from_json(raw)
+    deepspeed_json.resolve(raw, settings, world_size, "cuda", said or "fp32", node_ranks)
     return invocation.config.output.name or ""
 
 

@@ -8,7 +8,7 @@ from sorsa_ds.preemption import leave_when_told
 
 def main() -> None:
     """Parse, assemble, train, report."""
-    from sorsa_ds.cli import parse
+    from sorsa_ds.config.command_line import parse
 
     invocation = parse(sys.argv[1:])
     leave_when_told()

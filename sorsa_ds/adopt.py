@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from sorsa_ds.config import SorsaConfig
+from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.init_report import LayerReport
 from sorsa_ds.initialize import FactorSource, Progress, SorsaRecipe, fill
 from sorsa_ds.placement import Part, Zero3

@@ -9,13 +9,14 @@ from datetime import timedelta
 import torch
 from torch import nn
 
-from sorsa_ds import comm, ds_config, init_report, methods, ownership, precision, preflight, regularizer, residual
+from sorsa_ds import comm, init_report, methods, ownership, precision, preflight, regularizer, residual
 from sorsa_ds.adapter import INITIAL
 from sorsa_ds.analysis.recorder import Recorder
 from sorsa_ds.analysis.snapshots import check_continues, stored_linears
 from sorsa_ds.checkpoint.keeper import Keeper
-from sorsa_ds.cli import Invocation, absolute
-from sorsa_ds.config import RunConfig
+from sorsa_ds.config import deepspeed_json
+from sorsa_ds.config.command_line import Invocation, absolute
+from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.console import say, table, tracked, tracked_by_cost
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.tokenize import show_example
@@ -39,8 +40,8 @@ def assemble(invocation: Invocation) -> Trainer:
         ValueError: whatever the user can mend, before the model is loaded where that is possible.
     """
     config = absolute(invocation.config)
-    raw = ds_config.load(invocation.ds_config)
-    ds_config.check_zero_keys(raw, invocation.ds_config)
+    raw = deepspeed_json.load(invocation.ds_config)
+    deepspeed_json.check_zero_keys(raw, invocation.ds_config)
     timeout = timedelta(minutes=config.train.timeout_minutes)
     device_type = start_process(timeout)
     device, world = this_device(), comm.world_size()
@@ -48,8 +49,8 @@ def assemble(invocation: Invocation) -> Trainer:
     resume = find(invocation.resume, config, device) if invocation.resume else None
     if resume is not None:
         config = replace(config, train=resume.regroup(config.train, world))
-    formats = precision.choose(config.train.precision, ds_config.precision_from_json(raw), device_type)
-    resolved = ds_config.resolve(raw, config.train, world, device_type, formats.name, ranks_of_each_node())
+    formats = precision.choose(config.train.precision, deepspeed_json.precision_from_json(raw), device_type)
+    resolved = deepspeed_json.resolve(raw, config.train, world, device_type, formats.name, ranks_of_each_node())
     config = _settled(config, resolved, formats)
     check(config, resolved.zero_stage, formats)
     storage = comm.together(lambda: residual.choose(config.residual, formats, device), device)
@@ -182,7 +183,7 @@ def _decomposing(rounds: list) -> Iterable:
     return tracked_by_cost(rounds, costs, "decomposing")
 
 
-def _settled(config: RunConfig, resolved: ds_config.Resolved, formats: precision.Precision) -> RunConfig:
+def _settled(config: RunConfig, resolved: deepspeed_json.Resolved, formats: precision.Precision) -> RunConfig:
     """The configuration with what was left open filled in, as config.yaml keeps it."""
     train = replace(
         config.train,

@@ -17,7 +17,7 @@ from deepspeed import DeepSpeedEngine
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
-from sorsa_ds.ds_config import fit_buckets
+from sorsa_ds.config.deepspeed_json import fit_buckets
 from sorsa_ds.masters import inner_optimizer, inner_steps, locate, trained_shapes
 from sorsa_ds.placement import Part
 from sorsa_ds.regularizer import Regularizer
@@ -44,7 +44,7 @@ class SorsaEngine(DeepSpeedEngine):
 
     Args:
         model: a model with SorsaLinear layers, or any other; on ZeRO-3 partitioned already (`sorsa_ds.loading`).
-        ds_config: the resolved DeepSpeed configuration (`sorsa_ds.ds_config`).
+        ds_config: the resolved DeepSpeed configuration (`sorsa_ds.config.deepspeed_json`).
         optimizer: makes the optimizer from the trainable parameters.
         scheduler: makes the learning rate scheduler from the optimizer.
         regularizer: with coefficient 0 it still measures L_reg, and adds nothing. None: there are no U and V.

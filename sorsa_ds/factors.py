@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sorsa_ds import refine
-from sorsa_ds.config import ResidualConfig, SorsaConfig
+from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
 from sorsa_ds.console import note
 from sorsa_ds.decompose import Decomposition, Factors, decompose
 from sorsa_ds.embedded import cache_folder

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sorsa_ds import comm, lowrank
-from sorsa_ds.config import SorsaConfig
+from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.decompose import Decomposition, Factors, residual
 from sorsa_ds.init_report import LayerReport, QuantisationLoss
 from sorsa_ds.ownership import Item, schedule

@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from sorsa_ds import weights
 from sorsa_ds.architectures import make_known
-from sorsa_ds.config import EMBEDDED_MODEL, DataConfig, LoadingConfig
+from sorsa_ds.config.schema import EMBEDDED_MODEL, DataConfig, LoadingConfig
 from sorsa_ds.console import say
 from sorsa_ds.data.source import load_rows
 from sorsa_ds.data.tokenize import Example, encode_all

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sorsa_ds import comm
 from sorsa_ds.architectures import make_known
-from sorsa_ds.config import LoadingConfig, SorsaConfig
+from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.init_report import LayerReport
 from sorsa_ds.initialize import FactorSource, Progress, Recipe, SorsaRecipe, fill, parameter_homes
 from sorsa_ds.ownership import Item

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from torch import Tensor
 
 from sorsa_ds import lowrank
-from sorsa_ds.config import ResidualConfig, SorsaConfig
+from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
 from sorsa_ds.decompose import Decomposition, residual
 from sorsa_ds.factor_cache import Decompose
 from sorsa_ds.precision import Precision

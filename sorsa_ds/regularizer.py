@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sorsa_ds.config import RegularizerConfig, relative_gamma
+from sorsa_ds.config.schema import RegularizerConfig, relative_gamma
 
 Form = Literal["norm", "squared"]
 Reduction = Literal["mean", "sum"]

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sorsa_ds.config import ResidualConfig
+from sorsa_ds.config.schema import ResidualConfig
 from sorsa_ds.precision import Precision
 
 CODES, SCALES, RANGE = "residual", "residual_scales", "residual_scales_range"

@@ -13,8 +13,8 @@ from sorsa_ds.adapter import INITIAL
 from sorsa_ds.checkpoint import folder, manifest
 from sorsa_ds.checkpoint.manifest import Manifest
 from sorsa_ds.checkpoint.saved import SavedTensors
-from sorsa_ds.config import RunConfig, TrainConfig
-from sorsa_ds.config_io import flat
+from sorsa_ds.config.schema import RunConfig, TrainConfig
+from sorsa_ds.config.yaml_io import flat
 from sorsa_ds.console import note
 from sorsa_ds.run_lock import is_held
 from sorsa_ds.run_paths import ADAPTER, CHECKPOINTS, CONFIG, REPORT, run_of

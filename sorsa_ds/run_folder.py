@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from sorsa_ds import comm
-from sorsa_ds.config import OutputConfig, RunConfig
-from sorsa_ds.config_io import to_yaml
+from sorsa_ds.config.schema import OutputConfig, RunConfig
+from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.console import note
 from sorsa_ds.files import write_json, write_text
 from sorsa_ds.run_lock import RunLock

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.architectures import mixing_linears, uncalled_linears
-from sorsa_ds.config import SorsaConfig
+from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.layer import SorsaLinear
 from sorsa_ds.precision import Precision
 from sorsa_ds.residual import Storage

@@ -16,7 +16,7 @@ from sorsa_ds.adapter import INITIAL, TRAINED, describe, seal
 from sorsa_ds.analysis.recorder import Recorder
 from sorsa_ds.checkpoint.folder import existing
 from sorsa_ds.checkpoint.keeper import PACKAGES, Keeper
-from sorsa_ds.config import RunConfig
+from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.console import bar, say
 from sorsa_ds.data.batches import BatchPlan, eval_batches
 from sorsa_ds.engine import SorsaEngine, StepReport

@@ -25,8 +25,8 @@ from sorsa_ds.analysis.measures import Spectrum, turn
 from sorsa_ds.analysis.request import Options
 from sorsa_ds.analysis.snapshots import existing, path_of, stored_linears
 from sorsa_ds.checkpoint.saved import SavedTensors
-from sorsa_ds.config import AnalysisConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.config_io import to_yaml
+from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.loading import skeleton
 from sorsa_ds.run_lock import RunLock
 from sorsa_ds.surgery import select

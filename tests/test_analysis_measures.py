@@ -27,7 +27,7 @@ from scipy.linalg import subspace_angles
 from test_analysis import by_hand, handmade
 from transformers import AutoModelForCausalLM
 
-from sorsa_ds import adapter, cli
+from sorsa_ds import adapter
 from sorsa_ds.analysis import compute, figures, recorder
 from sorsa_ds.analysis.command import analyze
 from sorsa_ds.analysis.compute import Job, measured, workers_for
@@ -37,8 +37,9 @@ from sorsa_ds.analysis.recorder import Recorder
 from sorsa_ds.analysis.request import Options
 from sorsa_ds.analysis.snapshots import path_of, stored_linears
 from sorsa_ds.analysis.table import Figures
-from sorsa_ds.config import AnalysisConfig, LoadingConfig, ResidualConfig, RunConfig
-from sorsa_ds.config_io import to_yaml
+from sorsa_ds.config import command_line
+from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, ResidualConfig, RunConfig
+from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.loading import skeleton
 from sorsa_ds.surgery import select
 
@@ -191,7 +192,7 @@ def test_a_chain_of_close_values_is_cut():
 
 def kept_as(run: Path, precision: str, storage: str) -> None:
     """Let a handmade run have been one of that precision and residual."""
-    config = cli.load(RunConfig, run / "config.yaml")
+    config = command_line.load(RunConfig, run / "config.yaml")
     config = replace(config, train=replace(config.train, precision=precision), residual=ResidualConfig(storage=storage))
     model = skeleton(Path(config.model), LoadingConfig())
     adapter.describe(

@@ -27,8 +27,8 @@ from sorsa_ds.analysis.request import Options, _rank, opened
 from sorsa_ds.analysis.runs import Run
 from sorsa_ds.analysis.snapshots import check_continues, existing, path_of
 from sorsa_ds.analysis.table import Figures, Key, Row, Table
-from sorsa_ds.cli import load
-from sorsa_ds.config import AnalysisConfig, LoadingConfig, RegularizerConfig, RunConfig
+from sorsa_ds.config.command_line import load
+from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, RegularizerConfig, RunConfig
 from sorsa_ds.loading import skeleton
 from sorsa_ds.regularizer import Regularizer
 from sorsa_ds.trainer import Trainer

@@ -23,8 +23,8 @@ from sorsa_ds.compare.results import MethodResult, Result, Spread, best_rate, by
 from sorsa_ds.compare.runner import Runner
 from sorsa_ds.compare.score import Evaluation
 from sorsa_ds.compare.trials import METHODS, Trial, read_learning_rates, read_methods, read_seeds
-from sorsa_ds.config import BaselineConfig, RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.config_io import to_yaml
+from sorsa_ds.config.schema import BaselineConfig, RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.run_lock import RunLock
 
 STEPS = 30

@@ -11,7 +11,7 @@ import pandas
 import pytest
 from datasets import Dataset, DatasetDict
 
-from sorsa_ds.config import DataConfig
+from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data import source
 from sorsa_ds.data.faults import find_fault
 from sorsa_ds.data.formats import choose_format
@@ -280,7 +280,7 @@ def test_ranks_may_read_at_the_same_time(tmp_path):
     """Processes that start together convert a file under one lock and get the same rows."""
     file = write(tmp_path, "a.jsonl", ROWS * 100)
     program = (
-        "import hashlib; from sorsa_ds.config import DataConfig; from sorsa_ds.data.source import load_rows;"
+        "import hashlib; from sorsa_ds.config.schema import DataConfig; from sorsa_ds.data.source import load_rows;"
         f"train, held_out = load_rows(DataConfig(path={str(file)!r}), 0);"
         "print(len(train), len(held_out), hashlib.sha256(str(train.to_list()).encode()).hexdigest())"
     )

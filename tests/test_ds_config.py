@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sorsa_ds.batch_size import BatchSizes, settle
-from sorsa_ds.config import TrainConfig
-from sorsa_ds.ds_config import (
+from sorsa_ds.config.batch_size import BatchSizes, settle
+from sorsa_ds.config.deepspeed_json import (
     BUFFERS,
     REFUSED,
     load,
@@ -16,6 +15,7 @@ from sorsa_ds.ds_config import (
     train_settings,
     unknown_zero_keys,
 )
+from sorsa_ds.config.schema import TrainConfig
 
 SHIPPED = sorted((Path(__file__).parent.parent / "ds_configs").glob("*.json"))
 shipped = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -8,7 +8,7 @@ from plain import plain_model, train
 from wire import Wire
 from worlds import run_ranks
 
-from sorsa_ds.config import LoadingConfig, SorsaConfig
+from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 
 # No world size above 1 divides the shapes (40, 20, 76) x rank 5 into whole rows everywhere; 3 divides none.
 RANK, STEPS, WARMUP, RATE, MICRO = 5, 10, 2, 3e-3, 2
@@ -38,7 +38,7 @@ def sequences(count: int, seed: int = 1):
 
 
 def ds_config(stage: int, offload: str, clip: float, accumulation: int, bf16: bool = False) -> dict:
-    """What `sorsa_ds.ds_config` would settle, by hand."""
+    """What `sorsa_ds.config.deepspeed_json` would settle, by hand."""
     zero = {"stage": stage}
     if offload:
         zero["offload_optimizer"] = {"device": "cpu"}

@@ -12,7 +12,7 @@ from worlds import run_ranks
 
 from sorsa_ds import precision
 from sorsa_ds.assemble import assemble
-from sorsa_ds.cli import parse
+from sorsa_ds.config.command_line import parse
 from sorsa_ds.evaluate import models
 from sorsa_ds.evaluate.merging import merge_dense
 from sorsa_ds.export.command import Options as ExportOptions

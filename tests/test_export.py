@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sorsa_ds import adapter, load_adapter, residual
-from sorsa_ds.config import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.config_io import to_yaml
+from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.export import publish, tensor_file
 from sorsa_ds.export.command import Options, export
 from sorsa_ds.export.lora import served_by_vllm

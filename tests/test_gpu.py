@@ -6,7 +6,7 @@ from architectures import exactly, save
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from worlds import run_ranks
 
-from sorsa_ds.config import DataConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import DataConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 
 pytestmark = [
     pytest.mark.gpu,
@@ -17,7 +17,7 @@ IDS = torch.arange(1, 25).view(2, 12) % 64
 
 def _train(folder, stage, precision, steps=5):
     """Logits at step 0 and losses of a few steps on one GPU, with TF32 allowed as the trainer does."""
-    from sorsa_ds.ds_config import resolve
+    from sorsa_ds.config.deepspeed_json import resolve
     from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.loading import load
     from sorsa_ds.objective import summed_loss

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from worlds import run_ranks
 
-from sorsa_ds.config import LoadingConfig, SorsaConfig
+from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.factor_cache import CachedDecomposition, FactorCache
 from sorsa_ds.init_report import as_json, table
 from sorsa_ds.loading import load

@@ -6,7 +6,7 @@ from architectures import CONFIGS, exactly, save
 from transformers import AutoModelForCausalLM
 from worlds import run_ranks
 
-from sorsa_ds.config import LoadingConfig, SorsaConfig
+from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.loading import load, skeleton
 from sorsa_ds.placement import Whole
 from sorsa_ds.precision import choose

@@ -17,7 +17,14 @@ from worlds import run_ranks
 
 from sorsa_ds import load_adapter
 from sorsa_ds.adapter import read_description
-from sorsa_ds.config import BaselineConfig, RegularizerConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import (
+    BaselineConfig,
+    RegularizerConfig,
+    ResidualConfig,
+    RunConfig,
+    SorsaConfig,
+    TrainConfig,
+)
 from sorsa_ds.export.command import Options, export
 from sorsa_ds.loading import skeleton
 from sorsa_ds.methods import METHODS as NAMES
@@ -71,7 +78,7 @@ def job_of(method: str, stage: int, world: int, precision: str = "fp32", length:
 def build(folder, method: str, ds: dict, precision: str = "fp32"):
     """An engine, as `assemble` makes it."""
     from sorsa_ds import methods
-    from sorsa_ds.config import LoadingConfig
+    from sorsa_ds.config.schema import LoadingConfig
     from sorsa_ds.engine import adamw, cosine_with_warmup
     from sorsa_ds.loading import load_operated
     from sorsa_ds.placement import Whole, Zero3
@@ -229,7 +236,7 @@ def test_the_plan_knows_what_every_method_keeps_for_backward(tiny_llama, precisi
 
 def test_parameter_counts_are_those_of_sorsa_but_for_its_singular_values(tiny_llama, everyone):
     """LoRA r (m + n), SORSA and AdaLoRA r (m + n + 1), DoRA r (m + n) + m."""
-    from sorsa_ds.config import LoadingConfig
+    from sorsa_ds.config.schema import LoadingConfig
     from sorsa_ds.methods import describe
 
     model = skeleton(tiny_llama, LoadingConfig())

@@ -30,7 +30,7 @@ from test_resume import _train, rewound, trained
 from wire import Wire
 from worlds import run_ranks
 
-from sorsa_ds import ds_config as settings
+from sorsa_ds.config import deepspeed_json as settings
 from sorsa_ds.plan.advice import Way, advice
 from sorsa_ds.plan.facts import facts
 from sorsa_ds.plan.fit import HEADROOM

@@ -11,8 +11,8 @@ from flops import flop_counter
 from test_engine import CASES, MICRO, build, ds_config, micro_losses, sequences
 from worlds import run_ranks
 
-from sorsa_ds import ds_config as settings
-from sorsa_ds.config import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config import deepspeed_json as settings
+from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.plan.command import configuration_of
 from sorsa_ds.plan.facts import facts
 from sorsa_ds.plan.job import Hardware, Job

@@ -15,9 +15,9 @@ from projects import settings as run_settings
 from test_plan import job_of
 from worlds import run_ranks
 
-from sorsa_ds import cli
-from sorsa_ds import ds_config as settings
-from sorsa_ds.config import RunConfig, SorsaConfig
+from sorsa_ds.config import command_line
+from sorsa_ds.config import deepspeed_json as settings
+from sorsa_ds.config.schema import RunConfig, SorsaConfig
 from sorsa_ds.plan.advice import larger
 from sorsa_ds.plan.check import check_memory
 from sorsa_ds.plan.command import run, size
@@ -39,7 +39,7 @@ def recipe_lines():
 @pytest.mark.parametrize("words", recipe_lines())
 def test_every_recipe_fits_the_hardware_that_it_names(words):
     options = {word[2:]: words[i + 1] for i, word in enumerate(words) if word.startswith("--")}
-    config = cli.load(RunConfig, ROOT / options["config"])
+    config = command_line.load(RunConfig, ROOT / options["config"])
     if "rwkv" in options["config"]:
         pytest.importorskip("fla", reason="needs flash-linear-attention: pip install -e '.[rwkv]'")
     hardware = Hardware(gpus=int(options["gpus"]), nodes=int(options["nodes"]), gpu_memory=size(options["gpu_memory"]))
@@ -72,9 +72,9 @@ def test_advice_is_what_planning_with_it_gives(given, gpus, limit):
     assert not planned.fits
     assert planned.advice
     for way in planned.advice:
-        options, overrides = cli.split(way.settings.split(), ["ds_config"], cli.Errors())
+        options, overrides = command_line.split(way.settings.split(), ["ds_config"], command_line.Errors())
         # The command line is the user's own, which says the model and leaves to the JSON what the JSON says.
-        advised = cli.load(RunConfig, None, [("model", LLAMA), *overrides])
+        advised = command_line.load(RunConfig, None, [("model", LLAMA), *overrides])
         own = {key: "auto" if f"train.{settings.ONE_PLACE.get(key)}" in dict(overrides) else value
                for key, value in given.items()}  # fmt: skip
         file = settings.load(ROOT / options["ds_config"]) if options else own
@@ -184,7 +184,7 @@ def _refused(project):
     os.environ["SORSA_CACHE"] = str(project / "cache")
     large = ["train.micro_batch_size=400000", "train.global_batch_size=null", "data.max_length=256"]
     with pytest.raises(ValueError) as caught:
-        assemble(cli.parse([*run_settings(project, "plan-no"), *large]))
+        assemble(command_line.parse([*run_settings(project, "plan-no"), *large]))
     return str(caught.value)
 
 

@@ -7,7 +7,7 @@ import pytest
 from projects import settings
 from worlds import run_ranks
 
-from sorsa_ds import cli
+from sorsa_ds.config import command_line
 from sorsa_ds.preflight.facts import Facts, free_memory
 from sorsa_ds.preflight.faults import GIB, faults, rank_map
 
@@ -108,7 +108,7 @@ def _check(arguments: list[str], nodes: list[str]) -> str:
     os.environ.update(LOCAL_RANK="0", CROSS_RANK=str(rank))
     given = [argument.replace("RANK", str(rank)) for argument in arguments]
     try:
-        preflight.check(cli.parse(given), {}, torch.device("cpu"), timedelta(seconds=60), given)
+        preflight.check(command_line.parse(given), {}, torch.device("cpu"), timedelta(seconds=60), given)
     except ValueError as error:
         return str(error)
     return ""

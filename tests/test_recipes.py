@@ -7,9 +7,10 @@ import sys
 import pytest
 from projects import ROOT
 
-from sorsa_ds import ds_config, recipes, regularizer
-from sorsa_ds.cli import load
-from sorsa_ds.config import LoadingConfig, RunConfig
+from sorsa_ds import regularizer
+from sorsa_ds.config import deepspeed_json, recipes
+from sorsa_ds.config.command_line import load
+from sorsa_ds.config.schema import LoadingConfig, RunConfig
 from sorsa_ds.loading import skeleton
 from sorsa_ds.shapes import FOLDER as SHAPES
 from sorsa_ds.shapes import shipped
@@ -40,10 +41,10 @@ def hardware(name: str) -> tuple[str, int, int]:
     return json, int(gpus), int(nodes)
 
 
-def settled(name: str, world_size: int) -> ds_config.Resolved:
+def settled(name: str, world_size: int) -> deepspeed_json.Resolved:
     config = config_of(name)
-    raw = ds_config.load(ROOT / hardware(name)[0])
-    return ds_config.resolve(raw, config.train, world_size, "cuda", config.train.precision)
+    raw = deepspeed_json.load(ROOT / hardware(name)[0])
+    return deepspeed_json.resolve(raw, config.train, world_size, "cuda", config.train.precision)
 
 
 def bare(model: str):

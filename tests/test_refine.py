@@ -7,7 +7,7 @@ import torch
 from architectures import exactly, save
 from safetensors import safe_open
 
-from sorsa_ds.config import LoadingConfig, ResidualConfig, SorsaConfig
+from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, SorsaConfig
 from sorsa_ds.embedded import ensure_embedded_model
 from sorsa_ds.factors import factor_source
 from sorsa_ds.init_report import as_json, table

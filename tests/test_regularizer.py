@@ -4,7 +4,7 @@ import pytest
 import torch
 from worlds import run_ranks
 
-from sorsa_ds.config import RegularizerConfig
+from sorsa_ds.config.schema import RegularizerConfig
 from sorsa_ds.masters import Fragment, Masters
 from sorsa_ds.regularizer import Regularizer, gradient_factor, penalty, resolve
 from sorsa_ds.sharded_grams import ShardedGrams

@@ -9,7 +9,7 @@ from test_resume import rewound, trained
 from test_resume import train as train_run
 from worlds import run_ranks
 
-from sorsa_ds.config import RegularizerConfig, RunConfig
+from sorsa_ds.config.schema import RegularizerConfig, RunConfig
 from sorsa_ds.methods.settings import check
 from sorsa_ds.precision import choose
 from sorsa_ds.regularizer import resolve

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from worlds import run_ranks
 
 import sorsa_ds.residual
-from sorsa_ds.config import LoadingConfig, ResidualConfig, SorsaConfig
+from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, SorsaConfig
 from sorsa_ds.decompose import residual as rest_of
 from sorsa_ds.layer import SorsaLinear
 from sorsa_ds.loading import load

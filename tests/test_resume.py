@@ -14,11 +14,11 @@ from projects import ROOT, launch, metrics, settings, start
 from safetensors.torch import load_file, save_file
 from worlds import run_ranks
 
-from sorsa_ds import cli
 from sorsa_ds.checkpoint import folder as folders
 from sorsa_ds.checkpoint import manifest
 from sorsa_ds.checkpoint.saved import SavedTensors
-from sorsa_ds.config import RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config import command_line
+from sorsa_ds.config.schema import RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.resume import differences
 
 GLOBAL = "train.global_batch_size=6"
@@ -31,7 +31,9 @@ def _train(project, name, ds, arguments, stop_at):
     from sorsa_ds.assemble import assemble
     from sorsa_ds.preemption import Preempted
 
-    trainer = assemble(cli.parse([*settings(project, name), *arguments, f"--ds_config={ROOT}/ds_configs/{ds}.json"]))
+    trainer = assemble(
+        command_line.parse([*settings(project, name), *arguments, f"--ds_config={ROOT}/ds_configs/{ds}.json"])
+    )
     if stop_at is not None:
         step = trainer.step
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from worlds import run_ranks
 
 from sorsa_ds import architectures
-from sorsa_ds.config import LoadingConfig, SorsaConfig
+from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.loading import skeleton
 from sorsa_ds.surgery import select
 
@@ -79,8 +79,8 @@ def test_rwkv4_trains_through_the_command_on_two_ranks(shared_data, project, tex
 
 def _train(folder, steps=4):
     """Losses of a few ZeRO-3 steps of a random model on the same tokens."""
-    from sorsa_ds.config import TrainConfig
-    from sorsa_ds.ds_config import resolve
+    from sorsa_ds.config.deepspeed_json import resolve
+    from sorsa_ds.config.schema import TrainConfig
     from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.loading import load
     from sorsa_ds.objective import summed_loss

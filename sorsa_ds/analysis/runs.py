@@ -8,7 +8,7 @@ import numpy as np
 from sorsa_ds import regularizer
 from sorsa_ds.analysis.history import History, open_history
 from sorsa_ds.analysis.table import Row, Table
-from sorsa_ds.config import RunConfig
+from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.plotting import plain
 from sorsa_ds.regularizer import Regularizer
 from sorsa_ds.run_folder import read_metrics

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from sorsa_ds.adapter import FactorFile
-from sorsa_ds.config import RunConfig, SorsaConfig
+from sorsa_ds.config.schema import RunConfig, SorsaConfig
 from sorsa_ds.run_paths import SNAPSHOTS
 from sorsa_ds.surgery import Target, check_all_match, matches, select
 

@@ -15,7 +15,7 @@ from sorsa_ds.checkpoint import folder, fragments, random_state
 from sorsa_ds.checkpoint.manifest import Manifest, Progress
 from sorsa_ds.checkpoint.saved import read_own
 from sorsa_ds.checkpoint.saver import Saver
-from sorsa_ds.config import RunConfig
+from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.console import note, say
 from sorsa_ds.engine import SorsaEngine
 from sorsa_ds.regularizer import Regularizer

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from sorsa_ds import cli, ds_config
 from sorsa_ds.compare import figure, tables
 from sorsa_ds.compare.request import Request, parse
 from sorsa_ds.compare.results import Result, best_rate, by_method
 from sorsa_ds.compare.runner import Runner
 from sorsa_ds.compare.score import BASE
 from sorsa_ds.compare.trials import RUNS, Trial
+from sorsa_ds.config import command_line, deepspeed_json
 from sorsa_ds.console import bar, say
 from sorsa_ds.methods.settings import check_stage
 from sorsa_ds.run_lock import at_work_in
@@ -118,8 +118,8 @@ def _compare(request: Request, runner: Runner) -> None:
 
 def _check(request: Request, runner: Runner) -> None:
     """Stop before the first run where a later one could not be made."""
-    errors = cli.Errors()
-    zero = ds_config.load(request.ds_config).get("zero_optimization", {})
+    errors = command_line.Errors()
+    zero = deepspeed_json.load(request.ds_config).get("zero_optimization", {})
     for method in request.methods:
         with errors.noted():
             check_stage(method, zero.get("stage", 0))

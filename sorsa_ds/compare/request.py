@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sorsa_ds import cli
 from sorsa_ds.compare.score import Evaluation
 from sorsa_ds.compare.trials import NO_REGULARIZER, Trial, read_learning_rates, read_methods, read_seeds
-from sorsa_ds.config import RunConfig
+from sorsa_ds.config import command_line
+from sorsa_ds.config.schema import RunConfig
 
 OPTIONS = {
     "methods": f"what is compared, as in sorsa,lora; {NO_REGULARIZER} is sorsa with gamma = 0",
@@ -52,10 +52,10 @@ class Request:
 
 def parse(argv: Sequence[str]) -> Request:
     """ValueError lists everything wrong; `--help` prints and exits."""
-    errors = cli.Errors()
-    options, overrides = cli.split(argv, OPTIONS, errors)
+    errors = command_line.Errors()
+    options, overrides = command_line.split(argv, OPTIONS, errors)
     if "help" in options:
-        print(cli.help_text(RunConfig, USAGE, OPTIONS))
+        print(command_line.help_text(RunConfig, USAGE, OPTIONS))
         raise SystemExit(0)
     for option in ("methods", "output"):
         if not options.get(option):
@@ -65,11 +65,17 @@ def parse(argv: Sequence[str]) -> Request:
     methods, seeds, rates, evaluation = [], [], {}, None
     ranks = options.get("num_gpus")
     with errors.noted():
-        json_file = cli.find_file("--ds_config", options.get("ds_config", "ds_configs/zero2.json"), "ds_configs/*.json")
+        json_file = command_line.find_file(
+            "--ds_config", options.get("ds_config", "ds_configs/zero2.json"), "ds_configs/*.json"
+        )
     with errors.noted():
-        file = cli.find_file("--config", options["config"], "launch/recipes/*.yaml") if "config" in options else None
+        file = (
+            command_line.find_file("--config", options["config"], "launch/recipes/*.yaml")
+            if "config" in options
+            else None
+        )
     with errors.noted():
-        base = cli.absolute(cli.load(RunConfig, file, overrides, OPTIONS))
+        base = command_line.absolute(command_line.load(RunConfig, file, overrides, OPTIONS))
         _refuse_own(base)
     with errors.noted():
         methods = read_methods(options["methods"])

@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import yaml
 
-from sorsa_ds.cli import REPOSITORY, to_yaml
 from sorsa_ds.compare.trials import RUNS, Trial
-from sorsa_ds.config import RunConfig
+from sorsa_ds.config.command_line import REPOSITORY, to_yaml
+from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.files import write_text
 from sorsa_ds.preemption import SIGNALS, Preempted
 from sorsa_ds.resume import FREE_OF_ONE_MODEL, differences

@@ -9,7 +9,7 @@ from pathlib import Path
 from sorsa_ds.compare.results import MethodResult, Result, Spread
 from sorsa_ds.compare.score import Evaluation
 from sorsa_ds.compare.trials import Trial
-from sorsa_ds.config import RunConfig
+from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.files import write_json, write_text
 
 COLUMNS = {

@@ -6,7 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import get_args
 
-from sorsa_ds.config import MethodName, RunConfig
+from sorsa_ds.config.schema import MethodName, RunConfig
 from sorsa_ds.methods.settings import ignored, without_ignored
 
 NO_REGULARIZER = "sorsa-no-reg"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets, load_dataset
 
-from sorsa_ds.config import EMBEDDED_DATA, DataConfig
+from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
 from sorsa_ds.data.faults import JSON_SUFFIXES, find_fault
 from sorsa_ds.data.word_problems import word_problems
 

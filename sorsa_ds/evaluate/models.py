@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sorsa_ds import adapter, cli, digest, precision, weights
-from sorsa_ds.config import LoadingConfig, RunConfig
+from sorsa_ds import adapter, digest, precision, weights
+from sorsa_ds.config import command_line
+from sorsa_ds.config.schema import LoadingConfig, RunConfig
 from sorsa_ds.console import tracked
 from sorsa_ds.evaluate.merging import merge_dense
 from sorsa_ds.inputs import find_model
@@ -93,7 +94,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _run(folder: Path, base: str | None) -> Found:
-    config = cli.load(RunConfig, folder / CONFIG)
+    config = command_line.load(RunConfig, folder / CONFIG)
     adapter.read_description(folder / ADAPTER).check_residual(config.residual)
     return _adapter(folder / ADAPTER, base, (folder, config))
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from sorsa_ds.config import MethodName
+from sorsa_ds.config.schema import MethodName
 from sorsa_ds.console import say, tracked
 from sorsa_ds.export import factors, lora, merged, peft_adapter, requantise
 from sorsa_ds.export.card import CARD, card

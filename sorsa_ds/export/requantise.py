@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from sorsa_ds.config import SorsaConfig
+from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.export.merged import CONFIG, Plan, companions
 from sorsa_ds.export.source import Progress, Source
 from sorsa_ds.export.tensor_file import nbytes

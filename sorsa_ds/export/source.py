@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sorsa_ds import adapter, cli, precision, residual
+from sorsa_ds import adapter, precision, residual
 from sorsa_ds.adapter import Description, FactorFile
-from sorsa_ds.config import EMBEDDED_MODEL, RunConfig
+from sorsa_ds.config import command_line
+from sorsa_ds.config.schema import EMBEDDED_MODEL, RunConfig
 from sorsa_ds.decompose import Factors
 from sorsa_ds.factors import from_values
 from sorsa_ds.inputs import find_model
@@ -102,7 +103,7 @@ def open_run(run: Path, base: str | None = None) -> Source:
         raise ValueError(f"--run: {run / REPORT} is damaged: {error}") from error
     folder = run / ADAPTER
     described = adapter.read_description(folder)
-    config = cli.load(RunConfig, run / CONFIG)
+    config = command_line.load(RunConfig, run / CONFIG)
     described.check_residual(config.residual)
     if base is not None:
         place = Path(base).expanduser()

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from sorsa_ds import factors, initialize
 from sorsa_ds.adapter import FactorFile
-from sorsa_ds.config import BaselineConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
+from sorsa_ds.config.schema import BaselineConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
 from sorsa_ds.initialize import Recipe, SorsaRecipe
 from sorsa_ds.loading import Operation
 from sorsa_ds.methods import settings, whole_weights

@@ -13,7 +13,7 @@ from peft.tuners.adalora import AdaLoraModel, RankAllocator
 from torch import Tensor, nn
 
 from sorsa_ds.comm import sum_over_ranks
-from sorsa_ds.config import RunConfig
+from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.engine import SorsaEngine, StepReport
 from sorsa_ds.masters import inner_optimizer
 from sorsa_ds.methods.peft_layers import ADAPTER

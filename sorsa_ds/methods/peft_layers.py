@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds import digest
-from sorsa_ds.config import BaselineConfig, SorsaConfig
+from sorsa_ds.config.schema import BaselineConfig, SorsaConfig
 from sorsa_ds.initialize import Tensors, checked
 from sorsa_ds.ownership import Item
 from sorsa_ds.placement import TensorSpec

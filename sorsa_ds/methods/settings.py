@@ -3,8 +3,8 @@
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from sorsa_ds.config import ResidualConfig, RunConfig
-from sorsa_ds.config_fields import leaves
+from sorsa_ds.config.fields import leaves
+from sorsa_ds.config.schema import ResidualConfig, RunConfig
 from sorsa_ds.precision import Precision
 from sorsa_ds.residual import settle
 

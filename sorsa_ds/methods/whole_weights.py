@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sorsa_ds.config import SorsaConfig
+from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.initialize import Tensors, checked
 from sorsa_ds.methods.peft_layers import Values
 from sorsa_ds.ownership import Item

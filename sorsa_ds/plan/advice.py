@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sorsa_ds import ds_config
-from sorsa_ds.cli import REPOSITORY
-from sorsa_ds.config import TrainConfig
+from sorsa_ds.config import deepspeed_json
+from sorsa_ds.config.command_line import REPOSITORY
+from sorsa_ds.config.schema import TrainConfig
 from sorsa_ds.plan.facts import Facts, facts
 from sorsa_ds.plan.fit import fits, of_a_node
 from sorsa_ds.plan.job import Hardware, Job
@@ -104,7 +104,7 @@ def _checkpointing(job: Job) -> Change | None:
 
 
 def _smaller_micro_batch(job: Job) -> Change | None:
-    sizes, train = job.resolved, replace(job.config.train, **ds_config.train_settings(job.given))
+    sizes, train = job.resolved, replace(job.config.train, **deepspeed_json.train_settings(job.given))
     if sizes.micro_batch_size == 1:
         return None
     if train.global_batch_size is not None and train.gradient_accumulation_steps is None:  # it follows
@@ -143,15 +143,15 @@ _STEPS: tuple[Callable[[Job], Change | None], ...] = (
 
 
 def _with(job: Job, **train) -> Change | None:
-    given = {key: "auto" if ds_config.ONE_PLACE.get(key) in train else value for key, value in job.given.items()}
+    given = {key: "auto" if deepspeed_json.ONE_PLACE.get(key) in train else value for key, value in job.given.items()}
     words = {f"train.{name}": str(value).lower() for name, value in train.items()}
     return _planned(job, words, given, train=replace(job.config.train, **train))
 
 
 def _with_file(job: Job, name: str) -> Change | None:
     """With a DeepSpeed JSON that ships; what the job's own says of training is said on the command line."""
-    given = ds_config.load(REPOSITORY / "ds_configs" / name)
-    said = ds_config.train_settings(job.given)
+    given = deepspeed_json.load(REPOSITORY / "ds_configs" / name)
+    said = deepspeed_json.train_settings(job.given)
     words = {"--ds_config": f"ds_configs/{name}"} | {f"train.{field}": str(value) for field, value in said.items()}
     return _planned(job, words, given, train=replace(job.config.train, **said))
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from sorsa_ds import comm, process
-from sorsa_ds.config import RunConfig
+from sorsa_ds.config.deepspeed_json import Resolved
+from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.console import say
-from sorsa_ds.ds_config import Resolved
 from sorsa_ds.plan.facts import facts
 from sorsa_ds.plan.job import GIB, Hardware, Job
 from sorsa_ds.plan.memory import memory

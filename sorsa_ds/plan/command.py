@@ -8,8 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
-from sorsa_ds import cli, ds_config
-from sorsa_ds.config import EMBEDDED_MODEL, LoadingConfig, RunConfig
+from sorsa_ds.config import command_line, deepspeed_json
+from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig, RunConfig
 from sorsa_ds.console import say
 from sorsa_ds.embedded import ensure_embedded_model
 from sorsa_ds.plan.job import GIB, Hardware, Job
@@ -18,7 +18,7 @@ from sorsa_ds.shapes import shipped
 
 OPTIONS = {
     "config": "YAML file with settings",
-    "ds_config": f"DeepSpeed JSON (default {cli.DEFAULT_DS_CONFIG})",
+    "ds_config": f"DeepSpeed JSON (default {command_line.DEFAULT_DS_CONFIG})",
     "gpus": "GPUs of a node (default 1)",
     "nodes": "nodes (default 1)",
     "gpu_memory": "of one GPU, as 80GiB or 80GB (default 80GiB)",
@@ -47,22 +47,28 @@ def run(argv: Sequence[str]) -> bool:
         ValueError: everything wrong with the command line, or a model that cannot be found or built.
     """
     words = [word for word in argv if word != "--json"]
-    errors = cli.Errors()
-    options, overrides = cli.split(words, OPTIONS, errors)
+    errors = command_line.Errors()
+    options, overrides = command_line.split(words, OPTIONS, errors)
     if "help" in options:
-        print(cli.help_text(RunConfig, USAGE, OPTIONS))
+        print(command_line.help_text(RunConfig, USAGE, OPTIONS))
         return True
     hardware, file, config, given = Hardware(), None, None, None
     with errors.noted():
         hardware = _hardware(options, errors)
     with errors.noted():
-        given = ds_config.load(
-            cli.find_file("--ds_config", options.get("ds_config", cli.DEFAULT_DS_CONFIG), "ds_configs/*.json")
+        given = deepspeed_json.load(
+            command_line.find_file(
+                "--ds_config", options.get("ds_config", command_line.DEFAULT_DS_CONFIG), "ds_configs/*.json"
+            )
         )
     with errors.noted():
-        file = cli.find_file("--config", options["config"], "launch/recipes/*.yaml") if "config" in options else None
+        file = (
+            command_line.find_file("--config", options["config"], "launch/recipes/*.yaml")
+            if "config" in options
+            else None
+        )
     with errors.noted():
-        config = cli.load(RunConfig, file, overrides, OPTIONS)
+        config = command_line.load(RunConfig, file, overrides, OPTIONS)
     errors.stop()
     job = Job.of(config, given, hardware)
     planned = plan(configuration_of(config.model, config.loading), job)
@@ -93,7 +99,7 @@ def configuration_of(model: str, loading: LoadingConfig) -> Path:
         ) from error
 
 
-def _hardware(options: dict[str, str], errors: cli.Errors) -> Hardware:
+def _hardware(options: dict[str, str], errors: command_line.Errors) -> Hardware:
     values: dict = {}
     for name in OPTIONS.keys() & options.keys() - {"config", "ds_config"}:
         with errors.noted():

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from sorsa_ds import ds_config, precision, residual
-from sorsa_ds.config import RunConfig
+from sorsa_ds import precision, residual
+from sorsa_ds.config import deepspeed_json
+from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.settings import check
 from sorsa_ds.precision import Precision
 from sorsa_ds.residual import Storage
@@ -45,7 +46,7 @@ class Job:
 
     config: RunConfig
     given: dict
-    resolved: ds_config.Resolved
+    resolved: deepspeed_json.Resolved
     precision: Precision
     storage: Storage
     hardware: Hardware
@@ -57,9 +58,9 @@ class Job:
         Raises:
             ValueError: the settings, or the number of ranks, do not go together.
         """
-        wanted = ds_config.precision_from_json(given)
+        wanted = deepspeed_json.precision_from_json(given)
         formats = precision.choose(config.train.precision, wanted, "cuda", fast=True)
-        resolved = ds_config.resolve(given, config.train, hardware.ranks, "cuda", formats.name, hardware.gpus)
+        resolved = deepspeed_json.resolve(given, config.train, hardware.ranks, "cuda", formats.name, hardware.gpus)
         check(config, resolved.zero_stage, formats)
         return cls(config, given, resolved, formats, residual.storage_of(config.residual, formats), hardware)
 

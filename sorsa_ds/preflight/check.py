@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from sorsa_ds import comm
-from sorsa_ds.cli import Invocation
+from sorsa_ds.config.command_line import Invocation
 from sorsa_ds.console import say
 from sorsa_ds.files import write_text
 from sorsa_ds.preflight.facts import gather, run_folder

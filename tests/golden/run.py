@@ -56,7 +56,7 @@ def settings(folder: Path, name: str, more: tuple[str, ...]) -> list[str]:
 def rank_of_run(arguments: list[str]) -> None:
     """One rank's part of a run."""
     from sorsa_ds.assemble import assemble
-    from sorsa_ds.cli import parse
+    from sorsa_ds.config.command_line import parse
 
     assemble(parse(arguments)).train()
 

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from sorsa_ds.config import RunConfig
-from sorsa_ds.config_fields import Leaf, leaves, nearest, section_help, sections
-from sorsa_ds.config_io import Given, build, check, read_value, read_yaml, to_yaml, value_text
+from sorsa_ds.config.fields import Leaf, leaves, nearest, section_help, sections
+from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.config.yaml_io import Given, build, check, read_value, read_yaml, to_yaml, value_text
 from sorsa_ds.run_paths import CONFIG, GIVEN_DS_CONFIG, run_of
 
 __all__ = ["Errors", "Invocation", "absolute", "find_file", "help_text", "load", "parse", "split", "to_yaml"]

@@ -1,6 +1,6 @@
 """What settings a configuration class has: path, type with its range, default, help. Read from the dataclasses alone.
 
-Works for any tree declared with `sorsa_ds.config.settings`; nothing here knows a single setting by name.
+Works for any tree declared with `sorsa_ds.config.schema.settings`; nothing here knows a single setting by name.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """The shipped YAML files: their comments are written by machine from the settings' own help.
 
-    python -m sorsa_ds.recipes          # `make recipe`: after a change of sorsa_ds/config.py
+    python -m sorsa_ds.config.recipes          # `make recipe`: after a change of sorsa_ds/config/schema.py
 
 A recipe is a head comment, written by hand, an empty line, and the keys that it sets; a key's help, type and default
 stand above it. `default.yaml` has no head and every key.
@@ -9,9 +9,9 @@ stand above it. `default.yaml` has no head and every key.
 import re
 from pathlib import Path
 
-from sorsa_ds.cli import REPOSITORY, load
-from sorsa_ds.config import RunConfig
-from sorsa_ds.config_io import read_yaml, to_yaml
+from sorsa_ds.config.command_line import REPOSITORY, load
+from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.config.yaml_io import read_yaml, to_yaml
 from sorsa_ds.files import write_text
 
 FOLDER = REPOSITORY / "launch" / "recipes"

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from sorsa_ds.batch_size import settle
-from sorsa_ds.config import TrainConfig
+from sorsa_ds.config.batch_size import settle
+from sorsa_ds.config.schema import TrainConfig
 
 Json = dict[str, Any]
 

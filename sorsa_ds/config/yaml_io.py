@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from sorsa_ds.config_fields import Leaf, leaves, section_help, sections
+from sorsa_ds.config.fields import Leaf, leaves, section_help, sections
 
 T = TypeVar("T")
 _TAG = "tag:yaml.org,2002:"
