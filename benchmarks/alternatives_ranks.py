@@ -12,9 +12,9 @@ from sides import add_sizes, examples, made
 from turns import in_turns
 from wire import Wire
 
-from sorsa_ds import comm
 from sorsa_ds.engine import SorsaEngine
 from sorsa_ds.objective import summed_loss
+from sorsa_ds.runtime import collectives
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def overlap(a: argparse.Namespace) -> dict:
     seconds = in_turns(
         {"step": step, "regulariser": alone, "all-reduce": lambda: torch.distributed.all_reduce(buffer)}, a.rounds
     )
-    return {"seconds": seconds, "bytes": buffer.nbytes, "ranks": comm.world_size()}
+    return {"seconds": seconds, "bytes": buffer.nbytes, "ranks": collectives.world_size()}
 
 
 if __name__ == "__main__":

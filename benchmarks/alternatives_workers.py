@@ -21,7 +21,7 @@ from sorsa_ds.data.order import GlobalOrder
 from sorsa_ds.data.tokenize import IGNORED
 from sorsa_ds.masters import inner_optimizer
 from sorsa_ds.objective import summed_loss
-from sorsa_ds.process import this_device
+from sorsa_ds.runtime.process import this_device
 
 ADAMW = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False, "fused": False}}
 

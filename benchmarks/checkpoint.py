@@ -47,7 +47,7 @@ def checkpoints(folder: Path, rank: int) -> dict:
     from sorsa_ds.checkpoint import fragments, manifest
     from sorsa_ds.checkpoint.saved import SavedTensors
     from sorsa_ds.config import command_line
-    from sorsa_ds.preemption import StopSignals
+    from sorsa_ds.runtime.stop_signals import StopSignals
 
     trainer = assemble(command_line.parse([
         f"--ds_config={ROOT / 'ds_configs/zero2.json'}", f"output.folder={folder}", "output.name=run",

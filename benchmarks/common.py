@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from sorsa_ds import comm
-from sorsa_ds.process import init_distributed
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.process import init_distributed
 
 
 def say(text: str) -> None:
@@ -75,7 +75,7 @@ def run_side(side: Callable[[argparse.Namespace], dict], arguments: argparse.Nam
     """What a process of `in_ranks` does: start the process group, run the side, print its JSON on rank 0, and leave."""
     init_distributed()
     result = side(arguments)
-    if comm.rank() == 0:
+    if collectives.rank() == 0:
         print(json.dumps(result), flush=True)
     torch.distributed.barrier()
     os._exit(0)

@@ -30,8 +30,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from sorsa_ds.checkpoint import folder as checkpoints
 from sorsa_ds.embedded import ensure_embedded_model
 from sorsa_ds.run_folder import read_metrics
-from sorsa_ds.run_lock import is_held
 from sorsa_ds.run_paths import ADAPTER, REPORT
+from sorsa_ds.runtime.folder_lock import is_held
 
 ROOT = Path(__file__).parents[1]
 TRAINED = "adapter_model.safetensors"

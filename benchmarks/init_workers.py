@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from common import Peak, run_side, write_llama
 
-from sorsa_ds import comm
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.decompose import Decomposition, decompose
 from sorsa_ds.embedded import ensure_embedded_model
@@ -15,8 +14,9 @@ from sorsa_ds.initialize import working_set
 from sorsa_ds.loading import load
 from sorsa_ds.ownership import Item, schedule
 from sorsa_ds.placement import Whole, Zero3
-from sorsa_ds.precision import choose
 from sorsa_ds.residual import Dense
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.precision import choose
 from sorsa_ds.weights import Checkpoint
 
 SETTINGS = SorsaConfig()
@@ -71,7 +71,7 @@ def load_model(a: argparse.Namespace) -> dict:
     seconds = time.perf_counter() - began
     spent = {report.name: report.seconds for report in loaded.reports}
     items = [Item(t.name, torch.Size((t.out_features, t.in_features)), t) for t in loaded.targets]
-    rounds = schedule(items, comm.world_size())
+    rounds = schedule(items, collectives.world_size())
     return {"seconds": seconds, "decomposing": sum(max(spent[item.name] for item in one if item) for one in rounds)}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from sorsa_ds import comm, digest, methods, residual
+from sorsa_ds import methods, residual
 from sorsa_ds.assemble import checkpoint_activations
 from sorsa_ds.config.deepspeed_json import load, resolve
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
@@ -15,9 +15,10 @@ from sorsa_ds.initialize import fill, parameter_homes
 from sorsa_ds.loading import Loaded, Operation, load_operated, skeleton
 from sorsa_ds.ownership import Item
 from sorsa_ds.placement import Placement, Whole, Zero3
-from sorsa_ds.precision import choose
-from sorsa_ds.process import this_device
 from sorsa_ds.regularizer import Regularizer
+from sorsa_ds.runtime import collectives, digest
+from sorsa_ds.runtime.precision import choose
+from sorsa_ds.runtime.process import this_device
 
 RATE, STEPS_AHEAD = 1e-4, 100
 DS_CONFIGS = Path(__file__).parents[1] / "ds_configs"
@@ -33,8 +34,8 @@ def ds_config(stage: int, precision: str = "mixed", zero: dict | None = None) ->
     """What the trainer makes of the shipped JSON of a stage. zero: settings of zero_optimization over it."""
     raw = load(DS_CONFIGS / (f"zero{stage}.json" if stage else "stage0.json"))
     raw["zero_optimization"] |= zero or {}
-    train = TrainConfig(precision=precision, micro_batch_size=1, global_batch_size=comm.world_size())
-    return resolve(raw, train, comm.world_size(), this_device().type, precision).ds
+    train = TrainConfig(precision=precision, micro_batch_size=1, global_batch_size=collectives.world_size())
+    return resolve(raw, train, collectives.world_size(), this_device().type, precision).ds
 
 
 def default_model(method: str, rank: int, stage: int, precision: str = "mixed", storage: str = "auto") -> Loaded:
@@ -92,7 +93,7 @@ def engine_of(
 
 def batch_of(length: int, vocabulary: int, device: torch.device, sequences: int = 1) -> dict[str, torch.Tensor]:
     """Sequences of random tokens, all of them learned; others on each rank."""
-    generator = torch.Generator().manual_seed(comm.rank())
+    generator = torch.Generator().manual_seed(collectives.rank())
     ids = torch.randint(0, vocabulary, (sequences, length), generator=generator).to(device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 

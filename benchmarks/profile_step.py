@@ -15,7 +15,7 @@ from common import say
 from sides import add_sizes, step_of
 from torch.profiler import ProfilerActivity, profile
 
-from sorsa_ds.process import init_distributed
+from sorsa_ds.runtime.process import init_distributed
 
 
 def main() -> None:

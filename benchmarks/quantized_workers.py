@@ -12,12 +12,12 @@ from models import NOTHING_KEPT, batch_of, default_model, engine_of, peak_gib, s
 from sides import step_of
 from turns import in_turns, synchronise
 
-from sorsa_ds import comm
 from sorsa_ds.assemble import assemble
 from sorsa_ds.config import command_line
 from sorsa_ds.objective import summed_loss
-from sorsa_ds.process import this_device
 from sorsa_ds.run_folder import read_metrics
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.process import this_device
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def live_bytes(a: argparse.Namespace) -> dict:
     losses = [report.loss for report in loaded.reports if report.loss]
     numbers = sum(target.out_features * target.in_features for target in loaded.targets)
     return {
-        "bytes": comm.gather_lists([held]), "numbers": numbers,
+        "bytes": collectives.gather_lists([held]), "numbers": numbers,
         "error": statistics.fmean(x.error for x in losses) if losses else None,
         "plain_error": statistics.fmean(x.plain_error for x in losses) if losses else None,
     }  # fmt: skip
@@ -93,7 +93,11 @@ def train(a: argparse.Namespace) -> dict:
         *([] if a.steps is None else [f"train.steps={a.steps}"]),
     ]  # fmt: skip
     report = assemble(command_line.parse(settings)).train()
-    losses = [line["loss"] for line in read_metrics(a.folder / a.storage) if "loss" in line] if comm.rank() == 0 else []
+    losses = (
+        [line["loss"] for line in read_metrics(a.folder / a.storage) if "loss" in line]
+        if collectives.rank() == 0
+        else []
+    )
     return {"losses": losses, **{key: report[key] for key in ("start_loss", "base_loss", "eval_loss_end")}}
 
 

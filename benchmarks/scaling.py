@@ -21,7 +21,6 @@ from common import in_ranks, run_side, say
 from transformers import LlamaConfig, LlamaForCausalLM
 from wire import Wire
 
-from sorsa_ds import comm
 from sorsa_ds.config import command_line, deepspeed_json
 from sorsa_ds.config.schema import DataConfig, LoadingConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.decompose import decompose
@@ -34,8 +33,9 @@ from sorsa_ds.plan.job import GIB, Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.speed import flops, speed
 from sorsa_ds.plan.traffic import traffic
-from sorsa_ds.process import this_device
 from sorsa_ds.regularizer import Regularizer
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.process import this_device
 from sorsa_ds.shapes import shipped
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +79,7 @@ def small_job(nodes: int, gpus: int, inside: bool, **hardware: float) -> Job:
 
 def measure(a: argparse.Namespace) -> dict:
     """One rank: what its collectives move in a step, by whether they leave the node, and seconds of a step."""
-    world, device = comm.world_size(), this_device()
+    world, device = collectives.world_size(), this_device()
     job = small_job(a.nodes, world // a.nodes, bool(a.inside))
     loaded = load(
         a.folder, loading=LoadingConfig(), sorsa=job.config.sorsa, precision=job.precision,
@@ -91,7 +91,7 @@ def measure(a: argparse.Namespace) -> dict:
         loaded.model, ds, adamw(1e-4, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(100, 0),
         Regularizer("norm", "mean", 0.2), {},
     )  # fmt: skip
-    ids = torch.randint(0, 512, (1, job.tokens), generator=torch.Generator().manual_seed(comm.rank()))
+    ids = torch.randint(0, 512, (1, job.tokens), generator=torch.Generator().manual_seed(collectives.rank()))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
     def step() -> None:
@@ -120,9 +120,9 @@ def measure(a: argparse.Namespace) -> dict:
 
 def bandwidth() -> float:
     """Bytes a second that a rank receives in an all-gather of 64 MB."""
-    mine = torch.zeros(2**24 // comm.world_size())
-    whole, seconds = torch.empty(len(mine) * comm.world_size()), []
-    if comm.world_size() == 1:
+    mine = torch.zeros(2**24 // collectives.world_size())
+    whole, seconds = torch.empty(len(mine) * collectives.world_size()), []
+    if collectives.world_size() == 1:
         return float("inf")
     for _ in range(5):
         began = time.perf_counter()

@@ -26,7 +26,7 @@ from torch import nn
 from sorsa_ds.embedded import ensure_embedded_model
 from sorsa_ds.layer import SorsaLinear
 from sorsa_ds.objective import summed_loss
-from sorsa_ds.process import this_device
+from sorsa_ds.runtime.process import this_device
 
 Step = Callable[[], object]
 

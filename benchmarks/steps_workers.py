@@ -12,8 +12,8 @@ from memory import Made, held_bytes
 from sides import Step, add_sizes, step_of
 from turns import in_turns
 
-from sorsa_ds import comm
-from sorsa_ds.process import this_device
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.process import this_device
 
 
 def main() -> None:
@@ -43,9 +43,9 @@ def turns(a: argparse.Namespace) -> dict:
         sides[name]()  # the optimizer's states
         held, made = held_bytes() - before, Made()
         take(sides[name], made)
-        memory[name] = max(comm.gather_lists([(held, made.nbytes)]), key=sum)
+        memory[name] = max(collectives.gather_lists([(held, made.nbytes)]), key=sum)
     seconds = in_turns(sides, a.rounds)
-    return {"seconds": seconds, "memory": memory, "tokens": a.batch * a.length * comm.world_size()}
+    return {"seconds": seconds, "memory": memory, "tokens": a.batch * a.length * collectives.world_size()}
 
 
 def take(step: Step, made: Made) -> None:

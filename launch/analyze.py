@@ -7,7 +7,7 @@ table, the papers' figures and one HTML report. Needs no GPU. The same command g
 import argparse
 from pathlib import Path
 
-from sorsa_ds import failure
+from sorsa_ds.runtime import exit_codes
 
 
 def main() -> None:
@@ -28,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    failure.run(main)
+    exit_codes.run(main)

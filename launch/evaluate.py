@@ -2,7 +2,7 @@
 
 import sys
 
-from sorsa_ds import failure
+from sorsa_ds.runtime import exit_codes
 
 
 def main() -> None:
@@ -16,4 +16,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    failure.run(main)
+    exit_codes.run(main)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sorsa_ds import failure
+from sorsa_ds.runtime import exit_codes
 
 
 def main() -> None:
@@ -40,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    failure.run(main)
+    exit_codes.run(main)

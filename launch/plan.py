@@ -3,12 +3,12 @@
 import sys
 from contextlib import redirect_stdout
 
-from sorsa_ds import failure
+from sorsa_ds.runtime import exit_codes
 
 
 def main() -> None:
     """Parse, plan, print; exit code 3 where it does not fit."""
-    from sorsa_ds.console import quiet_libraries
+    from sorsa_ds.runtime.console import quiet_libraries
 
     with redirect_stdout(sys.stderr):  # DeepSpeed's logger keeps the stream that its import finds: --json owns stdout
         quiet_libraries()
@@ -20,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    failure.run(main)
+    exit_codes.run(main)

@@ -2,8 +2,8 @@
 
 import sys
 
-from sorsa_ds import failure
-from sorsa_ds.preemption import leave_when_told
+from sorsa_ds.runtime import exit_codes
+from sorsa_ds.runtime.stop_signals import leave_when_told
 
 
 def main() -> None:
@@ -21,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    failure.run(main)
+    exit_codes.run(main)

@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sorsa_ds import digest
 from sorsa_ds.config.schema import BaselineConfig, LoadingConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
-from sorsa_ds.files import write_json
+from sorsa_ds.runtime import digest
+from sorsa_ds.runtime.files import write_json
 from sorsa_ds.surgery import Target
 
 TRAINED, INITIAL, CONFIG = "adapter_model.safetensors", "initial_factors.safetensors", "adapter_config.json"
@@ -28,7 +28,7 @@ class Description:
     """What a reader needs to put the factors back.
 
     base_model: folder or hub name. precision: the residual depends on how the factors are rounded. layers: every
-    adapted linear -> its out, in and rank. digests: of every parameter of the base model (`sorsa_ds.digest`).
+    adapted linear -> its out, in and rank. digests: of every parameter of the base model (`sorsa_ds.runtime.digest`).
     residual: how the residual was kept that U, s and V belong to. files: digests of the factors' files, once there are.
     method, baseline: which it is, and its own settings.
     """

@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 from torch import nn
 
-from sorsa_ds import comm, init_report, methods, ownership, precision, preflight, regularizer, residual
+from sorsa_ds import init_report, methods, ownership, preflight, regularizer, residual
 from sorsa_ds.adapter import INITIAL
 from sorsa_ds.analysis.recorder import Recorder
 from sorsa_ds.analysis.snapshots import check_continues, stored_linears
@@ -17,7 +17,6 @@ from sorsa_ds.checkpoint.keeper import Keeper
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.command_line import Invocation, absolute
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.console import say, table, tracked, tracked_by_cost
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.tokenize import show_example
 from sorsa_ds.engine import adamw, cosine_with_warmup
@@ -26,10 +25,12 @@ from sorsa_ds.loading import load_operated, skeleton
 from sorsa_ds.methods.settings import check
 from sorsa_ds.placement import Whole, Zero3
 from sorsa_ds.plan.check import check_memory
-from sorsa_ds.process import peak_resident_gib, ranks_of_each_node, start_process, this_device
 from sorsa_ds.resume import find
 from sorsa_ds.run_folder import RunLog, choose_folder, hold
 from sorsa_ds.run_paths import ADAPTER
+from sorsa_ds.runtime import collectives, precision
+from sorsa_ds.runtime.console import say, table, tracked, tracked_by_cost
+from sorsa_ds.runtime.process import peak_resident_gib, ranks_of_each_node, start_process, this_device
 from sorsa_ds.trainer import Trainer
 
 
@@ -44,7 +45,7 @@ def assemble(invocation: Invocation) -> Trainer:
     deepspeed_json.check_zero_keys(raw, invocation.ds_config)
     timeout = timedelta(minutes=config.train.timeout_minutes)
     device_type = start_process(timeout)
-    device, world = this_device(), comm.world_size()
+    device, world = this_device(), collectives.world_size()
     preflight.check(invocation, raw, device, timeout, sys.argv[1:])
     resume = find(invocation.resume, config, device) if invocation.resume else None
     if resume is not None:
@@ -53,7 +54,7 @@ def assemble(invocation: Invocation) -> Trainer:
     resolved = deepspeed_json.resolve(raw, config.train, world, device_type, formats.name, ranks_of_each_node())
     config = _settled(config, resolved, formats)
     check(config, resolved.zero_stage, formats)
-    storage = comm.together(lambda: residual.choose(config.residual, formats, device), device)
+    storage = collectives.together(lambda: residual.choose(config.residual, formats, device), device)
     if resume is None:
         reg = None
         if config.method == "sorsa":
@@ -78,7 +79,7 @@ def assemble(invocation: Invocation) -> Trainer:
         train_examples,
         micro_batch_size=resolved.micro_batch_size,
         accumulation=resolved.gradient_accumulation_steps,
-        rank=comm.rank(),
+        rank=collectives.rank(),
         world_size=world,
         seed=config.train.seed,
         pad_token_id=pad_token_id(tokenizer),
@@ -96,10 +97,10 @@ def assemble(invocation: Invocation) -> Trainer:
         stored = stored_linears(skeletal, config)
         if resume is not None:
             done = resume.manifest.progress.step
-            comm.together(lambda: check_continues(skeletal, config, folder, done), device, on=0)
+            collectives.together(lambda: check_continues(skeletal, config, folder, done), device, on=0)
     say(show_example(train_examples[0], tokenizer))
 
-    torch.manual_seed(config.train.seed + comm.rank())  # dropout differs between ranks
+    torch.manual_seed(config.train.seed + collectives.rank())  # dropout differs between ranks
     began = time.perf_counter()
     loaded = load_operated(
         model_folder,
@@ -126,7 +127,7 @@ def assemble(invocation: Invocation) -> Trainer:
             loaded.reports,
             seconds=time.perf_counter() - began,
             world_size=world,
-            peak_gib=comm.gather_lists([peak_resident_gib()]),
+            peak_gib=collectives.gather_lists([peak_resident_gib()]),
         )
     if config.train.gradient_checkpointing:
         checkpoint_activations(loaded.model)

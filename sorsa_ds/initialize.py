@@ -12,14 +12,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sorsa_ds import comm, lowrank
+from sorsa_ds import lowrank
 from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.decompose import Decomposition, Factors, residual
 from sorsa_ds.init_report import LayerReport, QuantisationLoss
 from sorsa_ds.ownership import Item, schedule
 from sorsa_ds.placement import Part, Placement, TensorSpec
-from sorsa_ds.precision import Precision, full_fp32_products
 from sorsa_ds.residual import Storage
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.precision import Precision, full_fp32_products
 from sorsa_ds.sources import WeightSource
 from sorsa_ds.surgery import Target
 from sorsa_ds.weights import REOPEN_BYTES, all_finite
@@ -79,12 +80,12 @@ def fill(
     mine: list[LayerReport] = []
     items = [Item.of(target) for target in targets]
     items += [Item(name, shape, None) for name, shape in others.items()]
-    rounds = schedule(items, comm.world_size())
+    rounds = schedule(items, collectives.world_size())
     passed = 0
     for owned in progress(rounds):
         source.exchange(owned)
-        item = owned[comm.rank()]
-        tensors, report = comm.together(
+        item = owned[collectives.rank()]
+        tensors, report = collectives.together(
             lambda item=item: ([], []) if item is None else recipe.produce(item, source), device
         )
         mine += report
@@ -98,7 +99,7 @@ def fill(
             return_freed_memory()
             passed = 0
     order = {target.name: i for i, target in enumerate(targets)}
-    return exact, sorted(comm.gather_lists(mine), key=lambda report: order[report.name])
+    return exact, sorted(collectives.gather_lists(mine), key=lambda report: order[report.name])
 
 
 def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: bool = False) -> int:
@@ -192,7 +193,9 @@ class SorsaRecipe:
         loss = None
         if self.storage.quantised:
             loss = QuantisationLoss.of(self.storage, weight, rest, packed)
-        return tensors, [LayerReport.of(target, factors, comm.rank(), time.perf_counter() - began, tensors, loss)]
+        return tensors, [
+            LayerReport.of(target, factors, collectives.rank(), time.perf_counter() - began, tensors, loss)
+        ]
 
 
 def checked(name: str, weight: Tensor) -> Tensor:

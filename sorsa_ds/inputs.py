@@ -7,10 +7,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from sorsa_ds import weights
 from sorsa_ds.architectures import make_known
 from sorsa_ds.config.schema import EMBEDDED_MODEL, DataConfig, LoadingConfig
-from sorsa_ds.console import say
 from sorsa_ds.data.source import load_rows
 from sorsa_ds.data.tokenize import Example, encode_all
 from sorsa_ds.embedded import ensure_embedded_model
+from sorsa_ds.runtime.console import say
 
 
 def find_model(model: str, loading: LoadingConfig) -> Path:

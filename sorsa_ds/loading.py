@@ -8,15 +8,15 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from sorsa_ds import comm
 from sorsa_ds.architectures import make_known
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.init_report import LayerReport
 from sorsa_ds.initialize import FactorSource, Progress, Recipe, SorsaRecipe, fill, parameter_homes
 from sorsa_ds.ownership import Item
 from sorsa_ds.placement import Part, Placement
-from sorsa_ds.precision import Precision
 from sorsa_ds.residual import Dense, Storage
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sources import OnDisk
 from sorsa_ds.surgery import Target, operate, select
 from sorsa_ds.weights import Checkpoint
@@ -35,7 +35,7 @@ class Loaded:
     exact_factors: this rank's parts of the trained tensors in fp32 where the parameters themselves are rounded
         (precision bf16); empty otherwise.
     reports: how each layer was initialised, on every rank alike.
-    digests: of every parameter of the pre-trained model (`sorsa_ds.digest`), on every rank alike.
+    digests: of every parameter of the pre-trained model (`sorsa_ds.runtime.digest`), on every rank alike.
     """
 
     model: PreTrainedModel
@@ -125,14 +125,14 @@ def load_operated(
     progress: Progress = iter,
 ) -> Loaded:
     """`load`, for any operation. A collective call."""
-    model, source, targets, others, recipe = comm.together(
+    model, source, targets, others, recipe = collectives.together(
         lambda: _prepare(folder, operation, loading, digests or {}), device
     )
     exact, reports = fill(
         model, targets, others, source, recipe=recipe, placement=placement, device=device, progress=progress
     )
     _fill_buffers(model, source, device)
-    return Loaded(model, targets, source, exact, reports, dict(comm.gather_lists([*source.digests.items()])))
+    return Loaded(model, targets, source, exact, reports, dict(collectives.gather_lists([*source.digests.items()])))
 
 
 def _prepare(

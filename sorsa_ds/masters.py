@@ -12,7 +12,7 @@ from deepspeed import DeepSpeedEngine
 from deepspeed import comm as dist
 from torch import Tensor
 
-from sorsa_ds import comm
+from sorsa_ds.runtime import collectives
 
 
 @dataclass(slots=True)
@@ -109,7 +109,7 @@ def _check(masters: Masters, trainable: dict[str, torch.nn.Parameter], device: t
             raise RuntimeError(f"{fragment.name}: DeepSpeed keeps its fp32 master elsewhere than is known here")
     covered = float(sum(fragment.numel for fragment in masters.fragments))
     if masters.sharded:
-        covered = comm.total(covered, device).item()
+        covered = collectives.total(covered, device).item()
     if covered != sum(getattr(p, "ds_numel", p.numel()) for p in trainable.values()):
         raise RuntimeError("DeepSpeed's fp32 masters do not cover the trained parameters exactly once")
 

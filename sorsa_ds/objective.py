@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from sorsa_ds import comm
 from sorsa_ds.data.tokenize import IGNORED
+from sorsa_ds.runtime import collectives
 
 
 def learned_tokens(batch: dict[str, Tensor]) -> int:
@@ -56,4 +56,4 @@ def mean_loss(model: nn.Module, batches: Iterable[dict[str, Tensor]], device: to
         loss += summed_loss(model, {key: value.to(device) for key, value in batch.items()})
         tokens += learned_tokens(batch)
     model.train(training)
-    return (comm.total(loss, device) / comm.total(tokens, device)).item()
+    return (collectives.total(loss, device) / collectives.total(tokens, device)).item()

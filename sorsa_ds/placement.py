@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sorsa_ds import comm
+from sorsa_ds.runtime import collectives
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,11 @@ class Whole:
         parts = {}
         for owner, specs in enumerate(items):
             for spec in specs:
-                if owner == comm.rank():
+                if owner == collectives.rank():
                     tensor = mine.pop(0).to(self.device, spec.dtype).contiguous()
                 else:
                     tensor = torch.empty(spec.shape, dtype=spec.dtype, device=self.device)
-                comm.broadcast(tensor, owner)
+                collectives.broadcast(tensor, owner)
                 parts[spec.name] = Part(0, tensor.view(-1))
         return parts
 
@@ -85,7 +85,7 @@ class Zero3:
         from deepspeed.runtime.zero import Init  # the library's other rooms need no DeepSpeed
 
         self.device = device
-        self._node_ranks, node = comm.world_size(), None
+        self._node_ranks, node = collectives.world_size(), None
         zero = dict(ds_config["zero_optimization"])
         if (size := zero.pop("zero_hpz_partition_size", None)) is not None:
             self._node_ranks, node = size, _node_group(size)
@@ -94,7 +94,7 @@ class Zero3:
         self._trained = Init(zero_param_parallel_group=node, **settings)
 
     def distribute(self, items: list[list[TensorSpec]], mine: list[Tensor]) -> dict[str, Part]:
-        world, rank = comm.world_size(), comm.rank()
+        world, rank = collectives.world_size(), collectives.rank()
         sizes = [sum(block_bytes(spec, self._blocks(spec)) for spec in specs) for specs in items]
         send = torch.zeros(world * sizes[rank], dtype=torch.uint8, device=self.device)
         position = 0
@@ -102,7 +102,7 @@ class Zero3:
             blocks = self._blocks(spec)
             _write_blocks(send.view(world, -1)[:, position:], mine.pop(0).to(spec.dtype), blocks)
             position += block_bytes(spec, blocks)
-        incoming = comm.exchange(send, [sizes[rank]] * world, sizes)
+        incoming = collectives.exchange(send, [sizes[rank]] * world, sizes)
         del send
         parts = {}
         position = 0
@@ -129,7 +129,7 @@ class Zero3:
 
     def _blocks(self, spec: TensorSpec) -> int:
         """How many blocks a tensor is cut into; rank d holds block d modulo this."""
-        return comm.world_size() if spec.trainable else self._node_ranks
+        return collectives.world_size() if spec.trainable else self._node_ranks
 
 
 def _node_group(size: int) -> torch.distributed.ProcessGroup:

@@ -13,8 +13,8 @@ from sorsa_ds import lowrank
 from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
 from sorsa_ds.decompose import Decomposition, residual
 from sorsa_ds.factor_cache import Decompose
-from sorsa_ds.precision import Precision
 from sorsa_ds.residual import Storage
+from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.surgery import Target, scale_of
 
 

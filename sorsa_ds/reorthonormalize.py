@@ -25,8 +25,8 @@ import torch
 from deepspeed import comm as dist
 from torch import Tensor
 
-from sorsa_ds import comm
 from sorsa_ds.masters import Fragment, Masters
+from sorsa_ds.runtime import collectives
 from sorsa_ds.sharded_grams import ShardedGrams
 
 
@@ -108,7 +108,7 @@ class Reorthonormalizer:
             s[layer][fragment.start : fragment.start + fragment.numel] = fragment.values()
         moments, cut_moments = self._grams.own_cut_rows(self._first_moment)
         if self._grams.sharded:
-            comm.sum_over_ranks([flat, moments])
+            collectives.sum_over_ranks([flat, moments])
         return s, cut_moments
 
     def _decompose(self, s: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -116,7 +116,7 @@ class Reorthonormalizer:
         grams = self._grams.grams
         flat, made = _zeros([*grams, *s])
         turns, values = made[: len(grams)], made[len(grams) :]
-        for layer in range(comm.rank(), len(self._pairs), comm.world_size()):
+        for layer in range(collectives.rank(), len(self._pairs), collectives.world_size()):
             u, v = self._pairs[layer]
             found = rotations(grams[u].cpu(), s[layer].cpu(), grams[v].cpu())
             if found is None:

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from sorsa_ds import comm
 from sorsa_ds.adapter import TRAINED
-from sorsa_ds.console import say, table
 from sorsa_ds.run_folder import read_metrics
 from sorsa_ds.run_paths import ADAPTER
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.console import say, table
 
 
 def show(report: dict, folder: Path) -> None:
     """Print the report and draw the loss, on rank 0."""
-    if comm.rank() != 0:
+    if collectives.rank() != 0:
         return
     draw_loss(folder)
     adapter = folder / ADAPTER / TRAINED

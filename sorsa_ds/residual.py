@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sorsa_ds.config.schema import ResidualConfig
-from sorsa_ds.precision import Precision
+from sorsa_ds.runtime.precision import Precision
 
 CODES, SCALES, RANGE = "residual", "residual_scales", "residual_scales_range"
 """Names of a layer's frozen tensors; what is not packed has the first alone."""

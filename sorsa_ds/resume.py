@@ -8,16 +8,16 @@ from typing import Any
 import torch
 import yaml
 
-from sorsa_ds import comm, digest
 from sorsa_ds.adapter import INITIAL
 from sorsa_ds.checkpoint import folder, manifest
 from sorsa_ds.checkpoint.manifest import Manifest
 from sorsa_ds.checkpoint.saved import SavedTensors
 from sorsa_ds.config.schema import RunConfig, TrainConfig
 from sorsa_ds.config.yaml_io import flat
-from sorsa_ds.console import note
-from sorsa_ds.run_lock import is_held
 from sorsa_ds.run_paths import ADAPTER, CHECKPOINTS, CONFIG, REPORT, run_of
+from sorsa_ds.runtime import collectives, digest
+from sorsa_ds.runtime.console import note
+from sorsa_ds.runtime.folder_lock import is_held
 
 AUTO = "auto"
 FREE_OF_ONE_MODEL = (
@@ -110,8 +110,8 @@ def find(request: str, config: RunConfig, device: torch.device) -> Resume | None
         ValueError: there is no such run or checkpoint, all checkpoints are damaged, the run still trains or is
             finished, or (unless `auto` may choose another run) the settings differ; on every rank.
     """
-    plan = comm.together(lambda: [_candidates(request, config)], device, on=0)
-    [candidates] = comm.gather_lists(plan or [])
+    plan = collectives.together(lambda: [_candidates(request, config)], device, on=0)
+    [candidates] = collectives.gather_lists(plan or [])
     broken = []
     for path in candidates:
         found, wrong = _examined(path)
@@ -209,11 +209,11 @@ def _examined(path: Path) -> tuple[Manifest | None, list[str]]:
     except ValueError as error:
         found, wrong = None, [str(error)]
     else:
-        wrong = manifest.faults(path, found, comm.rank(), comm.world_size())
+        wrong = manifest.faults(path, found, collectives.rank(), collectives.world_size())
         initial = run_of(path) / ADAPTER / INITIAL
-        if comm.rank() == 0 and (digest.of_file(initial) if initial.exists() else "") != found.initial_factors:
+        if collectives.rank() == 0 and (digest.of_file(initial) if initial.exists() else "") != found.initial_factors:
             wrong.append(f"{initial} is missing or damaged")
-    wrong = list(dict.fromkeys(comm.gather_lists(wrong)))
+    wrong = list(dict.fromkeys(collectives.gather_lists(wrong)))
     return (None if wrong else found), wrong
 
 

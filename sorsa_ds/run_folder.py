@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from sorsa_ds import comm
 from sorsa_ds.config.schema import OutputConfig, RunConfig
 from sorsa_ds.config.yaml_io import to_yaml
-from sorsa_ds.console import note
-from sorsa_ds.files import write_json, write_text
-from sorsa_ds.run_lock import RunLock
 from sorsa_ds.run_paths import CONFIG, DS_CONFIG, GIVEN_DS_CONFIG, INIT, METRICS, REPORT
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.console import note
+from sorsa_ds.runtime.files import write_json, write_text
+from sorsa_ds.runtime.folder_lock import RunLock
 
 
 def choose_folder(output: OutputConfig, model: str, method: str, device: torch.device, again: bool) -> Path:
@@ -30,7 +30,7 @@ def choose_folder(output: OutputConfig, model: str, method: str, device: torch.d
     """
     model_name = re.sub(r"[^\w.-]", "-", model.rstrip("/").rpartition("/")[2])
     proposal = [output.name or f"{model_name}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"]
-    if comm.world_size() > 1:
+    if collectives.world_size() > 1:
         dist.broadcast_object_list(proposal, src=0)
     folder = Path(output.folder).expanduser().resolve() / proposal[0]
 
@@ -42,7 +42,7 @@ def choose_folder(output: OutputConfig, model: str, method: str, device: torch.d
             )
         write_text(folder / METRICS, "")
 
-    comm.together(make, device, on=0)
+    collectives.together(make, device, on=0)
     return folder
 
 
@@ -53,7 +53,7 @@ def hold(folder: Path, device: torch.device) -> RunLock:
         ValueError: another process works on it.
     """
     lock = RunLock(folder)
-    comm.together(lock.acquire, device, on=0)
+    collectives.together(lock.acquire, device, on=0)
     return lock
 
 
@@ -78,7 +78,7 @@ class RunLog:
     ):
         self.folder = folder
         self._file = self._wandb = None
-        if comm.rank() != 0:
+        if collectives.rank() != 0:
             return
         write_text(folder / CONFIG, to_yaml(config))
         write_json(folder / DS_CONFIG, ds_config)

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sorsa_ds import comm
 from sorsa_ds.adapter import FactorFile
 from sorsa_ds.engine import SorsaEngine
-from sorsa_ds.files import write_atomic
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.files import write_atomic
 
 
 def save_factors(engine: SorsaEngine, path: Path) -> None:
@@ -20,7 +20,7 @@ def save_factors(engine: SorsaEngine, path: Path) -> None:
         ValueError: on every rank, if rank 0 could not write or finds something else on the disk than it wrote.
     """
     whole = gathered(engine, engine.trained_shapes)
-    comm.together(lambda: _write(path, whole), engine.device, on=0)
+    collectives.together(lambda: _write(path, whole), engine.device, on=0)
 
 
 def gathered(engine: SorsaEngine, names: Iterable[str]) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def gathered(engine: SorsaEngine, names: Iterable[str]) -> dict[str, Tensor]:
     whole: dict[str, Tensor] = {}
     for name in names:
         tensor = engine.masters.full(name, engine.trained_shapes[name], mine.get(name), engine.device)
-        if comm.rank() == 0:
+        if collectives.rank() == 0:
             whole[name] = tensor.cpu()
     return whole
 

@@ -5,8 +5,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sorsa_ds import comm, digest
 from sorsa_ds.ownership import Item
+from sorsa_ds.runtime import collectives, digest
 from sorsa_ds.surgery import Target
 from sorsa_ds.weights import Checkpoint
 
@@ -88,9 +88,9 @@ class InShards:
         weights = [None if item is None else self._linears.pop(item.name).weight for item in items]
         blocks = [torch.empty(0) if weight is None else weight.ds_tensor.detach() for weight in weights]
         send = torch.cat([block.to(self._device).view(torch.uint8) for block in blocks])
-        own = weights[comm.rank()]
-        receive = [0 if own is None else own.ds_tensor.nbytes] * comm.world_size()
-        received = comm.exchange(send, [block.nbytes for block in blocks], receive)
+        own = weights[collectives.rank()]
+        receive = [0 if own is None else own.ds_tensor.nbytes] * collectives.world_size()
+        received = collectives.exchange(send, [block.nbytes for block in blocks], receive)
         self._mine = None
         if own is not None:
             self._mine = received.view(own.ds_tensor.dtype)[: own.ds_numel].view(own.ds_shape)

@@ -5,11 +5,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from sorsa_ds import adapter, methods, precision, residual
+from sorsa_ds import adapter, methods, residual
 from sorsa_ds.initialize import Progress
 from sorsa_ds.inputs import find_model
 from sorsa_ds.loading import Loaded, load_operated
 from sorsa_ds.placement import Whole
+from sorsa_ds.runtime import precision
 
 
 def load_adapter(folder: Path | str, base: str | None = None, device: torch.device | str = "cpu") -> PreTrainedModel:

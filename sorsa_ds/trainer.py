@@ -11,23 +11,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sorsa_ds import comm
 from sorsa_ds.adapter import INITIAL, TRAINED, describe, seal
 from sorsa_ds.analysis.recorder import Recorder
 from sorsa_ds.checkpoint.folder import existing
 from sorsa_ds.checkpoint.keeper import PACKAGES, Keeper
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.console import bar, say
 from sorsa_ds.data.batches import BatchPlan, eval_batches
 from sorsa_ds.engine import SorsaEngine, StepReport
 from sorsa_ds.loading import Loaded
 from sorsa_ds.methods import keeps_initial
 from sorsa_ds.objective import learned_tokens, mean_loss, summed_loss
-from sorsa_ds.preemption import Preempted, StopRequest, StopSignals
-from sorsa_ds.process import memory_gib, peak_memory_gib
 from sorsa_ds.run_folder import RunLog
-from sorsa_ds.run_lock import RunLock
 from sorsa_ds.run_paths import ADAPTER
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.console import bar, say
+from sorsa_ds.runtime.folder_lock import RunLock
+from sorsa_ds.runtime.process import memory_gib, peak_memory_gib
+from sorsa_ds.runtime.stop_signals import Preempted, StopRequest, StopSignals
 from sorsa_ds.save_factors import save_factors
 from sorsa_ds.start_check import check_start, largest_gap
 
@@ -82,7 +82,7 @@ class Trainer:
             self.start(adapter)
         else:
             self.measure_on_the_way()
-        losses = comm.gather_lists(self.log.losses())
+        losses = collectives.gather_lists(self.log.losses())
         with bar(self.plan.steps, "training", "step", progress.step) as shown:
             while (step := progress.step) < self.plan.steps:
                 rate = self.engine.get_lr()[0]
@@ -116,7 +116,7 @@ class Trainer:
         self.recorder.finish()
         self.keeper.save()
         save_factors(self.engine, adapter / TRAINED)
-        if comm.rank() == 0:
+        if collectives.rank() == 0:
             seal(adapter)
         tenth = max(1, len(losses) // 10)
         report = {
@@ -134,8 +134,8 @@ class Trainer:
             "train_seconds": progress.seconds,  # evaluations and saves included
             "tokens_per_second": progress.tokens / progress.seconds,
             "memory_gib": memory_gib(),
-            "peak_memory_gib": max(comm.gather_lists([peak_memory_gib()])),
-            "world_size": comm.world_size(),
+            "peak_memory_gib": max(collectives.gather_lists([peak_memory_gib()])),
+            "world_size": collectives.world_size(),
             "versions": {name: version(name) for name in PACKAGES},
         }
         self.log.close(report)
@@ -170,7 +170,7 @@ class Trainer:
         say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
         if keeps_initial(self.config.method):
             save_factors(self.engine, adapter / INITIAL)
-        if comm.rank() == 0:
+        if collectives.rank() == 0:
             describe(adapter, self.config, self.loaded.targets, self.loaded.digests)
         progress.eval_loss_start = self.evaluate(step=0)
         progress.base_loss, progress.start_loss = base, start
@@ -182,10 +182,12 @@ class Trainer:
             ValueError: the loss is no number; on every rank, before it can reach the weights.
         """
         micro_batches = [self.to_device(batch) for batch in self.plan.micro_batches(step)]
-        learned = comm.total(sum(map(learned_tokens, micro_batches)), self.device).item()
-        tokens = comm.total(sum(int(batch["attention_mask"].sum()) for batch in micro_batches), self.device).item()
+        learned = collectives.total(sum(map(learned_tokens, micro_batches)), self.device).item()
+        tokens = collectives.total(
+            sum(int(batch["attention_mask"].sum()) for batch in micro_batches), self.device
+        ).item()
         # DeepSpeed averages gradients over ranks and micro-batches; this makes it a mean over the batch's tokens.
-        scale = comm.world_size() * len(micro_batches) / learned
+        scale = collectives.world_size() * len(micro_batches) / learned
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
         mean = 0.0
 
@@ -196,7 +198,7 @@ class Trainer:
                 loss = summed_loss(self.engine, batch)
                 summed.add_(loss.detach())
                 if i == len(micro_batches):
-                    mean = comm.total(summed, self.device).item() / learned
+                    mean = collectives.total(summed, self.device).item() / learned
                     self.stop_on_nan(mean, "loss", step + 1)
                 yield loss * scale
 
@@ -208,7 +210,11 @@ class Trainer:
         if not self.eval_examples:
             return None
         batches = eval_batches(
-            self.eval_examples, comm.rank(), comm.world_size(), self.plan.micro_batch_size, self.plan.pad_token_id
+            self.eval_examples,
+            collectives.rank(),
+            collectives.world_size(),
+            self.plan.micro_batch_size,
+            self.plan.pad_token_id,
         )
         loss = mean_loss(self.engine, self.interruptible(batches), self.device)
         self.stop_on_nan(loss, "held-out loss", step)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from sorsa_ds import digest
+from sorsa_ds.runtime import digest
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
 INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 
-from sorsa_ds.files import fsync
-from sorsa_ds.run_lock import FILE, RunLock, is_held
+from sorsa_ds.runtime.files import fsync
+from sorsa_ds.runtime.folder_lock import FILE, RunLock, is_held
 
 
 @contextmanager

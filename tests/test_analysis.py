@@ -28,7 +28,7 @@ from sorsa_ds.checkpoint.saved import SavedTensors
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.loading import skeleton
-from sorsa_ds.run_lock import RunLock
+from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.surgery import select
 
 M, N, K = 9, 7, 7

@@ -17,7 +17,6 @@ from projects import ROOT, launch
 from safetensors.torch import load_file, save_file
 from test_analysis import handmade, table
 
-from sorsa_ds import plotting
 from sorsa_ds.analysis import figures
 from sorsa_ds.analysis import table as tables
 from sorsa_ds.analysis.command import analyze
@@ -31,6 +30,7 @@ from sorsa_ds.config.command_line import load
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, RegularizerConfig, RunConfig
 from sorsa_ds.loading import skeleton
 from sorsa_ds.regularizer import Regularizer
+from sorsa_ds.runtime import plotting
 from sorsa_ds.trainer import Trainer
 
 Q0 = "model.layers.0.self_attn.q_proj"

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from projects import ROOT
 
-from sorsa_ds import plotting
 from sorsa_ds.compare import command, figure, tables
 from sorsa_ds.compare.request import parse
 from sorsa_ds.compare.results import MethodResult, Result, Spread, best_rate, by_method
@@ -25,7 +24,8 @@ from sorsa_ds.compare.score import Evaluation
 from sorsa_ds.compare.trials import METHODS, Trial, read_learning_rates, read_methods, read_seeds
 from sorsa_ds.config.schema import BaselineConfig, RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
-from sorsa_ds.run_lock import RunLock
+from sorsa_ds.runtime import plotting
+from sorsa_ds.runtime.folder_lock import RunLock
 
 STEPS = 30
 

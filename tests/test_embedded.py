@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from worlds import run_ranks
 
-from sorsa_ds import comm, embedded
+from sorsa_ds import embedded
+from sorsa_ds.runtime import collectives
 
 PROSE = """Photosynthesis is the process by which green plants and some other organisms use sunlight to make food from
 carbon dioxide and water. It takes place mainly in the leaves, in small structures called chloroplasts, which contain a
@@ -35,7 +36,7 @@ def folder(tmp_path_factory):
 
 def _ask() -> list[str]:
     messages: list[str] = []
-    while comm.rank() == 0 and not any(embedded.cache_folder().glob("*.lock")):
+    while collectives.rank() == 0 and not any(embedded.cache_folder().glob("*.lock")):
         time.sleep(0.05)
     embedded.ensure_embedded_model(messages.append)
     return messages

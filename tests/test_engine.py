@@ -61,8 +61,8 @@ def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None, c
     from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.loading import load
     from sorsa_ds.placement import Whole, Zero3
-    from sorsa_ds.precision import choose
     from sorsa_ds.regularizer import Regularizer
+    from sorsa_ds.runtime.precision import choose
 
     device = torch.device("cpu")
     stage3 = ds["zero_optimization"]["stage"] == 3
@@ -91,10 +91,10 @@ def whole_factors(engine) -> dict[str, torch.Tensor]:
 
 def micro_losses(engine, batch, accumulation):
     """This rank's micro-batch losses of one global batch, scaled to the mean over the batch's learned tokens."""
-    from sorsa_ds import comm
     from sorsa_ds.objective import summed_loss
+    from sorsa_ds.runtime import collectives
 
-    world, rank = comm.world_size(), comm.rank()
+    world, rank = collectives.world_size(), collectives.rank()
     count = sum(int((labels[:, 1:] != -100).sum()) for _, labels in batch)
     for micro in range(accumulation):
         first = (micro * world + rank) * MICRO
@@ -106,7 +106,7 @@ def micro_losses(engine, batch, accumulation):
 
 def train_with_engine(folder, cases, precision="fp32"):
     """Run every (stage, offload, case) in this world; returns start, end and log of each on rank 0."""
-    from sorsa_ds import comm
+    from sorsa_ds.runtime import collectives
 
     results = []
     for stage, offload, case in cases:
@@ -118,11 +118,11 @@ def train_with_engine(folder, cases, precision="fp32"):
         start = whole_factors(engine)
         log = []
         for t in range(STEPS):
-            batch = sequences(MICRO * comm.world_size() * case["accumulation"], seed=t)
+            batch = sequences(MICRO * collectives.world_size() * case["accumulation"], seed=t)
             log.append(engine.train_step(micro_losses(engine, batch, case["accumulation"])))
         results.append((start, whole_factors(engine), log))
         engine.destroy()
-    return results if comm.rank() == 0 else None
+    return results if collectives.rank() == 0 else None
 
 
 def compare(folder, world, case, start, end, log, tolerance, residuals=None):
@@ -237,8 +237,8 @@ def _round_robin(folder):
 
 def _bf16_terms(folder, stages):
     """Per stage: masters at the start, what the regulariser added first, Adam's count, masters at the end."""
-    from sorsa_ds import comm
     from sorsa_ds.masters import inner_optimizer
+    from sorsa_ds.runtime import collectives
 
     case, results = CASES[0], []
     for stage in stages:
@@ -255,7 +255,7 @@ def _bf16_terms(folder, stages):
 
         engine._regularizer.add_to = recording
         for t in range(STEPS):
-            engine.train_step(micro_losses(engine, sequences(MICRO * comm.world_size(), seed=t), 1))
+            engine.train_step(micro_losses(engine, sequences(MICRO * collectives.world_size(), seed=t), 1))
             if t == 0:
                 counts = {float(state["step"]) for state in inner_optimizer(engine).state.values()}
         results.append((start, added, counts, whole_factors(engine)))

@@ -12,10 +12,10 @@ from evaluated import QUESTIONS, asked, run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from worlds import run_ranks
 
-from sorsa_ds import comm
 from sorsa_ds.evaluate import sharing
 from sorsa_ds.evaluate.command import evaluate
 from sorsa_ds.evaluate.generation import Prompt, Transformers, batches
+from sorsa_ds.runtime import collectives
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,8 @@ def test_more_ranks_than_samples_hang_nobody(trained):
 
 def test_the_wait_for_others_that_do_nothing_ends(monkeypatch):
     monkeypatch.setattr(sharing, "PATIENCE", 0.1)
-    monkeypatch.setattr(comm, "world_size", lambda: 2)
-    with pytest.raises(comm.PeerError, match="no sample for"):
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    with pytest.raises(collectives.PeerError, match="no sample for"):
         sharing.Board(4, 0, 0, "work").close()
 
 

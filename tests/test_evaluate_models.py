@@ -10,7 +10,6 @@ from evaluated import asked, run
 from projects import settings
 from worlds import run_ranks
 
-from sorsa_ds import precision
 from sorsa_ds.assemble import assemble
 from sorsa_ds.config.command_line import parse
 from sorsa_ds.evaluate import models
@@ -19,6 +18,7 @@ from sorsa_ds.export.command import Options as ExportOptions
 from sorsa_ds.export.command import export
 from sorsa_ds.layer import SorsaLinear
 from sorsa_ds.residual import Dense, Nf4
+from sorsa_ds.runtime import precision
 
 
 def _train(folder, name, *changes):

@@ -29,8 +29,8 @@ from sorsa_ds.export.command import Options, export
 from sorsa_ds.export.lora import served_by_vllm
 from sorsa_ds.loading import load
 from sorsa_ds.placement import Whole
-from sorsa_ds.precision import choose
-from sorsa_ds.run_lock import RunLock, is_held
+from sorsa_ds.runtime.folder_lock import RunLock, is_held
+from sorsa_ds.runtime.precision import choose
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -582,7 +582,7 @@ def test_a_killed_export_looks_unfinished_and_is_cleared_away(runs, tmp_path):
 
 def test_the_lock_of_a_run_ends_with_its_process(tmp_path):
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom sorsa_ds.run_lock import RunLock\n"
+        "import sys, time\nfrom pathlib import Path\nfrom sorsa_ds.runtime.folder_lock import RunLock\n"
         "lock = RunLock(Path(sys.argv[1]))\nlock.acquire()\nprint('held', flush=True)\ntime.sleep(60)"
     )
     assert not is_held(tmp_path)

@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import save_file
 
-from sorsa_ds.files import write_atomic, write_text
+from sorsa_ds.runtime.files import write_atomic, write_text
 
 
 def test_every_file_may_be_read_by_whom_any_other_may(tmp_path):

@@ -22,8 +22,8 @@ def _train(folder, stage, precision, steps=5):
     from sorsa_ds.loading import load
     from sorsa_ds.objective import summed_loss
     from sorsa_ds.placement import Whole, Zero3
-    from sorsa_ds.precision import allow_tf32, choose
     from sorsa_ds.regularizer import Regularizer
+    from sorsa_ds.runtime.precision import allow_tf32, choose
 
     allow_tf32("cuda")
     device = torch.device("cuda", 0)
@@ -137,8 +137,8 @@ def _peak(folder, stage, precision, storage, checkpointing):
     from sorsa_ds.plan.facts import facts
     from sorsa_ds.plan.job import Hardware, Job
     from sorsa_ds.plan.memory import memory
-    from sorsa_ds.process import this_device
     from sorsa_ds.regularizer import Regularizer
+    from sorsa_ds.runtime.process import this_device
 
     config = RunConfig(
         sorsa=SorsaConfig(rank=64), residual=ResidualConfig(storage=storage), data=DataConfig(max_length=512),

@@ -9,8 +9,8 @@ from worlds import run_ranks
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.loading import load, skeleton
 from sorsa_ds.placement import Whole
-from sorsa_ds.precision import choose
 from sorsa_ds.residual import Dense
+from sorsa_ds.runtime.precision import choose
 from sorsa_ds.surgery import operate, select, sorsa_layers
 
 CPU = torch.device("cpu")
@@ -45,8 +45,8 @@ def relative(a, b):
 
 def _zero3_logits_and_gradients(folders, checkpointing):
     """Logits at step 0 and gradient norms after one backward, on ZeRO-3, for every architecture."""
-    from sorsa_ds import comm
     from sorsa_ds.placement import Zero3
+    from sorsa_ds.runtime import collectives
 
     results = {}
     for name, folder in folders.items():
@@ -64,7 +64,7 @@ def _zero3_logits_and_gradients(folders, checkpointing):
 
             checkpoint_activations(loaded.model)
         results[name] = (*logits_and_gradients(loaded.model, ds), held, shards, whole)
-    return results if comm.rank() == 0 else None
+    return results if collectives.rank() == 0 else None
 
 
 def logits_and_gradients(model, ds):
@@ -312,9 +312,9 @@ def _fails_everywhere(folder):
 
 
 def _one_rank_sees_a_truncated_copy(good, bad):
-    from sorsa_ds import comm
+    from sorsa_ds.runtime import collectives
 
-    return _fails_everywhere(bad if comm.rank() == 1 else good)
+    return _fails_everywhere(bad if collectives.rank() == 1 else good)
 
 
 def test_a_copy_that_is_bad_on_one_node_stops_all_ranks(tmp_path):

@@ -32,7 +32,7 @@ from sorsa_ds.methods import settings
 from sorsa_ds.plan.facts import facts
 from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import memory
-from sorsa_ds.precision import choose
+from sorsa_ds.runtime.precision import choose
 from sorsa_ds.surgery import select
 
 CPU = torch.device("cpu")
@@ -103,7 +103,7 @@ def held(engine) -> dict[str, torch.Tensor]:
 def _all_runs(folder, runs):
     """Of every run, on every rank: the trained tensors at its start and end (on rank 0), the gradient norms and
     AdaLoRA's ranks by step, what this rank held at the start and at the end, and the bytes of its tensors by kind."""
-    from sorsa_ds import comm
+    from sorsa_ds.runtime import collectives
 
     results = []
     for method, stage in runs:
@@ -114,7 +114,7 @@ def _all_runs(folder, runs):
         start, ranks, norms = whole_factors(engine), [], []
         began = held(engine)
         for t in range(STEPS):
-            batch = sequences(MICRO * comm.world_size() * 2, seed=t)
+            batch = sequences(MICRO * collectives.world_size() * 2, seed=t)
             norms.append(engine.train_step(micro_losses(engine, batch, 2)).grad_norm)
             ranks.append(getattr(engine, "ranks", {}))
         results.append((start, whole_factors(engine), norms, ranks, (began, held(engine)), bytes_by_kind(engine)))

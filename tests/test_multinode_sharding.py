@@ -225,7 +225,7 @@ def test_what_does_not_fit_is_advised_to_be_cut_over_all_ranks(tiny_llama):
 
 def _ranks_of_each_node():
     """What is found where the launcher says 2, another number to each rank, or nothing."""
-    from sorsa_ds.process import ranks_of_each_node
+    from sorsa_ds.runtime.process import ranks_of_each_node
 
     found = []
     for said in ("2", os.environ["RANK"], None):

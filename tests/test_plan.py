@@ -49,7 +49,7 @@ def job_of(stage, precision="fp32", storage="auto", gpus=1, nodes=1, length=12, 
 
 def live(folder, cases):
     """Bytes of this rank's tensors by what they are, for each case, after two steps."""
-    from sorsa_ds import comm
+    from sorsa_ds.runtime import collectives
 
     results, averaged = [], []
     for stage, precision, storage in cases:
@@ -60,7 +60,7 @@ def live(folder, cases):
         engine = build(folder, ds, CASES[0], precision, storage_of(job.config.residual, job.precision))
         engine.flatten = noting(engine.flatten, averaged)
         for t in range(2):
-            engine.train_step(micro_losses(engine, sequences(MICRO * comm.world_size(), seed=t), 1))
+            engine.train_step(micro_losses(engine, sequences(MICRO * collectives.world_size(), seed=t), 1))
         results.append(bytes_by_kind(engine) | {"bucket": max(averaged, default=0)})
         averaged.clear()
         engine.destroy()
@@ -239,8 +239,8 @@ def _moved(folder, checkpointing):
     """Bytes that this rank receives in a step under ZeRO-3, from all-gathers and for the Gram matrices."""
     from deepspeed import comm as ds_comm
 
-    from sorsa_ds import comm
     from sorsa_ds.assemble import checkpoint_activations
+    from sorsa_ds.runtime import collectives
 
     counted: Counter = Counter()
     backend = ds_comm.comm.cdb
@@ -264,7 +264,7 @@ def _moved(folder, checkpointing):
     backend.all_gather_function = gathered
     torch.distributed.all_reduce = reduced
     try:
-        engine.train_step(micro_losses(engine, sequences(2 * MICRO * comm.world_size()), 2))
+        engine.train_step(micro_losses(engine, sequences(2 * MICRO * collectives.world_size()), 2))
     finally:
         backend.all_gather_function, torch.distributed.all_reduce = gather, reduce
     return dict(counted)

@@ -164,7 +164,7 @@ def test_a_run_says_the_numbers_that_it_is_refused_for(tmp_path, monkeypatch, ca
     monkeypatch.setattr("sorsa_ds.plan.check.free_memory", lambda: free * 2**20)
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu is not None)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, (gpu or 0) * GIB))
-    monkeypatch.setattr("sorsa_ds.process.this_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("sorsa_ds.runtime.process.this_device", lambda: torch.device("cpu"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     job = job_of(0)
     arguments = (save("llama", tmp_path), job.config, job.given, job.resolved, job.precision, job.storage)

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from sorsa_ds import precision
-from sorsa_ds.precision import choose, set_threads
+from sorsa_ds.runtime import precision
+from sorsa_ds.runtime.precision import choose, set_threads
 
 
 @pytest.fixture

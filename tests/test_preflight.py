@@ -100,9 +100,10 @@ def _check(arguments: list[str], nodes: list[str]) -> str:
 
     import torch
 
-    from sorsa_ds import comm, preflight
+    from sorsa_ds import preflight
+    from sorsa_ds.runtime import collectives
 
-    rank = comm.rank()
+    rank = collectives.rank()
     own = os.uname()
     os.uname = lambda: os.uname_result((own.sysname, nodes[rank], *own[2:]))
     os.environ.update(LOCAL_RANK="0", CROSS_RANK=str(rank))
@@ -136,9 +137,10 @@ def test_a_rank_that_cannot_tell_of_itself_ends_all_of_them(project):
 
 
 def _check_with(gather, arguments: list[str]) -> str:
-    from sorsa_ds import comm, preflight
+    from sorsa_ds import preflight
+    from sorsa_ds.runtime import collectives
 
-    if comm.rank() == 1:
+    if collectives.rank() == 1:
         preflight.check.__globals__["gather"] = gather
     return _check(arguments, ["a", "b"])
 
@@ -155,9 +157,9 @@ def test_a_run_folder_that_is_not_shared_is_found(project, tmp_path, monkeypatch
 def _in_own_folder(tmp_path) -> str:
     import os
 
-    from sorsa_ds import comm
+    from sorsa_ds.runtime import collectives
 
-    own = tmp_path / str(comm.rank())
+    own = tmp_path / str(collectives.rank())
     own.mkdir()
     os.chdir(own)
     return _check([], ["a", "b"])

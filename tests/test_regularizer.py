@@ -48,9 +48,9 @@ def test_gradient_of_the_norm_is_zero_at_exact_orthonormality():
 
 def _cut_evenly(form, reduction):
     """Each rank holds one flat block of every tensor, as ZeRO-3 cuts it, inside one master with gaps around."""
-    from sorsa_ds import comm
+    from sorsa_ds.runtime import collectives
 
-    world, rank = comm.world_size(), comm.rank()
+    world, rank = collectives.world_size(), collectives.rank()
     fragments, pieces, offset = [], [], 5
     for name, value in tensors().items():
         block = -(-value.numel() // world)

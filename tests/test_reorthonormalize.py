@@ -11,9 +11,9 @@ from worlds import run_ranks
 
 from sorsa_ds.config.schema import RegularizerConfig, RunConfig
 from sorsa_ds.methods.settings import check
-from sorsa_ds.precision import choose
 from sorsa_ds.regularizer import resolve
 from sorsa_ds.reorthonormalize import rotations
+from sorsa_ds.runtime.precision import choose
 
 EVERY, TAKEN = 2, 5
 CASE = dict(form="squared", reduction="mean", clip=0.05, accumulation=1, coefficient=0.2, reorthonormalize=EVERY)
@@ -103,7 +103,7 @@ def check_model_holds_masters(engine):
 def _train(folder, setups, precision):
     """Of each setup, on rank 0: masters at the start, before and after each re-orthonormalisation with its step, and
     at the end; and the log."""
-    from sorsa_ds import comm
+    from sorsa_ds.runtime import collectives
 
     results = []
     for stage, how in setups:
@@ -119,7 +119,7 @@ def _train(folder, setups, precision):
         engine._reorthonormalizer.apply = recording
         start, log = whole_factors(engine), []
         for t in range(TAKEN):
-            batch = sequences(MICRO * comm.world_size(), seed=t)
+            batch = sequences(MICRO * collectives.world_size(), seed=t)
             log.append(engine.train_step(micro_losses(engine, batch, 1)))
             if (t + 1) % EVERY == 0:
                 check_model_holds_masters(engine)

@@ -17,8 +17,8 @@ from sorsa_ds.decompose import residual as rest_of
 from sorsa_ds.layer import SorsaLinear
 from sorsa_ds.loading import load
 from sorsa_ds.placement import Whole
-from sorsa_ds.precision import choose as choose_precision
 from sorsa_ds.residual import Dense, Int8, Nf4, Nf4Double, choose, settle
+from sorsa_ds.runtime.precision import choose as choose_precision
 from sorsa_ds.surgery import sorsa_layers
 
 CPU = torch.device("cpu")
@@ -335,7 +335,7 @@ def _train(folder, precision, runs):
     """Per (stage, offload, case): masters at the start and the end, log, packed tensors at the start and the end."""
     import deepspeed
 
-    from sorsa_ds import comm
+    from sorsa_ds.runtime import collectives
 
     results = []
     for stage, offload, case in runs:
@@ -349,11 +349,11 @@ def _train(folder, precision, runs):
 
         start, before, log = whole_factors(engine), packed(), []
         for t in range(10):
-            batch = sequences(2 * comm.world_size() * case["accumulation"], seed=t)
+            batch = sequences(2 * collectives.world_size() * case["accumulation"], seed=t)
             log.append(engine.train_step(micro_losses(engine, batch, case["accumulation"])))
         results.append((start, whole_factors(engine), log, before, packed()))
         engine.destroy()
-    return results if comm.rank() == 0 else None
+    return results if collectives.rank() == 0 else None
 
 
 def residuals_by_hand(packed, start):

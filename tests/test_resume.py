@@ -27,9 +27,9 @@ DROPOUT = "sorsa.dropout=0.3"
 
 def _train(project, name, ds, arguments, stop_at):
     """One rank of a run; if `stop_at` is given, the last rank alone gets SIGUSR1 in that step's first micro-batch."""
-    from sorsa_ds import comm
     from sorsa_ds.assemble import assemble
-    from sorsa_ds.preemption import Preempted
+    from sorsa_ds.runtime import collectives
+    from sorsa_ds.runtime.stop_signals import Preempted
 
     trainer = assemble(
         command_line.parse([*settings(project, name), *arguments, f"--ds_config={ROOT}/ds_configs/{ds}.json"])
@@ -38,7 +38,7 @@ def _train(project, name, ds, arguments, stop_at):
         step = trainer.step
 
         def interrupted(number):
-            if number == stop_at and comm.rank() == comm.world_size() - 1:
+            if number == stop_at and collectives.rank() == collectives.world_size() - 1:
                 os.kill(os.getpid(), signal.SIGUSR1)
             return step(number)
 
@@ -242,11 +242,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(project, plai
 
 def _train_on_a_full_disk(project, name, failing_steps):
     """As `_train`; rank 1 finds no space for its file of some steps."""
-    from sorsa_ds import comm
     from sorsa_ds.checkpoint import saver
+    from sorsa_ds.runtime import collectives
 
     def full(tensors, path):
-        if comm.rank() == 1 and int(path.parent.name[6:12]) in failing_steps:
+        if collectives.rank() == 1 and int(path.parent.name[6:12]) in failing_steps:
             raise OSError(errno.ENOSPC, "No space left on device")
         save_file(tensors, path)
 

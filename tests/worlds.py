@@ -58,7 +58,7 @@ def _rank(rank: int, world_size: int, port: int, results, function: Callable, ar
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size),
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         )  # fmt: skip
-        from sorsa_ds.process import init_distributed
+        from sorsa_ds.runtime.process import init_distributed
 
         init_distributed()
         gc.freeze()  # DeepSpeed collects garbage all the time: it need not look through what is here to stay

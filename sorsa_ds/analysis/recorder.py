@@ -10,11 +10,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sorsa_ds import comm
 from sorsa_ds.analysis.snapshots import existing, path_of
-from sorsa_ds.console import note
 from sorsa_ds.engine import SorsaEngine
-from sorsa_ds.files import write_atomic
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.console import note
+from sorsa_ds.runtime.files import write_atomic
 from sorsa_ds.save_factors import gathered
 from sorsa_ds.surgery import Target
 
@@ -39,7 +39,7 @@ class Recorder:
         # Full fine-tuning trains biases too, which are no part of the matrix.
         self._names = [n for n in engine.trained_shapes if n.startswith(prefixes) and not n.endswith(".bias")]
         self._writing: threading.Thread | None = None
-        comm.together(lambda: _remove_after(run, steps_done), engine.device, on=0)
+        collectives.together(lambda: _remove_after(run, steps_done), engine.device, on=0)
 
     def take(self, step: int) -> None:
         """Store the tensors as they are now; returns when they are gathered. A collective call.
@@ -48,7 +48,7 @@ class Recorder:
         """
         self.finish()
         whole = gathered(self._engine, self._names)
-        if comm.rank() == 0:
+        if collectives.rank() == 0:
             self._writing = threading.Thread(target=_write, args=(path_of(self._run, step), whole), name="snapshot")
             self._writing.start()
 

@@ -11,7 +11,7 @@ import numpy as np
 from sorsa_ds.analysis.figures import Picture
 from sorsa_ds.analysis.runs import Run
 from sorsa_ds.analysis.table import COLUMNS, Figures
-from sorsa_ds.files import write_text
+from sorsa_ds.runtime.files import write_text
 
 FILE = "report.html"
 _STYLE = """

@@ -10,7 +10,7 @@ from sorsa_ds.analysis.compute import DTYPES
 from sorsa_ds.analysis.history import names_of
 from sorsa_ds.analysis.runs import Run
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.files import write_json
+from sorsa_ds.runtime.files import write_json
 
 SETTINGS = "analysis.json"
 

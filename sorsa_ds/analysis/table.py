@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from sorsa_ds.files import write_text
+from sorsa_ds.runtime.files import write_text
 
 
 @dataclass(frozen=True, slots=True, order=True)

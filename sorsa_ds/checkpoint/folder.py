@@ -6,8 +6,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from sorsa_ds.files import fsync, write_text
 from sorsa_ds.run_paths import CHECKPOINTS
+from sorsa_ds.runtime.files import fsync, write_text
 
 LATEST = "latest"
 _NAME = re.compile(r"step-(\d{6,})")

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sorsa_ds import comm
 from sorsa_ds.checkpoint.saved import SavedTensors, read_own
 from sorsa_ds.engine import SorsaEngine
 from sorsa_ds.masters import Fragment, inner_optimizer
+from sorsa_ds.runtime import collectives
 
 VALUES, MOMENTS, METHOD = "values", ("exp_avg", "exp_avg_sq"), "method/"
 
@@ -20,7 +20,7 @@ VALUES, MOMENTS, METHOD = "values", ("exp_avg", "exp_avg_sq"), "method/"
 def mine(engine: SorsaEngine) -> list[Fragment]:
     """The fragments that this rank writes: its own, or its turn of those that all ranks hold alike."""
     masters = engine.masters
-    return masters.fragments if masters.sharded else masters.fragments[comm.rank() :: comm.world_size()]
+    return masters.fragments if masters.sharded else masters.fragments[collectives.rank() :: collectives.world_size()]
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def snapshot(engine: SorsaEngine) -> dict[str, Tensor]:
             # Before the first step some stages have no moments: they are zero.
             values = torch.zeros(fragment.numel) if held is None else fragment.within(held)
             copies[f"{moment}/{place}"] = _host_copy(values)
-    if comm.rank() == 0:
+    if collectives.rank() == 0:
         copies |= {
             METHOD + name: tensor.detach().to("cpu", copy=True) for name, tensor in engine.method_state().items()
         }

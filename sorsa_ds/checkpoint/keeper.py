@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sorsa_ds import comm, digest
 from sorsa_ds.adapter import INITIAL
 from sorsa_ds.checkpoint import folder, fragments, random_state
 from sorsa_ds.checkpoint.manifest import Manifest, Progress
 from sorsa_ds.checkpoint.saved import read_own
 from sorsa_ds.checkpoint.saver import Saver
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.console import note, say
 from sorsa_ds.engine import SorsaEngine
 from sorsa_ds.regularizer import Regularizer
 from sorsa_ds.resume import Resume
 from sorsa_ds.run_paths import ADAPTER, REPORT
+from sorsa_ds.runtime import collectives, digest
+from sorsa_ds.runtime.console import note, say
 
 PACKAGES = ("sorsa_ds", "torch", "deepspeed", "transformers")
 
@@ -95,13 +95,13 @@ class Keeper:
             saving()
         except ValueError as error:
             note(str(error))
-        except comm.PeerError:
+        except collectives.PeerError:
             pass  # told by the rank that failed
 
     def _begin(self) -> None:
         manifest = Manifest(
             progress=Progress(**asdict(self.progress)),
-            world_size=comm.world_size(),
+            world_size=collectives.world_size(),
             zero_stage=self._engine.zero_optimization_stage(),
             scheduler=self._engine.lr_scheduler.state_dict(),
             regularizer=asdict(self._regularizer) if self._regularizer else {},
@@ -118,7 +118,7 @@ class Keeper:
     @cached_property
     def _initial_digest(self) -> str:
         initial = self._run / ADAPTER / INITIAL
-        return digest.of_file(initial) if comm.rank() == 0 and initial.exists() else ""
+        return digest.of_file(initial) if collectives.rank() == 0 and initial.exists() else ""
 
     def _put_back(self, resume: Resume) -> None:
         saved = resume.manifest
@@ -127,12 +127,12 @@ class Keeper:
         fragments.restore_optimizer(self._engine, resume.tensors, self.progress.step)
         self._engine.restore_method_state(fragments.method_state(resume.checkpoint))
         self._engine.continue_after(self.progress.step, saved.scheduler)
-        if saved.world_size == comm.world_size():
-            random_state.put_back(read_own(resume.checkpoint / f"rank-{comm.rank():05d}.safetensors", "random/"))
+        if saved.world_size == collectives.world_size():
+            random_state.put_back(read_own(resume.checkpoint / f"rank-{collectives.rank():05d}.safetensors", "random/"))
         else:
             # Dropout cannot repeat what other ranks would have drawn; it must not repeat the first steps either.
-            torch.manual_seed(hash((self._config.train.seed, self.progress.step, comm.rank())))
-        if comm.rank() == 0:
+            torch.manual_seed(hash((self._config.train.seed, self.progress.step, collectives.rank())))
+        if collectives.rank() == 0:
             (self._run / REPORT).unlink(missing_ok=True)  # a finished run that goes on from an earlier checkpoint
             for path in folder.set_aside_after(self._run, self.progress.step):
                 note(f"a later checkpoint is set aside: {path}")

@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sorsa_ds import digest
 from sorsa_ds.checkpoint.folder import step_of
-from sorsa_ds.files import write_json
+from sorsa_ds.runtime import digest
+from sorsa_ds.runtime.files import write_json
 
 FILE = "checkpoint.json"
 FORMAT = 1

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sorsa_ds import comm, digest
 from sorsa_ds.checkpoint import folder
 from sorsa_ds.checkpoint.manifest import Manifest
-from sorsa_ds.files import write_atomic
+from sorsa_ds.runtime import collectives, digest
+from sorsa_ds.runtime.files import write_atomic
 
 
 class Saver:
@@ -44,7 +44,7 @@ class Saver:
         assert self._pending is None
         step = manifest.progress.step
         self._together(step, lambda: folder.clear(self._run, step), on=0)
-        path = folder.temporary_of(self._run, step) / f"rank-{comm.rank():05d}.safetensors"
+        path = folder.temporary_of(self._run, step) / f"rank-{collectives.rank():05d}.safetensors"
         self._pending = _Writing(path, tensors, manifest)
 
     def poll(self) -> None:
@@ -55,7 +55,7 @@ class Saver:
         """
         if self._pending is None:
             return
-        if comm.total(float(self._pending.done()), self._device).item() == comm.world_size():
+        if collectives.total(float(self._pending.done()), self._device).item() == collectives.world_size():
             self.finish()
 
     def finish(self) -> None:
@@ -69,7 +69,7 @@ class Saver:
         writing, self._pending = self._pending, None
         step = writing.manifest.progress.step
         self._together(step, writing.wait)
-        files = comm.gather_lists([(writing.path.name, {"bytes": writing.bytes, "digest": writing.digest})])
+        files = collectives.gather_lists([(writing.path.name, {"bytes": writing.bytes, "digest": writing.digest})])
 
         def make_valid() -> None:
             self._check_shared(writing.path.parent, files)
@@ -90,9 +90,9 @@ class Saver:
                 raise self._failed(step, error) from error
 
         try:
-            comm.together(tried, self._device, on)
-        except (ValueError, comm.PeerError):
-            if comm.rank() == 0:
+            collectives.together(tried, self._device, on)
+        except (ValueError, collectives.PeerError):
+            if collectives.rank() == 0:
                 shutil.rmtree(folder.temporary_of(self._run, step), ignore_errors=True)
             raise
 

@@ -10,9 +10,9 @@ from sorsa_ds.compare.runner import Runner
 from sorsa_ds.compare.score import BASE
 from sorsa_ds.compare.trials import RUNS, Trial
 from sorsa_ds.config import command_line, deepspeed_json
-from sorsa_ds.console import bar, say
 from sorsa_ds.methods.settings import check_stage
-from sorsa_ds.run_lock import at_work_in
+from sorsa_ds.runtime.console import bar, say
+from sorsa_ds.runtime.folder_lock import at_work_in
 
 
 @dataclass(slots=True)

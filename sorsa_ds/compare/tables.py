@@ -10,7 +10,7 @@ from sorsa_ds.compare.results import MethodResult, Result, Spread
 from sorsa_ds.compare.score import Evaluation
 from sorsa_ds.compare.trials import Trial
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.files import write_json, write_text
+from sorsa_ds.runtime.files import write_json, write_text
 
 COLUMNS = {
     "loss_last": ("training loss, last tenth", ".4f"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from sorsa_ds.config.command_line import REPOSITORY, load
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.config.yaml_io import read_yaml, to_yaml
-from sorsa_ds.files import write_text
+from sorsa_ds.runtime.files import write_text
 
 FOLDER = REPOSITORY / "launch" / "recipes"
 DEFAULT = "default.yaml"

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds import digest
 from sorsa_ds.data.order import GlobalOrder, rank_slices
 from sorsa_ds.data.tokenize import IGNORED, Example
+from sorsa_ds.runtime import digest
 
 
 class BatchPlan:

@@ -13,9 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from sorsa_ds import comm, precision
 from sorsa_ds.checkpoint.keeper import PACKAGES
-from sorsa_ds.console import quiet_libraries, say, table
 from sorsa_ds.evaluate import models
 from sorsa_ds.evaluate.generation import end_tokens
 from sorsa_ds.evaluate.models import Found
@@ -27,8 +25,10 @@ from sorsa_ds.evaluate.tasks.mathematics import RULES
 from sorsa_ds.evaluate.tasks.task import Engine, Generate, LocalEngine, Setting, Task
 from sorsa_ds.evaluate.vllm import Vllm
 from sorsa_ds.inputs import examples, load_tokenizer
-from sorsa_ds.process import start_process, this_device
 from sorsa_ds.run_paths import REPORT
+from sorsa_ds.runtime import collectives, precision
+from sorsa_ds.runtime.console import quiet_libraries, say, table
+from sorsa_ds.runtime.process import start_process, this_device
 
 BUILD = {"gsm8k": gsm8k.build, "math": math.build, "humaneval": humaneval.build, "mmlu": mmlu.build, "loss": loss.build}
 _GRADERS = ("math-verify", "latex2sympy2_extended", "antlr4-python3-runtime", "sympy")
@@ -71,7 +71,7 @@ def evaluate(options: Options) -> dict:
             **task.results(records.collect(task.ids)),
             "speed": {
                 "samples": len(task.ids) - done, "tokens": tokens, "seconds": seconds,
-                "tokens_per_second": tokens / seconds, "ranks": comm.world_size(), "batch_size": options.batch_size,
+                "tokens_per_second": tokens / seconds, "ranks": collectives.world_size(), "batch_size": options.batch_size,
             },
             "settings": {**settings, **identity},
             "versions": _versions((*PACKAGES, *_GRADERS, "vllm")),
@@ -103,7 +103,7 @@ def _work(task: Task, engine: Engine, records: Records, options: Options) -> int
     except torch.OutOfMemoryError as error:
         raise ValueError(f"--batch_size: the GPU's memory is too small for {options.batch_size}; lower it") from error
     board.close()
-    return sum(comm.gather_lists([tokens]))
+    return sum(collectives.gather_lists([tokens]))
 
 
 def _build(options: Options, found: Found, setting: Setting) -> Task:
@@ -161,7 +161,7 @@ def _identity(options: Options, found: Found, task: Task, dtype: torch.dtype | N
     """Everything that a sample depends on; not how many ranks make it, nor in which batches."""
     return {
         "task": options.task,
-        "weights": comm.together(found.digest, device, on=0),
+        "weights": collectives.together(found.digest, device, on=0),
         "samples": len(task.ids),
         "questions": task.digest(),
         "judged_by": _judged_by(options.task),

@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sorsa_ds import adapter, digest, precision, weights
+from sorsa_ds import adapter, weights
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import LoadingConfig, RunConfig
-from sorsa_ds.console import tracked
 from sorsa_ds.evaluate.merging import merge_dense
 from sorsa_ds.inputs import find_model
-from sorsa_ds.run_lock import is_held
 from sorsa_ds.run_paths import ADAPTER, CONFIG, REPORT
+from sorsa_ds.runtime import digest, precision
+from sorsa_ds.runtime.console import tracked
+from sorsa_ds.runtime.folder_lock import is_held
 from sorsa_ds.trained import reload
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from sorsa_ds import comm
-from sorsa_ds.files import write_json, write_text
-from sorsa_ds.run_lock import RunLock
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.files import write_json, write_text
+from sorsa_ds.runtime.folder_lock import RunLock
 
 SETTINGS, SAMPLES, RESULTS = "settings.json", "samples.jsonl", "results.json"
 _PARTS = "samples-*.jsonl"
@@ -35,9 +35,9 @@ class Records:
     def __init__(self, folder: Path, settings: dict, identity: dict, device: torch.device):
         self.folder, self._device = folder, device
         self._lock = RunLock(folder)
-        comm.together(lambda: self._open(settings, identity), device, on=0)
+        collectives.together(lambda: self._open(settings, identity), device, on=0)
         self._samples: dict[str, dict] = {record["id"]: record for record in read_samples(folder)}
-        comm.together(self._open_part, device)
+        collectives.together(self._open_part, device)
 
     @property
     def done(self) -> dict[str, dict]:
@@ -52,12 +52,12 @@ class Records:
     def collect(self, order: list[str]) -> list[dict]:
         """All ranks' samples in this order, put into one file."""
         self._part.close()
-        comm.together(lambda: self._merge(order), self._device, on=0)
+        collectives.together(lambda: self._merge(order), self._device, on=0)
         return read_samples(self.folder)
 
     def finish(self, results: dict) -> None:
         """Write the results and give the folder back."""
-        comm.together(lambda: write_json(self.folder / RESULTS, results), self._device, on=0)
+        collectives.together(lambda: write_json(self.folder / RESULTS, results), self._device, on=0)
         self._lock.release()
 
     def _open(self, settings: dict, identity: dict) -> None:
@@ -77,7 +77,7 @@ class Records:
         self._merge(None)
 
     def _open_part(self) -> None:
-        self._part = (self.folder / f"samples-{comm.rank()}.jsonl").open("a", encoding="utf-8")
+        self._part = (self.folder / f"samples-{collectives.rank()}.jsonl").open("a", encoding="utf-8")
 
     def _merge(self, order: list[str] | None) -> None:
         """Put all samples into one file: sorted, where the order is known."""

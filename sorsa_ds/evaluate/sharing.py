@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from sorsa_ds import comm
-from sorsa_ds.console import bar
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.console import bar
 
 T = TypeVar("T")
 PATIENCE = 2 * 3600.0
@@ -50,7 +50,7 @@ class Board:
 
     def show(self) -> None:
         """Bring rank 0's bar up to date with all ranks."""
-        if comm.rank() == 0:
+        if collectives.rank() == 0:
             done, correct = (
                 before + self._store.add(name, 0)
                 for name, before in zip(("done", "correct"), self._before, strict=True)
@@ -67,11 +67,13 @@ class Board:
         """
         self._store.add("left", 1)
         seen, since = -1, time.monotonic()
-        while self._store.add("left", 0) < comm.world_size():
+        while self._store.add("left", 0) < collectives.world_size():
             if (done := self._store.add("done", 0)) != seen:
                 seen, since = done, time.monotonic()
             if time.monotonic() - since > PATIENCE:
-                raise comm.PeerError(f"stopped because the other ranks have finished no sample for {PATIENCE:.0f} s")
+                raise collectives.PeerError(
+                    f"stopped because the other ranks have finished no sample for {PATIENCE:.0f} s"
+                )
             time.sleep(_LOOK_SECONDS)
             self.show()
         self.show()

@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-from sorsa_ds import digest
 from sorsa_ds.adapter import INITIAL, TRAINED, write_description
 from sorsa_ds.export.source import Progress, Source
-from sorsa_ds.files import write_atomic
+from sorsa_ds.runtime import digest
+from sorsa_ds.runtime.files import write_atomic
 
 
 def write(source: Source, folder: Path, progress: Progress) -> None:

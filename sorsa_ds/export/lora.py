@@ -13,8 +13,8 @@ from sorsa_ds.adapter import CONFIG, TRAINED
 from sorsa_ds.export import layers
 from sorsa_ds.export.source import Progress, Source
 from sorsa_ds.export.tensor_file import write_tensors
-from sorsa_ds.files import write_json
 from sorsa_ds.placement import TensorSpec
+from sorsa_ds.runtime.files import write_json
 
 TRUNCATION = "truncation.json"
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

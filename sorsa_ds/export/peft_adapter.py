@@ -9,8 +9,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from sorsa_ds.export.source import Source
-from sorsa_ds.files import fsync
 from sorsa_ds.methods.peft_layers import ADAPTER
+from sorsa_ds.runtime.files import fsync
 
 _OUTSIDE = "base_model.model."
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sorsa_ds import adapter, precision, residual
+from sorsa_ds import adapter, residual
 from sorsa_ds.adapter import Description, FactorFile
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import EMBEDDED_MODEL, RunConfig
@@ -19,10 +19,11 @@ from sorsa_ds.inputs import find_model
 from sorsa_ds.loading import skeleton
 from sorsa_ds.methods import keeps_initial
 from sorsa_ds.methods.peft_layers import PeftLayers
-from sorsa_ds.precision import Precision
 from sorsa_ds.residual import Storage
-from sorsa_ds.run_lock import is_held
 from sorsa_ds.run_paths import ADAPTER, CONFIG, REPORT
+from sorsa_ds.runtime import precision
+from sorsa_ds.runtime.folder_lock import is_held
+from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sources import OnDisk
 from sorsa_ds.surgery import Target, select
 from sorsa_ds.weights import Checkpoint

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sorsa_ds.digest import raw
-from sorsa_ds.files import write_atomic
 from sorsa_ds.placement import TensorSpec
+from sorsa_ds.runtime.digest import raw
+from sorsa_ds.runtime.files import write_atomic
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

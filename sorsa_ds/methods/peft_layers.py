@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sorsa_ds import digest
 from sorsa_ds.config.schema import BaselineConfig, SorsaConfig
 from sorsa_ds.initialize import Tensors, checked
 from sorsa_ds.ownership import Item
 from sorsa_ds.placement import TensorSpec
-from sorsa_ds.precision import Precision, full_fp32_products
+from sorsa_ds.runtime import digest
+from sorsa_ds.runtime.precision import Precision, full_fp32_products
 from sorsa_ds.sources import WeightSource
 from sorsa_ds.surgery import Target, select
 

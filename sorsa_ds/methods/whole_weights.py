@@ -11,7 +11,7 @@ from sorsa_ds.initialize import Tensors, checked
 from sorsa_ds.methods.peft_layers import Values
 from sorsa_ds.ownership import Item
 from sorsa_ds.placement import TensorSpec
-from sorsa_ds.precision import Precision
+from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sources import WeightSource
 from sorsa_ds.surgery import Target, select
 

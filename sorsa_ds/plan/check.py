@@ -4,17 +4,17 @@ from pathlib import Path
 
 import torch
 
-from sorsa_ds import comm, process
 from sorsa_ds.config.deepspeed_json import Resolved
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.console import say
 from sorsa_ds.plan.facts import facts
 from sorsa_ds.plan.job import GIB, Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.report import short
-from sorsa_ds.precision import Precision
 from sorsa_ds.preflight.facts import free_memory
 from sorsa_ds.residual import Storage
+from sorsa_ds.runtime import collectives, process
+from sorsa_ds.runtime.console import say
+from sorsa_ds.runtime.precision import Precision
 
 
 def check_memory(
@@ -31,8 +31,8 @@ def check_memory(
     """
     if not config.train.check_memory:
         return
-    job = Job(config, given, resolved, formats, storage, Hardware(gpus=comm.world_size()))
-    needed = comm.together(lambda: memory(job, facts(folder, job)), process.this_device())
+    job = Job(config, given, resolved, formats, storage, Hardware(gpus=collectives.world_size()))
+    needed = collectives.together(lambda: memory(job, facts(folder, job)), process.this_device())
     free = free_memory() // process.local_ranks()
     if torch.cuda.is_available():
         places = {
@@ -52,4 +52,4 @@ def check_memory(
                     f"train.check_memory=false tries all the same"
                 )
 
-    comm.together(refuse, process.this_device())
+    collectives.together(refuse, process.this_device())

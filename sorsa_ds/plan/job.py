@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from sorsa_ds import precision, residual
+from sorsa_ds import residual
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.settings import check
-from sorsa_ds.precision import Precision
 from sorsa_ds.residual import Storage
+from sorsa_ds.runtime import precision
+from sorsa_ds.runtime.precision import Precision
 
 GIB = 2**30
 

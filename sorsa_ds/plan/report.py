@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sorsa_ds.console import table
 from sorsa_ds.plan.advice import Way, advice
 from sorsa_ds.plan.facts import Facts, facts
 from sorsa_ds.plan.fit import fits, of_a_node, room
@@ -13,6 +12,7 @@ from sorsa_ds.plan.memory import Memory, memory
 from sorsa_ds.plan.speed import Speed, speed
 from sorsa_ds.plan.traffic import Traffic, traffic
 from sorsa_ds.residual import describe, settle
+from sorsa_ds.runtime.console import table
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from sorsa_ds import comm
 from sorsa_ds.config.command_line import Invocation
-from sorsa_ds.console import say
-from sorsa_ds.files import write_text
 from sorsa_ds.preflight.facts import gather, run_folder
 from sorsa_ds.preflight.faults import faults, nodes, rank_map
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.console import say
+from sorsa_ds.runtime.files import write_text
 
 _NUMBERS = 2**22
 """fp32 numbers of the all-reduce: enough to tell a fast network from a slow one, 16 MiB."""
@@ -33,20 +33,20 @@ def check(invocation: Invocation, ds_config: dict, device: torch.device, timeout
     Raises:
         ValueError: naming the nodes and what is wrong there; the same on every rank.
     """
-    group = comm.cpu_group(timeout)  # a network that only the GPUs use may be what is broken
+    group = collectives.cpu_group(timeout)  # a network that only the GPUs use may be what is broken
     node = os.uname().nodename
     mine, wrong = None, None
     try:
         mine = gather(invocation, ds_config, argv)
     except Exception as error:  # the others wait for this rank
-        wrong = f"node {node} (rank {comm.rank()}): {type(error).__name__}: {error}"
+        wrong = f"node {node} (rank {collectives.rank()}): {type(error).__name__}: {error}"
     _stop(_from_all(wrong, group))
     facts = _from_all(mine, group)
     say(rank_map(facts))
     _stop(faults(facts))
     if len(nodes(facts)) > 1:
         _stop(_folder_faults(run_folder(invocation), node, group))
-    if comm.world_size() > 1:
+    if collectives.world_size() > 1:
         seconds, wrong = _all_reduce(device, min(timeout, _LONGEST))
         _stop(_from_all(f"node {node}: {wrong}" if wrong else None, group))
         say(f"  all-reduce of {_NUMBERS * 4 / 2**20:.0f} MiB over all ranks: {seconds * 1e3:.0f} ms")
@@ -59,9 +59,9 @@ def _stop(found: list[str | None]) -> None:
 
 def _from_all(mine, group: dist.ProcessGroup | None) -> list:
     """What every rank has to tell, in rank order."""
-    if comm.world_size() == 1:
+    if collectives.world_size() == 1:
         return [mine]
-    told: list = [None] * comm.world_size()
+    told: list = [None] * collectives.world_size()
     dist.all_gather_object(told, mine, group=group)
     return told
 
@@ -70,7 +70,7 @@ def _folder_faults(folder: Path, node: str, group: dist.ProcessGroup | None) -> 
     """Every rank writes its part of a checkpoint into the run's folder: is it the same one on every node?"""
     written = folder / f".preflight-{uuid.uuid4().hex}"
     wrong = None
-    if comm.rank() == 0:
+    if collectives.rank() == 0:
         try:
             write_text(written, "")
         except ValueError as error:
@@ -100,5 +100,5 @@ def _all_reduce(device: torch.device, limit: timedelta) -> tuple[float, str | No
             f"an all-reduce over {dist.get_backend()} fails within {limit.total_seconds():g} s ({error}); "
             f"{dist.get_backend().upper()}_SOCKET_IFNAME may have to name the network"
         )
-    right = total == comm.world_size()
-    return seconds, None if right else f"an all-reduce of ones over {comm.world_size()} ranks gives {total:g}"
+    right = total == collectives.world_size()
+    return seconds, None if right else f"an all-reduce of ones over {collectives.world_size()} ranks gives {total:g}"

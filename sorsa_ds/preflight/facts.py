@@ -15,11 +15,11 @@ import psutil
 import torch
 
 import sorsa_ds
-from sorsa_ds import comm
 from sorsa_ds.config.command_line import Invocation
 from sorsa_ds.config.yaml_io import flat
 from sorsa_ds.embedded import cache_folder
 from sorsa_ds.run_paths import run_of
+from sorsa_ds.runtime import collectives
 
 PACKAGES = ("torch", "deepspeed", "transformers")
 COMMAND_LINE = "command line"
@@ -53,7 +53,7 @@ def gather(invocation: Invocation, ds_config: dict, argv: list[str]) -> Facts:
     local_rank = int(os.environ["LOCAL_RANK"])
     folders = {"run folder": run_folder(invocation), "cache": cache_folder()}
     return Facts(
-        rank=comm.rank(),
+        rank=collectives.rank(),
         local_rank=local_rank,
         node=os.uname().nodename,
         launcher=int(os.environ.get("CROSS_RANK", os.environ.get("GROUP_RANK", "0"))),

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds import comm, digest
 from sorsa_ds.evaluate.generation import Answer, Prompt, Transformers, batches
 from sorsa_ds.evaluate.prompts import tokens
 from sorsa_ds.evaluate.tasks.task import Emit, Engine, Generate, Setting
 from sorsa_ds.evaluate.vllm import PROMPTS_A_CALL
 from sorsa_ds.evaluate.wilson import wilson
+from sorsa_ds.runtime import collectives, digest
 
 TOO_LONG = "too long"
 """Outcome of a prompt that leaves the model no room to answer."""
@@ -95,7 +95,7 @@ class Generated:
             size = PROMPTS_A_CALL
         elif size > 1 and askable:
             shortest = min(askable, key=lambda prompt: len(prompt.token_ids))
-            disturbed = any(comm.gather_lists([self._generate.disturbed_by_padding(shortest)]))
+            disturbed = any(collectives.gather_lists([self._generate.disturbed_by_padding(shortest)]))
         return [[prompt] for prompt in left if prompt.limit <= 0] + batches(askable, size, disturbed)
 
     def work(self, batch: list[Prompt], emit: Emit) -> None:

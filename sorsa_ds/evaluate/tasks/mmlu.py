@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sorsa_ds import digest
 from sorsa_ds.data.tokenize import Example
 from sorsa_ds.evaluate.datasets import SETTING, first, open_data, rows_of
 from sorsa_ds.evaluate.likelihood import Likelihood, by_length
@@ -20,6 +19,7 @@ from sorsa_ds.evaluate.options import Options, Style
 from sorsa_ds.evaluate.prompts import Shot, render, tokens
 from sorsa_ds.evaluate.tasks.generated import accuracy, accuracy_row
 from sorsa_ds.evaluate.tasks.task import Emit, Engine, Setting
+from sorsa_ds.runtime import digest
 
 HUB, CONFIG = "cais/mmlu", "all"
 COLUMNS = ("question", "subject", "choices", "answer")

@@ -3,7 +3,7 @@
 A rank that is cut off from the others ends too: its collectives have a time-out (`train.timeout_minutes`).
 
 Exit codes: 2 for what the user can mend (ValueError), 75 for a run that was told to stop and can be continued
-(`sorsa_ds.preemption`), 1 for everything else. Launchers may lose the code (torchrun makes 1 of each): the first rank
+(`sorsa_ds.runtime.stop_signals`), 1 for everything else. Launchers may lose the code (torchrun makes 1 of each): the first rank
 to fail therefore writes it into the file that SORSA_EXIT_FILE names, unless that exists.
 """
 
@@ -18,8 +18,8 @@ from contextlib import suppress
 
 import torch
 
-from sorsa_ds.comm import PeerError
-from sorsa_ds.preemption import EXIT_CODE, Preempted
+from sorsa_ds.runtime.collectives import PeerError
+from sorsa_ds.runtime.stop_signals import EXIT_CODE, Preempted
 
 EXIT_FILE = "SORSA_EXIT_FILE"
 _PEER_SECONDS = 5.0

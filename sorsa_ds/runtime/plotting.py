@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sorsa_ds.files import write_atomic
+from sorsa_ds.runtime.files import write_atomic
 
 # Okabe and Ito's colours; with the line styles they are told apart in grey too.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C", "#7A5195")

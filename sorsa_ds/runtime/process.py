@@ -10,11 +10,11 @@ import psutil
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from sorsa_ds import comm, precision
-from sorsa_ds.console import quiet_libraries
+from sorsa_ds.runtime import collectives, precision
+from sorsa_ds.runtime.console import quiet_libraries
 
 
-def start_process(timeout: timedelta = comm.TIMEOUT) -> str:
+def start_process(timeout: timedelta = collectives.TIMEOUT) -> str:
     """Settle this process: quiet libraries, threads, TF32, process group. Returns its device type, `cuda` or `cpu`.
 
     Raises:
@@ -36,12 +36,12 @@ def local_ranks() -> int:
 
 def ranks_of_each_node() -> int:
     """As `local_ranks` where all nodes have as many, else 0; also 0 where no launcher says so. A collective call."""
-    said = comm.world_size() == 1 or not {"LOCAL_WORLD_SIZE", "LOCAL_SIZE"}.isdisjoint(os.environ)
-    found = set(comm.gather_lists([local_ranks() if said else 0]))
+    said = collectives.world_size() == 1 or not {"LOCAL_WORLD_SIZE", "LOCAL_SIZE"}.isdisjoint(os.environ)
+    found = set(collectives.gather_lists([local_ranks() if said else 0]))
     return found.pop() if len(found) == 1 else 0
 
 
-def init_distributed(timeout: timedelta = comm.TIMEOUT) -> None:
+def init_distributed(timeout: timedelta = collectives.TIMEOUT) -> None:
     """Start the process group, for one process too, without compiling extensions that the run does not need.
 
     timeout: how long a rank waits for the others, here and in every collective afterwards.

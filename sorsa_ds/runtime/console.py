@@ -7,24 +7,24 @@ from collections.abc import Iterable, Sequence
 
 from tqdm import tqdm
 
-from sorsa_ds import comm
+from sorsa_ds.runtime import collectives
 
 
 def say(text: str) -> None:
     """Print a line on rank 0, above a running progress bar."""
-    if comm.rank() == 0:
+    if collectives.rank() == 0:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
 
 def note(text: str) -> None:
     """Print a line from whichever rank has something to tell."""
-    tqdm.write(f"[rank {comm.rank()}] {text}", file=sys.stderr)
+    tqdm.write(f"[rank {collectives.rank()}] {text}", file=sys.stderr)
 
 
 def bar(total: float, what: str, unit: str, done: int = 0) -> tqdm:
     """A progress bar with ETA; invisible on other ranks."""
-    hidden = comm.rank() != 0
+    hidden = collectives.rank() != 0
     percent = "{l_bar}{bar}| [{elapsed}<{remaining}]" if unit == "%" else None
     return tqdm(
         total=total, initial=done, desc=what, unit=unit, disable=hidden, dynamic_ncols=True, file=sys.stderr,

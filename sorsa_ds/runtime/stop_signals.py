@@ -18,7 +18,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from sorsa_ds import comm
+from sorsa_ds.runtime import collectives
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_CODE = 75
@@ -46,12 +46,12 @@ class StopSignals:
         timeout: how long a rank waits for the others' answers.
     """
 
-    def __init__(self, timeout: timedelta = comm.TIMEOUT):
+    def __init__(self, timeout: timedelta = collectives.TIMEOUT):
         self._received = 0
         # Asking the GPU would make the CPU wait for it at every micro-step.
-        self._group = comm.cpu_group(timeout)
+        self._group = collectives.cpu_group(timeout)
         host, pid = os.uname().nodename, os.getpid()
-        self._peers = [p for h, p in comm.gather_lists([(host, pid)]) if h == host and p != pid]
+        self._peers = [p for h, p in collectives.gather_lists([(host, pid)]) if h == host and p != pid]
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         for number in SIGNALS:
@@ -67,7 +67,7 @@ class StopSignals:
             StopRequest: on every rank.
         """
         number = torch.tensor(self._received)
-        if comm.world_size() > 1:
+        if collectives.world_size() > 1:
             dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self._group)
         if number:
             raise StopRequest(signal.Signals(int(number)).name)
@@ -90,7 +90,7 @@ class StopSignals:
         while True:
             if not all(map(_alive, self._peers)):
                 time.sleep(5)  # a peer that left in good order: this rank is about to
-                print(f"\n[rank {comm.rank()}] stopped because another rank is gone", flush=True)
+                print(f"\n[rank {collectives.rank()}] stopped because another rank is gone", flush=True)
                 os._exit(1)
             time.sleep(0.5)
 
