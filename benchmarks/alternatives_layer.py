@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from turns import in_turns, ratio
 
-from sorsa_ds.layer import SorsaLinear
-from sorsa_ds.residual import Dense
+from sorsa_ds.sorsa.layer import SorsaLinear
+from sorsa_ds.sorsa.residual_storage import Dense
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PAIRS = {

@@ -18,8 +18,8 @@ from collections import Counter
 import torch
 
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.decompose import decompose, residual
 from sorsa_ds.runtime.precision import full_fp32_products
+from sorsa_ds.sorsa.decompose import decompose, residual
 
 SHAPES = {
     "7b": {"layers": 32, "matrices": [(4096, 4096)] * 4 + [(11008, 4096)] * 2 + [(4096, 11008)]},

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from sorsa_ds import methods, residual
+from sorsa_ds import methods
 from sorsa_ds.assemble import checkpoint_activations
 from sorsa_ds.config.deepspeed_json import load, resolve
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
@@ -15,10 +15,11 @@ from sorsa_ds.initialize import fill, parameter_homes
 from sorsa_ds.loading import Loaded, Operation, load_operated, skeleton
 from sorsa_ds.ownership import Item
 from sorsa_ds.placement import Placement, Whole, Zero3
-from sorsa_ds.regularizer import Regularizer
 from sorsa_ds.runtime import collectives, digest
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.runtime.process import this_device
+from sorsa_ds.sorsa import residual_storage
+from sorsa_ds.sorsa.regularizer import Regularizer
 
 RATE, STEPS_AHEAD = 1e-4, 100
 DS_CONFIGS = Path(__file__).parents[1] / "ds_configs"
@@ -74,7 +75,7 @@ def _placement(stage: int, precision: str) -> Placement:
 def _operation(method: str, sorsa: SorsaConfig, storage: str, precision: str) -> Operation:
     config, device = RunConfig(method=method, sorsa=sorsa, residual=ResidualConfig(storage=storage)), this_device()
     formats = choose(precision, None, device.type)
-    return methods.operation(config, formats, residual.choose(config.residual, formats, device), device)
+    return methods.operation(config, formats, residual_storage.choose(config.residual, formats, device), device)
 
 
 def engine_of(

@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from sorsa_ds.layer import SorsaLinear
-from sorsa_ds.residual import Dense
+from sorsa_ds.sorsa.layer import SorsaLinear
+from sorsa_ds.sorsa.residual_storage import Dense
 
 REFERENCE = ("sorsa", "1.0.1")
 

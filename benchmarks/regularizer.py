@@ -28,10 +28,10 @@ from sorsa_ds.masters import Fragment, Masters
 from sorsa_ds.plan.facts import Facts, facts
 from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.speed import flops
-from sorsa_ds.regularizer import Regularizer
 from sorsa_ds.shapes import shipped
 from sorsa_ds.sharded_grams import ShardedGrams
 from sorsa_ds.sharded_regularizer import ShardedRegularizer
+from sorsa_ds.sorsa.regularizer import Regularizer
 
 MODEL = "meta-llama/Llama-2-7b-hf"
 SEQUENCES, LENGTH, LAYERS = 128, 512, 32

@@ -26,9 +26,9 @@ from sorsa_ds import adapter
 from sorsa_ds.analysis import measures
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.regularizer import resolve
 from sorsa_ds.runtime import plotting
 from sorsa_ds.runtime.files import write_text
+from sorsa_ds.sorsa.regularizer import resolve
 
 ROOT = Path(__file__).parents[1]
 STRENGTHS = [0.002, 0.02, 0.2, 2.0, 20.0, 200.0, 2000.0]

@@ -23,7 +23,6 @@ from wire import Wire
 
 from sorsa_ds.config import command_line, deepspeed_json
 from sorsa_ds.config.schema import DataConfig, LoadingConfig, RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.decompose import decompose
 from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.loading import load
 from sorsa_ds.objective import summed_loss
@@ -33,10 +32,11 @@ from sorsa_ds.plan.job import GIB, Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.speed import flops, speed
 from sorsa_ds.plan.traffic import traffic
-from sorsa_ds.regularizer import Regularizer
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.process import this_device
 from sorsa_ds.shapes import shipped
+from sorsa_ds.sorsa.decompose import decompose
+from sorsa_ds.sorsa.regularizer import Regularizer
 
 ROOT = Path(__file__).parents[1]
 FIGURE = ROOT / "docs" / "results" / "scaling.png"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sorsa_ds.assemble import find_model
 from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig
-from sorsa_ds.decompose import decompose
+from sorsa_ds.sorsa.decompose import decompose
 
 SPECTRUM_OF = "gate_proj"
 """The matrix whose spectrum the large one is given."""

@@ -14,8 +14,8 @@ from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.init_report import LayerReport
 from sorsa_ds.initialize import FactorSource, Progress, SorsaRecipe, fill
 from sorsa_ds.placement import Part, Zero3
-from sorsa_ds.residual import Dense, Storage
 from sorsa_ds.runtime.precision import Precision
+from sorsa_ds.sorsa.residual_storage import Dense, Storage
 from sorsa_ds.sources import InShards
 from sorsa_ds.surgery import Target, operate, select
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 from torch import nn
 
-from sorsa_ds import init_report, methods, ownership, preflight, regularizer, residual
+from sorsa_ds import init_report, methods, ownership, preflight
 from sorsa_ds.adapter import INITIAL
 from sorsa_ds.analysis.recorder import Recorder
 from sorsa_ds.analysis.snapshots import check_continues, stored_linears
@@ -31,6 +31,7 @@ from sorsa_ds.run_paths import ADAPTER
 from sorsa_ds.runtime import collectives, precision
 from sorsa_ds.runtime.console import say, table, tracked, tracked_by_cost
 from sorsa_ds.runtime.process import peak_resident_gib, ranks_of_each_node, start_process, this_device
+from sorsa_ds.sorsa import regularizer, residual_storage
 from sorsa_ds.trainer import Trainer
 
 
@@ -54,7 +55,7 @@ def assemble(invocation: Invocation) -> Trainer:
     resolved = deepspeed_json.resolve(raw, config.train, world, device_type, formats.name, ranks_of_each_node())
     config = _settled(config, resolved, formats)
     check(config, resolved.zero_stage, formats)
-    storage = collectives.together(lambda: residual.choose(config.residual, formats, device), device)
+    storage = collectives.together(lambda: residual_storage.choose(config.residual, formats, device), device)
     if resume is None:
         reg = None
         if config.method == "sorsa":
@@ -194,4 +195,4 @@ def _settled(config: RunConfig, resolved: deepspeed_json.Resolved, formats: prec
         global_batch_size=resolved.global_batch_size,
         gradient_clipping=resolved.gradient_clipping,
     )
-    return replace(config, train=train, residual=residual.settle(config.residual, formats))
+    return replace(config, train=train, residual=residual_storage.settle(config.residual, formats))

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sorsa_ds.decompose import Accuracy, Decomposition
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.files import write_atomic
+from sorsa_ds.sorsa.decompose import Accuracy, Decomposition
 from sorsa_ds.surgery import Target
 
 FORMAT = 2

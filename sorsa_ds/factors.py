@@ -8,13 +8,13 @@ from torch import Tensor
 
 from sorsa_ds import refine
 from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
-from sorsa_ds.decompose import Decomposition, Factors, decompose
 from sorsa_ds.embedded import cache_folder
 from sorsa_ds.factor_cache import FactorCache
 from sorsa_ds.initialize import FactorSource
-from sorsa_ds.residual import Storage
 from sorsa_ds.runtime.console import note
 from sorsa_ds.runtime.precision import Precision
+from sorsa_ds.sorsa.decompose import Decomposition, Factors, decompose
+from sorsa_ds.sorsa.residual_storage import Storage
 from sorsa_ds.surgery import Target
 
 

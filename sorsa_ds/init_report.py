@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
-from sorsa_ds import lowrank
-from sorsa_ds.decompose import Decomposition
 from sorsa_ds.factor_cache import CachedDecomposition
-from sorsa_ds.residual import Storage
+from sorsa_ds.sorsa import truncated_svd
+from sorsa_ds.sorsa.decompose import Decomposition
+from sorsa_ds.sorsa.residual_storage import Storage
 from sorsa_ds.surgery import Target
 
 
@@ -27,10 +27,10 @@ class QuantisationLoss:
     def of(cls, storage: Storage, weight: Tensor, rest: Tensor, packed: Sequence[Tensor]) -> "QuantisationLoss":
         """Of a layer with this residual before packing, which is used up."""
         shape = (rest.shape[0], rest.shape[1])
-        lost = lowrank.energy(rest.sub_(storage.dense(packed, shape, rest.dtype)))
+        lost = truncated_svd.energy(rest.sub_(storage.dense(packed, shape, rest.dtype)))
         whole = rest.copy_(weight)
-        energy = lowrank.energy(whole) or 1.0
-        plain = lowrank.energy(storage.dense(storage.pack(whole), shape, rest.dtype).sub_(whole))
+        energy = truncated_svd.energy(whole) or 1.0
+        plain = truncated_svd.energy(storage.dense(storage.pack(whole), shape, rest.dtype).sub_(whole))
         return cls((lost / energy) ** 0.5, (plain / energy) ** 0.5)
 
 

@@ -12,15 +12,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sorsa_ds import lowrank
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.decompose import Decomposition, Factors, residual
 from sorsa_ds.init_report import LayerReport, QuantisationLoss
 from sorsa_ds.ownership import Item, schedule
 from sorsa_ds.placement import Part, Placement, TensorSpec
-from sorsa_ds.residual import Storage
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.precision import Precision, full_fp32_products
+from sorsa_ds.sorsa import truncated_svd
+from sorsa_ds.sorsa.decompose import Decomposition, Factors, residual
+from sorsa_ds.sorsa.residual_storage import Storage
 from sorsa_ds.sources import WeightSource
 from sorsa_ds.surgery import Target
 from sorsa_ds.weights import REOPEN_BYTES, all_finite
@@ -112,9 +112,11 @@ def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: b
     """
     m, n = target.out_features, target.in_features
     tall = max(m, n), min(m, n), target.rank, sorsa.svd_tolerance
-    iterate = sorsa.svd == "randomized" and not lowrank.prefers_exact(*tall)
+    iterate = sorsa.svd == "randomized" and not truncated_svd.prefers_exact(*tall)
     more = 4 * m * n * (storage.quantised + refined)
-    return 8 * (m * n + target.trainable) + more + lowrank.search_bytes(*tall, iterate) + TRIM_BYTES + REOPEN_BYTES
+    return (
+        8 * (m * n + target.trainable) + more + truncated_svd.search_bytes(*tall, iterate) + TRIM_BYTES + REOPEN_BYTES
+    )
 
 
 def return_freed_memory() -> None:

@@ -14,9 +14,9 @@ from sorsa_ds.init_report import LayerReport
 from sorsa_ds.initialize import FactorSource, Progress, Recipe, SorsaRecipe, fill, parameter_homes
 from sorsa_ds.ownership import Item
 from sorsa_ds.placement import Part, Placement
-from sorsa_ds.residual import Dense, Storage
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.precision import Precision
+from sorsa_ds.sorsa.residual_storage import Dense, Storage
 from sorsa_ds.sources import OnDisk
 from sorsa_ds.surgery import Target, operate, select
 from sorsa_ds.weights import Checkpoint

@@ -9,12 +9,12 @@ from dataclasses import asdict, replace
 
 from torch import Tensor
 
-from sorsa_ds import lowrank
 from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
-from sorsa_ds.decompose import Decomposition, residual
 from sorsa_ds.factor_cache import Decompose
-from sorsa_ds.residual import Storage
 from sorsa_ds.runtime.precision import Precision
+from sorsa_ds.sorsa import truncated_svd
+from sorsa_ds.sorsa.decompose import Decomposition, residual
+from sorsa_ds.sorsa.residual_storage import Storage
 from sorsa_ds.surgery import Target, scale_of
 
 
@@ -32,11 +32,11 @@ def refined(
                 weight, found, used_dtype=precision.compute_dtype, scale_dtype=precision.factor_dtype, scale=scale
             )
             kept = storage.dense(storage.pack(rest), tuple(rest.shape), rest.dtype)
-            lost = lowrank.energy(rest - kept)
+            lost = truncated_svd.energy(rest - kept)
             if lost < least:
                 # A decomposition of W - Q captures nearly all of that; what counts is its share of W.
-                whole = lowrank.energy(weight.to(rest.dtype))
-                captured = 1 - lowrank.energy(rest) / whole if whole else 1.0
+                whole = truncated_svd.energy(weight.to(rest.dtype))
+                captured = 1 - truncated_svd.energy(rest) / whole if whole else 1.0
                 chosen, least = replace(found, accuracy=replace(found.accuracy, captured=captured)), lost
             if left:
                 del rest

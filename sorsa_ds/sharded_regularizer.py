@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from sorsa_ds.regularizer import Regularizer, gradient_factor, penalty
 from sorsa_ds.runtime.precision import full_fp32_products
 from sorsa_ds.sharded_grams import Rows, ShardedGrams
+from sorsa_ds.sorsa.regularizer import Regularizer, gradient_factor, penalty
 
 
 class ShardedRegularizer:

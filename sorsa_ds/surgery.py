@@ -14,9 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.architectures import mixing_linears, uncalled_linears
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.layer import SorsaLinear
-from sorsa_ds.residual import Storage
 from sorsa_ds.runtime.precision import Precision
+from sorsa_ds.sorsa.layer import SorsaLinear
+from sorsa_ds.sorsa.residual_storage import Storage
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from sorsa_ds import adapter, methods, residual
+from sorsa_ds import adapter, methods
 from sorsa_ds.initialize import Progress
 from sorsa_ds.inputs import find_model
 from sorsa_ds.loading import Loaded, load_operated
 from sorsa_ds.placement import Whole
 from sorsa_ds.runtime import precision
+from sorsa_ds.sorsa import residual_storage
 
 
 def load_adapter(folder: Path | str, base: str | None = None, device: torch.device | str = "cpu") -> PreTrainedModel:
@@ -36,7 +37,7 @@ def reload(folder: Path, device: torch.device, progress: Progress = iter, base: 
     operation = methods.operation(
         described,
         formats,
-        residual.choose(described.residual, formats, device),
+        residual_storage.choose(described.residual, formats, device),
         device,
         initial=folder / adapter.INITIAL,
         trained=adapter.open_factors(folder, adapter.TRAINED, described).values,

@@ -16,7 +16,7 @@ from transformers import (
     RwkvConfig,
 )
 
-from sorsa_ds.decompose import decompose
+from sorsa_ds.sorsa.decompose import decompose
 
 _DECODER = dict(
     hidden_size=40, intermediate_size=76, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

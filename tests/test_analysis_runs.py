@@ -29,8 +29,8 @@ from sorsa_ds.analysis.table import Figures, Key, Row, Table
 from sorsa_ds.config.command_line import load
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, RegularizerConfig, RunConfig
 from sorsa_ds.loading import skeleton
-from sorsa_ds.regularizer import Regularizer
 from sorsa_ds.runtime import plotting
+from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.trainer import Trainer
 
 Q0 = "model.layers.0.self_attn.q_proj"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sorsa_ds import lowrank
-from sorsa_ds.decompose import decompose, residual
+from sorsa_ds.sorsa import truncated_svd
+from sorsa_ds.sorsa.decompose import decompose, residual
 
 M, N, R = 320, 256, 16
 
@@ -57,7 +57,7 @@ def check_orthonormal(factors, atol=2e-6):
 @pytest.fixture
 def always_krylov(monkeypatch):
     """The iteration also where the exact way is faster, as it is for all of these small matrices."""
-    monkeypatch.setattr(lowrank, "prefers_exact", lambda *_: False)
+    monkeypatch.setattr(truncated_svd, "prefers_exact", lambda *_: False)
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA)
@@ -172,9 +172,9 @@ def test_scales_whose_squares_fp32_cannot_hold(always_krylov, scale, method):
 
 
 def test_shape_and_rank_choose_the_way():
-    assert lowrank.prefers_exact(192, 128, 64, 1e-2)
-    assert not lowrank.prefers_exact(4096, 4096, 128, 1e-3)
-    assert not lowrank.prefers_exact(1536, 576, 16, 1e-3)
+    assert truncated_svd.prefers_exact(192, 128, 64, 1e-2)
+    assert not truncated_svd.prefers_exact(4096, 4096, 128, 1e-3)
+    assert not truncated_svd.prefers_exact(1536, 576, 16, 1e-3)
     small = decompose(matrix(SPECTRA["power"]), 128, "layer", "randomized")
     large = decompose(matrix(SPECTRA["power"], 1024, 1024), 8, "layer", "randomized")
     assert (small.accuracy.way, large.accuracy.way) == ("exact", "krylov")

@@ -61,8 +61,8 @@ def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None, c
     from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.loading import load
     from sorsa_ds.placement import Whole, Zero3
-    from sorsa_ds.regularizer import Regularizer
     from sorsa_ds.runtime.precision import choose
+    from sorsa_ds.sorsa.regularizer import Regularizer
 
     device = torch.device("cpu")
     stage3 = ds["zero_optimization"]["stage"] == 3

@@ -16,9 +16,9 @@ from sorsa_ds.evaluate import models
 from sorsa_ds.evaluate.merging import merge_dense
 from sorsa_ds.export.command import Options as ExportOptions
 from sorsa_ds.export.command import export
-from sorsa_ds.layer import SorsaLinear
-from sorsa_ds.residual import Dense, Nf4
 from sorsa_ds.runtime import precision
+from sorsa_ds.sorsa.layer import SorsaLinear
+from sorsa_ds.sorsa.residual_storage import Dense, Nf4
 
 
 def _train(folder, name, *changes):

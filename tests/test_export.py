@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sorsa_ds import adapter, load_adapter, residual
+from sorsa_ds import adapter, load_adapter
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.export import publish, tensor_file
@@ -31,6 +31,7 @@ from sorsa_ds.loading import load
 from sorsa_ds.placement import Whole
 from sorsa_ds.runtime.folder_lock import RunLock, is_held
 from sorsa_ds.runtime.precision import choose
+from sorsa_ds.sorsa import residual_storage
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -45,7 +46,7 @@ def finished_run(base: Path, folder: Path, precision="fp32", size=0.1, storage="
     formats = choose(precision, None, "cpu")
     config = RunConfig(
         model=str(base), sorsa=SorsaConfig(**{"rank": 4, **sorsa}),
-        residual=residual.settle(ResidualConfig(storage=storage), formats),
+        residual=residual_storage.settle(ResidualConfig(storage=storage), formats),
         train=TrainConfig(precision=precision, learning_rate=1e-3, global_batch_size=8),
     )  # fmt: skip
     initial, trained = {}, {}
@@ -62,7 +63,7 @@ def finished_run(base: Path, folder: Path, precision="fp32", size=0.1, storage="
 
     loaded = load(
         base, loading=LoadingConfig(), sorsa=config.sorsa, precision=formats, placement=Whole(CPU), device=CPU,
-        factor_source=source, storage=residual.choose(config.residual, formats, CPU),
+        factor_source=source, storage=residual_storage.choose(config.residual, formats, CPU),
     )  # fmt: skip
     (folder / "adapter").mkdir(parents=True)
     save_file(initial, folder / "adapter" / adapter.INITIAL)

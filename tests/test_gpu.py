@@ -22,8 +22,8 @@ def _train(folder, stage, precision, steps=5):
     from sorsa_ds.loading import load
     from sorsa_ds.objective import summed_loss
     from sorsa_ds.placement import Whole, Zero3
-    from sorsa_ds.regularizer import Regularizer
     from sorsa_ds.runtime.precision import allow_tf32, choose
+    from sorsa_ds.sorsa.regularizer import Regularizer
 
     allow_tf32("cuda")
     device = torch.device("cuda", 0)
@@ -67,7 +67,7 @@ def test_step_0_equals_the_base_model_although_tf32_is_allowed(results):
 
 def _packed():
     """Relative distance of each storage's matrix on the GPU from the CPU's."""
-    from sorsa_ds.residual import Int8, Nf4, Nf4Double
+    from sorsa_ds.sorsa.residual_storage import Int8, Nf4, Nf4Double
 
     torch.manual_seed(0)
     matrix, far = torch.randn(300, 501), {}
@@ -84,7 +84,7 @@ def test_a_packed_matrix_is_the_same_on_a_gpu():
 
 def _products():
     """Relative distance of 4-bit products from those of the dense matrix, by storage and number of tokens."""
-    from sorsa_ds.residual import Nf4, Nf4Double
+    from sorsa_ds.sorsa.residual_storage import Nf4, Nf4Double
 
     torch.manual_seed(0)
     matrix, far = torch.randn(384, 512, device="cuda"), {}
@@ -137,8 +137,8 @@ def _peak(folder, stage, precision, storage, checkpointing):
     from sorsa_ds.plan.facts import facts
     from sorsa_ds.plan.job import Hardware, Job
     from sorsa_ds.plan.memory import memory
-    from sorsa_ds.regularizer import Regularizer
     from sorsa_ds.runtime.process import this_device
+    from sorsa_ds.sorsa.regularizer import Regularizer
 
     config = RunConfig(
         sorsa=SorsaConfig(rank=64), residual=ResidualConfig(storage=storage), data=DataConfig(max_length=512),

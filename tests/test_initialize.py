@@ -15,8 +15,8 @@ from sorsa_ds.init_report import as_json, table
 from sorsa_ds.loading import load
 from sorsa_ds.ownership import Item, describe, schedule
 from sorsa_ds.placement import Whole
-from sorsa_ds.residual import Nf4
 from sorsa_ds.runtime.precision import choose
+from sorsa_ds.sorsa.residual_storage import Nf4
 from sorsa_ds.surgery import Target, sorsa_layers
 
 CPU = torch.device("cpu")

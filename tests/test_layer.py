@@ -4,9 +4,9 @@ import pytest
 import torch
 from flops import flop_counter
 
-from sorsa_ds.decompose import decompose, residual
-from sorsa_ds.layer import SorsaLinear
-from sorsa_ds.residual import Dense
+from sorsa_ds.sorsa.decompose import decompose, residual
+from sorsa_ds.sorsa.layer import SorsaLinear
+from sorsa_ds.sorsa.residual_storage import Dense
 
 T, M, N, R = 12, 9, 7, 4
 

@@ -9,8 +9,8 @@ from worlds import run_ranks
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.loading import load, skeleton
 from sorsa_ds.placement import Whole
-from sorsa_ds.residual import Dense
 from sorsa_ds.runtime.precision import choose
+from sorsa_ds.sorsa.residual_storage import Dense
 from sorsa_ds.surgery import operate, select, sorsa_layers
 
 CPU = torch.device("cpu")

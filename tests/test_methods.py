@@ -82,7 +82,7 @@ def build(folder, method: str, ds: dict, precision: str = "fp32"):
     from sorsa_ds.engine import adamw, cosine_with_warmup
     from sorsa_ds.loading import load_operated
     from sorsa_ds.placement import Whole, Zero3
-    from sorsa_ds.residual import Dense
+    from sorsa_ds.sorsa.residual_storage import Dense
 
     config, formats = config_of(method), choose(precision, None, "cpu")
     loaded = load_operated(

@@ -19,8 +19,8 @@ from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import largest_bucket, memory
 from sorsa_ds.plan.speed import flops, speed
 from sorsa_ds.plan.traffic import traffic
-from sorsa_ds.residual import storage_of
 from sorsa_ds.shapes import shipped
+from sorsa_ds.sorsa.residual_storage import storage_of
 
 LIVE = [
     (stage, precision, storage)

@@ -13,8 +13,8 @@ from sorsa_ds.factors import factor_source
 from sorsa_ds.init_report import as_json, table
 from sorsa_ds.loading import load
 from sorsa_ds.placement import Whole
-from sorsa_ds.residual import choose
 from sorsa_ds.runtime.precision import choose as choose_precision
+from sorsa_ds.sorsa.residual_storage import choose
 from sorsa_ds.start_check import largest_gap
 from sorsa_ds.surgery import Target
 

@@ -6,9 +6,9 @@ from worlds import run_ranks
 
 from sorsa_ds.config.schema import RegularizerConfig
 from sorsa_ds.masters import Fragment, Masters
-from sorsa_ds.regularizer import Regularizer, gradient_factor, penalty, resolve
 from sorsa_ds.sharded_grams import ShardedGrams
 from sorsa_ds.sharded_regularizer import ShardedRegularizer
+from sorsa_ds.sorsa.regularizer import Regularizer, gradient_factor, penalty, resolve
 
 SHAPES = {
     "a.U": torch.Size((7, 3)), "a.s": torch.Size((3,)), "a.V": torch.Size((11, 3)),

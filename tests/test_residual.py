@@ -4,6 +4,7 @@ import weakref
 
 import numpy as np
 import pytest
+import sorsa_ds.residual
 import torch
 from architectures import exactly, save
 from test_engine import CASES, build, compare, ds_config, micro_losses, sequences, whole_factors
@@ -11,14 +12,13 @@ from test_loading import INPUT, logits_and_gradients
 from transformers import AutoModelForCausalLM
 from worlds import run_ranks
 
-import sorsa_ds.residual
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, SorsaConfig
-from sorsa_ds.decompose import residual as rest_of
-from sorsa_ds.layer import SorsaLinear
 from sorsa_ds.loading import load
 from sorsa_ds.placement import Whole
-from sorsa_ds.residual import Dense, Int8, Nf4, Nf4Double, choose, settle
 from sorsa_ds.runtime.precision import choose as choose_precision
+from sorsa_ds.sorsa.decompose import residual as rest_of
+from sorsa_ds.sorsa.layer import SorsaLinear
+from sorsa_ds.sorsa.residual_storage import Dense, Int8, Nf4, Nf4Double, choose, settle
 from sorsa_ds.surgery import sorsa_layers
 
 CPU = torch.device("cpu")
@@ -128,7 +128,7 @@ def test_large_matrices_are_packed_piece_by_piece(name, monkeypatch):
     torch.manual_seed(0)
     matrix = torch.randn(40, 77)
     whole = PACKED[name].pack(matrix)
-    monkeypatch.setattr("sorsa_ds.residual._CHUNK", 1024)
+    monkeypatch.setattr("sorsa_ds.sorsa.residual_storage._CHUNK", 1024)
     assert all(torch.equal(a, b) for a, b in zip(PACKED[name].pack(matrix), whole, strict=True))
 
 
@@ -166,14 +166,14 @@ def test_a_product_is_that_of_the_dense_matrix(name, dtype, bias):
 
 
 def test_a_4_bit_product_is_left_to_bitsandbytes(monkeypatch):
-    calls, ops = [], sorsa_ds.residual._ops()
+    calls, ops = [], sorsa_ds.sorsa.residual_storage._ops()
 
     class Watched:
         def gemm_4bit(self, *arguments):
             calls.append(arguments)
             return ops.gemm_4bit(*arguments)
 
-    monkeypatch.setattr("sorsa_ds.residual._ops", Watched)
+    monkeypatch.setattr("sorsa_ds.sorsa.residual_storage._ops", Watched)
     for storage in (PACKED["nf4"], PACKED["nf4_double"]):
         kept = [_in_a_buffer(t, offset=3) for t in storage.pack(torch.randn(30, 128))]
         storage.linear(kept, torch.randn(5, 128), 30, None)
@@ -223,14 +223,14 @@ def test_no_tokens_at_all_go_through_as_through_a_linear(storage):
 @pytest.mark.parametrize(("features", "in_forward"), [(70, 1), (128, 0)])  # 128: the product is bitsandbytes' own
 def test_nothing_dense_is_kept_for_backward(monkeypatch, features, in_forward):
     layer = quantised_layer(PACKED["nf4"], n=features, dtype=torch.float32)
-    kept, made, matrix = [], [], sorsa_ds.residual._matrix
+    kept, made, matrix = [], [], sorsa_ds.sorsa.residual_storage._matrix
 
     def watched(*arguments):
         dense = matrix(*arguments)
         made.append(weakref.ref(dense))
         return dense
 
-    monkeypatch.setattr("sorsa_ds.residual._matrix", watched)
+    monkeypatch.setattr("sorsa_ds.sorsa.residual_storage._matrix", watched)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         y = layer(torch.randn(5, features, requires_grad=True))
     assert [ref() for ref in made] == [None] * in_forward

@@ -85,8 +85,8 @@ def _train(folder, steps=4):
     from sorsa_ds.loading import load
     from sorsa_ds.objective import summed_loss
     from sorsa_ds.placement import Zero3
-    from sorsa_ds.regularizer import Regularizer
     from sorsa_ds.runtime.precision import choose
+    from sorsa_ds.sorsa.regularizer import Regularizer
 
     device = torch.device("cpu")
     ds = resolve({"zero_optimization": {"stage": 3}}, TrainConfig(), 2, "cpu", "fp32").ds

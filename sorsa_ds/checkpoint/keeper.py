@@ -16,11 +16,11 @@ from sorsa_ds.checkpoint.saved import read_own
 from sorsa_ds.checkpoint.saver import Saver
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.engine import SorsaEngine
-from sorsa_ds.regularizer import Regularizer
 from sorsa_ds.resume import Resume
 from sorsa_ds.run_paths import ADAPTER, REPORT
 from sorsa_ds.runtime import collectives, digest
 from sorsa_ds.runtime.console import note, say
+from sorsa_ds.sorsa.regularizer import Regularizer
 
 PACKAGES = ("sorsa_ds", "torch", "deepspeed", "transformers")
 

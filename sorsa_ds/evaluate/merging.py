@@ -7,10 +7,10 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
-from sorsa_ds.decompose import Factors, as_used
-from sorsa_ds.layer import SorsaLinear
 from sorsa_ds.methods import peft_layers
 from sorsa_ds.runtime.precision import Precision, full_fp32_products
+from sorsa_ds.sorsa.decompose import Factors, as_used
+from sorsa_ds.sorsa.layer import SorsaLinear
 
 
 def merge_dense(model: PreTrainedModel, trained: Precision, dtype: torch.dtype) -> PreTrainedModel:

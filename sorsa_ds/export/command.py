@@ -14,9 +14,9 @@ from sorsa_ds.export.card import CARD, card
 from sorsa_ds.export.publish import publish
 from sorsa_ds.export.source import Progress, Source, check, open_run
 from sorsa_ds.methods.peft_layers import MUTATING
-from sorsa_ds.residual import describe
 from sorsa_ds.runtime.console import say, tracked
 from sorsa_ds.runtime.files import write_text
+from sorsa_ds.sorsa.residual_storage import describe
 from sorsa_ds.whole_folder import whole_folder
 
 Format = Literal["merged", "lora", "base", "adapter"]

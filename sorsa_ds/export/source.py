@@ -9,21 +9,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sorsa_ds import adapter, residual
+from sorsa_ds import adapter
 from sorsa_ds.adapter import Description, FactorFile
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import EMBEDDED_MODEL, RunConfig
-from sorsa_ds.decompose import Factors
 from sorsa_ds.factors import from_values
 from sorsa_ds.inputs import find_model
 from sorsa_ds.loading import skeleton
 from sorsa_ds.methods import keeps_initial
 from sorsa_ds.methods.peft_layers import PeftLayers
-from sorsa_ds.residual import Storage
 from sorsa_ds.run_paths import ADAPTER, CONFIG, REPORT
 from sorsa_ds.runtime import precision
 from sorsa_ds.runtime.folder_lock import is_held
 from sorsa_ds.runtime.precision import Precision
+from sorsa_ds.sorsa import residual_storage
+from sorsa_ds.sorsa.decompose import Factors
+from sorsa_ds.sorsa.residual_storage import Storage
 from sorsa_ds.sources import OnDisk
 from sorsa_ds.surgery import Target, select
 from sorsa_ds.weights import Checkpoint
@@ -128,7 +129,7 @@ def open_run(run: Path, base: str | None = None) -> Source:
         weights,
         targets,
         formats,
-        residual.choose(described.residual, formats, torch.device("cpu")),
+        residual_storage.choose(described.residual, formats, torch.device("cpu")),
         adapter.open_factors(folder, adapter.INITIAL, described) if keeps_initial(described.method) else None,
         adapter.open_factors(folder, adapter.TRAINED, described),
     )

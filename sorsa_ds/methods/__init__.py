@@ -19,10 +19,10 @@ from sorsa_ds.initialize import Recipe, SorsaRecipe
 from sorsa_ds.loading import Operation
 from sorsa_ds.methods import settings, whole_weights
 from sorsa_ds.methods.peft_layers import PeftLayers, PeftRecipe, Values
-from sorsa_ds.regularizer import Regularizer
-from sorsa_ds.residual import Storage
-from sorsa_ds.residual import describe as describe_residual
 from sorsa_ds.runtime.precision import Precision
+from sorsa_ds.sorsa.regularizer import Regularizer
+from sorsa_ds.sorsa.residual_storage import Storage
+from sorsa_ds.sorsa.residual_storage import describe as describe_residual
 from sorsa_ds.surgery import Target, operate, select
 
 METHODS = {

@@ -5,8 +5,8 @@ from fnmatch import fnmatchcase
 
 from sorsa_ds.config.fields import leaves
 from sorsa_ds.config.schema import ResidualConfig, RunConfig
-from sorsa_ds.residual import settle
 from sorsa_ds.runtime.precision import Precision
+from sorsa_ds.sorsa.residual_storage import settle
 
 ADAPTERS = ("lora", "pissa", "adalora", "dora", "olora")
 """The methods that PEFT's layers carry."""

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from sorsa_ds.layer import SorsaLinear
+from sorsa_ds.sorsa.layer import SorsaLinear
 
 
 @dataclass(frozen=True, slots=True)

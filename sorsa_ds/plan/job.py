@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from sorsa_ds import residual
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.settings import check
-from sorsa_ds.residual import Storage
 from sorsa_ds.runtime import precision
 from sorsa_ds.runtime.precision import Precision
+from sorsa_ds.sorsa import residual_storage
+from sorsa_ds.sorsa.residual_storage import Storage
 
 GIB = 2**30
 
@@ -63,7 +63,7 @@ class Job:
         formats = precision.choose(config.train.precision, wanted, "cuda", fast=True)
         resolved = deepspeed_json.resolve(given, config.train, hardware.ranks, "cuda", formats.name, hardware.gpus)
         check(config, resolved.zero_stage, formats)
-        return cls(config, given, resolved, formats, residual.storage_of(config.residual, formats), hardware)
+        return cls(config, given, resolved, formats, residual_storage.storage_of(config.residual, formats), hardware)
 
     @property
     def zero(self) -> dict:

@@ -11,8 +11,8 @@ from sorsa_ds.plan.job import GIB, Job
 from sorsa_ds.plan.memory import Memory, memory
 from sorsa_ds.plan.speed import Speed, speed
 from sorsa_ds.plan.traffic import Traffic, traffic
-from sorsa_ds.residual import describe, settle
 from sorsa_ds.runtime.console import table
+from sorsa_ds.sorsa.residual_storage import describe, settle
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ R rank. W_r (the residual) and the bias are frozen; U, s and V are trained.
 import torch
 from torch import Tensor, nn
 
-from sorsa_ds.residual import Dense, Storage
+from sorsa_ds.sorsa.residual_storage import Dense, Storage
 
 
 class _SorsaFunction(torch.autograd.Function):

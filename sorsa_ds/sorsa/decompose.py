@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sorsa_ds import lowrank
+from sorsa_ds.sorsa import truncated_svd
 
 Method = Literal["randomized", "exact"]
 
@@ -33,7 +33,7 @@ class Accuracy:
     way: `exact`, or `krylov` where that was allowed and expected to be faster.
     captured: the triplets' share of the matrix's energy ||W||_F^2.
     excess: (residual energy - optimum) / optimum: 0 for `exact`, else estimated without the full SVD, from above as
-        a rule (`sorsa_ds.lowrank.excess_estimate`). An optimum below 1e-6 ||W||_F^2 counts as that.
+        a rule (`sorsa_ds.sorsa.truncated_svd.excess_estimate`). An optimum below 1e-6 ||W||_F^2 counts as that.
     iterations: blocks of the Krylov basis; 0 for `exact`.
     capped: the cap on iterations ended the search before the tolerance was reached.
     """
@@ -89,12 +89,12 @@ def decompose(
 
     wide = work.shape[0] < work.shape[1]
     W_MN = work.t() if wide else work
-    energy = lowrank.energy(W_MN)
+    energy = truncated_svd.energy(W_MN)
     found = None
-    if method == "randomized" and peak > 0 and not lowrank.prefers_exact(*W_MN.shape, rank, tolerance):
-        found = lowrank.krylov(W_MN, energy, rank, name, tolerance, max_iterations)
+    if method == "randomized" and peak > 0 and not truncated_svd.prefers_exact(*W_MN.shape, rank, tolerance):
+        found = truncated_svd.krylov(W_MN, energy, rank, name, tolerance, max_iterations)
     if found is None:
-        V_RN = lowrank.exact(W_MN, rank).to(work.dtype)
+        V_RN = truncated_svd.exact(W_MN, rank).to(work.dtype)
         image_RM = V_RN @ W_MN.t()
     else:
         V_RN, image_RM = found.V_RN, found.image_RM

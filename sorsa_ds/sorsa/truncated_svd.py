@@ -1,6 +1,6 @@
 """The leading right singular vectors of a matrix: exactly, or by block Krylov iteration to a stated tolerance.
 
-Both work on a tall W (M, N), M >= N, and leave U to `sorsa_ds.decompose`. The figures that the choices here rest on
+Both work on a tall W (M, N), M >= N, and leave U to `sorsa_ds.sorsa.decompose`. The figures that the choices here rest on
 stand in docs/results/svd.md.
 
 Shapes, used as suffixes of tensor names: M, N sides of W, M >= N; R rank; B vectors of a block; K vectors of the
