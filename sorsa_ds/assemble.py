@@ -18,9 +18,9 @@ from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.command_line import Invocation, absolute
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
+from sorsa_ds.data.examples import check_fits, examples, find_model, load_tokenizer
 from sorsa_ds.data.tokenize import show_example
 from sorsa_ds.engine import adamw, cosine_with_warmup
-from sorsa_ds.inputs import check_fits, examples, find_model, load_tokenizer
 from sorsa_ds.loading import load_operated, skeleton
 from sorsa_ds.methods.settings import check
 from sorsa_ds.placement import Whole, Zero3

@@ -6,8 +6,8 @@ import torch
 from transformers import PreTrainedModel
 
 from sorsa_ds import adapter, methods
+from sorsa_ds.data.examples import find_model
 from sorsa_ds.initialize import Progress
-from sorsa_ds.inputs import find_model
 from sorsa_ds.loading import Loaded, load_operated
 from sorsa_ds.placement import Whole
 from sorsa_ds.runtime import precision

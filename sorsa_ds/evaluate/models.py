@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sorsa_ds import adapter, weights
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import LoadingConfig, RunConfig
+from sorsa_ds.data.examples import find_model
 from sorsa_ds.evaluate.merging import merge_dense
-from sorsa_ds.inputs import find_model
 from sorsa_ds.run_paths import ADAPTER, CONFIG, REPORT
 from sorsa_ds.runtime import digest, precision
 from sorsa_ds.runtime.console import tracked

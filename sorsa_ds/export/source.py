@@ -13,8 +13,8 @@ from sorsa_ds import adapter
 from sorsa_ds.adapter import Description, FactorFile
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import EMBEDDED_MODEL, RunConfig
+from sorsa_ds.data.examples import find_model
 from sorsa_ds.factors import from_values
-from sorsa_ds.inputs import find_model
 from sorsa_ds.loading import skeleton
 from sorsa_ds.methods import keeps_initial
 from sorsa_ds.methods.peft_layers import PeftLayers
