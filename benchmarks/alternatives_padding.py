@@ -18,7 +18,7 @@ from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
 from sorsa_ds.data.order import GlobalOrder
 from sorsa_ds.data.source import open_splits
 from sorsa_ds.data.tokenize import Example, encode_all
-from sorsa_ds.embedded import ensure_embedded_model
+from sorsa_ds.model.embedded import ensure_embedded_model
 
 FILES = {"gsm8k": "gsm8k/train.jsonl", "alpaca": "alpaca/alpaca_en_demo.json"}
 WAYS, KINDS = ("random", "grouped", "levelled", "packed"), ("computed", "pass", "step")

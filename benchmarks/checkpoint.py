@@ -41,12 +41,12 @@ def checkpoints(folder: Path, rank: int) -> dict:
     import os
 
     os.environ["DS_ACCELERATOR"] = "cpu"
-    from sorsa_ds import factors
     from sorsa_ds.assemble import assemble
     from sorsa_ds.checkpoint import folder as folders
     from sorsa_ds.checkpoint import fragments, manifest
     from sorsa_ds.checkpoint.saved import SavedTensors
     from sorsa_ds.config import command_line
+    from sorsa_ds.model import factor_source
     from sorsa_ds.runtime.stop_signals import StopSignals
 
     trainer = assemble(command_line.parse([
@@ -71,7 +71,7 @@ def checkpoints(folder: Path, rank: int) -> dict:
         saved = SavedTensors([path / name for name in found.files])
         fragments.restore_optimizer(engine, saved, 1)
         for target in trainer.loaded.targets:
-            factors.from_values(saved.values)(target, engine.masters.fragments[0].master)
+            factor_source.from_values(saved.values)(target, engine.masters.fragments[0].master)
 
     load_seconds, _ = timed(load)
     result = {

@@ -19,14 +19,14 @@ import torch
 from common import Peak, say, write_llama
 from safetensors.torch import save_file
 
-from sorsa_ds import adapter
 from sorsa_ds.config.schema import RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.export.command import Options, export
-from sorsa_ds.loading import skeleton
-from sorsa_ds.sources import OnDisk
-from sorsa_ds.surgery import select
-from sorsa_ds.weights import Checkpoint
+from sorsa_ds.model import adapter_file
+from sorsa_ds.model.load import skeleton
+from sorsa_ds.model.pretrained import Checkpoint
+from sorsa_ds.model.targets import select
+from sorsa_ds.model.weight_sources import OnDisk
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,7 +66,7 @@ def write_run(folder: Path, gib: float, rank: int) -> None:
         weights.parameter(parameter)
     targets = select(model, config.sorsa)
     (run / "adapter").mkdir(parents=True)
-    for file in (adapter.INITIAL, adapter.TRAINED):
+    for file in (adapter_file.INITIAL, adapter_file.TRAINED):
         shapes = {
             (t.name, leaf): shape
             for t in targets
@@ -74,7 +74,7 @@ def write_run(folder: Path, gib: float, rank: int) -> None:
         }
         save_file({f"{name}.{leaf}": torch.randn(shape) / shape[0] for (name, leaf), shape in shapes.items()},
                   run / "adapter" / file)  # fmt: skip
-    adapter.describe(run / "adapter", config, targets, weights.digests)
+    adapter_file.describe(run / "adapter", config, targets, weights.digests)
     (run / "config.yaml").write_text(to_yaml(config))
     (run / "report.json").write_text("{}")
 
@@ -86,7 +86,7 @@ def measure(folder: Path, max_shard_size: str) -> dict:
         output = export(Options(folder / "run", "merged", folder / "merged", max_shard_size=max_shard_size))
     seconds = time.perf_counter() - began
     files = [file.stat().st_size / 2**30 for file in output.glob("*.safetensors")]
-    layers = adapter.read_description(folder / "run" / "adapter").layers.values()
+    layers = adapter_file.read_description(folder / "run" / "adapter").layers.values()
     layer = max(4 * each["out"] * each["in"] for each in layers) / 2**30
     return {
         "checkpoint_gib": sum(files),

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from sorsa_ds.checkpoint import folder as checkpoints
-from sorsa_ds.embedded import ensure_embedded_model
+from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.run_folder import read_metrics
 from sorsa_ds.run_paths import ADAPTER, REPORT
 from sorsa_ds.runtime.folder_lock import is_held

@@ -8,16 +8,16 @@ import torch
 from common import Peak, run_side, write_llama
 
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
-from sorsa_ds.embedded import ensure_embedded_model
-from sorsa_ds.initialize import working_set
-from sorsa_ds.loading import load
-from sorsa_ds.ownership import Item, schedule
-from sorsa_ds.placement import Whole, Zero3
+from sorsa_ds.model.embedded import ensure_embedded_model
+from sorsa_ds.model.fill import working_set
+from sorsa_ds.model.load import load
+from sorsa_ds.model.pretrained import Checkpoint
+from sorsa_ds.model.schedule import Item, schedule
+from sorsa_ds.model.sharding import Whole, Zero3
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.decompose import Decomposition, decompose
 from sorsa_ds.sorsa.residual_storage import Dense
-from sorsa_ds.weights import Checkpoint
 
 SETTINGS = SorsaConfig()
 CPU = torch.device("cpu")

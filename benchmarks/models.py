@@ -9,12 +9,12 @@ from sorsa_ds import methods
 from sorsa_ds.assemble import checkpoint_activations
 from sorsa_ds.config.deepspeed_json import load, resolve
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.embedded import ensure_embedded_model
 from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
-from sorsa_ds.initialize import fill, parameter_homes
-from sorsa_ds.loading import Loaded, Operation, load_operated, skeleton
-from sorsa_ds.ownership import Item
-from sorsa_ds.placement import Placement, Whole, Zero3
+from sorsa_ds.model.embedded import ensure_embedded_model
+from sorsa_ds.model.fill import fill, parameter_homes
+from sorsa_ds.model.load import Loaded, Operation, load_operated, skeleton
+from sorsa_ds.model.schedule import Item
+from sorsa_ds.model.sharding import Placement, Whole, Zero3
 from sorsa_ds.runtime import collectives, digest
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.runtime.process import this_device

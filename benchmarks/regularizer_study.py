@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sorsa_ds import adapter
 from sorsa_ds.analysis import measures
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.model import adapter_file
 from sorsa_ds.runtime import plotting
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.sorsa.regularizer import resolve
@@ -118,7 +118,7 @@ def train(choice: Choice, a: argparse.Namespace) -> dict[str, float]:
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    described = adapter.read_description(folder / "adapter")
+    described = adapter_file.read_description(folder / "adapter")
     return {
         "c": on_the_mean(folder, 2 * len(described.layers)),
         "orthonormality": orthonormality(folder / "adapter", described),
@@ -134,9 +134,9 @@ def on_the_mean(folder: Path, matrices: int) -> float:
     return found.coefficient * (matrices if found.reduction == "sum" else 1)
 
 
-def orthonormality(folder: Path, described: adapter.Description) -> float:
+def orthonormality(folder: Path, described: adapter_file.Description) -> float:
     """Mean of ||X^T X - I||_F over the trained U and V of an adapter, in float64, whatever the form in training was."""
-    tensor = adapter.open_factors(folder, adapter.TRAINED, described).tensor
+    tensor = adapter_file.open_factors(folder, adapter_file.TRAINED, described).tensor
     names = [f"{layer}.{factor}" for layer in described.layers for factor in ("U", "V")]
     return statistics.fmean(measures.orthonormality(tensor(name).double()) for name in names)
 

@@ -24,9 +24,9 @@ from wire import Wire
 from sorsa_ds.config import command_line, deepspeed_json
 from sorsa_ds.config.schema import DataConfig, LoadingConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
-from sorsa_ds.loading import load
+from sorsa_ds.model.load import load
+from sorsa_ds.model.sharding import Zero3
 from sorsa_ds.objective import summed_loss
-from sorsa_ds.placement import Zero3
 from sorsa_ds.plan.facts import Facts, facts
 from sorsa_ds.plan.job import GIB, Hardware, Job
 from sorsa_ds.plan.memory import memory

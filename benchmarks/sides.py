@@ -23,7 +23,7 @@ from peers import as_reference, reference_layers
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from sorsa_ds.embedded import ensure_embedded_model
+from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.objective import summed_loss
 from sorsa_ds.runtime.process import this_device
 from sorsa_ds.sorsa.layer import SorsaLinear

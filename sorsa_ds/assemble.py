@@ -9,8 +9,7 @@ from datetime import timedelta
 import torch
 from torch import nn
 
-from sorsa_ds import init_report, methods, ownership, preflight
-from sorsa_ds.adapter import INITIAL
+from sorsa_ds import methods, preflight
 from sorsa_ds.analysis.recorder import Recorder
 from sorsa_ds.analysis.snapshots import check_continues, stored_linears
 from sorsa_ds.checkpoint.keeper import Keeper
@@ -21,9 +20,11 @@ from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.examples import check_fits, examples, find_model, load_tokenizer
 from sorsa_ds.data.tokenize import show_example
 from sorsa_ds.engine import adamw, cosine_with_warmup
-from sorsa_ds.loading import load_operated, skeleton
 from sorsa_ds.methods.settings import check
-from sorsa_ds.placement import Whole, Zero3
+from sorsa_ds.model import init_report, schedule
+from sorsa_ds.model.adapter_file import INITIAL
+from sorsa_ds.model.load import load_operated, skeleton
+from sorsa_ds.model.sharding import Whole, Zero3
 from sorsa_ds.plan.check import check_memory
 from sorsa_ds.resume import find
 from sorsa_ds.run_folder import RunLog, choose_folder, hold
@@ -180,7 +181,7 @@ def _loading(rounds: list) -> Iterable:
 
 def _decomposing(rounds: list) -> Iterable:
     """The plan of the initialisation, and a bar over its rounds."""
-    say(ownership.describe(rounds))
+    say(schedule.describe(rounds))
     costs = [max(item.cost for item in one if item) for one in rounds]
     return tracked_by_cost(rounds, costs, "decomposing")
 

@@ -19,7 +19,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from sorsa_ds.config.deepspeed_json import fit_buckets
 from sorsa_ds.masters import inner_optimizer, inner_steps, locate, trained_shapes
-from sorsa_ds.placement import Part
+from sorsa_ds.model.sharding import Part
 from sorsa_ds.reorthonormalize import Reorthonormalizer
 from sorsa_ds.sharded_grams import ShardedGrams
 from sorsa_ds.sharded_regularizer import ShardedRegularizer
@@ -43,7 +43,7 @@ class SorsaEngine(DeepSpeedEngine):
     """A DeepSpeed engine that trains SORSA factors with the orthonormal regulariser on any ZeRO stage.
 
     Args:
-        model: a model with SorsaLinear layers, or any other; on ZeRO-3 partitioned already (`sorsa_ds.loading`).
+        model: a model with SorsaLinear layers, or any other; on ZeRO-3 partitioned already (`sorsa_ds.model.load`).
         ds_config: the resolved DeepSpeed configuration (`sorsa_ds.config.deepspeed_json`).
         optimizer: makes the optimizer from the trainable parameters.
         scheduler: makes the learning rate scheduler from the optimizer.

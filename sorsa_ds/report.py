@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sorsa_ds.adapter import TRAINED
+from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.run_folder import read_metrics
 from sorsa_ds.run_paths import ADAPTER
 from sorsa_ds.runtime import collectives

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from sorsa_ds.loading import Loaded
+from sorsa_ds.model.load import Loaded
 from sorsa_ds.objective import mean_loss
 from sorsa_ds.sorsa.layer import compute_dtype
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from sorsa_ds import adapter, methods
+from sorsa_ds import methods
 from sorsa_ds.data.examples import find_model
-from sorsa_ds.initialize import Progress
-from sorsa_ds.loading import Loaded, load_operated
-from sorsa_ds.placement import Whole
+from sorsa_ds.model import adapter_file
+from sorsa_ds.model.fill import Progress
+from sorsa_ds.model.load import Loaded, load_operated
+from sorsa_ds.model.sharding import Whole
 from sorsa_ds.runtime import precision
 from sorsa_ds.sorsa import residual_storage
 
@@ -30,17 +31,17 @@ def load_adapter(folder: Path | str, base: str | None = None, device: torch.devi
 
 def reload(folder: Path, device: torch.device, progress: Progress = iter, base: str | None = None) -> Loaded:
     """The same, with all that is known of it; `progress` wraps the rounds. A collective call where there are ranks."""
-    described = adapter.read_description(folder)
+    described = adapter_file.read_description(folder)
     formats = precision.choose(described.precision, None, device.type)
     if methods.keeps_initial(described.method):
-        adapter.open_factors(folder, adapter.INITIAL, described)
+        adapter_file.open_factors(folder, adapter_file.INITIAL, described)
     operation = methods.operation(
         described,
         formats,
         residual_storage.choose(described.residual, formats, device),
         device,
-        initial=folder / adapter.INITIAL,
-        trained=adapter.open_factors(folder, adapter.TRAINED, described).values,
+        initial=folder / adapter_file.INITIAL,
+        trained=adapter_file.open_factors(folder, adapter_file.TRAINED, described).values,
     )
     return load_operated(
         find_model(base or described.base_model, described.loading),

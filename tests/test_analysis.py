@@ -17,7 +17,6 @@ from projects import ROOT, launch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from sorsa_ds import adapter
 from sorsa_ds.analysis import measures
 from sorsa_ds.analysis.command import analyze
 from sorsa_ds.analysis.history import names_of, open_history
@@ -27,9 +26,10 @@ from sorsa_ds.analysis.snapshots import existing, path_of, stored_linears
 from sorsa_ds.checkpoint.saved import SavedTensors
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
-from sorsa_ds.loading import skeleton
+from sorsa_ds.model import adapter_file
+from sorsa_ds.model.load import skeleton
+from sorsa_ds.model.targets import select
 from sorsa_ds.runtime.folder_lock import RunLock
-from sorsa_ds.surgery import select
 
 M, N, K = 9, 7, 7
 THETA = 0.3
@@ -190,14 +190,14 @@ def handmade(folder: Path, architecture: str, method: str, **settings) -> tuple[
     *_, last = STEPS
     (run / "adapter").mkdir(parents=True)
     if method != "full":
-        save_file(tensors[0], run / "adapter" / adapter.INITIAL)
-    save_file(tensors[last], run / "adapter" / adapter.TRAINED)
+        save_file(tensors[0], run / "adapter" / adapter_file.INITIAL)
+    save_file(tensors[last], run / "adapter" / adapter_file.TRAINED)
     wanted = tuple(f"{target.name}." for target in stored_linears(model, config))
     for step in [step for step in STEPS if 0 < step < last]:
         path_of(run, step).parent.mkdir(exist_ok=True)
         save_file({name: x for name, x in tensors[step].items() if name.startswith(wanted)}, path_of(run, step))
-    adapter.describe(run / "adapter", config, targets, {})
-    adapter.seal(run / "adapter")
+    adapter_file.describe(run / "adapter", config, targets, {})
+    adapter_file.seal(run / "adapter")
     (run / "config.yaml").write_text(to_yaml(config))
     lines = [{"step": t, "loss": 3 / t, "grad_norm": 1 / t} for t in range(1, last + 1)]
     lines = [line | ({"reg_loss": 0.1 * line["step"]} if method == "sorsa" else {}) for line in lines]
@@ -322,8 +322,8 @@ def test_a_folder_that_another_process_works_in_is_refused(analysed):
 def test_another_run_of_the_same_name_and_an_unfinished_one_are_refused(analysed, tmp_path):
     folder, _, _, _ = analysed
     other, _ = handmade(tmp_path, "llama", "lora")
-    (other / "adapter" / adapter.TRAINED).write_bytes((other / "adapter" / adapter.INITIAL).read_bytes())
-    adapter.seal(other / "adapter")
+    (other / "adapter" / adapter_file.TRAINED).write_bytes((other / "adapter" / adapter_file.INITIAL).read_bytes())
+    adapter_file.seal(other / "adapter")
     with pytest.raises(ValueError, match="holds another run named llama-lora"):
         analyze(Options([other], folder / "out"))
     (other / "report.json").unlink()

@@ -27,7 +27,6 @@ from scipy.linalg import subspace_angles
 from test_analysis import by_hand, handmade
 from transformers import AutoModelForCausalLM
 
-from sorsa_ds import adapter
 from sorsa_ds.analysis import compute, figures, recorder
 from sorsa_ds.analysis.command import analyze
 from sorsa_ds.analysis.compute import Job, measured, workers_for
@@ -40,8 +39,9 @@ from sorsa_ds.analysis.table import Figures
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, ResidualConfig, RunConfig
 from sorsa_ds.config.yaml_io import to_yaml
-from sorsa_ds.loading import skeleton
-from sorsa_ds.surgery import select
+from sorsa_ds.model import adapter_file
+from sorsa_ds.model.load import skeleton
+from sorsa_ds.model.targets import select
 
 THETA = 0.4
 SHAPES = [(12, 12), (15, 12), (12, 15)]
@@ -195,10 +195,10 @@ def kept_as(run: Path, precision: str, storage: str) -> None:
     config = command_line.load(RunConfig, run / "config.yaml")
     config = replace(config, train=replace(config.train, precision=precision), residual=ResidualConfig(storage=storage))
     model = skeleton(Path(config.model), LoadingConfig())
-    adapter.describe(
+    adapter_file.describe(
         run / "adapter", config, [] if config.method == "full" else select(model, config.sorsa), digests={}
     )
-    adapter.seal(run / "adapter")
+    adapter_file.seal(run / "adapter")
     (run / "config.yaml").write_text(to_yaml(config))
 
 
@@ -222,7 +222,7 @@ def test_the_start_is_the_weight_as_training_kept_it(tmp_path, method, precision
     W = raw.get_submodule(name).weight.detach().double()
     trained = {2: load_file(path_of(run, 2))}
     if method == "sorsa":
-        trained[0] = load_file(run / "adapter" / adapter.INITIAL)
+        trained[0] = load_file(run / "adapter" / adapter_file.INITIAL)
         used = {step: [tensors[f"{name}.{leaf}"] for leaf in "UsV"] for step, tensors in trained.items()}
         if precision != "fp32":
             used = {step: [U.bfloat16(), s, V.bfloat16()] for step, (U, s, V) in used.items()}
@@ -329,8 +329,8 @@ def test_an_analysis_remembers_the_runs_that_a_later_command_leaves_out(shown, t
     analyze(Options([second], shown.folder / "out", workers=1))
     assert set(json.loads((shown.folder / "out" / "analysis.json").read_text())["runs"]) == {first.name, second.name}
     other, _ = handmade(tmp_path, "llama", "sorsa")
-    (other / "adapter" / adapter.TRAINED).write_bytes((other / "adapter" / adapter.INITIAL).read_bytes())
-    adapter.seal(other / "adapter")
+    (other / "adapter" / adapter_file.TRAINED).write_bytes((other / "adapter" / adapter_file.INITIAL).read_bytes())
+    adapter_file.seal(other / "adapter")
     with pytest.raises(ValueError, match="holds another run named llama-sorsa"):
         analyze(Options([other], shown.folder / "out"))
 

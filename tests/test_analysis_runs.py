@@ -28,7 +28,7 @@ from sorsa_ds.analysis.snapshots import check_continues, existing, path_of
 from sorsa_ds.analysis.table import Figures, Key, Row, Table
 from sorsa_ds.config.command_line import load
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, RegularizerConfig, RunConfig
-from sorsa_ds.loading import skeleton
+from sorsa_ds.model.load import skeleton
 from sorsa_ds.runtime import plotting
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.trainer import Trainer

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from worlds import run_ranks
 
-from sorsa_ds import embedded
+from sorsa_ds.model import embedded
 from sorsa_ds.runtime import collectives
 
 PROSE = """Photosynthesis is the process by which green plants and some other organisms use sunlight to make food from

@@ -59,8 +59,8 @@ def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None, c
     """A SorsaEngine on the tiny model, from disk, as the trainer makes it."""
     from sorsa_ds.assemble import checkpoint_activations
     from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
-    from sorsa_ds.loading import load
-    from sorsa_ds.placement import Whole, Zero3
+    from sorsa_ds.model.load import load
+    from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.runtime.precision import choose
     from sorsa_ds.sorsa.regularizer import Regularizer
 

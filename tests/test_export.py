@@ -21,14 +21,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sorsa_ds import adapter, load_adapter
+from sorsa_ds import load_adapter
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.export import publish, tensor_file
 from sorsa_ds.export.command import Options, export
 from sorsa_ds.export.lora import served_by_vllm
-from sorsa_ds.loading import load
-from sorsa_ds.placement import Whole
+from sorsa_ds.model import adapter_file
+from sorsa_ds.model.load import load
+from sorsa_ds.model.sharding import Whole
 from sorsa_ds.runtime.folder_lock import RunLock, is_held
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa import residual_storage
@@ -66,9 +67,9 @@ def finished_run(base: Path, folder: Path, precision="fp32", size=0.1, storage="
         factor_source=source, storage=residual_storage.choose(config.residual, formats, CPU),
     )  # fmt: skip
     (folder / "adapter").mkdir(parents=True)
-    save_file(initial, folder / "adapter" / adapter.INITIAL)
-    save_file(trained, folder / "adapter" / adapter.TRAINED)
-    adapter.describe(folder / "adapter", config, loaded.targets, loaded.digests)
+    save_file(initial, folder / "adapter" / adapter_file.INITIAL)
+    save_file(trained, folder / "adapter" / adapter_file.TRAINED)
+    adapter_file.describe(folder / "adapter", config, loaded.targets, loaded.digests)
     (folder / "config.yaml").write_text(to_yaml(config))
     (folder / "report.json").write_text(json.dumps(REPORT))
     return folder
@@ -93,7 +94,7 @@ def runs(tmp_path_factory):
 
 def base_of(run: Path) -> Path:
     """The folder of a run's base model."""
-    return Path(adapter.read_description(run / "adapter").base_model)
+    return Path(adapter_file.read_description(run / "adapter").base_model)
 
 
 def logits(model) -> torch.Tensor:
@@ -115,8 +116,8 @@ def relative(a, b) -> float:
 
 def layers_by_hand(run: Path, precision="fp32") -> dict[str, torch.Tensor]:
     """The merged weight of every adapted linear in float64, as the checkpoint stores it."""
-    described = adapter.read_description(run / "adapter")
-    initial, trained = (load_file(run / "adapter" / name) for name in (adapter.INITIAL, adapter.TRAINED))
+    described = adapter_file.read_description(run / "adapter")
+    initial, trained = (load_file(run / "adapter" / name) for name in (adapter_file.INITIAL, adapter_file.TRAINED))
     model = plainly(base_of(run), dtype=torch.float32)
 
     def product(factors, name):
@@ -185,7 +186,7 @@ def test_a_quantised_run_exports_what_it_computed_with(runs, tmp_path, name, sto
     trained = load_adapter(run / "adapter")
     assert {p.dtype for n, p in trained.named_parameters() if "residual" in n} == {torch.uint8}
     start = load_adapter(shutil.copytree(run / "adapter", tmp_path / "start"))
-    initial = load_file(run / "adapter" / adapter.INITIAL)
+    initial = load_file(run / "adapter" / adapter_file.INITIAL)
     start.load_state_dict(initial, strict=False)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed"):
         now, then = logits(trained), logits(start)
@@ -310,7 +311,7 @@ def test_tensors_of_other_dtypes_and_other_owners_are_copied(tmp_path):
     tensors |= {"a.mask": torch.tensor([True, False, True]), "a.count": torch.tensor(7), "a.wide": torch.rand(3)}
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     run = finished_run(base, tmp_path / "run")
-    adapted = {f"{name}.weight" for name in adapter.read_description(run / "adapter").layers}
+    adapted = {f"{name}.weight" for name in adapter_file.read_description(run / "adapter").layers}
     for dtype in (None, "float32"):
         written = load_file(export(Options(run, "merged", tmp_path / str(dtype), dtype=dtype)) / "model.safetensors")
         assert written.keys() == tensors.keys()
@@ -373,7 +374,7 @@ def test_lora_on_the_untouched_base_is_the_trained_model(runs, tmp_path, name):
     run = runs(name, rank_pattern=pattern, alpha=6.0)
     output = export(Options(run, "lora", tmp_path / "out"))
     config = json.loads((output / "adapter_config.json").read_text())
-    described = adapter.read_description(run / "adapter")
+    described = adapter_file.read_description(run / "adapter")
     assert sorted(config["target_modules"]) == sorted(described.layers)
     assert (config["r"], config["lora_alpha"]) == (8, 8)
     assert config["fan_in_fan_out"] is (name == "gpt2")
@@ -429,7 +430,7 @@ def test_vllm_is_told_a_rank_that_it_takes():
 def test_adapter_loads_without_deepspeed(runs, tmp_path):
     run = runs("qwen2")
     output = export(Options(run, "adapter", tmp_path / "out"))
-    for name in (adapter.INITIAL, adapter.TRAINED, adapter.CONFIG):
+    for name in (adapter_file.INITIAL, adapter_file.TRAINED, adapter_file.CONFIG):
         assert (output / name).read_bytes() == (run / "adapter" / name).read_bytes()
     program = (
         "import sys, torch\nfrom sorsa_ds import load_adapter\n"
@@ -455,7 +456,7 @@ def test_a_base_model_that_has_moved(runs, tmp_path):
 
 def change_description(run: Path, **values) -> None:
     """Overwrite fields of a run's adapter_config.json."""
-    adapter.write_description(run / "adapter", replace(adapter.read_description(run / "adapter"), **values))
+    adapter_file.write_description(run / "adapter", replace(adapter_file.read_description(run / "adapter"), **values))
 
 
 def _flip(run):
@@ -471,18 +472,18 @@ def _reshape(run):
 
 
 def _cut(run):
-    file = run / "adapter" / adapter.TRAINED
+    file = run / "adapter" / adapter_file.TRAINED
     file.write_bytes(file.read_bytes()[:-100])
 
 
 def _narrow(run):
-    file = run / "adapter" / adapter.TRAINED
+    file = run / "adapter" / adapter_file.TRAINED
     tensors = load_file(file)
     save_file({name: t[:, :2].contiguous() if t.dim() == 2 else t[:2] for name, t in tensors.items()}, file)
 
 
 def _forget(run):
-    digests = adapter.read_description(run / "adapter").digests
+    digests = adapter_file.read_description(run / "adapter").digests
     change_description(run, digests={name: d for name, d in digests.items() if "1.mlp.up_proj" not in name})
 
 
@@ -506,7 +507,7 @@ def _hold(run):
         (lambda run: save("qwen3", base_of(run)), "wrong base model"),
         (_reshape, "config.json and weights do not belong together"),
         (_cut, "adapter_model.safetensors: missing, truncated"),
-        (lambda run: (run / "adapter" / adapter.INITIAL).unlink(), "initial_factors.safetensors: missing"),
+        (lambda run: (run / "adapter" / adapter_file.INITIAL).unlink(), "initial_factors.safetensors: missing"),
         (_narrow, "has other shapes than in this model"),
         (_forget, "no digest of model.layers.1.mlp.up_proj.weight"),
         (lambda run: (base_of(run) / "model.safetensors").unlink(), "no model.safetensors"),

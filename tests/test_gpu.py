@@ -19,9 +19,9 @@ def _train(folder, stage, precision, steps=5):
     """Logits at step 0 and losses of a few steps on one GPU, with TF32 allowed as the trainer does."""
     from sorsa_ds.config.deepspeed_json import resolve
     from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
-    from sorsa_ds.loading import load
+    from sorsa_ds.model.load import load
+    from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.objective import summed_loss
-    from sorsa_ds.placement import Whole, Zero3
     from sorsa_ds.runtime.precision import allow_tf32, choose
     from sorsa_ds.sorsa.regularizer import Regularizer
 
@@ -131,9 +131,9 @@ def _peak(folder, stage, precision, storage, checkpointing):
     from sorsa_ds import methods
     from sorsa_ds.assemble import checkpoint_activations
     from sorsa_ds.engine import adamw, cosine_with_warmup
-    from sorsa_ds.loading import load_operated
+    from sorsa_ds.model.load import load_operated
+    from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.objective import summed_loss
-    from sorsa_ds.placement import Whole, Zero3
     from sorsa_ds.plan.facts import facts
     from sorsa_ds.plan.job import Hardware, Job
     from sorsa_ds.plan.memory import memory

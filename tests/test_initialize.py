@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save_file
 from worlds import run_ranks
 
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
-from sorsa_ds.factor_cache import CachedDecomposition, FactorCache
-from sorsa_ds.init_report import as_json, table
-from sorsa_ds.loading import load
-from sorsa_ds.ownership import Item, describe, schedule
-from sorsa_ds.placement import Whole
+from sorsa_ds.model.factor_cache import CachedDecomposition, FactorCache
+from sorsa_ds.model.init_report import as_json, table
+from sorsa_ds.model.load import load
+from sorsa_ds.model.schedule import Item, describe, schedule
+from sorsa_ds.model.sharding import Whole
+from sorsa_ds.model.targets import Target, sorsa_layers
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.residual_storage import Nf4
-from sorsa_ds.surgery import Target, sorsa_layers
 
 CPU = torch.device("cpu")
 SOURCES = {"exact": exactly, "randomized": randomly}
@@ -34,7 +34,7 @@ def _load(folder, source, zero3):
     """The model of this world, and what each of its adapted layers holds, whole, on every rank."""
     import deepspeed
 
-    from sorsa_ds.placement import Zero3
+    from sorsa_ds.model.sharding import Zero3
 
     loaded = load(
         folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"),
@@ -96,7 +96,7 @@ def _adopt(folder, kind, storage=None):
     from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
-    from sorsa_ds.adopt import adopt
+    from sorsa_ds.model.adopt_zero3 import adopt
 
     keep = HfDeepSpeedConfig(DS)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -149,7 +149,7 @@ def test_a_model_adapted_in_memory_holds_the_same_packed_residual(folder):
 def test_adopting_a_whole_model_is_refused(folder):
     from transformers import AutoModelForCausalLM
 
-    from sorsa_ds.adopt import adopt
+    from sorsa_ds.model.adopt_zero3 import adopt
 
     model = AutoModelForCausalLM.from_pretrained(folder)
     with pytest.raises(ValueError, match="embed_tokens.weight is not partitioned by ZeRO-3"):

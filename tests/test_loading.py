@@ -7,11 +7,11 @@ from transformers import AutoModelForCausalLM
 from worlds import run_ranks
 
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
-from sorsa_ds.loading import load, skeleton
-from sorsa_ds.placement import Whole
+from sorsa_ds.model.load import load, skeleton
+from sorsa_ds.model.sharding import Whole
+from sorsa_ds.model.targets import operate, select, sorsa_layers
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.residual_storage import Dense
-from sorsa_ds.surgery import operate, select, sorsa_layers
 
 CPU = torch.device("cpu")
 INPUT = torch.arange(1, 25).view(2, 12) % 64
@@ -45,7 +45,7 @@ def relative(a, b):
 
 def _zero3_logits_and_gradients(folders, checkpointing):
     """Logits at step 0 and gradient norms after one backward, on ZeRO-3, for every architecture."""
-    from sorsa_ds.placement import Zero3
+    from sorsa_ds.model.sharding import Zero3
     from sorsa_ds.runtime import collectives
 
     results = {}
@@ -275,16 +275,16 @@ def test_quantised_and_falsely_tied_checkpoints_are_refused(tmp_path):
 
 
 def test_a_pickle_only_repository_on_the_hub_is_refused_with_the_way_to_convert_it(tmp_path, monkeypatch):
-    from sorsa_ds import weights
+    from sorsa_ds.model import pretrained
 
     class Hub:
         def list_repo_files(self, name, revision):
             return ["config.json", "pytorch_model.bin"]
 
-    monkeypatch.setattr(weights, "snapshot_download", lambda *_, **__: tmp_path)
-    monkeypatch.setattr(weights, "HfApi", Hub)
+    monkeypatch.setattr(pretrained, "snapshot_download", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(pretrained, "HfApi", Hub)
     with pytest.raises(ValueError, match=r"someone/old: only pickle files.*T.from_pretrained\('someone/old'\)"):
-        weights.find("someone/old", None)
+        pretrained.find("someone/old", None)
 
 
 def test_missing_parameter_and_nan_weight_are_named(tmp_path):

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from worlds import run_ranks
 
 from sorsa_ds import load_adapter
-from sorsa_ds.adapter import read_description
 from sorsa_ds.config.schema import (
     BaselineConfig,
     RegularizerConfig,
@@ -26,14 +25,15 @@ from sorsa_ds.config.schema import (
     TrainConfig,
 )
 from sorsa_ds.export.command import Options, export
-from sorsa_ds.loading import skeleton
 from sorsa_ds.methods import METHODS as NAMES
 from sorsa_ds.methods import settings
+from sorsa_ds.model.adapter_file import read_description
+from sorsa_ds.model.load import skeleton
+from sorsa_ds.model.targets import select
 from sorsa_ds.plan.facts import facts
 from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.runtime.precision import choose
-from sorsa_ds.surgery import select
 
 CPU = torch.device("cpu")
 RANK, CLIP, ALPHA = 3, 0.02, 6.0
@@ -80,8 +80,8 @@ def build(folder, method: str, ds: dict, precision: str = "fp32"):
     from sorsa_ds import methods
     from sorsa_ds.config.schema import LoadingConfig
     from sorsa_ds.engine import adamw, cosine_with_warmup
-    from sorsa_ds.loading import load_operated
-    from sorsa_ds.placement import Whole, Zero3
+    from sorsa_ds.model.load import load_operated
+    from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.sorsa.residual_storage import Dense
 
     config, formats = config_of(method), choose(precision, None, "cpu")

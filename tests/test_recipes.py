@@ -10,11 +10,11 @@ from projects import ROOT
 from sorsa_ds.config import deepspeed_json, recipes
 from sorsa_ds.config.command_line import load
 from sorsa_ds.config.schema import LoadingConfig, RunConfig
-from sorsa_ds.loading import skeleton
+from sorsa_ds.model.load import skeleton
+from sorsa_ds.model.targets import select
 from sorsa_ds.shapes import FOLDER as SHAPES
 from sorsa_ds.shapes import shipped
 from sorsa_ds.sorsa import regularizer
-from sorsa_ds.surgery import select
 
 NAMES = sorted(path.stem for path in recipes.FOLDER.glob("*.yaml") if path.name != recipes.DEFAULT)
 PAPERS = [name for name in NAMES if name.split("_", 1)[1] in ("7b_metamath", "7b_codefeedback")]

@@ -8,15 +8,15 @@ from architectures import exactly, save
 from safetensors import safe_open
 
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, SorsaConfig
-from sorsa_ds.embedded import ensure_embedded_model
-from sorsa_ds.factors import factor_source
-from sorsa_ds.init_report import as_json, table
-from sorsa_ds.loading import load
-from sorsa_ds.placement import Whole
+from sorsa_ds.model.embedded import ensure_embedded_model
+from sorsa_ds.model.factor_source import factor_source
+from sorsa_ds.model.init_report import as_json, table
+from sorsa_ds.model.load import load
+from sorsa_ds.model.sharding import Whole
+from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime.precision import choose as choose_precision
 from sorsa_ds.sorsa.residual_storage import choose
 from sorsa_ds.start_check import largest_gap
-from sorsa_ds.surgery import Target
 
 CPU = torch.device("cpu")
 LAYERS = ["model.layers.3.self_attn.q_proj", "model.layers.20.self_attn.v_proj", "model.layers.12.mlp.down_proj"]

@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM
 from worlds import run_ranks
 
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, SorsaConfig
-from sorsa_ds.loading import load
-from sorsa_ds.placement import Whole
+from sorsa_ds.model.load import load
+from sorsa_ds.model.sharding import Whole
+from sorsa_ds.model.targets import sorsa_layers
 from sorsa_ds.runtime.precision import choose as choose_precision
 from sorsa_ds.sorsa.decompose import residual as rest_of
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.residual_storage import Dense, Int8, Nf4, Nf4Double, choose, settle
-from sorsa_ds.surgery import sorsa_layers
 
 CPU = torch.device("cpu")
 PACKED = {"nf4": Nf4(64), "nf4_double": Nf4Double(64), "int8": Int8(64)}
@@ -289,7 +289,7 @@ def _zero3(folder, names, checkpointing):
     import deepspeed
 
     from sorsa_ds.assemble import checkpoint_activations
-    from sorsa_ds.placement import Zero3
+    from sorsa_ds.model.sharding import Zero3
 
     results = {}
     for name in names:

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from worlds import run_ranks
 
-from sorsa_ds import architectures
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
-from sorsa_ds.loading import skeleton
-from sorsa_ds.surgery import select
+from sorsa_ds.model import architectures
+from sorsa_ds.model.load import skeleton
+from sorsa_ds.model.targets import select
 
 BLOCK = ["attn.r_proj.linear", "attn.k_proj.linear", "attn.v_proj.linear", "attn.g_proj.linear", "attn.o_proj",
          "ffn.key.linear", "ffn.value", "ffn.receptance.linear"]  # fmt: skip
@@ -82,9 +82,9 @@ def _train(folder, steps=4):
     from sorsa_ds.config.deepspeed_json import resolve
     from sorsa_ds.config.schema import TrainConfig
     from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
-    from sorsa_ds.loading import load
+    from sorsa_ds.model.load import load
+    from sorsa_ds.model.sharding import Zero3
     from sorsa_ds.objective import summed_loss
-    from sorsa_ds.placement import Zero3
     from sorsa_ds.runtime.precision import choose
     from sorsa_ds.sorsa.regularizer import Regularizer
 

@@ -19,8 +19,8 @@ from sorsa_ds.analysis import measures
 from sorsa_ds.analysis.history import History, open_history
 from sorsa_ds.analysis.measures import Spectrum
 from sorsa_ds.analysis.table import Figures, Key, Row, Table, block_of
+from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime.console import bar
-from sorsa_ds.surgery import Target
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 MATRICES = 16

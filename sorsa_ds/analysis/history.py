@@ -6,14 +6,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sorsa_ds.adapter import FactorFile
 from sorsa_ds.analysis.snapshots import adapted_linears, existing, held_linears, stored_linears
 from sorsa_ds.export.layers import merged
 from sorsa_ds.export.source import Source, open_run
-from sorsa_ds.factors import from_values
+from sorsa_ds.model.adapter_file import FactorFile
+from sorsa_ds.model.factor_source import from_values
+from sorsa_ds.model.targets import Target
 from sorsa_ds.run_paths import REPORT
 from sorsa_ds.sorsa.decompose import Factors
-from sorsa_ds.surgery import Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sorsa_ds.adapter import INITIAL
 from sorsa_ds.checkpoint import folder, fragments, random_state
 from sorsa_ds.checkpoint.manifest import Manifest, Progress
 from sorsa_ds.checkpoint.saved import read_own
 from sorsa_ds.checkpoint.saver import Saver
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.engine import SorsaEngine
+from sorsa_ds.model.adapter_file import INITIAL
 from sorsa_ds.resume import Resume
 from sorsa_ds.run_paths import ADAPTER, REPORT
 from sorsa_ds.runtime import collectives, digest

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from sorsa_ds import weights
-from sorsa_ds.architectures import make_known
 from sorsa_ds.config.schema import EMBEDDED_MODEL, DataConfig, LoadingConfig
 from sorsa_ds.data.source import load_rows
 from sorsa_ds.data.tokenize import Example, encode_all
-from sorsa_ds.embedded import ensure_embedded_model
+from sorsa_ds.model import pretrained
+from sorsa_ds.model.architectures import make_known
+from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.runtime.console import say
 
 
@@ -21,7 +21,7 @@ def find_model(model: str, loading: LoadingConfig) -> Path:
     """
     if model == EMBEDDED_MODEL:
         return ensure_embedded_model(say)
-    folder = weights.find(model, loading.revision)
+    folder = pretrained.find(model, loading.revision)
     make_known(folder)
     return folder
 

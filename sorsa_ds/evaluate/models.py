@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sorsa_ds import adapter, weights
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import LoadingConfig, RunConfig
 from sorsa_ds.data.examples import find_model
 from sorsa_ds.evaluate.merging import merge_dense
+from sorsa_ds.model import adapter_file, pretrained
 from sorsa_ds.run_paths import ADAPTER, CONFIG, REPORT
 from sorsa_ds.runtime import digest, precision
 from sorsa_ds.runtime.console import tracked
@@ -55,7 +55,7 @@ def check(model: str) -> None:
     Raises:
         ValueError: there is no such folder, or a run is unfinished.
     """
-    weights.check(model)
+    pretrained.check(model)
     folder = Path(model).expanduser()
     if _is_run(folder):
         if is_held(folder):
@@ -77,11 +77,11 @@ def find(model: str, base: str | None = None, trust_remote_code: bool = False) -
     folder = Path(model).expanduser()
     if _is_run(folder):
         return _run(folder, base)
-    if (folder / adapter.CONFIG).exists():
+    if (folder / adapter_file.CONFIG).exists():
         try:
-            described = json.loads((folder / adapter.CONFIG).read_text(encoding="utf-8"))
+            described = json.loads((folder / adapter_file.CONFIG).read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"--model: {folder / adapter.CONFIG} is damaged: {error}") from error
+            raise ValueError(f"--model: {folder / adapter_file.CONFIG} is damaged: {error}") from error
         return _peft(folder, described, base, trust_remote_code) if "peft_type" in described else _adapter(folder, base)
     if base is not None:
         raise ValueError(f"--base goes with a run or an adapter; {model} is neither")
@@ -96,13 +96,13 @@ def _is_run(folder: Path) -> bool:
 
 def _run(folder: Path, base: str | None) -> Found:
     config = command_line.load(RunConfig, folder / CONFIG)
-    adapter.read_description(folder / ADAPTER).check_residual(config.residual)
+    adapter_file.read_description(folder / ADAPTER).check_residual(config.residual)
     return _adapter(folder / ADAPTER, base, (folder, config))
 
 
 def _adapter(folder: Path, base: str | None, run: tuple[Path, RunConfig] | None = None) -> Found:
     """A folder that training has written: U, s and V, or what another method trains."""
-    described = adapter.read_description(folder)
+    described = adapter_file.read_description(folder)
 
     def load(device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
         model = reload(folder, device, lambda rounds: tracked(rounds, len(rounds), "rebuilding", "round"), base).model
@@ -112,7 +112,7 @@ def _adapter(folder: Path, base: str | None, run: tuple[Path, RunConfig] | None 
 
     return Found(
         kind="run" if run else "adapter",
-        weights=[file for name in (adapter.INITIAL, adapter.TRAINED) if (file := folder / name).exists()],
+        weights=[file for name in (adapter_file.INITIAL, adapter_file.TRAINED) if (file := folder / name).exists()],
         tokenizer=find_model(base or described.base_model, described.loading),
         loading=described.loading,
         load=load,

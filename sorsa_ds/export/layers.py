@@ -11,8 +11,8 @@ from torch import Tensor
 from sorsa_ds.export.source import Source
 from sorsa_ds.methods import peft_layers
 from sorsa_ds.methods.peft_layers import MUTATING
+from sorsa_ds.model.targets import Target, scale_of
 from sorsa_ds.sorsa.decompose import as_used, residual
-from sorsa_ds.surgery import Target, scale_of
 
 
 def merged(source: Source, name: str, untrained: bool = False) -> Tensor:

@@ -9,11 +9,11 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from sorsa_ds.adapter import CONFIG, TRAINED
 from sorsa_ds.export import layers
 from sorsa_ds.export.source import Progress, Source
 from sorsa_ds.export.tensor_file import write_tensors
-from sorsa_ds.placement import TensorSpec
+from sorsa_ds.model.adapter_file import CONFIG, TRAINED
+from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.runtime.files import write_json
 
 TRUNCATION = "truncation.json"

@@ -15,10 +15,10 @@ from torch import Tensor
 from sorsa_ds.export import layers
 from sorsa_ds.export.source import Progress, Source
 from sorsa_ds.export.tensor_file import DTYPES, nbytes, write_tensors
-from sorsa_ds.initialize import return_freed_memory
-from sorsa_ds.placement import TensorSpec
+from sorsa_ds.model.fill import return_freed_memory
+from sorsa_ds.model.pretrained import COMPANIONS, INDEX, Checkpoint, all_finite
+from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.runtime.files import write_atomic, write_json
-from sorsa_ds.weights import COMPANIONS, INDEX, Checkpoint, all_finite
 
 CONFIG = "config.json"
 _WIDE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

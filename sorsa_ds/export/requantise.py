@@ -17,10 +17,10 @@ from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.export.merged import CONFIG, Plan, companions
 from sorsa_ds.export.source import Progress, Source
 from sorsa_ds.export.tensor_file import nbytes
-from sorsa_ds.loading import skeleton
+from sorsa_ds.model.load import skeleton
+from sorsa_ds.model.pretrained import Checkpoint
+from sorsa_ds.model.targets import select
 from sorsa_ds.runtime.files import write_atomic, write_json
-from sorsa_ds.surgery import select
-from sorsa_ds.weights import Checkpoint
 
 ERRORS = "quantisation.json"
 _CPU = (

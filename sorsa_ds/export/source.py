@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sorsa_ds import adapter
-from sorsa_ds.adapter import Description, FactorFile
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import EMBEDDED_MODEL, RunConfig
 from sorsa_ds.data.examples import find_model
-from sorsa_ds.factors import from_values
-from sorsa_ds.loading import skeleton
 from sorsa_ds.methods import keeps_initial
 from sorsa_ds.methods.peft_layers import PeftLayers
+from sorsa_ds.model import adapter_file
+from sorsa_ds.model.adapter_file import Description, FactorFile
+from sorsa_ds.model.factor_source import from_values
+from sorsa_ds.model.load import skeleton
+from sorsa_ds.model.pretrained import Checkpoint
+from sorsa_ds.model.targets import Target, select
+from sorsa_ds.model.weight_sources import OnDisk
 from sorsa_ds.run_paths import ADAPTER, CONFIG, REPORT
 from sorsa_ds.runtime import precision
 from sorsa_ds.runtime.folder_lock import is_held
@@ -25,9 +28,6 @@ from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import residual_storage
 from sorsa_ds.sorsa.decompose import Factors
 from sorsa_ds.sorsa.residual_storage import Storage
-from sorsa_ds.sources import OnDisk
-from sorsa_ds.surgery import Target, select
-from sorsa_ds.weights import Checkpoint
 
 Progress = Callable[[list[str]], Iterable[str]]
 """Wraps the names of the tensors that are worked on, to show how far it is."""
@@ -104,7 +104,7 @@ def open_run(run: Path, base: str | None = None) -> Source:
     except ValueError as error:
         raise ValueError(f"--run: {run / REPORT} is damaged: {error}") from error
     folder = run / ADAPTER
-    described = adapter.read_description(folder)
+    described = adapter_file.read_description(folder)
     config = command_line.load(RunConfig, run / CONFIG)
     described.check_residual(config.residual)
     if base is not None:
@@ -130,8 +130,8 @@ def open_run(run: Path, base: str | None = None) -> Source:
         targets,
         formats,
         residual_storage.choose(described.residual, formats, torch.device("cpu")),
-        adapter.open_factors(folder, adapter.INITIAL, described) if keeps_initial(described.method) else None,
-        adapter.open_factors(folder, adapter.TRAINED, described),
+        adapter_file.open_factors(folder, adapter_file.INITIAL, described) if keeps_initial(described.method) else None,
+        adapter_file.open_factors(folder, adapter_file.TRAINED, described),
     )
 
 
@@ -145,7 +145,7 @@ def check(source: Source, progress: Progress) -> None:
     for name in source.changed:
         if name not in digests:
             raise ValueError(
-                f"{source.adapter / adapter.CONFIG}: has no digest of {name}: not the adapter of this base"
+                f"{source.adapter / adapter_file.CONFIG}: has no digest of {name}: not the adapter of this base"
             )
     for name in progress(list(digests)):
         if name not in weights.stored:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sorsa_ds.placement import TensorSpec
+from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.runtime.digest import raw
 from sorsa_ds.runtime.files import write_atomic
 

@@ -12,18 +12,19 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
-from sorsa_ds import factors, initialize
-from sorsa_ds.adapter import FactorFile
 from sorsa_ds.config.schema import BaselineConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
-from sorsa_ds.initialize import Recipe, SorsaRecipe
-from sorsa_ds.loading import Operation
 from sorsa_ds.methods import settings, whole_weights
 from sorsa_ds.methods.peft_layers import PeftLayers, PeftRecipe, Values
+from sorsa_ds.model import factor_source as factors
+from sorsa_ds.model import fill
+from sorsa_ds.model.adapter_file import FactorFile
+from sorsa_ds.model.fill import Recipe, SorsaRecipe
+from sorsa_ds.model.load import Operation
+from sorsa_ds.model.targets import Target, operate, select
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.sorsa.residual_storage import Storage
 from sorsa_ds.sorsa.residual_storage import describe as describe_residual
-from sorsa_ds.surgery import Target, operate, select
 
 METHODS = {
     "sorsa": "SORSA", "lora": "LoRA", "pissa": "PiSSA", "adalora": "AdaLoRA", "dora": "DoRA", "olora": "OLoRA",
@@ -94,12 +95,12 @@ def working_set(chosen: Settings, targets: list[Target], largest: int, storage: 
     """
     if chosen.method == "sorsa":
         refined = chosen.residual.iterations > 1
-        return max(initialize.working_set(target, chosen.sorsa, storage, refined) for target in targets)
+        return max(fill.working_set(target, chosen.sorsa, storage, refined) for target in targets)
     made = 8 * largest  # as it is read, and its message
     if chosen.method in settings.ADAPTERS:
         layers = PeftLayers(chosen.method, chosen.sorsa, chosen.baseline)
         made = max(made, *(layers.working_set(target) for target in targets))
-    return made + initialize.TRIM_BYTES + initialize.REOPEN_BYTES
+    return made + fill.TRIM_BYTES + fill.REOPEN_BYTES
 
 
 def keeps_initial(method: MethodName) -> bool:

@@ -15,13 +15,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config.schema import BaselineConfig, SorsaConfig
-from sorsa_ds.initialize import Tensors, checked
-from sorsa_ds.ownership import Item
-from sorsa_ds.placement import TensorSpec
+from sorsa_ds.model.fill import Tensors, checked
+from sorsa_ds.model.schedule import Item
+from sorsa_ds.model.sharding import TensorSpec
+from sorsa_ds.model.targets import Target, select
+from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.precision import Precision, full_fp32_products
-from sorsa_ds.sources import WeightSource
-from sorsa_ds.surgery import Target, select
 
 ADAPTER = "default"
 """PEFT's name of the one adapter."""

@@ -7,13 +7,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.initialize import Tensors, checked
 from sorsa_ds.methods.peft_layers import Values
-from sorsa_ds.ownership import Item
-from sorsa_ds.placement import TensorSpec
+from sorsa_ds.model.fill import Tensors, checked
+from sorsa_ds.model.schedule import Item
+from sorsa_ds.model.sharding import TensorSpec
+from sorsa_ds.model.targets import Target, select
+from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime.precision import Precision
-from sorsa_ds.sources import WeightSource
-from sorsa_ds.surgery import Target, select
 
 
 def operate(model: PreTrainedModel, sorsa: SorsaConfig | None, precision: Precision) -> list[Target]:

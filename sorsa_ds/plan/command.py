@@ -10,7 +10,7 @@ from huggingface_hub import hf_hub_download
 
 from sorsa_ds.config import command_line, deepspeed_json
 from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig, RunConfig
-from sorsa_ds.embedded import ensure_embedded_model
+from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.plan.job import GIB, Hardware, Job
 from sorsa_ds.plan.report import as_json, as_text, plan
 from sorsa_ds.runtime.console import say

@@ -10,12 +10,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds import methods
-from sorsa_ds.loading import skeleton
 from sorsa_ds.methods.peft_layers import ADAPTER
+from sorsa_ds.model.load import skeleton
+from sorsa_ds.model.targets import Target
 from sorsa_ds.plan.activations import Kept, kept_for_backward
 from sorsa_ds.plan.job import Job
 from sorsa_ds.sorsa.layer import SorsaLinear
-from sorsa_ds.surgery import Target
 
 Kind = Literal["residual", "frozen", "trained"]
 

@@ -8,8 +8,9 @@ Letters: T trained numbers, N ranks, f bytes of a trained number as the model ho
 
 from dataclasses import dataclass
 
-from sorsa_ds import initialize, methods
+from sorsa_ds import methods
 from sorsa_ds.methods.settings import adalora_ranks
+from sorsa_ds.model import fill
 from sorsa_ds.plan.facts import Facts, Held
 from sorsa_ds.plan.job import Job
 
@@ -69,7 +70,7 @@ def memory(job: Job, facts: Facts) -> Memory:
     largest = max(p.numel for p in facts.parameters)
     peak = methods.working_set(job.config, facts.targets, largest, job.storage)
     shards = 0 if job.offloaded("param") else sum(gpu[name] for name in ("residual", "frozen", "trained"))
-    read = 4 * largest + initialize.TRIM_BYTES + initialize.REOPEN_BYTES
+    read = 4 * largest + fill.TRIM_BYTES + fill.REOPEN_BYTES
     return Memory(gpu, host, shards + peak, read)
 
 

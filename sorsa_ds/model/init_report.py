@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
-from sorsa_ds.factor_cache import CachedDecomposition
+from sorsa_ds.model.factor_cache import CachedDecomposition
+from sorsa_ds.model.targets import Target
 from sorsa_ds.sorsa import truncated_svd
 from sorsa_ds.sorsa.decompose import Decomposition
 from sorsa_ds.sorsa.residual_storage import Storage
-from sorsa_ds.surgery import Target
 
 
 @dataclass(frozen=True, slots=True)

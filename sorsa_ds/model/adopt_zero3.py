@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.init_report import LayerReport
-from sorsa_ds.initialize import FactorSource, Progress, SorsaRecipe, fill
-from sorsa_ds.placement import Part, Zero3
+from sorsa_ds.model.fill import FactorSource, Progress, SorsaRecipe, fill
+from sorsa_ds.model.init_report import LayerReport
+from sorsa_ds.model.sharding import Part, Zero3
+from sorsa_ds.model.targets import Target, operate, select
+from sorsa_ds.model.weight_sources import InShards
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.residual_storage import Dense, Storage
-from sorsa_ds.sources import InShards
-from sorsa_ds.surgery import Target, operate, select
 
 
 @dataclass(slots=True)

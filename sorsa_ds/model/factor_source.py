@@ -6,16 +6,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sorsa_ds import refine
 from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
-from sorsa_ds.embedded import cache_folder
-from sorsa_ds.factor_cache import FactorCache
-from sorsa_ds.initialize import FactorSource
+from sorsa_ds.model import quantisation_rounds
+from sorsa_ds.model.embedded import cache_folder
+from sorsa_ds.model.factor_cache import FactorCache
+from sorsa_ds.model.fill import FactorSource
+from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime.console import note
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.decompose import Decomposition, Factors, decompose
 from sorsa_ds.sorsa.residual_storage import Storage
-from sorsa_ds.surgery import Target
 
 
 def factor_source(
@@ -27,7 +27,7 @@ def factor_source(
         return decompose(weight, target.rank, target.name, config.svd, config.svd_tolerance, config.svd_max_iterations)
 
     repeated = residual.iterations > 1
-    found = refine.refined(decomposed, config, residual, storage, precision) if repeated else decomposed
+    found = quantisation_rounds.refined(decomposed, config, residual, storage, precision) if repeated else decomposed
     if config.svd_cache == "off":
         return found
     folder = cache_folder() / "factors" if config.svd_cache == "auto" else Path(config.svd_cache).expanduser()
@@ -35,7 +35,7 @@ def factor_source(
     if config.svd == "randomized":
         settings |= {"tolerance": config.svd_tolerance, "max_iterations": config.svd_max_iterations}
     if repeated:
-        settings |= refine.settings(config, residual, precision)
+        settings |= quantisation_rounds.settings(config, residual, precision)
     return FactorCache(folder, settings, note).wrap(found)
 
 

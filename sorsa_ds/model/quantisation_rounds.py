@@ -10,12 +10,12 @@ from dataclasses import asdict, replace
 from torch import Tensor
 
 from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
-from sorsa_ds.factor_cache import Decompose
+from sorsa_ds.model.factor_cache import Decompose
+from sorsa_ds.model.targets import Target, scale_of
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import truncated_svd
 from sorsa_ds.sorsa.decompose import Decomposition, residual
 from sorsa_ds.sorsa.residual_storage import Storage
-from sorsa_ds.surgery import Target, scale_of
 
 
 def refined(

@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.files import write_atomic
 from sorsa_ds.sorsa.decompose import Accuracy, Decomposition
-from sorsa_ds.surgery import Target
 
 FORMAT = 2
 """Part of the key: a change of the decomposition or of the files that makes old ones wrong counts it up."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sorsa_ds.surgery import Target
+from sorsa_ds.model.targets import Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sorsa_ds.config.schema import BaselineConfig, LoadingConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
+from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.files import write_json
-from sorsa_ds.surgery import Target
 
 TRAINED, INITIAL, CONFIG = "adapter_model.safetensors", "initial_factors.safetensors", "adapter_config.json"
 

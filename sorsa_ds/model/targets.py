@@ -1,6 +1,6 @@
 """Which linears are adapted, with which rank, and the swap itself.
 
-A model is always operated on the meta device: the swap only changes shapes; `sorsa_ds.loading` fills them.
+A model is always operated on the meta device: the swap only changes shapes; `sorsa_ds.model.load` fills them.
 """
 
 import difflib
@@ -12,8 +12,8 @@ from fnmatch import fnmatchcase
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from sorsa_ds.architectures import mixing_linears, uncalled_linears
 from sorsa_ds.config.schema import SorsaConfig
+from sorsa_ds.model.architectures import mixing_linears, uncalled_linears
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.residual_storage import Storage

@@ -8,18 +8,18 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from sorsa_ds.architectures import make_known
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
-from sorsa_ds.init_report import LayerReport
-from sorsa_ds.initialize import FactorSource, Progress, Recipe, SorsaRecipe, fill, parameter_homes
-from sorsa_ds.ownership import Item
-from sorsa_ds.placement import Part, Placement
+from sorsa_ds.model.architectures import make_known
+from sorsa_ds.model.fill import FactorSource, Progress, Recipe, SorsaRecipe, fill, parameter_homes
+from sorsa_ds.model.init_report import LayerReport
+from sorsa_ds.model.pretrained import Checkpoint
+from sorsa_ds.model.schedule import Item
+from sorsa_ds.model.sharding import Part, Placement
+from sorsa_ds.model.targets import Target, operate, select
+from sorsa_ds.model.weight_sources import OnDisk
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.residual_storage import Dense, Storage
-from sorsa_ds.sources import OnDisk
-from sorsa_ds.surgery import Target, operate, select
-from sorsa_ds.weights import Checkpoint
 
 Operation = Callable[[PreTrainedModel], tuple[list[Target], Recipe]]
 """Makes a model without memory one that can be fine-tuned: its layers, what is trained, and in which dtypes."""
@@ -93,7 +93,7 @@ def load(
     Args:
         placement: whole on each rank, or cut for ZeRO-3.
         device: where decompositions run.
-        factor_source: gives each target's initial factors (`sorsa_ds.factors`), against which W_r is taken.
+        factor_source: gives each target's initial factors (`sorsa_ds.model.factor_source`), against which W_r is taken.
         storage: how W_r is kept; None: in the dtype that the precision says.
         trained: gives the factors that the layers get, if training has moved them.
         digests: what the pre-trained parameters' must be, if this model was loaded before.

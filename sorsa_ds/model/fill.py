@@ -13,23 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.init_report import LayerReport, QuantisationLoss
-from sorsa_ds.ownership import Item, schedule
-from sorsa_ds.placement import Part, Placement, TensorSpec
+from sorsa_ds.model.init_report import LayerReport, QuantisationLoss
+from sorsa_ds.model.pretrained import REOPEN_BYTES, all_finite
+from sorsa_ds.model.schedule import Item, schedule
+from sorsa_ds.model.sharding import Part, Placement, TensorSpec
+from sorsa_ds.model.targets import Target
+from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.precision import Precision, full_fp32_products
 from sorsa_ds.sorsa import truncated_svd
 from sorsa_ds.sorsa.decompose import Decomposition, Factors, residual
 from sorsa_ds.sorsa.residual_storage import Storage
-from sorsa_ds.sources import WeightSource
-from sorsa_ds.surgery import Target
-from sorsa_ds.weights import REOPEN_BYTES, all_finite
 
 FactorSource = Callable[[Target, Tensor], Factors]
 """Gives a target's factors from its weight (M, N): by decomposition, from a cache, or from a finished run."""
 
 Progress = Callable[[list[list[Item | None]]], Iterable[list[Item | None]]]
-"""Wraps the plan (`sorsa_ds.ownership.schedule`), to show it and how far it is."""
+"""Wraps the plan (`sorsa_ds.model.schedule.schedule`), to show it and how far it is."""
 
 Tensors = tuple[list[Tensor], list[LayerReport]]
 """What an owner has made of an item, and what is to be told of it."""

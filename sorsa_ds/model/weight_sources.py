@@ -5,10 +5,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sorsa_ds.ownership import Item
+from sorsa_ds.model.pretrained import Checkpoint
+from sorsa_ds.model.schedule import Item
+from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime import collectives, digest
-from sorsa_ds.surgery import Target
-from sorsa_ds.weights import Checkpoint
 
 
 class WeightSource(Protocol):
