@@ -12,7 +12,7 @@ from sides import add_sizes, examples, made
 from turns import in_turns
 from wire import Wire
 
-from sorsa_ds.engine import SorsaEngine
+from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.objective import summed_loss
 from sorsa_ds.runtime import collectives
 

@@ -19,7 +19,7 @@ from turns import in_turns
 from sorsa_ds.data.batches import collate
 from sorsa_ds.data.order import GlobalOrder
 from sorsa_ds.data.tokenize import IGNORED
-from sorsa_ds.masters import inner_optimizer
+from sorsa_ds.engine.masters import inner_optimizer
 from sorsa_ds.objective import summed_loss
 from sorsa_ds.runtime.process import this_device
 

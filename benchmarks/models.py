@@ -9,7 +9,7 @@ from sorsa_ds import methods
 from sorsa_ds.assemble import checkpoint_activations
 from sorsa_ds.config.deepspeed_json import load, resolve
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
+from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.model.fill import fill, parameter_homes
 from sorsa_ds.model.load import Loaded, Operation, load_operated, skeleton

@@ -23,7 +23,7 @@ from wire import Wire
 
 from sorsa_ds.config import command_line, deepspeed_json
 from sorsa_ds.config.schema import DataConfig, LoadingConfig, RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
+from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.model.load import load
 from sorsa_ds.model.sharding import Zero3
 from sorsa_ds.objective import summed_loss

@@ -19,7 +19,7 @@ from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.examples import check_fits, examples, find_model, load_tokenizer
 from sorsa_ds.data.tokenize import show_example
-from sorsa_ds.engine import adamw, cosine_with_warmup
+from sorsa_ds.engine.engine import adamw, cosine_with_warmup
 from sorsa_ds.methods.settings import check
 from sorsa_ds.model import init_report, schedule
 from sorsa_ds.model.adapter_file import INITIAL

@@ -16,7 +16,8 @@ from sorsa_ds.checkpoint.folder import existing
 from sorsa_ds.checkpoint.keeper import PACKAGES, Keeper
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan, eval_batches
-from sorsa_ds.engine import SorsaEngine, StepReport
+from sorsa_ds.engine.engine import SorsaEngine, StepReport
+from sorsa_ds.engine.gather import save_factors
 from sorsa_ds.methods import keeps_initial
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, describe, seal
 from sorsa_ds.model.load import Loaded
@@ -28,7 +29,6 @@ from sorsa_ds.runtime.console import bar, say
 from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.process import memory_gib, peak_memory_gib
 from sorsa_ds.runtime.stop_signals import Preempted, StopRequest, StopSignals
-from sorsa_ds.save_factors import save_factors
 from sorsa_ds.start_check import check_start, largest_gap
 
 

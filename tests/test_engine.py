@@ -58,7 +58,7 @@ def ds_config(stage: int, offload: str, clip: float, accumulation: int, bf16: bo
 def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None, checkpointing: bool = False):
     """A SorsaEngine on the tiny model, from disk, as the trainer makes it."""
     from sorsa_ds.assemble import checkpoint_activations
-    from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
+    from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.model.load import load
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.runtime.precision import choose
@@ -202,7 +202,7 @@ def test_buckets_for_gradients_are_not_larger_than_the_gradients(tiny_llama):
 
 def _sent(folder, stages):
     """A step's collectives on each stage, with buckets that fit and with buckets as the JSON has them."""
-    from sorsa_ds import engine as room
+    from sorsa_ds.engine import engine as room
 
     found = []
     for fit in (room.fit_buckets, lambda ds, trained: ds):
@@ -237,7 +237,7 @@ def _round_robin(folder):
 
 def _bf16_terms(folder, stages):
     """Per stage: masters at the start, what the regulariser added first, Adam's count, masters at the end."""
-    from sorsa_ds.masters import inner_optimizer
+    from sorsa_ds.engine.masters import inner_optimizer
     from sorsa_ds.runtime import collectives
 
     case, results = CASES[0], []

@@ -18,7 +18,7 @@ IDS = torch.arange(1, 25).view(2, 12) % 64
 def _train(folder, stage, precision, steps=5):
     """Logits at step 0 and losses of a few steps on one GPU, with TF32 allowed as the trainer does."""
     from sorsa_ds.config.deepspeed_json import resolve
-    from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
+    from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.model.load import load
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.objective import summed_loss
@@ -130,7 +130,7 @@ def _peak(folder, stage, precision, storage, checkpointing):
     """(planned, allocated) bytes at the peak of a load and two steps on one device."""
     from sorsa_ds import methods
     from sorsa_ds.assemble import checkpoint_activations
-    from sorsa_ds.engine import adamw, cosine_with_warmup
+    from sorsa_ds.engine.engine import adamw, cosine_with_warmup
     from sorsa_ds.model.load import load_operated
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.objective import summed_loss

@@ -79,7 +79,7 @@ def build(folder, method: str, ds: dict, precision: str = "fp32"):
     """An engine, as `assemble` makes it."""
     from sorsa_ds import methods
     from sorsa_ds.config.schema import LoadingConfig
-    from sorsa_ds.engine import adamw, cosine_with_warmup
+    from sorsa_ds.engine.engine import adamw, cosine_with_warmup
     from sorsa_ds.model.load import load_operated
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.sorsa.residual_storage import Dense

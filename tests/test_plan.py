@@ -79,7 +79,7 @@ def noting(flatten, sizes: list[int]):
 
 def bytes_by_kind(engine) -> dict[str, int]:
     """Bytes of this rank's tensors after a step."""
-    from sorsa_ds.masters import inner_optimizer
+    from sorsa_ds.engine.masters import inner_optimizer
 
     found: Counter = Counter()
     places = {"residual": set(), "frozen": set(), "trained": set()}

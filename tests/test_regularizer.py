@@ -5,9 +5,9 @@ import torch
 from worlds import run_ranks
 
 from sorsa_ds.config.schema import RegularizerConfig
-from sorsa_ds.masters import Fragment, Masters
-from sorsa_ds.sharded_grams import ShardedGrams
-from sorsa_ds.sharded_regularizer import ShardedRegularizer
+from sorsa_ds.engine.grams import ShardedGrams
+from sorsa_ds.engine.masters import Fragment, Masters
+from sorsa_ds.engine.regularize import ShardedRegularizer
 from sorsa_ds.sorsa.regularizer import Regularizer, gradient_factor, penalty, resolve
 
 SHAPES = {

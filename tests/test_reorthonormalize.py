@@ -10,8 +10,8 @@ from test_resume import train as train_run
 from worlds import run_ranks
 
 from sorsa_ds.config.schema import RegularizerConfig, RunConfig
+from sorsa_ds.engine.reorthonormalize import rotations
 from sorsa_ds.methods.settings import check
-from sorsa_ds.reorthonormalize import rotations
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.regularizer import resolve
 

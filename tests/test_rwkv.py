@@ -81,7 +81,7 @@ def _train(folder, steps=4):
     """Losses of a few ZeRO-3 steps of a random model on the same tokens."""
     from sorsa_ds.config.deepspeed_json import resolve
     from sorsa_ds.config.schema import TrainConfig
-    from sorsa_ds.engine import SorsaEngine, adamw, cosine_with_warmup
+    from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.model.load import load
     from sorsa_ds.model.sharding import Zero3
     from sorsa_ds.objective import summed_loss

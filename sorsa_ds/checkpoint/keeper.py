@@ -14,7 +14,7 @@ from sorsa_ds.checkpoint.manifest import Manifest, Progress
 from sorsa_ds.checkpoint.saved import read_own
 from sorsa_ds.checkpoint.saver import Saver
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.engine import SorsaEngine
+from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.model.adapter_file import INITIAL
 from sorsa_ds.resume import Resume
 from sorsa_ds.run_paths import ADAPTER, REPORT

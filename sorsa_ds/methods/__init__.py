@@ -117,7 +117,7 @@ def engine(config: RunConfig, steps: int) -> Callable:
     Raises:
         ValueError: the steps leave no room for AdaLoRA's schedule.
     """
-    from sorsa_ds.engine import SorsaEngine  # DeepSpeed: an export needs none
+    from sorsa_ds.engine.engine import SorsaEngine
 
     if config.method != "adalora":
         return SorsaEngine

@@ -13,8 +13,8 @@ from peft.tuners.adalora import AdaLoraModel, RankAllocator
 from torch import Tensor, nn
 
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.engine import SorsaEngine, StepReport
-from sorsa_ds.masters import inner_optimizer
+from sorsa_ds.engine.engine import SorsaEngine, StepReport
+from sorsa_ds.engine.masters import inner_optimizer
 from sorsa_ds.methods.peft_layers import ADAPTER
 from sorsa_ds.methods.settings import adalora_ranks
 from sorsa_ds.runtime.collectives import sum_over_ranks

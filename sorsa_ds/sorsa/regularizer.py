@@ -34,7 +34,7 @@ _PRESETS = {
 class Regularizer:
     """The regulariser with all choices made. `coefficient` is gamma / eta_d: what multiplies grad L_reg (eq. 11).
 
-    reorthonormalize: steps from one re-orthonormalisation (`sorsa_ds.reorthonormalize`) to the next; 0: none.
+    reorthonormalize: steps from one re-orthonormalisation (`sorsa_ds.engine.reorthonormalize`) to the next; 0: none.
     """
 
     form: Form

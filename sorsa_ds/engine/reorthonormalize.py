@@ -25,9 +25,9 @@ import torch
 from deepspeed import comm as dist
 from torch import Tensor
 
-from sorsa_ds.masters import Fragment, Masters
+from sorsa_ds.engine.grams import ShardedGrams
+from sorsa_ds.engine.masters import Fragment, Masters
 from sorsa_ds.runtime import collectives
-from sorsa_ds.sharded_grams import ShardedGrams
 
 
 def rotations(gram_u: Tensor, s: Tensor, gram_v: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:

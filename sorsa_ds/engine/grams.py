@@ -18,7 +18,7 @@ import torch
 from deepspeed import comm as dist
 from torch import Tensor
 
-from sorsa_ds.masters import Fragment, Masters
+from sorsa_ds.engine.masters import Fragment, Masters
 
 
 @dataclass(slots=True)

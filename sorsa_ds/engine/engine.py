@@ -18,11 +18,11 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from sorsa_ds.config.deepspeed_json import fit_buckets
-from sorsa_ds.masters import inner_optimizer, inner_steps, locate, trained_shapes
+from sorsa_ds.engine.grams import ShardedGrams
+from sorsa_ds.engine.masters import inner_optimizer, inner_steps, locate, trained_shapes
+from sorsa_ds.engine.regularize import ShardedRegularizer
+from sorsa_ds.engine.reorthonormalize import Reorthonormalizer
 from sorsa_ds.model.sharding import Part
-from sorsa_ds.reorthonormalize import Reorthonormalizer
-from sorsa_ds.sharded_grams import ShardedGrams
-from sorsa_ds.sharded_regularizer import ShardedRegularizer
 from sorsa_ds.sorsa.regularizer import Regularizer
 
 

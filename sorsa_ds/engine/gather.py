@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sorsa_ds.engine import SorsaEngine
+from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.files import write_atomic

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from sorsa_ds.engine.grams import Rows, ShardedGrams
 from sorsa_ds.runtime.precision import full_fp32_products
-from sorsa_ds.sharded_grams import Rows, ShardedGrams
 from sorsa_ds.sorsa.regularizer import Regularizer, gradient_factor, penalty
 
 
