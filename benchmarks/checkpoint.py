@@ -42,11 +42,11 @@ def checkpoints(folder: Path, rank: int) -> dict:
 
     os.environ["DS_ACCELERATOR"] = "cpu"
     from sorsa_ds.assemble import assemble
-    from sorsa_ds.checkpoint import folder as folders
-    from sorsa_ds.checkpoint import fragments, manifest
-    from sorsa_ds.checkpoint.saved import SavedTensors
     from sorsa_ds.config import command_line
     from sorsa_ds.model import factor_source
+    from sorsa_ds.run.checkpoint import folder as folders
+    from sorsa_ds.run.checkpoint import fragments, manifest
+    from sorsa_ds.run.checkpoint.saved import SavedTensors
     from sorsa_ds.runtime.stop_signals import StopSignals
 
     trainer = assemble(command_line.parse([

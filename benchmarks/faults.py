@@ -27,10 +27,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from sorsa_ds.checkpoint import folder as checkpoints
 from sorsa_ds.model.embedded import ensure_embedded_model
-from sorsa_ds.run_folder import read_metrics
-from sorsa_ds.run_paths import ADAPTER, REPORT
+from sorsa_ds.run.checkpoint import folder as checkpoints
+from sorsa_ds.run.folder import read_metrics
+from sorsa_ds.run.paths import ADAPTER, REPORT
 from sorsa_ds.runtime.folder_lock import is_held
 
 ROOT = Path(__file__).parents[1]

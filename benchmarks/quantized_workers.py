@@ -15,7 +15,7 @@ from turns import in_turns, synchronise
 from sorsa_ds.assemble import assemble
 from sorsa_ds.config import command_line
 from sorsa_ds.objective import summed_loss
-from sorsa_ds.run_folder import read_metrics
+from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.process import this_device
 

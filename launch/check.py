@@ -25,7 +25,7 @@ def train(world_size: int, node_ranks: int, argv: Sequence[str]) -> str:
     invocation = command_line.parse(argv)
     settings = invocation.config.train
     if invocation.resume:
-        from sorsa_ds import resume
+        from sorsa_ds.run.checkpoint import resume
 
         if invocation.resume != resume.AUTO:
             resume.named(invocation.resume)

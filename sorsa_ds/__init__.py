@@ -12,7 +12,7 @@ __all__ = ["load_adapter"]
 def __getattr__(name: str):
     """`sorsa_ds.load_adapter`, imported when it is asked for: torch takes seconds."""
     if name == "load_adapter":
-        from sorsa_ds.trained import load_adapter
+        from sorsa_ds.run.reload import load_adapter
 
         return load_adapter
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

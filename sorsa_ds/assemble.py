@@ -10,9 +10,6 @@ import torch
 from torch import nn
 
 from sorsa_ds import methods, preflight
-from sorsa_ds.analysis.recorder import Recorder
-from sorsa_ds.analysis.snapshots import check_continues, stored_linears
-from sorsa_ds.checkpoint.keeper import Keeper
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.command_line import Invocation, absolute
 from sorsa_ds.config.schema import RunConfig
@@ -26,9 +23,12 @@ from sorsa_ds.model.adapter_file import INITIAL
 from sorsa_ds.model.load import load_operated, skeleton
 from sorsa_ds.model.sharding import Whole, Zero3
 from sorsa_ds.plan.check import check_memory
-from sorsa_ds.resume import find
-from sorsa_ds.run_folder import RunLog, choose_folder, hold
-from sorsa_ds.run_paths import ADAPTER
+from sorsa_ds.run.checkpoint.keeper import Keeper
+from sorsa_ds.run.checkpoint.resume import find
+from sorsa_ds.run.folder import RunLog, choose_folder, hold
+from sorsa_ds.run.paths import ADAPTER
+from sorsa_ds.run.recorder import Recorder
+from sorsa_ds.run.snapshots import check_continues, stored_linears
 from sorsa_ds.runtime import collectives, precision
 from sorsa_ds.runtime.console import say, table, tracked, tracked_by_cost
 from sorsa_ds.runtime.process import peak_resident_gib, ranks_of_each_node, start_process, this_device

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from sorsa_ds.model.adapter_file import TRAINED
-from sorsa_ds.run_folder import read_metrics
-from sorsa_ds.run_paths import ADAPTER
+from sorsa_ds.run.folder import read_metrics
+from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say, table
 

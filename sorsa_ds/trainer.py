@@ -11,9 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sorsa_ds.analysis.recorder import Recorder
-from sorsa_ds.checkpoint.folder import existing
-from sorsa_ds.checkpoint.keeper import PACKAGES, Keeper
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan, eval_batches
 from sorsa_ds.engine.engine import SorsaEngine, StepReport
@@ -22,8 +19,11 @@ from sorsa_ds.methods import keeps_initial
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, describe, seal
 from sorsa_ds.model.load import Loaded
 from sorsa_ds.objective import learned_tokens, mean_loss, summed_loss
-from sorsa_ds.run_folder import RunLog
-from sorsa_ds.run_paths import ADAPTER
+from sorsa_ds.run.checkpoint.folder import existing
+from sorsa_ds.run.checkpoint.keeper import PACKAGES, Keeper
+from sorsa_ds.run.folder import RunLog
+from sorsa_ds.run.paths import ADAPTER
+from sorsa_ds.run.recorder import Recorder
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import bar, say
 from sorsa_ds.runtime.folder_lock import RunLock

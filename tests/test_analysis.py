@@ -22,13 +22,13 @@ from sorsa_ds.analysis.command import analyze
 from sorsa_ds.analysis.history import names_of, open_history
 from sorsa_ds.analysis.measures import Spectrum, turn
 from sorsa_ds.analysis.request import Options
-from sorsa_ds.analysis.snapshots import existing, path_of, stored_linears
-from sorsa_ds.checkpoint.saved import SavedTensors
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.load import skeleton
 from sorsa_ds.model.targets import select
+from sorsa_ds.run.checkpoint.saved import SavedTensors
+from sorsa_ds.run.snapshots import existing, path_of, stored_linears
 from sorsa_ds.runtime.folder_lock import RunLock
 
 M, N, K = 9, 7, 7

@@ -21,14 +21,14 @@ from sorsa_ds.analysis import figures
 from sorsa_ds.analysis import table as tables
 from sorsa_ds.analysis.command import analyze
 from sorsa_ds.analysis.history import open_history
-from sorsa_ds.analysis.recorder import Recorder
 from sorsa_ds.analysis.request import Options, _rank, opened
 from sorsa_ds.analysis.runs import Run
-from sorsa_ds.analysis.snapshots import check_continues, existing, path_of
 from sorsa_ds.analysis.table import Figures, Key, Row, Table
 from sorsa_ds.config.command_line import load
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, RegularizerConfig, RunConfig
 from sorsa_ds.model.load import skeleton
+from sorsa_ds.run.recorder import Recorder
+from sorsa_ds.run.snapshots import check_continues, existing, path_of
 from sorsa_ds.runtime import plotting
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.trainer import Trainer

@@ -14,12 +14,12 @@ from projects import ROOT, launch, metrics, settings, start
 from safetensors.torch import load_file, save_file
 from worlds import run_ranks
 
-from sorsa_ds.checkpoint import folder as folders
-from sorsa_ds.checkpoint import manifest
-from sorsa_ds.checkpoint.saved import SavedTensors
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.resume import differences
+from sorsa_ds.run.checkpoint import folder as folders
+from sorsa_ds.run.checkpoint import manifest
+from sorsa_ds.run.checkpoint.resume import differences
+from sorsa_ds.run.checkpoint.saved import SavedTensors
 
 GLOBAL = "train.global_batch_size=6"
 DROPOUT = "sorsa.dropout=0.3"
@@ -242,7 +242,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(project, plai
 
 def _train_on_a_full_disk(project, name, failing_steps):
     """As `_train`; rank 1 finds no space for its file of some steps."""
-    from sorsa_ds.checkpoint import saver
+    from sorsa_ds.run.checkpoint import saver
     from sorsa_ds.runtime import collectives
 
     def full(tensors, path):

@@ -8,8 +8,8 @@ import numpy as np
 from sorsa_ds.analysis.history import History, open_history
 from sorsa_ds.analysis.table import Row, Table
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.run_folder import read_metrics
-from sorsa_ds.run_paths import METRICS, REPORT
+from sorsa_ds.run.folder import read_metrics
+from sorsa_ds.run.paths import METRICS, REPORT
 from sorsa_ds.runtime.plotting import plain
 from sorsa_ds.sorsa import regularizer
 from sorsa_ds.sorsa.regularizer import Regularizer

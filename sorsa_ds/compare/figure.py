@@ -6,7 +6,7 @@ import numpy as np
 
 from sorsa_ds.compare.results import MethodResult
 from sorsa_ds.compare.trials import METHODS
-from sorsa_ds.run_folder import read_metrics
+from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.runtime import plotting
 from sorsa_ds.runtime.plotting import against_steps, legend, picture, scaled, smoothed
 

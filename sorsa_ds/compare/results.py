@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sorsa_ds.compare.trials import Trial
-from sorsa_ds.run_paths import REPORT
+from sorsa_ds.run.paths import REPORT
 
 HELD_OUT = "eval_loss_end"
 

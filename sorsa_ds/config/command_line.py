@@ -17,7 +17,7 @@ from typing import TypeVar
 from sorsa_ds.config.fields import Leaf, leaves, nearest, section_help, sections
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.config.yaml_io import Given, build, check, read_value, read_yaml, to_yaml, value_text
-from sorsa_ds.run_paths import CONFIG, GIVEN_DS_CONFIG, run_of
+from sorsa_ds.run.paths import CONFIG, GIVEN_DS_CONFIG, run_of
 
 __all__ = ["Errors", "Invocation", "absolute", "find_file", "help_text", "load", "parse", "split", "to_yaml"]
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from sorsa_ds.checkpoint.keeper import PACKAGES
 from sorsa_ds.data.examples import examples, load_tokenizer
 from sorsa_ds.evaluate import models
 from sorsa_ds.evaluate.generation import end_tokens
@@ -25,7 +24,8 @@ from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, math, mmlu
 from sorsa_ds.evaluate.tasks.mathematics import RULES
 from sorsa_ds.evaluate.tasks.task import Engine, Generate, LocalEngine, Setting, Task
 from sorsa_ds.evaluate.vllm import Vllm
-from sorsa_ds.run_paths import REPORT
+from sorsa_ds.run.checkpoint.keeper import PACKAGES
+from sorsa_ds.run.paths import REPORT
 from sorsa_ds.runtime import collectives, precision
 from sorsa_ds.runtime.console import quiet_libraries, say, table
 from sorsa_ds.runtime.process import start_process, this_device

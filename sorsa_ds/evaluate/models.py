@@ -14,11 +14,11 @@ from sorsa_ds.config.schema import LoadingConfig, RunConfig
 from sorsa_ds.data.examples import find_model
 from sorsa_ds.evaluate.merging import merge_dense
 from sorsa_ds.model import adapter_file, pretrained
-from sorsa_ds.run_paths import ADAPTER, CONFIG, REPORT
+from sorsa_ds.run.paths import ADAPTER, CONFIG, REPORT
+from sorsa_ds.run.reload import reload
 from sorsa_ds.runtime import digest, precision
 from sorsa_ds.runtime.console import tracked
 from sorsa_ds.runtime.folder_lock import is_held
-from sorsa_ds.trained import reload
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _AS_TRAINED = {"fp32": torch.float32, "mixed": torch.bfloat16, "bf16": torch.bfloat16}

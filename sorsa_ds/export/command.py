@@ -12,8 +12,8 @@ from sorsa_ds.config.schema import MethodName
 from sorsa_ds.export import factors, lora, merged, peft_adapter, requantise
 from sorsa_ds.export.card import CARD, card
 from sorsa_ds.export.publish import publish
-from sorsa_ds.export.source import Progress, Source, check, open_run
 from sorsa_ds.methods.peft_layers import MUTATING
+from sorsa_ds.run.finished import Progress, Source, check, open_run
 from sorsa_ds.runtime.console import say, tracked
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.sorsa.residual_storage import describe

@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from sorsa_ds.export.source import Progress, Source
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, write_description
+from sorsa_ds.run.finished import Progress, Source
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.files import write_atomic
 

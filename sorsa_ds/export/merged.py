@@ -12,12 +12,12 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
-from sorsa_ds.export import layers
-from sorsa_ds.export.source import Progress, Source
 from sorsa_ds.export.tensor_file import DTYPES, nbytes, write_tensors
 from sorsa_ds.model.fill import return_freed_memory
 from sorsa_ds.model.pretrained import COMPANIONS, INDEX, Checkpoint, all_finite
 from sorsa_ds.model.sharding import TensorSpec
+from sorsa_ds.run import merge
+from sorsa_ds.run.finished import Progress, Source
 from sorsa_ds.runtime.files import write_atomic, write_json
 
 CONFIG = "config.json"
@@ -150,7 +150,7 @@ def _tensor(source: Source, planned: Plan, entry: Entry) -> Tensor:
     if entry.changed is None:
         tensor = source.weights.checkpoint.read(entry.stored)
     else:
-        tensor = layers.merged(source, entry.changed, planned.untrained)
+        tensor = merge.merged(source, entry.changed, planned.untrained)
     if tensor.dtype == entry.spec.dtype:
         return tensor
     written = tensor.to(entry.spec.dtype)

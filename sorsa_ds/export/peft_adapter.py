@@ -8,8 +8,8 @@ from accelerate import init_empty_weights
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from sorsa_ds.export.source import Source
 from sorsa_ds.methods.peft_layers import ADAPTER
+from sorsa_ds.run.finished import Source
 from sorsa_ds.runtime.files import fsync
 
 _OUTSIDE = "base_model.model."

@@ -18,7 +18,7 @@ import sorsa_ds
 from sorsa_ds.config.command_line import Invocation
 from sorsa_ds.config.yaml_io import flat
 from sorsa_ds.model.embedded import cache_folder
-from sorsa_ds.run_paths import run_of
+from sorsa_ds.run.paths import run_of
 from sorsa_ds.runtime import collectives
 
 PACKAGES = ("torch", "deepspeed", "transformers")

@@ -14,7 +14,7 @@ from torch import nn
 from sorsa_ds.config.schema import RunConfig, SorsaConfig
 from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.targets import Target, check_all_match, matches, select
-from sorsa_ds.run_paths import SNAPSHOTS
+from sorsa_ds.run.paths import SNAPSHOTS
 
 _NAME = re.compile(r"step-(\d{6,})\.safetensors")
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sorsa_ds.checkpoint import folder
-from sorsa_ds.checkpoint.manifest import Manifest
+from sorsa_ds.run.checkpoint import folder
+from sorsa_ds.run.checkpoint.manifest import Manifest
 from sorsa_ds.runtime import collectives, digest
 from sorsa_ds.runtime.files import write_atomic
 

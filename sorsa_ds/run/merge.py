@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sorsa_ds.export.source import Source
 from sorsa_ds.methods import peft_layers
 from sorsa_ds.methods.peft_layers import MUTATING
 from sorsa_ds.model.targets import Target, scale_of
+from sorsa_ds.run.finished import Source
 from sorsa_ds.sorsa.decompose import as_used, residual
 
 

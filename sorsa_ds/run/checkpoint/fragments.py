@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sorsa_ds.checkpoint.saved import SavedTensors, read_own
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.engine.masters import Fragment, inner_optimizer
+from sorsa_ds.run.checkpoint.saved import SavedTensors, read_own
 from sorsa_ds.runtime import collectives
 
 VALUES, MOMENTS, METHOD = "values", ("exp_avg", "exp_avg_sq"), "method/"

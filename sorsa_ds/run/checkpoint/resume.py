@@ -8,13 +8,13 @@ from typing import Any
 import torch
 import yaml
 
-from sorsa_ds.checkpoint import folder, manifest
-from sorsa_ds.checkpoint.manifest import Manifest
-from sorsa_ds.checkpoint.saved import SavedTensors
 from sorsa_ds.config.schema import RunConfig, TrainConfig
 from sorsa_ds.config.yaml_io import flat
 from sorsa_ds.model.adapter_file import INITIAL
-from sorsa_ds.run_paths import ADAPTER, CHECKPOINTS, CONFIG, REPORT, run_of
+from sorsa_ds.run.checkpoint import folder, manifest
+from sorsa_ds.run.checkpoint.manifest import Manifest
+from sorsa_ds.run.checkpoint.saved import SavedTensors
+from sorsa_ds.run.paths import ADAPTER, CHECKPOINTS, CONFIG, REPORT, run_of
 from sorsa_ds.runtime import collectives, digest
 from sorsa_ds.runtime.console import note
 from sorsa_ds.runtime.folder_lock import is_held

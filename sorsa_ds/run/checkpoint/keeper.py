@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sorsa_ds.checkpoint import folder, fragments, random_state
-from sorsa_ds.checkpoint.manifest import Manifest, Progress
-from sorsa_ds.checkpoint.saved import read_own
-from sorsa_ds.checkpoint.saver import Saver
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.model.adapter_file import INITIAL
-from sorsa_ds.resume import Resume
-from sorsa_ds.run_paths import ADAPTER, REPORT
+from sorsa_ds.run.checkpoint import folder, fragments, random_state
+from sorsa_ds.run.checkpoint.manifest import Manifest, Progress
+from sorsa_ds.run.checkpoint.resume import Resume
+from sorsa_ds.run.checkpoint.saved import read_own
+from sorsa_ds.run.checkpoint.saver import Saver
+from sorsa_ds.run.paths import ADAPTER, REPORT
 from sorsa_ds.runtime import collectives, digest
 from sorsa_ds.runtime.console import note, say
 from sorsa_ds.sorsa.regularizer import Regularizer

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sorsa_ds.checkpoint.folder import step_of
+from sorsa_ds.run.checkpoint.folder import step_of
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.files import write_json
 

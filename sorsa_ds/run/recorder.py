@@ -10,10 +10,10 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sorsa_ds.analysis.snapshots import existing, path_of
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.engine.gather import gathered
 from sorsa_ds.model.targets import Target
+from sorsa_ds.run.snapshots import existing, path_of
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import note
 from sorsa_ds.runtime.files import write_atomic

@@ -21,7 +21,7 @@ from sorsa_ds.model.load import skeleton
 from sorsa_ds.model.pretrained import Checkpoint
 from sorsa_ds.model.targets import Target, select
 from sorsa_ds.model.weight_sources import OnDisk
-from sorsa_ds.run_paths import ADAPTER, CONFIG, REPORT
+from sorsa_ds.run.paths import ADAPTER, CONFIG, REPORT
 from sorsa_ds.runtime import precision
 from sorsa_ds.runtime.folder_lock import is_held
 from sorsa_ds.runtime.precision import Precision

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from sorsa_ds.config.schema import OutputConfig, RunConfig
 from sorsa_ds.config.yaml_io import to_yaml
-from sorsa_ds.run_paths import CONFIG, DS_CONFIG, GIVEN_DS_CONFIG, INIT, METRICS, REPORT
+from sorsa_ds.run.paths import CONFIG, DS_CONFIG, GIVEN_DS_CONFIG, INIT, METRICS, REPORT
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import note
 from sorsa_ds.runtime.files import write_json, write_text

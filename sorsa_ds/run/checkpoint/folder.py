@@ -6,7 +6,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from sorsa_ds.run_paths import CHECKPOINTS
+from sorsa_ds.run.paths import CHECKPOINTS
 from sorsa_ds.runtime.files import fsync, write_text
 
 LATEST = "latest"
