@@ -13,8 +13,8 @@ from turns import in_turns
 from wire import Wire
 
 from sorsa_ds.engine.engine import SorsaEngine
-from sorsa_ds.objective import summed_loss
 from sorsa_ds.runtime import collectives
+from sorsa_ds.train.loss import summed_loss
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ import torch
 from transformers import PreTrainedModel
 
 from sorsa_ds import methods
-from sorsa_ds.assemble import checkpoint_activations
 from sorsa_ds.config.deepspeed_json import load, resolve
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
@@ -20,6 +19,7 @@ from sorsa_ds.runtime.precision import choose
 from sorsa_ds.runtime.process import this_device
 from sorsa_ds.sorsa import residual_storage
 from sorsa_ds.sorsa.regularizer import Regularizer
+from sorsa_ds.train.setup import checkpoint_activations
 
 RATE, STEPS_AHEAD = 1e-4, 100
 DS_CONFIGS = Path(__file__).parents[1] / "ds_configs"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sorsa_ds.data.tokenize import Example
-from sorsa_ds.objective import summed_loss
+from sorsa_ds.train.loss import summed_loss
 
 
 def balanced(lengths: Sequence[int], rows: int) -> list[list[int]]:

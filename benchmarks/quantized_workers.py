@@ -12,12 +12,12 @@ from models import NOTHING_KEPT, batch_of, default_model, engine_of, peak_gib, s
 from sides import step_of
 from turns import in_turns, synchronise
 
-from sorsa_ds.assemble import assemble
 from sorsa_ds.config import command_line
-from sorsa_ds.objective import summed_loss
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.process import this_device
+from sorsa_ds.train.loss import summed_loss
+from sorsa_ds.train.setup import assemble
 
 
 def main() -> None:

@@ -24,9 +24,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from sorsa_ds.model.embedded import ensure_embedded_model
-from sorsa_ds.objective import summed_loss
 from sorsa_ds.runtime.process import this_device
 from sorsa_ds.sorsa.layer import SorsaLinear
+from sorsa_ds.train.loss import summed_loss
 
 Step = Callable[[], object]
 

@@ -20,9 +20,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sorsa_ds.assemble import find_model
 from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig
 from sorsa_ds.sorsa.decompose import decompose
+from sorsa_ds.train.setup import find_model
 
 SPECTRUM_OF = "gate_proj"
 """The matrix whose spectrum the large one is given."""

@@ -13,8 +13,8 @@ def main() -> None:
     invocation = parse(sys.argv[1:])
     leave_when_told()
 
-    from sorsa_ds.assemble import assemble
-    from sorsa_ds.report import show
+    from sorsa_ds.train.report import show
+    from sorsa_ds.train.setup import assemble
 
     trainer = assemble(invocation)
     show(trainer.train(), trainer.folder)

@@ -14,7 +14,7 @@ from sorsa_ds.evaluate.command import evaluate
 from sorsa_ds.evaluate.options import Options
 from sorsa_ds.evaluate.prompts import STEP_BY_STEP
 from sorsa_ds.evaluate.records import read_samples
-from sorsa_ds.objective import summed_loss
+from sorsa_ds.train.loss import summed_loss
 
 QUESTIONS = [f"What is {number} plus {number}" + " and nothing" * (number % 4) + "?" for number in range(1, 12)]
 

@@ -31,7 +31,7 @@ from sorsa_ds.run.recorder import Recorder
 from sorsa_ds.run.snapshots import check_continues, existing, path_of
 from sorsa_ds.runtime import plotting
 from sorsa_ds.sorsa.regularizer import Regularizer
-from sorsa_ds.trainer import Trainer
+from sorsa_ds.train.trainer import Trainer
 
 Q0 = "model.layers.0.self_attn.q_proj"
 ONE = AnalysisConfig(every=2, layers=["layers.0.self_attn.q_proj"])

@@ -57,12 +57,12 @@ def ds_config(stage: int, offload: str, clip: float, accumulation: int, bf16: bo
 
 def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None, checkpointing: bool = False):
     """A SorsaEngine on the tiny model, from disk, as the trainer makes it."""
-    from sorsa_ds.assemble import checkpoint_activations
     from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.model.load import load
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.runtime.precision import choose
     from sorsa_ds.sorsa.regularizer import Regularizer
+    from sorsa_ds.train.setup import checkpoint_activations
 
     device = torch.device("cpu")
     stage3 = ds["zero_optimization"]["stage"] == 3
@@ -91,8 +91,8 @@ def whole_factors(engine) -> dict[str, torch.Tensor]:
 
 def micro_losses(engine, batch, accumulation):
     """This rank's micro-batch losses of one global batch, scaled to the mean over the batch's learned tokens."""
-    from sorsa_ds.objective import summed_loss
     from sorsa_ds.runtime import collectives
+    from sorsa_ds.train.loss import summed_loss
 
     world, rank = collectives.world_size(), collectives.rank()
     count = sum(int((labels[:, 1:] != -100).sum()) for _, labels in batch)

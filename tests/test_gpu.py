@@ -21,9 +21,9 @@ def _train(folder, stage, precision, steps=5):
     from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.model.load import load
     from sorsa_ds.model.sharding import Whole, Zero3
-    from sorsa_ds.objective import summed_loss
     from sorsa_ds.runtime.precision import allow_tf32, choose
     from sorsa_ds.sorsa.regularizer import Regularizer
+    from sorsa_ds.train.loss import summed_loss
 
     allow_tf32("cuda")
     device = torch.device("cuda", 0)
@@ -129,16 +129,16 @@ PLANNED = [
 def _peak(folder, stage, precision, storage, checkpointing):
     """(planned, allocated) bytes at the peak of a load and two steps on one device."""
     from sorsa_ds import methods
-    from sorsa_ds.assemble import checkpoint_activations
     from sorsa_ds.engine.engine import adamw, cosine_with_warmup
     from sorsa_ds.model.load import load_operated
     from sorsa_ds.model.sharding import Whole, Zero3
-    from sorsa_ds.objective import summed_loss
     from sorsa_ds.plan.facts import facts
     from sorsa_ds.plan.job import Hardware, Job
     from sorsa_ds.plan.memory import memory
     from sorsa_ds.runtime.process import this_device
     from sorsa_ds.sorsa.regularizer import Regularizer
+    from sorsa_ds.train.loss import summed_loss
+    from sorsa_ds.train.setup import checkpoint_activations
 
     config = RunConfig(
         sorsa=SorsaConfig(rank=64), residual=ResidualConfig(storage=storage), data=DataConfig(max_length=512),

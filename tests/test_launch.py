@@ -111,7 +111,7 @@ def test_an_error_on_one_rank_ends_all_with_its_message_first(project, tmp_path)
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
         "if os.environ.get('RANK') == '1':\n"
-        "    import sorsa_ds.trainer as t\n"
+        "    import sorsa_ds.train.trainer as t\n"
         "    whole = t.Trainer.step\n"
         "    def step(self, n):\n"
         "        if n == 2: raise RuntimeError('the disk of rank 1 caught fire')\n"

@@ -60,7 +60,7 @@ def _zero3_logits_and_gradients(folders, checkpointing):
         shards = sum(p.ds_tensor.numel() for p in loaded.model.parameters())
         whole = sum(p.ds_numel for p in loaded.model.parameters())
         if checkpointing and loaded.model.supports_gradient_checkpointing:
-            from sorsa_ds.assemble import checkpoint_activations
+            from sorsa_ds.train.setup import checkpoint_activations
 
             checkpoint_activations(loaded.model)
         results[name] = (*logits_and_gradients(loaded.model, ds), held, shards, whole)

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from sorsa_ds.data.tokenize import IGNORED
-from sorsa_ds.objective import summed_loss, takes_positions
+from sorsa_ds.train.loss import summed_loss, takes_positions
 
 
 def batch_of(learned: list[slice]) -> dict[str, torch.Tensor]:

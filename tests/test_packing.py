@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from sorsa_ds.data.batches import collate
 from sorsa_ds.data.tokenize import IGNORED
-from sorsa_ds.objective import summed_loss
+from sorsa_ds.train.loss import summed_loss
 
 
 @pytest.fixture

@@ -190,7 +190,7 @@ def _flops(folder, length):
     """Of a step's matrix products, without attention's."""
     engine = build(folder, ds_config(0, "", 0.0, 1), CASES[0])
     ids = torch.zeros(MICRO, length, dtype=torch.int64)
-    from sorsa_ds.objective import summed_loss
+    from sorsa_ds.train.loss import summed_loss
 
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     with flop_counter() as counter:
@@ -239,8 +239,8 @@ def _moved(folder, checkpointing):
     """Bytes that this rank receives in a step under ZeRO-3, from all-gathers and for the Gram matrices."""
     from deepspeed import comm as ds_comm
 
-    from sorsa_ds.assemble import checkpoint_activations
     from sorsa_ds.runtime import collectives
+    from sorsa_ds.train.setup import checkpoint_activations
 
     counted: Counter = Counter()
     backend = ds_comm.comm.cdb

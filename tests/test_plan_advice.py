@@ -179,7 +179,7 @@ def test_a_run_says_the_numbers_that_it_is_refused_for(tmp_path, monkeypatch, ca
 
 def _refused(project):
     """What stops this rank of a run that is too large."""
-    from sorsa_ds.assemble import assemble
+    from sorsa_ds.train.setup import assemble
 
     os.environ["SORSA_CACHE"] = str(project / "cache")
     large = ["train.micro_batch_size=400000", "train.global_batch_size=null", "data.max_length=256"]
@@ -189,6 +189,6 @@ def _refused(project):
 
 
 def test_every_rank_of_a_run_refuses_what_cannot_fit_before_it_loads(project, monkeypatch):
-    monkeypatch.setattr("sorsa_ds.assemble.load_operated", None)
+    monkeypatch.setattr("sorsa_ds.train.setup.load_operated", None)
     told = run_ranks(2, _refused, project)
     assert all("the run needs about" in one and "launch/plan.py" in one for one in told)

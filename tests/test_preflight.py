@@ -8,8 +8,8 @@ from projects import settings
 from worlds import run_ranks
 
 from sorsa_ds.config import command_line
-from sorsa_ds.preflight.facts import Facts, free_memory
-from sorsa_ds.preflight.faults import GIB, faults, rank_map
+from sorsa_ds.train.preflight.faults import GIB, faults, rank_map
+from sorsa_ds.train.preflight.rank_facts import Facts, free_memory
 
 SAID = {"sorsa.rank": 16, "DeepSpeed JSON: zero_optimization.stage": 3, "command line": "train.py sorsa.rank=16"}
 
@@ -100,8 +100,8 @@ def _check(arguments: list[str], nodes: list[str]) -> str:
 
     import torch
 
-    from sorsa_ds import preflight
     from sorsa_ds.runtime import collectives
+    from sorsa_ds.train import preflight
 
     rank = collectives.rank()
     own = os.uname()
@@ -137,8 +137,8 @@ def test_a_rank_that_cannot_tell_of_itself_ends_all_of_them(project):
 
 
 def _check_with(gather, arguments: list[str]) -> str:
-    from sorsa_ds import preflight
     from sorsa_ds.runtime import collectives
+    from sorsa_ds.train import preflight
 
     if collectives.rank() == 1:
         preflight.check.__globals__["gather"] = gather

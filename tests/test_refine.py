@@ -16,7 +16,7 @@ from sorsa_ds.model.sharding import Whole
 from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime.precision import choose as choose_precision
 from sorsa_ds.sorsa.residual_storage import choose
-from sorsa_ds.start_check import largest_gap
+from sorsa_ds.train.start_check import largest_gap
 
 CPU = torch.device("cpu")
 LAYERS = ["model.layers.3.self_attn.q_proj", "model.layers.20.self_attn.v_proj", "model.layers.12.mlp.down_proj"]

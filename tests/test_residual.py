@@ -288,8 +288,8 @@ def _zero3(folder, names, checkpointing):
     """Per storage: bytes of this rank's blocks, the gathered tensors, logits, gradient norms after one backward."""
     import deepspeed
 
-    from sorsa_ds.assemble import checkpoint_activations
     from sorsa_ds.model.sharding import Zero3
+    from sorsa_ds.train.setup import checkpoint_activations
 
     results = {}
     for name in names:

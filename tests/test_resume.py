@@ -27,9 +27,9 @@ DROPOUT = "sorsa.dropout=0.3"
 
 def _train(project, name, ds, arguments, stop_at):
     """One rank of a run; if `stop_at` is given, the last rank alone gets SIGUSR1 in that step's first micro-batch."""
-    from sorsa_ds.assemble import assemble
     from sorsa_ds.runtime import collectives
     from sorsa_ds.runtime.stop_signals import Preempted
+    from sorsa_ds.train.setup import assemble
 
     trainer = assemble(
         command_line.parse([*settings(project, name), *arguments, f"--ds_config={ROOT}/ds_configs/{ds}.json"])

@@ -84,9 +84,9 @@ def _train(folder, steps=4):
     from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.model.load import load
     from sorsa_ds.model.sharding import Zero3
-    from sorsa_ds.objective import summed_loss
     from sorsa_ds.runtime.precision import choose
     from sorsa_ds.sorsa.regularizer import Regularizer
+    from sorsa_ds.train.loss import summed_loss
 
     device = torch.device("cpu")
     ds = resolve({"zero_optimization": {"stage": 3}}, TrainConfig(), 2, "cpu", "fp32").ds

@@ -5,6 +5,6 @@ faults.py   what is wrong with the facts of all ranks, by node
 check.py    the exchange: facts, the run folder, one all-reduce
 """
 
-from sorsa_ds.preflight.check import check
+from sorsa_ds.train.preflight.check import check
 
 __all__ = ["check"]

@@ -61,7 +61,7 @@ def init_distributed(timeout: timedelta = collectives.TIMEOUT) -> None:
     except torch.distributed.DistError as error:
         raise ValueError(_not_all_came(str(error), timeout)) from error
     local_rank = int(os.environ["LOCAL_RANK"])
-    if local_rank < get_accelerator().device_count():  # else it is told by sorsa_ds.preflight, for all ranks
+    if local_rank < get_accelerator().device_count():  # else it is told by sorsa_ds.train.preflight, for all ranks
         get_accelerator().set_device(local_rank)
 
 

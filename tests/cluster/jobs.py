@@ -46,7 +46,7 @@ class Hold:
             "import os, time\n"
             "from pathlib import Path\n"
             "if rank := os.environ.get('RANK'):\n"
-            "    import sorsa_ds.trainer as t\n"
+            "    import sorsa_ds.train.trainer as t\n"
             "    step, here = t.Trainer.step, Path(__file__).parent\n"
             "    def held(self, number):\n"
             f"        if number == {step} and not (here / f'held-{{rank}}').exists():\n"

@@ -18,7 +18,6 @@ from sorsa_ds.engine.gather import save_factors
 from sorsa_ds.methods import keeps_initial
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, describe, seal
 from sorsa_ds.model.load import Loaded
-from sorsa_ds.objective import learned_tokens, mean_loss, summed_loss
 from sorsa_ds.run.checkpoint.folder import existing
 from sorsa_ds.run.checkpoint.keeper import PACKAGES, Keeper
 from sorsa_ds.run.folder import RunLog
@@ -29,12 +28,13 @@ from sorsa_ds.runtime.console import bar, say
 from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.process import memory_gib, peak_memory_gib
 from sorsa_ds.runtime.stop_signals import Preempted, StopRequest, StopSignals
-from sorsa_ds.start_check import check_start, largest_gap
+from sorsa_ds.train.loss import learned_tokens, mean_loss, summed_loss
+from sorsa_ds.train.start_check import check_start, largest_gap
 
 
 @dataclass(slots=True)
 class Trainer:
-    """One run, assembled by `sorsa_ds.assemble`.
+    """One run, assembled by `sorsa_ds.train.setup`.
 
     plan: the micro-batches of every step, for this rank. eval_examples: held-out examples, possibly none.
     """

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sorsa_ds.model.load import Loaded
-from sorsa_ds.objective import mean_loss
 from sorsa_ds.sorsa.layer import compute_dtype
+from sorsa_ds.train.loss import mean_loss
 
 LARGEST_GAP, LARGEST_GAP_4BIT = 0.02, 0.5
 """What `train.max_start_gap` is where it is unset. Rounding to 16 or 8 bits moves a loss by less than 1 %. What 4 bits

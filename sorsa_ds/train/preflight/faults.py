@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from sorsa_ds.preflight.facts import COMMAND_LINE, Facts
+from sorsa_ds.train.preflight.rank_facts import COMMAND_LINE, Facts
 
 GIB = 2**30
 LEAST_DISK, LEAST_MEMORY = GIB, GIB // 2

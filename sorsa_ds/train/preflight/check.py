@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 
 from sorsa_ds.config.command_line import Invocation
-from sorsa_ds.preflight.facts import gather, run_folder
-from sorsa_ds.preflight.faults import faults, nodes, rank_map
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.files import write_text
+from sorsa_ds.train.preflight.faults import faults, nodes, rank_map
+from sorsa_ds.train.preflight.rank_facts import gather, run_folder
 
 _NUMBERS = 2**22
 """fp32 numbers of the all-reduce: enough to tell a fast network from a slow one, 16 MiB."""

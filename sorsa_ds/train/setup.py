@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 from torch import nn
 
-from sorsa_ds import methods, preflight
+from sorsa_ds import methods
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.command_line import Invocation, absolute
 from sorsa_ds.config.schema import RunConfig
@@ -33,7 +33,8 @@ from sorsa_ds.runtime import collectives, precision
 from sorsa_ds.runtime.console import say, table, tracked, tracked_by_cost
 from sorsa_ds.runtime.process import peak_resident_gib, ranks_of_each_node, start_process, this_device
 from sorsa_ds.sorsa import regularizer, residual_storage
-from sorsa_ds.trainer import Trainer
+from sorsa_ds.train import preflight
+from sorsa_ds.train.trainer import Trainer
 
 
 def assemble(invocation: Invocation) -> Trainer:
