@@ -17,10 +17,10 @@ from pathlib import Path
 from common import in_ranks, say
 
 from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.plan.facts import facts
 from sorsa_ds.plan.job import GIB, Hardware, Job
 from sorsa_ds.plan.memory import memory
-from sorsa_ds.shapes import shipped
+from sorsa_ds.plan.model_facts import facts
+from sorsa_ds.plan.shapes import shipped
 
 WORKERS = Path(__file__).with_name("quantized_workers.py")
 LLAMA_70B = "meta-llama/Llama-2-70b-hf"

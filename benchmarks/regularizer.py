@@ -27,10 +27,10 @@ from sorsa_ds.config.schema import DataConfig, RunConfig, SorsaConfig, TrainConf
 from sorsa_ds.engine.grams import ShardedGrams
 from sorsa_ds.engine.masters import Fragment, Masters
 from sorsa_ds.engine.regularize import ShardedRegularizer
-from sorsa_ds.plan.facts import Facts, facts
 from sorsa_ds.plan.job import Hardware, Job
+from sorsa_ds.plan.model_facts import Facts, facts
+from sorsa_ds.plan.shapes import shipped
 from sorsa_ds.plan.speed import flops
-from sorsa_ds.shapes import shipped
 from sorsa_ds.sorsa.regularizer import Regularizer
 
 MODEL = "meta-llama/Llama-2-7b-hf"

@@ -26,14 +26,14 @@ from sorsa_ds.config.schema import DataConfig, LoadingConfig, RunConfig, SorsaCo
 from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.model.load import load
 from sorsa_ds.model.sharding import Zero3
-from sorsa_ds.plan.facts import Facts, facts
 from sorsa_ds.plan.job import GIB, Hardware, Job
 from sorsa_ds.plan.memory import memory
+from sorsa_ds.plan.model_facts import Facts, facts
+from sorsa_ds.plan.shapes import shipped
 from sorsa_ds.plan.speed import flops, speed
 from sorsa_ds.plan.traffic import traffic
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.process import this_device
-from sorsa_ds.shapes import shipped
 from sorsa_ds.sorsa.decompose import decompose
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.train.loss import summed_loss

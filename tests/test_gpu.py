@@ -132,9 +132,9 @@ def _peak(folder, stage, precision, storage, checkpointing):
     from sorsa_ds.engine.engine import adamw, cosine_with_warmup
     from sorsa_ds.model.load import load_operated
     from sorsa_ds.model.sharding import Whole, Zero3
-    from sorsa_ds.plan.facts import facts
     from sorsa_ds.plan.job import Hardware, Job
     from sorsa_ds.plan.memory import memory
+    from sorsa_ds.plan.model_facts import facts
     from sorsa_ds.runtime.process import this_device
     from sorsa_ds.sorsa.regularizer import Regularizer
     from sorsa_ds.train.loss import summed_loss

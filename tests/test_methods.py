@@ -30,9 +30,9 @@ from sorsa_ds.methods import settings
 from sorsa_ds.model.adapter_file import read_description
 from sorsa_ds.model.load import skeleton
 from sorsa_ds.model.targets import select
-from sorsa_ds.plan.facts import facts
 from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import memory
+from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.runtime.precision import choose
 
 CPU = torch.device("cpu")

@@ -14,12 +14,12 @@ from worlds import run_ranks
 from sorsa_ds.config import deepspeed_json as settings
 from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.plan.command import configuration_of
-from sorsa_ds.plan.facts import facts
 from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import largest_bucket, memory
+from sorsa_ds.plan.model_facts import facts
+from sorsa_ds.plan.shapes import shipped
 from sorsa_ds.plan.speed import flops, speed
 from sorsa_ds.plan.traffic import traffic
-from sorsa_ds.shapes import shipped
 from sorsa_ds.sorsa.residual_storage import storage_of
 
 LIVE = [

@@ -21,11 +21,11 @@ from sorsa_ds.config.schema import RunConfig, SorsaConfig
 from sorsa_ds.plan.advice import larger
 from sorsa_ds.plan.check import check_memory
 from sorsa_ds.plan.command import run, size
-from sorsa_ds.plan.facts import facts
 from sorsa_ds.plan.job import GIB, Hardware, Job
 from sorsa_ds.plan.memory import memory
+from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.plan.report import as_text, plan
-from sorsa_ds.shapes import shipped
+from sorsa_ds.plan.shapes import shipped
 
 
 def recipe_lines():

@@ -12,8 +12,8 @@ from sorsa_ds.config.command_line import load
 from sorsa_ds.config.schema import LoadingConfig, RunConfig
 from sorsa_ds.model.load import skeleton
 from sorsa_ds.model.targets import select
-from sorsa_ds.shapes import FOLDER as SHAPES
-from sorsa_ds.shapes import shipped
+from sorsa_ds.plan.shapes import FOLDER as SHAPES
+from sorsa_ds.plan.shapes import shipped
 from sorsa_ds.sorsa import regularizer
 
 NAMES = sorted(path.stem for path in recipes.FOLDER.glob("*.yaml") if path.name != recipes.DEFAULT)

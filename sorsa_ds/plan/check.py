@@ -6,9 +6,9 @@ import torch
 
 from sorsa_ds.config.deepspeed_json import Resolved
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.plan.facts import facts
 from sorsa_ds.plan.job import GIB, Hardware, Job
 from sorsa_ds.plan.memory import memory
+from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.plan.report import short
 from sorsa_ds.runtime import collectives, process
 from sorsa_ds.runtime.console import say

@@ -13,8 +13,8 @@ from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig, RunConfig
 from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.plan.job import GIB, Hardware, Job
 from sorsa_ds.plan.report import as_json, as_text, plan
+from sorsa_ds.plan.shapes import shipped
 from sorsa_ds.runtime.console import say
-from sorsa_ds.shapes import shipped
 
 OPTIONS = {
     "config": "YAML file with settings",

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from sorsa_ds import methods
 from sorsa_ds.methods.settings import adalora_ranks
 from sorsa_ds.model import fill
-from sorsa_ds.plan.facts import Facts, Held
 from sorsa_ds.plan.job import Job
+from sorsa_ds.plan.model_facts import Facts, Held
 
 CONTEXT = 600 * 2**20
 """What CUDA, NCCL and cuBLAS take of a GPU beside PyTorch's tensors."""

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from sorsa_ds.plan.facts import Facts
 from sorsa_ds.plan.job import Job
+from sorsa_ds.plan.model_facts import Facts
 from sorsa_ds.plan.traffic import Traffic
 
 

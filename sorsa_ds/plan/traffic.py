@@ -9,8 +9,8 @@ step) is S (G - 1) / G, and nothing between nodes.
 from collections import Counter
 from dataclasses import dataclass
 
-from sorsa_ds.plan.facts import Facts
 from sorsa_ds.plan.job import Job
+from sorsa_ds.plan.model_facts import Facts
 
 
 @dataclass(frozen=True, slots=True)
