@@ -16,8 +16,8 @@ from pathlib import Path
 
 from common import say
 
-from sorsa_ds.evaluate.answers import announced, boxed
-from sorsa_ds.evaluate.grading import Grader
+from sorsa_ds.evaluate.grading.answers import announced, boxed
+from sorsa_ds.evaluate.grading.grader import Grader
 from sorsa_ds.evaluate.sandbox.runner import Sandbox
 from sorsa_ds.evaluate.tasks import math
 from sorsa_ds.evaluate.tasks.gsm8k import solution

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from worlds import run_ranks
 
 from sorsa_ds.evaluate import sharing
+from sorsa_ds.evaluate.backends.generation import Prompt, Transformers, batches
 from sorsa_ds.evaluate.command import evaluate
-from sorsa_ds.evaluate.generation import Prompt, Transformers, batches
 from sorsa_ds.runtime import collectives
 
 

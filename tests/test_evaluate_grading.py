@@ -8,8 +8,8 @@ from statistics import NormalDist
 import pytest
 from grader_cases import ANNOUNCED, ANNOUNCED_WRONG, DIFFERENT, MATH, SAME
 
-from sorsa_ds.evaluate.answers import announced, boxed, marked
-from sorsa_ds.evaluate.grading import Grader
+from sorsa_ds.evaluate.grading.answers import announced, boxed, marked
+from sorsa_ds.evaluate.grading.grader import Grader
 from sorsa_ds.evaluate.wilson import wilson
 
 

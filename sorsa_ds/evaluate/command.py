@@ -15,15 +15,15 @@ from transformers import AutoConfig, GenerationConfig
 
 from sorsa_ds.data.examples import examples, load_tokenizer
 from sorsa_ds.evaluate import models
-from sorsa_ds.evaluate.generation import end_tokens
+from sorsa_ds.evaluate.backends.generation import end_tokens
+from sorsa_ds.evaluate.backends.vllm import Vllm
 from sorsa_ds.evaluate.models import Found
 from sorsa_ds.evaluate.options import Options
 from sorsa_ds.evaluate.records import RESULTS, Records
 from sorsa_ds.evaluate.sharing import Board
 from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, math, mmlu
-from sorsa_ds.evaluate.tasks.mathematics import RULES
+from sorsa_ds.evaluate.tasks.math_answers import RULES
 from sorsa_ds.evaluate.tasks.task import Engine, Generate, LocalEngine, Setting, Task
-from sorsa_ds.evaluate.vllm import Vllm
 from sorsa_ds.run.checkpoint.keeper import PACKAGES
 from sorsa_ds.run.paths import REPORT
 from sorsa_ds.runtime import collectives, precision

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds.evaluate.generation import Answer, Prompt, Transformers, batches
+from sorsa_ds.evaluate.backends.generation import Answer, Prompt, Transformers, batches
+from sorsa_ds.evaluate.backends.vllm import PROMPTS_A_CALL
 from sorsa_ds.evaluate.prompts import tokens
 from sorsa_ds.evaluate.tasks.task import Emit, Engine, Generate, Setting
-from sorsa_ds.evaluate.vllm import PROMPTS_A_CALL
 from sorsa_ds.evaluate.wilson import wilson
 from sorsa_ds.runtime import collectives, digest
 

@@ -2,10 +2,10 @@
 
 import re
 
-from sorsa_ds.evaluate.answers import marked
 from sorsa_ds.evaluate.datasets import SETTING, first, open_data, rows_of, shots_of
+from sorsa_ds.evaluate.grading.answers import marked
 from sorsa_ds.evaluate.options import Options
-from sorsa_ds.evaluate.tasks import mathematics
+from sorsa_ds.evaluate.tasks import math_answers
 from sorsa_ds.evaluate.tasks.generated import Generated, Question
 from sorsa_ds.evaluate.tasks.task import Setting
 
@@ -23,14 +23,14 @@ def build(options: Options, setting: Setting) -> Generated:
     splits = open_data(options.data or HUB, CONFIG)
     style = options.prompt
     shots = [
-        mathematics.solved(row["question"], *solution(row["answer"]), style)
+        math_answers.solved(row["question"], *solution(row["answer"]), style)
         for row in shots_of(splits, ("train",), COLUMNS, options.shots)
     ]
     questions = []
     for number, row in enumerate(first(rows_of(splits, ("test",), COLUMNS), options.limit)):
-        text = mathematics.prompt(style, setting, row["question"], shots)
+        text = math_answers.prompt(style, setting, row["question"], shots)
         questions.append(Question(f"gsm8k/{number}", text, solution(row["answer"])[1]))
-    return Generated(questions, setting, options.new_tokens, mathematics.judge(questions))
+    return Generated(questions, setting, options.new_tokens, math_answers.judge(questions))
 
 
 def solution(answer: str) -> tuple[str, str]:

@@ -14,8 +14,8 @@ from datasets import Dataset
 from sorsa_ds.data.formats import Rendered
 from sorsa_ds.data.source import open_splits
 from sorsa_ds.data.tokenize import IGNORED, Example, encode, encode_all
+from sorsa_ds.evaluate.backends.likelihood import Likelihood, by_length
 from sorsa_ds.evaluate.datasets import SETTING, first, rows_of
-from sorsa_ds.evaluate.likelihood import Likelihood, by_length
 from sorsa_ds.evaluate.options import Options
 from sorsa_ds.evaluate.tasks.task import Emit, Engine, Setting
 from sorsa_ds.runtime import digest

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from sorsa_ds.evaluate.answers import boxed
 from sorsa_ds.evaluate.datasets import SETTING, first, open_data, read_json, rows_of, shots_of
+from sorsa_ds.evaluate.grading.answers import boxed
 from sorsa_ds.evaluate.options import Options
-from sorsa_ds.evaluate.tasks import mathematics
+from sorsa_ds.evaluate.tasks import math_answers
 from sorsa_ds.evaluate.tasks.generated import Generated, Question
 from sorsa_ds.evaluate.tasks.task import Setting
 
@@ -33,15 +33,15 @@ def build(options: Options, setting: Setting) -> Generated:
     splits = published(Path(options.data).expanduser()) or open_data(options.data)
     style = options.prompt
     shots = [
-        mathematics.solved(row["problem"], row["solution"], reference_of(row), style)
+        math_answers.solved(row["problem"], row["solution"], reference_of(row), style)
         for row in shots_of(splits, ("train",), COLUMNS, options.shots)
     ]
     questions = []
     for number, row in enumerate(first(rows_of(splits, ("test",), COLUMNS), options.limit)):
-        text = mathematics.prompt(style, setting, row["problem"], shots)
+        text = math_answers.prompt(style, setting, row["problem"], shots)
         groups = tuple(value for name in ("level", "type", "subject") if isinstance(value := row.get(name), str))
         questions.append(Question(f"math/{number}", text, reference_of(row), groups))
-    return Generated(questions, setting, options.new_tokens, mathematics.judge(questions))
+    return Generated(questions, setting, options.new_tokens, math_answers.judge(questions))
 
 
 def published(folder: Path) -> DatasetDict | None:

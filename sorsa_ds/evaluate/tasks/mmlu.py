@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from sorsa_ds.data.tokenize import Example
+from sorsa_ds.evaluate.backends.likelihood import Likelihood, by_length
 from sorsa_ds.evaluate.datasets import SETTING, first, open_data, rows_of
-from sorsa_ds.evaluate.likelihood import Likelihood, by_length
 from sorsa_ds.evaluate.options import Options, Style
 from sorsa_ds.evaluate.prompts import Shot, render, tokens
 from sorsa_ds.evaluate.tasks.generated import accuracy, accuracy_row

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sorsa_ds.data.batches import pad_token_id
-from sorsa_ds.evaluate.generation import Prompt, Receive, Transformers
-from sorsa_ds.evaluate.likelihood import Likelihood
+from sorsa_ds.evaluate.backends.generation import Prompt, Receive, Transformers
+from sorsa_ds.evaluate.backends.likelihood import Likelihood
 
 Emit = Callable[[dict], None]
 """Takes the record of a sample: `id`, `correct` (None where nothing can be), `tokens`, and the task's own."""

@@ -1,6 +1,6 @@
 """Whether two mathematical expressions mean the same: math-verify, with what it does not settle settled before.
 
-Run as a program it is a grader's child process (`sorsa_ds.evaluate.grading`): a line of JSON in, a line out.
+Run as a program it is a grader's child process (`sorsa_ds.evaluate.grading.grader`): a line of JSON in, a line out.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Literal
 from math_verify import parse, verify
 from sympy import Basic, Eq, FiniteSet, Float, Interval, Tuple
 
-from sorsa_ds.evaluate.quantities import measured
+from sorsa_ds.evaluate.grading.quantities import measured
 
 Verdict = Literal["right", "wrong", "unparsable"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from sorsa_ds.evaluate.generation import Answer, Prompt, Receive
+from sorsa_ds.evaluate.backends.generation import Answer, Prompt, Receive
 
 PROMPTS_A_CALL = 512
 """So many are handed over at once; what an interruption loses."""

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sorsa_ds.evaluate.answers import ANNOUNCEMENT, announced
-from sorsa_ds.evaluate.grading import Grader
+from sorsa_ds.evaluate.grading.answers import ANNOUNCEMENT, announced
+from sorsa_ds.evaluate.grading.grader import Grader
 from sorsa_ds.evaluate.options import Style
 from sorsa_ds.evaluate.prompts import STEP_BY_STEP, Shot, render
 from sorsa_ds.evaluate.tasks.generated import Judge, Judgement, Question

@@ -36,7 +36,7 @@ class Grader:
         self._end()
 
     def grade(self, reference: str, answer: str) -> Outcome:
-        """Whether the answer means the same as the reference (`sorsa_ds.evaluate.equality`).
+        """Whether the answer means the same as the reference (`sorsa_ds.evaluate.grading.equality`).
 
         `unparsable`: the answer is no expression. `timeout`: comparing took too long; the answer does not count.
 
@@ -55,7 +55,7 @@ class Grader:
         return "timeout" if line is None else "unparsable"  # else it died, most likely for want of memory
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "sorsa_ds.evaluate.equality", str(_MEMORY)]
+        command = [sys.executable, "-m", "sorsa_ds.evaluate.grading.equality", str(_MEMORY)]
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
