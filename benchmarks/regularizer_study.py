@@ -22,13 +22,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sorsa_ds.analysis import measures
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.model import adapter_file
 from sorsa_ds.runtime import plotting
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.sorsa.regularizer import resolve
+from sorsa_ds.study.analysis import measures
 
 ROOT = Path(__file__).parents[1]
 STRENGTHS = [0.002, 0.02, 0.2, 2.0, 20.0, 200.0, 2000.0]

@@ -21,8 +21,8 @@ def main() -> None:
     parser.add_argument("--rank", type=int, help="leading triplets whose subspaces are compared (default: sorsa.rank)")
     given = parser.parse_args()
 
-    from sorsa_ds.analysis.command import analyze
-    from sorsa_ds.analysis.request import Options
+    from sorsa_ds.study.analysis.command import analyze
+    from sorsa_ds.study.analysis.request import Options
 
     analyze(Options(**vars(given)))
 

@@ -7,7 +7,7 @@ from sorsa_ds.runtime import exit_codes
 
 def main() -> None:
     """Parse, run everything, write tables and picture."""
-    from sorsa_ds.compare.command import compare
+    from sorsa_ds.study.compare.command import compare
 
     compare(sys.argv[1:])
 

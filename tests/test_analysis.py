@@ -17,11 +17,6 @@ from projects import ROOT, launch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from sorsa_ds.analysis import measures
-from sorsa_ds.analysis.command import analyze
-from sorsa_ds.analysis.history import names_of, open_history
-from sorsa_ds.analysis.measures import Spectrum, turn
-from sorsa_ds.analysis.request import Options
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.model import adapter_file
@@ -30,6 +25,11 @@ from sorsa_ds.model.targets import select
 from sorsa_ds.run.checkpoint.saved import SavedTensors
 from sorsa_ds.run.snapshots import existing, path_of, stored_linears
 from sorsa_ds.runtime.folder_lock import RunLock
+from sorsa_ds.study.analysis import measures
+from sorsa_ds.study.analysis.command import analyze
+from sorsa_ds.study.analysis.history import names_of, open_history
+from sorsa_ds.study.analysis.measures import Spectrum, turn
+from sorsa_ds.study.analysis.request import Options
 
 M, N, K = 9, 7, 7
 THETA = 0.3

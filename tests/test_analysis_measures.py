@@ -27,13 +27,6 @@ from scipy.linalg import subspace_angles
 from test_analysis import by_hand, handmade
 from transformers import AutoModelForCausalLM
 
-from sorsa_ds.analysis import compute, figures
-from sorsa_ds.analysis.command import analyze
-from sorsa_ds.analysis.compute import Job, measured, workers_for
-from sorsa_ds.analysis.history import open_history
-from sorsa_ds.analysis.measures import NEARLY, Spectrum, tolerance, turn
-from sorsa_ds.analysis.request import Options
-from sorsa_ds.analysis.table import Figures
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, ResidualConfig, RunConfig
 from sorsa_ds.config.yaml_io import to_yaml
@@ -43,6 +36,13 @@ from sorsa_ds.model.targets import select
 from sorsa_ds.run import recorder
 from sorsa_ds.run.recorder import Recorder
 from sorsa_ds.run.snapshots import path_of, stored_linears
+from sorsa_ds.study.analysis import compute, figures
+from sorsa_ds.study.analysis.command import analyze
+from sorsa_ds.study.analysis.compute import Job, measured, workers_for
+from sorsa_ds.study.analysis.history import open_history
+from sorsa_ds.study.analysis.measures import NEARLY, Spectrum, tolerance, turn
+from sorsa_ds.study.analysis.request import Options
+from sorsa_ds.study.analysis.table import Figures
 
 THETA = 0.4
 SHAPES = [(12, 12), (15, 12), (12, 15)]

@@ -17,13 +17,6 @@ from projects import ROOT, launch
 from safetensors.torch import load_file, save_file
 from test_analysis import handmade, table
 
-from sorsa_ds.analysis import figures
-from sorsa_ds.analysis import table as tables
-from sorsa_ds.analysis.command import analyze
-from sorsa_ds.analysis.history import open_history
-from sorsa_ds.analysis.request import Options, _rank, opened
-from sorsa_ds.analysis.runs import Run
-from sorsa_ds.analysis.table import Figures, Key, Row, Table
 from sorsa_ds.config.command_line import load
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, RegularizerConfig, RunConfig
 from sorsa_ds.model.load import skeleton
@@ -31,6 +24,13 @@ from sorsa_ds.run.recorder import Recorder
 from sorsa_ds.run.snapshots import check_continues, existing, path_of
 from sorsa_ds.runtime import plotting
 from sorsa_ds.sorsa.regularizer import Regularizer
+from sorsa_ds.study.analysis import figures
+from sorsa_ds.study.analysis import table as tables
+from sorsa_ds.study.analysis.command import analyze
+from sorsa_ds.study.analysis.history import open_history
+from sorsa_ds.study.analysis.request import Options, _rank, opened
+from sorsa_ds.study.analysis.runs import Run
+from sorsa_ds.study.analysis.table import Figures, Key, Row, Table
 from sorsa_ds.train.trainer import Trainer
 
 Q0 = "model.layers.0.self_attn.q_proj"

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from projects import ROOT
 
-from sorsa_ds.compare import command, figure, tables
-from sorsa_ds.compare.request import parse
-from sorsa_ds.compare.results import MethodResult, Result, Spread, best_rate, by_method
-from sorsa_ds.compare.runner import Runner
-from sorsa_ds.compare.score import Evaluation
-from sorsa_ds.compare.trials import METHODS, Trial, read_learning_rates, read_methods, read_seeds
 from sorsa_ds.config.schema import BaselineConfig, RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.runtime import plotting
 from sorsa_ds.runtime.folder_lock import RunLock
+from sorsa_ds.study.compare import command, figure, tables
+from sorsa_ds.study.compare.request import parse
+from sorsa_ds.study.compare.results import MethodResult, Result, Spread, best_rate, by_method
+from sorsa_ds.study.compare.runner import Runner
+from sorsa_ds.study.compare.score import Evaluation
+from sorsa_ds.study.compare.trials import METHODS, Trial, read_learning_rates, read_methods, read_seeds
 
 STEPS = 30
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sorsa_ds.analysis.runs import Run
 from sorsa_ds.runtime.plotting import LOOKS, against_steps, apart, legend, picture, plain, scaled, smoothed, sparse
+from sorsa_ds.study.analysis.runs import Run
 
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 _MOST_NUMBERS = 80

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sorsa_ds.compare.score import Evaluation
-from sorsa_ds.compare.trials import NO_REGULARIZER, Trial, read_learning_rates, read_methods, read_seeds
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.study.compare.score import Evaluation
+from sorsa_ds.study.compare.trials import NO_REGULARIZER, Trial, read_learning_rates, read_methods, read_seeds
 
 OPTIONS = {
     "methods": f"what is compared, as in sorsa,lora; {NO_REGULARIZER} is sorsa with gamma = 0",

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sorsa_ds.analysis.compute import DTYPES
-from sorsa_ds.analysis.history import names_of
-from sorsa_ds.analysis.runs import Run
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.runtime.files import write_json
+from sorsa_ds.study.analysis.compute import DTYPES
+from sorsa_ds.study.analysis.history import names_of
+from sorsa_ds.study.analysis.runs import Run
 
 SETTINGS = "analysis.json"
 

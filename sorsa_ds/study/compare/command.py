@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from sorsa_ds.compare import figure, tables
-from sorsa_ds.compare.request import Request, parse
-from sorsa_ds.compare.results import Result, best_rate, by_method
-from sorsa_ds.compare.runner import Runner
-from sorsa_ds.compare.score import BASE
-from sorsa_ds.compare.trials import RUNS, Trial
 from sorsa_ds.config import command_line, deepspeed_json
 from sorsa_ds.methods.settings import check_stage
 from sorsa_ds.runtime.console import bar, say
 from sorsa_ds.runtime.folder_lock import at_work_in
+from sorsa_ds.study.compare import figure, tables
+from sorsa_ds.study.compare.request import Request, parse
+from sorsa_ds.study.compare.results import Result, best_rate, by_method
+from sorsa_ds.study.compare.runner import Runner
+from sorsa_ds.study.compare.score import BASE
+from sorsa_ds.study.compare.trials import RUNS, Trial
 
 
 @dataclass(slots=True)

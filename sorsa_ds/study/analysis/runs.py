@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from sorsa_ds.analysis.history import History, open_history
-from sorsa_ds.analysis.table import Row, Table
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.run.paths import METRICS, REPORT
 from sorsa_ds.runtime.plotting import plain
 from sorsa_ds.sorsa import regularizer
 from sorsa_ds.sorsa.regularizer import Regularizer
+from sorsa_ds.study.analysis.history import History, open_history
+from sorsa_ds.study.analysis.table import Row, Table
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sorsa_ds.compare.results import MethodResult, Result, Spread
-from sorsa_ds.compare.score import Evaluation
-from sorsa_ds.compare.trials import Trial
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.runtime.files import write_json, write_text
+from sorsa_ds.study.compare.results import MethodResult, Result, Spread
+from sorsa_ds.study.compare.score import Evaluation
+from sorsa_ds.study.compare.trials import Trial
 
 COLUMNS = {
     "loss_last": ("training loss, last tenth", ".4f"),

@@ -15,12 +15,12 @@ from traceback import clear_frames
 
 import torch
 
-from sorsa_ds.analysis import measures
-from sorsa_ds.analysis.history import History, open_history
-from sorsa_ds.analysis.measures import Spectrum
-from sorsa_ds.analysis.table import Figures, Key, Row, Table, block_of
 from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime.console import bar
+from sorsa_ds.study.analysis import measures
+from sorsa_ds.study.analysis.history import History, open_history
+from sorsa_ds.study.analysis.measures import Spectrum
+from sorsa_ds.study.analysis.table import Figures, Key, Row, Table, block_of
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 MATRICES = 16

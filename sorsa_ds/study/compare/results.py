@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sorsa_ds.compare.trials import Trial
 from sorsa_ds.run.paths import REPORT
+from sorsa_ds.study.compare.trials import Trial
 
 HELD_OUT = "eval_loss_end"
 

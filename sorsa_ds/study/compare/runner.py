@@ -15,7 +15,6 @@ from pathlib import Path
 import psutil
 import yaml
 
-from sorsa_ds.compare.trials import RUNS, Trial
 from sorsa_ds.config.command_line import REPOSITORY, to_yaml
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.run.checkpoint.resume import FREE_OF_ONE_MODEL, differences
@@ -23,6 +22,7 @@ from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.run.paths import CHECKPOINTS, CONFIG, GIVEN_DS_CONFIG, REPORT
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.runtime.stop_signals import SIGNALS, Preempted
+from sorsa_ds.study.compare.trials import RUNS, Trial
 
 LOGS, SETTINGS = "logs", "settings"
 _SECONDS = 0.5

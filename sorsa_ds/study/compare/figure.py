@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sorsa_ds.compare.results import MethodResult
-from sorsa_ds.compare.trials import METHODS
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.runtime import plotting
 from sorsa_ds.runtime.plotting import against_steps, legend, picture, scaled, smoothed
+from sorsa_ds.study.compare.results import MethodResult
+from sorsa_ds.study.compare.trials import METHODS
 
 LOOKS = dict(zip(METHODS, plotting.LOOKS, strict=True))
 """Colour and line style of each method, the same in every picture."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sorsa_ds.analysis.figures import Picture
-from sorsa_ds.analysis.runs import Run
-from sorsa_ds.analysis.table import COLUMNS, Figures
 from sorsa_ds.runtime.files import write_text
+from sorsa_ds.study.analysis.figures import Picture
+from sorsa_ds.study.analysis.runs import Run
+from sorsa_ds.study.analysis.table import COLUMNS, Figures
 
 FILE = "report.html"
 _STYLE = """

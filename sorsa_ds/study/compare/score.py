@@ -4,9 +4,9 @@ import json
 import shlex
 from dataclasses import dataclass
 
-from sorsa_ds.compare.runner import Runner
 from sorsa_ds.evaluate.records import RESULTS
 from sorsa_ds.runtime import digest
+from sorsa_ds.study.compare.runner import Runner
 
 TASKS = ("gsm8k", "math", "humaneval", "mmlu", "loss")
 BASE = "base"
