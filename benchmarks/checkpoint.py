@@ -41,15 +41,15 @@ def checkpoints(folder: Path, rank: int) -> dict:
     import os
 
     os.environ["DS_ACCELERATOR"] = "cpu"
-    from sorsa_ds.config import command_line
     from sorsa_ds.model import factor_source
     from sorsa_ds.run.checkpoint import folder as folders
     from sorsa_ds.run.checkpoint import fragments, manifest
     from sorsa_ds.run.checkpoint.saved import SavedTensors
     from sorsa_ds.runtime.stop_signals import StopSignals
+    from sorsa_ds.train.invocation import parse
     from sorsa_ds.train.setup import assemble
 
-    trainer = assemble(command_line.parse([
+    trainer = assemble(parse([
         f"--ds_config={ROOT / 'ds_configs/zero2.json'}", f"output.folder={folder}", "output.name=run",
         f"sorsa.rank={rank}", "train.precision=fp32", "train.steps=2", "data.eval_size=0",
     ]))  # fmt: skip

@@ -9,11 +9,11 @@ from common import Peak, run_side, write_llama
 
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.model.embedded import ensure_embedded_model
-from sorsa_ds.model.fill import working_set
 from sorsa_ds.model.load import load
 from sorsa_ds.model.pretrained import Checkpoint
 from sorsa_ds.model.schedule import Item, schedule
 from sorsa_ds.model.sharding import Whole, Zero3
+from sorsa_ds.model.sorsa_recipe import working_set
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.decompose import Decomposition, decompose

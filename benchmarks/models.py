@@ -11,9 +11,10 @@ from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, Sor
 from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.model.fill import fill, parameter_homes
-from sorsa_ds.model.load import Loaded, Operation, load_operated, skeleton
+from sorsa_ds.model.load import Loaded, Operation, load_operated
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import Placement, Whole, Zero3
+from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.runtime import collectives, digest
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.runtime.process import this_device

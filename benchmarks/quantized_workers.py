@@ -12,10 +12,10 @@ from models import NOTHING_KEPT, batch_of, default_model, engine_of, peak_gib, s
 from sides import step_of
 from turns import in_turns, synchronise
 
-from sorsa_ds.config import command_line
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.process import this_device
+from sorsa_ds.train.invocation import parse
 from sorsa_ds.train.loss import summed_loss
 from sorsa_ds.train.setup import assemble
 
@@ -92,7 +92,7 @@ def train(a: argparse.Namespace) -> dict:
         f"residual.storage={a.storage}", f"residual.iterations={a.iterations}",
         *([] if a.steps is None else [f"train.steps={a.steps}"]),
     ]  # fmt: skip
-    report = assemble(command_line.parse(settings)).train()
+    report = assemble(parse(settings)).train()
     losses = (
         [line["loss"] for line in read_metrics(a.folder / a.storage) if "loss" in line]
         if collectives.rank() == 0

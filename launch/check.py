@@ -20,9 +20,10 @@ def train(world_size: int, node_ranks: int, argv: Sequence[str]) -> str:
     Raises:
         ValueError: a setting, file or folder, or the number of ranks, is wrong.
     """
-    from sorsa_ds.config import command_line, deepspeed_json
+    from sorsa_ds.config import deepspeed_json
+    from sorsa_ds.train.invocation import parse
 
-    invocation = command_line.parse(argv)
+    invocation = parse(argv)
     settings = invocation.config.train
     if invocation.resume:
         from sorsa_ds.run.checkpoint import resume

@@ -8,7 +8,7 @@ from sorsa_ds.runtime.stop_signals import leave_when_told
 
 def main() -> None:
     """Parse, assemble, train, report."""
-    from sorsa_ds.config.command_line import parse
+    from sorsa_ds.train.invocation import parse
 
     invocation = parse(sys.argv[1:])
     leave_when_told()

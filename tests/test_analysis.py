@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.model import adapter_file
-from sorsa_ds.model.load import skeleton
+from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import select
 from sorsa_ds.run.checkpoint.saved import SavedTensors
 from sorsa_ds.run.snapshots import existing, path_of, stored_linears

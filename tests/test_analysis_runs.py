@@ -19,7 +19,7 @@ from test_analysis import handmade, table
 
 from sorsa_ds.config.command_line import load
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, RegularizerConfig, RunConfig
-from sorsa_ds.model.load import skeleton
+from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.run.recorder import Recorder
 from sorsa_ds.run.snapshots import check_continues, existing, path_of
 from sorsa_ds.runtime import plotting

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from sorsa_ds.config.command_line import parse, to_yaml
+from sorsa_ds.config.command_line import to_yaml
 from sorsa_ds.config.fields import leaves
 from sorsa_ds.config.schema import DataConfig, OutputConfig, RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.train.invocation import parse
 
 REPOSITORY = Path(__file__).parent.parent
 RECIPES = sorted((REPOSITORY / "launch" / "recipes").glob("*.yaml"))

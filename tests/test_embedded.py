@@ -15,6 +15,7 @@ from worlds import run_ranks
 
 from sorsa_ds.model import embedded
 from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.cache import cache_folder
 
 PROSE = """Photosynthesis is the process by which green plants and some other organisms use sunlight to make food from
 carbon dioxide and water. It takes place mainly in the leaves, in small structures called chloroplasts, which contain a
@@ -36,7 +37,7 @@ def folder(tmp_path_factory):
 
 def _ask() -> list[str]:
     messages: list[str] = []
-    while collectives.rank() == 0 and not any(embedded.cache_folder().glob("*.lock")):
+    while collectives.rank() == 0 and not any(cache_folder().glob("*.lock")):
         time.sleep(0.05)
     embedded.ensure_embedded_model(messages.append)
     return messages

@@ -10,14 +10,14 @@ from evaluated import asked, run
 from projects import settings
 from worlds import run_ranks
 
-from sorsa_ds.config.command_line import parse
 from sorsa_ds.evaluate import models
-from sorsa_ds.evaluate.merging import merge_dense
 from sorsa_ds.export.command import Options as ExportOptions
 from sorsa_ds.export.command import export
+from sorsa_ds.run.merge import merge_dense
 from sorsa_ds.runtime import precision
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.residual_storage import Dense, Nf4
+from sorsa_ds.train.invocation import parse
 from sorsa_ds.train.setup import assemble
 
 

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sorsa_ds import load_adapter
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
-from sorsa_ds.export import publish, tensor_file
+from sorsa_ds.export import card, tensor_file
 from sorsa_ds.export.command import Options, export
 from sorsa_ds.export.lora import served_by_vllm
 from sorsa_ds.model import adapter_file
@@ -632,7 +632,7 @@ class Hub:
 
 
 def test_publishing(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(publish, "HfApi", Hub)
+    monkeypatch.setattr(card, "HfApi", Hub)
     export(Options(runs("llama"), "lora", tmp_path / "out", push_to_hub="mine", private=True))
     assert Hub.called == [
         ("create", "mine", True),

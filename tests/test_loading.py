@@ -7,8 +7,9 @@ from transformers import AutoModelForCausalLM
 from worlds import run_ranks
 
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
-from sorsa_ds.model.load import load, skeleton
+from sorsa_ds.model.load import load
 from sorsa_ds.model.sharding import Whole
+from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import operate, select, sorsa_layers
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.residual_storage import Dense

@@ -28,7 +28,7 @@ from sorsa_ds.export.command import Options, export
 from sorsa_ds.methods import METHODS as NAMES
 from sorsa_ds.methods import settings
 from sorsa_ds.model.adapter_file import read_description
-from sorsa_ds.model.load import skeleton
+from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import select
 from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import memory

@@ -32,9 +32,8 @@ from worlds import run_ranks
 
 from sorsa_ds.config import deepspeed_json as settings
 from sorsa_ds.plan.advice import Way, advice
-from sorsa_ds.plan.fit import HEADROOM
 from sorsa_ds.plan.job import Job
-from sorsa_ds.plan.memory import memory
+from sorsa_ds.plan.memory import HEADROOM, memory
 from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.plan.traffic import traffic
 

@@ -26,6 +26,7 @@ from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.plan.report import as_text, plan
 from sorsa_ds.plan.shapes import shipped
+from sorsa_ds.train.invocation import parse
 
 
 def recipe_lines():
@@ -184,7 +185,7 @@ def _refused(project):
     os.environ["SORSA_CACHE"] = str(project / "cache")
     large = ["train.micro_batch_size=400000", "train.global_batch_size=null", "data.max_length=256"]
     with pytest.raises(ValueError) as caught:
-        assemble(command_line.parse([*run_settings(project, "plan-no"), *large]))
+        assemble(parse([*run_settings(project, "plan-no"), *large]))
     return str(caught.value)
 
 

@@ -7,9 +7,10 @@ import pytest
 from projects import settings
 from worlds import run_ranks
 
-from sorsa_ds.config import command_line
+from sorsa_ds.runtime.memory import free_memory
+from sorsa_ds.train.invocation import parse
 from sorsa_ds.train.preflight.faults import GIB, faults, rank_map
-from sorsa_ds.train.preflight.rank_facts import Facts, free_memory
+from sorsa_ds.train.preflight.rank_facts import Facts
 
 SAID = {"sorsa.rank": 16, "DeepSpeed JSON: zero_optimization.stage": 3, "command line": "train.py sorsa.rank=16"}
 
@@ -109,7 +110,7 @@ def _check(arguments: list[str], nodes: list[str]) -> str:
     os.environ.update(LOCAL_RANK="0", CROSS_RANK=str(rank))
     given = [argument.replace("RANK", str(rank)) for argument in arguments]
     try:
-        preflight.check(command_line.parse(given), {}, torch.device("cpu"), timedelta(seconds=60), given)
+        preflight.check(parse(given), {}, torch.device("cpu"), timedelta(seconds=60), given)
     except ValueError as error:
         return str(error)
     return ""

@@ -10,7 +10,7 @@ from projects import ROOT
 from sorsa_ds.config import deepspeed_json, recipes
 from sorsa_ds.config.command_line import load
 from sorsa_ds.config.schema import LoadingConfig, RunConfig
-from sorsa_ds.model.load import skeleton
+from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import select
 from sorsa_ds.plan.shapes import FOLDER as SHAPES
 from sorsa_ds.plan.shapes import shipped

@@ -10,10 +10,10 @@ from test_resume import train as train_run
 from worlds import run_ranks
 
 from sorsa_ds.config.schema import RegularizerConfig, RunConfig
-from sorsa_ds.engine.reorthonormalize import rotations
 from sorsa_ds.methods.settings import check
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.regularizer import resolve
+from sorsa_ds.sorsa.rotations import rotations
 
 EVERY, TAKEN = 2, 5
 CASE = dict(form="squared", reduction="mean", clip=0.05, accumulation=1, coefficient=0.2, reorthonormalize=EVERY)

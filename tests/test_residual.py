@@ -4,7 +4,6 @@ import weakref
 
 import numpy as np
 import pytest
-import sorsa_ds.residual
 import torch
 from architectures import exactly, save
 from test_engine import CASES, build, compare, ds_config, micro_losses, sequences, whole_factors
@@ -12,6 +11,7 @@ from test_loading import INPUT, logits_and_gradients
 from transformers import AutoModelForCausalLM
 from worlds import run_ranks
 
+import sorsa_ds.sorsa.residual_storage
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, SorsaConfig
 from sorsa_ds.model.load import load
 from sorsa_ds.model.sharding import Whole

@@ -14,12 +14,12 @@ from projects import ROOT, launch, metrics, settings, start
 from safetensors.torch import load_file, save_file
 from worlds import run_ranks
 
-from sorsa_ds.config import command_line
+from sorsa_ds.config.differences import differences
 from sorsa_ds.config.schema import RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.run.checkpoint import folder as folders
 from sorsa_ds.run.checkpoint import manifest
-from sorsa_ds.run.checkpoint.resume import differences
 from sorsa_ds.run.checkpoint.saved import SavedTensors
+from sorsa_ds.train.invocation import parse
 
 GLOBAL = "train.global_batch_size=6"
 DROPOUT = "sorsa.dropout=0.3"
@@ -31,9 +31,7 @@ def _train(project, name, ds, arguments, stop_at):
     from sorsa_ds.runtime.stop_signals import Preempted
     from sorsa_ds.train.setup import assemble
 
-    trainer = assemble(
-        command_line.parse([*settings(project, name), *arguments, f"--ds_config={ROOT}/ds_configs/{ds}.json"])
-    )
+    trainer = assemble(parse([*settings(project, name), *arguments, f"--ds_config={ROOT}/ds_configs/{ds}.json"]))
     if stop_at is not None:
         step = trainer.step
 

@@ -14,7 +14,7 @@ from worlds import run_ranks
 
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.model import architectures
-from sorsa_ds.model.load import skeleton
+from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import select
 
 BLOCK = ["attn.r_proj.linear", "attn.k_proj.linear", "attn.v_proj.linear", "attn.g_proj.linear", "attn.o_proj",

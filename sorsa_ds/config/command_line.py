@@ -17,36 +17,12 @@ from typing import TypeVar
 from sorsa_ds.config.fields import Leaf, leaves, nearest, section_help, sections
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.config.yaml_io import Given, build, check, read_value, read_yaml, to_yaml, value_text
-from sorsa_ds.run.paths import CONFIG, GIVEN_DS_CONFIG, run_of
 
-__all__ = ["Errors", "Invocation", "absolute", "find_file", "help_text", "load", "parse", "split", "to_yaml"]
+__all__ = ["Errors", "absolute", "find_file", "help_text", "load", "split", "to_yaml"]
 
 T = TypeVar("T")
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_DS_CONFIG = "ds_configs/zero3.json"
-
-TRAIN_OPTIONS = {
-    "config": "YAML file with settings",
-    "ds_config": f"DeepSpeed JSON (default {DEFAULT_DS_CONFIG}; with --resume FOLDER: the run's)",
-    "resume": "go on with a run: its folder, one of its checkpoints, or `auto` (the newest unfinished one, else begin)",
-    "local_rank": "added by DeepSpeed's launcher; ignored",
-}
-TRAIN_USAGE = """\
-Fine-tune a causal language model with SORSA on DeepSpeed.
-
-  deepspeed launch/train.py --ds_config ds_configs/zero3.json
-  deepspeed --num_gpus 1 launch/train.py --ds_config ds_configs/stage0.json --config run.yaml sorsa.rank=64
-  deepspeed launch/train.py --resume runs/NAME
-"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Invocation:
-    """What one command line asks for."""
-
-    config: RunConfig
-    ds_config: Path
-    resume: str | None = None
 
 
 class Errors(list[str]):
@@ -64,32 +40,6 @@ class Errors(list[str]):
         """Raise them all, if there are any."""
         if self:
             raise ValueError("\n".join(self))
-
-
-def parse(argv: Sequence[str]) -> Invocation:
-    """The training command. ValueError lists everything wrong; `--help` prints (on one rank) and exits."""
-    errors = Errors()
-    options, overrides = split(argv, TRAIN_OPTIONS, errors)
-    if "help" in options:
-        if options.get("local_rank", "0") == "0":
-            print(help_text(RunConfig, TRAIN_USAGE, TRAIN_OPTIONS))
-        raise SystemExit(0)
-    ds_config = file = config = None
-    resume = options.get("resume")
-    run = run_of(Path(resume).expanduser()) if resume and resume != "auto" else None
-    defaults = {"ds_config": DEFAULT_DS_CONFIG}
-    if run is not None:  # what is not said is as it was
-        kept = {"config": run / CONFIG, "ds_config": run / GIVEN_DS_CONFIG}
-        defaults |= {option: str(path) for option, path in kept.items() if path.exists()}
-    options = defaults | options
-    with errors.noted():
-        ds_config = find_file("--ds_config", options["ds_config"], "ds_configs/*.json")
-    with errors.noted():
-        file = find_file("--config", options["config"], "launch/recipes/*.yaml") if "config" in options else None
-    with errors.noted():
-        config = load(RunConfig, file, overrides, TRAIN_OPTIONS)
-    errors.stop()
-    return Invocation(config, ds_config, resume)
 
 
 def split(argv: Sequence[str], options: Iterable[str], errors: Errors) -> tuple[dict[str, str], list[tuple[str, str]]]:

@@ -28,36 +28,7 @@ from torch import Tensor
 from sorsa_ds.engine.grams import ShardedGrams
 from sorsa_ds.engine.masters import Fragment, Masters
 from sorsa_ds.runtime import collectives
-
-
-def rotations(gram_u: Tensor, s: Tensor, gram_v: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """T_U (r, r), s' (r) and T_V (r, r) from U^T U, s and V^T V; all float64 on the CPU.
-
-    Returns:
-        None where a column of U or V depends on the others, or something is no number.
-    """
-    (c_u, bad_u), (c_v, bad_v) = (torch.linalg.cholesky_ex(gram, upper=True) for gram in (gram_u, gram_v))
-    core = (c_u * s) @ c_v.T
-    if bad_u or bad_v or not core.isfinite().all():
-        return None
-    a, values, b_t = torch.linalg.svd(core)
-    t_u = torch.linalg.solve_triangular(c_u, a, upper=True)
-    t_v = torch.linalg.solve_triangular(c_v, b_t.T, upper=True)
-    order = _nearest(t_u.square() + t_v.square())
-    t_u, values, t_v = t_u[:, order], values[order], t_v[:, order]
-    sign_u, sign_v = (torch.where(t.diagonal() < 0, -1.0, 1.0).double() for t in (t_u, t_v))
-    return t_u * sign_u, values * sign_u * sign_v, t_v * sign_v
-
-
-def _nearest(likeness: Tensor) -> Tensor:
-    """For each old column (row of `likeness`) its new one: the likest pair first, then the likest of the rest."""
-    left, r = likeness.clone(), len(likeness)
-    order = torch.empty(r, dtype=torch.long)
-    for _ in range(r):
-        old, new = divmod(int(left.argmax()), r)
-        order[old] = new
-        left[old] = left[:, new] = -1.0
-    return order
+from sorsa_ds.sorsa.rotations import rotations
 
 
 class Reorthonormalizer:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from sorsa_ds.data.examples import examples, load_tokenizer
+from sorsa_ds.data.examples import examples
 from sorsa_ds.evaluate import models
 from sorsa_ds.evaluate.backends.generation import end_tokens
 from sorsa_ds.evaluate.backends.vllm import Vllm
@@ -24,6 +24,7 @@ from sorsa_ds.evaluate.sharing import Board
 from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, math, mmlu
 from sorsa_ds.evaluate.tasks.math_answers import RULES
 from sorsa_ds.evaluate.tasks.task import Engine, Generate, LocalEngine, Setting, Task
+from sorsa_ds.model.tokenizer import load_tokenizer
 from sorsa_ds.run.checkpoint.keeper import PACKAGES
 from sorsa_ds.run.paths import REPORT
 from sorsa_ds.runtime import collectives, precision

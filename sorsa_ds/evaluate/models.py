@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import LoadingConfig, RunConfig
-from sorsa_ds.data.examples import find_model
-from sorsa_ds.evaluate.merging import merge_dense
 from sorsa_ds.model import adapter_file, pretrained
+from sorsa_ds.model.pretrained import find_model
+from sorsa_ds.run.merge import merge_dense
 from sorsa_ds.run.paths import ADAPTER, CONFIG, REPORT
 from sorsa_ds.run.reload import reload
 from sorsa_ds.runtime import digest, precision

@@ -9,15 +9,14 @@ from typing import Literal
 import torch
 
 from sorsa_ds.config.schema import MethodName
-from sorsa_ds.export import factors, lora, merged, peft_adapter, requantise
-from sorsa_ds.export.card import CARD, card
-from sorsa_ds.export.publish import publish
+from sorsa_ds.export import lora, merged, peft_adapter, requantise
+from sorsa_ds.export.card import CARD, card, publish
 from sorsa_ds.methods.peft_layers import MUTATING
 from sorsa_ds.run.finished import Progress, Source, check, open_run
 from sorsa_ds.runtime.console import say, tracked
 from sorsa_ds.runtime.files import write_text
+from sorsa_ds.runtime.whole_folder import whole_folder
 from sorsa_ds.sorsa.residual_storage import describe
-from sorsa_ds.whole_folder import whole_folder
 
 Format = Literal["merged", "lora", "base", "adapter"]
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -87,7 +86,7 @@ def export(options: Options) -> Path:
                 errors = lora.write(source, lora_plan, folder, _shown("LoRA"))
                 notes = _lora_notes(source, lora_plan, errors)
             elif source.described.method == "sorsa":
-                factors.write(source, folder, _shown("copying"))
+                peft_adapter.copy(source, folder, _shown("copying"))
             else:
                 peft_adapter.write(source, folder)
             write_text(folder / CARD, card(source, options.format, notes))

@@ -9,10 +9,10 @@ from statistics import mean
 import torch
 from torch import Tensor
 
+from sorsa_ds.export.low_rank import change, exact_rank
 from sorsa_ds.export.tensor_file import write_tensors
 from sorsa_ds.model.adapter_file import CONFIG, TRAINED
 from sorsa_ds.model.sharding import TensorSpec
-from sorsa_ds.run import merge
 from sorsa_ds.run.finished import Progress, Source
 from sorsa_ds.runtime.files import write_json
 
@@ -42,7 +42,7 @@ def plan(source: Source, rank: int | None) -> Plan:
     """
     if rank is not None and rank < 1:
         raise ValueError(f"--rank {rank}: a LoRA has at least rank 1")
-    exact = {target.name: merge.exact_rank(source, target) for target in source.targets}
+    exact = {target.name: exact_rank(source, target) for target in source.targets}
     ranks = exact if rank is None else {name: min(r, rank) for name, r in exact.items()}
     return Plan(ranks, truncated=ranks != exact)
 
@@ -64,7 +64,7 @@ def write(source: Source, planned: Plan, folder: Path, progress: Progress) -> di
     def tensors() -> Iterator[Tensor]:
         targets = {target.name: target for target in source.targets}
         for name in progress(list(targets)):
-            found = merge.change(source, targets[name], planned.ranks[name])
+            found = change(source, targets[name], planned.ranks[name])
             errors[name] = found.error
             yield found.A
             yield found.B

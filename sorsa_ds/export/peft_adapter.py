@@ -1,5 +1,6 @@
 """The adapter of a method that PEFT has, in PEFT's own format, written by PEFT."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from re import escape
@@ -9,8 +10,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from sorsa_ds.methods.peft_layers import ADAPTER
-from sorsa_ds.run.finished import Source
-from sorsa_ds.runtime.files import fsync
+from sorsa_ds.model.adapter_file import INITIAL, TRAINED, write_description
+from sorsa_ds.run.finished import Progress, Source
+from sorsa_ds.runtime import digest
+from sorsa_ds.runtime.files import fsync, write_atomic
 
 _OUTSIDE = "base_model.model."
 
@@ -50,3 +53,17 @@ def peft_config(source: Source) -> LoraConfig:
         config.alpha_pattern = others if sorsa.alpha is None else {}
     config.task_type = "CAUSAL_LM"
     return config
+
+
+def copy(source: Source, folder: Path, progress: Progress) -> None:
+    """Fill a folder with copies that are read back.
+
+    Raises:
+        ValueError: the disk refuses, or gives something else back.
+    """
+    for name in progress([INITIAL, TRAINED]):
+        original = source.adapter / name
+        write_atomic(folder / name, lambda temporary, original=original: shutil.copyfile(original, temporary))
+        if digest.of_file(folder / name) != digest.of_file(original):
+            raise ValueError(f"{folder / name} reads back differently from what was written; check the disk")
+    write_description(folder, source.described)

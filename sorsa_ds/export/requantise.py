@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.export.merged import CONFIG, Plan, companions
 from sorsa_ds.export.tensor_file import nbytes
-from sorsa_ds.model.load import skeleton
 from sorsa_ds.model.pretrained import Checkpoint
+from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import select
 from sorsa_ds.run.finished import Progress, Source
 from sorsa_ds.runtime.files import write_atomic, write_json

@@ -16,10 +16,11 @@ from sorsa_ds.config.schema import BaselineConfig, MethodName, ResidualConfig, R
 from sorsa_ds.methods import settings, whole_weights
 from sorsa_ds.methods.peft_layers import PeftLayers, PeftRecipe, Values
 from sorsa_ds.model import factor_source as factors
-from sorsa_ds.model import fill
+from sorsa_ds.model import fill, sorsa_recipe
 from sorsa_ds.model.adapter_file import FactorFile
-from sorsa_ds.model.fill import Recipe, SorsaRecipe
+from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.load import Operation
+from sorsa_ds.model.sorsa_recipe import SorsaRecipe
 from sorsa_ds.model.targets import Target, operate, select
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.regularizer import Regularizer
@@ -95,7 +96,7 @@ def working_set(chosen: Settings, targets: list[Target], largest: int, storage: 
     """
     if chosen.method == "sorsa":
         refined = chosen.residual.iterations > 1
-        return max(fill.working_set(target, chosen.sorsa, storage, refined) for target in targets)
+        return max(sorsa_recipe.working_set(target, chosen.sorsa, storage, refined) for target in targets)
     made = 8 * largest  # as it is read, and its message
     if chosen.method in settings.ADAPTERS:
         layers = PeftLayers(chosen.method, chosen.sorsa, chosen.baseline)

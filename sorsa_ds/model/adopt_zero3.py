@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.model.fill import FactorSource, Progress, SorsaRecipe, fill
+from sorsa_ds.model.fill import FactorSource, Progress, fill
 from sorsa_ds.model.init_report import LayerReport
 from sorsa_ds.model.sharding import Part, Zero3
+from sorsa_ds.model.sorsa_recipe import SorsaRecipe
 from sorsa_ds.model.targets import Target, operate, select
 from sorsa_ds.model.weight_sources import InShards
 from sorsa_ds.runtime.precision import Precision

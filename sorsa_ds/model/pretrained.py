@@ -11,7 +11,12 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig
+from sorsa_ds.model import pretrained
+from sorsa_ds.model.architectures import make_known
+from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.runtime import digest
+from sorsa_ds.runtime.console import say
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
 INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -209,3 +214,16 @@ def _aliases(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return {name: tuple(group) for group in names.values() if len(group) > 1 for name in group}
+
+
+def find_model(model: str, loading: LoadingConfig) -> Path:
+    """The folder of the configured model; the embedded one is converted first if it never was.
+
+    Raises:
+        ValueError: there is no such model, or its architecture needs a package that is not installed.
+    """
+    if model == EMBEDDED_MODEL:
+        return ensure_embedded_model(say)
+    folder = pretrained.find(model, loading.revision)
+    make_known(folder)
+    return folder

@@ -7,9 +7,8 @@ from pathlib import Path
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.command_line import REPOSITORY
 from sorsa_ds.config.schema import TrainConfig
-from sorsa_ds.plan.fit import fits, of_a_node
 from sorsa_ds.plan.job import Hardware, Job
-from sorsa_ds.plan.memory import memory
+from sorsa_ds.plan.memory import fits, memory, of_a_node
 from sorsa_ds.plan.model_facts import Facts, facts
 
 MOST_GPUS, A_NODE = 1024, 8

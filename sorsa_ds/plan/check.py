@@ -12,9 +12,9 @@ from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.plan.report import short
 from sorsa_ds.runtime import collectives, process
 from sorsa_ds.runtime.console import say
+from sorsa_ds.runtime.memory import free_memory
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.residual_storage import Storage
-from sorsa_ds.train.preflight.rank_facts import free_memory
 
 
 def check_memory(

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds import methods
 from sorsa_ds.methods.peft_layers import ADAPTER
-from sorsa_ds.model.load import skeleton
+from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Target
 from sorsa_ds.plan.activations import Kept, kept_for_backward
 from sorsa_ds.plan.job import Job

@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sorsa_ds.plan.advice import Way, advice
-from sorsa_ds.plan.fit import fits, of_a_node, room
 from sorsa_ds.plan.job import GIB, Job
-from sorsa_ds.plan.memory import Memory, memory
+from sorsa_ds.plan.memory import Memory, fits, memory, of_a_node, room
 from sorsa_ds.plan.model_facts import Facts, facts
 from sorsa_ds.plan.speed import Speed, speed
 from sorsa_ds.plan.traffic import Traffic, traffic

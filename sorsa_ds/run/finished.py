@@ -11,14 +11,13 @@ from transformers import PreTrainedModel
 
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import EMBEDDED_MODEL, RunConfig
-from sorsa_ds.data.examples import find_model
 from sorsa_ds.methods import keeps_initial
 from sorsa_ds.methods.peft_layers import PeftLayers
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.adapter_file import Description, FactorFile
 from sorsa_ds.model.factor_source import from_values
-from sorsa_ds.model.load import skeleton
-from sorsa_ds.model.pretrained import Checkpoint
+from sorsa_ds.model.pretrained import Checkpoint, find_model
+from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Target, select
 from sorsa_ds.model.weight_sources import OnDisk
 from sorsa_ds.run.paths import ADAPTER, CONFIG, REPORT

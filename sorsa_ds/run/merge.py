@@ -3,16 +3,17 @@
 Shapes, used as suffixes of tensor names: M out_features, N in_features, R rank, K rank of the LoRA.
 """
 
-from dataclasses import dataclass
-
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from sorsa_ds.methods import peft_layers
-from sorsa_ds.methods.peft_layers import MUTATING
 from sorsa_ds.model.targets import Target, scale_of
 from sorsa_ds.run.finished import Source
-from sorsa_ds.sorsa.decompose import as_used, residual
+from sorsa_ds.runtime.precision import Precision, full_fp32_products
+from sorsa_ds.sorsa.decompose import Factors, as_used, residual
+from sorsa_ds.sorsa.layer import SorsaLinear
 
 
 def merged(source: Source, name: str, untrained: bool = False) -> Tensor:
@@ -52,56 +53,40 @@ def _peft(source: Source, target: Target) -> Tensor:
     return peft_layers.merged(layer, target)
 
 
-@dataclass(frozen=True, slots=True)
-class LowRank:
-    """A change of a weight as B A: B (M, K), A (K, N), contiguous fp32.
+def merge_dense(model: PreTrainedModel, trained: Precision, dtype: torch.dtype) -> PreTrainedModel:
+    """Put plain linears in the place of SORSA's and PEFT's, all in `dtype`; over a packed residual factors stay apart.
 
-    error: ||dW - B A||_F / ||dW||_F of what was cut off, 0 where nothing was.
+    W = W_r + scale * U diag(s) V^T is taken in fp32 of what training computed with in its precision `trained`, and
+    rounded once, as `launch/export.py --format merged` does; so is what PEFT merges. Buffers keep their dtype: rotary
+    frequencies must not be rounded. Changes the model and returns it.
     """
-
-    B: Tensor
-    A: Tensor
-    error: float
-
-
-def change(source: Source, target: Target, rank: int) -> LowRank:
-    """dW, the best approximation of a rank; exact from `exact_rank` on.
-
-    With SORSA dW = scale * (U diag(s) V^T - U_0 diag(s_0) V_0^T). [U s, -U_0 s_0] [V, V_0]^T would be exact too, but
-    its parts nearly cancel: a server that rounds them to bf16 would lose much of the change. The singular value
-    decomposition of the same product has nothing to cancel.
-    """
-    left, right = (_sorsa_product if source.described.method == "sorsa" else _peft_product)(source, target)
-    Q_left, R_left = torch.linalg.qr(left)
-    Q_right, R_right = torch.linalg.qr(right)
-    X, d, Yt = torch.linalg.svd(R_left @ R_right.t(), full_matrices=False)
-    root = d[:rank].sqrt()
-    B = (Q_left @ X[:, :rank]) * root
-    A = root[:, None] * (Yt[:rank] @ Q_right.t())
-    whole = d.norm().item()
-    return LowRank(B.float().contiguous(), A.float().contiguous(), d[rank:].norm().item() / whole if whole else 0.0)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, SorsaLinear) and not module.storage.quantised:
+            whole = _merged(module, trained, dtype)
+        elif isinstance(module, BaseTunerLayer):
+            with full_fp32_products():
+                whole = peft_layers.plain(module)
+        else:
+            continue
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, whole)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
-def exact_rank(source: Source, target: Target) -> int:
-    """The rank from which on `change` cuts nothing off."""
-    twice = source.described.method in ("sorsa", *MUTATING)
-    return min((2 if twice else 1) * target.rank, target.out_features, target.in_features)
-
-
-def _sorsa_product(source: Source, target: Target) -> tuple[Tensor, Tensor]:
-    """(left (M, 2 R), right (N, 2 R)), in float64: dW = left right^T."""
-    scale, formats = scale_of(target, source.described.sorsa), source.precision
-    initial, trained = (
-        as_used(factors, formats.compute_dtype, formats.factor_dtype)
-        for factors in source.factors(target, torch.empty(0))
+@torch.no_grad()
+def _merged(layer: SorsaLinear, trained: Precision, dtype: torch.dtype) -> torch.nn.Linear:
+    kept = [getattr(layer, name) for name in layer.storage.names]
+    W_MN = layer.storage.dense(kept, (layer.out_features, layer.in_features), trained.compute_dtype)
+    now = as_used(
+        Factors(layer.U.float(), layer.s.float(), layer.V.float()), trained.compute_dtype, trained.factor_dtype
     )
-    left = torch.cat([trained.U * (scale * trained.s), -initial.U * (scale * initial.s)], 1).double()
-    return left, torch.cat([trained.V, initial.V], 1).double()
-
-
-def _peft_product(source: Source, target: Target) -> tuple[Tensor, Tensor]:
-    """The same of a LoRA, dW = scale * B A, and of a method that began with B_0 A_0 taken off the weight."""
-    files = [source.trained, source.initial] if source.described.method in MUTATING else [source.trained]
-    A, B = ([file.tensor(f"{target.name}.lora_{leaf}.default.weight").double() for file in files] for leaf in "AB")
-    signed = [B[0], *(-b for b in B[1:])]
-    return scale_of(target, source.described.sorsa) * torch.cat(signed, 1), torch.cat(A).t()
+    with full_fp32_products():
+        W_MN = torch.addmm(W_MN.float(), now.U * (layer.scale * now.s), now.V.t())
+    plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+    plain.weight = torch.nn.Parameter(W_MN.to(dtype), requires_grad=False)
+    if layer.bias is not None:
+        plain.bias = torch.nn.Parameter(layer.bias.to(dtype), requires_grad=False)
+    return plain

@@ -6,10 +6,10 @@ import torch
 from transformers import PreTrainedModel
 
 from sorsa_ds import methods
-from sorsa_ds.data.examples import find_model
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.fill import Progress
 from sorsa_ds.model.load import Loaded, load_operated
+from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.model.sharding import Whole
 from sorsa_ds.runtime import precision
 from sorsa_ds.sorsa import residual_storage

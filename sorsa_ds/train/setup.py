@@ -11,17 +11,20 @@ from torch import nn
 
 from sorsa_ds import methods
 from sorsa_ds.config import deepspeed_json
-from sorsa_ds.config.command_line import Invocation, absolute
+from sorsa_ds.config.command_line import absolute
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
-from sorsa_ds.data.examples import check_fits, examples, find_model, load_tokenizer
+from sorsa_ds.data.examples import examples
 from sorsa_ds.data.tokenize import show_example
 from sorsa_ds.engine.engine import adamw, cosine_with_warmup
 from sorsa_ds.methods.settings import check
 from sorsa_ds.model import init_report, schedule
 from sorsa_ds.model.adapter_file import INITIAL
-from sorsa_ds.model.load import load_operated, skeleton
+from sorsa_ds.model.load import load_operated
+from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.model.sharding import Whole, Zero3
+from sorsa_ds.model.skeleton import skeleton
+from sorsa_ds.model.tokenizer import load_tokenizer
 from sorsa_ds.plan.check import check_memory
 from sorsa_ds.run.checkpoint.keeper import Keeper
 from sorsa_ds.run.checkpoint.resume import find
@@ -34,6 +37,8 @@ from sorsa_ds.runtime.console import say, table, tracked, tracked_by_cost
 from sorsa_ds.runtime.process import peak_resident_gib, ranks_of_each_node, start_process, this_device
 from sorsa_ds.sorsa import regularizer, residual_storage
 from sorsa_ds.train import preflight
+from sorsa_ds.train.invocation import Invocation
+from sorsa_ds.train.start_check import check_fits
 from sorsa_ds.train.trainer import Trainer
 
 

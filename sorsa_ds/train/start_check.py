@@ -7,10 +7,14 @@ exchange and the shards that are being checked.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 
+from sorsa_ds.config.schema import LoadingConfig
+from sorsa_ds.data.tokenize import Example
 from sorsa_ds.model.load import Loaded
 from sorsa_ds.sorsa.layer import compute_dtype
 from sorsa_ds.train.loss import mean_loss
@@ -69,3 +73,22 @@ def check_start(
             f"or the precision loses the model. train.max_start_gap ({tolerance}) is the gap that is let through"
         )
     return base, start
+
+
+def check_fits(folder: Path, loading: LoadingConfig, some: list[Example]) -> None:
+    """Stop before the model is loaded if an example is too long for it, or holds a token that it does not know.
+
+    Raises:
+        ValueError: naming the number and the limit.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=loading.trust_remote_code)
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = max(len(example["input_ids"]) for example in some)
+    if positions is not None and longest > positions:
+        raise ValueError(f"data.max_length: an example has {longest} tokens, the model takes {positions}; lower it")
+    largest = max(int(example["input_ids"].max()) for example in some)
+    if largest >= config.vocab_size:
+        raise ValueError(
+            f"model: its tokenizer makes token {largest}, but it knows only {config.vocab_size}: they do not belong "
+            f"together"
+        )

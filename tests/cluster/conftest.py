@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from projects import default_settings, launch
 
-from sorsa_ds.model.embedded import cache_folder
+from sorsa_ds.runtime.cache import cache_folder
 
 
 @pytest.fixture(scope="session")

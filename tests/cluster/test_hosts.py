@@ -11,7 +11,7 @@ from jobs import SECONDS, Hold, need, same
 from projects import ROOT, default_settings, metrics, settings
 from worlds import free_port
 
-from sorsa_ds.model.embedded import cache_folder
+from sorsa_ds.runtime.cache import cache_folder
 
 pytestmark = pytest.mark.cluster
 

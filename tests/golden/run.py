@@ -55,7 +55,7 @@ def settings(folder: Path, name: str, more: tuple[str, ...]) -> list[str]:
 
 def rank_of_run(arguments: list[str]) -> None:
     """One rank's part of a run."""
-    from sorsa_ds.config.command_line import parse
+    from sorsa_ds.train.invocation import parse
     from sorsa_ds.train.setup import assemble
 
     assemble(parse(arguments)).train()
@@ -79,8 +79,9 @@ def numbers_of(run: Path) -> dict:
 def measure() -> dict[str, dict]:
     """Make all runs, each in forked ranks; name of the run -> its numbers."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    import sorsa_ds.assemble  # noqa: F401  once here, not in each of the forked ranks
     from worlds import run_ranks
+
+    import sorsa_ds.train.setup  # noqa: F401  once here, not in each of the forked ranks
 
     found = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,15 +1,14 @@
 """Continuing a run: which checkpoint, whether it is whole, and whether the settings still fit it."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 
+from sorsa_ds.config.differences import FREE_OF_ONE_MODEL, differences
 from sorsa_ds.config.schema import RunConfig, TrainConfig
-from sorsa_ds.config.yaml_io import flat
 from sorsa_ds.model.adapter_file import INITIAL
 from sorsa_ds.run.checkpoint import folder, manifest
 from sorsa_ds.run.checkpoint.manifest import Manifest
@@ -20,24 +19,6 @@ from sorsa_ds.runtime.console import note
 from sorsa_ds.runtime.folder_lock import is_held
 
 AUTO = "auto"
-FREE_OF_ONE_MODEL = (
-    "loading.",
-    "output.",
-    "analysis.",
-    "sorsa.svd_cache",
-    "train.micro_batch_size",
-    "train.gradient_accumulation_steps",
-    "train.gradient_checkpointing",
-    "train.check_memory",
-    "train.eval_every",
-    "train.max_start_gap",
-    "train.timeout_minutes",
-)
-"""Settings, or sections of them, that may change between parts of a run, the model being named alike."""
-FREE = ("model", *FREE_OF_ONE_MODEL)
-"""Those that may change when a run is continued. The model may have moved: its weights' digests are checked."""
-SETTLED = ("train.precision", "train.global_batch_size", "train.gradient_clipping", "residual.storage")
-"""Settings that a run fills in where they are unset or `auto`: then they are as they were."""
 
 
 @dataclass
@@ -215,16 +196,3 @@ def _examined(path: Path) -> tuple[Manifest | None, list[str]]:
             wrong.append(f"{initial} is missing or damaged")
     wrong = list(dict.fromkeys(collectives.gather_lists(wrong)))
     return (None if wrong else found), wrong
-
-
-def differences(config: RunConfig, saved: dict, free: tuple[str, ...] = FREE) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ from a saved run's (then, now), but for the free ones and those left to be settled."""
-    then, now = flat(saved), flat(asdict(config))
-    return {
-        name: (then[name], value)
-        for name, value in now.items()
-        if name in then
-        and value != then[name]
-        and not name.startswith(free)
-        and not (name in SETTLED and value in (None, "auto"))
-    }

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.folder_lock import at_work_in
+from sorsa_ds.runtime.memory import free_memory
 from sorsa_ds.study.analysis import figures, report
 from sorsa_ds.study.analysis.compute import compute, missing, workers_for
 from sorsa_ds.study.analysis.request import Options, Request, opened
 from sorsa_ds.study.analysis.table import Table
-from sorsa_ds.train.preflight.rank_facts import free_memory
 
 TABLE = "measures.csv"
 

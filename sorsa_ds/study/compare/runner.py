@@ -16,8 +16,8 @@ import psutil
 import yaml
 
 from sorsa_ds.config.command_line import REPOSITORY, to_yaml
+from sorsa_ds.config.differences import FREE_OF_ONE_MODEL, differences
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.run.checkpoint.resume import FREE_OF_ONE_MODEL, differences
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.run.paths import CHECKPOINTS, CONFIG, GIVEN_DS_CONFIG, REPORT
 from sorsa_ds.runtime.files import write_text

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from sorsa_ds.config.command_line import Invocation
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.files import write_text
+from sorsa_ds.train.invocation import Invocation
 from sorsa_ds.train.preflight.faults import faults, nodes, rank_map
 from sorsa_ds.train.preflight.rank_facts import gather, run_folder
 

@@ -5,21 +5,20 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 import sorsa_ds
-from sorsa_ds.config.command_line import Invocation
 from sorsa_ds.config.yaml_io import flat
-from sorsa_ds.model.embedded import cache_folder
 from sorsa_ds.run.paths import run_of
 from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.cache import cache_folder
+from sorsa_ds.runtime.memory import free_memory
+from sorsa_ds.train.invocation import Invocation
 
 PACKAGES = ("torch", "deepspeed", "transformers")
 COMMAND_LINE = "command line"
@@ -74,18 +73,6 @@ def run_folder(invocation: Invocation) -> Path:
     if invocation.resume and invocation.resume != "auto":
         return run_of(Path(invocation.resume).expanduser().absolute()).parent
     return Path(invocation.config.output.folder).expanduser().absolute()
-
-
-def free_memory() -> int:
-    """Bytes that this process can still take: what the host has, or what its control group leaves."""
-    free = psutil.virtual_memory().available
-    with suppress(OSError, ValueError, StopIteration):  # no control groups of version 2, or no limit
-        groups = Path("/proc/self/cgroup").read_text().splitlines()
-        folder = Path("/sys/fs/cgroup") / next(line[3:] for line in groups if line.startswith("0::")).lstrip("/")
-        limit, used = (int((folder / f"memory.{what}").read_text()) for what in ("max", "current"))
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(stat["inactive_file"]))  # files that are read again when they are needed
-    return free
 
 
 def _said(invocation: Invocation, ds_config: dict, argv: list[str]) -> dict[str, Any]:

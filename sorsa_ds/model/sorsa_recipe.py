@@ -1,0 +1,101 @@
+"""What SORSA makes of a model's linears: residual, U, s and V, by the rank that owns the layer."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from sorsa_ds.config.schema import SorsaConfig
+from sorsa_ds.model.fill import TRIM_BYTES, FactorSource, Tensors, checked
+from sorsa_ds.model.init_report import LayerReport, QuantisationLoss
+from sorsa_ds.model.pretrained import REOPEN_BYTES
+from sorsa_ds.model.schedule import Item
+from sorsa_ds.model.sharding import TensorSpec
+from sorsa_ds.model.targets import Target
+from sorsa_ds.model.weight_sources import WeightSource
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.precision import Precision, full_fp32_products
+from sorsa_ds.sorsa import truncated_svd
+from sorsa_ds.sorsa.decompose import Decomposition, residual
+from sorsa_ds.sorsa.residual_storage import Storage
+
+
+def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: bool = False) -> int:
+    """Bytes that a rank holds at most besides its final shards while this layer is made.
+
+    Two fp32 matrices of the layer's size with its factors: weight and residual while it is decomposed, the outgoing and
+    the incoming message while it is exchanged; what the decomposition itself takes (`lowrank.search_bytes`); and what
+    was read or freed but not yet returned to the system. A quantised residual is made dense once more, to see what it
+    has lost; with several rounds (`refined`) that is decomposed, beside the weight.
+    """
+    m, n = target.out_features, target.in_features
+    tall = max(m, n), min(m, n), target.rank, sorsa.svd_tolerance
+    iterate = sorsa.svd == "randomized" and not truncated_svd.prefers_exact(*tall)
+    more = 4 * m * n * (storage.quantised + refined)
+    return (
+        8 * (m * n + target.trainable) + more + truncated_svd.search_bytes(*tall, iterate) + TRIM_BYTES + REOPEN_BYTES
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SorsaRecipe:
+    """SORSA's: of a target the residual, as it is kept, U, s, V and the bias; everything else as it is.
+
+    Args:
+        model: the operated one, whose layers know their scale.
+        storage: how the residuals are kept.
+        device: where decompositions run.
+        factor_source: gives the initial factors, against which the residual is taken.
+        trained: gives the factors that the layers get instead, if training has moved them.
+    """
+
+    model: nn.Module
+    precision: Precision
+    storage: Storage
+    device: torch.device
+    factor_source: FactorSource
+    trained: FactorSource | None = None
+
+    def specs(self, item: Item) -> list[TensorSpec]:
+        target, dtype = item.target, self.precision.residual_dtype
+        if target is None:
+            return [TensorSpec(item.name, item.shape, dtype)]
+        m, n, r = target.out_features, target.in_features, target.rank
+        kept = self.storage.tensors(torch.Size((m, n)))
+        specs = [TensorSpec(f"{target.name}.{leaf}", shape, kind) for leaf, (shape, kind) in kept.items()]
+        for leaf, shape in (("U", (m, r)), ("s", (r,)), ("V", (n, r))):
+            specs.append(TensorSpec(f"{target.name}.{leaf}", torch.Size(shape), torch.float32, trainable=True))
+        if target.bias:
+            specs.append(TensorSpec(f"{target.name}.bias", torch.Size((m,)), dtype))
+        return specs
+
+    def produce(self, item: Item, source: WeightSource) -> Tensors:
+        began = time.perf_counter()
+        weight, bias = source.read(item)
+        weight = weight.to(self.device)
+        target = item.target
+        if target is None:
+            return [checked(item.name, weight)], []
+        with full_fp32_products():
+            factors = self.factor_source(target, weight)
+            rest = residual(
+                weight,
+                factors,
+                used_dtype=self.precision.compute_dtype,
+                scale_dtype=self.precision.factor_dtype,
+                scale=self.model.get_submodule(target.name).scale,
+            )
+        now = factors if self.trained is None else self.trained(target, weight)
+        packed = self.storage.pack(rest)
+        tensors = [*packed, now.U, now.s, now.V]
+        if bias is not None:
+            tensors.append(bias.to(self.device))
+        if not isinstance(factors, Decomposition):
+            return tensors, []  # given, not found: nothing to report
+        loss = None
+        if self.storage.quantised:
+            loss = QuantisationLoss.of(self.storage, weight, rest, packed)
+        return tensors, [
+            LayerReport.of(target, factors, collectives.rank(), time.perf_counter() - began, tensors, loss)
+        ]

@@ -1,0 +1,22 @@
+"""The tokenizer that belongs to a model."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from sorsa_ds.config.schema import LoadingConfig
+
+
+def load_tokenizer(folder: Path, loading: LoadingConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        ValueError: the folder has none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=loading.trust_remote_code)
+    except Exception as error:
+        raise ValueError(f"model: {folder} has no tokenizer that can be read: {error}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"model: {folder} has no tokenizer (tokenizer.json); copy its model's there")
+    return tokenizer

@@ -1,0 +1,58 @@
+"""The training command: its options, its usage, and what one command line asks for."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from sorsa_ds.config.command_line import DEFAULT_DS_CONFIG, Errors, find_file, help_text, load, split
+from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.run.paths import CONFIG, GIVEN_DS_CONFIG, run_of
+
+TRAIN_OPTIONS = {
+    "config": "YAML file with settings",
+    "ds_config": f"DeepSpeed JSON (default {DEFAULT_DS_CONFIG}; with --resume FOLDER: the run's)",
+    "resume": "go on with a run: its folder, one of its checkpoints, or `auto` (the newest unfinished one, else begin)",
+    "local_rank": "added by DeepSpeed's launcher; ignored",
+}
+TRAIN_USAGE = """\
+Fine-tune a causal language model with SORSA on DeepSpeed.
+
+  deepspeed launch/train.py --ds_config ds_configs/zero3.json
+  deepspeed --num_gpus 1 launch/train.py --ds_config ds_configs/stage0.json --config run.yaml sorsa.rank=64
+  deepspeed launch/train.py --resume runs/NAME
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Invocation:
+    """What one command line asks for."""
+
+    config: RunConfig
+    ds_config: Path
+    resume: str | None = None
+
+
+def parse(argv: Sequence[str]) -> Invocation:
+    """The training command. ValueError lists everything wrong; `--help` prints (on one rank) and exits."""
+    errors = Errors()
+    options, overrides = split(argv, TRAIN_OPTIONS, errors)
+    if "help" in options:
+        if options.get("local_rank", "0") == "0":
+            print(help_text(RunConfig, TRAIN_USAGE, TRAIN_OPTIONS))
+        raise SystemExit(0)
+    ds_config = file = config = None
+    resume = options.get("resume")
+    run = run_of(Path(resume).expanduser()) if resume and resume != "auto" else None
+    defaults = {"ds_config": DEFAULT_DS_CONFIG}
+    if run is not None:  # what is not said is as it was
+        kept = {"config": run / CONFIG, "ds_config": run / GIVEN_DS_CONFIG}
+        defaults |= {option: str(path) for option, path in kept.items() if path.exists()}
+    options = defaults | options
+    with errors.noted():
+        ds_config = find_file("--ds_config", options["ds_config"], "ds_configs/*.json")
+    with errors.noted():
+        file = find_file("--config", options["config"], "launch/recipes/*.yaml") if "config" in options else None
+    with errors.noted():
+        config = load(RunConfig, file, overrides, TRAIN_OPTIONS)
+    errors.stop()
+    return Invocation(config, ds_config, resume)
