@@ -1,7 +1,7 @@
 """The run configuration: every setting a user can make, with its meaning, type, default and range.
 
 The dataclasses are the only place where a setting is declared. The command line, the YAML files, `--help` and the
-error messages (`sorsa_ds.config.command_line`) are derived from them, the docstring under each field being its help text.
+error messages (`sorsa_ds.config.command_line`) are derived from them. The docstring under each field is its help text.
 """
 
 from typing import Annotated, Literal

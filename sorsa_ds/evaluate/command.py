@@ -72,7 +72,8 @@ def evaluate(options: Options) -> dict:
             **task.results(records.collect(task.ids)),
             "speed": {
                 "samples": len(task.ids) - done, "tokens": tokens, "seconds": seconds,
-                "tokens_per_second": tokens / seconds, "ranks": collectives.world_size(), "batch_size": options.batch_size,
+                "tokens_per_second": tokens / seconds, "ranks": collectives.world_size(),
+                "batch_size": options.batch_size,
             },
             "settings": {**settings, **identity},
             "versions": _versions((*PACKAGES, *_GRADERS, "vllm")),

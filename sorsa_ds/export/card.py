@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
 from sorsa_ds.methods import METHODS
-from sorsa_ds.run.finished import Source
+from sorsa_ds.run.source import Source
 from sorsa_ds.sorsa import regularizer
 from sorsa_ds.sorsa.residual_storage import describe
 

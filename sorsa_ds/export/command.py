@@ -12,7 +12,7 @@ from sorsa_ds.config.schema import MethodName
 from sorsa_ds.export import lora, merged, peft_adapter, requantise
 from sorsa_ds.export.card import CARD, card, publish
 from sorsa_ds.methods.peft_layers import MUTATING
-from sorsa_ds.run.finished import Progress, Source, check, open_run
+from sorsa_ds.run.source import Progress, Source, check, open_run
 from sorsa_ds.runtime.console import say, tracked
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.runtime.whole_folder import whole_folder

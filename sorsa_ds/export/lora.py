@@ -13,7 +13,7 @@ from sorsa_ds.export.low_rank import change, exact_rank
 from sorsa_ds.export.tensor_file import write_tensors
 from sorsa_ds.model.adapter_file import CONFIG, TRAINED
 from sorsa_ds.model.sharding import TensorSpec
-from sorsa_ds.run.finished import Progress, Source
+from sorsa_ds.run.source import Progress, Source
 from sorsa_ds.runtime.files import write_json
 
 TRUNCATION = "truncation.json"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sorsa_ds.methods.peft_layers import MUTATING
 from sorsa_ds.model.targets import Target, scale_of
-from sorsa_ds.run.finished import Source
+from sorsa_ds.run.source import Source
 from sorsa_ds.sorsa.decompose import as_used
 
 

@@ -17,7 +17,7 @@ from sorsa_ds.model.fill import return_freed_memory
 from sorsa_ds.model.pretrained import COMPANIONS, INDEX, Checkpoint, all_finite
 from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.run import merge
-from sorsa_ds.run.finished import Progress, Source
+from sorsa_ds.run.source import Progress, Source
 from sorsa_ds.runtime.files import write_atomic, write_json
 
 CONFIG = "config.json"

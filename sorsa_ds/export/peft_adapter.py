@@ -11,7 +11,7 @@ from torch import nn
 
 from sorsa_ds.methods.peft_layers import ADAPTER
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, write_description
-from sorsa_ds.run.finished import Progress, Source
+from sorsa_ds.run.source import Progress, Source
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.files import fsync, write_atomic
 

@@ -19,7 +19,7 @@ from sorsa_ds.export.tensor_file import nbytes
 from sorsa_ds.model.pretrained import Checkpoint
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import select
-from sorsa_ds.run.finished import Progress, Source
+from sorsa_ds.run.source import Progress, Source
 from sorsa_ds.runtime.files import write_atomic, write_json
 
 ERRORS = "quantisation.json"

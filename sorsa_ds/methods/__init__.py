@@ -16,7 +16,7 @@ from sorsa_ds.config.schema import BaselineConfig, MethodName, ResidualConfig, R
 from sorsa_ds.methods import settings, whole_weights
 from sorsa_ds.methods.peft_layers import PeftLayers, PeftRecipe, Values
 from sorsa_ds.model import factor_source as factors
-from sorsa_ds.model import fill, sorsa_recipe
+from sorsa_ds.model import fill, pretrained, sorsa_recipe
 from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.load import Operation
@@ -101,7 +101,7 @@ def working_set(chosen: Settings, targets: list[Target], largest: int, storage: 
     if chosen.method in settings.ADAPTERS:
         layers = PeftLayers(chosen.method, chosen.sorsa, chosen.baseline)
         made = max(made, *(layers.working_set(target) for target in targets))
-    return made + fill.TRIM_BYTES + fill.REOPEN_BYTES
+    return made + fill.TRIM_BYTES + pretrained.REOPEN_BYTES
 
 
 def keeps_initial(method: MethodName) -> bool:

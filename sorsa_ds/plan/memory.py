@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sorsa_ds import methods
 from sorsa_ds.methods.settings import adalora_ranks
-from sorsa_ds.model import fill
+from sorsa_ds.model import fill, pretrained
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.model_facts import Facts, Held
 
@@ -70,7 +70,7 @@ def memory(job: Job, facts: Facts) -> Memory:
     largest = max(p.numel for p in facts.parameters)
     peak = methods.working_set(job.config, facts.targets, largest, job.storage)
     shards = 0 if job.offloaded("param") else sum(gpu[name] for name in ("residual", "frozen", "trained"))
-    read = 4 * largest + fill.TRIM_BYTES + fill.REOPEN_BYTES
+    read = 4 * largest + fill.TRIM_BYTES + pretrained.REOPEN_BYTES
     return Memory(gpu, host, shards + peak, read)
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from sorsa_ds.methods import peft_layers
 from sorsa_ds.model.targets import Target, scale_of
-from sorsa_ds.run.finished import Source
+from sorsa_ds.run.source import Source
 from sorsa_ds.runtime.precision import Precision, full_fp32_products
 from sorsa_ds.sorsa.decompose import Factors, as_used, residual
 from sorsa_ds.sorsa.layer import SorsaLinear

@@ -6,7 +6,7 @@ init.json                      how every layer was decomposed
 metrics.jsonl                  one line an optimizer step or evaluation
 checkpoints/                   to go on from (sorsa_ds.run.checkpoint)
 analysis/                      snapshots of the trained tensors, if asked for (sorsa_ds.run.snapshots)
-adapter/                       the trained factors, the initial ones, and their description (sorsa_ds.model.adapter_file)
+adapter/                       the trained factors, the initial ones, and their description (`model.adapter_file`)
 report.json, loss.png          at the end
 """
 

@@ -3,8 +3,8 @@
 A rank that is cut off from the others ends too: its collectives have a time-out (`train.timeout_minutes`).
 
 Exit codes: 2 for what the user can mend (ValueError), 75 for a run that was told to stop and can be continued
-(`sorsa_ds.runtime.stop_signals`), 1 for everything else. Launchers may lose the code (torchrun makes 1 of each): the first rank
-to fail therefore writes it into the file that SORSA_EXIT_FILE names, unless that exists.
+(`sorsa_ds.runtime.stop_signals`), 1 for everything else. Launchers may lose the code (torchrun makes 1 of each): the
+first rank to fail therefore writes it into the file that SORSA_EXIT_FILE names, unless that exists.
 """
 
 import errno

@@ -1,7 +1,7 @@
 """The leading right singular vectors of a matrix: exactly, or by block Krylov iteration to a stated tolerance.
 
-Both work on a tall W (M, N), M >= N, and leave U to `sorsa_ds.sorsa.decompose`. The figures that the choices here rest on
-stand in docs/results/svd.md.
+Both work on a tall W (M, N), M >= N, and leave U to `sorsa_ds.sorsa.decompose`. The figures that the choices here rest
+on stand in docs/results/svd.md.
 
 Shapes, used as suffixes of tensor names: M, N sides of W, M >= N; R rank; B vectors of a block; K vectors of the
 basis so far. Vectors are rows here: products of W with few of them are up to ten times faster that way on CPUs.

@@ -9,10 +9,10 @@ from torch import Tensor
 from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.factor_source import from_values
 from sorsa_ds.model.targets import Target
-from sorsa_ds.run.finished import Source, open_run
 from sorsa_ds.run.merge import merged
 from sorsa_ds.run.paths import REPORT
 from sorsa_ds.run.snapshots import adapted_linears, existing, held_linears, stored_linears
+from sorsa_ds.run.source import Source, open_run
 from sorsa_ds.sorsa.decompose import Factors
 
 
