@@ -26,7 +26,7 @@ from common import say
 from peers import reference_layers
 
 FOLDER = Path(__file__).parent
-SHAPES = FOLDER.parent / "sorsa_ds" / "shapes"
+SHAPES = FOLDER.parent / "sorsa_ds" / "plan" / "shapes"
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "accelerate", "bitsandbytes", "sorsa")
 LLAMA_7B, LLAMA_70B = str(SHAPES / "llama2_7b"), str(SHAPES / "llama2_70b")
 PAPER = ["--shape", LLAMA_7B, "--rank", "128", "--batch", "2", "--length", "512", "--precision", "mixed"]

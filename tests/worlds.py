@@ -14,19 +14,22 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-_fork = multiprocessing.get_context("fork")
 
-
-def run_ranks(world_size: int, function: Callable, *args: Any, timeout: float = 300.0) -> list[Any]:
+def run_ranks(
+    world_size: int, function: Callable, *args: Any, timeout: float = 300.0, start: str = "fork"
+) -> list[Any]:
     """Call `function(*args)` in `world_size` processes with an initialised DeepSpeed process group.
+
+    start: `fork` is quick. `spawn` is for a GPU, whose driver does not survive a fork once a library has started it.
 
     Returns each rank's result, in rank order. The first rank that fails fails the test with its traceback; all
     processes are gone afterwards.
     """
-    results = _fork.Queue()
+    context = multiprocessing.get_context(start)
+    results = context.Queue()
     port = free_port()
     processes = [
-        _fork.Process(target=_rank, args=(rank, world_size, port, results, function, args), daemon=True)
+        context.Process(target=_rank, args=(rank, world_size, port, results, function, args), daemon=True)
         for rank in range(world_size)
     ]
     for process in processes:
