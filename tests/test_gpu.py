@@ -39,14 +39,16 @@ def _train(folder, stage, precision, steps=5):
         Regularizer("norm", "mean", 0.2), loaded.exact_factors,
     )  # fmt: skip
     batch = {"input_ids": IDS.to(device), "attention_mask": torch.ones_like(IDS).to(device), "labels": IDS.to(device)}
+    engine.eval()
     with torch.no_grad():
-        logits = engine.eval()(batch["input_ids"]).logits.float().cpu()
+        logits = engine(batch["input_ids"]).logits.float().cpu()
     engine.train()
     losses = []
     for _ in range(steps):
         loss = summed_loss(engine, batch) / 22
         losses.append(loss.item())
         report = engine.train_step([loss])
+    engine.destroy()
     return logits, losses, report.reg_loss
 
 
