@@ -17,7 +17,7 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 @pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Path:
     """A small real project on disk (`projects`)."""
-    import projects
+    from tests.helpers import projects
 
     return projects.make(tmp_path_factory.mktemp("project"))
 
@@ -25,7 +25,7 @@ def project(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def answering(tmp_path_factory) -> Path:
     """A project whose model has learned to answer (`evaluated`); `trained` is a copy to work in."""
-    import evaluated
+    from tests.helpers import evaluated
 
     return evaluated.make(tmp_path_factory.mktemp("answering"))
 
@@ -54,7 +54,7 @@ def tiny_llama(tmp_path_factory):
 @pytest.fixture(scope="module", params=["namespaces", "user"])
 def sandbox(request):
     """A sandbox behind each kind of walls (`sandboxes`)."""
-    from sandboxes import sandbox_or_skip
+    from tests.helpers.sandboxes import sandbox_or_skip
 
     return sandbox_or_skip(request.param)
 
@@ -63,7 +63,8 @@ def sandbox(request):
 def nothing_is_left():
     """No process of a program is there when a test is over."""
     import psutil
-    from sandboxes import see_that_nothing_is_left
+
+    from tests.helpers.sandboxes import see_that_nothing_is_left
 
     before = set(psutil.pids())
     yield
