@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# What the helpers assert is explained as in the tests themselves.
+pytest.register_assert_rewrite("tests.helpers")
+
 # As the ranks that tests fork: sums in another order would not be equal bit for bit.
 torch.set_num_threads(1)
 

@@ -18,7 +18,7 @@ from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import HEADROOM, memory
 from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.plan.traffic import traffic
-from tests.engine.test_engine import (
+from tests.helpers.engines import (
     BF16_GAP,
     CASES,
     MICRO,
@@ -31,11 +31,11 @@ from tests.engine.test_engine import (
     sequences,
     whole_factors,
 )
+from tests.helpers.plans import job_of
 from tests.helpers.projects import ROOT, metrics
+from tests.helpers.residuals import PACKED, packed_of, residuals_by_hand
+from tests.helpers.runs import rewound, train_rank, trained
 from tests.helpers.worlds import run_ranks
-from tests.plan.test_plan import job_of
-from tests.run.test_resume import _train, rewound, trained
-from tests.sorsa.test_residual import PACKED, packed_of, residuals_by_hand
 
 NODES = pytest.mark.parametrize(("world", "size"), [(2, 1), (4, 2)])
 NOTHING_STAYS = {
@@ -242,7 +242,7 @@ def test_nodes_of_unequal_or_unknown_size_are_seen_on_every_rank():
 def _run(project, name, ds, arguments, stop_at, node_ranks):
     """One rank of a run of the real trainer, on a node of so many ranks."""
     os.environ["LOCAL_WORLD_SIZE"] = str(node_ranks)
-    return _train(project, name, ds, ["train.steps=6", "output.save_every=2", *arguments], stop_at)
+    return train_rank(project, name, ds, ["train.steps=6", "output.save_every=2", *arguments], stop_at)
 
 
 @NODES

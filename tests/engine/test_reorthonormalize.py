@@ -8,7 +8,7 @@ from sorsa_ds.methods.settings import check
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.regularizer import resolve
 from sorsa_ds.sorsa.rotations import rotations
-from tests.engine.test_engine import (
+from tests.helpers.engines import (
     MICRO,
     RATE,
     STEPS,
@@ -21,9 +21,9 @@ from tests.engine.test_engine import (
 )
 from tests.helpers.plain import plain_model, train
 from tests.helpers.projects import metrics
+from tests.helpers.runs import rewound, trained
+from tests.helpers.runs import train as train_run
 from tests.helpers.worlds import run_ranks
-from tests.run.test_resume import rewound, trained
-from tests.run.test_resume import train as train_run
 
 EVERY, TAKEN = 2, 5
 CASE = dict(form="squared", reduction="mean", clip=0.05, accumulation=1, coefficient=0.2, reorthonormalize=EVERY)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.helpers.wire import Wire
-from tests.engine.test_engine import CASES, MICRO, RANK, build, ds_config, micro_losses, sequences
+from tests.helpers.engines import CASES, MICRO, RANK, build, ds_config, micro_losses, sequences
 from tests.helpers.worlds import run_ranks
 
 WORLD, CASE = 2, CASES[1]

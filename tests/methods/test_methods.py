@@ -28,12 +28,12 @@ from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.runtime.precision import choose
-from tests.engine.test_engine import MICRO, RATE, STEPS, WARMUP, ds_config, micro_losses, sequences, whole_factors
+from tests.helpers.engines import MICRO, RATE, STEPS, WARMUP, ds_config, micro_losses, sequences, whole_factors
 from tests.helpers.plain import peft_loop
+from tests.helpers.plans import bytes_by_kind, bytes_saved
 from tests.helpers.projects import metrics
+from tests.helpers.runs import rewound, train
 from tests.helpers.worlds import run_ranks
-from tests.plan.test_plan import bytes_by_kind, bytes_saved
-from tests.run.test_resume import rewound, train
 
 CPU = torch.device("cpu")
 RANK, CLIP, ALPHA = 3, 0.02, 6.0

@@ -12,10 +12,10 @@ from sorsa_ds.model.targets import operate, select, sorsa_layers
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.residual_storage import Dense
 from tests.helpers.architectures import CONFIGS, exactly, save
+from tests.helpers.engines import INPUT, logits_and_gradients
 from tests.helpers.worlds import run_ranks
 
 CPU = torch.device("cpu")
-INPUT = torch.arange(1, 25).view(2, 12) % 64
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +66,6 @@ def _zero3_logits_and_gradients(folders, checkpointing):
             checkpoint_activations(loaded.model)
         results[name] = (*logits_and_gradients(loaded.model, ds), held, shards, whole)
     return results if collectives.rank() == 0 else None
-
-
-def logits_and_gradients(model, ds):
-    """Of a DeepSpeed engine around a model: logits at step 0, and gradient norms after one backward."""
-    import deepspeed
-
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    engine, *_ = deepspeed.initialize(model=model, config=ds, optimizer=torch.optim.AdamW(trainable))
-    engine.eval()
-    with torch.no_grad():
-        logits = engine(INPUT).logits
-    engine.train()
-    engine.backward(engine(INPUT).logits.float().logsumexp(-1).mean())
-    norms = [deepspeed.utils.safe_get_full_grad(p).norm().item() for p in trainable]
-    engine.destroy()
-    return logits, norms
 
 
 @pytest.mark.parametrize("name", CONFIGS)

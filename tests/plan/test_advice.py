@@ -23,10 +23,10 @@ from sorsa_ds.plan.report import as_text, plan
 from sorsa_ds.plan.shapes import shipped
 from sorsa_ds.train.invocation import parse
 from tests.helpers.architectures import save
+from tests.helpers.plans import job_of
 from tests.helpers.projects import ROOT
 from tests.helpers.projects import settings as run_settings
 from tests.helpers.worlds import run_ranks
-from tests.plan.test_plan import job_of
 
 
 def recipe_lines():

@@ -1,6 +1,5 @@
 """The plan against what really happens: live tensors of real engines, counted flops and bytes, published counts."""
 
-import weakref
 from collections import Counter
 from dataclasses import replace
 
@@ -9,7 +8,7 @@ import torch
 
 from benchmarks.helpers.flops import flop_counter
 from sorsa_ds.config import deepspeed_json as settings
-from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.plan.command import configuration_of
 from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import largest_bucket, memory
@@ -18,8 +17,9 @@ from sorsa_ds.plan.shapes import shipped
 from sorsa_ds.plan.speed import flops, speed
 from sorsa_ds.plan.traffic import traffic
 from sorsa_ds.sorsa.residual_storage import storage_of
-from tests.engine.test_engine import CASES, MICRO, build, ds_config, micro_losses, sequences
 from tests.helpers.architectures import save
+from tests.helpers.engines import CASES, MICRO, build, ds_config, micro_losses, sequences
+from tests.helpers.plans import bytes_by_kind, bytes_saved, job_of
 from tests.helpers.worlds import run_ranks
 
 LIVE = [
@@ -35,16 +35,6 @@ LIVE = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save("llama", tmp_path_factory.mktemp("plan"))
-
-
-def job_of(stage, precision="fp32", storage="auto", gpus=1, nodes=1, length=12, zero=None, **train) -> Job:
-    """A job for the tiny model as tests/test_engine.py builds it."""
-    config = RunConfig(
-        sorsa=SorsaConfig(rank=5), residual=ResidualConfig(storage=storage), data=DataConfig(max_length=length),
-        train=TrainConfig(precision=precision, micro_batch_size=MICRO, **train),
-    )  # fmt: skip
-    given = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0, **(zero or {})}}
-    return Job.of(config, given, Hardware(gpus=gpus, nodes=nodes))
 
 
 def live(folder, cases):
@@ -77,29 +67,6 @@ def noting(flatten, sizes: list[int]):
     return flattened
 
 
-def bytes_by_kind(engine) -> dict[str, int]:
-    """Bytes of this rank's tensors after a step."""
-    from sorsa_ds.engine.masters import inner_optimizer
-
-    found: Counter = Counter()
-    places = {"residual": set(), "frozen": set(), "trained": set()}
-    for name, p in engine.module.named_parameters():
-        kind = "trained" if p.requires_grad else "residual" if ".residual" in name else "frozen"
-        tensor = getattr(p, "ds_tensor", p.data)
-        storage = tensor.untyped_storage()
-        if kind != "trained" or hasattr(p, "ds_tensor"):
-            found[kind] += tensor.nbytes
-        elif storage.data_ptr() not in places[kind]:  # stages 1 and 2: views of one flat tensor
-            places[kind].add(storage.data_ptr())
-            found[kind] += storage.nbytes()
-    state = inner_optimizer(engine).state
-    for master in {id(f.master): f.master for f in engine.masters.fragments}.values():
-        if master.untyped_storage().data_ptr() not in places["trained"]:
-            found["masters"] += master.nbytes
-        found["moments"] += sum(state[master][name].nbytes for name in ("exp_avg", "exp_avg_sq"))
-    return dict(found)
-
-
 @pytest.mark.parametrize("world", [1, 2])
 def test_parameters_residual_and_optimizer_are_the_live_tensors_bytes(folder, world):
     found = run_ranks(world, live, folder, LIVE)
@@ -119,24 +86,6 @@ def _saved(folder, length, precision):
     if precision == "mixed":
         ds["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     return bytes_saved(build(folder, ds, CASES[0], precision), length)
-
-
-def bytes_saved(engine, length: int) -> int:
-    """Bytes that autograd holds at the end of a forward pass without the loss, each tensor once."""
-    held = weakref.WeakSet()
-
-    class Kept:
-        def __init__(self, tensor):
-            self.tensor = tensor
-            held.add(self)
-
-    ids = torch.zeros(MICRO, length, dtype=torch.int64)
-    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
-        # With padding, as the batches of a run: without any, k and v would not be repeated for every head.
-        output = engine(input_ids=ids, attention_mask=(ids + torch.arange(length) < length - 3).long(), use_cache=False)
-    storages = {(s := kept.tensor.untyped_storage()).data_ptr(): s.nbytes() for kept in held}
-    del output
-    return sum(size for place, size in storages.items() if place not in {p.data_ptr() for p in engine.parameters()})
 
 
 @pytest.mark.parametrize("precision", ["fp32", "mixed"])

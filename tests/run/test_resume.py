@@ -17,47 +17,11 @@ from sorsa_ds.config.schema import RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.run.checkpoint import folder as folders
 from sorsa_ds.run.checkpoint import manifest
 from sorsa_ds.run.checkpoint.saved import SavedTensors
-from sorsa_ds.train.invocation import parse
-from tests.helpers.projects import ROOT, launch, metrics, settings, start
+from tests.helpers.projects import launch, metrics, start
+from tests.helpers.runs import GLOBAL, rewound, train, train_rank, trained
 from tests.helpers.worlds import run_ranks
 
-GLOBAL = "train.global_batch_size=6"
 DROPOUT = "sorsa.dropout=0.3"
-
-
-def _train(project, name, ds, arguments, stop_at):
-    """One rank of a run; if `stop_at` is given, the last rank alone gets SIGUSR1 in that step's first micro-batch."""
-    from sorsa_ds.runtime import collectives
-    from sorsa_ds.runtime.stop_signals import Preempted
-    from sorsa_ds.train.setup import assemble
-
-    trainer = assemble(parse([*settings(project, name), *arguments, f"--ds_config={ROOT}/ds_configs/{ds}.json"]))
-    if stop_at is not None:
-        step = trainer.step
-
-        def interrupted(number):
-            if number == stop_at and collectives.rank() == collectives.world_size() - 1:
-                os.kill(os.getpid(), signal.SIGUSR1)
-            return step(number)
-
-        type(trainer).step = lambda self, number: interrupted(number)
-    try:
-        trainer.train()
-    except Preempted as stop:
-        return str(stop)
-    return None
-
-
-def train(project, name, *arguments, ranks=2, ds="zero3", stop_at=None):
-    """A run in forked ranks; returns its folder and what the stopped run said."""
-    arguments = ["train.steps=6", "output.save_every=2", "output.keep_checkpoints=9", GLOBAL, *arguments]
-    said = run_ranks(ranks, _train, project, name, ds, arguments, stop_at)[0]
-    return project / name, said
-
-
-def trained(run):
-    """The trained factors of a finished run."""
-    return load_file(run / "adapter" / "adapter_model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +34,6 @@ def whole(project):
 def plain(project):
     """The same without dropout: it does not depend on the number of ranks."""
     return train(project, "plain")[0]
-
-
-def rewound(project, run, name, step):
-    """A copy of a finished run as it was when it had saved `step`."""
-    copy = project / name
-    shutil.copytree(run, copy)
-    (copy / "report.json").unlink()
-    (copy / "adapter" / "adapter_model.safetensors").unlink()
-    for path in folders.existing(copy):
-        if folders.step_of(path) > step:
-            shutil.rmtree(path)
-    (copy / "checkpoints" / "latest").write_text(f"step-{step:06d}\n")
-    return copy
 
 
 def test_a_stopped_run_over_a_packed_residual_goes_on_bit_for_bit(project, plain):
@@ -239,7 +190,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(project, plai
 
 
 def _train_on_a_full_disk(project, name, failing_steps):
-    """As `_train`; rank 1 finds no space for its file of some steps."""
+    """As `train_rank`; rank 1 finds no space for its file of some steps."""
     from sorsa_ds.run.checkpoint import saver
     from sorsa_ds.runtime import collectives
 
@@ -250,7 +201,7 @@ def _train_on_a_full_disk(project, name, failing_steps):
 
     saver.save_file = full
     arguments = ["train.steps=6", "output.save_every=2", "output.keep_checkpoints=9", GLOBAL]
-    return _train(project, name, "zero3", arguments, None)
+    return train_rank(project, name, "zero3", arguments, None)
 
 
 def test_a_full_disk_is_told_and_the_checkpoint_before_it_stays(project, plain, capfd):

@@ -16,19 +16,23 @@ from sorsa_ds.runtime.precision import choose as choose_precision
 from sorsa_ds.sorsa.decompose import residual as rest_of
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.residual_storage import Dense, Int8, Nf4, Nf4Double, choose, settle
-from tests.engine.test_engine import CASES, build, compare, ds_config, micro_losses, sequences, whole_factors
 from tests.helpers.architectures import exactly, save
+from tests.helpers.engines import (
+    CASES,
+    INPUT,
+    build,
+    compare,
+    ds_config,
+    logits_and_gradients,
+    micro_losses,
+    sequences,
+    whole_factors,
+)
+from tests.helpers.residuals import LEVELS, PACKED, nf4_by_hand, packed_of, residuals_by_hand
 from tests.helpers.worlds import run_ranks
-from tests.model.test_loading import INPUT, logits_and_gradients
 
 CPU = torch.device("cpu")
-PACKED = {"nf4": Nf4(64), "nf4_double": Nf4Double(64), "int8": Int8(64)}
 SHAPES = [(64, 64), (20, 40), (9, 7), (1, 1), (33, 65), (3, 5000)]
-LEVELS = np.array([
-    -1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0, 0.0795803, 0.1609302,
-    0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
-])  # fmt: skip
-"""NF4's, from table 5 of the QLoRA paper."""
 
 
 def relative(a, b) -> float:
@@ -40,20 +44,6 @@ def blocks_of(matrix, size):
     """The matrix in float64, a row a block, filled with zeros."""
     flat = matrix.double().numpy().ravel()
     return np.pad(flat, (0, -len(flat) % size)).reshape(-1, size)
-
-
-def levels_by_hand(codes):
-    """The NF4 level of every number, two of them in a byte."""
-    raw = codes.numpy().ravel()
-    return LEVELS[np.stack([raw >> 4, raw & 15], 1).ravel()]
-
-
-def nf4_by_hand(tensors, shape, size=64):
-    """The matrix that packed NF4 tensors stand for, in float64."""
-    codes, scales = (t.contiguous() for t in tensors)
-    absmax = np.frombuffer(scales.numpy().tobytes(), np.float32)
-    numbers = levels_by_hand(codes).reshape(-1, size) * absmax[:, None]
-    return torch.from_numpy(numbers.ravel()[: shape[0] * shape[1]].reshape(shape))
 
 
 def dense_of(storage, matrix, dtype=torch.float32):
@@ -249,11 +239,6 @@ def loaded_whole(folder, storage, precision="fp32"):
     )  # fmt: skip
 
 
-def packed_of(model):
-    """Every packed tensor of a whole model, by name."""
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.dtype == torch.uint8}
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A small model with biases; no size of its matrices is a multiple of the block."""
@@ -354,15 +339,6 @@ def _train(folder, precision, runs):
         results.append((start, whole_factors(engine), log, before, packed()))
         engine.destroy()
     return results if collectives.rank() == 0 else None
-
-
-def residuals_by_hand(packed, start):
-    """W_r of every layer, in fp32, from its packed NF4 tensors."""
-    residuals = {}
-    for name in {n.rpartition(".")[0] for n in start}:
-        shape = len(start[f"{name}.U"]), len(start[f"{name}.V"])
-        residuals[name] = nf4_by_hand([packed[f"{name}.{leaf}"] for leaf in Nf4.names], shape).float()
-    return residuals
 
 
 @pytest.mark.parametrize("world", [1, 2])

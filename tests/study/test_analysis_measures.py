@@ -40,9 +40,9 @@ from sorsa_ds.study.analysis.history import open_history
 from sorsa_ds.study.analysis.measures import NEARLY, Spectrum, tolerance, turn
 from sorsa_ds.study.analysis.request import Options
 from sorsa_ds.study.analysis.table import Figures
+from tests.helpers.analysed import by_hand, handmade
 from tests.helpers.architectures import save
 from tests.helpers.projects import ROOT
-from tests.study.test_analysis import by_hand, handmade
 
 THETA = 0.4
 SHAPES = [(12, 12), (15, 12), (12, 15)]

@@ -30,8 +30,8 @@ from sorsa_ds.study.analysis.request import Options, _rank, opened
 from sorsa_ds.study.analysis.runs import Run
 from sorsa_ds.study.analysis.table import Figures, Key, Row, Table
 from sorsa_ds.train.trainer import Trainer
+from tests.helpers.analysed import handmade, table
 from tests.helpers.projects import ROOT, launch
-from tests.study.test_analysis import handmade, table
 
 Q0 = "model.layers.0.self_attn.q_proj"
 ONE = AnalysisConfig(every=2, layers=["layers.0.self_attn.q_proj"])
