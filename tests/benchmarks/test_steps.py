@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.helpers.flops import flop_counter
+from benchmarks.helpers.hf_trainer import TrainerSteps
 from benchmarks.helpers.memory import Made, held_bytes
-from benchmarks.hf_trainer import TrainerSteps
 from tests.helpers.architectures import save
 from tests.helpers.worlds import run_ranks
 
