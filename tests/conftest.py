@@ -18,6 +18,43 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 
 @pytest.fixture(scope="session")
+def common_folder(tmp_path_factory) -> Path:
+    """A folder that all of pytest-xdist's processes share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(common_folder) -> None:
+    """Converted models and decompositions are kept with the tests' other files, not in the user's cache."""
+    os.environ.setdefault("SORSA_CACHE", str(common_folder / "cache"))
+
+
+@pytest.fixture(scope="session")
+def conversion(common_folder) -> tuple[Path, list[list[str]]]:
+    """A cache with nothing but the converted embedded model, and what the conversion told each of two ranks."""
+    from tests.helpers.embedded_model import convert_once
+
+    cache = common_folder / "converted"
+    return cache, convert_once(cache)
+
+
+@pytest.fixture(scope="session")
+def embedded_model(conversion) -> Path:
+    """The embedded model's folder."""
+    [folder] = (path for path in conversion[0].iterdir() if path.is_dir())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_real_model(embedded_model, tmp_path_factory) -> Path:
+    """Two layers of the embedded model, with its tokenizer."""
+    from tests.helpers.embedded_model import first_layers
+
+    return first_layers(embedded_model, tmp_path_factory.mktemp("small_real_model"))
+
+
+@pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Path:
     """A small real project on disk (`projects`)."""
     from tests.helpers import projects
@@ -76,7 +113,10 @@ def nothing_is_left():
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real models and data beside the repository; tests that need it skip where it is absent."""
+    """The folder of real models and data beside the repository.
+
+    What it shows is an extra: each test that takes it stands beside one on the embedded model or on data made here.
+    """
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"needs the real models and data of {folder}, which is absent")

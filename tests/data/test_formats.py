@@ -5,6 +5,7 @@ import json
 import pytest
 
 from sorsa_ds.data.formats import choose_format, prompt_for, render, resolve_format
+from tests.helpers import small_data
 from tests.helpers.chat_tokenizer import CHATML, chat_tokenizer
 
 PREAMBLE = (
@@ -54,8 +55,10 @@ def test_alpaca_input_has_its_own_heading():
         assert render(row, "alpaca", None).text == prompt_for("Add.") + " 3"
 
 
-def test_real_alpaca_rows(shared_data):
-    rows = json.loads((shared_data / "alpaca/alpaca_en_demo.json").read_text())
+@pytest.mark.parametrize("origin", ["made", "real"])
+def test_whole_alpaca_data(origin, request, tmp_path):
+    folder = small_data.alpaca(tmp_path) if origin == "made" else request.getfixturevalue("shared_data") / "alpaca"
+    rows = json.loads((folder / "alpaca_en_demo.json").read_text())
     with_input = sum("### Input:" in render(row, "alpaca", None).text for row in rows)
     assert with_input == sum(bool(row["input"]) for row in rows) > 0
     assert all(learned(render(row, "alpaca", None)) == [" " + row["output"]] for row in rows if row["output"])

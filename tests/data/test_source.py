@@ -16,6 +16,7 @@ from sorsa_ds.data import source
 from sorsa_ds.data.faults import find_fault
 from sorsa_ds.data.formats import choose_format
 from sorsa_ds.data.source import load_rows
+from tests.helpers import small_data
 
 ROWS = [{"question": f"q{number} é🙂", "answer": f"line\r\n{number}"} for number in range(10)]
 
@@ -117,6 +118,13 @@ def test_held_out_rows_are_never_learned(tmp_path, monkeypatch):
     assert error(file, train_split="train[:6]", eval_split="train[5:]", eval_size=1).startswith(said)
     monkeypatch.chdir(tmp_path)
     assert "rows in common" in error(file, eval_path="./a.jsonl", eval_size=1)
+
+
+def test_a_folder_in_gsm8ks_layout(tmp_path):
+    folder = small_data.gsm8k(tmp_path / "gsm8k")
+    train, held_out = load_rows(DataConfig(path=str(folder), eval_split="test", eval_size=2000), 0)
+    assert (len(train), len(held_out)) == (42, 13)
+    assert train[0]["answer"].endswith("#### 72")
 
 
 def test_real_gsm8k(shared_data):

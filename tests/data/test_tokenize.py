@@ -9,20 +9,33 @@ from transformers import AutoTokenizer, PreTrainedTokenizer
 
 from sorsa_ds.data.formats import Rendered, prompt_for, render
 from sorsa_ds.data.tokenize import IGNORED, encode, encode_all, show_example
+from tests.helpers import small_data
 from tests.helpers.chat_tokenizer import CHATML, chat_tokenizer
+from tests.helpers.llama_tokenizer import llama_tokenizer
 
 MIXED = "Ünï — 日本 🙂👩‍👩‍👧\r\n\ttwo  spaces\r\n#### 1,234"
 
 
-@pytest.fixture
-def sentencepiece(shared_data):
+@pytest.fixture(params=["made", "stories260k"])
+def sentencepiece(request):
     """A Llama tokenizer with bytes for rare characters; it puts a BOS before each text. Its pad token is <unk>."""
-    return AutoTokenizer.from_pretrained(shared_data / "models/stories260k")
+    return tokenizer_of(request.param, request)
 
 
-@pytest.fixture(params=["bytes", "sentencepiece"])
+@pytest.fixture(params=["bytes", pytest.param("embedded", marks=pytest.mark.slow), "made", "stories260k"])
 def tokenizer(request):
-    return chat_tokenizer() if request.param == "bytes" else request.getfixturevalue("sentencepiece")
+    return tokenizer_of(request.param, request)
+
+
+def tokenizer_of(name, request):
+    """Two that are made here, the embedded model's, and a published one of Llama's kind."""
+    if name == "bytes":
+        return chat_tokenizer()
+    if name == "made":
+        return llama_tokenizer()
+    if name == "embedded":
+        return AutoTokenizer.from_pretrained(request.getfixturevalue("embedded_model"))
+    return AutoTokenizer.from_pretrained(request.getfixturevalue("shared_data") / "models" / name)
 
 
 def learned_text(example, tokenizer):
@@ -51,10 +64,18 @@ def test_exactly_the_response_and_the_end_token_are_learned(name, row, response,
     assert example["labels"][-1] == tokenizer.eos_token_id
 
 
+def test_whole_data_sets_learn_their_answers(tmp_path, tokenizer):
+    check_answers(small_data.gsm8k(tmp_path), small_data.alpaca(tmp_path), tokenizer)
+
+
 def test_real_rows_learn_their_answers(shared_data, tokenizer):
-    lines = (shared_data / "gsm8k/train.jsonl").read_text().splitlines()[:200]
-    rows = [json.loads(line) for line in lines]
-    rows += [row for row in json.loads((shared_data / "alpaca/alpaca_en_demo.json").read_text())[:200] if row["output"]]
+    check_answers(shared_data / "gsm8k", shared_data / "alpaca", tokenizer)
+
+
+def check_answers(gsm8k, alpaca, tokenizer):
+    """Up to 200 rows of each learn exactly their answers."""
+    rows = [json.loads(line) for line in (gsm8k / "train.jsonl").read_text().splitlines()[:200]]
+    rows += [row for row in json.loads((alpaca / "alpaca_en_demo.json").read_text())[:200] if row["output"]]
     for row in rows:
         name, column = ("gsm8k", "answer") if "answer" in row else ("alpaca", "output")
         example = encode(render(row, name, tokenizer), tokenizer, 10_000)
@@ -77,10 +98,10 @@ def test_a_token_across_the_boundary_is_learned():
     assert (beside["labels"][1:] == IGNORED).all()
 
 
-def test_an_emoji_of_several_tokens_is_learned_whole(tokenizer):
-    example = encode(Rendered("ab🙂cd", ((2, 3),), closed=False), tokenizer, 100)
+def test_a_character_of_several_tokens_is_learned_whole(tokenizer):
+    example = encode(Rendered("ab𓀀cd", ((2, 3),), closed=False), tokenizer, 100)
     assert (example["labels"] != IGNORED).sum() >= 4
-    assert learned_text(example, tokenizer) == "🙂"
+    assert learned_text(example, tokenizer) == "𓀀"
 
 
 def test_end_and_pad_tokens_are_not_told_by_their_ids():

@@ -16,6 +16,7 @@ import pytest
 from sorsa_ds.evaluate.sandbox import runner, walls
 from sorsa_ds.evaluate.sandbox.runner import Limits, Sandbox
 from sorsa_ds.evaluate.tasks.humaneval import code_of, program
+from tests.helpers import small_data
 from tests.helpers.sandboxes import sandbox_or_skip
 
 SHORT = Limits(seconds=15, cpu_seconds=1)
@@ -364,12 +365,16 @@ def test_an_interpreter_that_other_users_cannot_reach_is_named(tmp_path):
             Sandbox("user", str(python))
 
 
-def test_canonical_solutions_pass_and_empty_ones_do_not(shared_data):
-    """Every sixteenth here; benchmarks/graders.py runs all."""
+@pytest.mark.parametrize("origin", ["made", "real"])
+def test_canonical_solutions_pass_and_empty_ones_do_not(origin, request, tmp_path):
+    """Some of HumanEval's here; benchmarks/graders.py runs all."""
     sandbox = sandbox_or_skip("namespaces")
-    with gzip.open(shared_data / "humaneval" / "HumanEval.jsonl.gz") as lines:
-        rows = [json.loads(line) for line in lines][::16]
-    for row in rows:
+    folder = (
+        small_data.humaneval(tmp_path) if origin == "made" else request.getfixturevalue("shared_data") / "humaneval"
+    )
+    with gzip.open(folder / "HumanEval.jsonl.gz") as lines:
+        rows = [json.loads(line) for line in lines]
+    for row in rows[:: max(1, len(rows) // 10)]:
         whole = f"Here it is:\n```python\n{row['prompt']}{row['canonical_solution']}\n```\nDone."
         for answer in (row["canonical_solution"], whole, row["prompt"] + row["canonical_solution"]):
             assert sandbox.run(program(row, code_of(row, answer))) == "passed", row["task_id"]

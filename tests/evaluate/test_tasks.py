@@ -17,18 +17,36 @@ from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, mmlu
 from sorsa_ds.evaluate.tasks import math as math_task
 from sorsa_ds.evaluate.tasks.generated import continuation
 from sorsa_ds.evaluate.tasks.task import Setting
+from tests.helpers import small_data
 from tests.helpers.chat_tokenizer import chat_tokenizer
 from tests.helpers.evaluated import asked, run
 from tests.helpers.grader_cases import MATH
+from tests.helpers.llama_tokenizer import llama_tokenizer
 from tests.helpers.worlds import run_ranks
 
 
-def test_an_answer_keeps_the_space_that_it_begins_with(shared_data):
+@pytest.fixture(params=["made", "real"])
+def data(request, tmp_path_factory):
+    """A function: name of a published data set -> a folder, of data in its layout and of the set itself."""
+    if request.param == "real":
+        return request.getfixturevalue("shared_data").joinpath
+    return lambda name: getattr(small_data, name)(tmp_path_factory.mktemp("data") / name)
+
+
+@pytest.fixture(params=["made", "stories260k"])
+def llama_like(request):
+    """Tokenizers of Llama's kind."""
+    if request.param == "made":
+        return llama_tokenizer()
+    return AutoTokenizer.from_pretrained(request.getfixturevalue("shared_data") / "models" / request.param)
+
+
+def test_an_answer_keeps_the_space_that_it_begins_with(llama_like, data):
     """A tokenizer of Llama's kind leaves it out of what is decoded alone: a function's body would lose its indent."""
-    tokenizer = AutoTokenizer.from_pretrained(shared_data / "models" / "stories260k")
-    with gzip.open(shared_data / "humaneval" / "HumanEval.jsonl.gz") as lines:
-        rows = [json.loads(line) for line in lines][::40]
-    for row in rows:
+    tokenizer = llama_like
+    with gzip.open(data("humaneval") / "HumanEval.jsonl.gz") as lines:
+        rows = [json.loads(line) for line in lines]
+    for row in rows[:: max(1, len(rows) // 4)]:
         before = tokens(row["prompt"], tokenizer)
         answer = tokens(row["prompt"] + row["canonical_solution"], tokenizer)[len(before) :]
         assert continuation(tokenizer, before, answer) == row["canonical_solution"]
@@ -55,28 +73,34 @@ def _prompts(task):
     return [question.prompt for question in task._questions.values()]
 
 
-def test_a_response_with_examples_looks_like_the_ones_that_were_trained_on(setting, shared_data):
-    options = Options(model="m", task="gsm8k", data=str(shared_data / "gsm8k"), limit=3, num_few_shot=2)
+def test_a_response_with_examples_looks_like_the_ones_that_were_trained_on(setting, data):
+    folder = data("gsm8k")
+    options = Options(model="m", task="gsm8k", data=str(folder), limit=3, num_few_shot=2)
     task = gsm8k.build(options, setting)
     parts = _prompts(task)[0].split("### Response:")
     assert len(parts) == 4
-    assert parts[1].startswith(" Let's think step by step. Natalia sold 48/2 = 24 clips in May.")
+    first = {"train": "Mara picked", "test": "Ivo’s hens"}
+    if "Natalia" in (folder / "train.jsonl").read_text(encoding="utf-8"):
+        first = {"train": "Natalia sold", "test": "Janet’s ducks"}
+    assert first["train"] in parts[0]
+    assert parts[1].startswith(" Let's think step by step. ")
+    assert " 48/2 = 24 " in parts[1].partition("\n")[0]
     assert "\nThe answer is: 72\n\nBelow is an instruction" in parts[1]
     assert "<<" not in "".join(parts)
-    assert "Janet’s ducks" in parts[2]
+    assert first["test"] in parts[2]
     assert parts[3] == " Let's think step by step."
     assert task.ids == ["gsm8k/0", "gsm8k/1", "gsm8k/2"]
 
 
-def test_chat_and_plain_prompts(setting, shared_data):
-    data = str(shared_data / "gsm8k")
+def test_chat_and_plain_prompts(setting, data):
+    data = str(data("gsm8k"))
     chat = gsm8k.build(Options(model="m", task="gsm8k", data=data, limit=1, num_few_shot=1, prompt="chat"), setting)
     text = _prompts(chat)[0]
     assert text.count("<|im_start|>user") == 2
     assert text.endswith("<|im_start|>assistant\n")
     assert text.count('"The answer is:" and the result.') == 2
     plain = gsm8k.build(Options(model="m", task="gsm8k", data=data, limit=1, prompt="plain"), setting)
-    assert _prompts(plain)[0].startswith("Question: Janet")
+    assert _prompts(plain)[0].startswith(("Question: Ivo’s hens", "Question: Janet"))
     assert _prompts(plain)[0].endswith("\nAnswer:")
     without = Setting(chat_tokenizer(template=None), setting.folder, None)
     with pytest.raises(ValueError, match="chat template"):
@@ -256,13 +280,14 @@ def test_an_mmlu_question_that_is_too_long_loses_its_beginning(trained):
     assert long["log_likelihoods"] == pytest.approx([logs[ids[-1]].item() for ids in four], abs=1e-4)
 
 
-def test_all_of_mmlu_is_read(setting, shared_data):
-    items, examples = mmlu._published(str(shared_data / "mmlu"))
+def test_all_of_mmlu_is_read(setting, data):
+    folder = data("mmlu")
+    items, examples = mmlu._published(str(folder))
     assert len({item.subject for item in items}) == 57
-    tests = (shared_data / "mmlu" / "test").glob("*.csv")
+    tests = (folder / "test").glob("*.csv")
     assert len(items) == sum(len(pandas.read_csv(file, header=None)) for file in tests)
     assert len(examples) == 57 * 5
-    options = Options(model="m", task="mmlu", data=str(shared_data / "mmlu"), limit=3)
+    options = Options(model="m", task="mmlu", data=str(folder), limit=3)
     task = mmlu.build(options, setting)
     assert task.ids == ["abstract_algebra/0", "abstract_algebra/1", "abstract_algebra/2"]
     assert {asked.shots for asked in task._asked.values()} == {5}

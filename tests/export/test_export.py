@@ -644,11 +644,15 @@ def test_publishing(runs, tmp_path, monkeypatch):
     PeftModel.from_pretrained(plainly(base_of(runs("llama"))), tmp_path / "kept")
 
 
-def test_a_real_model(shared_data, tmp_path):
-    base = shared_data / "models" / "stories260k"
+@pytest.mark.parametrize(("name", "shard"), [("embedded", "30MB"), ("stories260k", "300KB")])
+def test_a_real_model(name, shard, request, tmp_path):
+    if name == "embedded":
+        base = request.getfixturevalue("small_real_model")
+    else:
+        base = request.getfixturevalue("shared_data") / "models" / name
     run = finished_run(base, tmp_path / "run", rank=8)
     theirs = logits(load_adapter(run / "adapter"))
-    merged = export(Options(run, "merged", tmp_path / "merged", max_shard_size="300KB"))
+    merged = export(Options(run, "merged", tmp_path / "merged", max_shard_size=shard))
     assert relative(logits(plainly(merged, dtype=torch.float32)), theirs) < 1e-5
     assert AutoTokenizer.from_pretrained(merged)("Once upon")["input_ids"]
     lora = export(Options(run, "lora", tmp_path / "lora"))

@@ -4,7 +4,6 @@ import math
 import multiprocessing
 import os
 import re
-import time
 
 import pytest
 import torch
@@ -13,9 +12,6 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sorsa_ds.model import embedded
-from sorsa_ds.runtime import collectives
-from sorsa_ds.runtime.cache import cache_folder
-from tests.helpers.worlds import run_ranks
 
 PROSE = """Photosynthesis is the process by which green plants and some other organisms use sunlight to make food from
 carbon dioxide and water. It takes place mainly in the leaves, in small structures called chloroplasts, which contain a
@@ -24,28 +20,23 @@ an old man sat on a crate, mending a net with slow, careful hands. He looked up 
 captain, and went back to his work.""".replace("\n", " ")
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """The converted model, made once by two ranks that ask for it together; the second one comes first."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SORSA_CACHE", str(tmp_path_factory.mktemp("sorsa_cache")))
-        messages = run_ranks(2, _ask)
-        assert [text.split()[0] for text in messages[1]] == ["Converting", "Embedded"]
-        assert [text.split()[0] for text in messages[0]] in (["Waiting"], []), "one converts, the other waits"
-        yield embedded.ensure_embedded_model(lambda text: pytest.fail(f"converted again: {text}"))
+@pytest.fixture
+def folder(embedded_model):
+    return embedded_model
 
 
-def _ask() -> list[str]:
-    messages: list[str] = []
-    while collectives.rank() == 0 and not any(cache_folder().glob("*.lock")):
-        time.sleep(0.05)
-    embedded.ensure_embedded_model(messages.append)
-    return messages
+@pytest.fixture(scope="module")
+def tokenizer(embedded_model):
+    return AutoTokenizer.from_pretrained(embedded_model)
 
 
-@pytest.fixture(scope="session")
-def tokenizer(folder):
-    return AutoTokenizer.from_pretrained(folder)
+def test_of_two_ranks_one_converts_and_the_other_waits(conversion, monkeypatch):
+    """Both ask for it together; the second one comes first."""
+    cache, messages = conversion
+    assert [text.split()[0] for text in messages[1]] == ["Converting", "Embedded"]
+    assert [text.split()[0] for text in messages[0]] in (["Waiting"], [])
+    monkeypatch.setenv("SORSA_CACHE", str(cache))
+    embedded.ensure_embedded_model(lambda text: pytest.fail(f"converted again: {text}"))
 
 
 def test_leaves_nothing_but_the_folder(folder):

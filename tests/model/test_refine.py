@@ -7,7 +7,6 @@ import torch
 from safetensors import safe_open
 
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, SorsaConfig
-from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.model.factor_source import factor_source
 from sorsa_ds.model.init_report import as_json, table
 from sorsa_ds.model.load import load
@@ -24,9 +23,9 @@ FP32 = choose_precision("fp32", None, "cpu")
 
 
 @pytest.fixture(scope="module")
-def weights():
+def weights(embedded_model):
     """A few of the default model's weights, by layer."""
-    with safe_open(ensure_embedded_model() / "model.safetensors", "pt") as file:
+    with safe_open(embedded_model / "model.safetensors", "pt") as file:
         return {name: file.get_tensor(f"{name}.weight").float() for name in LAYERS}
 
 

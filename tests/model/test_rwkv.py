@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, RwkvConfig, RwkvForCausalLM
 
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.model import architectures
@@ -66,11 +66,21 @@ def falls(losses: list[float]) -> bool:
     return len(losses) >= 3 and losses[-1] < losses[0]
 
 
-def test_rwkv4_trains_through_the_command_on_two_ranks(shared_data, project, texts, tmp_path):
-    shutil.copytree(shared_data / "models" / "tiny-rwkv4-660k", tmp_path / "model", copy_function=shutil.copyfile)
-    (tmp_path / "model").chmod(0o755)
+@pytest.mark.parametrize("origin", ["random", "tiny-rwkv4-660k"])
+def test_rwkv4_trains_through_the_command_on_two_ranks(origin, request, project, texts, tmp_path):
+    if origin == "random":
+        torch.manual_seed(0)
+        config = RwkvConfig(
+            vocab_size=256, context_length=1024, hidden_size=128, attention_hidden_size=128, intermediate_size=256,
+            num_hidden_layers=4, rescale_every=0,
+        )  # fmt: skip
+        RwkvForCausalLM(config).save_pretrained(tmp_path / "model")
+    else:
+        real = request.getfixturevalue("shared_data") / "models" / origin
+        shutil.copytree(real, tmp_path / "model", copy_function=shutil.copyfile)
+        (tmp_path / "model").chmod(0o755)
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    _, folder, _ = launch(project, "rwkv4", *texts, f"model={tmp_path / 'model'}", "train.steps=4")
+    _, folder, _ = launch(project, f"rwkv4-{origin}", *texts, f"model={tmp_path / 'model'}", "train.steps=4")
     assert falls(metrics(folder, "loss"))
     report = json.loads((folder / "report.json").read_text())
     assert report["start_loss"] == pytest.approx(report["base_loss"], rel=1e-5)
