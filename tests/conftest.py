@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# What the helpers assert is explained as in the tests themselves.
+pytest.register_assert_rewrite("tests.helpers")
+
 # As the ranks that tests fork: sums in another order would not be equal bit for bit.
 torch.set_num_threads(1)
 
@@ -15,9 +18,46 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 
 @pytest.fixture(scope="session")
+def common_folder(tmp_path_factory) -> Path:
+    """A folder that all of pytest-xdist's processes share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(common_folder) -> None:
+    """Converted models and decompositions are kept with the tests' other files, not in the user's cache."""
+    os.environ.setdefault("SORSA_CACHE", str(common_folder / "cache"))
+
+
+@pytest.fixture(scope="session")
+def conversion(common_folder) -> tuple[Path, list[list[str]]]:
+    """A cache with nothing but the converted embedded model, and what the conversion told each of two ranks."""
+    from tests.helpers.embedded_model import convert_once
+
+    cache = common_folder / "converted"
+    return cache, convert_once(cache)
+
+
+@pytest.fixture(scope="session")
+def embedded_model(conversion) -> Path:
+    """The embedded model's folder."""
+    [folder] = (path for path in conversion[0].iterdir() if path.is_dir())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_real_model(embedded_model, tmp_path_factory) -> Path:
+    """Two layers of the embedded model, with its tokenizer."""
+    from tests.helpers.embedded_model import first_layers
+
+    return first_layers(embedded_model, tmp_path_factory.mktemp("small_real_model"))
+
+
+@pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Path:
     """A small real project on disk (`projects`)."""
-    import projects
+    from tests.helpers import projects
 
     return projects.make(tmp_path_factory.mktemp("project"))
 
@@ -25,7 +65,7 @@ def project(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def answering(tmp_path_factory) -> Path:
     """A project whose model has learned to answer (`evaluated`); `trained` is a copy to work in."""
-    import evaluated
+    from tests.helpers import evaluated
 
     return evaluated.make(tmp_path_factory.mktemp("answering"))
 
@@ -54,7 +94,7 @@ def tiny_llama(tmp_path_factory):
 @pytest.fixture(scope="module", params=["namespaces", "user"])
 def sandbox(request):
     """A sandbox behind each kind of walls (`sandboxes`)."""
-    from sandboxes import sandbox_or_skip
+    from tests.helpers.sandboxes import sandbox_or_skip
 
     return sandbox_or_skip(request.param)
 
@@ -63,7 +103,8 @@ def sandbox(request):
 def nothing_is_left():
     """No process of a program is there when a test is over."""
     import psutil
-    from sandboxes import see_that_nothing_is_left
+
+    from tests.helpers.sandboxes import see_that_nothing_is_left
 
     before = set(psutil.pids())
     yield
@@ -72,7 +113,10 @@ def nothing_is_left():
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real models and data beside the repository; tests that need it skip where it is absent."""
+    """The folder of real models and data beside the repository.
+
+    What it shows is an extra: each test that takes it stands beside one on the embedded model or on data made here.
+    """
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"needs the real models and data of {folder}, which is absent")

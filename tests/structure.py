@@ -19,19 +19,34 @@ from typing import get_args
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sorsa_ds"
+TESTS = ROOT / "tests"
 KNOW_METHODS = ("methods", "config")
 """Rooms that may look at a method's name."""
 
 
-def modules() -> list[Path]:
+def modules(package: Path = PACKAGE) -> list[Path]:
     """Every module of the package."""
-    return sorted(PACKAGE.rglob("*.py"))
+    return sorted(package.rglob("*.py"))
 
 
-def room_of(module: Path) -> str:
+def room_of(module: Path, package: Path = PACKAGE) -> str:
     """The folder at the root in which a module lies; empty for the root's own."""
-    parts = module.relative_to(PACKAGE).parts
+    parts = module.relative_to(package).parts
     return parts[0] if len(parts) > 1 else ""
+
+
+def place_of(module: Path, package: Path = PACKAGE) -> str:
+    """Where a module lies, from the folder that holds the package."""
+    return str(module.relative_to(package.parent))
+
+
+def imports_of(module: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything that a module imports, inside functions too."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
 
 
 def order_of_rooms() -> list[str]:
@@ -41,35 +56,29 @@ def order_of_rooms() -> list[str]:
     return contract["layers"]
 
 
-def upward_imports() -> list[str]:
+def upward_imports(package: Path = PACKAGE) -> list[str]:
     """Imports of a higher room, in words."""
     order = order_of_rooms()
     height = {room: len(order) - place for place, room in enumerate(order)}
     found = []
-    for module in modules():
-        room = room_of(module)
-        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            for name in names:
-                parts = name.split(".")
-                if room and parts[0] == "sorsa_ds" and len(parts) > 1 and height.get(parts[1], 0) > height[room]:
-                    found.append(f"{module.relative_to(ROOT)}:{node.lineno} imports {name}")
+    for module in modules(package):
+        room = room_of(module, package)
+        for line, name in imports_of(module):
+            parts = name.split(".")
+            if room and parts[0] == "sorsa_ds" and len(parts) > 1 and height.get(parts[1], 0) > height[room]:
+                found.append(f"{place_of(module, package)}:{line} imports {name}")
     return found
 
 
-def method_name_branches() -> list[str]:
+def method_name_branches(package: Path = PACKAGE) -> list[str]:
     """Comparisons with a method's name, in words."""
     sys.path.insert(0, str(ROOT))
     from sorsa_ds.config.schema import MethodName
 
     names = set(get_args(MethodName))
     found = []
-    for module in modules():
-        if room_of(module) in KNOW_METHODS:
+    for module in modules(package):
+        if room_of(module, package) in KNOW_METHODS:
             continue
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
             compared: list[ast.expr] = []
@@ -78,7 +87,7 @@ def method_name_branches() -> list[str]:
             elif isinstance(node, ast.MatchValue):
                 compared = [node.value]
             if any(constant in names for one in compared for constant in _constants(one)):
-                found.append(f"{module.relative_to(ROOT)}:{node.lineno}")
+                found.append(f"{place_of(module, package)}:{node.lineno}")
     return found
 
 
@@ -88,33 +97,52 @@ def _constants(node: ast.expr) -> Iterator[str]:
             yield part.value
 
 
-def functions() -> list[tuple[int, str]]:
+def functions(package: Path = PACKAGE) -> list[tuple[int, str]]:
     """(lines, place and name) of every function, the longest first."""
     found = [
-        (node.end_lineno - node.lineno + 1, f"{module.relative_to(ROOT)}:{node.lineno} {node.name}")
-        for module in modules()
+        (node.end_lineno - node.lineno + 1, f"{place_of(module, package)}:{node.lineno} {node.name}")
+        for module in modules(package)
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     return sorted(found, reverse=True)
 
 
-def lengths() -> list[tuple[int, str]]:
+def lengths(package: Path = PACKAGE) -> list[tuple[int, str]]:
     """(lines, path) of every module, the longest first."""
-    found = [(len(m.read_text(encoding="utf-8").splitlines()), str(m.relative_to(ROOT))) for m in modules()]
+    found = ((len(m.read_text(encoding="utf-8").splitlines()), place_of(m, package)) for m in modules(package))
     return sorted(found, reverse=True)
 
 
-def measure() -> dict:
+def imports_of_tests(folder: Path = TESTS) -> list[str]:
+    """Imports of a test by a test or a helper, in words; what tests share stands in tests/helpers."""
+    return [
+        f"{place_of(module, folder)}:{line} imports {name}"
+        for module in modules(folder)
+        for line, name in imports_of(module)
+        if any(part.startswith("test_") for part in name.split("."))
+    ]
+
+
+def measure(package: Path = PACKAGE) -> dict[str, int]:
     """Every number but `golden_equal`, which takes half a minute."""
     return {
-        "root_modules": sum(1 for m in modules() if not room_of(m) and m.name != "__init__.py"),
-        "rooms": len({room_of(m) for m in modules()} - {""}),
-        "upward_imports": len(upward_imports()),
-        "method_name_branches": len(method_name_branches()),
-        "longest_function": functions()[0][0],
-        "longest_module": lengths()[0][0],
+        "root_modules": sum(1 for m in modules(package) if not room_of(m, package) and m.name != "__init__.py"),
+        "rooms": len({room_of(m, package) for m in modules(package)} - {""}),
+        "upward_imports": len(upward_imports(package)),
+        "method_name_branches": len(method_name_branches(package)),
+        "longest_function": functions(package)[0][0],
+        "longest_module": lengths(package)[0][0],
     }
+
+
+def golden_equal() -> bool:
+    """Whether short training runs give the golden numbers; what they print is shown where they do not."""
+    program = [sys.executable, str(ROOT / "tests" / "golden" / "run.py")]
+    done = subprocess.run(program, text=True, capture_output=True, check=False)
+    if done.returncode:
+        print(done.stderr[-4000:], file=sys.stderr)
+    return done.returncode == 0
 
 
 def main() -> None:
@@ -123,8 +151,7 @@ def main() -> None:
         print(told)
     for lines, name in (*functions()[:5], *lengths()[:5]):
         print(f"{lines:5} lines  {name}")
-    golden = subprocess.run([sys.executable, str(ROOT / "tests" / "golden" / "run.py")], stdout=subprocess.DEVNULL)
-    print(json.dumps({**measure(), "golden_equal": golden.returncode == 0}))
+    print(json.dumps({**measure(), "golden_equal": golden_equal()}))
 
 
 if __name__ == "__main__":

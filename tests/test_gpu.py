@@ -4,11 +4,11 @@ import gc
 
 import pytest
 import torch
-from architectures import exactly, save
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from worlds import run_ranks
 
 from sorsa_ds.config.schema import DataConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from tests.helpers.architectures import exactly, save
+from tests.helpers.worlds import run_ranks
 
 pytestmark = [
     pytest.mark.gpu,

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from projects import default_settings, launch
 
 from sorsa_ds.runtime.cache import cache_folder
+from tests.helpers.projects import default_settings, launch
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from hosts import ADDRESSES, INTERFACE, NAMES, Hosts
-from jobs import SECONDS, Hold, need, same
-from projects import ROOT, default_settings, metrics, settings
-from worlds import free_port
 
 from sorsa_ds.runtime.cache import cache_folder
+from tests.helpers.hosts import ADDRESSES, INTERFACE, NAMES, Hosts
+from tests.helpers.jobs import SECONDS, Hold, need, same
+from tests.helpers.projects import ROOT, default_settings, metrics, settings
+from tests.helpers.worlds import free_port
 
 pytestmark = pytest.mark.cluster
 

@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs import SECONDS, Hold, last_lines, need, same
-from projects import ROOT, metrics, settings
-from slurm import Slurm
+
+from tests.helpers.jobs import SECONDS, Hold, last_lines, need, same
+from tests.helpers.projects import ROOT, metrics, settings
+from tests.helpers.slurm import Slurm
 
 pytestmark = pytest.mark.cluster
 

@@ -78,10 +78,9 @@ def numbers_of(run: Path) -> dict:
 
 def measure() -> dict[str, dict]:
     """Make all runs, each in forked ranks; name of the run -> its numbers."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    from worlds import run_ranks
-
+    sys.path.insert(0, str(ROOT))
     import sorsa_ds.train.setup  # noqa: F401  once here, not in each of the forked ranks
+    from tests.helpers.worlds import run_ranks
 
     found = {}
     with tempfile.TemporaryDirectory() as folder:

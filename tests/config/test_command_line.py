@@ -1,0 +1,225 @@
+"""The command line: spellings, precedence, error messages, help, and YAML that reads back."""
+
+from pathlib import Path
+
+import pytest
+
+from sorsa_ds.config.command_line import to_yaml
+from sorsa_ds.config.fields import leaves
+from sorsa_ds.config.schema import DataConfig, OutputConfig, RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.train.invocation import parse
+
+REPOSITORY = Path(__file__).parents[2]
+RECIPES = sorted((REPOSITORY / "launch" / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    """Write a YAML file and return its path."""
+
+    def write(text: str) -> str:
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def error(*argv: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        parse(argv)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("words", [["sorsa.rank=64"], ["--sorsa.rank", "64"], ["--sorsa.rank=64"]])
+def test_three_spellings(words):
+    assert parse(words).config == RunConfig(sorsa=SorsaConfig(rank=64))
+
+
+def test_an_option_given_twice_is_told():
+    assert "--ds_config is given twice: a.json and b.json" in error("--ds_config", "a.json", "--ds_config=b.json")
+
+
+def test_nothing_said_is_the_defaults():
+    invocation = parse(["--local_rank=1"])
+    assert invocation.config == RunConfig()
+    assert invocation.ds_config.samefile(REPOSITORY / "ds_configs" / "zero3.json")
+
+
+def test_precedence_defaults_yaml_command_line(yaml_file):
+    file = yaml_file("train: {steps: 5, seed: 3}\nsorsa:\n  rank: 8\n")
+    config = parse(["--config", file, "--train.steps", "7", "train.steps=9"]).config
+    assert config == RunConfig(train=TrainConfig(steps=9, seed=3), sorsa=SorsaConfig(rank=8))
+
+
+@pytest.mark.parametrize(
+    ("text", "section", "expected"),
+    [
+        ("output.wandb=off", "output", OutputConfig(wandb="off")),
+        ("output.name=12", "output", OutputConfig(name="12")),
+        ("output.name=2024-01-31", "output", OutputConfig(name="2024-01-31")),
+        ("train.learning_rate=1e-3", "train", TrainConfig(learning_rate=0.001)),
+        ("train.steps=null", "train", TrainConfig(steps=None)),
+        ("train.adam_betas=[0.8, 0.95]", "train", TrainConfig(adam_betas=(0.8, 0.95))),
+        ("train.gradient-checkpointing=true", "train", TrainConfig(gradient_checkpointing=True)),
+        ("sorsa.targets=[q_proj, v_proj]", "sorsa", SorsaConfig(targets=["q_proj", "v_proj"])),
+        ("sorsa.targets=*.q_proj", "sorsa", SorsaConfig(targets="*.q_proj")),
+        ("sorsa.rank_pattern={mlp.up_proj: 8}", "sorsa", SorsaConfig(rank_pattern={"mlp.up_proj": 8})),
+        ("regularizer.gamma=0.2*lr", "regularizer", RegularizerConfig(gamma="0.2*lr")),
+        ("regularizer.gamma=4e-4", "regularizer", RegularizerConfig(gamma=4e-4)),
+        ("data.train_split=train[:100]", "data", DataConfig(train_split="train[:100]")),
+    ],
+)
+def test_values_on_the_command_line_and_in_a_file(yaml_file, text, section, expected):
+    assert getattr(parse([text]).config, section) == expected
+    name, value = text.split("=", 1)
+    value = f"'{value}'" if value.startswith("*") else value  # an alias in YAML
+    file = yaml_file(f"{section}:\n  {name.partition('.')[2].replace('-', '_')}: {value}\n")
+    assert getattr(parse(["--config", file]).config, section) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("sorsa.rak", "sorsa.rank"),
+        ("rank", "sorsa.rank"),
+        ("train.rank", "sorsa.rank"),
+        ("trian.steps", "train.steps"),
+        ("learning_rat", "train.learning_rate"),
+        ("regulariser.gama", "regularizer.gamma"),
+        ("name", "data.name or output.name"),
+        ("ouput.name", "output.name"),
+        ("confg", "--config"),
+    ],
+)
+def test_unknown_key_names_the_nearest(key, meant):
+    assert f"unknown setting {key}: did you mean {meant}?" in error(f"--{key}", "8")
+
+
+def test_unknown_key_like_no_other_lists_the_section():
+    assert "train.learning_rate" in error("train.lr=1")
+    assert "sections" not in error("zzz=1")
+    assert "loading, sorsa, baseline, residual, regularizer" in error("zzz=1")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sorsa.rank=0", "sorsa.rank = 0: must be integer >= 1"),
+        ("sorsa.rank=many", "sorsa.rank = 'many': must be integer >= 1"),
+        ("sorsa.rank=1.5", "sorsa.rank = 1.5: must be integer >= 1"),
+        ("sorsa.rank=true", "sorsa.rank = True: must be integer >= 1"),
+        ("sorsa.rank=", "sorsa.rank = None: must be integer >= 1"),
+        ("sorsa.dropout=1", "sorsa.dropout = 1: must be number >= 0 and < 1"),
+        ("train.learning_rate=.inf", "train.learning_rate = inf: must be number > 0"),
+        ("train.warmup_ratio=.nan", "train.warmup_ratio = nan: must be number >= 0 and < 1"),
+        ("train.precision=fp16", "train.precision = 'fp16': must be auto | fp32 | mixed | bf16"),
+        ("train.steps=0", "train.steps = 0: must be integer >= 1 or null"),
+        ("train.gradient_checkpointing=1", "train.gradient_checkpointing = 1: must be true or false"),
+        ("regularizer.gamma=-1", "regularizer.gamma = -1: must be number >= 0 or text"),
+        ("sorsa.rank_pattern={q: 0}", "sorsa.rank_pattern = {'q': 0}: must be mapping of text to integer >= 1"),
+        ("sorsa=8", "sorsa is a section, not a setting"),
+        ("sorsa.targets=[*.q]", "quote names with *"),
+    ],
+)
+def test_bad_value_names_field_value_and_range(text, message):
+    assert message in error(text)
+
+
+def test_all_errors_are_reported_together(yaml_file):
+    file = yaml_file("sorsa:\n  rank: 0\n  dropuot: 1\n")
+    text = error("stray", "--train.seed", "--config", file, "train.steps=-1", "--ds_config", "nowhere.json")
+    assert len(text.splitlines()) == 6
+    assert "'stray' is no setting" in text
+    assert "--train.seed needs a value" in text
+    assert f"sorsa.rank = 0: must be integer >= 1 ({file}:2)" in text
+    assert f"did you mean sorsa.dropout? ({file}:3)" in text
+    assert "train.steps = -1: must be integer >= 1 or null (command line: train.steps=-1)" in text
+    assert "--ds_config nowhere.json: no such file; the repository has ds_configs/stage0.json" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sorsa:\n  rank: [1\ntrain: 3\n", ":3: not valid YAML"),
+        ("- sorsa\n", ":1: settings are expected"),
+        ("just text", ":1: settings are expected"),
+        ("sorsa: 3\n", "sorsa is a section, not a setting"),
+        ("sorsa:\n  rank: 3\n  rank: 4\n", "sorsa.rank is set twice"),
+        ("sorsa:\n  rank_pattern: {[1]: 2}\n", ":2: not valid YAML"),
+        ("output: {name: !!python/name:os.system x}\n", "not valid YAML"),
+    ],
+)
+def test_broken_yaml_names_file_and_line(yaml_file, text, message):
+    file = yaml_file(text)
+    found = error("--config", file)
+    assert message in found
+    assert file in found
+
+
+def test_missing_yaml_and_unreadable_yaml(tmp_path):
+    assert "--config nowhere.yaml: no such file" in error("--config", "nowhere.yaml")
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert f"{binary}: " in error("--config", str(binary))
+
+
+def test_empty_file_and_empty_section_say_nothing(yaml_file):
+    assert parse(["--config", yaml_file("")]).config == RunConfig()
+    assert parse(["--config", yaml_file("sorsa:\ntrain:\n")]).config == RunConfig()
+
+
+def test_files_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse(["--ds_config", "ds_configs/stage0.json"]).ds_config.is_file()
+    (tmp_path / "ds_configs").mkdir()
+    (tmp_path / "ds_configs" / "stage0.json").write_text("{}")
+    assert parse(["--ds_config=ds_configs/stage0.json"]).ds_config.samefile(tmp_path / "ds_configs" / "stage0.json")
+
+
+def test_help_explains_every_field(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(["--local_rank=0", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    flat = " ".join(text.split())
+    for path, leaf in leaves(RunConfig).items():
+        assert leaf.help, f"{path} has no docstring"
+        assert f"--{path} <{leaf.type_text}>" in flat
+        assert leaf.help[:60] in flat
+    assert "--train.learning_rate <number > 0> (default 0.0002)" in flat
+    assert "deepspeed launch/train.py --ds_config ds_configs/zero3.json" in flat
+    assert "--config" in flat
+
+
+def test_help_is_printed_by_one_rank(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--local_rank=1", "-h"])
+    assert capsys.readouterr().out == ""
+
+
+UNUSUAL = RunConfig(
+    model="1e-3",
+    sorsa=SorsaConfig(targets=["*.q_proj", "off", "1"], rank_pattern={"no": 3, "a: b": 4, "~": 1}, alpha=1e-30),
+    regularizer=RegularizerConfig(gamma="0.2*lr", divide_by_accumulation=False),
+    data=DataConfig(path="line one\nline two # no comment", name="null", eval_split=" train[:10] "),
+    train=TrainConfig(learning_rate=1e-8, adam_betas=(0.0, 0.95), gradient_clipping=0, steps=10**6),
+    output=OutputConfig(name="12", folder="日本 'q' \"", wandb="off", wandb_project=""),
+)
+
+
+@pytest.mark.parametrize("comments", [False, True])
+@pytest.mark.parametrize("config", [RunConfig(), UNUSUAL])
+def test_written_yaml_reads_back(yaml_file, config, comments):
+    assert parse(["--config", yaml_file(to_yaml(config, comments))]).config == config
+
+
+def test_default_recipe_is_the_defaults_with_their_help():
+    text = (REPOSITORY / "launch" / "recipes" / "default.yaml").read_text()
+    assert text == to_yaml(RunConfig(), comments=True), "out of date: `make recipe` writes it anew"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_every_shipped_recipe_is_valid(recipe):
+    config = parse(["--config", str(recipe)]).config
+    assert (config == RunConfig()) == (recipe.name == "default.yaml")

@@ -1,0 +1,166 @@
+"""How rows become prompts and responses, and what of a conversation is learned."""
+
+import json
+
+import pytest
+
+from sorsa_ds.data.formats import choose_format, prompt_for, render, resolve_format
+from tests.helpers import small_data
+from tests.helpers.chat_tokenizer import CHATML, chat_tokenizer
+
+PREAMBLE = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+)
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello 🙂"},
+    {"role": "user", "content": "2+2?"},
+    {"role": "assistant", "content": "4"},
+]
+
+FORGETFUL = CHATML.replace("{{ m.content }}", "{{ m.content if m.role == 'user' or loop.last else '...' }}")
+"""Shows only the newest answer, as templates of reasoning models do with thoughts."""
+
+
+def learned(rendered):
+    """The learned pieces of text."""
+    return [rendered.text[start:end] for start, end in rendered.learned]
+
+
+@pytest.mark.parametrize(
+    ("name", "question", "answer"),
+    [
+        ("metamath", "query", "response"),
+        ("codefeedback", "query", "answer"),
+        ("gsm8k", "question", "answer"),
+        ("alpaca", "instruction", "output"),
+    ],
+)
+def test_instruction_formats_share_the_papers_prompt(name, question, answer):
+    rendered = render({question: "1+1?", answer: "Two.\nThe answer is: 2"}, name, None)
+    assert rendered.text == PREAMBLE + "### Instruction:\n1+1?\n\n### Response: Two.\nThe answer is: 2"
+    assert learned(rendered) == [" Two.\nThe answer is: 2"]
+    assert rendered.closed
+    assert rendered.text.startswith(prompt_for("1+1?"))
+    assert prompt_for("1+1?").endswith("### Response:")
+
+
+def test_alpaca_input_has_its_own_heading():
+    rendered = render({"instruction": "Add.", "input": "1, 2", "output": "3"}, "alpaca", None)
+    assert "paired with an input that provides further context" in rendered.text
+    assert rendered.text.endswith("### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response: 3")
+    for empty in ("", None):
+        row = {"instruction": "Add.", "input": empty, "output": "3"}
+        assert render(row, "alpaca", None).text == prompt_for("Add.") + " 3"
+
+
+@pytest.mark.parametrize("origin", ["made", "real"])
+def test_whole_alpaca_data(origin, request, tmp_path):
+    folder = small_data.alpaca(tmp_path) if origin == "made" else request.getfixturevalue("shared_data") / "alpaca"
+    rows = json.loads((folder / "alpaca_en_demo.json").read_text())
+    with_input = sum("### Input:" in render(row, "alpaca", None).text for row in rows)
+    assert with_input == sum(bool(row["input"]) for row in rows) > 0
+    assert all(learned(render(row, "alpaca", None)) == [" " + row["output"]] for row in rows if row["output"])
+
+
+def test_braces_and_leading_space_of_real_text_are_kept():
+    rendered = render({"query": "what is {x}?", "answer": "\n```python\n{}\r\n```"}, "codefeedback", None)
+    assert "what is {x}?" in rendered.text
+    assert learned(rendered) == ["\n```python\n{}\r\n```"]
+
+
+def test_text_is_learned_whole():
+    rendered = render({"text": "once upon"}, "text", None)
+    assert (rendered.text, learned(rendered), rendered.closed) == ("once upon", ["once upon"], True)
+
+
+@pytest.mark.parametrize(("name", "row"), [("text", {"text": ""}), ("gsm8k", {"question": "q", "answer": ""})])
+def test_a_row_without_response_teaches_nothing(name, row):
+    rendered = render(row, name, None)
+    assert rendered.learned == ()
+    assert not rendered.closed
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        (["type", "query", "original_question", "response"], "metamath"),
+        (["query", "answer", "resource", "lang"], "codefeedback"),
+        (["instruction", "input", "output", "text"], "alpaca"),
+        (["instruction", "output"], "alpaca"),
+        (["question", "answer", "gold"], "gsm8k"),
+        (["prompt", "messages"], "chat"),
+        (["text", "id"], "text"),
+    ],
+)
+def test_auto_goes_by_the_columns(columns, name):
+    assert choose_format(columns) == resolve_format("auto", columns) == name
+
+
+def test_unknown_columns_are_listed_with_the_formats():
+    with pytest.raises(ValueError, match=r"'foo', 'bar' fit no known format .*metamath: query, response.*text: text"):
+        choose_format(["foo", "bar"])
+
+
+def test_a_missing_column_is_named():
+    with pytest.raises(ValueError, match=r"metamath needs the column 'response'; there are 'query', 'answer'"):
+        resolve_format("metamath", ["query", "answer"])
+
+
+@pytest.mark.parametrize(("value", "said"), [(None, "nothing"), (72, "72")])
+def test_a_column_that_holds_no_text_is_named(value, said):
+    with pytest.raises(ValueError, match=f"'answer' holds {said} where text is needed"):
+        render({"question": "q", "answer": value}, "gsm8k", None)
+
+
+def test_every_assistant_turn_is_learned_to_its_end_token():
+    rendered = render({"messages": TURNS}, "chat", chat_tokenizer())
+    assert learned(rendered) == ["Hello 🙂<|im_end|>", "4<|im_end|>"]
+    assert rendered.text.endswith("<|im_start|>assistant\n4<|im_end|>")
+    assert not rendered.closed
+
+
+def test_columnar_storage_may_add_empty_fields_to_messages():
+    padded = [{**turn, "tool_calls": None} for turn in TURNS]
+    strict = "{% if messages[0].tool_calls is defined %}{{ raise_exception('tools') }}{% endif %}" + CHATML
+    assert render({"messages": padded}, "chat", chat_tokenizer(strict)).learned
+
+
+def test_what_follows_the_last_assistant_turn_is_left_out():
+    rendered = render({"messages": [*TURNS, {"role": "user", "content": "bye"}]}, "chat", chat_tokenizer())
+    assert "bye" not in rendered.text
+
+
+def test_a_template_without_end_of_turn_token_gets_one():
+    plain = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    rendered = render({"messages": TURNS[1:3]}, "chat", chat_tokenizer(plain))
+    assert rendered.text == "user: Hi\nassistant: Hello 🙂"
+    assert learned(rendered) == [" Hello 🙂"]
+    assert rendered.closed
+
+
+def test_a_conversation_without_assistant_teaches_nothing():
+    assert render({"messages": TURNS[:2]}, "chat", chat_tokenizer()).learned == ()
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "said"),
+    [
+        (None, TURNS, "needs a tokenizer with a chat template"),
+        ("{{ messages | length }}" + CHATML, TURNS, "rewrites what came before message 3"),
+        (FORGETFUL, TURNS, "rewrites what came before message 5"),
+        ("{{ raise_exception('no system role') }}", TURNS, "refuses the conversation: no system role"),
+        (CHATML, "hello", "'hello' where a list of messages is needed"),
+        (CHATML, None, "None where a list of messages is needed"),
+        (CHATML, [], "where a list of messages is needed"),
+        (CHATML, [{"from": "human", "value": "x"}], "where a role and a content are needed"),
+        (CHATML, TURNS[2:], "starts with the assistant"),
+    ],
+)
+def test_chat_errors(template, messages, said):
+    with pytest.raises(ValueError, match=said):
+        render({"messages": messages}, "chat", chat_tokenizer(template))

@@ -1,0 +1,225 @@
+"""Which tokens are learned: by their place in the text, with real tokenizers."""
+
+import json
+
+import pytest
+from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizer
+
+from sorsa_ds.data.formats import Rendered, prompt_for, render
+from sorsa_ds.data.tokenize import IGNORED, encode, encode_all, show_example
+from tests.helpers import small_data
+from tests.helpers.chat_tokenizer import CHATML, chat_tokenizer
+from tests.helpers.llama_tokenizer import llama_tokenizer
+
+MIXED = "Ünï — 日本 🙂👩‍👩‍👧\r\n\ttwo  spaces\r\n#### 1,234"
+
+
+@pytest.fixture(params=["made", "stories260k"])
+def sentencepiece(request):
+    """A Llama tokenizer with bytes for rare characters; it puts a BOS before each text. Its pad token is <unk>."""
+    return tokenizer_of(request.param, request)
+
+
+@pytest.fixture(params=["bytes", pytest.param("embedded", marks=pytest.mark.slow), "made", "stories260k"])
+def tokenizer(request):
+    return tokenizer_of(request.param, request)
+
+
+def tokenizer_of(name, request):
+    """Two that are made here, the embedded model's, and a published one of Llama's kind."""
+    if name == "bytes":
+        return chat_tokenizer()
+    if name == "made":
+        return llama_tokenizer()
+    if name == "embedded":
+        return AutoTokenizer.from_pretrained(request.getfixturevalue("embedded_model"))
+    return AutoTokenizer.from_pretrained(request.getfixturevalue("shared_data") / "models" / name)
+
+
+def learned_text(example, tokenizer):
+    """What the learned tokens say."""
+    ids, labels = example["input_ids"], example["labels"]
+    learned = labels != IGNORED
+    assert (labels[learned] == ids[learned]).all()
+    return tokenizer.decode(ids[learned].tolist()).removeprefix(" ")
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "response"),
+    [
+        ("metamath", {"query": MIXED, "response": MIXED}, MIXED),
+        ("codefeedback", {"query": "q", "answer": "```\nx = {}\n```"}, "```\nx = {}\n```"),
+        ("alpaca", {"instruction": "i", "input": MIXED, "output": "o"}, "o"),
+        ("gsm8k", {"question": "1+1?", "answer": "2\n#### 2"}, "2\n#### 2"),
+        ("text", {"text": "x\n" + MIXED}, "x\n" + MIXED),
+    ],
+)
+def test_exactly_the_response_and_the_end_token_are_learned(name, row, response, tokenizer):
+    example = encode(render(row, name, tokenizer), tokenizer, 1000)
+    if name == "text" and not len(tokenizer("")["input_ids"]):
+        response = response[1:]  # nothing comes before the first token, to predict it from
+    assert learned_text(example, tokenizer) == response + tokenizer.eos_token
+    assert example["labels"][-1] == tokenizer.eos_token_id
+
+
+def test_whole_data_sets_learn_their_answers(tmp_path, tokenizer):
+    check_answers(small_data.gsm8k(tmp_path), small_data.alpaca(tmp_path), tokenizer)
+
+
+def test_real_rows_learn_their_answers(shared_data, tokenizer):
+    check_answers(shared_data / "gsm8k", shared_data / "alpaca", tokenizer)
+
+
+def check_answers(gsm8k, alpaca, tokenizer):
+    """Up to 200 rows of each learn exactly their answers."""
+    rows = [json.loads(line) for line in (gsm8k / "train.jsonl").read_text().splitlines()[:200]]
+    rows += [row for row in json.loads((alpaca / "alpaca_en_demo.json").read_text())[:200] if row["output"]]
+    for row in rows:
+        name, column = ("gsm8k", "answer") if "answer" in row else ("alpaca", "output")
+        example = encode(render(row, name, tokenizer), tokenizer, 10_000)
+        assert learned_text(example, tokenizer) == row[column] + tokenizer.eos_token
+
+
+def test_generation_sees_the_tokens_of_training(tokenizer):
+    example = encode(render({"question": "1+1?", "answer": "Two."}, "gsm8k", tokenizer), tokenizer, 1000)
+    masked = example["input_ids"][example["labels"] == IGNORED]
+    assert masked.tolist() == tokenizer(prompt_for("1+1?"))["input_ids"]
+
+
+def test_a_token_across_the_boundary_is_learned():
+    tokenizer = chat_tokenizer()
+    ids = tokenizer("hello there")["input_ids"]
+    start = tokenizer("hello there", return_offsets_mapping=True)["offset_mapping"][1][0]
+    example = encode(Rendered("hello there", ((start + 1, 11),), closed=False), tokenizer, 100)
+    assert example["labels"].tolist() == [IGNORED, *ids[1:]]
+    beside = encode(Rendered("hello there", ((0, start),), closed=False), tokenizer, 100)
+    assert (beside["labels"][1:] == IGNORED).all()
+
+
+def test_a_character_of_several_tokens_is_learned_whole(tokenizer):
+    example = encode(Rendered("ab𓀀cd", ((2, 3),), closed=False), tokenizer, 100)
+    assert (example["labels"] != IGNORED).sum() >= 4
+    assert learned_text(example, tokenizer) == "𓀀"
+
+
+def test_end_and_pad_tokens_are_not_told_by_their_ids():
+    tokenizer = chat_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    prompt = "a<|im_end|>b"
+    example = encode(Rendered(prompt + "c<|im_end|>d", ((len(prompt), len(prompt) + 12),), True), tokenizer, 100)
+    assert learned_text(example, tokenizer) == "c<|im_end|>d<|im_end|>"
+    assert example["input_ids"].tolist().count(tokenizer.eos_token_id) == 3
+
+
+@pytest.mark.parametrize("length", [1, 2, 30, 31, 32])
+def test_a_cut_example_learns_what_is_left_and_no_end(length, tokenizer):
+    rendered = render({"text": "one two three " * 20}, "text", tokenizer)
+    whole, cut = encode(rendered, tokenizer, 1000), encode(rendered, tokenizer, length)
+    for key in ("input_ids", "labels"):
+        assert cut[key].tolist() == whole[key][:length].tolist()
+    assert tokenizer.eos_token_id not in cut["input_ids"]
+
+
+def test_the_end_token_counts_in_the_length(tokenizer):
+    rendered = render({"text": "hello there"}, "text", tokenizer)
+    whole = encode(rendered, tokenizer, 1000)["input_ids"].tolist()
+    assert encode(rendered, tokenizer, len(whole))["input_ids"].tolist() == whole
+    assert encode(rendered, tokenizer, len(whole) - 1)["input_ids"].tolist() == whole[:-1]
+
+
+def test_bos_is_there_once_and_never_learned(sentencepiece):
+    bos = sentencepiece.bos_token_id
+    for text in ("hello", "<s>hello"):
+        example = encode(Rendered(text, ((0, len(text)),), closed=False), sentencepiece, 100)
+        assert example["input_ids"].tolist().count(bos) == 1
+        assert example["input_ids"][0] == bos
+        assert example["labels"][0] == IGNORED
+        assert example["labels"][1] != IGNORED
+
+
+def test_an_end_token_that_the_tokenizer_appends_is_not_doubled():
+    tokenizer = chat_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <|im_end|>", special_tokens=[("<|im_end|>", tokenizer.eos_token_id)]
+    )
+    closed = encode(Rendered("a b", ((0, 3),), closed=True), tokenizer, 100)["input_ids"].tolist()
+    assert closed == tokenizer("a b")["input_ids"]
+    assert encode(Rendered("a b", ((0, 3),), closed=False), tokenizer, 100)["input_ids"].tolist() == closed[:-1]
+
+
+def test_a_conversation_of_several_turns(tokenizer):
+    tokenizer.chat_template = CHATML
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello 🙂"},
+        {"role": "user", "content": "2+2?"},
+        {"role": "assistant", "content": "4\r\nfour"},
+    ]
+    example = encode(render({"messages": messages}, "chat", tokenizer), tokenizer, 1000)
+    assert learned_text(example, tokenizer) == "Hello 🙂<|im_end|>4\r\nfour<|im_end|>"
+
+
+def test_examples_without_a_learned_token_are_dropped_and_counted(tokenizer):
+    rows = Dataset.from_list(
+        [{"question": "q", "answer": "a"}, {"question": "long " * 500, "answer": "a"}, {"question": "q", "answer": ""}]
+    )
+    examples, dropped = encode_all(rows, "auto", tokenizer, 400, "data.jsonl")
+    assert (len(examples), dropped) == (1, 2)
+    assert learned_text(examples[0], tokenizer) == "a" + tokenizer.eos_token
+
+
+def test_many_rows_keep_their_order_and_equal_single_ones(monkeypatch, tokenizer):
+    monkeypatch.setattr("sorsa_ds.data.tokenize.ROWS_PER_CALL", 3)
+    rows = Dataset.from_list([{"text": f"story {number} " * (number % 4 + 1)} for number in range(10)])
+    examples, dropped = encode_all(rows, "text", tokenizer, 50, "stories")
+    assert dropped == 0
+    for row, example in zip(rows, examples, strict=True):
+        alone = encode(render(row, "text", tokenizer), tokenizer, 50)
+        assert {key: value.tolist() for key, value in example.items()} == {
+            key: value.tolist() for key, value in alone.items()
+        }
+
+
+def test_nothing_left_to_learn_names_the_data_and_the_mend(tokenizer):
+    rows = Dataset.from_list([{"question": "q", "answer": "a"}] * 3)
+    with pytest.raises(ValueError, match=r"my\.jsonl: no token to learn in any of 3 rows: .*data.max_length \(8\)"):
+        encode_all(rows, "gsm8k", tokenizer, 8, "my.jsonl")
+
+
+def test_errors_name_the_data_and_the_row(tokenizer):
+    rows = Dataset.from_list([{"question": "q", "answer": "a"}, {"question": "q", "answer": None}])
+    with pytest.raises(ValueError, match=r"my\.jsonl, row 2: column 'answer' holds nothing"):
+        encode_all(rows, "auto", tokenizer, 100, "my.jsonl")
+    with pytest.raises(ValueError, match=r"my\.jsonl: data\.format: chat needs the column 'messages'"):
+        encode_all(rows, "chat", tokenizer, 100, "my.jsonl")
+
+
+def test_tokenizers_that_cannot_do_it_are_refused():
+    endless = chat_tokenizer()
+    endless.eos_token = None
+    with pytest.raises(ValueError, match="no end token"):
+        encode(Rendered("a b", ((0, 3),), closed=True), endless, 10)
+
+    class SlowTokenizer(PreTrainedTokenizer):
+        """Only what its constructor asks for."""
+
+        vocab_size = 0
+
+        def get_vocab(self) -> dict[str, int]:
+            return {}
+
+    with pytest.raises(ValueError, match=r"SlowTokenizer does not say where its tokens lie .*tokenizer\.json"):
+        encode(Rendered("a b", ((0, 3),), closed=True), SlowTokenizer(), 10)
+
+
+def test_an_example_is_shown_with_its_parts_told_apart(tokenizer):
+    example = encode(render({"question": "1+1?", "answer": "Two."}, "gsm8k", tokenizer), tokenizer, 1000)
+    shown = show_example(example, tokenizer)
+    masked, learned = (example["labels"] == IGNORED).sum(), (example["labels"] != IGNORED).sum()
+    assert shown.startswith(f"--- masked, {masked} tokens ---\n")
+    before, after = shown.split(f"--- learned, {learned} tokens ---\n")
+    assert before.endswith("1+1?\n\n### Response:\n")
+    assert after.strip() == "Two." + tokenizer.eos_token

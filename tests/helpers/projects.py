@@ -1,0 +1,82 @@
+"""A small real project on disk, a model with a tokenizer and data, and the command that trains on it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM
+
+from tests.helpers.architectures import CONFIGS
+from tests.helpers.chat_tokenizer import chat_tokenizer
+from tests.helpers.worlds import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 6
+
+
+def make(folder: Path) -> Path:
+    """Write a tiny model with a tokenizer, and data of unequal lengths."""
+    tokenizer = chat_tokenizer()
+    config = deepcopy(CONFIGS["llama"])  # other tests use it too
+    config.vocab_size, config.max_position_embeddings = len(tokenizer), 256
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rows = [
+        {"query": f"What is {i} plus {i}?", "response": f"It is {2 * i}." + " Really." * (i % 5)} for i in range(40)
+    ]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "long.jsonl").write_text((json.dumps({"query": "Why?", "response": "Because. " * 200}) + "\n") * 12)
+    return folder
+
+
+def settings(project: Path, name: str) -> list[str]:
+    """The settings of a short run in fp32."""
+    return [
+        f"model={project / 'model'}", f"data.path={project / 'data.jsonl'}", "data.eval_size=7",
+        f"train.steps={STEPS}", "sorsa.rank=4", "train.global_batch_size=8", "train.precision=fp32",
+        "train.learning_rate=1e-3", f"output.folder={project}", f"output.name={name}",
+    ]  # fmt: skip
+
+
+def default_settings(folder: Path, name: str) -> list[str]:
+    """The default job, shortened: the embedded model, the generated data, launch/recipes/default.yaml."""
+    return [
+        "--config", "launch/recipes/default.yaml", "train.steps=2", "data.eval_size=2",
+        f"output.folder={folder}", f"output.name={name}",
+    ]  # fmt: skip
+
+
+def start(
+    project: Path, name: str, *arguments: str, ranks=2, ds="zero3", job=settings, **environment: str
+) -> subprocess.Popen:
+    """Start launch/train.py through `deepspeed`. job: the settings of a project's run."""
+    command = [
+        str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), "--master_port", str(free_port()),
+        "launch/train.py", "--ds_config", str(ds if isinstance(ds, Path) else f"ds_configs/{ds}.json"),
+        *job(project, name), *arguments,
+    ]  # fmt: skip
+    paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "PATH": paths, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
+             "SORSA_CACHE": str(project / "cache"), **environment},
+    )  # fmt: skip
+
+
+def launch(project, name, *arguments, code=0, **options):
+    """Run it to its end; returns (everything printed, run folder, seconds)."""
+    began = time.monotonic()
+    process = start(project, name, *arguments, **options)
+    printed, _ = process.communicate(timeout=300)
+    assert (process.returncode == 0) == (code == 0), printed[-4000:]
+    return printed, project / name, time.monotonic() - began
+
+
+def metrics(folder, key):
+    """One column of metrics.jsonl."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]

@@ -1,0 +1,62 @@
+"""Short runs in forked ranks, stopped and rewound."""
+
+import os
+import shutil
+import signal
+
+from safetensors.torch import load_file
+
+from sorsa_ds.run.checkpoint import folder as folders
+from sorsa_ds.train.invocation import parse
+from tests.helpers.projects import ROOT, settings
+from tests.helpers.worlds import run_ranks
+
+GLOBAL = "train.global_batch_size=6"
+
+
+def train_rank(project, name, ds, arguments, stop_at):
+    """One rank of a run; if `stop_at` is given, the last rank alone gets SIGUSR1 in that step's first micro-batch."""
+    from sorsa_ds.runtime import collectives
+    from sorsa_ds.runtime.stop_signals import Preempted
+    from sorsa_ds.train.setup import assemble
+
+    trainer = assemble(parse([*settings(project, name), *arguments, f"--ds_config={ROOT}/ds_configs/{ds}.json"]))
+    if stop_at is not None:
+        step = trainer.step
+
+        def interrupted(number):
+            if number == stop_at and collectives.rank() == collectives.world_size() - 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return step(number)
+
+        type(trainer).step = lambda self, number: interrupted(number)
+    try:
+        trainer.train()
+    except Preempted as stop:
+        return str(stop)
+    return None
+
+
+def train(project, name, *arguments, ranks=2, ds="zero3", stop_at=None):
+    """A run in forked ranks; returns its folder and what the stopped run said."""
+    arguments = ["train.steps=6", "output.save_every=2", "output.keep_checkpoints=9", GLOBAL, *arguments]
+    said = run_ranks(ranks, train_rank, project, name, ds, arguments, stop_at)[0]
+    return project / name, said
+
+
+def trained(run):
+    """The trained factors of a finished run."""
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+def rewound(project, run, name, step):
+    """A copy of a finished run as it was when it had saved `step`."""
+    copy = project / name
+    shutil.copytree(run, copy)
+    (copy / "report.json").unlink()
+    (copy / "adapter" / "adapter_model.safetensors").unlink()
+    for path in folders.existing(copy):
+        if folders.step_of(path) > step:
+            shutil.rmtree(path)
+    (copy / "checkpoints" / "latest").write_text(f"step-{step:06d}\n")
+    return copy

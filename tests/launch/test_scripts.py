@@ -1,0 +1,204 @@
+"""The shell scripts: their help, what they refuse before anything is started, and what they make of exit codes."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.projects import ROOT, settings
+from tests.helpers.worlds import free_port
+
+SCRIPTS = ("single_gpu.sh", "multi_gpu.sh", "multi_node.sh", "slurm/train.sbatch", "slurm/evaluate.sbatch")
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
+}  # fmt: skip
+
+
+def run(script: str, *arguments: str, **options) -> subprocess.CompletedProcess:
+    """A script of launch/ to its end, from whichever folder."""
+    command = ["bash", str(ROOT / "launch" / script), *arguments]
+    options.setdefault("env", ENVIRONMENT)
+    return subprocess.run(command, text=True, capture_output=True, timeout=240, check=False, **options)
+
+
+def programs(folder: Path, **scripts: str) -> dict[str, str]:
+    """An environment in which programs of these names are these shell scripts."""
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(0o755)
+    return {**ENVIRONMENT, "PATH": f"{folder}:{ENVIRONMENT['PATH']}"}
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs Debian's shellcheck")
+def test_shellcheck_finds_nothing():
+    files = [str(path.relative_to(ROOT)) for path in (ROOT / "launch").rglob("*") if path.suffix in (".sh", ".sbatch")]
+    done = subprocess.run(["shellcheck", "-x", *files], cwd=ROOT, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_every_option(script, tmp_path):
+    done = run(script, "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (ROOT / "launch" / script).read_text()
+    if script.startswith("slurm/"):
+        text += (ROOT / "launch" / "slurm" / "job.sh").read_text()
+    options = set(re.findall(r"^ +(--\w+)\)", text, re.MULTILINE))
+    if script == "slurm/evaluate.sbatch":
+        options.discard("--max_requeues")
+    assert options and all(f"  {option} " in done.stdout for option in options), done.stdout
+    assert done.stdout.startswith(("Train", "Evaluate"))
+    assert "#" not in done.stdout.replace("   # the same", "")
+
+
+def test_no_shell_variable_stands_in_an_sbatch_line():
+    for script in SCRIPTS[3:]:
+        lines = [line for line in (ROOT / "launch" / script).read_text().splitlines() if line.startswith("#SBATCH")]
+        assert lines and not any("$" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("single_gpu.sh --gpu", "--gpu needs a value"),
+        ("single_gpu.sh --gpu= sorsa.rank=8", "--gpu needs a value"),
+        ("single_gpu.sh --gpu one", "--gpu is 'one': a whole number is needed"),
+        ("single_gpu.sh --gpu=one", "--gpu is 'one': a whole number is needed"),
+        ("single_gpu.sh sorsa.rnk=3", "did you mean sorsa.rank"),
+        ("single_gpu.sh --resume nowhere", "--resume: there is no folder"),
+        ("single_gpu.sh --resume=.", "is not the folder of a run"),
+        ("multi_gpu.sh --ranks 0", "--ranks is 0: at least 1 is needed"),
+        ("multi_gpu.sh --ranks=0", "--ranks is 0: at least 1 is needed"),
+        ("multi_gpu.sh --port 70000", "--port is 70000: at most 65535 is possible"),
+        ("multi_gpu.sh --ranks 3 train.global_batch_size=4", "4 is not 3 ranks x a whole number"),
+        ("multi_gpu.sh --config nowhere.yaml", "--config nowhere.yaml: no such file"),
+        ("multi_node.sh sorsa.rank=8", "--hostfile is missing"),
+        ("multi_node.sh --hostfile nowhere", "--hostfile nowhere: no such file"),
+        ("multi_node.sh --hostfile HOSTS", "does not name this node"),
+        ("multi_node.sh --hostfile TWICE", "--hostfile TWICE names one twice"),
+        ("multi_node.sh --hostfile HOSTS --node_rank 0 --master_port 99999", "--master_port is 99999: at most 65535"),
+        ("multi_node.sh --hostfile HOSTS --node_rank 0 train.global_batch_size=8", "8 is not 6 ranks x a whole number"),
+        ("multi_node.sh --hostfile HOSTS --node_rank 2", "--node_rank is 2: "),
+        ("multi_node.sh --hostfile HOSTS --node_rank x", "--node_rank is 'x': a whole number is needed"),
+        ("multi_node.sh --hostfile BAD --node_rank 0", "'one 4' does not read NAME slots=NUMBER"),
+        ("multi_node.sh --hostfile HOSTS --node_rank 0 --torchrun", "--torchrun needs the same slots on every node"),
+        ("multi_node.sh --hostfile HOSTS --node_rank 0 train.steps=0", "train.steps"),
+        ("multi_node.sh --hostfile HOSTS --node_rank 0 --script nowhere.py", "--script nowhere.py: no such file"),
+        ("slurm/train.sbatch --ranks_per_node none", "--ranks_per_node is 'none'"),
+        ("slurm/train.sbatch --max_requeues -1", "--max_requeues is '-1'"),
+        ("slurm/train.sbatch --max_requeues=-1", "--max_requeues is '-1'"),
+        ("slurm/train.sbatch --nodes=2", "no GPUs are asked for"),
+        ("slurm/train.sbatch --nodes=2-4 GPUS --", "--nodes is '2-4': a whole number is needed"),
+        ("slurm/train.sbatch GPUS -- --master_port 99999999999999999999", "at most 65535 is possible"),
+        ("slurm/train.sbatch GPUS -- --ds_config nowhere.json", "--ds_config nowhere.json: no such file"),
+        ("slurm/train.sbatch GPUS -- --ds_config CUT.json", "CUT.json:2:1: not valid JSON"),
+        (
+            "slurm/train.sbatch GPUS -- --ds_config ODD.json",
+            '"zero_optimisation" is not a key that this trainer passes on',
+        ),
+        ("slurm/train.sbatch GPUS -- --ds_config ODD_ZERO.json", "zero_optimization has no 'zero_optimization.stgae'"),
+        ("slurm/train.sbatch GPUS -- --resume nowhere", "--resume: there is no folder"),
+        ("slurm/train.sbatch -N 3 GPUS -- train.global_batch_size=8", "8 is not 6 ranks x a whole number"),
+        ("slurm/train.sbatch --gres=gpu:a100:3 -- train.global_batch_size=8", "8 is not 3 ranks x a whole number"),
+        ("slurm/evaluate.sbatch GPUS -- ", "arguments are required: --model, --task"),
+        ("slurm/evaluate.sbatch GPUS -- --model m --task loss --bogus=3", "unrecognized arguments: --bogus=3"),
+        ("slurm/evaluate.sbatch GPUS -- --model m --task loss --shots 3", "unrecognized arguments: --shots 3"),
+        ("slurm/evaluate.sbatch GPUS -- --model m --task gsm8k --window 9", "--window goes with --task loss"),
+        ("slurm/evaluate.sbatch GPUS -- --model /nowhere --task loss", "there is no folder '/nowhere'"),
+        ("slurm/evaluate.sbatch GPUS -- --model RUN --task loss", "RUN is unfinished"),
+        ("slurm/evaluate.sbatch GPUS --model m --task loss", "what is for sbatch stands before a `--`"),
+    ],
+)
+def test_mistakes_end_with_one_message_before_anything_is_started(command, message, tmp_path):
+    (tmp_path / "HOSTS").write_text("one.invalid slots=4\ntwo.invalid slots=2\n")
+    (tmp_path / "TWICE").write_text("one slots=4\ntwo slots=4\none slots=2\n")
+    (tmp_path / "BAD").write_text("one 4\n")
+    (tmp_path / "CUT.json").write_text("{\n")
+    (tmp_path / "ODD.json").write_text('{"zero_optimisation": {"stage": 3}}')
+    (tmp_path / "ODD_ZERO.json").write_text('{"zero_optimization": {"stgae": 3}}')
+    (tmp_path / "RUN").mkdir()
+    (tmp_path / "RUN" / "config.yaml").touch()
+    queued = programs(tmp_path, sbatch="touch queued")
+    done = run(*command.replace("GPUS", "--gpus-per-node=2").split(), cwd=tmp_path, env=queued)
+    assert not (tmp_path / "queued").exists()
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert done.stdout == ""
+
+
+def test_a_job_is_queued_from_the_folder_in_which_its_arguments_were_checked(tmp_path):
+    (tmp_path / "mine.yaml").write_text("sorsa: {rank: 3}\n")
+    environment = programs(tmp_path, sbatch='echo "$PWD $SORSA_REPOSITORY $*"')
+    script = os.path.relpath(ROOT / "launch" / "slurm" / "train.sbatch", tmp_path)
+    done = subprocess.run(
+        ["bash", script, "--gpus-per-node=2", "--", "--torchrun", "--config", "mine.yaml"],
+        cwd=tmp_path, env=environment, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    queued = f"--gpus-per-node=2 {ROOT}/launch/slurm/train.sbatch --torchrun --config mine.yaml"
+    assert done.stdout == f"{tmp_path} {ROOT} {queued}\n"
+
+
+def test_a_job_that_cannot_be_queued_again_still_ends_with_the_code_of_its_ranks(tmp_path):
+    environment = programs(tmp_path, srun="exit 75", scontrol="[[ $1 == show ]] && echo JobState=RUNNING NodeAddr=one")
+    job = {
+        "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "sorsa", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "one",
+        "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_GPUS_ON_NODE": "2",
+    }  # fmt: skip
+    done = run("slurm/train.sbatch", "--logs", "logs", cwd=tmp_path, env={**environment, **job})
+    assert done.returncode == 75, done.stderr
+    assert "Slurm refuses to queue the job again" in done.stdout
+
+
+def test_gpus_that_deepspeed_would_not_take_are_refused(tmp_path):
+    (tmp_path / "HOSTS").write_text("one slots=2\n")
+    chosen = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "2,3"}
+    done = run("multi_node.sh", "--hostfile", "HOSTS", "--node_rank", "0", cwd=tmp_path, env=chosen)
+    assert done.returncode == 2
+    assert "instead of CUDA_VISIBLE_DEVICES=2,3: say --torchrun" in done.stderr
+
+
+@pytest.mark.parametrize("launcher", [[], ["--torchrun"]], ids=["deepspeed", "torchrun"])
+def test_a_node_that_does_not_come_ends_the_others_within_the_time_out(project, tmp_path, launcher):
+    """Torchrun makes 1 of every exit code; the script passes the rank's on."""
+    (tmp_path / "HOSTS").write_text("one slots=1\ntwo slots=1\n" if not launcher else "one slots=1\n")
+    port = str(free_port())
+    wrong = "train.timeout_minutes=0.1"
+    if launcher:  # its own rendezvous waits for the nodes; here a rank fails for another reason
+        wrong = "sorsa.targets=[qproj]"
+    done = run(
+        "multi_node.sh", "--hostfile", "HOSTS", "--node_rank", "0", "--master_addr", "127.0.0.1", *launcher,
+        "--master_port", port, *settings(project, "alone"), wrong, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr[-3000:]
+    message = "matches no linear" if launcher else f"1 of 2 ranks came to 127.0.0.1:{port}, within 6 s"
+    assert message in done.stderr
+    assert "exit code 2 after 0:00:" in done.stderr
+
+
+def test_sigterm_to_the_script_makes_the_ranks_save_and_the_code_is_theirs(project):
+    """`deepspeed` itself would leave its ranks alone and exit with -15."""
+    arguments = [*settings(project, "told"), "train.steps=4000", "output.save_every=0"]
+    process = subprocess.Popen(
+        ["bash", str(ROOT / "launch" / "multi_gpu.sh"), "--port", str(free_port()), *arguments],
+        env={**ENVIRONMENT, "SORSA_CACHE": str(project / "cache")}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    until = time.monotonic() + 240
+    log = project / "told" / "metrics.jsonl"
+    while not (log.exists() and '"loss"' in log.read_text()):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 75, printed[-3000:]
+    assert "SIGUSR1: stopped after step" in printed
+    assert (project / "told" / "checkpoints" / "latest").exists()

@@ -1,0 +1,274 @@
+"""The distributed initialisation: the same factors whoever makes them, from disk or from shards, cached or not."""
+
+import copy
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
+from sorsa_ds.model.factor_cache import CachedDecomposition, FactorCache
+from sorsa_ds.model.init_report import as_json, table
+from sorsa_ds.model.load import load
+from sorsa_ds.model.schedule import Item, describe, schedule
+from sorsa_ds.model.sharding import Whole
+from sorsa_ds.model.targets import Target, sorsa_layers
+from sorsa_ds.runtime.precision import choose
+from sorsa_ds.sorsa.residual_storage import Nf4
+from tests.helpers.architectures import CONFIGS, exactly, randomly, save
+from tests.helpers.worlds import run_ranks
+
+CPU = torch.device("cpu")
+SOURCES = {"exact": exactly, "randomized": randomly}
+DS = {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": 0.0, "zero_optimization": {"stage": 3}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small model with biases."""
+    return save("qwen2", tmp_path_factory.mktemp("model") / "qwen2")
+
+
+def _load(folder, source, zero3):
+    """The model of this world, and what each of its adapted layers holds, whole, on every rank."""
+    import deepspeed
+
+    from sorsa_ds.model.sharding import Zero3
+
+    loaded = load(
+        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"),
+        placement=Zero3(DS, CPU) if zero3 else Whole(CPU), device=CPU, factor_source=source,
+    )  # fmt: skip
+    if not zero3:
+        return {name: p.detach().clone() for name, p in loaded.model.named_parameters()}, loaded.reports
+    with deepspeed.zero.GatheredParameters(list(loaded.model.parameters())):
+        return {name: p.detach().clone() for name, p in loaded.model.named_parameters()}, loaded.reports
+
+
+def _load_kind(folder, kind, zero3):
+    return _load(folder, SOURCES[kind], zero3)
+
+
+@pytest.mark.parametrize("zero3", [False, True])
+@pytest.mark.parametrize("kind", SOURCES)
+def test_every_rank_and_world_size_gets_the_same_factors(folder, kind, zero3):
+    alone, _ = _load(folder, SOURCES[kind], zero3=False)
+    for world in (1, 2, 3):
+        for values, reports in run_ranks(world, _load_kind, folder, kind, zero3):
+            assert values.keys() == alone.keys()
+            for name, value in values.items():
+                torch.testing.assert_close(
+                    value, alone[name], rtol=1e-5, atol=1e-6, msg=f"{name} in a world of {world}"
+                )
+            assert {r.owner for r in reports} == set(range(world))
+            assert len(reports) == 14
+
+
+def _iterated(folder):
+    """Factors of the MLPs of a model that is large enough for the iteration, and how they were made."""
+    loaded = load(
+        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=8, targets=["*.mlp.*"]),
+        precision=choose("fp32", None, "cpu"), placement=Whole(CPU), device=CPU, factor_source=randomly,
+    )  # fmt: skip
+    trained = {name: p.detach().clone() for name, p in loaded.model.named_parameters() if p.requires_grad}
+    return trained, {report.way for report in loaded.reports}
+
+
+def test_iterated_factors_do_not_depend_on_the_ranks(tmp_path):
+    from transformers import LlamaForCausalLM
+
+    config = copy.copy(CONFIGS["llama"])
+    config.hidden_size, config.intermediate_size, config.head_dim = 256, 512, 64
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    alone, ways = run_ranks(1, _iterated, tmp_path)[0]
+    assert ways == {"krylov"}, "the model is too small for what is tested"
+    for world in (2, 3):
+        for values, _ in run_ranks(world, _iterated, tmp_path):
+            for name, value in values.items():
+                assert torch.equal(value, alone[name]), f"{name}, {world} ranks"
+
+
+def _adopt(folder, kind, storage=None):
+    """Logits and factors of a zero.Init model that was adapted in memory."""
+    import deepspeed
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import HfDeepSpeedConfig
+
+    from sorsa_ds.model.adopt_zero3 import adopt
+
+    keep = HfDeepSpeedConfig(DS)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    del keep
+    before = {name: p.ds_id for name, p in model.named_parameters()}
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        weights = {name: p.detach().float() for name, p in model.named_parameters()}
+    done = adopt(
+        model, DS, sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"), device=CPU,
+        factor_source=SOURCES[kind], storage=storage,
+    )  # fmt: skip
+    kept = [name for name, p in model.named_parameters() if before.get(name) == p.ds_id]
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        values = {name: p.detach().clone() for name, p in model.named_parameters()}
+    return values, weights, kept, len(done.reports), sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_partitioned_model_is_adapted_in_memory(folder, world):
+    for values, weights, kept, count, held in run_ranks(world, _adopt, folder, "exact"):
+        assert count == 14
+        assert held == 0, "a rank holds whole parameters"
+        assert any("q_proj.bias" in name for name in kept), "biases stay in place"
+        for name, rest in values.items():
+            if name.endswith(".residual"):
+                layer = name.removesuffix(".residual")
+                U, s, V = (values[f"{layer}.{leaf}"] for leaf in ("U", "s", "V"))
+                weight = weights[f"{layer}.weight"]
+                torch.testing.assert_close(rest + (U * s) @ V.T, weight, rtol=0, atol=1e-5)
+                torch.testing.assert_close(s, torch.linalg.svdvals(weight)[:5], rtol=1e-4, atol=1e-5)
+
+
+def _packed(folder, storage):
+    """The packed tensors of the model loaded from disk."""
+    model = load(
+        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"),
+        placement=Whole(CPU), device=CPU, factor_source=exactly, storage=storage,
+    ).model  # fmt: skip
+    return {name: p.detach() for name, p in model.named_parameters() if p.dtype == torch.uint8}
+
+
+def test_a_model_adapted_in_memory_holds_the_same_packed_residual(folder):
+    storage = Nf4(64)
+    [packed] = run_ranks(1, _packed, folder, storage)  # with one thread, as the ranks below
+    assert len(packed) == 28
+    for values, *_ in run_ranks(2, _adopt, folder, "exact", storage):
+        assert all(torch.equal(values[name], tensor) for name, tensor in packed.items())
+
+
+def test_adopting_a_whole_model_is_refused(folder):
+    from transformers import AutoModelForCausalLM
+
+    from sorsa_ds.model.adopt_zero3 import adopt
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(ValueError, match="embed_tokens.weight is not partitioned by ZeRO-3"):
+        adopt(model, DS, sorsa=SorsaConfig(), precision=choose("fp32", None, "cpu"), device=CPU, factor_source=exactly)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_schedule_deals_everything_once_and_evenly(world):
+    shapes = [(4096, 4096)] * 4 + [(11008, 4096)] * 3
+    items = [
+        Item(f"layers.{i}.{j}", torch.Size(shape), Target(f"layers.{i}.{j}", *shape, 8, False, False))
+        for i in range(32)
+        for j, shape in enumerate(shapes)
+    ]
+    rounds = schedule(list(reversed(items)), world)
+    assert rounds == schedule(items, world), "the order in which items are named must not matter"
+    dealt = [item for one in rounds for item in one if item is not None]
+    assert sorted(i.name for i in dealt) == sorted(i.name for i in items)
+    work = [sum(one[rank].cost for one in rounds if one[rank]) for rank in range(world)]
+    assert max(work) < 1.06 * sum(work) / world
+    waiting = sum(max(i.cost for i in one if i) * world - sum(i.cost for i in one if i) for one in rounds)
+    assert waiting < 0.06 * sum(work)
+    assert describe(rounds).count("decompositions") == world
+    assert sum(int(line.split(": ")[1].split()[0]) for line in describe(rounds).splitlines()) == len(items)
+
+
+def counting(calls):
+    """The exact decomposition, with a note of each call."""
+
+    def source(target, weight):
+        calls.append(target.name)
+        return exactly(target, weight)
+
+    return source
+
+
+TARGET = Target("model.q_proj", 12, 9, 3, False, False)
+
+
+def test_cache_gives_back_what_was_found(tmp_path):
+    torch.manual_seed(0)
+    weight, calls, told = torch.randn(12, 9), [], []
+    cached = FactorCache(tmp_path / "c", {"method": "exact"}, told.append).wrap(counting(calls))
+    first, second = cached(TARGET, weight), cached(TARGET, weight)
+    assert calls == ["model.q_proj"]
+    assert isinstance(second, CachedDecomposition)
+    for leaf in ("U", "s", "V"):
+        assert torch.equal(getattr(first, leaf), getattr(second, leaf))
+    assert second.accuracy == first.accuracy
+    other = FactorCache(tmp_path / "c", {"method": "randomized"}, told.append).wrap(counting(calls))
+    other(TARGET, weight)
+    cached(TARGET, weight + 1e-6)
+    cached(Target("model.q_proj", 12, 9, 4, False, False), weight)
+    cached(TARGET, weight.bfloat16())
+    assert len(calls) == 5, "another method, weight, rank or dtype is another entry"
+    assert not told
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "foreign", "pickle"])
+def test_damaged_cache_is_rebuilt(tmp_path, damage):
+    torch.manual_seed(0)
+    weight, calls, told = torch.randn(12, 9), [], []
+    cached = FactorCache(tmp_path, {}, told.append).wrap(counting(calls))
+    expected = cached(TARGET, weight)
+    (file,) = tmp_path.glob("*.safetensors")
+    good = file.read_bytes()
+    if damage == "flip":
+        file.write_bytes(good[:-5] + bytes([good[-5] ^ 1]) + good[-4:])
+    elif damage == "truncate":
+        file.write_bytes(good[:-50])
+    elif damage == "pickle":
+        torch.save({"U": expected.U}, file)
+    else:
+        save_file({"U": expected.U, "s": expected.s, "V": expected.V}, file)
+    again = cached(TARGET, weight)
+    assert torch.equal(again.U, expected.U)
+    assert len(calls) == 2
+    assert len(told) == 1
+    assert "model.q_proj is decomposed again" in told[0]
+    assert isinstance(cached(TARGET, weight), CachedDecomposition), "the file was not mended"
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    told = []
+    cached = FactorCache(tmp_path / "file" / "below", {}, told.append).wrap(counting([]))
+    assert cached(TARGET, torch.randn(12, 9)).U.shape == (12, 3)
+    assert "the factor cache is not written" in told[0]
+
+
+def test_a_cache_file_of_other_shapes_is_rebuilt(tmp_path):
+    torch.manual_seed(0)
+    weight, calls, told = torch.randn(12, 9), [], []
+    cached = FactorCache(tmp_path, {}, told.append).wrap(counting(calls))
+    cached(TARGET, weight)
+    (file,) = tmp_path.glob("*.safetensors")
+    with safe_open(file, "pt") as stored:
+        metadata, tensors = stored.metadata(), {key: stored.get_tensor(key).clone() for key in ("U", "s", "V")}
+    save_file(tensors | {"U": tensors["U"].view(3, 12)}, file, metadata=metadata)
+    assert cached(TARGET, weight).U.shape == (12, 3)
+    assert len(told) == 1
+
+
+def test_table_and_json_tell_each_kind_of_layer(folder):
+    _, reports = _load(folder, exactly, zero3=False)
+    told = table(reports)
+    for kind in ("q_proj", "k_proj", "down_proj"):
+        assert f"  {kind} " in told
+    line = next(line for line in told.splitlines() if "k_proj" in line)
+    assert "20 x 40" in line
+    captured = [r.captured for r in reports if "k_proj" in r.name]
+    weights = [v.double() for k, v in load_file(folder / "model.safetensors").items() if "k_proj.weight" in k]
+    expected = [torch.linalg.svdvals(w)[:5].square().sum() / w.square().sum() for w in weights]
+    assert captured == pytest.approx([float(e) for e in expected], rel=1e-5)
+    stored = as_json(reports, seconds=1.5, world_size=1, peak_gib=[0.5])
+    assert len(stored["layers"]) == len(reports) == 14
+    assert stored["seconds_by_rank"] == [pytest.approx(sum(r.seconds for r in reports))]
+
+
+def test_all_architectures_are_listed():
+    assert {"llama", "mistral", "gemma", "qwen2", "phi3", "gpt2", "rwkv"} <= set(CONFIGS)
+    assert sorsa_layers(torch.nn.Linear(2, 2)) == {}

@@ -1,0 +1,195 @@
+"""Whether a plan fits, what is advised where it does not, and what the command and a run say of it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sorsa_ds.config import command_line
+from sorsa_ds.config import deepspeed_json as settings
+from sorsa_ds.config.schema import RunConfig, SorsaConfig
+from sorsa_ds.plan.advice import larger
+from sorsa_ds.plan.check import check_memory
+from sorsa_ds.plan.command import run, size
+from sorsa_ds.plan.job import GIB, Hardware, Job
+from sorsa_ds.plan.memory import memory
+from sorsa_ds.plan.model_facts import facts
+from sorsa_ds.plan.report import as_text, plan
+from sorsa_ds.plan.shapes import shipped
+from sorsa_ds.train.invocation import parse
+from tests.helpers.architectures import save
+from tests.helpers.plans import job_of
+from tests.helpers.projects import ROOT
+from tests.helpers.projects import settings as run_settings
+from tests.helpers.worlds import run_ranks
+
+
+def recipe_lines():
+    """Every recipe's own plan command."""
+    for path in sorted((ROOT / "launch" / "recipes").glob("*.yaml")):
+        for line in path.read_text().splitlines():
+            if line.startswith("#") and "launch/plan.py" in line:
+                yield pytest.param(line.lstrip("# ").split(), id=path.stem)
+
+
+@pytest.mark.parametrize("words", recipe_lines())
+def test_every_recipe_fits_the_hardware_that_it_names(words):
+    options = {word[2:]: words[i + 1] for i, word in enumerate(words) if word.startswith("--")}
+    config = command_line.load(RunConfig, ROOT / options["config"])
+    if "rwkv" in options["config"]:
+        pytest.importorskip("fla", reason="needs flash-linear-attention: pip install -e '.[rwkv]'")
+    hardware = Hardware(gpus=int(options["gpus"]), nodes=int(options["nodes"]), gpu_memory=size(options["gpu_memory"]))
+    planned = plan(shipped(config.model), Job.of(config, settings.load(ROOT / options["ds_config"]), hardware))
+    assert planned.fits, as_text(planned)
+    assert not planned.advice
+
+
+LLAMA = "meta-llama/Llama-2-7b-hf"
+SMALL_BUFFERS = {
+    "stage": 3,
+    "reduce_bucket_size": 10**6,
+    "stage3_max_live_parameters": 0,
+    "stage3_prefetch_bucket_size": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus", "limit"),
+    [
+        ({"zero_optimization": {"stage": 0}, "train_micro_batch_size_per_gpu": 16, "gradient_clipping": 0.5}, 1, 24),
+        ({"zero_optimization": {"stage": 2}, "train_batch_size": 32}, 2, 20),
+        ({"zero_optimization": SMALL_BUFFERS, "train_micro_batch_size_per_gpu": 1}, 1, 8),
+    ],
+)
+def test_advice_is_what_planning_with_it_gives(given, gpus, limit):
+    config, hardware = RunConfig(model=LLAMA), Hardware(gpus=gpus, gpu_memory=limit * GIB)
+    job = Job.of(config, given, hardware)
+    planned = plan(shipped(LLAMA), job)
+    assert not planned.fits
+    assert planned.advice
+    for way in planned.advice:
+        options, overrides = command_line.split(way.settings.split(), ["ds_config"], command_line.Errors())
+        # The command line is the user's own, which says the model and leaves to the JSON what the JSON says.
+        advised = command_line.load(RunConfig, None, [("model", LLAMA), *overrides])
+        own = {key: "auto" if f"train.{settings.ONE_PLACE.get(key)}" in dict(overrides) else value
+               for key, value in given.items()}  # fmt: skip
+        file = settings.load(ROOT / options["ds_config"]) if options else own
+        as_told = Job.of(advised, file, hardware)
+        needed = memory(as_told, facts(shipped(LLAMA), as_told))
+        assert (way.gpu, way.host) == (needed.total, gpus * needed.total_host)
+        assert way.gpu <= 0.95 * limit * GIB
+        assert as_told.resolved.gradient_clipping == job.resolved.gradient_clipping
+        assert way.settings in as_text(planned)
+
+
+def test_memory_of_the_node_is_judged_where_it_is_known():
+    config, given = RunConfig(model=LLAMA), settings.load(ROOT / "ds_configs" / "zero3_offload.json")
+    unknown = Job.of(config, given, Hardware(gpus=4))
+    needed = memory(unknown, facts(shipped(LLAMA), unknown))
+    assert needed.total_host > 3 * GIB
+    for host, fit in ((None, True), (4 * needed.total_host, True), (4 * needed.total_host - 1, False)):
+        planned = plan(shipped(LLAMA), replace(unknown, hardware=replace(unknown.hardware, host_memory=host)))
+        assert planned.fits is fit
+        told = as_text(planned)
+        assert (f"if a node has {4 * needed.total_host / GIB:.1f} GiB of its own memory" in told) is (host is None)
+        assert ("of a node's own memory are needed" in told) is not fit
+        assert all(way.host <= host for way in planned.advice)
+    assert planned.advice
+
+
+def test_too_much_for_one_node_is_advised_more_of_them():
+    config = RunConfig(model=LLAMA, sorsa=SorsaConfig(rank=128))
+    hardware = Hardware(gpus=8, gpu_memory=4 * GIB, host_memory=6 * GIB)
+    [way] = plan(shipped(LLAMA), Job.of(config, {"zero_optimization": {"stage": 0}}, hardware)).advice
+    assert "--gpus 8 --nodes" in way.settings
+    assert way.gpu <= 0.95 * 4 * GIB
+    assert way.host <= 6 * GIB
+
+
+def test_nodes_are_filled_up_before_there_are_more_of_them():
+    sizes = [(one.gpus, one.nodes) for one in larger(Hardware(gpus=3))]
+    assert sizes[:4] == [(6, 1), (8, 1), (8, 2), (8, 4)]
+    assert sizes[-1] == (8, 128)
+
+
+def test_the_command_prints_one_json_object_and_leaves_with_3_where_it_does_not_fit():
+    done = subprocess.run(
+        [sys.executable, "launch/plan.py", "--ds_config", "ds_configs/stage0.json", "--gpu_memory", "8GiB",
+         f"model={LLAMA}", "sorsa.rank=128", "--json"],
+        cwd=ROOT, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    told = json.loads(done.stdout)
+    assert told["fits"] is False and told["trainable"] == 319_844_352
+    assert told["gib_per_rank"] == pytest.approx(sum(told["gib"].values()))
+    assert all(way["gib_per_rank"] < 8 < told["gib_per_rank"] for way in told["advice"])
+    assert {"bytes_per_step", "seconds_per_step", "initialisation", "host_gib_per_node"} <= set(told)
+
+
+def test_the_command_says_that_it_fits(capsys):
+    assert run(["--ds_config", "ds_configs/stage0.json", "--host_memory", "64GiB", f"model={LLAMA}"])
+    assert "of 64.0 GiB of its own memory" in capsys.readouterr().out
+
+
+def refusal(*arguments) -> str:
+    with pytest.raises(ValueError) as caught:
+        run(arguments)
+    return str(caught.value)
+
+
+def test_everything_wrong_with_a_command_is_told_at_once(monkeypatch):
+    told = refusal("--gpus", "none", "--nodes", "1000000000", "--gpu_memory", "1MiB", "--host_memory", "80",
+                   "--efficiency", "nan", "--ds_config", "m.json", "--ds_config", "n.json", "sorsa.rnk=3")  # fmt: skip
+    for wrong in ("--gpus none: must be a whole number from 1 to 999999", "--nodes 1000000000: must be a whole",
+                  "--gpu_memory 1MiB: must be from 1GiB", "--host_memory 80: write", "--efficiency nan: must be",
+                  "n.json: no such file", "--ds_config is given twice", "did you mean sorsa.rank"):  # fmt: skip
+        assert wrong in told
+
+    def no_network(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("sorsa_ds.plan.command.hf_hub_download", no_network)
+    assert "no shape of it ships with sorsa_ds, and the hub does not give its config.json: no network" in refusal(
+        "model=nobody/nothing"
+    )
+
+
+@pytest.mark.parametrize(("gpu", "free"), [(None, 700), (80, 0), (0, 700)])
+def test_a_run_says_the_numbers_that_it_is_refused_for(tmp_path, monkeypatch, capsys, gpu, free):
+    """gpu, free: GiB and MiB of memory; 700 MiB are too little on a CPU, and enough beside a GPU."""
+    monkeypatch.setattr("sorsa_ds.plan.check.free_memory", lambda: free * 2**20)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu is not None)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, (gpu or 0) * GIB))
+    monkeypatch.setattr("sorsa_ds.runtime.process.this_device", lambda: torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    job = job_of(0)
+    arguments = (save("llama", tmp_path), job.config, job.given, job.resolved, job.precision, job.storage)
+    with pytest.raises(ValueError) as caught:
+        check_memory(*arguments)
+    [refused] = re.findall(r"about ([0-9.]+) GiB a rank, more than the ([0-9.]+ GiB .*) that it may", str(caught.value))
+    assert " of ".join(refused) in capsys.readouterr().out
+    monkeypatch.setattr("sorsa_ds.plan.check.memory", None)
+    check_memory(tmp_path, replace(job.config, train=replace(job.config.train, check_memory=False)), *arguments[2:])
+    assert capsys.readouterr().out == ""
+
+
+def _refused(project):
+    """What stops this rank of a run that is too large."""
+    from sorsa_ds.train.setup import assemble
+
+    os.environ["SORSA_CACHE"] = str(project / "cache")
+    large = ["train.micro_batch_size=400000", "train.global_batch_size=null", "data.max_length=256"]
+    with pytest.raises(ValueError) as caught:
+        assemble(parse([*run_settings(project, "plan-no"), *large]))
+    return str(caught.value)
+
+
+def test_every_rank_of_a_run_refuses_what_cannot_fit_before_it_loads(project, monkeypatch):
+    monkeypatch.setattr("sorsa_ds.train.setup.load_operated", None)
+    told = run_ranks(2, _refused, project)
+    assert all("the run needs about" in one and "launch/plan.py" in one for one in told)

@@ -1,0 +1,75 @@
+"""What earlier versions have written still goes on: a run is resumed, exported and loaded.
+
+tests/fixtures/run_of_0.1.0 was trained by version 0.1.0 on tests/golden/model and the generated word problems, on two
+ranks under ZeRO-3; of its checkpoints the one of step 3 is kept.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import sorsa_ds
+from tests.helpers.projects import ROOT, metrics
+from tests.helpers.worlds import free_port
+
+MODEL = ROOT / "tests" / "golden" / "model"
+RUN = ROOT / "tests" / "fixtures" / "run_of_0.1.0"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A copy to work in."""
+    return Path(shutil.copytree(RUN, tmp_path / "run"))
+
+
+def command(*words) -> str:
+    """Run a command of launch/; returns what it printed."""
+    done = subprocess.run(
+        [str(word) for word in words], cwd=ROOT, text=True, capture_output=True,
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_its_checkpoint_is_resumed(run):
+    command(
+        Path(sys.executable).with_name("deepspeed"), "--num_gpus", 2, "--master_port", free_port(), "launch/train.py",
+        "--resume", run / "checkpoints" / "step-000003", f"model={MODEL}", f"output.folder={run.parent}",
+    )  # fmt: skip
+    assert metrics(run, "loss") == pytest.approx(metrics(RUN, "loss"), rel=1e-5)
+    theirs = load_file(RUN / "adapter" / "adapter_model.safetensors")
+    for name, ours in load_file(run / "adapter" / "adapter_model.safetensors").items():
+        torch.testing.assert_close(ours, theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_its_adapter_is_loaded_and_its_export_computes_the_same(run, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    command(sys.executable, "launch/export.py", "--run", run, "--format", "merged", "--base", MODEL,
+            "--output", tmp_path / "merged")  # fmt: skip
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    loaded = sorsa_ds.load_adapter(run / "adapter", base=str(MODEL))
+    ids = torch.arange(3, 43)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-4)
+        base = AutoModelForCausalLM.from_pretrained(MODEL)(ids).logits
+    assert (merged(ids).logits - base).abs().max() > 1e-3, "training has changed nothing"
+
+
+def test_its_held_out_loss_is_measured_anew(run):
+    config = (run / "config.yaml").read_text().splitlines()
+    assert config[0].startswith("model: ")
+    (run / "config.yaml").write_text("\n".join([f"model: {MODEL}", *config[1:]]) + "\n")
+    description = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    (run / "adapter" / "adapter_config.json").write_text(json.dumps({**description, "base_model": str(MODEL)}))
+    printed = command(sys.executable, "launch/evaluate.py", "--model", run, "--task", "loss")
+    told = float(printed.split("held-out loss")[1].split()[0])
+    assert told == pytest.approx(metrics(RUN, "eval_loss")[-1], rel=1e-4)

@@ -1,0 +1,120 @@
+"""The regulariser's closed form against autograd of its definition, its presets, and its fragments."""
+
+import pytest
+import torch
+
+from sorsa_ds.config.schema import RegularizerConfig
+from sorsa_ds.engine.grams import ShardedGrams
+from sorsa_ds.engine.masters import Fragment, Masters
+from sorsa_ds.engine.regularize import ShardedRegularizer
+from sorsa_ds.sorsa.regularizer import Regularizer, gradient_factor, penalty, resolve
+from tests.helpers.worlds import run_ranks
+
+SHAPES = {
+    "a.U": torch.Size((7, 3)), "a.s": torch.Size((3,)), "a.V": torch.Size((11, 3)),
+    "b.U": torch.Size((2, 2)), "b.s": torch.Size((2,)), "b.V": torch.Size((5, 2)),
+    "c.U": torch.Size((4, 1)), "c.s": torch.Size((1,)), "c.V": torch.Size((1, 1)),
+}  # fmt: skip
+
+
+def tensors():
+    """One tensor of each shape, columns of unequal length."""
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def definition(values, form, reduction):
+    """L_reg and its gradients by autograd in float64."""
+    leaves = {n: x.double().requires_grad_() for n, x in values.items() if n[-1] in "UV"}
+    terms = []
+    for x in leaves.values():
+        square = (x.T @ x - torch.eye(x.shape[1], dtype=torch.float64)).square().sum()
+        terms.append(square if form == "squared" else square.sqrt())
+    total = torch.stack(terms).mean() if reduction == "mean" else torch.stack(terms).sum()
+    return total.item(), dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+
+
+@pytest.mark.parametrize("form", ["norm", "squared"])
+def test_closed_form_gradient(form):
+    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    error = x.T @ x - torch.eye(3, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(penalty(error, form), x)
+    torch.testing.assert_close(x.detach() @ gradient_factor(error.detach(), form), expected)
+
+
+def test_gradient_of_the_norm_is_zero_at_exact_orthonormality():
+    assert gradient_factor(torch.zeros(2, 3, 3), "norm").eq(0).all()
+
+
+def _cut_evenly(form, reduction):
+    """Each rank holds one flat block of every tensor, as ZeRO-3 cuts it, inside one master with gaps around."""
+    from sorsa_ds.runtime import collectives
+
+    world, rank = collectives.world_size(), collectives.rank()
+    fragments, pieces, offset = [], [], 5
+    for name, value in tensors().items():
+        block = -(-value.numel() // world)
+        start = min(block * rank, value.numel())
+        numel = min(block, value.numel() - start)
+        fragments.append((name, value.shape, start, numel, offset))
+        pieces.append(value.view(-1)[start : start + numel])
+        offset += numel
+    master = torch.cat([torch.full((5,), 9.0), *pieces, torch.full((3,), 9.0)])
+    master.grad = torch.zeros_like(master)
+    masters = Masters([Fragment(n, s, a, k, master, o) for n, s, a, k, o in fragments if k], sharded=True)
+    grams = ShardedGrams(masters, SHAPES, torch.device("cpu"))
+    sharded = ShardedRegularizer(Regularizer(form, reduction, 0.3), grams)
+    value, added = sharded.prepare()
+    sharded.add_to(master)
+    assert master.grad[:5].eq(0).all() and master.grad[-3:].eq(0).all()
+    got = {f.name: (f.start, f.gradient().clone()) for f in masters.fragments}
+    return value.item(), added.item(), got
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize(("form", "reduction"), [("norm", "mean"), ("squared", "sum")])
+def test_fragments_of_any_world_size_make_the_gradient_of_the_whole(world, form, reduction):
+    value, gradients = definition(tensors(), form, reduction)
+    norm = 0.3 * torch.cat([g.flatten() for g in gradients.values()]).norm().item()
+    whole = {name: torch.full((shape.numel(),), torch.nan) for name, shape in SHAPES.items()}
+    for rank_value, rank_norm, parts in run_ranks(world, _cut_evenly, form, reduction):
+        assert rank_value == pytest.approx(value, rel=1e-12)
+        assert rank_norm == pytest.approx(norm, rel=1e-9)
+        for name, (start, gradient) in parts.items():
+            whole[name][start : start + len(gradient)] = gradient
+    for name, shape in SHAPES.items():
+        expected = 0.3 * gradients[name].float() if name in gradients else torch.zeros(shape)
+        torch.testing.assert_close(whole[name].view(shape), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_default_preset_is_independent_of_accumulation():
+    for steps in (1, 64):
+        resolved = resolve(RegularizerConfig(), learning_rate=3e-5, accumulation_steps=steps)
+        assert resolved == Regularizer("norm", "mean", 0.2)
+
+
+def test_published_setups():
+    """Llama 2 7B (lr 3e-5, accumulation 64): the two readings of one gamma differ by 448 x 64 (method, section 2)."""
+    reference, paper = (
+        resolve(RegularizerConfig(preset=preset), learning_rate=3e-5, accumulation_steps=64)
+        for preset in ("reference", "paper")
+    )
+    assert reference == Regularizer("norm", "mean", pytest.approx(4e-4 / 3e-5 / 64))
+    assert paper == Regularizer("norm", "sum", pytest.approx(4e-4 / 3e-5))
+    error = torch.rand(448, 2, 2)
+    mean = reference.coefficient * gradient_factor(error, "norm") / 448
+    summed = paper.coefficient * gradient_factor(error, "norm")
+    torch.testing.assert_close(summed / mean, torch.full_like(mean, 448 * 64))
+
+
+def test_own_fields_win_over_the_preset():
+    config = RegularizerConfig(preset="paper", form="squared", gamma="0.5 * lr", reduction="mean")
+    assert resolve(config, learning_rate=1e-3, accumulation_steps=8) == Regularizer("squared", "mean", 0.5)
+    config = RegularizerConfig(gamma=0.0)
+    assert resolve(config, learning_rate=1e-3, accumulation_steps=8).coefficient == 0
+
+
+@pytest.mark.parametrize("gamma", ["0.2", "lr", "0.2*rate", "-1*lr", "nan*lr", "inf*lr"])
+def test_bad_gamma_is_refused(gamma):
+    with pytest.raises(ValueError, match=r"regularizer.gamma: .* `0.2\*lr`"):
+        RegularizerConfig(gamma=gamma)
