@@ -24,15 +24,15 @@ from pathlib import Path
 import alternatives_layer
 import alternatives_padding
 import torch
-from common import in_ranks, say
 from run import TINY_LLAMA
-from sides import add_sizes, given_sizes
-from turns import ratio
 
+from benchmarks.helpers.common import in_ranks, say
+from benchmarks.helpers.sides import add_sizes, given_sizes
+from benchmarks.helpers.turns import ratio
 from sorsa_ds.config import deepspeed_json
 
 FOLDER = Path(__file__).parent
-WORKERS, RANKS, WORLD = FOLDER / "alternatives_workers.py", FOLDER / "alternatives_ranks.py", 2
+WORKER, WORKER_OF_RANKS, WORLD = "benchmarks.workers.alternatives", "benchmarks.workers.alternatives_ranks", 2
 SHIPPED = "as shipped"
 PREFETCH, LIVE, REUSE, PERSIST = (
     f"stage3_{key}" for key in ("prefetch_bucket_size", "max_live_parameters", "max_reuse_distance",
@@ -103,7 +103,7 @@ def optimizer(a: argparse.Namespace) -> dict:
     """On tensors as stage 0 has them, a parameter each, and as ZeRO has them, flat."""
     result = {}
     for stage in (0, 2):
-        found = in_ranks(WORKERS, 1, "optimizer", *given(a), "--stage", str(stage))
+        found = in_ranks(WORKER, 1, "optimizer", *given(a), "--stage", str(stage))
         say(f"AdamW on stage {stage}: {found['tensors']} tensors, {found['numbers'] / 1e6:.2f} M numbers; ratio over "
             "fused (quartiles), largest gap to the loop")  # fmt: skip
         gaps = {form: f"{gap:.1e}" for form, gap in found["gaps"].items()}
@@ -117,7 +117,7 @@ def optimizer(a: argparse.Namespace) -> dict:
 
 def logits(a: argparse.Namespace) -> dict:
     """Forward and backward of the model with each head. Liger's kernel needs a GPU."""
-    found = in_ranks(WORKERS, 1, "logits", *given(a, a.head_length))
+    found = in_ranks(WORKER, 1, "logits", *given(a, a.head_length))
     say(f"{a.batch} sequences of {a.head_length}, half learned; ratio over the head on learned positions, peak of live "
         "tensors without the model, loss")  # fmt: skip
     notes = {side: f"{found['bytes'][side] / 2**20:.0f} MiB, {loss:.3f}" for side, loss in found["losses"].items()}
@@ -130,7 +130,7 @@ def padding(a: argparse.Namespace) -> dict:
     """The counts, and the time of the first step's examples in each way."""
     result = alternatives_padding.compare(a)
     found = in_ranks(
-        WORKERS, 1, "packing", *given(a), "--data", str(a.data), "--global_batch", str(a.global_batch),
+        WORKER, 1, "packing", *given(a), "--data", str(a.data), "--global_batch", str(a.global_batch),
         "--micro_batch", str(a.micro_batch),
     )  # fmt: skip
     say(f"forward and backward of {a.global_batch} examples of {found['data']}, {a.micro_batch} a micro-batch: ratio "
@@ -147,7 +147,7 @@ def zero3(a: argparse.Namespace) -> dict:
     result, collectives = {}, {}
     for group in VARIANTS:
         variants = {SHIPPED: base} | {name: {**base, **changed} for name, changed in group.items()}
-        found = in_ranks(RANKS, WORLD, "zero3", *given(a), "--variants", json.dumps(variants))
+        found = in_ranks(WORKER_OF_RANKS, WORLD, "zero3", *given(a), "--variants", json.dumps(variants))
         say(f"ZeRO-3 on {WORLD} ranks: ratio over ds_configs/zero3.json, collectives of a step")
         notes = {
             name: f"{one['collectives']} of {one['mb']:.0f} MB: "
@@ -165,7 +165,7 @@ def overlap(a: argparse.Namespace) -> dict:
         return {}
     result = {}
     for stage in (2, 3):
-        found = in_ranks(RANKS, WORLD, "overlap", *given(a), "--stage", str(stage))
+        found = in_ranks(WORKER_OF_RANKS, WORLD, "overlap", *given(a), "--stage", str(stage))
         say(f"ZeRO stage {stage}, {found['ranks']} ranks: ratio over the step; {found['bytes'] / 1e6:.2f} MB summed")
         ratios = table(found["seconds"], "step")
         result |= {f"overlap_{stage}_bound": ratios["all-reduce"], f"regularizer_{stage}": ratios["regulariser"]}

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common import say
-from export import in_own_process, measure, write_run
+from benchmarks.export import in_own_process, measure, write_run
+from benchmarks.helpers.common import say
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,9 +16,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from common import Peak, say, write_llama
 from safetensors.torch import save_file
 
+from benchmarks.helpers.common import Peak, say, write_llama
 from sorsa_ds.config.schema import RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.export.command import Options, export

@@ -14,8 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import say
-
+from benchmarks.helpers.common import say
 from sorsa_ds.evaluate.grading.answers import announced, boxed
 from sorsa_ds.evaluate.grading.grader import Grader
 from sorsa_ds.evaluate.sandbox.runner import Sandbox

@@ -13,14 +13,13 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from common import in_ranks, say
-
+from benchmarks.helpers.common import in_ranks, say
 from sorsa_ds.config.schema import SorsaConfig
 
 DEFAULT = SorsaConfig().svd_tolerance
 TOLERANCES = (DEFAULT, 2 * DEFAULT, 4 * DEFAULT)
 ROOT = Path(__file__).parents[1]
-WORKERS = Path(__file__).with_name("init_workers.py")
+WORKER = "benchmarks.workers.init"
 
 
 def main() -> None:
@@ -135,7 +134,7 @@ def memory(gib: float, worlds: list[int]) -> dict:
 
 def run(world: int, what: str, *arguments: str) -> dict:
     """One side of a comparison."""
-    return in_ranks(WORKERS, world, what, *arguments)
+    return in_ranks(WORKER, world, what, *arguments)
 
 
 if __name__ == "__main__":

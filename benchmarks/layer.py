@@ -14,9 +14,10 @@ import json
 import statistics
 
 import torch
-from common import say
-from peers import layers
-from turns import in_turns, ratio
+
+from benchmarks.helpers.common import say
+from benchmarks.helpers.peers import layers
+from benchmarks.helpers.turns import in_turns, ratio
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

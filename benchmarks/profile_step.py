@@ -11,10 +11,10 @@ import argparse
 import json
 
 import torch
-from common import say
-from sides import add_sizes, step_of
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.helpers.common import say
+from benchmarks.helpers.sides import add_sizes, step_of
 from sorsa_ds.runtime.process import init_distributed
 
 

@@ -14,15 +14,14 @@ import json
 import tempfile
 from pathlib import Path
 
-from common import in_ranks, say
-
+from benchmarks.helpers.common import in_ranks, say
 from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.plan.job import GIB, Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.plan.shapes import shipped
 
-WORKERS = Path(__file__).with_name("quantized_workers.py")
+WORKER = "benchmarks.workers.quantized"
 LLAMA_70B = "meta-llama/Llama-2-70b-hf"
 
 
@@ -42,7 +41,7 @@ def main() -> None:
     sizes = ("--rank", str(a.rank), "--lengths", *map(str, a.lengths))
     if a.shape is not None:
         given = ("--storage", a.storage, *sizes, "--steps", str(a.timed), "--shape", str(a.shape))
-        result = in_ranks(WORKERS, 1, "shaped", *given)
+        result = in_ranks(WORKER, 1, "shaped", *given)
     else:
         result = {
             **held(), **gathered(a.storage, sizes), **timed(a.storage, sizes, a.timed),
@@ -56,7 +55,7 @@ def main() -> None:
 def held() -> dict:
     """Bytes of the frozen part on live tensors, the worst of 1 and 2 ranks; errors of the start, mean over layers."""
     found = {
-        (storage, world): in_ranks(WORKERS, world, "bytes", "--storage", storage)
+        (storage, world): in_ranks(WORKER, world, "bytes", "--storage", storage)
         for storage in ("bf16", "nf4", "nf4_double", "int8")
         for world in (1, 2)
     }
@@ -78,7 +77,7 @@ def gathered(storage: str, sizes: tuple[str, ...]) -> dict:
 
     What is not the residual (embeddings, norms, factors) is the same on both sides: all else of bf16 and fp32.
     """
-    ours, theirs = (in_ranks(WORKERS, 2, "gather", "--storage", name, *sizes) for name in (storage, "bf16"))
+    ours, theirs = (in_ranks(WORKER, 2, "gather", "--storage", name, *sizes) for name in (storage, "bf16"))
     packed = ours["torch.uint8"]
     dense = sum(theirs.values()) - (sum(ours.values()) - packed)
     say(f"gathered by a rank in a step: {packed / 1e6:.1f} MB packed, {dense / 1e6:.1f} MB bf16")
@@ -87,7 +86,7 @@ def gathered(storage: str, sizes: tuple[str, ...]) -> dict:
 
 def timed(storage: str, sizes: tuple[str, ...], steps: int) -> dict:
     """Seconds of a step over those with a bf16 residual, and over those of PEFT's QLoRA at the same rank."""
-    found = in_ranks(WORKERS, 1, "steps", "--storage", storage, *sizes, "--steps", str(steps))
+    found = in_ranks(WORKER, 1, "steps", "--storage", storage, *sizes, "--steps", str(steps))
     say("seconds a step: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     return {"step_vs_bf16": found[storage] / found["bf16"], "step_vs_qlora": found[storage] / found["qlora"]}
 
@@ -98,7 +97,7 @@ def trained(storage: str, iterations: int, rank: int, rate: float, steps: int | 
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = (
             in_ranks(
-                WORKERS, 2, "train", "--storage", name, "--iterations", str(rounds), "--rank", str(rank),
+                WORKER, 2, "train", "--storage", name, "--iterations", str(rounds), "--rank", str(rank),
                 "--learning_rate", str(rate), "--folder", folder, *many,
             )
             for name, rounds in ((storage, iterations), ("bf16", 1))

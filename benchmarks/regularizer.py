@@ -17,12 +17,12 @@ import json
 import statistics
 
 import torch
-from common import say
-from flops import flop_counter, product_speed
-from peers import reference_layers
 from torch import Tensor, nn
-from turns import in_turns, ratio
 
+from benchmarks.helpers.common import say
+from benchmarks.helpers.flops import flop_counter, product_speed
+from benchmarks.helpers.peers import reference_layers
+from benchmarks.helpers.turns import in_turns, ratio
 from sorsa_ds.config.schema import DataConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.engine.grams import ShardedGrams
 from sorsa_ds.engine.masters import Fragment, Masters

@@ -22,8 +22,9 @@ from pathlib import Path
 
 import psutil
 import torch
-from common import say
-from peers import reference_layers
+
+from benchmarks.helpers.common import say
+from benchmarks.helpers.peers import reference_layers
 
 FOLDER = Path(__file__).parent
 SHAPES = FOLDER.parent / "sorsa_ds" / "shapes"

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import psutil
 import torch
-from common import in_ranks, run_side, say
 from transformers import LlamaConfig, LlamaForCausalLM
-from wire import Wire
 
+from benchmarks.helpers.common import in_ranks, run_side, say
+from benchmarks.helpers.wire import Wire
 from sorsa_ds.config import command_line, deepspeed_json
 from sorsa_ds.config.schema import DataConfig, LoadingConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup

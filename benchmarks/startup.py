@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 import torch
-from common import say
+
+from benchmarks.helpers.common import say
 
 ROOT = Path(__file__).parents[1]
 

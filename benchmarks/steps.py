@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from common import in_ranks, say
-from models import NOTHING_KEPT
-from sides import add_sizes, at_least_one, given_sizes
-from turns import ratio
 
-WORKERS = Path(__file__).with_name("steps_workers.py")
+from benchmarks.helpers.common import in_ranks, say
+from benchmarks.helpers.models import NOTHING_KEPT
+from benchmarks.helpers.sides import add_sizes, at_least_one, given_sizes
+from benchmarks.helpers.turns import ratio
+
+WORKER = "benchmarks.workers.steps"
 MIB = 2**20
 
 
@@ -74,7 +75,7 @@ def main() -> None:
         parser.error("--together: at least 2, ours and a peer")
     if torch.cuda.is_available() and set(a.stages) - {0} and torch.cuda.device_count() < a.world:
         parser.error(f"--world {a.world}: there are {torch.cuda.device_count()} GPUs")
-    counted = in_ranks(WORKERS, 1, "flops", *given_sizes(a), "--sides", "sorsa", "lora", "reference", "frozen")
+    counted = in_ranks(WORKER, 1, "flops", *given_sizes(a), "--sides", "sorsa", "lora", "reference", "frozen")
     say("GFLOP a step: " + ", ".join(f"{side} {flops / 1e9:.1f}" for side, flops in counted["flops"].items())
         + f"; GFLOP/s in large products: {counted['speed'] / 1e9:.1f}")  # fmt: skip
     result: dict = {"steps": {"sizes": {**vars(a), "shape": a.shape and a.shape.name}, **counted, "rows": {}}}
@@ -110,7 +111,7 @@ def measure(row: Row, a: argparse.Namespace, counted: dict, failed: list[str]) -
     for start in range(0, len(peers), a.together - 1):
         group = (ours, *peers[start : start + a.together - 1])
         try:
-            found = in_ranks(WORKERS, world, "turns", *words, "--sides", *group)
+            found = in_ranks(WORKER, world, "turns", *words, "--sides", *group)
         except RuntimeError as error:
             say(f"  {error}")
             failed.append(f"{row.name}: {', '.join(group)}")

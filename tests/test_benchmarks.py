@@ -5,11 +5,12 @@ import contextlib
 import pytest
 import torch
 from architectures import save
-from flops import flop_counter
-from hf_trainer import TrainerSteps
-from memory import Made, held_bytes
 from transformers import AutoModelForCausalLM
 from worlds import run_ranks
+
+from benchmarks.helpers.flops import flop_counter
+from benchmarks.helpers.hf_trainer import TrainerSteps
+from benchmarks.helpers.memory import Made, held_bytes
 
 
 def test_attention_and_products_in_place_are_counted():
@@ -82,7 +83,7 @@ def test_what_fails_in_the_trainers_thread_fails_in_the_call(trained):
 
 def _bucket_dtypes(folder):
     """Dtypes in which gradients are averaged, by method and stage, in mixed precision."""
-    from models import engine_of, shaped_model
+    from benchmarks.helpers.models import engine_of, shaped_model
 
     return {
         (method, stage): sorted(

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from architectures import exactly
-from live_bytes import LiveBytes
-from plain import plain_model, train
-from wire import Wire
 from worlds import run_ranks
 
+from benchmarks.helpers.live_bytes import LiveBytes
+from benchmarks.helpers.wire import Wire
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
+from tests.helpers.reference import plain_model, train
 
 # No world size above 1 divides the shapes (40, 20, 76) x rank 5 into whole rows everywhere; 3 divides none.
 RANK, STEPS, WARMUP, RATE, MICRO = 5, 10, 2, 3e-3, 2

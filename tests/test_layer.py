@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from flops import flop_counter
 
+from benchmarks.helpers.flops import flop_counter
 from sorsa_ds.sorsa.decompose import decompose, residual
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.residual_storage import Dense

@@ -1,7 +1,8 @@
-"""What benchmarks/live_bytes.py counts, against sizes that are known."""
+"""What benchmarks/helpers/live_bytes.py counts, against sizes that are known."""
 
 import torch
-from live_bytes import LiveBytes
+
+from benchmarks.helpers.live_bytes import LiveBytes
 
 
 def test_the_peak_is_of_tensors_alive_together_and_views_count_once():

@@ -6,7 +6,6 @@ from dataclasses import replace
 import peft
 import pytest
 import torch
-from plain import peft_loop
 from projects import metrics
 from safetensors.torch import load_file
 from test_engine import MICRO, RATE, STEPS, WARMUP, ds_config, micro_losses, sequences, whole_factors
@@ -34,6 +33,7 @@ from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.runtime.precision import choose
+from tests.helpers.reference import peft_loop
 
 CPU = torch.device("cpu")
 RANK, CLIP, ALPHA = 3, 0.02, 6.0

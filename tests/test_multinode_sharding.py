@@ -27,9 +27,9 @@ from test_engine import (
 from test_plan import job_of
 from test_residual import PACKED, packed_of, residuals_by_hand
 from test_resume import _train, rewound, trained
-from wire import Wire
 from worlds import run_ranks
 
+from benchmarks.helpers.wire import Wire
 from sorsa_ds.config import deepspeed_json as settings
 from sorsa_ds.plan.advice import Way, advice
 from sorsa_ds.plan.job import Job

@@ -1,10 +1,10 @@
-"""Packed rows (benchmarks/packing.py): their losses and gradients are those of the examples one by one."""
+"""Packed rows (benchmarks/helpers/packing.py): their losses and gradients are those of the examples one by one."""
 
 import pytest
 import torch
-from packing import balanced, pack, packed_loss
 from transformers import AutoModelForCausalLM
 
+from benchmarks.helpers.packing import balanced, pack, packed_loss
 from sorsa_ds.data.batches import collate
 from sorsa_ds.data.tokenize import IGNORED
 from sorsa_ds.train.loss import summed_loss

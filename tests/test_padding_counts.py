@@ -1,9 +1,10 @@
-"""What benchmarks/alternatives_padding.py counts, against trying everything and against counting by hand."""
+"""What benchmarks/helpers/padding.py counts, against trying everything and against counting by hand."""
 
 from itertools import combinations, pairwise
 
 import pytest
-from alternatives_padding import levelled, shares
+
+from benchmarks.helpers.padding import levelled, shares
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from architectures import save
-from flops import flop_counter
 from test_engine import CASES, MICRO, build, ds_config, micro_losses, sequences
 from worlds import run_ranks
 
+from benchmarks.helpers.flops import flop_counter
 from sorsa_ds.config import deepspeed_json as settings
 from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.plan.command import configuration_of

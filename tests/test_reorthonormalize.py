@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from plain import plain_model, train
 from projects import metrics
 from test_engine import MICRO, RATE, STEPS, WARMUP, build, ds_config, micro_losses, sequences, whole_factors
 from test_resume import rewound, trained
@@ -14,6 +13,7 @@ from sorsa_ds.methods.settings import check
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.regularizer import resolve
 from sorsa_ds.sorsa.rotations import rotations
+from tests.helpers.reference import plain_model, train
 
 EVERY, TAKEN = 2, 5
 CASE = dict(form="squared", reduction="mean", clip=0.05, accumulation=1, coefficient=0.2, reorthonormalize=EVERY)

@@ -6,8 +6,9 @@ ZeRO-3: tests/test_multinode_sharding.py. Flops, and what a layer keeps for back
 import pytest
 import torch
 from test_engine import CASES, MICRO, RANK, build, ds_config, micro_losses, sequences
-from wire import Wire
 from worlds import run_ranks
+
+from benchmarks.helpers.wire import Wire
 
 WORLD, CASE = 2, CASES[1]
 GRAMS = 8 * 28 * RANK**2

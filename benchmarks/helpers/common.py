@@ -50,17 +50,24 @@ def write_llama(folder: Path, gib: float, flat: bool) -> int:
     return layers
 
 
-def in_ranks(script: Path, world: int, what: str, *arguments: str) -> dict:
-    """Run one side of a comparison in fresh processes, on CPUs where there is no GPU; the JSON that rank 0 prints."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    if torch.cuda.is_available():  # no more than the ranks need: some peers take all that they see
+def in_ranks(worker: str, world: int, what: str, *arguments: str) -> dict:
+    """Run one side of a comparison in fresh processes, on CPUs where there is no GPU; returns the JSON of rank 0.
+
+    worker: a module, like `benchmarks.workers.steps`. what: which of its sides.
+
+    Raises:
+        RuntimeError: the processes failed, or their last line is no JSON.
+    """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world), "-m"]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
+    if torch.cuda.is_available():  # as many as there are ranks: some peers use every GPU that they see
         seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(seen.split(",")[:world])
     else:
         environment["DS_ACCELERATOR"] = "cpu"
     done = subprocess.run(
-        [*launcher, str(script), what, *arguments], env=environment, text=True, capture_output=True, check=False
+        [*launcher, worker, what, *arguments], env=environment, text=True, capture_output=True, check=False
     )
     if done.returncode:
         errors = re.findall(r"^(?:\[rank\d+\]: )?(\w*(?:Error|Exception)\b: .*)$", done.stderr, re.MULTILINE)

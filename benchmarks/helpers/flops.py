@@ -4,7 +4,8 @@ import time
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from turns import synchronise
+
+from benchmarks.helpers.turns import synchronise
 
 
 def flop_counter() -> FlopCounterMode:

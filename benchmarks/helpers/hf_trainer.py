@@ -8,8 +8,9 @@ from threading import Semaphore, Thread
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from models import RATE
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from benchmarks.helpers.models import RATE
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 STEPS = 10_000

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from common import say
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from turns import in_turns, ratio
 
+from benchmarks.helpers.common import say
+from benchmarks.helpers.turns import in_turns, ratio
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.residual_storage import Dense
 

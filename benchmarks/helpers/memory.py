@@ -9,7 +9,8 @@ import gc
 from collections.abc import Iterator
 
 import torch
-from live_bytes import LiveBytes
+
+from benchmarks.helpers.live_bytes import LiveBytes
 
 
 def held_bytes() -> int:

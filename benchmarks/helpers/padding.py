@@ -10,10 +10,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common import say
-from packing import balanced
 from transformers import AutoTokenizer
 
+from benchmarks.helpers.common import say
+from benchmarks.helpers.packing import balanced
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
 from sorsa_ds.data.order import GlobalOrder
 from sorsa_ds.data.source import open_splits

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from hf_trainer import TrainerSteps
-from models import RATE, batch_of, default_model, engine_of, shaped_model
-from peers import as_reference, reference_layers
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from benchmarks.helpers.hf_trainer import TrainerSteps
+from benchmarks.helpers.models import RATE, batch_of, default_model, engine_of, shaped_model
+from benchmarks.helpers.peers import as_reference, reference_layers
 from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.runtime.process import this_device
 from sorsa_ds.sorsa.layer import SorsaLinear

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from alternatives_padding import data
-from common import run_side
-from live_bytes import LiveBytes
-from models import RATE, engine_of
-from packing import balanced, pack, packed_loss
-from sides import add_sizes, examples, made
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from turns import in_turns
 
+from benchmarks.helpers.common import run_side
+from benchmarks.helpers.live_bytes import LiveBytes
+from benchmarks.helpers.models import RATE, engine_of
+from benchmarks.helpers.packing import balanced, pack, packed_loss
+from benchmarks.helpers.padding import data
+from benchmarks.helpers.sides import add_sizes, examples, made
+from benchmarks.helpers.turns import in_turns
 from sorsa_ds.data.batches import collate
 from sorsa_ds.data.order import GlobalOrder
 from sorsa_ds.data.tokenize import IGNORED

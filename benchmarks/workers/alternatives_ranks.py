@@ -6,12 +6,12 @@ import json
 from collections import Counter
 
 import torch
-from common import run_side
-from models import engine_of
-from sides import add_sizes, examples, made
-from turns import in_turns
-from wire import Wire
 
+from benchmarks.helpers.common import run_side
+from benchmarks.helpers.models import engine_of
+from benchmarks.helpers.sides import add_sizes, examples, made
+from benchmarks.helpers.turns import in_turns
+from benchmarks.helpers.wire import Wire
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.runtime import collectives
 from sorsa_ds.train.loss import summed_loss

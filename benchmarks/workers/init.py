@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 import torch
-from common import Peak, run_side, write_llama
 
+from benchmarks.helpers.common import Peak, run_side, write_llama
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.model.load import load

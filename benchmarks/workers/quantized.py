@@ -7,11 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from common import run_side
-from models import NOTHING_KEPT, batch_of, default_model, engine_of, peak_gib, shaped_model
-from sides import step_of
-from turns import in_turns, synchronise
 
+from benchmarks.helpers.common import run_side
+from benchmarks.helpers.models import NOTHING_KEPT, batch_of, default_model, engine_of, peak_gib, shaped_model
+from benchmarks.helpers.sides import step_of
+from benchmarks.helpers.turns import in_turns, synchronise
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.process import this_device

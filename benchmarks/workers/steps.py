@@ -5,13 +5,13 @@ import gc
 import json
 
 import torch
-from common import run_side
-from flops import flop_counter, product_speed
-from hf_trainer import TrainerSteps
-from memory import Made, held_bytes
-from sides import Step, add_sizes, step_of
-from turns import in_turns
 
+from benchmarks.helpers.common import run_side
+from benchmarks.helpers.flops import flop_counter, product_speed
+from benchmarks.helpers.hf_trainer import TrainerSteps
+from benchmarks.helpers.memory import Made, held_bytes
+from benchmarks.helpers.sides import Step, add_sizes, step_of
+from benchmarks.helpers.turns import in_turns
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.process import this_device
 
