@@ -3,7 +3,7 @@
     python benchmarks/init.py            all parts
     python benchmarks/init.py --gib 2    size of the checkpoint that is written to measure memory
 
-Each part runs its sides one after the other in fresh processes with one thread a rank, several times, and takes the
+Each part runs its sides one after the other in fresh processes with one thread per rank, several times, and takes the
 median. The last line is one JSON object.
 """
 
