@@ -29,10 +29,11 @@ import time
 from pathlib import Path
 
 import torch
-from run import SHAPES, TINY_LLAMA, commit, hardware, versions
 
-ROOT = Path(__file__).resolve().parents[1]
-WORKERS = "gpu_check_workers.py"
+from benchmarks.helpers.common import ROOT, TINY_LLAMA
+from benchmarks.run import LLAMA_7B, LLAMA_70B, commit, hardware, versions
+
+WORKER = "benchmarks.workers.gpu_check"
 PARTS = ("tests", "train", "layer", "step_2", "step_16", "nf4", "profile")
 LIMITS = {"tests": 150, "train": 60, "layer": 40, "step_2": 110, "step_16": 110, "nf4": 240, "profile": 60}
 """Seconds after which a part is stopped."""
@@ -41,8 +42,8 @@ GOLDEN = ROOT / "tests" / "golden"
 
 def commands(tiny: bool, shape: Path, folder: Path) -> dict[str, list[str]]:
     """The command of each part. shape: of the tiny model."""
-    here = [sys.executable, str(ROOT / "benchmarks" / WORKERS)]
-    small, large = ([str(shape)] * 2) if tiny else (str(SHAPES / "llama2_7b"), str(SHAPES / "llama2_70b"))
+    here = [sys.executable, "-m", WORKER]
+    small, large = ([str(shape)] * 2) if tiny else (LLAMA_7B, LLAMA_70B)
     sizes = ["--rank", "4", "--length", "16", "--rounds", "2"] if tiny else ["--rank", "128", "--length", "512"]
     layer = ["--shape", "64", "48", "--tokens", "32", "--ranks", "4", "--rounds", "2"]
     if not tiny:

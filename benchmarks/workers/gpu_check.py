@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import torch
-from flops import flop_counter, product_speed
-from models import RATE, batch_of, engine_of, peak_gib, shaped_model
 from torch.profiler import ProfilerActivity, profile
-from turns import synchronise
 
+from benchmarks.helpers.flops import flop_counter, product_speed
+from benchmarks.helpers.models import RATE, batch_of, engine_of, peak_gib, shaped_model
+from benchmarks.helpers.turns import synchronise
 from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import CONTEXT, memory
