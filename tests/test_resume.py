@@ -78,7 +78,7 @@ def rewound(project, run, name, step):
     shutil.copytree(run, copy)
     (copy / "report.json").unlink()
     (copy / "adapter" / "adapter_model.safetensors").unlink()
-    for path in folders.existing(copy):
+    for path in folders.existing_checkpoints(copy):
         if folders.step_of(path) > step:
             shutil.rmtree(path)
     (copy / "checkpoints" / "latest").write_text(f"step-{step:06d}\n")
@@ -143,7 +143,7 @@ def test_without_the_random_states_dropout_would_differ(project, whole):
         tensors = load_file(path)
         tensors["random/torch"] = torch.get_rng_state()
         save_file(tensors, path)
-    saved = manifest.read(run / "checkpoints" / "step-000004")
+    saved = manifest.read_manifest(run / "checkpoints" / "step-000004")
     for name in saved.files:
         path = run / "checkpoints" / "step-000004" / name
         saved.files[name] = {"bytes": path.stat().st_size, "digest": manifest.digest.of_file(path)}
@@ -197,7 +197,7 @@ def test_a_checkpoint_holds_twelve_bytes_a_trained_number_and_no_more(plain):
 
 def test_only_the_newest_are_kept(project):
     run, _ = train(project, "few", "output.save_every=1", "output.keep_checkpoints=2", ranks=1, ds="stage0")
-    assert [path.name for path in folders.existing(run)] == ["step-000006", "step-000005"]
+    assert [path.name for path in folders.existing_checkpoints(run)] == ["step-000006", "step-000005"]
 
 
 def _flip(path):
@@ -260,7 +260,7 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_it_stays(project, plain, 
     assert "No space left on device" in told
     assert "step-000002 is still valid" in told
     run = project / "full"
-    assert [path.name for path in folders.existing(run)] == ["step-000006", "step-000002"]
+    assert [path.name for path in folders.existing_checkpoints(run)] == ["step-000006", "step-000002"]
     assert metrics(run, "loss") == metrics(plain, "loss")
     with pytest.raises(AssertionError, match="No space left on device.*step-000004 is still valid"):
         run_ranks(2, _train_on_a_full_disk, project, "full-at-the-end", [6])
@@ -279,7 +279,7 @@ def test_latest_that_points_nowhere_is_told_and_the_newest_taken(project, plain,
 
 def test_all_checkpoints_damaged_is_an_error_and_nothing_is_overwritten(project, plain):
     run = rewound(project, plain, "ruined", 4)
-    for path in folders.existing(run):
+    for path in folders.existing_checkpoints(run):
         _flip(path / "rank-00000.safetensors")
     with pytest.raises(AssertionError, match="no other checkpoint of this run is whole"):
         train(project, "ruined", "--resume=auto")
@@ -364,7 +364,7 @@ def test_a_killed_rank_ends_the_others_and_a_signal_ends_with_the_documented_cod
     assert process.wait(60) == -signal.SIGTERM
     psutil.wait_procs(ranks, timeout=60)
     assert not any(rank.is_running() for rank in ranks)
-    assert 14 <= folders.step_of(folders.existing(project / "killed")[0]) < 60
+    assert 14 <= folders.step_of(folders.existing_checkpoints(project / "killed")[0]) < 60
     printed, run, _ = launch(project, "killed", *arguments)
     assert "Going on after step" in printed
     assert len(metrics(run, "loss")) == 60
