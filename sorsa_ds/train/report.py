@@ -9,7 +9,7 @@ from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say, table
 
 
-def show(report: dict, folder: Path) -> None:
+def show_report(report: dict, folder: Path) -> None:
     """Print the report and draw the loss, on rank 0."""
     if collectives.rank() != 0:
         return
