@@ -331,6 +331,25 @@ def test_other_data_and_evaluations_on_the_way(project, plain):
     ]
 
 
+def _refused(project, name, arguments):
+    """What stops this rank of a run."""
+    from sorsa_ds.runtime.collectives import PeerError
+
+    try:
+        _train(project, name, "zero2", arguments, None)
+    except (ValueError, PeerError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def test_a_log_that_rank_0_cannot_read_stops_every_rank(project, plain):
+    run = rewound(project, plain, "unreadable", 4)
+    (run / "metrics.jsonl").write_text("{\n")
+    first, second = run_ranks(2, _refused, project, "unreadable", ["train.steps=6", GLOBAL, "--resume=auto"])
+    assert first.startswith("ValueError") and "line 1: not JSON" in first
+    assert second.startswith("PeerError: stopped because another rank failed: rank 0") and "line 1: not JSON" in second
+
+
 def test_auto_begins_anew_where_there_is_nothing_to_go_on_with(project, plain):
     run, _ = train(project, "fresh", "--resume=auto", ranks=1, ds="stage0")
     assert metrics(run, "loss") == pytest.approx(metrics(plain, "loss"), rel=1e-6)

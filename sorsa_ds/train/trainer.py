@@ -3,9 +3,8 @@
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from sorsa_ds.engine.gather import save_factors
 from sorsa_ds.methods import keeps_initial
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, describe, seal
 from sorsa_ds.model.load import Loaded
-from sorsa_ds.run.checkpoint.keeper import PACKAGES, CheckpointKeeper
+from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
 from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.folder import RunLog
@@ -29,9 +28,10 @@ from sorsa_ds.run.recorder import SnapshotRecorder
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import bar, say
 from sorsa_ds.runtime.folder_lock import RunLock
-from sorsa_ds.runtime.process import memory_gib, peak_memory_gib
+from sorsa_ds.runtime.process import memory_gib
 from sorsa_ds.runtime.stop_signals import Preempted, StopRequest, StopSignals
 from sorsa_ds.train.loss import learned_tokens, mean_loss, summed_loss
+from sorsa_ds.train.report import build_report
 from sorsa_ds.train.start_check import check_start, largest_gap
 
 
@@ -138,38 +138,17 @@ class Trainer:
         self.keeper.save()
         save_factors(self.engine, adapter / TRAINED)
         collectives.together(lambda: seal(adapter), self.device, on=0)
-        report = self.report(losses, eval_loss)
+        report = build_report(
+            config=self.config,
+            engine=self.engine,
+            progress=self.progress,
+            steps=self.plan.steps,
+            losses=losses,
+            eval_loss=eval_loss,
+        )
         self.log.close(report)
         self.lock.release()
         return report
-
-    def report(self, losses: list[float], eval_loss: float | None) -> dict:
-        """What report.json will hold. A collective call.
-
-        Args:
-            losses: of all steps of the run.
-            eval_loss: of the held-out data after the last step.
-        """
-        progress, tenth = self.progress, max(1, len(losses) // 10)
-        return {
-            "steps": self.plan.steps,
-            "loss_first": sum(losses[:tenth]) / tenth,
-            "loss_last": sum(losses[-tenth:]) / tenth,
-            "base_loss": progress.base_loss,
-            "start_loss": progress.start_loss,
-            "eval_loss_start": progress.eval_loss_start,
-            "eval_loss_end": eval_loss,
-            "reg_loss_end": progress.reg_loss,
-            "method": self.config.method,
-            "regularizer": self.engine.regularizer and asdict(self.engine.regularizer),
-            "trainable_parameters": self.engine.trained_numbers,
-            "train_seconds": progress.seconds,  # evaluations and saves included
-            "tokens_per_second": progress.tokens / progress.seconds,
-            "memory_gib": memory_gib(),
-            "peak_memory_gib": max(collectives.gather_lists([peak_memory_gib()])),
-            "world_size": collectives.world_size(),
-            "versions": {name: version(name) for name in PACKAGES},
-        }
 
     def stopped(self, request: StopRequest) -> Preempted:
         """Save what there is after a signal; returns the message that ends the run. A collective call."""
