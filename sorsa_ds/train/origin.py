@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sorsa_ds.config.deepspeed_json import Resolved
 from sorsa_ds.config.schema import RunConfig, TrainConfig
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.model import init_report
@@ -64,8 +63,12 @@ class Origin(Protocol):
             ValueError: naming all of them.
         """
 
-    def regularizer(self, config: RunConfig, resolved: Resolved) -> Regularizer | None:
-        """The regulariser of every step; None where the method has none."""
+    def regularizer(self, config: RunConfig) -> Regularizer | None:
+        """The regulariser of every step; None where the method has none.
+
+        Args:
+            config: the settings as resolved.
+        """
 
     def run_folder(self, config: RunConfig, device: torch.device) -> Path:
         """The folder of the run, which exists then.
@@ -140,14 +143,16 @@ class NewRun:
     def check_settings(self, config: RunConfig) -> None:
         """Nothing to check: no earlier settings are there."""
 
-    def regularizer(self, config: RunConfig, resolved: Resolved) -> Regularizer | None:
+    def regularizer(self, config: RunConfig) -> Regularizer | None:
         """The regulariser that the settings describe."""
         if config.method != "sorsa":
             return None
+        train = config.train
+        assert train.gradient_accumulation_steps is not None, "the settings are resolved"
         return regularizer.resolve(
             config.regularizer,
-            learning_rate=config.train.learning_rate,
-            accumulation_steps=resolved.gradient_accumulation_steps,
+            learning_rate=train.learning_rate,
+            accumulation_steps=train.gradient_accumulation_steps,
         )
 
     def run_folder(self, config: RunConfig, device: torch.device) -> Path:
@@ -223,7 +228,7 @@ class ResumedRun:
         """Compare with the settings that the checkpoint holds."""
         self.saved.check_settings(config)
 
-    def regularizer(self, config: RunConfig, resolved: Resolved) -> Regularizer | None:
+    def regularizer(self, config: RunConfig) -> Regularizer | None:
         """The regulariser with which the run began: other ranks, hence other accumulation, do not change it."""
         kept = self.saved.manifest.regularizer
         return Regularizer(**kept) if kept else None

@@ -76,7 +76,7 @@ def open_run(settings: RunSettings, origin: Origin) -> OpenedRun:
     Raises:
         ValueError: the folder holds another run, is in use, or cannot be made.
     """
-    regularizer = origin.regularizer(settings.config, settings.resolved)
+    regularizer = origin.regularizer(settings.config)
     folder = origin.run_folder(settings.config, settings.device)
     lock = lock_run_folder(folder, settings.device)
     say(settings.formats.why)
