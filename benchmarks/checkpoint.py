@@ -61,8 +61,8 @@ def checkpoints(folder: Path, rank: int) -> dict:
     blocked, _ = timed(lambda: fragments.snapshot(engine))
     save, path = timed(keeper.save)
     ours = size(path)
-    found = manifest.read(path)
-    verify, faults = timed(lambda: manifest.faults(path, found))
+    found = manifest.read_manifest(path)
+    verify, faults = timed(lambda: manifest.file_faults(path, found))
     assert not faults
 
     def load() -> None:
@@ -84,7 +84,7 @@ def checkpoints(folder: Path, rank: int) -> dict:
             f"{key}_bytes_ratio": size(target) / ours, f"{key}_save_ratio": seconds / save,
             f"{key}_load_ratio": back / load_seconds,
         }  # fmt: skip
-    assert folders.existing(folder / "run") == [path]
+    assert folders.existing_checkpoints(folder / "run") == [path]
     return result
 
 

@@ -130,7 +130,7 @@ def kills(project: Project, count: int, dice: random.Random) -> dict:
         slowest = max(slowest, time.monotonic() - began)
         done += 1
         reached = steps_of(run)
-        kept = max((checkpoints.step_of(path) for path in checkpoints.existing(run)), default=0)
+        kept = max((checkpoints.step_of(path) for path in checkpoints.existing_checkpoints(run)), default=0)
         lost.append(reached - kept)
         print(f"kill {done}: {'all' if whole else 'one rank'}, at step {reached}, newest checkpoint {kept}", flush=True)
     if not (run / REPORT).exists():
@@ -188,7 +188,7 @@ def damages(project: Project) -> dict:
         name = f"damaged-{number}"
         shutil.copytree(project.folder / "killed", project.folder / name)
         (project.folder / name / REPORT).unlink()
-        damage(checkpoints.existing(project.folder / name)[0])
+        damage(checkpoints.existing_checkpoints(project.folder / name)[0])
         project.train(name)
         found = sign in project.told(name) and project.same(name)
         detected += found

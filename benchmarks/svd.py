@@ -22,8 +22,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig
+from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.sorsa.decompose import decompose
-from sorsa_ds.train.setup import find_model
 
 SPECTRUM_OF = "gate_proj"
 """The matrix whose spectrum the large matrix gets."""

@@ -29,7 +29,7 @@ def train(world_size: int, node_ranks: int, argv: Sequence[str]) -> str:
         from sorsa_ds.run.checkpoint import resume
 
         if invocation.resume != resume.AUTO:
-            resume.named(invocation.resume)
+            resume.named_folder(invocation.resume)
         # They are regrouped for the ranks that there are.
         settings = replace(settings, micro_batch_size=None, gradient_accumulation_steps=None)
     raw = deepspeed_json.load(invocation.ds_config)

@@ -1,6 +1,5 @@
 """What launch/evaluate.py does: find, refuse, go on where it was, share the work, tell."""
 
-import json
 import os
 import platform
 import re
@@ -26,7 +25,7 @@ from sorsa_ds.evaluate.tasks.math_answers import RULES
 from sorsa_ds.evaluate.tasks.task import Engine, Generate, LocalEngine, Setting, Task
 from sorsa_ds.model.tokenizer import load_tokenizer
 from sorsa_ds.run.checkpoint.keeper import PACKAGES
-from sorsa_ds.run.paths import REPORT
+from sorsa_ds.run.finished import FinishedRun
 from sorsa_ds.runtime import collectives, precision
 from sorsa_ds.runtime.console import quiet_libraries, say, table
 from sorsa_ds.runtime.process import start_process, this_device
@@ -114,7 +113,7 @@ def _build(options: Options, found: Found, setting: Setting) -> Task:
     if found.run is None:
         raise ValueError("--task loss needs --data, the text to measure; only a run brings its own (held-out) data")
     folder, config = found.run
-    reported = json.loads((folder / REPORT).read_text(encoding="utf-8"))["eval_loss_end"]
+    reported = FinishedRun(folder).report()["eval_loss_end"]
     _, held_out = examples(config.data, setting.tokenizer, config.train.seed)
     if not held_out or reported is None:
         raise ValueError(f"--model: {folder} was trained without held-out data (data.eval_size, data.eval_split)")

@@ -9,16 +9,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import LoadingConfig, RunConfig
 from sorsa_ds.model import adapter_file, pretrained
 from sorsa_ds.model.pretrained import find_model
+from sorsa_ds.run.finished import FinishedRun, RunState
 from sorsa_ds.run.merge import merge_dense
-from sorsa_ds.run.paths import ADAPTER, CONFIG, REPORT
+from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.run.reload import reload
 from sorsa_ds.runtime import digest, precision
 from sorsa_ds.runtime.console import tracked
-from sorsa_ds.runtime.folder_lock import is_held
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _AS_TRAINED = {"fp32": torch.float32, "mixed": torch.bfloat16, "bf16": torch.bfloat16}
@@ -58,10 +57,7 @@ def check(model: str) -> None:
     pretrained.check(model)
     folder = Path(model).expanduser()
     if _is_run(folder):
-        if is_held(folder):
-            raise ValueError(f"--model: {folder} still trains; evaluate it when it is done")
-        if not (folder / REPORT).exists():
-            raise ValueError(f"--model: {folder} is unfinished; go on with it (launch/train.py --resume {folder})")
+        FinishedRun.open(folder, "--model")
 
 
 def find(model: str, base: str | None = None, trust_remote_code: bool = False) -> Found:
@@ -91,11 +87,11 @@ def find(model: str, base: str | None = None, trust_remote_code: bool = False) -
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / CONFIG).exists() and not (folder / "config.json").exists()
+    return RunState(folder).is_run and not (folder / "config.json").exists()
 
 
 def _run(folder: Path, base: str | None) -> Found:
-    config = command_line.load(RunConfig, folder / CONFIG)
+    config = RunState(folder).settings()
     adapter_file.read_description(folder / ADAPTER).check_residual(config.residual)
     return _adapter(folder / ADAPTER, base, (folder, config))
 

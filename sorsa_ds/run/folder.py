@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,7 @@ from sorsa_ds.runtime.files import write_json, write_text
 from sorsa_ds.runtime.folder_lock import RunLock
 
 
-def choose_folder(output: OutputConfig, model: str, method: str, device: torch.device, again: bool) -> Path:
+def make_run_folder(output: OutputConfig, model: str, method: str, device: torch.device, again: bool) -> Path:
     """Make the folder of a new run, the same on every rank. A collective call.
 
     Args:
@@ -31,7 +32,7 @@ def choose_folder(output: OutputConfig, model: str, method: str, device: torch.d
     model_name = re.sub(r"[^\w.-]", "-", model.rstrip("/").rpartition("/")[2])
     proposal = [output.name or f"{model_name}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"]
     if collectives.world_size() > 1:
-        dist.broadcast_object_list(proposal, src=0)
+        dist.broadcast_object_list(proposal, src=0)  # the ranks' clocks may differ
     folder = Path(output.folder).expanduser().resolve() / proposal[0]
 
     def make() -> None:
@@ -46,7 +47,7 @@ def choose_folder(output: OutputConfig, model: str, method: str, device: torch.d
     return folder
 
 
-def hold(folder: Path, device: torch.device) -> RunLock:
+def lock_run_folder(folder: Path, device: torch.device) -> RunLock:
     """Mark a run's folder as worked on, until the lock is released or this process ends. A collective call.
 
     Raises:
@@ -61,14 +62,21 @@ class RunLog:
     """Metrics to metrics.jsonl and, if asked, to Weights & Biases. On ranks other than 0 it does nothing.
 
     Args:
-        ds_config: as resolved. given: as it was given.
-        initialised: what init.json will hold; None where a run is continued.
-        steps_done: lines of later steps, which a run that was killed has left, are removed; and the evaluation of that
-            step, which is made again.
+        folder: the run's.
+        config: the settings as resolved.
+        ds_config: the DeepSpeed JSON as resolved.
+        given: the DeepSpeed JSON as it was given.
+        initialised: what init.json will hold; None where a run is continued, whose file stays.
+        steps_done: finished steps of the run. Lines of later steps, which a run that was killed has left, are removed,
+            and so is the evaluation after that step, which is made again.
+
+    Raises:
+        ValueError: a file of the folder cannot be written, or the metrics in it are damaged; on rank 0 alone.
     """
 
     def __init__(
         self,
+        *,
         folder: Path,
         config: RunConfig,
         ds_config: dict,
@@ -77,7 +85,8 @@ class RunLog:
         steps_done: int,
     ):
         self.folder = folder
-        self._file = self._wandb = None
+        self._file: TextIO | None = None
+        self._wandb: Any = None
         if collectives.rank() != 0:
             return
         write_text(folder / CONFIG, to_yaml(config))
@@ -85,7 +94,7 @@ class RunLog:
         write_json(folder / GIVEN_DS_CONFIG, given)
         if initialised is not None:
             write_json(folder / INIT, initialised)
-        kept = [line for line in read_metrics(folder) if _stands(line, steps_done)]
+        kept = [line for line in read_metrics(folder) if _is_kept(line, steps_done)]
         write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         if config.output.wandb != "off":
@@ -102,7 +111,7 @@ class RunLog:
             )
 
     def write(self, step: int, **values: float | None) -> None:
-        """Log one line; `step` counts finished optimizer steps. Values that are None are left out."""
+        """Log one line; `step` is the number of finished optimizer steps. Values that are None are left out."""
         if self._file is None:
             return
         values = {key: value for key, value in values.items() if value is not None}
@@ -119,10 +128,10 @@ class RunLog:
         return [line["loss"] for line in read_metrics(self.folder) if "loss" in line] if self._file else []
 
     def close(self, report: dict | None) -> None:
-        """End the logs; with the final report, if the run came to its end."""
+        """End the logs. A run that came to its end gives its report, which is written too."""
         if self._file is None:
             return
-        with suppress(OSError):  # of a line that was not logged
+        with suppress(OSError):  # the disk may still refuse a line that was not logged
             self._file.close()
         if report is not None:
             write_json(self.folder / REPORT, report)
@@ -135,11 +144,11 @@ def read_metrics(folder: Path) -> list[dict]:
     """The lines of metrics.jsonl; the last one is left out if a kill has cut it.
 
     Raises:
-        ValueError: a line is none of a log, naming it.
+        ValueError: a line is not one that a run logs; the message names it.
     """
     path = folder / METRICS
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
-    read = []
+    read: list[dict] = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
             read.append(json.loads(line))
@@ -150,7 +159,8 @@ def read_metrics(folder: Path) -> list[dict]:
     return read
 
 
-def _stands(line: dict, steps_done: int) -> bool:
+def _is_kept(line: dict, steps_done: int) -> bool:
+    """Whether a line of the log stays when a run goes on after `steps_done` steps."""
     if line["step"] == steps_done:
         return steps_done > 0 and "loss" in line
     return line["step"] < steps_done

@@ -3,11 +3,11 @@
 config.yaml, ds_config.json    all settings as resolved
 ds_config.given.json           the DeepSpeed JSON as it was given
 init.json                      how every layer was decomposed
-metrics.jsonl                  one line an optimizer step or evaluation
-checkpoints/                   to go on from (sorsa_ds.run.checkpoint)
-analysis/                      snapshots of the trained tensors, if asked for (sorsa_ds.run.snapshots)
+metrics.jsonl                  one line per optimizer step or evaluation
+checkpoints/                   states from which the run can go on (`run.checkpoint`)
+analysis/                      snapshots of the trained tensors, if asked for (`run.snapshots`)
 adapter/                       the trained factors, the initial ones, and their description (`model.adapter_file`)
-report.json, loss.png          at the end
+report.json, loss.png          what the run measured of itself, written at its end
 """
 
 from pathlib import Path
@@ -18,5 +18,5 @@ CONFIG, DS_CONFIG, GIVEN_DS_CONFIG = "config.yaml", "ds_config.json", "ds_config
 
 
 def run_of(path: Path) -> Path:
-    """The run that a folder belongs to: itself, or the run of a checkpoint."""
+    """The folder of a run, from that folder or from the folder of one of its checkpoints."""
     return path.parent.parent if path.parent.name == CHECKPOINTS else path

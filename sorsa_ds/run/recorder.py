@@ -1,6 +1,6 @@
-"""While training: takes the snapshots.
+"""Taking snapshots while a run trains.
 
-Rank 0 gathers copies of the fp32 masters, one pass over what is stored, and writes them while training goes on.
+Rank 0 gathers copies of the fp32 masters, in one pass over what is stored, and writes them while training goes on.
 """
 
 import threading
@@ -13,24 +13,22 @@ from torch import Tensor
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.engine.gather import gathered
 from sorsa_ds.model.targets import Target
-from sorsa_ds.run.snapshots import existing, path_of
+from sorsa_ds.run.snapshots import existing_snapshots, snapshot_path
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import note
 from sorsa_ds.runtime.files import write_atomic
 
 
-class Recorder:
-    """The snapshots of one run.
+class SnapshotRecorder:
+    """Takes the snapshots of one run. Making it is a collective call.
 
     Args:
-        run: its folder.
-        linears: whose trained tensors are stored.
-        steps_done: what a run that was killed has stored of later steps is removed.
-
-    A collective call.
+        run: the run's folder.
+        linears: the linears whose trained tensors are stored.
+        steps_done: finished steps of the run; what a run that was killed has stored of later steps is removed.
 
     Raises:
-        ValueError: what is to be removed cannot be.
+        ValueError: a snapshot of a later step cannot be removed.
     """
 
     def __init__(self, run: Path, engine: SorsaEngine, linears: Iterable[Target], steps_done: int):
@@ -44,12 +42,14 @@ class Recorder:
     def take(self, step: int) -> None:
         """Store the tensors as they are now; returns when they are gathered. A collective call.
 
-        What goes wrong on the disk is told, and training goes on.
+        Where the disk refuses the file, that is told and training goes on.
         """
         self.finish()
         whole = gathered(self._engine, self._names)
         if collectives.rank() == 0:
-            self._writing = threading.Thread(target=_write, args=(path_of(self._run, step), whole), name="snapshot")
+            self._writing = threading.Thread(
+                target=_write, args=(snapshot_path(self._run, step), whole), name="snapshot"
+            )
             self._writing.start()
 
     def finish(self) -> None:
@@ -60,7 +60,7 @@ class Recorder:
 
 
 def _remove_after(run: Path, steps_done: int) -> None:
-    for step, path in existing(run).items():
+    for step, path in existing_snapshots(run).items():
         if step > steps_done:
             try:
                 path.unlink()

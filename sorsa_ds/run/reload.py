@@ -30,7 +30,17 @@ def load_adapter(folder: Path | str, base: str | None = None, device: torch.devi
 
 
 def reload(folder: Path, device: torch.device, progress: Progress = iter, base: str | None = None) -> Loaded:
-    """The same, with all that is known of it; `progress` wraps the rounds. A collective call where there are ranks."""
+    """The adapted model of an adapter's folder, and what it was made from. A collective call where there are ranks.
+
+    Args:
+        folder: an adapter (`adapter/` of a run, or an export).
+        device: where the model goes.
+        progress: wraps the rounds in which the model is filled, to show them.
+        base: folder or hub name of the base model, where it is no longer the one that the adapter names.
+
+    Raises:
+        ValueError: the adapter is missing, damaged, or of another base model.
+    """
     described = adapter_file.read_description(folder)
     formats = precision.choose(described.precision, None, device.type)
     if methods.keeps_initial(described.method):

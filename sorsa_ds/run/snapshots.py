@@ -1,4 +1,4 @@
-"""The snapshots of a run: of which linears, and where they lie.
+"""The snapshots of a run, taken for its analysis: which linears are in them, and where they lie.
 
 A snapshot holds what is trained in those linears after a step, in fp32 under the parameters' names: SORSA's U, s and V,
 a LoRA's A and B, whole weights.
@@ -44,19 +44,19 @@ def stored_linears(model: nn.Module, config: RunConfig) -> list[Target]:
     return [target for target in adapted if any(matches(target.name, pattern) for pattern in patterns)]
 
 
-def path_of(run: Path, step: int) -> Path:
+def snapshot_path(run: Path, step: int) -> Path:
     """The snapshot after `step` optimizer steps."""
     return run / SNAPSHOTS / f"step-{step:06d}.safetensors"
 
 
-def existing(run: Path) -> dict[int, Path]:
+def existing_snapshots(run: Path) -> dict[int, Path]:
     """A run's snapshots by step, in order."""
     found = [_NAME.fullmatch(path.name) for path in (run / SNAPSHOTS).glob("*.safetensors")]
-    return {step: path_of(run, step) for step in sorted(int(name[1]) for name in found if name)}
+    return {step: snapshot_path(run, step) for step in sorted(int(name[1]) for name in found if name)}
 
 
 def held_linears(adapted: list[Target], snapshots: Iterable[Path]) -> list[Target]:
-    """Those of which every snapshot holds something.
+    """Those of the adapted linears of which every snapshot holds something.
 
     Raises:
         ValueError: a snapshot is damaged, or they have no linear in common.
@@ -73,13 +73,14 @@ def held_linears(adapted: list[Target], snapshots: Iterable[Path]) -> list[Targe
 
 
 def check_continues(model: nn.Module, config: RunConfig, run: Path, steps_done: int) -> None:
-    """Stop where a run that goes on would store other linears than it has stored so far: only what every snapshot
-    holds can be compared over the steps.
+    """Stop where a run that goes on would store other linears than it has stored so far.
+
+    Only what every snapshot holds can be compared over the steps.
 
     Raises:
         ValueError: naming a linear that is not in both; or a snapshot is damaged.
     """
-    kept = [path for step, path in existing(run).items() if step <= steps_done]
+    kept = [path for step, path in existing_snapshots(run).items() if step <= steps_done]
     if not kept:
         return
     held = [target.name for target in held_linears(adapted_linears(model, config), kept)]

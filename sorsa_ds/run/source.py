@@ -1,6 +1,5 @@
 """What is exported: a finished run, its adapter, and its base model; refused where they do not belong together."""
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import EMBEDDED_MODEL, RunConfig
 from sorsa_ds.methods import keeps_initial
 from sorsa_ds.methods.peft_layers import PeftLayers
@@ -20,9 +18,9 @@ from sorsa_ds.model.pretrained import Checkpoint, find_model
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Target, select
 from sorsa_ds.model.weight_sources import OnDisk
-from sorsa_ds.run.paths import ADAPTER, CONFIG, REPORT
+from sorsa_ds.run.finished import FinishedRun
+from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.runtime import precision
-from sorsa_ds.runtime.folder_lock import is_held
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import residual_storage
 from sorsa_ds.sorsa.decompose import Factors
@@ -90,21 +88,11 @@ def open_run(run: Path, base: str | None = None) -> Source:
     Raises:
         ValueError: it is no run, still trains, is unfinished or damaged, or the base model has other layers.
     """
-    if not (run / CONFIG).exists():
-        raise ValueError(f"--run: {run} is not the folder of a run: it has no {CONFIG}")
-    if is_held(run):
-        raise ValueError(f"--run: {run} still trains; come back when it is done")
-    if not (run / REPORT).exists():
-        raise ValueError(
-            f"--run: {run} is unfinished: it has no {REPORT}; go on with it (launch/train.py --resume {run})"
-        )
-    try:
-        report = json.loads((run / REPORT).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"--run: {run / REPORT} is damaged: {error}") from error
+    finished = FinishedRun.open(run, "--run")
+    report = finished.report()
     folder = run / ADAPTER
     described = adapter_file.read_description(folder)
-    config = command_line.load(RunConfig, run / CONFIG)
+    config = finished.settings()
     described.check_residual(config.residual)
     if base is not None:
         place = Path(base).expanduser()

@@ -25,7 +25,10 @@ Fine-tune a causal language model with SORSA on DeepSpeed.
 
 @dataclasses.dataclass(frozen=True)
 class Invocation:
-    """What one command line asks for."""
+    """What one command line of the training command asks for.
+
+    config: the settings. ds_config: path of the DeepSpeed JSON. resume: what --resume says; None without it.
+    """
 
     config: RunConfig
     ds_config: Path
@@ -33,7 +36,11 @@ class Invocation:
 
 
 def parse(argv: Sequence[str]) -> Invocation:
-    """The training command. ValueError lists everything wrong; `--help` prints (on one rank) and exits."""
+    """Read the command line of the training command. `--help` prints, on one rank, and ends the process.
+
+    Raises:
+        ValueError: listing everything that is wrong with it.
+    """
     errors = Errors()
     options, overrides = split(argv, TRAIN_OPTIONS, errors)
     if "help" in options:
@@ -44,7 +51,7 @@ def parse(argv: Sequence[str]) -> Invocation:
     resume = options.get("resume")
     run = run_of(Path(resume).expanduser()) if resume and resume != "auto" else None
     defaults = {"ds_config": DEFAULT_DS_CONFIG}
-    if run is not None:  # what is not said is as it was
+    if run is not None:  # what the command line does not say is as the run has it
         kept = {"config": run / CONFIG, "ds_config": run / GIVEN_DS_CONFIG}
         defaults |= {option: str(path) for option, path in kept.items() if path.exists()}
     options = defaults | options

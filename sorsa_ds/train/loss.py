@@ -15,7 +15,7 @@ from sorsa_ds.runtime import collectives
 
 
 def learned_tokens(batch: dict[str, Tensor]) -> int:
-    """How many tokens of a batch are learned; the first position of a sequence has nothing to predict it from."""
+    """The number of tokens of a batch that are learned: not the first of a sequence, which nothing precedes."""
     return int((batch["labels"][:, 1:] != IGNORED).sum())
 
 
@@ -28,7 +28,7 @@ def summed_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     labels_BL = batch["labels"][:, 1:]
     learned = labels_BL != IGNORED
     if takes_positions(type(getattr(model, "module", model))):
-        # The output head sees only where something is learned: of prompts and padding it would be most of its work.
+        # The output head computes only where something is learned: prompts and padding would be most of its work.
         positions_P = learned.any(0).nonzero().view(-1)
         labels_BL, learned = labels_BL[:, positions_P], learned[:, positions_P]
         some = positions_P if len(positions_P) else 1  # the last, for the sake of the graph
@@ -41,7 +41,7 @@ def summed_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 @functools.cache
 def takes_positions(model_class: type[nn.Module]) -> bool:
-    """Whether a model can be asked for the logits of some positions only: transformers' own can, others' may not."""
+    """Whether a model can be asked for the logits of some positions only. Not all models outside transformers can."""
     own = model_class.__module__.startswith("transformers.")
     return own and "logits_to_keep" in inspect.signature(model_class.forward).parameters
 

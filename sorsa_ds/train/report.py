@@ -1,15 +1,59 @@
-"""The end of a run: a short table on the console and a picture of the loss in the run folder."""
+"""The end of a run: what report.json holds, a short table on the console, a picture of the loss in the run folder."""
 
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
+from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.model.adapter_file import TRAINED
+from sorsa_ds.run.checkpoint.keeper import PACKAGES
+from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say, table
+from sorsa_ds.runtime.process import memory_gib, peak_memory_gib
 
 
-def show(report: dict, folder: Path) -> None:
+def build_report(
+    *,
+    config: RunConfig,
+    engine: SorsaEngine,
+    progress: RunProgress,
+    steps: int,
+    losses: list[float],
+    eval_loss: float | None,
+) -> dict:
+    """What report.json will hold. A collective call.
+
+    Args:
+        losses: of all steps of the run.
+        eval_loss: of the held-out data after the last step; None without such data.
+    """
+    tenth = max(1, len(losses) // 10)
+    return {
+        "steps": steps,
+        "loss_first": sum(losses[:tenth]) / tenth,
+        "loss_last": sum(losses[-tenth:]) / tenth,
+        "base_loss": progress.base_loss,
+        "start_loss": progress.start_loss,
+        "eval_loss_start": progress.eval_loss_start,
+        "eval_loss_end": eval_loss,
+        "reg_loss_end": progress.reg_loss,
+        "method": config.method,
+        "regularizer": engine.regularizer and asdict(engine.regularizer),
+        "trainable_parameters": engine.trained_numbers,
+        "train_seconds": progress.seconds,  # evaluations and saves included
+        "tokens_per_second": progress.tokens / progress.seconds,
+        "memory_gib": memory_gib(),
+        "peak_memory_gib": max(collectives.gather_lists([peak_memory_gib()])),
+        "world_size": collectives.world_size(),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def show_report(report: dict, folder: Path) -> None:
     """Print the report and draw the loss, on rank 0."""
     if collectives.rank() != 0:
         return

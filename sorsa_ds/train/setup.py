@@ -1,172 +1,204 @@
 """From a command line to a run that is ready to train: every choice made, said, and checked before time is spent."""
 
-import sys
 import time
 from collections.abc import Iterable
-from dataclasses import replace
-from datetime import timedelta
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from sorsa_ds import methods
-from sorsa_ds.config import deepspeed_json
-from sorsa_ds.config.command_line import absolute
-from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.data.batches import BatchPlan, pad_token_id
-from sorsa_ds.data.examples import examples
-from sorsa_ds.data.tokenize import show_example
-from sorsa_ds.engine.engine import adamw, cosine_with_warmup
-from sorsa_ds.methods.settings import check
-from sorsa_ds.model import init_report, schedule
-from sorsa_ds.model.adapter_file import INITIAL
-from sorsa_ds.model.load import load_operated
-from sorsa_ds.model.pretrained import find_model
+from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
+from sorsa_ds.model import schedule
+from sorsa_ds.model.load import Loaded, load_operated
 from sorsa_ds.model.sharding import Whole, Zero3
-from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.tokenizer import load_tokenizer
-from sorsa_ds.plan.check import check_memory
-from sorsa_ds.run.checkpoint.keeper import Keeper
-from sorsa_ds.run.checkpoint.resume import find
-from sorsa_ds.run.folder import RunLog, choose_folder, hold
-from sorsa_ds.run.paths import ADAPTER
-from sorsa_ds.run.recorder import Recorder
-from sorsa_ds.run.snapshots import check_continues, stored_linears
-from sorsa_ds.runtime import collectives, precision
+from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
+from sorsa_ds.run.folder import RunLog, lock_run_folder
+from sorsa_ds.run.recorder import SnapshotRecorder
+from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say, table, tracked, tracked_by_cost
-from sorsa_ds.runtime.process import peak_resident_gib, ranks_of_each_node, start_process, this_device
-from sorsa_ds.sorsa import regularizer, residual_storage
-from sorsa_ds.train import preflight
+from sorsa_ds.runtime.folder_lock import RunLock
+from sorsa_ds.sorsa.regularizer import Regularizer
+from sorsa_ds.train.inputs import Inputs, read_inputs
 from sorsa_ds.train.invocation import Invocation
-from sorsa_ds.train.start_check import check_fits
+from sorsa_ds.train.origin import Origin, find_origin
+from sorsa_ds.train.settings import RunSettings, resolve_settings, start_job
 from sorsa_ds.train.trainer import Trainer
 
 
 def assemble(invocation: Invocation) -> Trainer:
-    """Build everything that a run needs. A collective call: all ranks of the job make it.
+    """Build everything that a run needs, station by station. A collective call: all ranks of the job make it.
 
     Raises:
         ValueError: whatever the user can mend, before the model is loaded where that is possible.
     """
-    config = absolute(invocation.config)
-    raw = deepspeed_json.load(invocation.ds_config)
-    deepspeed_json.check_zero_keys(raw, invocation.ds_config)
-    timeout = timedelta(minutes=config.train.timeout_minutes)
-    device_type = start_process(timeout)
-    device, world = this_device(), collectives.world_size()
-    preflight.check(invocation, raw, device, timeout, sys.argv[1:])
-    resume = find(invocation.resume, config, device) if invocation.resume else None
-    if resume is not None:
-        config = replace(config, train=resume.regroup(config.train, world))
-    formats = precision.choose(config.train.precision, deepspeed_json.precision_from_json(raw), device_type)
-    resolved = deepspeed_json.resolve(raw, config.train, world, device_type, formats.name, ranks_of_each_node())
-    config = _settled(config, resolved, formats)
-    check(config, resolved.zero_stage, formats)
-    storage = collectives.together(lambda: residual_storage.choose(config.residual, formats, device), device)
-    if resume is None:
-        reg = None
-        if config.method == "sorsa":
-            reg = regularizer.resolve(
-                config.regularizer,
-                learning_rate=config.train.learning_rate,
-                accumulation_steps=resolved.gradient_accumulation_steps,
-            )
-        again = invocation.resume is not None
-        folder = choose_folder(config.output, config.model, config.method, device, again)
-    else:
-        resume.check(config)
-        reg = regularizer.Regularizer(**resume.manifest.regularizer) if resume.manifest.regularizer else None
-        folder = resume.run
-    lock = hold(folder, device)
-    say(formats.why)
+    job = start_job(invocation)
+    origin = find_origin(invocation.resume, job.config, job.device)
+    settings = resolve_settings(job, origin)
+    run = open_run(settings, origin)
+    inputs = read_inputs(settings, origin)
+    model = build_model(settings, origin, inputs)
+    engine = build_engine(settings, run, inputs, model)
+    return build_trainer(settings, run, inputs, model, engine)
 
-    model_folder = find_model(config.model, config.loading)
-    tokenizer = load_tokenizer(model_folder, config.loading)
-    train_examples, eval_examples = examples(config.data, tokenizer, config.train.seed)
-    plan = BatchPlan(
-        train_examples,
-        micro_batch_size=resolved.micro_batch_size,
-        accumulation=resolved.gradient_accumulation_steps,
-        rank=collectives.rank(),
-        world_size=world,
-        seed=config.train.seed,
-        pad_token_id=pad_token_id(tokenizer),
-        steps=config.train.steps,
-        epochs=config.train.epochs,
-    )
-    data = plan.digest
-    if resume is not None:
-        resume.check_data(data)
-    check_fits(model_folder, config.loading, [*train_examples, *eval_examples])
-    check_memory(model_folder, config, raw, resolved, formats, storage)
-    stored = []
-    if config.analysis.every:
-        skeletal = skeleton(model_folder, config.loading)
-        stored = stored_linears(skeletal, config)
-        if resume is not None:
-            done = resume.manifest.progress.step
-            collectives.together(lambda: check_continues(skeletal, config, folder, done), device, on=0)
-    say(show_example(train_examples[0], tokenizer))
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedRun:
+    """A run whose folder is held by this job.
+
+    origin: whether it is new or goes on. lock: to be released at the end.
+    regularizer: of every step; None where the method has none.
+    """
+
+    origin: Origin
+    folder: Path
+    lock: RunLock
+    regularizer: Regularizer | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltModel:
+    """The model to fine-tune, on this rank's device.
+
+    initialisation: what init.json will hold; None where the run goes on and has the file.
+    """
+
+    loaded: Loaded
+    initialisation: dict | None
+
+
+def open_run(settings: RunSettings, origin: Origin) -> OpenedRun:
+    """Make the run's folder or take the one that it has, and hold it. A collective call.
+
+    Raises:
+        ValueError: the folder holds another run, is in use, or cannot be made.
+    """
+    regularizer = origin.regularizer(settings.config)
+    folder = origin.run_folder(settings.config, settings.device)
+    lock = lock_run_folder(folder, settings.device)
+    say(settings.formats.why)
+    return OpenedRun(origin=origin, folder=folder, lock=lock, regularizer=regularizer)
+
+
+def build_model(settings: RunSettings, origin: Origin, inputs: Inputs) -> BuiltModel:
+    """Load the pre-trained weights, and make of them what the method trains. A collective call.
+
+    Raises:
+        ValueError: a bad target, rank or weight, or not the weights that the run began with; on every rank.
+    """
+    config, device = settings.config, settings.device
     torch.manual_seed(config.train.seed + collectives.rank())  # dropout differs between ranks
     began = time.perf_counter()
+    operation = methods.operation(
+        config,
+        settings.formats,
+        settings.storage,
+        device,
+        seed=config.train.seed,
+        initial=origin.initial_factors,
+        trained=origin.trained_values,
+    )
     loaded = load_operated(
-        model_folder,
-        methods.operation(
-            config,
-            formats,
-            storage,
-            device,
-            seed=config.train.seed,
-            initial=resume and resume.run / ADAPTER / INITIAL,
-            trained=resume and resume.tensors.values,
-        ),
+        inputs.model_folder,
+        operation,
         loading=config.loading,
-        placement=Zero3(resolved.ds, device) if resolved.zero_stage == 3 else Whole(device),
+        placement=Zero3(settings.resolved.ds, device) if settings.resolved.zero_stage == 3 else Whole(device),
         device=device,
-        digests=resume and resume.manifest.base,
+        digests=origin.base_digests,
         progress=_decomposing if config.method == "sorsa" else _loading,
     )
-    initialisation = None
-    if resume is None:
-        if loaded.reports:
-            say(init_report.table(loaded.reports))
-        initialisation = init_report.as_json(
-            loaded.reports,
-            seconds=time.perf_counter() - began,
-            world_size=world,
-            peak_gib=collectives.gather_lists([peak_resident_gib()]),
-        )
+    initialisation = origin.report_initialisation(loaded, time.perf_counter() - began)
     if config.train.gradient_checkpointing:
         checkpoint_activations(loaded.model)
-    engine = methods.engine(config, plan.steps)(
+    return BuiltModel(loaded=loaded, initialisation=initialisation)
+
+
+def build_engine(settings: RunSettings, run: OpenedRun, inputs: Inputs, model: BuiltModel) -> SorsaEngine:
+    """Give the model its optimizer, schedule and regulariser, and tell what will be trained. A collective call.
+
+    Raises:
+        ValueError: the steps leave no room for the method's own schedule.
+    """
+    train, steps, loaded = settings.config.train, inputs.batches.steps, model.loaded
+    engine = methods.engine(settings.config, steps)(
         loaded.model,
-        resolved.ds,
-        adamw(
-            config.train.learning_rate, config.train.adam_betas, config.train.adam_epsilon, config.train.weight_decay
-        ),
-        cosine_with_warmup(plan.steps, min(round(config.train.warmup_ratio * plan.steps), plan.steps - 1)),
-        reg,
+        settings.resolved.ds,
+        adamw(train.learning_rate, train.adam_betas, train.adam_epsilon, train.weight_decay),
+        cosine_with_warmup(steps, min(round(train.warmup_ratio * steps), steps - 1)),
+        run.regularizer,
         loaded.exact_factors,
     )
-    loaded.exact_factors.clear()
-    say(
-        table(
-            [
-                ("model", config.model),
-                *methods.describe(config, loaded.targets, engine.trained_numbers, reg),
-                ("ranks", f"{world} x {device_type}, ZeRO stage {resolved.zero_stage}"),
-                ("batch", f"{resolved.global_batch_size} = {resolved.micro_batch_size} x {world} ranks x "
-                          f"{resolved.gradient_accumulation_steps} accumulated"),
-                ("steps", f"{plan.steps} over {len(train_examples):,} examples"),
-                ("run folder", str(folder)),
-            ]
-        )
-    )  # fmt: skip
-    keeper = Keeper(folder, config, raw, engine, reg, loaded.digests, data, resume)
-    log = RunLog(folder, config, resolved.ds, raw, initialisation, keeper.progress.step)
-    recorder = Recorder(folder, engine, stored, keeper.progress.step)
-    return Trainer(config, engine, loaded, plan, eval_examples, folder, log, keeper, recorder, lock)
+    loaded.exact_factors.clear()  # the engine's masters hold these numbers now
+    say(_summary(settings, run, inputs, loaded, engine))
+    return engine
+
+
+def build_trainer(
+    settings: RunSettings, run: OpenedRun, inputs: Inputs, model: BuiltModel, engine: SorsaEngine
+) -> Trainer:
+    """Restore the state from which the run goes on, open its logs, and put everything together. A collective call.
+
+    Raises:
+        ValueError: the run's folder cannot be written or is damaged, or the checkpoint lacks something.
+    """
+    config, folder = settings.config, run.folder
+    progress = run.origin.restore(engine, config)
+    keeper = CheckpointKeeper(
+        run=folder,
+        config=config,
+        ds_config=settings.ds_config,
+        engine=engine,
+        base=model.loaded.digests,
+        data=inputs.data_digest,
+        progress=progress,
+        last=run.origin.checkpoint,
+    )
+    log = collectives.together(lambda: _open_log(settings, run, model, progress.step), settings.device)
+    return Trainer(
+        config=config,
+        engine=engine,
+        loaded=model.loaded,
+        plan=inputs.batches,
+        eval_examples=inputs.eval_examples,
+        folder=folder,
+        log=log,
+        keeper=keeper,
+        recorder=SnapshotRecorder(folder, engine, inputs.stored, progress.step),
+        lock=run.lock,
+    )
+
+
+def _open_log(settings: RunSettings, run: OpenedRun, model: BuiltModel, steps_done: int) -> RunLog:
+    return RunLog(
+        folder=run.folder,
+        config=settings.config,
+        ds_config=settings.resolved.ds,
+        given=settings.ds_config,
+        initialised=model.initialisation,
+        steps_done=steps_done,
+    )
+
+
+def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Loaded, engine: SorsaEngine) -> str:
+    """What will be trained, on what, and where it is written, as a table."""
+    config, resolved, world_size = settings.config, settings.resolved, collectives.world_size()
+    batch = (
+        f"{resolved.global_batch_size} = {resolved.micro_batch_size} x {world_size} ranks x "
+        f"{resolved.gradient_accumulation_steps} accumulated"
+    )
+    return table(
+        [
+            ("model", config.model),
+            *methods.describe(config, loaded.targets, engine.trained_numbers, run.regularizer),
+            ("ranks", f"{world_size} x {settings.device_type}, ZeRO stage {resolved.zero_stage}"),
+            ("batch", batch),
+            ("steps", f"{inputs.batches.steps} over {len(inputs.batches.examples):,} examples"),
+            ("run folder", str(run.folder)),
+        ]
+    )
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -177,29 +209,17 @@ def checkpoint_activations(model: nn.Module) -> None:
     """
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise ValueError(f"train.gradient_checkpointing: {type(model).__name__} does not support it")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable = cast(PreTrainedModel, model).gradient_checkpointing_enable
+    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _loading(rounds: list) -> Iterable:
-    """A bar over the rounds of a model of which nothing, or little, is decomposed."""
+    """The rounds in which a model is filled, with a progress bar that counts them: all take about as long."""
     return tracked(rounds, len(rounds), "loading", "round")
 
 
 def _decomposing(rounds: list) -> Iterable:
-    """The plan of the initialisation, and a bar over its rounds."""
+    """The rounds of a decomposition, told in a line, with a progress bar that knows their unequal costs."""
     say(schedule.describe(rounds))
     costs = [max(item.cost for item in one if item) for one in rounds]
     return tracked_by_cost(rounds, costs, "decomposing")
-
-
-def _settled(config: RunConfig, resolved: deepspeed_json.Resolved, formats: precision.Precision) -> RunConfig:
-    """The configuration with what was left open filled in, as config.yaml keeps it."""
-    train = replace(
-        config.train,
-        precision=formats.name,
-        micro_batch_size=resolved.micro_batch_size,
-        gradient_accumulation_steps=resolved.gradient_accumulation_steps,
-        global_batch_size=resolved.global_batch_size,
-        gradient_clipping=resolved.gradient_clipping,
-    )
-    return replace(config, train=train, residual=residual_storage.settle(config.residual, formats))

@@ -1,8 +1,8 @@
 """Is the adapted model at step 0 the pre-trained model? Its loss is compared with that of the original weights.
 
 The base model is never built. For one forward pass each adapted layer multiplies with its pre-trained weight instead,
-read from the checkpoint when its turn comes: one extra layer of memory, and nothing shared with the decomposition, the
-exchange and the shards that are being checked.
+read from disk when its turn comes. That takes the memory of one more layer, and shares nothing with the decomposition,
+the exchange and the shards, which are what is checked.
 """
 
 from collections.abc import Iterator
@@ -20,12 +20,19 @@ from sorsa_ds.sorsa.layer import compute_dtype
 from sorsa_ds.train.loss import mean_loss
 
 LARGEST_GAP, LARGEST_GAP_4BIT = 0.02, 0.5
-"""What `train.max_start_gap` is where it is unset. Rounding to 16 or 8 bits moves a loss by less than 1 %. What 4 bits
-do depends on the model (13 % on the default one), and is told; a model put together wrongly is off by far more."""
+"""The values of `train.max_start_gap` where it is unset, over a residual of 8 bits or more and over one of 4.
+
+Rounding to 16 or 8 bits moves a loss by less than 1 %. Rounding to 4 bits moves it by an amount that depends on the
+model, 13 % on the default one, and that is told. A model that is put together wrongly is off by far more."""
 
 
 def largest_gap(asked: float | None, storage: str) -> float:
-    """The gap that is let through over a residual that is kept like this."""
+    """The relative gap of the loss at step 0 that is let through.
+
+    Args:
+        asked: `train.max_start_gap`.
+        storage: how the residual is kept, `residual.storage`.
+    """
     if asked is not None:
         return asked
     return LARGEST_GAP_4BIT if storage.startswith("nf4") else LARGEST_GAP
@@ -33,7 +40,7 @@ def largest_gap(asked: float | None, storage: str) -> float:
 
 @contextmanager
 def base_weights(loaded: Loaded) -> Iterator[None]:
-    """Context in which the adapted layers compute with the pre-trained weights."""
+    """Context in which the adapted layers compute with the pre-trained weights instead of their own tensors."""
     layers = []
     try:
         for target in loaded.targets:
@@ -79,7 +86,7 @@ def check_fits(folder: Path, loading: LoadingConfig, some: list[Example]) -> Non
     """Stop before the model is loaded if an example is too long for it, or holds a token that it does not know.
 
     Raises:
-        ValueError: naming the number and the limit.
+        ValueError: the message names the number and the limit.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=loading.trust_remote_code)
     positions = getattr(config, "max_position_embeddings", None)

@@ -2,58 +2,65 @@
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan, eval_batches
+from sorsa_ds.data.tokenize import Example
 from sorsa_ds.engine.engine import SorsaEngine, StepReport
 from sorsa_ds.engine.gather import save_factors
 from sorsa_ds.methods import keeps_initial
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, describe, seal
 from sorsa_ds.model.load import Loaded
-from sorsa_ds.run.checkpoint.folder import existing
-from sorsa_ds.run.checkpoint.keeper import PACKAGES, Keeper
+from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
+from sorsa_ds.run.checkpoint.manifest import RunProgress
+from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.folder import RunLog
 from sorsa_ds.run.paths import ADAPTER
-from sorsa_ds.run.recorder import Recorder
+from sorsa_ds.run.recorder import SnapshotRecorder
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import bar, say
 from sorsa_ds.runtime.folder_lock import RunLock
-from sorsa_ds.runtime.process import memory_gib, peak_memory_gib
+from sorsa_ds.runtime.process import memory_gib
 from sorsa_ds.runtime.stop_signals import Preempted, StopRequest, StopSignals
 from sorsa_ds.train.loss import learned_tokens, mean_loss, summed_loss
+from sorsa_ds.train.report import build_report
 from sorsa_ds.train.start_check import check_start, largest_gap
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Trainer:
     """One run, assembled by `sorsa_ds.train.setup`.
 
-    plan: the micro-batches of every step, for this rank. eval_examples: held-out examples, possibly none.
+    plan: the micro-batches of every step, for this rank.
+    eval_examples: held-out examples, possibly none.
+    folder: the run's. lock: held on it, to be released at the end.
+    keeper: makes the checkpoints; its `progress` is the run's account of how far it is.
+    recorder: takes the snapshots for an analysis.
+    signals: asked before each micro-step whether the job is to stop; made when training begins.
     """
 
     config: RunConfig
     engine: SorsaEngine
     loaded: Loaded
     plan: BatchPlan
-    eval_examples: list[dict]
+    eval_examples: list[Example]
     folder: Path
     log: RunLog
-    keeper: Keeper
-    recorder: Recorder
+    keeper: CheckpointKeeper
+    recorder: SnapshotRecorder
     lock: RunLock
     signals: StopSignals = field(init=False)
 
     def train(self) -> dict:
-        """Train from the first step, or the one after the checkpoint, to the last; returns the report. A collective
-        call.
+        """Train to the last step and return the report; where a signal comes, save first. A collective call.
 
         Raises:
             ValueError: the loss is no number, or the model at step 0 is not the pre-trained one; on every rank.
@@ -63,129 +70,159 @@ class Trainer:
         try:
             return self.run()
         except StopRequest as request:
-            started = self.keeper.progress.base_loss is not None
-            self.recorder.finish()
-            where = f"all of it is in {self.keeper.save()}" if started else "there was nothing to save yet"
-            self.log.close(None)
-            self.lock.release()
-            raise Preempted(
-                f"{request}: stopped after step {self.keeper.progress.step} of {self.plan.steps}; {where}. The same "
-                f"command with --resume auto goes on"
-            ) from None
+            raise self.stopped(request) from None
         finally:
             self.recorder.finish()
 
     def run(self) -> dict:
-        """`train`, but for what a signal ends."""
-        progress, adapter = self.keeper.progress, self.folder / ADAPTER
+        """Train from the first step, or the one after the checkpoint, to the last; returns the report.
+
+        A collective call.
+
+        Raises:
+            StopRequest: a signal came; nothing is saved for it yet.
+        """
+        progress = self.progress
         if progress.base_loss is None:
-            self.start(adapter)
+            self.start(self.folder / ADAPTER)
         else:
             self.measure_on_the_way()
         losses = collectives.gather_lists(self.log.losses())
         with bar(self.plan.steps, "training", "step", progress.step) as shown:
-            while (step := progress.step) < self.plan.steps:
-                rate = self.engine.get_lr()[0]
-                tick = time.perf_counter()
-                self.keeper.step_begins()
-                loss, tokens, done = self.step(step)
-                seconds = time.perf_counter() - tick
-                losses.append(loss)
-                progress.step, progress.tokens = step + 1, progress.tokens + tokens
-                progress.reg_loss = done.reg_loss
-                self.log.write(
-                    step + 1,
-                    loss=loss,
-                    learning_rate=rate,
-                    grad_norm=done.grad_norm,
-                    reg_loss=done.reg_loss,
-                    reg_grad_norm=done.reg_grad_norm,
-                    tokens_per_second=tokens / seconds,
-                    memory_gib=memory_gib(),
-                )
-                reg = {} if done.reg_loss is None else {"reg": f"{done.reg_loss:.3g}"}
-                shown.set_postfix(loss=f"{loss:.3f}", **reg, refresh=False)
-                shown.update()
-                progress.seconds += time.perf_counter() - tick
-                tick = time.perf_counter()
-                self.see_to_checkpoints()
-                self.measure_on_the_way()
-                progress.seconds += time.perf_counter() - tick
+            while progress.step < self.plan.steps:
+                with progress.timed():
+                    losses.append(self.logged_step(shown))
+                with progress.timed():
+                    self.see_to_checkpoints()
+                    self.measure_on_the_way()
+        return self.finish(losses)
 
-        eval_now = self.evaluate(self.plan.steps)
+    def logged_step(self, shown: tqdm) -> float:
+        """Make the next optimizer step, count it, and log it; returns its loss, nats per learned token.
+
+        A collective call.
+
+        Args:
+            shown: the progress bar.
+        """
+        progress, rate = self.progress, self.engine.get_lr()[0]
+        tick = time.perf_counter()
+        self.keeper.step_begins()
+        loss, tokens, done = self.step(progress.step)
+        seconds = time.perf_counter() - tick
+        progress.step, progress.tokens, progress.reg_loss = progress.step + 1, progress.tokens + tokens, done.reg_loss
+        self.log.write(
+            progress.step,
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=done.grad_norm,
+            reg_loss=done.reg_loss,
+            reg_grad_norm=done.reg_grad_norm,
+            tokens_per_second=tokens / seconds,
+            memory_gib=memory_gib(),
+        )
+        reg = "" if done.reg_loss is None else f", reg={done.reg_loss:.3g}"
+        shown.set_postfix_str(f"loss={loss:.3f}{reg}", refresh=False)
+        shown.update()
+        return loss
+
+    def finish(self, losses: list[float]) -> dict:
+        """After the last step: measure and save the model, and write the report. A collective call.
+
+        Args:
+            losses: of all steps of the run.
+        """
+        adapter = self.folder / ADAPTER
+        eval_loss = self.evaluate(self.plan.steps)
         self.recorder.finish()
         self.keeper.save()
         save_factors(self.engine, adapter / TRAINED)
-        if collectives.rank() == 0:
-            seal(adapter)
-        tenth = max(1, len(losses) // 10)
-        report = {
-            "steps": self.plan.steps,
-            "loss_first": sum(losses[:tenth]) / tenth,
-            "loss_last": sum(losses[-tenth:]) / tenth,
-            "base_loss": progress.base_loss,
-            "start_loss": progress.start_loss,
-            "eval_loss_start": progress.eval_loss_start,
-            "eval_loss_end": eval_now,
-            "reg_loss_end": progress.reg_loss,
-            "method": self.config.method,
-            "regularizer": self.engine.regularizer and asdict(self.engine.regularizer),
-            "trainable_parameters": self.engine.trained_numbers,
-            "train_seconds": progress.seconds,  # evaluations and saves included
-            "tokens_per_second": progress.tokens / progress.seconds,
-            "memory_gib": memory_gib(),
-            "peak_memory_gib": max(collectives.gather_lists([peak_memory_gib()])),
-            "world_size": collectives.world_size(),
-            "versions": {name: version(name) for name in PACKAGES},
-        }
+        collectives.together(lambda: seal(adapter), self.device, on=0)
+        report = build_report(
+            config=self.config,
+            engine=self.engine,
+            progress=self.progress,
+            steps=self.plan.steps,
+            losses=losses,
+            eval_loss=eval_loss,
+        )
         self.log.close(report)
         self.lock.release()
         return report
 
+    def stopped(self, request: StopRequest) -> Preempted:
+        """Save what there is after a signal; returns the message that ends the run. A collective call."""
+        started = self.progress.base_loss is not None
+        self.recorder.finish()
+        where = f"all of it is in {self.keeper.save()}" if started else "there was nothing to save yet"
+        self.log.close(None)
+        self.lock.release()
+        return Preempted(
+            f"{request}: stopped after step {self.progress.step} of {self.plan.steps}; {where}. The same command with "
+            f"--resume auto goes on"
+        )
+
     def see_to_checkpoints(self) -> None:
-        """Save if it is time, once the snapshots before are on the disk: a run that goes on from there makes no earlier
-        ones again. A collective call."""
+        """Save where it is time to, after the snapshots taken so far are on the disk. A collective call.
+
+        A run that goes on from a checkpoint makes no snapshot of an earlier step again.
+        """
         if self.keeper.is_due:
             self.recorder.finish()
         self.keeper.step_ends()
 
     def measure_on_the_way(self) -> None:
-        """What is due after the last step: a snapshot, an evaluation; start and end have theirs. A collective call."""
-        step = self.keeper.progress.step
+        """Take the snapshot and make the evaluation that are due after the last step. A collective call.
+
+        The first and the last step of a run have theirs in `start` and `finish`.
+        """
+        step = self.progress.step
         if self.due(self.config.analysis.every):
             self.recorder.take(step)
         if self.due(self.config.train.eval_every):
             self.evaluate(step)
 
     def due(self, every: int) -> bool:
-        """Whether something that happens every so many steps, 0: never, follows the last step."""
-        step = self.keeper.progress.step
+        """Whether something that happens every so many steps follows the last step; 0 stands for never."""
+        step = self.progress.step
         return every > 0 and step % every == 0 and 0 < step < self.plan.steps
 
     def start(self, adapter: Path) -> None:
-        """Before the first step: check the model against the pre-trained one, measure it, keep its initial factors."""
-        progress = self.keeper.progress
+        """Before the first step: check the model against the pre-trained one, measure it, keep its initial factors.
+
+        A collective call.
+
+        Args:
+            adapter: the folder for them.
+
+        Raises:
+            ValueError: the model at step 0 is not the pre-trained one, or the folder cannot be written.
+        """
+        progress = self.progress
         gap = largest_gap(self.config.train.max_start_gap, self.config.residual.storage)
         base, start = check_start(self.engine, self.loaded, self.probe(), self.device, gap)
         say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
         if keeps_initial(self.config.method):
             save_factors(self.engine, adapter / INITIAL)
-        if collectives.rank() == 0:
-            describe(adapter, self.config, self.loaded.targets, self.loaded.digests)
+        collectives.together(
+            lambda: describe(adapter, self.config, self.loaded.targets, self.loaded.digests), self.device, on=0
+        )
         progress.eval_loss_start = self.evaluate(step=0)
         progress.base_loss, progress.start_loss = base, start
 
     def step(self, step: int) -> tuple[float, float, StepReport]:
-        """One optimizer step: (mean loss per learned token, tokens processed by all ranks, the engine's report).
+        """Make one optimizer step, number `step` from 0. A collective call.
+
+        Returns:
+            (mean loss per learned token, tokens processed by all ranks, the engine's report).
 
         Raises:
             ValueError: the loss is no number; on every rank, before it can reach the weights.
+            StopRequest: a signal came; the weights are as they were.
         """
         micro_batches = [self.to_device(batch) for batch in self.plan.micro_batches(step)]
-        learned = collectives.total(sum(map(learned_tokens, micro_batches)), self.device).item()
-        tokens = collectives.total(
-            sum(int(batch["attention_mask"].sum()) for batch in micro_batches), self.device
-        ).item()
+        learned = self.total(map(learned_tokens, micro_batches))
+        tokens = self.total(int(batch["attention_mask"].sum()) for batch in micro_batches)
         # DeepSpeed averages gradients over ranks and micro-batches; this makes it a mean over the batch's tokens.
         scale = collectives.world_size() * len(micro_batches) / learned
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -206,7 +243,12 @@ class Trainer:
         return mean, tokens, done
 
     def evaluate(self, step: int) -> float | None:
-        """Held-out loss, nats per learned token; None without held-out data. A collective call."""
+        """Held-out loss after `step` steps, in nats per learned token; None without held-out data. A collective call.
+
+        Raises:
+            ValueError: the loss is no number.
+            StopRequest: a signal came.
+        """
         if not self.eval_examples:
             return None
         batches = eval_batches(
@@ -222,8 +264,12 @@ class Trainer:
         self.log.write(step, eval_loss=loss)
         return loss
 
-    def interruptible(self, batches: Iterator[dict]) -> Iterator[dict]:
-        """The same, ended by a signal to stop."""
+    def interruptible(self, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """The batches, until a signal to stop comes. Each of them is a collective call.
+
+        Raises:
+            StopRequest: a signal came.
+        """
         for batch in batches:
             self.signals.check()
             yield batch
@@ -233,14 +279,27 @@ class Trainer:
         return self.plan.micro_batches(0)[0]
 
     def stop_on_nan(self, loss: float, what: str, step: int) -> None:
-        """Stop every rank alike (the loss is the same number on all) where it is NaN or infinite."""
+        """Stop where a loss, which is the same number on all ranks, is NaN or infinite.
+
+        Raises:
+            ValueError: on every rank alike, with the last checkpoint.
+        """
         if not math.isfinite(loss):
-            saved = existing(self.folder)
+            saved = RunState(self.folder).checkpoints
             kept = f"the last checkpoint is {saved[0]}" if saved else "nothing was saved before it"
             raise ValueError(
                 f"the {what} is {loss} at step {step}: lower train.learning_rate (now "
                 f"{self.config.train.learning_rate}) or look at the data of that step; {kept}"
             )
+
+    def total(self, numbers: Iterable[int]) -> float:
+        """The sum of the numbers of all ranks. A collective call."""
+        return collectives.total(sum(numbers), self.device).item()
+
+    @property
+    def progress(self) -> RunProgress:
+        """How far the run is, and what it has measured once."""
+        return self.keeper.progress
 
     @property
     def device(self) -> torch.device:

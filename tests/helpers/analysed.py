@@ -15,7 +15,7 @@ from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import select
-from sorsa_ds.run.snapshots import path_of, stored_linears
+from sorsa_ds.run.snapshots import snapshot_path, stored_linears
 from tests.helpers.architectures import save
 
 
@@ -80,8 +80,8 @@ def handmade(folder: Path, architecture: str, method: str, **settings) -> tuple[
     save_file(tensors[last], run / "adapter" / adapter_file.TRAINED)
     wanted = tuple(f"{target.name}." for target in stored_linears(model, config))
     for step in [step for step in STEPS if 0 < step < last]:
-        path_of(run, step).parent.mkdir(exist_ok=True)
-        save_file({name: x for name, x in tensors[step].items() if name.startswith(wanted)}, path_of(run, step))
+        snapshot_path(run, step).parent.mkdir(exist_ok=True)
+        save_file({name: x for name, x in tensors[step].items() if name.startswith(wanted)}, snapshot_path(run, step))
     adapter_file.describe(run / "adapter", config, targets, {})
     adapter_file.seal(run / "adapter")
     (run / "config.yaml").write_text(to_yaml(config))

@@ -55,7 +55,7 @@ def rewound(project, run, name, step):
     shutil.copytree(run, copy)
     (copy / "report.json").unlink()
     (copy / "adapter" / "adapter_model.safetensors").unlink()
-    for path in folders.existing(copy):
+    for path in folders.existing_checkpoints(copy):
         if folders.step_of(path) > step:
             shutil.rmtree(path)
     (copy / "checkpoints" / "latest").write_text(f"step-{step:06d}\n")

@@ -94,7 +94,7 @@ def test_without_the_random_states_dropout_would_differ(project, whole):
         tensors = load_file(path)
         tensors["random/torch"] = torch.get_rng_state()
         save_file(tensors, path)
-    saved = manifest.read(run / "checkpoints" / "step-000004")
+    saved = manifest.read_manifest(run / "checkpoints" / "step-000004")
     for name in saved.files:
         path = run / "checkpoints" / "step-000004" / name
         saved.files[name] = {"bytes": path.stat().st_size, "digest": manifest.digest.of_file(path)}
@@ -148,7 +148,7 @@ def test_a_checkpoint_holds_twelve_bytes_a_trained_number_and_no_more(plain):
 
 def test_only_the_newest_are_kept(project):
     run, _ = train(project, "few", "output.save_every=1", "output.keep_checkpoints=2", ranks=1, ds="stage0")
-    assert [path.name for path in folders.existing(run)] == ["step-000006", "step-000005"]
+    assert [path.name for path in folders.existing_checkpoints(run)] == ["step-000006", "step-000005"]
 
 
 def _flip(path):
@@ -211,7 +211,7 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_it_stays(project, plain, 
     assert "No space left on device" in told
     assert "step-000002 is still valid" in told
     run = project / "full"
-    assert [path.name for path in folders.existing(run)] == ["step-000006", "step-000002"]
+    assert [path.name for path in folders.existing_checkpoints(run)] == ["step-000006", "step-000002"]
     assert metrics(run, "loss") == metrics(plain, "loss")
     with pytest.raises(AssertionError, match="No space left on device.*step-000004 is still valid"):
         run_ranks(2, _train_on_a_full_disk, project, "full-at-the-end", [6])
@@ -230,7 +230,7 @@ def test_latest_that_points_nowhere_is_told_and_the_newest_taken(project, plain,
 
 def test_all_checkpoints_damaged_is_an_error_and_nothing_is_overwritten(project, plain):
     run = rewound(project, plain, "ruined", 4)
-    for path in folders.existing(run):
+    for path in folders.existing_checkpoints(run):
         _flip(path / "rank-00000.safetensors")
     with pytest.raises(AssertionError, match="no other checkpoint of this run is whole"):
         train(project, "ruined", "--resume=auto")
@@ -282,6 +282,25 @@ def test_other_data_and_evaluations_on_the_way(project, plain):
     ]
 
 
+def _refused(project, name, arguments):
+    """What stops this rank of a run."""
+    from sorsa_ds.runtime.collectives import PeerError
+
+    try:
+        train_rank(project, name, "zero2", arguments, None)
+    except (ValueError, PeerError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def test_a_log_that_rank_0_cannot_read_stops_every_rank(project, plain):
+    run = rewound(project, plain, "unreadable", 4)
+    (run / "metrics.jsonl").write_text("{\n")
+    first, second = run_ranks(2, _refused, project, "unreadable", ["train.steps=6", GLOBAL, "--resume=auto"])
+    assert first.startswith("ValueError") and "line 1: not JSON" in first
+    assert second.startswith("PeerError: stopped because another rank failed: rank 0") and "line 1: not JSON" in second
+
+
 def test_auto_begins_anew_where_there_is_nothing_to_go_on_with(project, plain):
     run, _ = train(project, "fresh", "--resume=auto", ranks=1, ds="stage0")
     assert metrics(run, "loss") == pytest.approx(metrics(plain, "loss"), rel=1e-6)
@@ -315,7 +334,7 @@ def test_a_killed_rank_ends_the_others_and_a_signal_ends_with_the_documented_cod
     assert process.wait(60) == -signal.SIGTERM
     psutil.wait_procs(ranks, timeout=60)
     assert not any(rank.is_running() for rank in ranks)
-    assert 14 <= folders.step_of(folders.existing(project / "killed")[0]) < 60
+    assert 14 <= folders.step_of(folders.existing_checkpoints(project / "killed")[0]) < 60
     printed, run, _ = launch(project, "killed", *arguments)
     assert "Going on after step" in printed
     assert len(metrics(run, "loss")) == 60

@@ -16,7 +16,7 @@ from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, RunConfig, Sor
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.run.checkpoint.saved import SavedTensors
-from sorsa_ds.run.snapshots import existing, path_of, stored_linears
+from sorsa_ds.run.snapshots import existing_snapshots, snapshot_path, stored_linears
 from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.study.analysis import measures
 from sorsa_ds.study.analysis.command import analyze
@@ -161,7 +161,7 @@ def test_the_table_is_what_numpy_computes_from_the_merged_weights(analysed):
     assert len(rows) == 2 * 3 * len(STEPS)
     ours = [row for row in rows if row["run"] == "llama-sorsa"]
     assert {row["linear"].rpartition(".")[2] for row in ours} == {"q_proj", "down_proj"}
-    trained = {step: load_file(path) for step, path in existing(folder / "llama-sorsa").items()}
+    trained = {step: load_file(path) for step, path in existing_snapshots(folder / "llama-sorsa").items()}
     for row in ours:
         step = int(row["step"])
         wanted = by_hand(weights[row["linear"], step].numpy(), weights[row["linear"], 0].numpy())
@@ -250,7 +250,7 @@ def test_another_run_of_the_same_name_and_an_unfinished_one_are_refused(analysed
 
 def test_a_damaged_snapshot_is_named_before_anything_is_computed(tmp_path):
     run, _ = handmade(tmp_path, "llama", "lora", analysis=AnalysisConfig(layers=["layers.0.self_attn.q_proj"]))
-    path_of(run, 4).write_bytes(path_of(run, 4).read_bytes()[:-500])
+    snapshot_path(run, 4).write_bytes(snapshot_path(run, 4).read_bytes()[:-500])
     with pytest.raises(ValueError, match=r"step-000004\.safetensors: missing, truncated"):
         analyze(Options([run], tmp_path / "out", workers=1))
     assert not (tmp_path / "out").exists()
@@ -281,8 +281,8 @@ def test_training_stores_its_masters_and_a_resumed_run_goes_on_with_them(project
     """On two ranks under ZeRO-3, against the checkpoints of the same steps."""
     settings = ["analysis.every=2", "analysis.layers=[q_proj,down_proj]", "output.save_every=2"]
     _, run, _ = launch(project, "stored", *settings, "output.keep_checkpoints=3")
-    assert [*existing(run)] == [2, 4]
-    before = {step: load_file(path) for step, path in existing(run).items()}
+    assert [*existing_snapshots(run)] == [2, 4]
+    before = {step: load_file(path) for step, path in existing_snapshots(run).items()}
     names = {f"model.layers.{i}.{part}.{leaf}" for i in (0, 1) for part in ("self_attn.q_proj", "mlp.down_proj")
              for leaf in "UsV"}  # fmt: skip
     for step, tensors in before.items():
@@ -294,12 +294,12 @@ def test_training_stores_its_masters_and_a_resumed_run_goes_on_with_them(project
             assert torch.equal(tensor, saved.values(name, tensor.shape)), (step, name)
     assert not torch.equal(before[2][min(names)], before[4][min(names)])
 
-    path_of(run, 2).unlink()
-    save_file({"stale": torch.zeros(1)}, path_of(run, 4))
-    save_file({"stale": torch.zeros(1)}, path_of(run, 5))
+    snapshot_path(run, 2).unlink()
+    save_file({"stale": torch.zeros(1)}, snapshot_path(run, 4))
+    save_file({"stale": torch.zeros(1)}, snapshot_path(run, 5))
     launch(project, "stored", *settings, "--resume", str(run / "checkpoints" / "step-000002"))
-    assert [*existing(run)] == [2, 4]
-    for step, path in existing(run).items():
+    assert [*existing_snapshots(run)] == [2, 4]
+    for step, path in existing_snapshots(run).items():
         again = load_file(path)
         assert set(again) == names
         assert all(torch.equal(again[name], before[step][name]) for name in names)

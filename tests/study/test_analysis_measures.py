@@ -31,8 +31,8 @@ from sorsa_ds.model import adapter_file
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import select
 from sorsa_ds.run import recorder
-from sorsa_ds.run.recorder import Recorder
-from sorsa_ds.run.snapshots import path_of, stored_linears
+from sorsa_ds.run.recorder import SnapshotRecorder
+from sorsa_ds.run.snapshots import snapshot_path, stored_linears
 from sorsa_ds.study.analysis import compute, figures
 from sorsa_ds.study.analysis.command import analyze
 from sorsa_ds.study.analysis.compute import Job, measured, workers_for
@@ -221,7 +221,7 @@ def test_the_start_is_the_weight_as_training_kept_it(tmp_path, method, precision
     kept_as(run, precision, storage)
     raw = AutoModelForCausalLM.from_pretrained(tmp_path / "base-llama", dtype=torch.float32)
     W = raw.get_submodule(name).weight.detach().double()
-    trained = {2: load_file(path_of(run, 2))}
+    trained = {2: load_file(snapshot_path(run, 2))}
     if method == "sorsa":
         trained[0] = load_file(run / "adapter" / adapter_file.INITIAL)
         used = {step: [tensors[f"{name}.{leaf}"] for leaf in "UsV"] for step, tensors in trained.items()}
@@ -396,17 +396,17 @@ def test_whole_weights_are_stored_without_their_biases(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     linears = stored_linears(skeleton(base, LoadingConfig()), RunConfig(method="full"))
     assert model.get_submodule(linears[0].name).bias is not None
-    written = Recorder(tmp_path / "run", engine_of(model), linears, 0)
+    written = SnapshotRecorder(tmp_path / "run", engine_of(model), linears, 0)
     written.take(2)
     written.finish()
-    assert set(load_file(path_of(tmp_path / "run", 2))) == {f"{target.name}.weight" for target in linears}
+    assert set(load_file(snapshot_path(tmp_path / "run", 2))) == {f"{target.name}.weight" for target in linears}
 
 
 def test_a_full_disk_is_told_and_later_snapshots_are_taken(tmp_path, monkeypatch, capsys):
     base = save("llama", tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     linears = stored_linears(skeleton(base, LoadingConfig()), RunConfig(method="full"))
-    written = Recorder(tmp_path / "run", engine_of(model), linears, 0)
+    written = SnapshotRecorder(tmp_path / "run", engine_of(model), linears, 0)
 
     def full(*_, **__):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
@@ -420,4 +420,4 @@ def test_a_full_disk_is_told_and_later_snapshots_are_taken(tmp_path, monkeypatch
     assert not list((tmp_path / "run").rglob("step-*"))
     written.take(2)
     written.finish()
-    assert path_of(tmp_path / "run", 2).exists()
+    assert snapshot_path(tmp_path / "run", 2).exists()

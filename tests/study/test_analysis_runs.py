@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from sorsa_ds.config.command_line import load
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, RegularizerConfig, RunConfig
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.run.recorder import Recorder
-from sorsa_ds.run.snapshots import check_continues, existing, path_of
+from sorsa_ds.run.recorder import SnapshotRecorder
+from sorsa_ds.run.snapshots import check_continues, existing_snapshots, snapshot_path
 from sorsa_ds.runtime import plotting
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.study.analysis import figures
@@ -39,9 +39,9 @@ ONE = AnalysisConfig(every=2, layers=["layers.0.self_attn.q_proj"])
 
 def kept_of(run: Path, step: int, *kinds: str) -> None:
     """Leave of a snapshot what belongs to linears of some kinds."""
-    tensors = load_file(path_of(run, step))
+    tensors = load_file(snapshot_path(run, step))
     save_file(
-        {name: x for name, x in tensors.items() if any(f".{kind}." in name for kind in kinds)}, path_of(run, step)
+        {name: x for name, x in tensors.items() if any(f".{kind}." in name for kind in kinds)}, snapshot_path(run, step)
     )
 
 
@@ -64,7 +64,7 @@ def test_what_every_snapshot_holds_is_analysed_whatever_the_settings_say_at_the_
 
 def test_without_snapshots_the_settings_name_the_linears(tmp_path):
     run, _ = handmade(tmp_path, "llama", "sorsa", analysis=ONE)
-    for path in existing(run).values():
+    for path in existing_snapshots(run).values():
         path.unlink()
     history = open_history(run)
     assert [target.name for target in history.linears] == [Q0]
@@ -144,9 +144,9 @@ def test_a_damaged_log_or_report_is_named_before_anything_is_computed(tmp_path, 
 
 def test_a_weight_that_is_no_number_is_named_and_the_rows_before_it_stay(tmp_path):
     run, _ = handmade(tmp_path, "llama", "lora", analysis=ONE)
-    tensors = load_file(path_of(run, 4))
+    tensors = load_file(snapshot_path(run, 4))
     tensors[f"{Q0}.lora_B.default.weight"][0, 0] = math.nan
-    save_file(tensors, path_of(run, 4))
+    save_file(tensors, snapshot_path(run, 4))
     command = [sys.executable, "launch/analyze.py", "--run", str(run), "--output", str(tmp_path / "out")]
     done = subprocess.run([*command, "--workers", "2"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
@@ -197,14 +197,14 @@ def test_a_full_disk_names_the_table(tmp_path, monkeypatch):
 
 
 def test_a_snapshot_that_cannot_be_removed_is_told(tmp_path):
-    path = path_of(tmp_path, 4)
+    path = snapshot_path(tmp_path, 4)
     path.mkdir(parents=True)  # unlink cannot remove a folder
 
     class Engine:
         trained_shapes, device = {}, torch.device("cpu")
 
     with pytest.raises(ValueError, match=r"step-000004\.safetensors: of a later step, and cannot be removed"):
-        Recorder(tmp_path, Engine(), [], 2)
+        SnapshotRecorder(tmp_path, Engine(), [], 2)
 
 
 @pytest.fixture

@@ -8,17 +8,17 @@ import pytest
 from sorsa_ds.runtime.memory import free_memory
 from sorsa_ds.train.invocation import parse
 from sorsa_ds.train.preflight.faults import GIB, faults, rank_map
-from sorsa_ds.train.preflight.rank_facts import Facts
+from sorsa_ds.train.preflight.rank_facts import RankFacts
 from tests.helpers.projects import settings
 from tests.helpers.worlds import run_ranks
 
 SAID = {"sorsa.rank": 16, "DeepSpeed JSON: zero_optimization.stage": 3, "command line": "train.py sorsa.rank=16"}
 
 
-def facts(rank: int, **others) -> Facts:
+def facts(rank: int, **others) -> RankFacts:
     """Of one of four ranks, two a node, on GPUs."""
     node, local_rank = f"gpu-{'ab'[rank // 2]}", rank % 2
-    healthy = Facts(
+    healthy = RankFacts(
         rank=rank,
         local_rank=local_rank,
         node=node,
@@ -34,7 +34,7 @@ def facts(rank: int, **others) -> Facts:
     return replace(healthy, **others)
 
 
-def job(**changed) -> list[Facts]:
+def job(**changed) -> list[RankFacts]:
     """All four ranks; the last node's have what is `changed`."""
     return [facts(0), facts(1), facts(2, **changed), facts(3, **changed)]
 

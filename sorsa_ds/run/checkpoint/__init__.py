@@ -5,6 +5,6 @@
         checkpoint.json                     step, schedule, settings, digests of every file and of the base weights
         rank-00000.safetensors, ...         each rank's fragments of U, s, V and of AdamW's two moments, in fp32
 
-12 bytes a trained number. The frozen residual is not there: it follows from the base model and the run's
-initial factors (RUN/adapter/initial_factors.safetensors), whose digests are checked.
+A checkpoint takes 12 bytes per trained number. The frozen residual is not in it: it follows from the base model and
+the run's initial factors (RUN/adapter/initial_factors.safetensors), whose digests are checked.
 """

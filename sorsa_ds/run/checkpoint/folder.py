@@ -13,44 +13,49 @@ LATEST = "latest"
 _NAME = re.compile(r"step-(\d{6,})")
 
 
-def path_of(run: Path, step: int) -> Path:
+def checkpoint_path(run: Path, step: int) -> Path:
     """The folder of the checkpoint after `step` optimizer steps."""
     return run / CHECKPOINTS / f"step-{step:06d}"
 
 
-def temporary_of(run: Path, step: int) -> Path:
-    """Where it is written before it is whole."""
+def temporary_path(run: Path, step: int) -> Path:
+    """The folder in which that checkpoint is written before it is whole."""
     return run / CHECKPOINTS / f".step-{step:06d}.tmp"
 
 
-def step_of(path: Path) -> int:
-    """Its number of finished optimizer steps."""
-    found = _NAME.fullmatch(path.name)
-    assert found, path
+def rank_file(checkpoint: Path, rank: int) -> Path:
+    """The file that one rank writes into a checkpoint's folder."""
+    return checkpoint / f"rank-{rank:05d}.safetensors"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of finished optimizer steps that a checkpoint's name tells."""
+    found = _NAME.fullmatch(checkpoint.name)
+    assert found, checkpoint
     return int(found[1])
 
 
-def existing(run: Path) -> list[Path]:
-    """The run's checkpoints, newest first; whether they are whole is for `manifest.faults` to say."""
+def existing_checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoints, newest first; whether their files are undamaged is for `manifest.file_faults` to say."""
     folder = run / CHECKPOINTS
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, key=step_of, reverse=True)
 
 
-def clear(run: Path, step: int) -> None:
-    """Make an empty temporary folder for a checkpoint; what killed runs left unfinished is removed.
+def make_temporary(run: Path, step: int) -> None:
+    """Make an empty temporary folder for a checkpoint, and remove what killed runs left unfinished.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be made.
     """
-    temporary = temporary_of(run, step)
+    temporary = temporary_path(run, step)
     temporary.parent.mkdir(parents=True, exist_ok=True)
     for leftover in temporary.parent.glob(".step-*"):
         shutil.rmtree(leftover)
     temporary.mkdir()
 
 
-def commit(run: Path, step: int, keep: int) -> None:
+def commit_checkpoint(run: Path, step: int, keep: int) -> None:
     """Give a whole checkpoint its name, point `latest` to it, and remove those older than the `keep` newest.
 
     At any moment before the renaming the earlier checkpoints are untouched; after it, this one is valid.
@@ -58,32 +63,38 @@ def commit(run: Path, step: int, keep: int) -> None:
     Raises:
         OSError: the disk refuses.
     """
-    temporary, final = temporary_of(run, step), path_of(run, step)
+    temporary, final = temporary_path(run, step), checkpoint_path(run, step)
     fsync(temporary)
     os.replace(temporary, final)  # a run that went back has set aside what it had of this step
     fsync(final.parent)
     with suppress(ValueError):  # it is valid now; whoever reads a `latest` that lags behind looks for newer ones too
         write_text(final.parent / LATEST, final.name + "\n")
-    for old in [path for path in existing(run) if step_of(path) <= step][keep:]:
+    for old in [path for path in existing_checkpoints(run) if step_of(path) <= step][keep:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def set_aside_after(run: Path, step: int) -> list[Path]:
-    """Rename the checkpoints newer than `step`, from where a run is continued on another way; returns them."""
+    """Rename the checkpoints newer than `step`, from which the run takes another way now; returns their new paths.
+
+    Raises:
+        OSError: the disk refuses a renaming.
+        ValueError: `latest` cannot be written.
+    """
     aside = []
-    for path in existing(run):
+    for path in existing_checkpoints(run):
         if step_of(path) > step:
             number = 1
             while (target := path.with_name(f"set-aside-{number}-{path.name}")).exists():
                 number += 1
             os.replace(path, target)
             aside.append(target)
-    write_text(path_of(run, step).parent / LATEST, path_of(run, step).name + "\n")
+    current = checkpoint_path(run, step)
+    write_text(current.parent / LATEST, current.name + "\n")
     return aside
 
 
 def dangling_latest(run: Path) -> str | None:
-    """What `latest` says, if it names no checkpoint that is there."""
+    """What `latest` says, where it names no checkpoint that is there; None where all is well."""
     try:
         name = (run / CHECKPOINTS / LATEST).read_text(encoding="utf-8", errors="backslashreplace").strip()
     except OSError:

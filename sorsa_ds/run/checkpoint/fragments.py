@@ -1,7 +1,7 @@
 """One rank's part of the training state: from the engine into memory, and the optimizer's share of it back.
 
-Tensors are named `<part>/<parameter>@<start>`: the flat range of a parameter's values or moments from `start` on; those
-that a method needs beside them `method/<name>`.
+A tensor is named `<part>/<parameter>@<start>`: it is the flat range, from `start` on, of a parameter's values or of one
+of its moments. What a method needs beside them is named `method/<name>`.
 """
 
 from pathlib import Path
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.engine.masters import Fragment, inner_optimizer
+from sorsa_ds.run.checkpoint.folder import rank_file
 from sorsa_ds.run.checkpoint.saved import SavedTensors, read_own
 from sorsa_ds.runtime import collectives
 
 VALUES, MOMENTS, METHOD = "values", ("exp_avg", "exp_avg_sq"), "method/"
 
 
-def mine(engine: SorsaEngine) -> list[Fragment]:
+def own_fragments(engine: SorsaEngine) -> list[Fragment]:
     """The fragments that this rank writes: its own, or its turn of those that all ranks hold alike."""
     masters = engine.masters
     return masters.fragments if masters.sharded else masters.fragments[collectives.rank() :: collectives.world_size()]
@@ -25,10 +26,10 @@ def mine(engine: SorsaEngine) -> list[Fragment]:
 
 @torch.no_grad()
 def snapshot(engine: SorsaEngine) -> dict[str, Tensor]:
-    """Copies in host memory of everything that this rank has to write; 12 bytes a number."""
+    """Copies in host memory of everything that this rank has to write: 12 bytes per trained number."""
     state = inner_optimizer(engine).state
     copies = {}
-    for fragment in mine(engine):
+    for fragment in own_fragments(engine):
         place = f"{fragment.name}@{fragment.start}"
         copies[f"{VALUES}/{place}"] = _host_copy(fragment.values())
         for moment in MOMENTS:
@@ -45,7 +46,7 @@ def snapshot(engine: SorsaEngine) -> dict[str, Tensor]:
 
 def method_state(checkpoint: Path) -> dict[str, Tensor]:
     """What the engine's method had beside values and moments; every rank reads rank 0's."""
-    found = read_own(checkpoint / "rank-00000.safetensors", METHOD)
+    found = read_own(rank_file(checkpoint, 0), METHOD)
     return {name.removeprefix(METHOD): tensor for name, tensor in found.items()}
 
 

@@ -1,10 +1,15 @@
-"""checkpoint.json: everything of a checkpoint but its tensors, and how to tell that they are whole."""
+"""checkpoint.json: everything of a checkpoint but its tensors, and how to tell that the tensors are whole."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import perf_counter
 
+from sorsa_ds.model.adapter_file import INITIAL
 from sorsa_ds.run.checkpoint.folder import step_of
+from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.files import write_json
 
@@ -13,11 +18,13 @@ FORMAT = 1
 
 
 @dataclass(slots=True)
-class Progress:
+class RunProgress:
     """How far a run is, and what it has measured once.
 
-    step: finished optimizer steps; the data of step `step` come next. seconds, tokens: spent and processed so far.
-    reg_loss: L_reg before the last of them.
+    step: number of finished optimizer steps, which is also the index of the data that come next.
+    seconds, tokens: spent and processed so far.
+    base_loss, start_loss: of the pre-trained model and of the adapted one at step 0; None before they are measured.
+    reg_loss: L_reg before the last finished step.
     """
 
     step: int = 0
@@ -28,23 +35,32 @@ class Progress:
     eval_loss_start: float | None = None
     reg_loss: float | None = None
 
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Context whose time is added to `seconds` when its body ends without an error."""
+        began = perf_counter()
+        yield
+        self.seconds += perf_counter() - began
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, kw_only=True)
 class Manifest:
-    """One checkpoint.
+    """The description of one checkpoint.
 
-    world_size, zero_stage: those that wrote it; another run may have others.
+    progress: how far the run was.
+    world_size, zero_stage: those that wrote it; the run that goes on may have others.
     scheduler: the learning rate scheduler's own state.
-    regularizer: form, reduction and coefficient, as they came out at the start: they do not change with the ranks;
-        empty without one.
+    regularizer: form, reduction and coefficient as they were resolved when the run began: they do not change with the
+        number of ranks. Empty without a regulariser.
     config, ds_config: the settings as resolved, and the DeepSpeed JSON as it was given.
-    base: digests of the pre-trained parameters. initial_factors: digest of the run's file of them, empty
-        where whole weights are trained. data: digest of the
-        training examples.
+    base: digests of the pre-trained parameters.
+    initial_factors: digest of the run's file of initial factors; empty where whole weights are trained.
+    data: digest of the training examples.
+    versions: of Python packages.
     files: name -> bytes and digest, of every rank's file.
     """
 
-    progress: Progress
+    progress: RunProgress
     world_size: int
     zero_stage: int
     scheduler: dict
@@ -57,41 +73,41 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, dict] = field(default_factory=dict)
 
-    def write(self, folder: Path) -> None:
-        """Write it, durably."""
+    def write(self, checkpoint: Path) -> None:
+        """Write the manifest into a checkpoint's folder, durably."""
         content = {"format": FORMAT, **asdict(self)}
-        write_json(folder / FILE, {**content, "digest": _digest(content)})
+        write_json(checkpoint / FILE, {**content, "digest": _digest_of(content)})
 
 
-def read(folder: Path) -> Manifest:
-    """A checkpoint's manifest.
+def read_manifest(checkpoint: Path) -> Manifest:
+    """The manifest of a checkpoint's folder.
 
     Raises:
-        ValueError: it is missing, broken, or of another format.
+        ValueError: the file is missing, broken, or of another format.
     """
-    path = folder / FILE
+    path = checkpoint / FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found.pop("digest") != _digest(found):
+        if found.pop("digest") != _digest_of(found):
             raise ValueError("its content does not fit its digest: damaged")
         if found.pop("format") != FORMAT:
             raise ValueError("written by another version of this program")
-        if step_of(folder) != found["progress"]["step"]:
+        if step_of(checkpoint) != found["progress"]["step"]:
             raise ValueError(f"it is that of step {found['progress']['step']}")
-        return Manifest(**{**found, "progress": Progress(**found["progress"])})
+        return Manifest(**{**found, "progress": RunProgress(**found["progress"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: not a checkpoint ({error})") from error
 
 
-def _digest(content: dict) -> str:
-    return digest.of_bytes(json.dumps(content, sort_keys=True).encode())
+def file_faults(checkpoint: Path, manifest: Manifest, part: int = 0, parts: int = 1) -> list[str]:
+    """What is wrong with the files of a checkpoint, in words; empty where they are whole.
 
-
-def faults(folder: Path, manifest: Manifest, part: int = 0, parts: int = 1) -> list[str]:
-    """What is wrong with a checkpoint's files; one `part` of `parts` of them is looked at."""
+    Args:
+        part, parts: every rank may look at its part of the files, number `part` of `parts`.
+    """
     found = []
     for name in sorted(manifest.files)[part::parts]:
-        path, expected = folder / name, manifest.files[name]
+        path, expected = checkpoint / name, manifest.files[name]
         try:
             if path.stat().st_size != expected["bytes"]:
                 found.append(f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}: truncated")
@@ -100,3 +116,13 @@ def faults(folder: Path, manifest: Manifest, part: int = 0, parts: int = 1) -> l
         except OSError as error:
             found.append(f"{path} cannot be read: {error.strerror}")
     return found
+
+
+def digest_of_initial(run: Path) -> str:
+    """The digest of a run's file of initial factors; empty where there is none."""
+    initial = run / ADAPTER / INITIAL
+    return digest.of_file(initial) if initial.exists() else ""
+
+
+def _digest_of(content: dict) -> str:
+    return digest.of_bytes(json.dumps(content, sort_keys=True).encode())

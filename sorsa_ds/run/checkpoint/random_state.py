@@ -1,4 +1,4 @@
-"""The states of the random generators of this process."""
+"""The states of the random generators of this process, as tensors that a checkpoint can hold."""
 
 import json
 import random
@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_TORCH, _CUDA, _OTHERS = "random/torch", "random/cuda", "random/python_and_numpy"
+PREFIX = "random/"
+_TORCH, _CUDA, _OTHERS = f"{PREFIX}torch", f"{PREFIX}cuda", f"{PREFIX}python_and_numpy"
 
 
 def take() -> dict[str, Tensor]:
@@ -21,7 +22,7 @@ def take() -> dict[str, Tensor]:
 
 
 def put_back(states: dict[str, Tensor]) -> None:
-    """Set what `take` has taken."""
+    """Set the generators to states that `take` has returned."""
     torch.set_rng_state(states[_TORCH])
     (version, words, gauss), (name, keys, *rest) = json.loads(bytes(states[_OTHERS].tolist()))
     random.setstate((version, tuple(words), gauss))

@@ -1,6 +1,7 @@
 """Reading the tensors of a checkpoint: any flat range, whichever ranks wrote it."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -8,7 +9,10 @@ from torch import Tensor
 
 
 class SavedTensors:
-    """The tensors of a checkpoint's rank files.
+    """The tensors of a checkpoint, whichever ranks wrote which part of them.
+
+    Args:
+        files: the files of all ranks.
 
     Raises:
         ValueError: a file is missing or damaged.
@@ -16,7 +20,8 @@ class SavedTensors:
 
     def __init__(self, files: list[Path]):
         self._folder = files[0].parent
-        self._pieces: dict[tuple[str, str], list[tuple[int, int, object, str]]] = {}
+        # (part, parameter) -> (first number, how many, file, key in the file) of each piece
+        self._pieces: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
         for path in files:
             try:
                 file = safe_open(path, framework="pt")
@@ -30,10 +35,14 @@ class SavedTensors:
                     self._pieces.setdefault((part, name), []).append((int(start), numel, file, key))
 
     def read(self, part: str, name: str, start: int, numel: int) -> Tensor:
-        """Numbers [start, start + numel) of a parameter's `values`, `exp_avg` or `exp_avg_sq`, flat fp32 on the CPU.
+        """Numbers [start, start + numel) of one part of a parameter, flat fp32 on the CPU.
+
+        Args:
+            part: `values`, `exp_avg` or `exp_avg_sq`.
+            name: of the parameter.
 
         Raises:
-            ValueError: no file has (all of) them.
+            ValueError: the files do not hold all of them.
         """
         out, found = torch.empty(numel), 0
         for first, length, file, key in self._pieces.get((part, name), []):
@@ -49,7 +58,7 @@ class SavedTensors:
         """A whole trained tensor in fp32 on the CPU.
 
         Raises:
-            ValueError: no file has (all of) it.
+            ValueError: the files do not hold all of it.
         """
         return self.read("values", name, 0, shape.numel()).view(shape)
 

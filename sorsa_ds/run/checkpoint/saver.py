@@ -19,36 +19,37 @@ from sorsa_ds.runtime import collectives, digest
 from sorsa_ds.runtime.files import write_atomic
 
 
-class Saver:
+class CheckpointSaver:
     """Writes the checkpoints of one run. All methods are collective calls.
 
     Args:
         run: the run's folder, on a file system that all ranks share.
         keep: how many checkpoints stay.
         device: for the collectives.
+        last: the checkpoint from which the run goes on; None of a new run.
 
-    `last` is the newest valid checkpoint that this run has made or begun from.
+    The attribute `last` is the newest valid checkpoint that this run has made or has gone on from.
     """
 
-    def __init__(self, run: Path, keep: int, device: torch.device):
+    def __init__(self, run: Path, keep: int, device: torch.device, last: Path | None):
         self._run, self._keep, self._device = run, keep, device
         self._pending: _Writing | None = None
-        self.last: Path | None = None
+        self.last = last
 
     def begin(self, tensors: dict[str, Tensor], manifest: Manifest) -> None:
-        """Start to write this rank's tensors, which must not change any more; an earlier save must be finished.
+        """Start to write this rank's tensors, which must not change any more. An earlier save must be finished.
 
         Raises:
             ValueError: the folder cannot be made.
         """
         assert self._pending is None
         step = manifest.progress.step
-        self._together(step, lambda: folder.clear(self._run, step), on=0)
-        path = folder.temporary_of(self._run, step) / f"rank-{collectives.rank():05d}.safetensors"
+        self._together(step, lambda: folder.make_temporary(self._run, step), on=0)
+        path = folder.rank_file(folder.temporary_path(self._run, step), collectives.rank())
         self._pending = _Writing(path, tensors, manifest)
 
     def poll(self) -> None:
-        """Make the checkpoint valid if every rank has written its file; else come back later.
+        """Make the checkpoint valid if every rank has written its file; else nothing happens, and a later call does it.
 
         Raises:
             ValueError: a rank could not write; the earlier checkpoints are as they were.
@@ -62,7 +63,7 @@ class Saver:
         """Wait until the checkpoint is valid, if one is being written.
 
         Raises:
-            ValueError: as `poll`.
+            ValueError: a rank could not write; the earlier checkpoints are as they were.
         """
         if self._pending is None:
             return
@@ -75,13 +76,20 @@ class Saver:
             self._check_shared(writing.path.parent, files)
             writing.manifest.files = dict(files)
             writing.manifest.write(writing.path.parent)
-            folder.commit(self._run, step, self._keep)
+            folder.commit_checkpoint(self._run, step, self._keep)
 
         self._together(step, make_valid, on=0)
-        self.last = folder.path_of(self._run, step)
+        self.last = folder.checkpoint_path(self._run, step)
 
     def _together(self, step: int, action: Callable[[], None], on: int | None = None) -> None:
-        """As `comm.together`; what was written of a checkpoint that failed is removed: a full disk needs the room."""
+        """Do something on every rank, or on rank `on` alone, and stop on all of them where it failed.
+
+        What was written of a checkpoint that failed is removed: a full disk needs the room. A collective call.
+
+        Raises:
+            ValueError: where it failed, with what is still valid.
+            PeerError: on the other ranks.
+        """
 
         def tried() -> None:
             try:
@@ -93,11 +101,11 @@ class Saver:
             collectives.together(tried, self._device, on)
         except (ValueError, collectives.PeerError):
             if collectives.rank() == 0:
-                shutil.rmtree(folder.temporary_of(self._run, step), ignore_errors=True)
+                shutil.rmtree(folder.temporary_path(self._run, step), ignore_errors=True)
             raise
 
     def _failed(self, step: int, error: Exception) -> ValueError:
-        kept = folder.existing(self._run)
+        kept = folder.existing_checkpoints(self._run)
         still = f"{kept[0]} is still valid" if kept else "there is no earlier one"
         return ValueError(f"the checkpoint of step {step} was not saved: {error}; {still}")
 
@@ -109,7 +117,7 @@ class Saver:
 
 
 class _Writing:
-    """One rank's file on its way to the disk."""
+    """One rank's file of a checkpoint on its way to the disk, written by a thread from the making of this object on."""
 
     def __init__(self, path: Path, tensors: dict[str, Tensor], manifest: Manifest):
         self.path, self.manifest = path, manifest

@@ -11,7 +11,7 @@ from sorsa_ds.model.factor_source import from_values
 from sorsa_ds.model.targets import Target
 from sorsa_ds.run.merge import merged
 from sorsa_ds.run.paths import REPORT
-from sorsa_ds.run.snapshots import adapted_linears, existing, held_linears, stored_linears
+from sorsa_ds.run.snapshots import adapted_linears, existing_snapshots, held_linears, stored_linears
 from sorsa_ds.run.source import Source, open_run
 from sorsa_ds.sorsa.decompose import Factors
 
@@ -78,7 +78,7 @@ def open_history(run: Path, base: str | None = None) -> History:
     Raises:
         ValueError: as `open_run`; a snapshot is damaged, or they have no linear in common.
     """
-    source, snapshots = open_run(run, base), existing(run)
+    source, snapshots = open_run(run, base), existing_snapshots(run)
     _check_report(source.report, run / REPORT)
     if snapshots:
         linears = held_linears(adapted_linears(source.model, source.config), snapshots.values())

@@ -1,12 +1,11 @@
 """What the runs of a comparison have found: figures of each, of each method over its seeds, and its best rate."""
 
-import json
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sorsa_ds.run.paths import REPORT
+from sorsa_ds.run.finished import FinishedRun
 from sorsa_ds.study.compare.trials import Trial
 
 HELD_OUT = "eval_loss_end"
@@ -42,7 +41,7 @@ class Result:
     @classmethod
     def read(cls, trial: Trial, folder: Path) -> "Result":
         """From the run's folder."""
-        return cls(trial, folder, json.loads((folder / REPORT).read_text(encoding="utf-8")))
+        return cls(trial, folder, FinishedRun(folder).report())
 
     @property
     def criterion(self) -> float:

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-import yaml
 
 from sorsa_ds.config.command_line import REPOSITORY, to_yaml
 from sorsa_ds.config.differences import FREE_OF_ONE_MODEL, differences
 from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.folder import read_metrics
-from sorsa_ds.run.paths import CHECKPOINTS, CONFIG, GIVEN_DS_CONFIG, REPORT
+from sorsa_ds.run.paths import CHECKPOINTS, GIVEN_DS_CONFIG
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.runtime.stop_signals import SIGNALS, Preempted
 from sorsa_ds.study.compare.trials import RUNS, Trial
@@ -47,7 +47,7 @@ class Runner:
 
     def is_finished(self, trial: Trial) -> bool:
         """Whether a run came to its end."""
-        return (self.folder(trial) / REPORT).exists()
+        return RunState(self.folder(trial)).is_finished
 
     def check(self, trial: Trial) -> None:
         """Stop where a run that is there already was made otherwise.
@@ -56,12 +56,12 @@ class Runner:
             ValueError: naming what differs.
         """
         folder = self.folder(trial)
-        if not (folder / CONFIG).exists():
+        run = RunState(folder)
+        if not run.is_run:
             return
-        saved = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        changed = differences(trial.config(self.base, self.output), saved, FREE_OF_ONE_MODEL)
+        changed = differences(trial.config(self.base, self.output), run.saved_settings(), FREE_OF_ONE_MODEL)
         listing = [f"{name} was {then!r} and is now {now!r}" for name, (then, now) in changed.items()]
-        if self.is_finished(trial) and _json(folder / GIVEN_DS_CONFIG) != _json(self.ds_config):
+        if run.is_finished and _json(folder / GIVEN_DS_CONFIG) != _json(self.ds_config):
             listing.append(f"the DeepSpeed JSON was another ({folder / GIVEN_DS_CONFIG})")
         if listing:
             raise ValueError(

@@ -1,10 +1,6 @@
 """Before anything is spent: do all nodes of a job agree, reach each other, and have what it needs?
 
-facts.py    what each rank tells of itself
-faults.py   what is wrong with the facts of all ranks, by node
-check.py    the exchange: facts, the run folder, one all-reduce
+rank_facts.py   what each rank tells of itself
+faults.py       what is wrong with the facts of all ranks, by node
+check.py        the exchange: facts, the run folder, one all-reduce
 """
-
-from sorsa_ds.train.preflight.check import check
-
-__all__ = ["check"]

@@ -3,9 +3,11 @@
 import os
 import time
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,19 +16,23 @@ from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.train.invocation import Invocation
-from sorsa_ds.train.preflight.faults import faults, nodes, rank_map
-from sorsa_ds.train.preflight.rank_facts import gather, run_folder
+from sorsa_ds.train.preflight.faults import faults, rank_map, ranks_by_node
+from sorsa_ds.train.preflight.rank_facts import gather_facts, run_folder
 
+T = TypeVar("T")
 _NUMBERS = 2**22
 """fp32 numbers of the all-reduce: enough to tell a fast network from a slow one, 16 MiB."""
 _LONGEST = timedelta(minutes=2)
 
 
-def check(invocation: Invocation, ds_config: dict, device: torch.device, timeout: timedelta, argv: list[str]) -> None:
-    """Print the rank map and go on, or stop on every rank with everything that is wrong. A collective call.
+def check_job(
+    invocation: Invocation, ds_config: dict, device: torch.device, timeout: timedelta, argv: list[str]
+) -> None:
+    """Print the map of the ranks and go on, or stop on every rank with everything that is wrong. A collective call.
 
     Args:
         ds_config: the DeepSpeed JSON as it was read.
+        device: where this rank computes.
         timeout: of the process group; the all-reduce has at most two minutes of it.
         argv: the command line without the program.
 
@@ -37,28 +43,30 @@ def check(invocation: Invocation, ds_config: dict, device: torch.device, timeout
     node = os.uname().nodename
     mine, wrong = None, None
     try:
-        mine = gather(invocation, ds_config, argv)
+        mine = gather_facts(invocation, ds_config, argv)
     except Exception as error:  # the others wait for this rank
         wrong = f"node {node} (rank {collectives.rank()}): {type(error).__name__}: {error}"
-    _stop(_from_all(wrong, group))
+    _stop_on(_from_all(wrong, group))
+    assert mine is not None
     facts = _from_all(mine, group)
     say(rank_map(facts))
-    _stop(faults(facts))
-    if len(nodes(facts)) > 1:
-        _stop(_folder_faults(run_folder(invocation), node, group))
+    _stop_on(faults(facts))
+    if len(ranks_by_node(facts)) > 1:
+        _stop_on(_folder_faults(run_folder(invocation), node, group))
     if collectives.world_size() > 1:
         seconds, wrong = _all_reduce(device, min(timeout, _LONGEST))
-        _stop(_from_all(f"node {node}: {wrong}" if wrong else None, group))
+        _stop_on(_from_all(f"node {node}: {wrong}" if wrong else None, group))
         say(f"  all-reduce of {_NUMBERS * 4 / 2**20:.0f} MiB over all ranks: {seconds * 1e3:.0f} ms")
 
 
-def _stop(found: list[str | None]) -> None:
+def _stop_on(found: Iterable[str | None]) -> None:
+    """Stop where a rank has found something, told once however many ranks have found it."""
     if found := list(dict.fromkeys(fault for fault in found if fault)):
         raise ValueError("preflight: nothing was started:\n  " + "\n  ".join(found))
 
 
-def _from_all(mine, group: dist.ProcessGroup | None) -> list:
-    """What every rank has to tell, in rank order."""
+def _from_all(mine: T, group: dist.ProcessGroup | None) -> list[T]:
+    """What every rank has to tell, in rank order. A collective call."""
     if collectives.world_size() == 1:
         return [mine]
     told: list = [None] * collectives.world_size()
@@ -67,7 +75,10 @@ def _from_all(mine, group: dist.ProcessGroup | None) -> list:
 
 
 def _folder_faults(folder: Path, node: str, group: dist.ProcessGroup | None) -> list[str | None]:
-    """Every rank writes its part of a checkpoint into the run's folder: is it the same one on every node?"""
+    """What is wrong with the run's folder: every rank writes into it, so it must be the same one on every node.
+
+    A collective call.
+    """
     written = folder / f".preflight-{uuid.uuid4().hex}"
     wrong = None
     if collectives.rank() == 0:
@@ -86,7 +97,11 @@ def _folder_faults(folder: Path, node: str, group: dist.ProcessGroup | None) -> 
 
 
 def _all_reduce(device: torch.device, limit: timedelta) -> tuple[float, str | None]:
-    """Sum ones over all ranks, twice (the first sets up connections); seconds of the second, and what is wrong."""
+    """Sum ones over all ranks, twice, because the first time sets up connections. A collective call.
+
+    Returns:
+        (seconds of the second time, what is wrong or None).
+    """
     ones, seconds = torch.empty(_NUMBERS, device=device), 0.0
     try:
         for _ in range(2):

@@ -3,26 +3,26 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from sorsa_ds.train.preflight.rank_facts import COMMAND_LINE, Facts
+from sorsa_ds.train.preflight.rank_facts import COMMAND_LINE, RankFacts
 
 GIB = 2**30
 LEAST_DISK, LEAST_MEMORY = GIB, GIB // 2
-"""Free bytes below which no job is started: on a disk, and for each rank of a node. What a given model needs is more;
-this finds the node whose disk is full or whose memory another process holds."""
+"""Free bytes below which no job is started, on a disk and for each rank of a node. Any model needs more: the limits are
+for finding the node whose disk is full or whose memory another process holds."""
 _SHOWN_NODES = 16
 
 
-def nodes(facts: list[Facts]) -> dict[tuple[str, int], list[Facts]]:
-    """The ranks by host and launcher, in rank order."""
-    grouped: dict[tuple[str, int], list[Facts]] = {}
+def ranks_by_node(facts: list[RankFacts]) -> dict[tuple[str, int], list[RankFacts]]:
+    """The ranks of each host and launcher, in rank order."""
+    grouped: dict[tuple[str, int], list[RankFacts]] = {}
     for one in sorted(facts, key=lambda one: one.rank):
         grouped.setdefault((one.node, one.launcher), []).append(one)
     return grouped
 
 
-def rank_map(facts: list[Facts]) -> str:
-    """One line a node: its ranks, their devices, what is free."""
-    grouped = nodes(facts)
+def rank_map(facts: list[RankFacts]) -> str:
+    """One line per node: its ranks, their devices, and how much memory and disk is free."""
+    grouped = ranks_by_node(facts)
     lines = [f"{len(facts)} ranks on {len(grouped)} nodes"] if len(grouped) > 1 else []
     for (node, _), ranks in list(grouped.items())[:_SHOWN_NODES]:
         devices = ", ".join(f"{count} x {name}" for name, count in Counter(one.device for one in ranks).items())
@@ -34,9 +34,9 @@ def rank_map(facts: list[Facts]) -> str:
     return "\n".join(lines)
 
 
-def faults(facts: list[Facts]) -> list[str]:
-    """Everything wrong, node by node; empty if nothing is."""
-    grouped = list(nodes(facts).values())
+def faults(facts: list[RankFacts]) -> list[str]:
+    """Everything that is wrong with a job, node by node; empty if nothing is."""
+    grouped = list(ranks_by_node(facts).values())
     first = grouped[0]
     found = []
     for ranks in grouped:
@@ -44,7 +44,7 @@ def faults(facts: list[Facts]) -> list[str]:
     return found + list(_shared_gpus(facts))
 
 
-def _of_node(ranks: list[Facts], first: list[Facts]) -> Iterator[str]:
+def _of_node(ranks: list[RankFacts], first: list[RankFacts]) -> Iterator[str]:
     reference = first[0]
     for one in ranks:
         if one.device == "no GPU":
@@ -65,7 +65,7 @@ def _of_node(ranks: list[Facts], first: list[Facts]) -> Iterator[str]:
             yield f"only {_gib(free)} are free on the disk of the {folder}"
 
 
-def _shared_gpus(facts: list[Facts]) -> Iterator[str]:
+def _shared_gpus(facts: list[RankFacts]) -> Iterator[str]:
     holders: dict[tuple[str, str], int] = {}
     for one in facts:
         if one.device_id and (holder := holders.setdefault((one.node, one.device_id), one.rank)) != one.rank:
@@ -77,7 +77,7 @@ def _differences(here: Mapping, there: Mapping) -> dict[str, tuple]:
     return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
 
 
-def _span(ranks: list[Facts]) -> str:
+def _span(ranks: list[RankFacts]) -> str:
     numbers = [one.rank for one in ranks]
     return f"rank {numbers[0]}" if len(numbers) == 1 else f"ranks {numbers[0]}-{numbers[-1]}"
 

@@ -25,13 +25,19 @@ COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """One rank's facts.
+class RankFacts:
+    """What one rank tells of itself.
 
-    node: its host's name. launcher: the launcher's number in the job; two of them may share a host.
-    device: what it computes on. device_id: tells GPUs of one host apart, empty on a CPU. gpus: how many it sees.
-    versions: of Python and packages. said: settings, DeepSpeed JSON and command line; told by local rank 0 alone.
-    memory: free bytes of the host, or of the control group that the rank is in. disks: folder -> free bytes.
+    rank, local_rank: its number in the job and on its node.
+    node: the name of its host.
+    launcher: the launcher's number in the job; two of them may share a host.
+    device: what it computes on.
+    device_id: tells GPUs of one host apart; empty on a CPU.
+    gpus: how many it sees.
+    versions: of Python and packages.
+    said: settings, DeepSpeed JSON and command line; local rank 0 alone tells them.
+    memory: free bytes of the host, or of the control group that the rank is in.
+    disks: folder -> free bytes.
     """
 
     rank: int
@@ -47,11 +53,16 @@ class Facts:
     disks: Mapping[str, int]
 
 
-def gather(invocation: Invocation, ds_config: dict, argv: list[str]) -> Facts:
-    """This rank's facts. argv: the command line without the program."""
+def gather_facts(invocation: Invocation, ds_config: dict, argv: list[str]) -> RankFacts:
+    """The facts of this rank.
+
+    Args:
+        ds_config: the DeepSpeed JSON as it was read.
+        argv: the command line without the program.
+    """
     local_rank = int(os.environ["LOCAL_RANK"])
     folders = {"run folder": run_folder(invocation), "cache": cache_folder()}
-    return Facts(
+    return RankFacts(
         rank=collectives.rank(),
         local_rank=local_rank,
         node=os.uname().nodename,
@@ -69,7 +80,7 @@ def gather(invocation: Invocation, ds_config: dict, argv: list[str]) -> Facts:
 
 
 def run_folder(invocation: Invocation) -> Path:
-    """The folder in which the job's run lies, or will."""
+    """The folder in which the folder of the job's run lies, or will lie."""
     if invocation.resume and invocation.resume != "auto":
         return run_of(Path(invocation.resume).expanduser().absolute()).parent
     return Path(invocation.config.output.folder).expanduser().absolute()

@@ -1,0 +1,25 @@
+"""The command `train`: fine-tune a model. Its options are in `sorsa_ds.train.invocation`."""
+
+import sys
+from collections.abc import Sequence
+
+from sorsa_ds.runtime import exit_codes
+from sorsa_ds.runtime.stop_signals import leave_when_told
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with these words, those of the process if None, and end the process."""
+    exit_codes.run(lambda: _train(sys.argv[1:] if argv is None else argv))
+
+
+def _train(argv: Sequence[str]) -> None:
+    from sorsa_ds.train.invocation import parse
+
+    invocation = parse(argv)
+    leave_when_told()
+
+    from sorsa_ds.train.report import show_report
+    from sorsa_ds.train.setup import assemble
+
+    trainer = assemble(invocation)
+    show_report(trainer.train(), trainer.folder)

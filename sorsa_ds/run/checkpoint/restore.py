@@ -1,0 +1,45 @@
+"""Putting the training state back from a checkpoint: optimizer, schedule and random states."""
+
+from pathlib import Path
+
+import torch
+
+from sorsa_ds.engine.engine import SorsaEngine
+from sorsa_ds.run.checkpoint import folder, fragments, random_state
+from sorsa_ds.run.checkpoint.resume import WholeCheckpoint
+from sorsa_ds.run.checkpoint.saved import read_own
+from sorsa_ds.run.paths import REPORT
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.console import note, say
+
+
+def restore_training(checkpoint: WholeCheckpoint, engine: SorsaEngine, seed: int) -> None:
+    """Bring an engine, whose weights are the checkpoint's already, to the state in which the checkpoint was saved.
+
+    A collective call.
+
+    Args:
+        seed: `train.seed`, from which random states follow where the number of ranks has changed.
+
+    Raises:
+        ValueError: the checkpoint lacks something, or the run's folder cannot be written; on every rank.
+    """
+    saved = checkpoint.manifest
+    step = saved.progress.step
+    fragments.restore_optimizer(engine, checkpoint.tensors, step)
+    engine.restore_method_state(fragments.method_state(checkpoint.path))
+    engine.continue_after(step, saved.scheduler)
+    if saved.world_size == collectives.world_size():
+        random_state.put_back(read_own(folder.rank_file(checkpoint.path, collectives.rank()), random_state.PREFIX))
+    else:
+        # Dropout cannot repeat what other ranks would have drawn; it must not repeat the first steps either.
+        torch.manual_seed(hash((seed, step, collectives.rank())))
+    collectives.together(lambda: _go_back_to(checkpoint.run, step), engine.device, on=0)
+    say(f"Going on after step {step}, from {checkpoint.path}.")
+
+
+def _go_back_to(run: Path, step: int) -> None:
+    """Remove what is no longer so in the folder of a run that takes another way from `step` on."""
+    (run / REPORT).unlink(missing_ok=True)  # a finished run may go on from an earlier checkpoint
+    for path in folder.set_aside_after(run, step):
+        note(f"a later checkpoint is set aside: {path}")

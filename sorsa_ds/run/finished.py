@@ -1,0 +1,107 @@
+"""The state of a run, as its folder tells it: does it still train, is it finished, and what can be read from it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sorsa_ds.config import command_line
+from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.run.checkpoint.folder import existing_checkpoints
+from sorsa_ds.run.paths import CONFIG, REPORT
+from sorsa_ds.runtime.folder_lock import is_held
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """The folder of a run, in whatever state the run is. Every question looks at the disk anew."""
+
+    folder: Path
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder is a run's: training writes the settings into it before the first step."""
+        return (self.folder / CONFIG).exists()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process trains in the folder now."""
+        return is_held(self.folder)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its last step: the report is the last file that it writes."""
+        return (self.folder / REPORT).exists()
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints that were saved completely, newest first. Damage since then is for `file_faults` to find."""
+        return existing_checkpoints(self.folder)
+
+    def saved_settings(self) -> Any:
+        """The settings as they stand in the file: nested dictionaries where another version wrote them, too.
+
+        Raises:
+            OSError, yaml.YAMLError: the file cannot be read.
+        """
+        return yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8"))
+
+    def settings(self) -> RunConfig:
+        """The settings, checked.
+
+        Raises:
+            ValueError: the file holds something that this version does not know.
+        """
+        return command_line.load(RunConfig, self.folder / CONFIG)
+
+    def check_is_run(self, option: str) -> None:
+        """Stop where the folder is not a run's.
+
+        Args:
+            option: the command-line option that named the folder, for the message.
+
+        Raises:
+            ValueError: the folder has no settings of a run.
+        """
+        if not self.is_run:
+            raise ValueError(f"{option}: {self.folder} is not the folder of a run: it has no {CONFIG}")
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun(RunState):
+    """The folder of a run that came to its end. `open` checks that; who knows it already makes the object directly."""
+
+    @classmethod
+    def open(cls, folder: Path, option: str) -> "FinishedRun":
+        """The finished run in a folder.
+
+        Args:
+            option: the command-line option that named the folder, for the messages.
+
+        Raises:
+            ValueError: the folder is not a run's, or the run still trains or is unfinished.
+        """
+        run = cls(folder)
+        run.check_is_run(option)
+        if run.is_running:
+            raise ValueError(f"{option}: {folder} still trains; come back when it is done")
+        if not run.is_finished:
+            raise ValueError(
+                f"{option}: {folder} is unfinished: it has no {REPORT}; go on with it "
+                f"(launch/train.py --resume {folder})"
+            )
+        return run
+
+    def report(self) -> Any:
+        """What the run measured of itself, from report.json.
+
+        Raises:
+            ValueError: the file is not JSON.
+        """
+        path = self.folder / REPORT
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error

@@ -1,0 +1,257 @@
+"""Where a run comes from: it begins anew, or it goes on from a checkpoint.
+
+The stations of `sorsa_ds.train.setup` are the same for both; wherever they differ, the station asks the run's origin.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sorsa_ds.config.schema import RunConfig, TrainConfig
+from sorsa_ds.engine.engine import SorsaEngine
+from sorsa_ds.model import init_report
+from sorsa_ds.model.adapter_file import INITIAL
+from sorsa_ds.model.load import Loaded
+from sorsa_ds.run.checkpoint.manifest import RunProgress
+from sorsa_ds.run.checkpoint.restore import restore_training
+from sorsa_ds.run.checkpoint.resume import WholeCheckpoint, find_checkpoint
+from sorsa_ds.run.folder import make_run_folder
+from sorsa_ds.run.paths import ADAPTER
+from sorsa_ds.run.snapshots import check_continues
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.console import say
+from sorsa_ds.runtime.process import peak_resident_gib
+from sorsa_ds.sorsa import regularizer
+from sorsa_ds.sorsa.regularizer import Regularizer
+
+
+class Origin(Protocol):
+    """What depends on whether a run is new or goes on. Methods that take a device or an engine are collective calls."""
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint from which the run goes on; None of a new run."""
+
+    @property
+    def initial_factors(self) -> Path | None:
+        """The file of the tensors with which training began; None where they are still to be made."""
+
+    @property
+    def trained_values(self) -> Callable[[str, torch.Size], Tensor] | None:
+        """Gives a trained tensor by name and shape, fp32 on the CPU; None where nothing is trained yet."""
+
+    @property
+    def base_digests(self) -> dict[str, str] | None:
+        """What the digests of the pre-trained parameters must be; None where no run has seen them yet."""
+
+    def split_batch(self, train: TrainConfig, world_size: int) -> TrainConfig:
+        """The settings with the batch that the run has, split for so many ranks.
+
+        Raises:
+            ValueError: the batch does not divide among the ranks.
+        """
+
+    def check_settings(self, config: RunConfig) -> None:
+        """Stop where settings differ that must not change while a run goes on.
+
+        Raises:
+            ValueError: naming all of them.
+        """
+
+    def regularizer(self, config: RunConfig) -> Regularizer | None:
+        """The regulariser of every step; None where the method has none.
+
+        Args:
+            config: the settings as resolved.
+        """
+
+    def run_folder(self, config: RunConfig, device: torch.device) -> Path:
+        """The folder of the run, which exists then.
+
+        Raises:
+            ValueError: it holds another run, or it cannot be made.
+        """
+
+    def check_data(self, digest: str) -> None:
+        """Stop where the training examples are not those that the run has learned from.
+
+        Raises:
+            ValueError: their digest differs.
+        """
+
+    def check_snapshots(self, model: PreTrainedModel, config: RunConfig, device: torch.device) -> None:
+        """Stop where the snapshots to come would be of other linears than those that the run has taken.
+
+        Args:
+            model: the base model; it needs no memory.
+
+        Raises:
+            ValueError: naming a linear.
+        """
+
+    def report_initialisation(self, loaded: Loaded, seconds: float) -> dict | None:
+        """Show how the layers were initialised; returns what init.json will hold, None where that is written already.
+
+        A collective call.
+        """
+
+    def restore(self, engine: SorsaEngine, config: RunConfig) -> RunProgress:
+        """Bring the engine to the state from which the next step starts; returns how far the run is.
+
+        Raises:
+            ValueError: the checkpoint lacks something.
+        """
+
+
+def find_origin(request: str | None, config: RunConfig, device: torch.device) -> Origin:
+    """The origin that the command line asks for. A collective call.
+
+    Args:
+        request: what --resume says; None without it.
+
+    Raises:
+        ValueError: there is no such run or checkpoint, or it cannot be continued; on every rank.
+    """
+    if request is None:
+        return NewRun(again=False)
+    found = find_checkpoint(request, config, device)
+    return NewRun(again=True) if found is None else ResumedRun(found)
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run that begins at step 0.
+
+    again: a folder with its name may be there if that run never saved a checkpoint.
+    """
+
+    again: bool
+    checkpoint: ClassVar[None] = None
+    initial_factors: ClassVar[None] = None
+    trained_values: ClassVar[None] = None
+    base_digests: ClassVar[None] = None
+
+    def split_batch(self, train: TrainConfig, world_size: int) -> TrainConfig:
+        """The settings as they are: `deepspeed_json.resolve` splits the batch."""
+        return train
+
+    def check_settings(self, config: RunConfig) -> None:
+        """Nothing to check: no earlier settings are there."""
+
+    def regularizer(self, config: RunConfig) -> Regularizer | None:
+        """The regulariser that the settings describe."""
+        if config.method != "sorsa":
+            return None
+        train = config.train
+        assert train.gradient_accumulation_steps is not None, "the settings are resolved"
+        return regularizer.resolve(
+            config.regularizer,
+            learning_rate=train.learning_rate,
+            accumulation_steps=train.gradient_accumulation_steps,
+        )
+
+    def run_folder(self, config: RunConfig, device: torch.device) -> Path:
+        """A folder that is made now."""
+        return make_run_folder(config.output, config.model, config.method, device, self.again)
+
+    def check_data(self, digest: str) -> None:
+        """Nothing to check: no examples have been learned from."""
+
+    def check_snapshots(self, model: PreTrainedModel, config: RunConfig, device: torch.device) -> None:
+        """Nothing to check: no snapshots are there."""
+
+    def report_initialisation(self, loaded: Loaded, seconds: float) -> dict | None:
+        """The table of the layers on the console, and everything about them for init.json."""
+        if loaded.reports:
+            say(init_report.table(loaded.reports))
+        return init_report.as_json(
+            loaded.reports,
+            seconds=seconds,
+            world_size=collectives.world_size(),
+            peak_gib=collectives.gather_lists([peak_resident_gib()]),
+        )
+
+    def restore(self, engine: SorsaEngine, config: RunConfig) -> RunProgress:
+        """Nothing to restore: the run is at step 0."""
+        return RunProgress()
+
+
+@dataclass(frozen=True, slots=True)
+class ResumedRun:
+    """A run that goes on after the last step of a saved checkpoint."""
+
+    saved: WholeCheckpoint
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint's folder."""
+        return self.saved.path
+
+    @property
+    def initial_factors(self) -> Path | None:
+        """The file that the run wrote when it began; methods that train whole weights have none."""
+        return self.saved.run / ADAPTER / INITIAL
+
+    @property
+    def trained_values(self) -> Callable[[str, torch.Size], Tensor] | None:
+        """The tensors of the checkpoint."""
+        return self.saved.tensors.values
+
+    @property
+    def base_digests(self) -> dict[str, str] | None:
+        """The digests of the parameters on which the run began."""
+        return self.saved.manifest.base
+
+    def split_batch(self, train: TrainConfig, world_size: int) -> TrainConfig:
+        """The settings with the saved global batch; its micro-batches are regrouped where the ranks ask for it."""
+        then = self.saved.manifest.config["train"]
+        size = then["global_batch_size"]
+        micro, accumulation = train.micro_batch_size, train.gradient_accumulation_steps
+        if micro and accumulation and micro * accumulation * world_size == size:
+            return train
+        if size % world_size:
+            fitting = [n for n in range(1, size + 1) if size % n == 0]
+            raise ValueError(
+                f"--resume: the run's global batch of {size} examples does not divide among {world_size} ranks; take "
+                f"{', '.join(map(str, fitting))} of them"
+            )
+        share, wanted = size // world_size, micro or then["micro_batch_size"]
+        micro = next(m for m in range(min(wanted, share), 0, -1) if share % m == 0)
+        return replace(train, global_batch_size=size, micro_batch_size=micro, gradient_accumulation_steps=None)
+
+    def check_settings(self, config: RunConfig) -> None:
+        """Compare with the settings that the checkpoint holds."""
+        self.saved.check_settings(config)
+
+    def regularizer(self, config: RunConfig) -> Regularizer | None:
+        """The regulariser with which the run began: other ranks, hence other accumulation, do not change it."""
+        kept = self.saved.manifest.regularizer
+        return Regularizer(**kept) if kept else None
+
+    def run_folder(self, config: RunConfig, device: torch.device) -> Path:
+        """The folder that the run has."""
+        return self.saved.run
+
+    def check_data(self, digest: str) -> None:
+        """Compare with the digest that the checkpoint holds."""
+        if digest != self.saved.manifest.data:
+            raise ValueError("--resume: the training examples are not those with which the run was started")
+
+    def check_snapshots(self, model: PreTrainedModel, config: RunConfig, device: torch.device) -> None:
+        """Compare with the snapshots in the run's folder, which rank 0 reads."""
+        run, steps_done = self.saved.run, self.saved.manifest.progress.step
+        collectives.together(lambda: check_continues(model, config, run, steps_done), device, on=0)
+
+    def report_initialisation(self, loaded: Loaded, seconds: float) -> dict | None:
+        """Nothing to report: the layers were rebuilt, and init.json tells how they were initialised."""
+        return None
+
+    def restore(self, engine: SorsaEngine, config: RunConfig) -> RunProgress:
+        """Put optimizer, schedule and random states back."""
+        restore_training(self.saved, engine, config.train.seed)
+        return self.saved.manifest.progress

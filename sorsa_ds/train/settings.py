@@ -1,0 +1,111 @@
+"""The first stations of a run: its processes are started, and everything that the settings left open is resolved."""
+
+import sys
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import torch
+
+from sorsa_ds.config import deepspeed_json
+from sorsa_ds.config.command_line import absolute
+from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.methods.settings import check
+from sorsa_ds.runtime import collectives, precision
+from sorsa_ds.runtime.precision import Precision
+from sorsa_ds.runtime.process import ranks_of_each_node, start_process, this_device
+from sorsa_ds.sorsa import residual_storage
+from sorsa_ds.sorsa.residual_storage import Storage
+from sorsa_ds.train.invocation import Invocation
+from sorsa_ds.train.origin import Origin
+from sorsa_ds.train.preflight.check import check_job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartedJob:
+    """The processes of a job, which have found each other, and what they were asked for.
+
+    config: the settings as given, with absolute paths.
+    ds_config: the DeepSpeed JSON as given.
+    device: where this rank computes. device_type: the same on all ranks.
+    """
+
+    config: RunConfig
+    ds_config: deepspeed_json.Json
+    device: torch.device
+    device_type: precision.Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """Everything that was chosen for a run.
+
+    config: the settings with what was left open filled in, as config.yaml keeps them.
+    ds_config: the DeepSpeed JSON as given. resolved: what DeepSpeed gets, and the figures that follow from it.
+    formats: number formats. storage: how the residual is kept.
+    device: where this rank computes. device_type: the same on all ranks.
+    """
+
+    config: RunConfig
+    ds_config: deepspeed_json.Json
+    resolved: deepspeed_json.Resolved
+    formats: Precision
+    storage: Storage
+    device: torch.device
+    device_type: precision.Device
+
+
+def start_job(invocation: Invocation) -> StartedJob:
+    """Read the DeepSpeed JSON, start the process group, and compare the ranks. A collective call.
+
+    Raises:
+        ValueError: a broken file, ranks that did not come, or whatever the preflight finds.
+    """
+    config = absolute(invocation.config)
+    ds_config = deepspeed_json.load(invocation.ds_config)
+    deepspeed_json.check_zero_keys(ds_config, invocation.ds_config)
+    timeout = timedelta(minutes=config.train.timeout_minutes)
+    device_type = start_process(timeout)
+    device = this_device()
+    check_job(invocation, ds_config, device, timeout, sys.argv[1:])
+    return StartedJob(config=config, ds_config=ds_config, device=device, device_type=device_type)
+
+
+def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
+    """Fill in what was left open, and check that settings, method and machine go together. A collective call.
+
+    Raises:
+        ValueError: settings that do not go together, with each other or with those of the run that goes on.
+    """
+    world_size = collectives.world_size()
+    config = replace(job.config, train=origin.split_batch(job.config.train, world_size))
+    json_says = deepspeed_json.precision_from_json(job.ds_config)
+    formats = precision.choose(config.train.precision, json_says, job.device_type)
+    resolved = deepspeed_json.resolve(
+        job.ds_config, config.train, world_size, job.device_type, formats.name, ranks_of_each_node()
+    )
+    config = _resolved_config(config, resolved, formats)
+    check(config, resolved.zero_stage, formats)
+    storage = collectives.together(lambda: residual_storage.choose(config.residual, formats, job.device), job.device)
+    origin.check_settings(config)
+    return RunSettings(
+        config=config,
+        ds_config=job.ds_config,
+        resolved=resolved,
+        formats=formats,
+        storage=storage,
+        device=job.device,
+        device_type=job.device_type,
+    )
+
+
+def _resolved_config(config: RunConfig, resolved: deepspeed_json.Resolved, formats: Precision) -> RunConfig:
+    """The settings with what was left open filled in."""
+    train = replace(
+        config.train,
+        precision=formats.name,
+        micro_batch_size=resolved.micro_batch_size,
+        gradient_accumulation_steps=resolved.gradient_accumulation_steps,
+        global_batch_size=resolved.global_batch_size,
+        gradient_clipping=resolved.gradient_clipping,
+    )
+    return replace(config, train=train, residual=residual_storage.settle(config.residual, formats))

@@ -1,0 +1,62 @@
+"""The state of a run, as its folder tells it in every phase of the run's life."""
+
+import json
+
+import pytest
+
+from sorsa_ds.config.command_line import to_yaml
+from sorsa_ds.config.schema import RunConfig, SorsaConfig
+from sorsa_ds.run.finished import FinishedRun, RunState
+from sorsa_ds.runtime.folder_lock import RunLock
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A finished run's folder, as far as its state goes."""
+    run = tmp_path / "run"
+    for step in (2, 10):
+        (run / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+    (run / "checkpoints" / ".step-000012.tmp").mkdir()
+    (run / "config.yaml").write_text(to_yaml(RunConfig(sorsa=SorsaConfig(rank=7))))
+    (run / "report.json").write_text(json.dumps({"steps": 12}))
+    return run
+
+
+def test_a_finished_run_tells_what_it_was(finished):
+    run = FinishedRun.open(finished, "--run")
+    assert (run.is_run, run.is_running, run.is_finished) == (True, False, True)
+    assert run.report() == {"steps": 12}
+    assert run.settings().sorsa.rank == 7
+    assert run.saved_settings()["sorsa"]["rank"] == 7
+    assert [path.name for path in run.checkpoints] == ["step-000010", "step-000002"]
+
+
+def test_a_folder_that_is_no_run_says_so(tmp_path):
+    state = RunState(tmp_path)
+    assert (state.is_run, state.is_running, state.is_finished, state.checkpoints) == (False, False, False, [])
+    with pytest.raises(ValueError, match=r"--model: .* is not the folder of a run: it has no config\.yaml"):
+        FinishedRun.open(tmp_path, "--model")
+    with pytest.raises(ValueError, match="--resume: .* is not the folder of a run"):
+        state.check_is_run("--resume")
+
+
+def test_a_run_that_trains_or_is_unfinished_is_refused(finished):
+    (finished / "report.json").unlink()
+    with pytest.raises(ValueError, match=r"--run: .*is unfinished: it has no report\.json; go on with it .*--resume"):
+        FinishedRun.open(finished, "--run")
+    lock = RunLock(finished)
+    lock.acquire()
+    assert RunState(finished).is_running
+    with pytest.raises(ValueError, match="--run: .* still trains; come back when it is done"):
+        FinishedRun.open(finished, "--run")
+    lock.release()
+    assert not RunState(finished).is_running
+
+
+def test_damaged_files_are_named(finished):
+    (finished / "report.json").write_text("{")
+    with pytest.raises(ValueError, match=r"report\.json is damaged"):
+        FinishedRun.open(finished, "--run").report()
+    (finished / "config.yaml").write_text("sorsa: {rnk: 7}\n")
+    with pytest.raises(ValueError, match=r"did you mean sorsa\.rank"):
+        RunState(finished).settings()
