@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from sorsa_ds.data.examples import examples
+from sorsa_ds.data.examples import load_examples
 from sorsa_ds.evaluate import models
 from sorsa_ds.evaluate.backends.generation import end_tokens
 from sorsa_ds.evaluate.backends.vllm import Vllm
@@ -115,7 +115,7 @@ def _build(options: Options, found: Found, setting: Setting) -> Task:
         raise ValueError("--task loss needs --data, the text to measure; only a run brings its own (held-out) data")
     folder, config = found.run
     reported = json.loads((folder / REPORT).read_text(encoding="utf-8"))["eval_loss_end"]
-    _, held_out = examples(config.data, setting.tokenizer, config.train.seed)
+    _, held_out = load_examples(config.data, setting.tokenizer, config.train.seed)
     if not held_out or reported is None:
         raise ValueError(f"--model: {folder} was trained without held-out data (data.eval_size, data.eval_split)")
     return loss.held_out(held_out[: options.limit], reported)

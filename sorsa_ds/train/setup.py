@@ -14,13 +14,13 @@ from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.command_line import absolute
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
-from sorsa_ds.data.examples import examples
+from sorsa_ds.data.examples import load_examples
 from sorsa_ds.data.tokenize import show_example
 from sorsa_ds.engine.engine import adamw, cosine_with_warmup
 from sorsa_ds.methods.settings import check
 from sorsa_ds.model import init_report, schedule
 from sorsa_ds.model.adapter_file import INITIAL
-from sorsa_ds.model.load import load_operated
+from sorsa_ds.model.load import load_adapted_model
 from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.model.sharding import Whole, Zero3
 from sorsa_ds.model.skeleton import skeleton
@@ -82,7 +82,7 @@ def assemble(invocation: Invocation) -> Trainer:
 
     model_folder = find_model(config.model, config.loading)
     tokenizer = load_tokenizer(model_folder, config.loading)
-    train_examples, eval_examples = examples(config.data, tokenizer, config.train.seed)
+    train_examples, eval_examples = load_examples(config.data, tokenizer, config.train.seed)
     plan = BatchPlan(
         train_examples,
         micro_batch_size=resolved.micro_batch_size,
@@ -110,7 +110,7 @@ def assemble(invocation: Invocation) -> Trainer:
 
     torch.manual_seed(config.train.seed + collectives.rank())  # dropout differs between ranks
     began = time.perf_counter()
-    loaded = load_operated(
+    loaded = load_adapted_model(
         model_folder,
         methods.operation(
             config,
@@ -187,7 +187,7 @@ def _loading(rounds: list) -> Iterable:
 
 def _decomposing(rounds: list) -> Iterable:
     """The plan of the initialisation, and a bar over its rounds."""
-    say(schedule.describe(rounds))
+    say(schedule.describe_schedule(rounds))
     costs = [max(item.cost for item in one if item) for one in rounds]
     return tracked_by_cost(rounds, costs, "decomposing")
 

@@ -16,8 +16,8 @@ from sorsa_ds.data.batches import BatchPlan, eval_batches
 from sorsa_ds.engine.engine import SorsaEngine, StepReport
 from sorsa_ds.engine.gather import save_factors
 from sorsa_ds.methods import keeps_initial
-from sorsa_ds.model.adapter_file import INITIAL, TRAINED, describe, seal
-from sorsa_ds.model.load import Loaded
+from sorsa_ds.model.adapter_file import INITIAL, TRAINED, describe_adapter, record_digests
+from sorsa_ds.model.load import AdaptedModel
 from sorsa_ds.run.checkpoint.folder import existing
 from sorsa_ds.run.checkpoint.keeper import PACKAGES, Keeper
 from sorsa_ds.run.folder import RunLog
@@ -41,7 +41,7 @@ class Trainer:
 
     config: RunConfig
     engine: SorsaEngine
-    loaded: Loaded
+    loaded: AdaptedModel
     plan: BatchPlan
     eval_examples: list[dict]
     folder: Path
@@ -117,7 +117,7 @@ class Trainer:
         self.keeper.save()
         save_factors(self.engine, adapter / TRAINED)
         if collectives.rank() == 0:
-            seal(adapter)
+            record_digests(adapter)
         tenth = max(1, len(losses) // 10)
         report = {
             "steps": self.plan.steps,
@@ -171,7 +171,7 @@ class Trainer:
         if keeps_initial(self.config.method):
             save_factors(self.engine, adapter / INITIAL)
         if collectives.rank() == 0:
-            describe(adapter, self.config, self.loaded.targets, self.loaded.digests)
+            describe_adapter(adapter, self.config, self.loaded.targets, self.loaded.digests)
         progress.eval_loss_start = self.evaluate(step=0)
         progress.base_loss, progress.start_loss = base, start
 
