@@ -23,10 +23,9 @@ from sorsa_ds.config.schema import RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.export.command import Options, export
 from sorsa_ds.model import adapter_file
-from sorsa_ds.model.pretrained import Checkpoint
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import select
-from sorsa_ds.model.weight_sources import OnDisk
+from sorsa_ds.model.targets import select_targets
+from sorsa_ds.model.weight_sources import DiskWeightSource
 
 
 def main() -> None:
@@ -58,11 +57,10 @@ def write_run(folder: Path, gib: float, rank: int) -> None:
     write_llama(base, gib, flat=True)
     config = RunConfig(model=str(base), sorsa=SorsaConfig(rank=rank), train=TrainConfig(precision="mixed"))
     model = skeleton(base, config.loading)
-    checkpoint = Checkpoint(base)
-    weights = OnDisk(checkpoint, checkpoint.parameter_names(model), {})
+    weights = DiskWeightSource.of_model(base, model, {})
     for parameter, _ in model.named_parameters():
         weights.parameter(parameter)
-    targets = select(model, config.sorsa)
+    targets = select_targets(model, config.sorsa)
     (run / "adapter").mkdir(parents=True)
     for file in (adapter_file.INITIAL, adapter_file.TRAINED):
         shapes = {
@@ -72,7 +70,7 @@ def write_run(folder: Path, gib: float, rank: int) -> None:
         }
         save_file({f"{name}.{leaf}": torch.randn(shape) / shape[0] for (name, leaf), shape in shapes.items()},
                   run / "adapter" / file)  # fmt: skip
-    adapter_file.describe(run / "adapter", config, targets, weights.digests)
+    adapter_file.describe_adapter(run / "adapter", config, targets, weights.digests)
     (run / "config.yaml").write_text(to_yaml(config))
     (run / "report.json").write_text("{}")
 

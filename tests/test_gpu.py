@@ -19,9 +19,10 @@ IDS = torch.arange(1, 25).view(2, 12) % 64
 
 def _train(folder, stage, precision, steps=5):
     """Logits at step 0 and losses of a few steps on one GPU, with TF32 allowed as the trainer does."""
+    from sorsa_models import load_sorsa_model
+
     from sorsa_ds.config.deepspeed_json import resolve
     from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
-    from sorsa_ds.model.load import load
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.runtime.precision import allow_tf32, choose
     from sorsa_ds.sorsa.regularizer import Regularizer
@@ -30,8 +31,8 @@ def _train(folder, stage, precision, steps=5):
     allow_tf32("cuda")
     device = torch.device("cuda", 0)
     ds = resolve({"zero_optimization": {"stage": stage}}, TrainConfig(), 1, "cuda", precision).ds
-    loaded = load(
-        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=5), precision=choose(precision, None, "cuda"),
+    loaded = load_sorsa_model(
+        folder, sorsa=SorsaConfig(rank=5), precision=choose(precision, None, "cuda"),
         placement=Zero3(ds, device) if stage == 3 else Whole(device), device=device, factor_source=exactly,
     )  # fmt: skip
     engine = SorsaEngine(
@@ -151,7 +152,7 @@ def _peak(folder, stage, precision, storage, checkpointing):
     """(planned, allocated) bytes at the peak of a load and two steps on one device."""
     from sorsa_ds import methods
     from sorsa_ds.engine.engine import adamw, cosine_with_warmup
-    from sorsa_ds.model.load import load_operated
+    from sorsa_ds.model.load import load_adapted_model
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.plan.job import Hardware, Job
     from sorsa_ds.plan.memory import memory
@@ -168,7 +169,7 @@ def _peak(folder, stage, precision, storage, checkpointing):
     zero = {"stage": stage, "reduce_bucket_size": 10**7}
     job, device = Job.of(config, {"zero_optimization": zero}, Hardware()), this_device()
     needed = memory(job, facts(folder, job))
-    loaded = load_operated(
+    loaded = load_adapted_model(
         folder, methods.operation(config, job.precision, job.storage, device), loading=LoadingConfig(), device=device,
         placement=Zero3(job.resolved.ds, device) if stage == 3 else Whole(device),
     )  # fmt: skip

@@ -11,8 +11,8 @@ from sorsa_ds.config.deepspeed_json import load, resolve
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.model.embedded import ensure_embedded_model
-from sorsa_ds.model.fill import fill, parameter_homes
-from sorsa_ds.model.load import Loaded, Operation, load_operated
+from sorsa_ds.model.fill import fill_parameters, parameter_homes
+from sorsa_ds.model.load import AdaptedModel, AdaptModel, load_adapted_model
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import Placement, Whole, Zero3
 from sorsa_ds.model.skeleton import skeleton
@@ -46,7 +46,7 @@ def ds_config(stage: int, precision: str = "mixed", zero: dict | None = None) ->
 def default_model(method: str, rank: int, stage: int, precision: str = "mixed", storage: str = "auto") -> Loaded:
     """The default model with the layers of a method; SORSA's factors come from the user's cache of factors."""
     device = this_device()
-    return load_operated(
+    return load_adapted_model(
         ensure_embedded_model(lambda text: None), _operation(method, SorsaConfig(rank=rank), storage, precision),
         loading=LoadingConfig(), placement=_placement(stage, precision), device=device,
     )  # fmt: skip
@@ -64,7 +64,7 @@ def shaped_model(
     targets, recipe = _operation(method, SorsaConfig(rank=rank, svd_cache="off"), storage, precision)(model)
     names = {spec.name for target in targets for spec in recipe.specs(Item.of(target))}
     others = {n: getattr(*places[0]).shape for n, places in parameter_homes(model).items() if n not in names}
-    fill(
+    fill_parameters(
         model, targets, others, Generated(device), recipe=recipe, placement=_placement(stage, precision), device=device,
         progress=iter,
     )  # fmt: skip
@@ -76,7 +76,7 @@ def _placement(stage: int, precision: str) -> Placement:
     return Zero3(ds_config(3, precision), device) if stage == 3 else Whole(device)
 
 
-def _operation(method: str, sorsa: SorsaConfig, storage: str, precision: str) -> Operation:
+def _operation(method: str, sorsa: SorsaConfig, storage: str, precision: str) -> AdaptModel:
     config, device = RunConfig(method=method, sorsa=sorsa, residual=ResidualConfig(storage=storage)), this_device()
     formats = choose(precision, None, device.type)
     return methods.operation(config, formats, residual_storage.choose(config.residual, formats, device), device)

@@ -12,11 +12,11 @@ import torch
 from benchmarks.helpers.common import Peak, run_side, write_llama
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.model.embedded import ensure_embedded_model
-from sorsa_ds.model.load import load
-from sorsa_ds.model.pretrained import Checkpoint
+from sorsa_ds.model.load import load_adapted_model
+from sorsa_ds.model.pretrained import PretrainedWeights
 from sorsa_ds.model.schedule import Item, schedule
 from sorsa_ds.model.sharding import Whole, Zero3
-from sorsa_ds.model.sorsa_recipe import working_set
+from sorsa_ds.model.sorsa_recipe import sorsa_adaptation, working_set
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.decompose import Decomposition, decompose
@@ -61,15 +61,14 @@ def load_model(a: argparse.Namespace) -> dict:
     placement = Zero3(DS, CPU) if a.folder else Whole(CPU)
     torch.distributed.barrier()
     began = time.perf_counter()
-    loaded = load(
-        folder,
-        loading=LoadingConfig(),
-        sorsa=SorsaConfig(rank=a.rank),
-        precision=choose("fp32", None, "cpu"),
-        placement=placement,
-        device=CPU,
-        factor_source=lambda target, weight: found(weight, target.rank, target.name, a.method, a.tolerance),
+    adapt = sorsa_adaptation(
+        SorsaConfig(rank=a.rank),
+        choose("fp32", None, "cpu"),
+        Dense(torch.float32),
+        CPU,
+        lambda target, weight: found(weight, target.rank, target.name, a.method, a.tolerance),
     )
+    loaded = load_adapted_model(folder, adapt, loading=LoadingConfig(), placement=placement, device=CPU)
     torch.distributed.barrier()
     seconds = time.perf_counter() - began
     spent = {report.name: report.seconds for report in loaded.reports}
@@ -94,8 +93,8 @@ def energy_excess(a: argparse.Namespace) -> dict:
     """The worst excess of residual energy over the optimum, on all matrices of the default model: PEFT's, and ours."""
     checkpoint = Checkpoint(ensure_embedded_model(lambda text: None))
     worst = {"pissa_niter_4": 0.0, **dict.fromkeys(map(str, a.tolerances), 0.0)}
-    for name in (name for name in checkpoint.names if "_proj.weight" in name):
-        W = checkpoint.read(name).float()
+    for name in (name for name in weights.names if "_proj.weight" in name):
+        W = weights.read(name).float()
         tail = torch.linalg.svdvals(W.double())[a.rank :].square().sum().item()
         U, s, V = torch.svd_lowrank(W, a.rank, niter=4)
         made = {"pissa_niter_4": (U, s, V)}
@@ -137,15 +136,15 @@ def peak_memory(a: argparse.Namespace) -> dict:
     """Peak resident memory above the start of a ZeRO-3 initialisation, and the budget it should keep to."""
     placement, sorsa = Zero3(DS, CPU), SorsaConfig(rank=a.rank, svd=a.method)
     with Peak() as peak:
-        loaded = load(
-            a.folder,
-            loading=LoadingConfig(),
-            sorsa=sorsa,
-            precision=choose("mixed", None, "cpu"),
-            placement=placement,
-            device=CPU,
-            factor_source=lambda target, weight: found(weight, target.rank, target.name, a.method),
+        formats = choose("mixed", None, "cpu")
+        adapt = sorsa_adaptation(
+            sorsa,
+            formats,
+            Dense(formats.residual_dtype),
+            CPU,
+            lambda target, weight: found(weight, target.rank, target.name, a.method),
         )
+        loaded = load_adapted_model(a.folder, adapt, loading=LoadingConfig(), placement=placement, device=CPU)
     shard = sum(p.ds_tensor.nbytes for p in loaded.model.parameters())
     working = max(working_set(target, sorsa, Dense(torch.float32)) for target in loaded.targets)
     return {"rss": peak.gib, "shard": shard / 2**30, "budget": (shard + working) / 2**30}

@@ -1,7 +1,8 @@
-"""Padded micro-batches: of a training step for one rank, and of the held-out data.
+"""Padded micro-batches for one rank: those of a training step, and those of the held-out data.
 
 Every rank makes the same number of forward passes, as collective calls need. Where the examples run out, dummies take
-their place: one token, nothing learned, so they add neither to the loss nor to the number of learned tokens.
+their place: they have one token, of which nothing is learned, so they add neither to the loss nor to the number of
+learned tokens.
 Shapes: B examples, L positions (the longest example).
 """
 
@@ -20,8 +21,8 @@ from sorsa_ds.runtime import digest
 class BatchPlan:
     """All training micro-batches of one rank: `plan.micro_batches(step)` for step in range(plan.steps).
 
-    A pure function of the step: nothing has to be saved or replayed to continue a run. `steps` and `epochs` as in
-    TrainConfig.
+    The batches are a pure function of the step, so nothing has to be saved or replayed to continue a run. `steps` and
+    `epochs` mean what they mean in TrainConfig.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class BatchPlan:
 
     @property
     def digest(self) -> str:
-        """Of all examples, in their order: whether a continued run learns from the same."""
+        """Digest of all examples in their order; it tells whether a continued run learns from the same data."""
         return digest.of_tensors(
             torch.as_tensor(example[key]) for example in self.examples for key in ("input_ids", "labels")
         )
@@ -68,7 +69,7 @@ class BatchPlan:
 def eval_batches(
     examples: Sequence[Example], rank: int, world_size: int, micro_batch_size: int, pad_token_id: int
 ) -> Iterator[dict[str, Tensor]]:
-    """One rank's share of the held-out examples, the longest first; as many batches on every rank. See `collate`."""
+    """One rank's share of the held-out examples, the longest first; every rank gets as many batches. See `collate`."""
     examples = sorted(examples, key=_length, reverse=True)
     rounds = math.ceil(len(examples) / (world_size * micro_batch_size))
     for places in rank_slices(rounds, rank, world_size, micro_batch_size):
@@ -77,9 +78,9 @@ def eval_batches(
 
 
 def collate(examples: Sequence[Example | None], pad_token_id: int) -> dict[str, Tensor]:
-    """input_ids, attention_mask and labels, each (B, L) int64, padded on the right; None stands for a dummy.
+    """Make a batch of input_ids, attention_mask and labels, each (B, L) int64 and padded on the right.
 
-    The mask is 1 over each example's own length, whatever its tokens are.
+    None among the examples stands for a dummy. The mask is 1 over each example's own length, whatever its tokens are.
     """
     lengths = [1 if example is None else _length(example) for example in examples]
     shape = (len(examples), max(lengths))
@@ -95,10 +96,10 @@ def collate(examples: Sequence[Example | None], pad_token_id: int) -> dict[str, 
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id to fill up batches with: pad, else unk, else end of text, else 0.
+    """The id with which batches are padded: that of the pad token, else unk, else end of text, else 0.
 
-    Any would do: labels and mask go by position, so a filled place is neither read nor learned, and an end token in an
-    example is both, even if the same id serves as padding.
+    Any id would do: labels and mask go by position, so a padded place is neither read nor learned. An end token inside
+    an example is read and learned, even if the same id serves as padding.
     """
     candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id, 0)
     return next(token for token in candidates if token is not None)

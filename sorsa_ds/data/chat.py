@@ -1,7 +1,7 @@
-"""Conversations in the tokenizer's own chat template: which characters of it the assistant has to learn."""
+"""Conversations in the tokenizer's own chat template, and which of their characters the assistant has to learn."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -12,18 +12,22 @@ Message = Mapping[str, Any]
 def render_chat(
     messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, tuple[tuple[int, int], ...], bool]:
-    """(text, learned spans, closed) of a conversation, up to the end of its last assistant turn.
+    """Render a conversation up to the end of its last assistant turn.
 
     Every assistant turn is learned from behind the generation prompt to the end of its end-of-turn token; the
-    whitespace that a template puts behind that token is not. `closed` is set where the template ends a turn without
-    a special token.
+    whitespace that a template puts behind that token is not learned.
+
+    Returns:
+        (text, learned character spans, closed); `closed` is True where the template ends a turn without a special
+        token, so that the tokenizer's end token has to be appended.
 
     Raises:
-        ValueError: no template; messages that are none, or that the template refuses; a conversation that starts
-            with the assistant; a template under which the beginning of a conversation is not the beginning of its text.
+        ValueError: the tokenizer has no template; the messages are not a list of messages, or the template refuses
+            them; the conversation starts with the assistant; or the template rewrites earlier messages, so that the
+            beginning of a conversation is not the beginning of its text.
     """
     _check_template(tokenizer)
-    _check(messages)
+    _check_messages(messages)
     learned: list[tuple[int, int]] = []
     text = ""
     for turn, message in enumerate(messages):
@@ -42,10 +46,10 @@ def render_chat(
 
 
 def render_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A conversation that ends with the user, up to where the assistant answers.
+    """Render a conversation that ends with the user, up to where the assistant answers.
 
     Raises:
-        ValueError: no template, or one that refuses the conversation.
+        ValueError: the tokenizer has no template, or the template refuses the conversation.
     """
     _check_template(tokenizer)
     return _apply(tokenizer, messages, add_generation_prompt=True)
@@ -53,10 +57,10 @@ def render_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBas
 
 def _check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     if not tokenizer.chat_template:
-        raise ValueError("chat needs a tokenizer with a chat template, and this model's has none")
+        raise ValueError("chat needs a tokenizer with a chat template, and the tokenizer of this model has none")
 
 
-def _check(messages: Sequence[Message]) -> None:
+def _check_messages(messages: Sequence[Message]) -> None:
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise ValueError(f"column 'messages' holds {messages!r} where a list of messages is needed")
     for message in messages:
@@ -68,9 +72,12 @@ def _check(messages: Sequence[Message]) -> None:
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text = tokenizer.apply_chat_template(
+            cast(list[dict[str, str]], messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
     except TemplateError as error:
         raise ValueError(f"the tokenizer's chat template refuses the conversation: {error}") from error
+    return cast(str, text)  # it is text, because it was not tokenised
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a run reads: the model's folder, its tokenizer, the examples; and whether they belong together."""
+"""The examples of a run: rows of its data, in its format, as token ids and labels."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -8,12 +8,21 @@ from sorsa_ds.data.tokenize import Example, encode_all
 from sorsa_ds.runtime.console import say
 
 
-def examples(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples as token ids and labels; the held-out list may be empty."""
+def load_examples(
+    data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples as token ids and labels; the held-out list may be empty.
+
+    Args:
+        seed: of the generated data.
+
+    Raises:
+        ValueError: the data cannot be read, does not fit the format, or holds nothing to learn.
+    """
     train_rows, eval_rows = load_rows(data, seed)
     train, dropped = encode_all(train_rows, data.format, tokenizer, data.max_length, "training data")
     if dropped:
-        say(f"{dropped} training examples are left out: nothing in their first {data.max_length} tokens is learned.")
+        say(f"{dropped} training examples are left out: their first {data.max_length} tokens hold nothing to learn.")
     if eval_rows is None:
         return train, []
     return train, encode_all(eval_rows, data.format, tokenizer, data.max_length, "held-out data")[0]

@@ -1,4 +1,4 @@
-"""Why data files cannot be read, in terms of their lines: asked only after reading them has failed."""
+"""Why data files cannot be read, in terms of their lines. It is asked only after reading them has failed."""
 
 import gzip
 import json
@@ -9,9 +9,9 @@ JSON_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 def find_fault(files: Iterable[Path]) -> str | None:
-    """`FILE is empty` or `FILE, line N: REASON` for the first fault that is found; None if there is none.
+    """Say the first fault that is found, as `FILE is empty` or `FILE, line N: REASON`; None if there is none.
 
-    Other files than JSON are only looked at for their size.
+    Of files that are not JSON only the size is looked at.
     """
     for file in files:
         if file.stat().st_size == 0:
@@ -23,7 +23,7 @@ def find_fault(files: Iterable[Path]) -> str | None:
 
 
 def _json_faults(file: Path) -> Iterator[str]:
-    """What is wrong with a file. One that starts with `[` is a JSON array, any other holds an object per line."""
+    """What is wrong with a JSON file. One that starts with `[` is an array, any other holds one object per line."""
     with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
         try:
             is_array = stream.read(64).lstrip().startswith(b"[")

@@ -1,8 +1,8 @@
 """How a row of data becomes a text of which some spans are learned.
 
-The instruction formats share the papers' prompt, the Alpaca layout. It ends with the colon after "### Response", and
-the learned part starts with the space behind it: tokenizers join a space to the word that follows, so prompt and
-response meet between two tokens, in training as in generation.
+The instruction formats share the papers' prompt, the Alpaca layout. The prompt ends with the colon after
+"### Response", and the learned part starts with the space behind that colon. Tokenizers join a space to the word that
+follows, so prompt and response meet between two tokens, in training as in generation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,18 +31,19 @@ COLUMNS = {
     "gsm8k": ("question", "answer"),
     "text": ("text",),
 }
-"""The columns that each format needs; `auto` takes the first format that finds all of its own."""
+"""The columns that each format needs; `auto` takes the first format whose columns are all there."""
 
 CONTEXT_COLUMN = "input"
-"""Alpaca's third column; a row may leave it empty, a data set may lack it."""
+"""Alpaca's third column. A row may leave it empty, and a data set may lack it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """One example before tokenisation.
 
-    text: as the tokenizer gets it. learned: character spans [start, end) on which the loss is taken.
-    closed: the tokenizer's end token has to be appended, and learned.
+    text: what the tokenizer gets.
+    learned: the character spans [start, end) on which the loss is taken.
+    closed: whether the tokenizer's end token has to be appended and learned.
     """
 
     text: str
@@ -51,16 +52,20 @@ class Rendered:
 
 
 def prompt_for(question: str, context: str = "") -> str:
-    """The papers' prompt, up to where the model answers. `context`: Alpaca's input, left out where it is empty."""
+    """The papers' prompt, up to where the model answers.
+
+    Args:
+        context: Alpaca's input; the prompt has no heading for it where it is empty.
+    """
     layout = INSTRUCTION_WITH_INPUT if context else INSTRUCTION
     return layout.format(instruction=question, context=context)
 
 
-def choose_format(columns: Sequence[str]) -> str:
-    """The format that these columns stand for.
+def detect_format(columns: Sequence[str]) -> str:
+    """The first known format whose columns are all there.
 
     Raises:
-        ValueError: none; lists the columns found and the formats known.
+        ValueError: no format fits; the message lists the columns found and the formats known.
     """
     for name, needed in COLUMNS.items():
         if set(needed) <= set(columns):
@@ -70,13 +75,13 @@ def choose_format(columns: Sequence[str]) -> str:
 
 
 def resolve_format(name: str, columns: Sequence[str]) -> str:
-    """The format to use: `auto` is chosen by the columns, any other is checked against them.
+    """The format to use: `auto` is resolved by the columns, any other is checked against them.
 
     Raises:
-        ValueError: a column that the format needs is not there.
+        ValueError: a column that the format needs is missing, or no format fits.
     """
     if name == "auto":
-        return choose_format(columns)
+        return detect_format(columns)
     missing = [column for column in COLUMNS[name] if column not in columns]
     if missing:
         raise ValueError(f"data.format: {name} needs the column {_listed(missing)}; there are {_listed(columns)}")
@@ -84,7 +89,7 @@ def resolve_format(name: str, columns: Sequence[str]) -> str:
 
 
 def render(row: Mapping[str, Any], name: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-    """One row in the format `name`, which `resolve_format` gave. A row without a response has nothing learned.
+    """Render one row in a format that `resolve_format` gave. Of a row without a response nothing is learned.
 
     Raises:
         ValueError: a column holds no text, or the chat template cannot be used.

@@ -1,7 +1,7 @@
-"""The order in which examples are learned: seeded, and the same whatever the number of ranks.
+"""The order in which examples are learned: seeded, and the same for every number of ranks.
 
 Positions count the examples of a run from its first to its last, epoch after epoch. Optimizer step t takes the
-positions [t*G, (t+1)*G), G being the global batch size, so the set of examples in a step depends on G only.
+positions [t*G, (t+1)*G), where G is the global batch size, so the set of examples in a step depends on G alone.
 """
 
 import math
@@ -16,7 +16,9 @@ import numpy as np
 class GlobalOrder:
     """A run's stream of example indices.
 
-    examples: how many there are. global_batch: G. positions: where the run ends; those behind it are empty.
+    examples: the number of examples.
+    global_batch: the global batch size G.
+    positions: the number of positions in the run; later ones are empty.
     seed: of the order.
     """
 
@@ -35,7 +37,7 @@ class GlobalOrder:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the run; the last one's batch may be partly empty."""
+        """Optimizer steps of the run; the batch of the last step may be partly empty."""
         return math.ceil(self.positions / self.global_batch)
 
     def index(self, position: int) -> int | None:
@@ -50,9 +52,10 @@ class GlobalOrder:
     ) -> list[list[int | None]]:
         """The examples of one rank in one step: its micro-batches in turn, each of `micro_batch` indices or Nones.
 
-        Those of similar `length` share a micro-batch, and a row of micro-batches over the ranks, the longest first:
-        little is padded, ranks wait little for one another, and a step's gradient, a mean over all its tokens, is
-        equal. The ranks take turns at which has the longest of a row: on ZeRO stages 0 and 1 they meet once a step.
+        The step's examples are sorted by `length`, the longest first, and cut into rows of one micro-batch per rank.
+        Examples of a row have similar lengths, so little is padded and ranks wait little for one another; the step's
+        gradient, a mean over all its tokens, stays the same. The ranks take turns at having the longest examples of a
+        row, because on ZeRO stages 0 and 1 they wait for one another only once per step.
         """
         accumulation, rest = divmod(self.global_batch, world * micro_batch)
         assert rest == 0, (self.global_batch, world, micro_batch)

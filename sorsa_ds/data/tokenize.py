@@ -1,7 +1,7 @@
 """Tokens and labels of the rendered rows.
 
-Which token is learned follows from its place in the text, as the tokenizer itself reports it (offsets), and never from
-its id: an end token that is learned, one inside a prompt and one used as padding are told apart.
+Whether a token is learned follows from its place in the text, as the tokenizer itself reports it (offsets), and never
+from its id. So an end token that is learned, one inside a prompt and one used as padding are told apart.
 Shapes: T tokens of one example.
 """
 
@@ -20,7 +20,7 @@ ROWS_PER_CALL = 1000
 
 
 class Example(TypedDict):
-    """input_ids (T,) and labels (T,), int32; a label is the token's own id, or IGNORED."""
+    """One tokenised example: input_ids (T,) and labels (T,), int32; a label is the token's own id, or IGNORED."""
 
     input_ids: np.ndarray
     labels: np.ndarray
@@ -29,7 +29,7 @@ class Example(TypedDict):
 def encode(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:
     """Tokens and labels of one text, cut at `max_length` tokens.
 
-    A token is learned if it overlaps a learned span; the first one never is, there being nothing to predict it from.
+    A token is learned if it overlaps a learned span. The first token never is, because nothing predicts it.
     The end token is appended, and learned, if the text asks for one and was not cut.
 
     Raises:
@@ -41,12 +41,16 @@ def encode(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, max_length: i
 def encode_all(
     rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int, what: str
 ) -> tuple[list[Example], int]:
-    """(examples, number dropped): all rows in the format `name`, without those in which nothing is learned.
+    """Tokenise all rows in the format `name`, and drop those in which nothing is learned.
 
-    `what` names the rows in error messages.
+    Args:
+        what: a name for the rows, for error messages.
+
+    Returns:
+        (examples, number of rows dropped).
 
     Raises:
-        ValueError: the format's columns are not there, a row cannot be rendered, or nothing is left.
+        ValueError: a column of the format is missing, a row cannot be rendered, or no example is left.
     """
     try:
         name = resolve_format(name, rows.column_names)
@@ -66,7 +70,7 @@ def encode_all(
 
 
 def show_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
-    """An example as the model gets it, its masked and its learned parts told apart by headings."""
+    """An example as text, as the model gets it, with a heading over each masked and each learned part."""
     parts = []
     tokens = zip(example["input_ids"].tolist(), example["labels"].tolist(), strict=True)
     for learned, run in groupby(tokens, key=lambda token: token[1] != IGNORED):
@@ -114,9 +118,13 @@ def _labelled(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> Example:
-    """added: 1 for each token that the tokenizer put around the text by itself.
+    """The tokens that are kept of a text, with their labels.
 
-    What it put before the text is kept, unless the text brings its own BOS; what it put behind it is left to `closed`.
+    Tokens that the tokenizer put before the text are kept, unless the text brings its own BOS. Those that it put behind
+    the text are dropped; an end token is appended where the rendered text is `closed`.
+
+    Args:
+        added: 1 for each token that the tokenizer put around the text by itself.
     """
     own = len(added) - sum(added)
     first = added.index(0) if own else len(added)

@@ -7,26 +7,29 @@ from itertools import islice
 from datasets import Dataset
 
 PROBLEMS = 112
-"""96 to train on and 16 held out, with the default data.eval_size."""
+"""Number of problems: 96 to train on and 16 held out, with the default data.eval_size."""
 
 _HINT = " Give the result as your final answer. Do not include units."
 _ROUNDING_NOISE = re.compile(r"\d\.\d{4,}")
 
 
 def word_problems(seed: int, size: int = PROBLEMS) -> Dataset:
-    """`size` different problems: question, answer (the worked solution, ending `#### n`), gold (n)."""
+    """Generate `size` different problems with the columns question, answer and gold.
+
+    The answer is the worked solution, which ends with `#### n`; gold is n.
+    """
     rows = list(islice(_good_problems(seed, 2 * size), size))
-    assert len(rows) == size, "too few of the generated problems are good ones"
+    assert len(rows) == size, "too few of the generated problems are good"
     return Dataset.from_list(rows)
 
 
 def _good_problems(seed: int, size: int) -> Iterator[dict[str, str]]:
-    """The first `size` generated problems without repeats and without the templates' slips.
+    """Generate `size` problems, and yield those that are neither repeats nor slips of the templates.
 
-    A slip, about one in twenty: the solution ends in another spelling of the number (`8.0` for 8), or shows the
-    rounding noise of binary fractions (`18.000000000000004 hours`).
+    About one problem in twenty is a slip: its solution ends in another spelling of the number (`8.0` for 8), or shows
+    the rounding noise of binary fractions (`18.000000000000004 hours`).
     """
-    import reasoning_gym  # takes a second to import, and only runs on this data need it
+    import reasoning_gym  # imported here: it takes a second, and only runs on this data need it
 
     seen = set()
     for item in reasoning_gym.create_dataset("gsm_symbolic", seed=seed, size=size):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from sorsa_ds.data.examples import examples
+from sorsa_ds.data.examples import load_examples
 from sorsa_ds.evaluate import models
 from sorsa_ds.evaluate.backends.generation import end_tokens
 from sorsa_ds.evaluate.backends.vllm import Vllm

@@ -54,7 +54,7 @@ def check(model: str) -> None:
     Raises:
         ValueError: there is no such folder, or a run is unfinished.
     """
-    pretrained.check(model)
+    pretrained.check_model_name(model)
     folder = Path(model).expanduser()
     if _is_run(folder):
         FinishedRun.open(folder, "--model")

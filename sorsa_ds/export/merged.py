@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sorsa_ds.export.tensor_file import DTYPES, nbytes, write_tensors
 from sorsa_ds.model.fill import return_freed_memory
-from sorsa_ds.model.pretrained import COMPANIONS, INDEX, Checkpoint, all_finite
+from sorsa_ds.model.pretrained import COMPANIONS, INDEX, PretrainedWeights, all_finite
 from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.run import merge
 from sorsa_ds.run.source import Progress, Source
@@ -59,7 +59,7 @@ def plan(source: Source, dtype: torch.dtype | None, max_shard_size: str, untrain
     """
     head = source.model.get_output_embeddings()
     heads = {f"{name}.weight" for name, module in source.model.named_modules() if module is head}
-    places: dict[str, tuple[str, str | None]] = {name: (name, None) for name in source.weights.checkpoint.names}
+    places: dict[str, tuple[str, str | None]] = {name: (name, None) for name in source.weights.pretrained.names}
     untied = False
     for weight, target in source.changed.items():
         stored = source.weights.stored[weight]
@@ -102,7 +102,7 @@ def write(source: Source, planned: Plan, folder: Path, progress: Progress) -> No
         where = {entry.spec.name: file for file, entries in planned.files.items() for entry in entries}
         index = {"metadata": {"total_size": planned.total_bytes}, "weight_map": dict(sorted(where.items()))}
         write_json(folder / INDEX, index)
-    Checkpoint(folder)  # every header reads back, and every file is as long as it says
+    PretrainedWeights(folder)  # every header reads back, and every file is as long as it says
     for path in companions(source.base):
         copy = folder / path.relative_to(source.base)
         write_atomic(copy, lambda temporary, path=path: shutil.copyfile(path, temporary))
@@ -126,7 +126,7 @@ def companions(base: Path) -> list[Path]:
 
 
 def _entry(source: Source, name: str, stored: str, changed: str | None, dtype: torch.dtype | None) -> Entry:
-    stored_as, shape = source.weights.checkpoint.header(stored)
+    stored_as, shape = source.weights.pretrained.header(stored)
     if stored_as not in DTYPES:
         raise ValueError(f"{source.base}: {stored} is stored as {stored_as}, which cannot be exported")
     own = DTYPES[stored_as]
@@ -148,7 +148,7 @@ def _tensor(source: Source, planned: Plan, entry: Entry) -> Tensor:
         ValueError: a number in it is too large for its dtype.
     """
     if entry.changed is None:
-        tensor = source.weights.checkpoint.read(entry.stored)
+        tensor = source.weights.pretrained.read(entry.stored)
     else:
         tensor = merge.merged(source, entry.changed, planned.untrained)
     if tensor.dtype == entry.spec.dtype:

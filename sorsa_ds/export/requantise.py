@@ -16,9 +16,9 @@ from transformers.pytorch_utils import Conv1D
 from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.export.merged import CONFIG, Plan, companions
 from sorsa_ds.export.tensor_file import nbytes
-from sorsa_ds.model.pretrained import Checkpoint
+from sorsa_ds.model.pretrained import PretrainedWeights
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import select
+from sorsa_ds.model.targets import select_targets
 from sorsa_ds.run.source import Progress, Source
 from sorsa_ds.runtime.files import write_atomic, write_json
 
@@ -49,10 +49,10 @@ def write(
         ValueError: the disk refuses.
     """
     loading = source.described.loading
-    plain, checkpoint = skeleton(merged, loading), Checkpoint(merged)
-    stored = checkpoint.parameter_names(plain)
+    plain, weights = skeleton(merged, loading), PretrainedWeights(merged)
+    stored = weights.parameter_names(plain)
     # Where everything was trained no linear is a target: every one but the head then.
-    adapted = {target.name: target for target in source.targets or select(plain, SorsaConfig(rank=1))}
+    adapted = {target.name: target for target in source.targets or select_targets(plain, SorsaConfig(rank=1))}
     others = [
         name for name, module in plain.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and name not in adapted
@@ -64,7 +64,7 @@ def write(
     errors = {}
     # Before any forward pass: at the first one on a CPU bitsandbytes lays the codes out anew, and would save them so.
     for name in progress(list(adapted)):
-        weight = checkpoint.read(stored[f"{name}.weight"]).float()
+        weight = weights.read(stored[f"{name}.weight"]).float()
         lost = _dense(model.get_submodule(name)).float() - (weight.t() if adapted[name].transposed else weight)
         errors[name] = (lost.norm() / (weight.norm() or 1.0)).item()  # a matrix of zeros loses nothing
     try:

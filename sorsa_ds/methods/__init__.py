@@ -19,9 +19,9 @@ from sorsa_ds.model import factor_source as factors
 from sorsa_ds.model import fill, pretrained, sorsa_recipe
 from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.fill import Recipe
-from sorsa_ds.model.load import Operation
-from sorsa_ds.model.sorsa_recipe import SorsaRecipe
-from sorsa_ds.model.targets import Target, operate, select
+from sorsa_ds.model.load import AdaptModel
+from sorsa_ds.model.sorsa_recipe import sorsa_adaptation
+from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.sorsa.residual_storage import Storage
@@ -52,7 +52,7 @@ def operation(
     seed: int = 0,
     initial: Path | None = None,
     trained: Values | None = None,
-) -> Operation:
+) -> AdaptModel:
     """What the method makes of a model.
 
     Args:
@@ -64,16 +64,6 @@ def operation(
     """
     begun = FactorFile(initial) if initial is not None and keeps_initial(chosen.method) else None
 
-    def sorsa(model: PreTrainedModel) -> tuple[list[Target], Recipe]:
-        targets = select(model, chosen.sorsa)
-        operate(model, targets, chosen.sorsa, precision, storage)
-        if begun is not None:
-            source = factors.from_values(begun.values)
-        else:
-            source = factors.factor_source(chosen.sorsa, chosen.residual, storage, precision)
-        now = None if trained is None else factors.from_values(trained)
-        return targets, SorsaRecipe(model, precision, storage, device, source, now)
-
     def peft(model: PreTrainedModel) -> tuple[list[Target], Recipe]:
         layers = PeftLayers(chosen.method, chosen.sorsa, chosen.baseline, seed)
         targets = layers.operate(model, precision)
@@ -84,7 +74,12 @@ def operation(
         return targets, whole_weights.WeightsRecipe.of(model, precision, trained)
 
     if chosen.method == "sorsa":
-        return sorsa
+        if begun is not None:
+            source = factors.from_values(begun.values)
+        else:
+            source = factors.factor_source(chosen.sorsa, chosen.residual, storage, precision)
+        now = None if trained is None else factors.from_values(trained)
+        return sorsa_adaptation(chosen.sorsa, precision, storage, device, source, now)
     return peft if chosen.method in settings.ADAPTERS else weights
 
 

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config.schema import BaselineConfig, SorsaConfig
-from sorsa_ds.model.fill import Tensors, checked
+from sorsa_ds.model.fill import Produced, check_finite
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import TensorSpec
-from sorsa_ds.model.targets import Target, select
+from sorsa_ds.model.targets import Target, select_targets
 from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.precision import Precision, full_fp32_products
@@ -114,7 +114,7 @@ class PeftLayers:
         Raises:
             ValueError: bad targets, or a linear that the method cannot adapt.
         """
-        targets = select(model, self.sorsa)
+        targets = select_targets(model, self.sorsa)
         model.requires_grad_(False)
         for target in targets:
             if target.transposed and self.method == "olora":
@@ -158,9 +158,9 @@ class PeftRecipe:
             ]  # fmt: skip
         return self._specs[item.name]
 
-    def produce(self, item: Item, source: WeightSource) -> Tensors:
+    def produce(self, item: Item, source: WeightSource) -> Produced:
         weight, bias = source.read(item)
-        weight = checked(item.name, weight.to(self.device))
+        weight = check_finite(item.name, weight.to(self.device))
         target = item.target
         if target is None:
             return [weight], []

@@ -8,10 +8,10 @@ from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.methods.peft_layers import Values
-from sorsa_ds.model.fill import Tensors, checked
+from sorsa_ds.model.fill import Produced, check_finite
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import TensorSpec
-from sorsa_ds.model.targets import Target, select
+from sorsa_ds.model.targets import Target, select_targets
 from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime.precision import Precision
 
@@ -23,7 +23,7 @@ def operate(model: PreTrainedModel, sorsa: SorsaConfig | None, precision: Precis
         the targets; none where everything is trained.
     """
     model.requires_grad_(sorsa is None)
-    targets = [] if sorsa is None else select(model, sorsa)
+    targets = [] if sorsa is None else select_targets(model, sorsa)
     for target in targets:
         linear = model.get_submodule(target.name)
         linear.weight = nn.Parameter(linear.weight.detach())  # apart from an embedding that it is tied with
@@ -58,9 +58,9 @@ class WeightsRecipe:
         specs = [TensorSpec(weight, self.trainable[weight], torch.float32, trainable=True)]
         return [*specs, TensorSpec(bias, item.shape[:1], frozen)] if item.target.bias else specs
 
-    def produce(self, item: Item, source: WeightSource) -> Tensors:
+    def produce(self, item: Item, source: WeightSource) -> Produced:
         weight, bias = source.read(item)
-        checked(item.name, weight)
+        check_finite(item.name, weight)
         if item.target is not None and item.target.transposed:
             weight = weight.t()
         name = item.name if item.target is None else f"{item.name}.weight"

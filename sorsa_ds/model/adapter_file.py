@@ -1,9 +1,9 @@
-"""The adapter on disk: what was trained, as training left it and as it began. With SORSA that is U, s and V.
+"""The adapter on disk: the trained tensors (with SORSA U, s and V) as training left them and as it began with them.
 
 The initial factors make the frozen residual reproducible from the base model alone, W_r = W - U_0 diag(s_0) V_0^T
-(quantised anew where it was), without another decomposition. Both files hold fp32 tensors under the names of the
-model's parameters: `<layer>.U`, `<layer>.s`, `<layer>.V`. Of the other methods those that train whole weights keep no
-initial ones, which are the base model's.
+(quantised again where it was quantised), without another decomposition. Both files hold fp32 tensors under the names of
+the model's parameters: `<layer>.U`, `<layer>.s`, `<layer>.V`. The methods that train whole weights keep no initial
+tensors, because theirs are the base model's own.
 """
 
 import json
@@ -25,12 +25,15 @@ TRAINED, INITIAL, CONFIG = "adapter_model.safetensors", "initial_factors.safeten
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a reader needs to put the factors back.
+    """What adapter_config.json holds: all that is needed to put the trained tensors back into the base model.
 
-    base_model: folder or hub name. precision: the residual depends on how the factors are rounded. layers: every
-    adapted linear -> its out, in and rank. digests: of every parameter of the base model (`sorsa_ds.runtime.digest`).
-    residual: how the residual was kept that U, s and V belong to. files: digests of the factors' files, once there are.
-    method, baseline: which it is, and its own settings.
+    base_model: folder or hub name.
+    precision: of training; the residual depends on how the factors are rounded.
+    layers: every adapted linear -> its out, in and rank.
+    digests: those of every parameter of the base model (`sorsa_ds.runtime.digest`).
+    residual: how the residual was kept to which U, s and V belong.
+    files: digests of the files of tensors; empty until training has ended.
+    method, baseline: the method of fine-tuning, and the settings that only the baselines have.
     """
 
     base_model: str
@@ -45,10 +48,10 @@ class Description:
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
 
     def check_residual(self, wanted: ResidualConfig) -> None:
-        """Stop where U, s and V would be put on a residual that is kept otherwise than in their training.
+        """Stop where U, s and V would be put on a residual that is not kept as it was in training.
 
         Raises:
-            ValueError: naming both.
+            ValueError: the storage or the block size differs; the message names both.
         """
         ours, theirs = ((config.storage, config.block_size) for config in (self.residual, wanted))
         if ours != theirs:
@@ -58,8 +61,8 @@ class Description:
             )
 
 
-def describe(folder: Path, config: RunConfig, targets: list[Target], digests: dict[str, str]) -> None:
-    """Write an adapter's description; `train.precision` and `residual.storage` must be resolved."""
+def describe_adapter(folder: Path, config: RunConfig, targets: list[Target], digests: dict[str, str]) -> None:
+    """Write the description of a run's adapter; `train.precision` and `residual.storage` must be resolved."""
     layers = {t.name: {"out": t.out_features, "in": t.in_features, "rank": t.rank} for t in targets}
     description = Description(
         config.model, config.loading, config.train.precision, config.sorsa, layers, digests, config.residual,
@@ -68,17 +71,17 @@ def describe(folder: Path, config: RunConfig, targets: list[Target], digests: di
     write_description(folder, description)
 
 
-def seal(folder: Path) -> None:
-    """Write the digests of a trained adapter's files into its description."""
+def record_digests(folder: Path) -> None:
+    """Write the digests of a finished adapter's files into its description."""
     files = {name: digest.of_file(folder / name) for name in (INITIAL, TRAINED) if (folder / name).exists()}
     write_description(folder, replace(read_description(folder), files=files))
 
 
 def open_factors(folder: Path, name: str, described: Description) -> "FactorFile":
-    """The file `INITIAL` or `TRAINED` of an adapter, checked against its digest.
+    """Open the file `INITIAL` or `TRAINED` of an adapter, after a check against its digest.
 
     Raises:
-        ValueError: it is missing or damaged.
+        ValueError: the file is missing or damaged.
     """
     file = FactorFile(folder / name)
     if name in described.files and digest.of_file(folder / name) != described.files[name]:
@@ -92,16 +95,16 @@ def write_description(folder: Path, description: Description) -> None:
 
 
 def read_description(folder: Path) -> Description:
-    """The adapter's own description.
+    """Read adapter_config.json.
 
     Raises:
-        ValueError: it is missing or broken.
+        ValueError: the file is missing or broken.
     """
     path = folder / CONFIG
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["method"] not in get_args(MethodName):
-            raise ValueError("of a method that is not known here")
+            raise ValueError(f"the method {found['method']!r} is not known")
         found["loading"], found["sorsa"] = LoadingConfig(**found["loading"]), SorsaConfig(**found["sorsa"])
         found["residual"] = ResidualConfig(**found.get("residual", {}))
         found["baseline"] = BaselineConfig(**found.get("baseline", {}))
@@ -114,7 +117,7 @@ class FactorFile:
     """The tensors of one file of an adapter.
 
     Raises:
-        ValueError: it is missing, damaged or truncated.
+        ValueError: the file is missing, damaged or truncated.
     """
 
     def __init__(self, path: Path):
@@ -123,14 +126,14 @@ class FactorFile:
 
     @property
     def names(self) -> list[str]:
-        """Of all tensors in it."""
+        """The names of all tensors in the file."""
         return list(self._opened().keys())
 
     def values(self, name: str, shape: torch.Size) -> Tensor:
-        """One tensor of this shape on the CPU.
+        """Read one tensor of this shape, on the CPU.
 
         Raises:
-            ValueError: the file lacks it, or has it in another shape.
+            ValueError: the file lacks the tensor, or has it in another shape.
         """
         tensor = self.tensor(name)
         if tensor.shape != shape:
@@ -141,12 +144,12 @@ class FactorFile:
         return tensor
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor on the CPU.
+        """Read one tensor, on the CPU.
 
         Raises:
-            ValueError: there is none of that name, or it cannot be read.
+            ValueError: the file has no tensor of that name, or it cannot be read.
         """
-        file = self._opened()  # anew each time: an open file keeps every page that was ever read resident
+        file = self._opened()  # opened each time: an open file keeps every page resident that was ever read
         try:
             return file.get_tensor(name)
         except SafetensorError as error:

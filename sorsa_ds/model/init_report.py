@@ -1,4 +1,4 @@
-"""How the initialisation went: one record a layer, a table a kind of layer, and JSON for the run folder."""
+"""How the initialisation went: one record per layer, a table by kind of layer, and JSON for the run folder."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,9 +15,10 @@ from sorsa_ds.sorsa.residual_storage import Storage
 
 @dataclass(frozen=True, slots=True)
 class QuantisationLoss:
-    """What a layer loses by its packed residual Q, against what it would lose by quantising W itself.
+    """What a layer loses by its quantised residual Q, against what it would lose by quantising W itself.
 
-    error: ||W - (Q + U diag(s) V^T)||_F / ||W||_F. plain_error: the same of W packed alike, from which QLoRA starts.
+    error: ||W - (Q + U diag(s) V^T)||_F / ||W||_F.
+    plain_error: ||W - quantised W||_F / ||W||_F in the same storage, the error from which QLoRA starts.
     """
 
     error: float
@@ -25,7 +26,12 @@ class QuantisationLoss:
 
     @classmethod
     def of(cls, storage: Storage, weight: Tensor, rest: Tensor, packed: Sequence[Tensor]) -> "QuantisationLoss":
-        """Of a layer with this residual before packing, which is used up."""
+        """Measure both errors of a layer.
+
+        Args:
+            rest: the residual before packing; it is overwritten.
+            packed: the residual as the storage keeps it.
+        """
         shape = (rest.shape[0], rest.shape[1])
         lost = truncated_svd.energy(rest.sub_(storage.dense(packed, shape, rest.dtype)))
         whole = rest.copy_(weight)
@@ -36,12 +42,17 @@ class QuantisationLoss:
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """One layer's decomposition.
+    """How one layer was decomposed.
 
-    captured: share of ||W||_F^2 in the principal part. excess: estimated (residual energy - optimum) / optimum.
-    way: `exact` or `krylov`. capped: whether the tolerance was missed. cached: whether the factors were read from the
-    cache. seconds: reading and the residual included. gib: of residual and factors, all ranks' parts together.
-    owner: the rank that did it. loss: where the residual is quantised.
+    captured: share of ||W||_F^2 in the principal part.
+    excess: estimated (residual energy - optimum) / optimum.
+    way: `exact` or `krylov`.
+    capped: whether the iteration ended before it reached the tolerance.
+    cached: whether the factors were read from the cache.
+    seconds: spent on reading, decomposing and taking the residual.
+    gib: size of residual and factors, all ranks' parts together.
+    owner: the rank that made the layer.
+    loss: what quantising has cost; None where the residual is not quantised.
     """
 
     name: str
@@ -68,7 +79,7 @@ class LayerReport:
         tensors: Sequence[Tensor],
         loss: QuantisationLoss | None,
     ) -> "LayerReport":
-        """The record of a layer that was just decomposed, or whose decomposition was just read."""
+        """The record of a layer whose decomposition was just made, or just read from the cache."""
         return cls(
             name=target.name,
             shape=(target.out_features, target.in_features),
@@ -83,9 +94,9 @@ class LayerReport:
 
 
 def table(reports: Sequence[LayerReport]) -> str:
-    """One line a kind of layer (the last part of its name).
+    """A table with one line per kind of layer, a kind being the last part of the layers' names.
 
-    error, plain: `QuantisationLoss`, root mean square over the kind.
+    The columns error and plain are root mean squares of `QuantisationLoss` over the layers of a kind.
     """
     kinds: dict[str, list[LayerReport]] = defaultdict(list)
     for report in reports:
@@ -111,7 +122,12 @@ def table(reports: Sequence[LayerReport]) -> str:
 
 
 def as_json(reports: Sequence[LayerReport], *, seconds: float, world_size: int, peak_gib: Sequence[float]) -> dict:
-    """All records and the totals; `peak_gib`: largest resident memory of each rank."""
+    """All records and their totals, ready for JSON.
+
+    Args:
+        seconds: duration of the whole initialisation.
+        peak_gib: largest resident memory of each rank.
+    """
     return {
         "seconds": seconds,
         "world_size": world_size,
@@ -123,7 +139,7 @@ def as_json(reports: Sequence[LayerReport], *, seconds: float, world_size: int, 
 
 
 def _losses(some: Sequence[LayerReport]) -> str:
-    """Two more columns where the residual is quantised: root mean squares over the layers of a kind."""
+    """The columns error and plain of one kind of layer; nothing where the residual is not quantised."""
     losses = [r.loss for r in some if r.loss]
     if len(losses) < len(some):
         return ""

@@ -1,4 +1,4 @@
-"""The pre-trained checkpoint on disk: which file holds which parameter, read one tensor at a time."""
+"""The pre-trained weights on disk: find their folder, learn which file holds which parameter, read one at a time."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig
-from sorsa_ds.model import pretrained
-from sorsa_ds.model.architectures import make_known
+from sorsa_ds.model.architectures import register_architecture
 from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.console import say
@@ -26,26 +25,30 @@ COMPANIONS = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", "*.py", "*.
 _HUB_FILES = ["*.safetensors", *COMPANIONS]
 
 REOPEN_BYTES = 2**26
-"""So many bytes, or one tensor, may be read before the files are closed, which gives back their memory."""
+"""Number of bytes that may be read before the files are closed, which gives their memory back. A larger tensor is read
+whole."""
 
 
-def check(model: str) -> None:
-    """Stop where a model's name can only be that of a folder, and there is none.
+def find_model(model: str, loading: LoadingConfig) -> Path:
+    """The folder of the configured model; the embedded one is converted first if it never was.
 
     Raises:
-        ValueError: so it is.
+        ValueError: there is no such model, or its architecture needs a package that is not installed.
     """
-    if not Path(model).expanduser().is_dir() and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
-        raise ValueError(f"model: there is no folder {model!r}")
+    if model == EMBEDDED_MODEL:
+        return ensure_embedded_model(say)
+    folder = find_folder(model, loading.revision)
+    register_architecture(folder)
+    return folder
 
 
-def find(model: str, revision: str | None) -> Path:
+def find_folder(model: str, revision: str | None) -> Path:
     """The folder of a model given as a folder or a hub name (downloaded into Hugging Face's cache).
 
     Raises:
-        ValueError: neither a folder nor a model that the hub gives.
+        ValueError: the model is neither a folder nor one that the hub gives.
     """
-    check(model)
+    check_model_name(model)
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
@@ -58,12 +61,22 @@ def find(model: str, revision: str | None) -> Path:
     return folder
 
 
-class Checkpoint:
-    """A folder of safetensors: one file, or shards with an index.
+def check_model_name(model: str) -> None:
+    """Stop where a model's name can only be that of a folder, and there is none.
 
     Raises:
-        ValueError: no safetensors (pickle files are refused with the conversion command), a missing shard, or one
-            that is truncated or damaged, by file name.
+        ValueError: the folder does not exist.
+    """
+    if not Path(model).expanduser().is_dir() and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
+        raise ValueError(f"model: there is no folder {model!r}")
+
+
+class PretrainedWeights:
+    """The weights of a folder of safetensors files: one file, or shards with an index.
+
+    Raises:
+        ValueError: the folder holds no safetensors (pickle files are refused, and the message has the command that
+            converts them), or a shard is missing, truncated or damaged; the message names the file.
     """
 
     def __init__(self, folder: Path):
@@ -77,7 +90,7 @@ class Checkpoint:
 
     @property
     def names(self) -> list[str]:
-        """All tensor names, as the files have them."""
+        """The names of all tensors in the files."""
         return list(self._file_of)
 
     def header(self, name: str) -> tuple[str, torch.Size]:
@@ -88,7 +101,7 @@ class Checkpoint:
     def read(self, name: str) -> Tensor:
         """One tensor on the CPU, in its dtype on disk."""
         tensor = self._mapped(name)
-        # An open file keeps every page that was ever read resident; opening one parses its whole header.
+        # An open file keeps every page resident that was ever read, and opening one parses its whole header.
         if self._bytes_read and self._bytes_read + tensor.nbytes > REOPEN_BYTES:
             self._open.clear()
             self._bytes_read = 0
@@ -99,11 +112,12 @@ class Checkpoint:
     def parameter_names(self, model: PreTrainedModel) -> dict[str, str]:
         """Map each parameter and persistent buffer of the model (any alias of tied ones) to its tensor on disk.
 
-        Call it before the surgery. Renamings that transformers knows are followed.
+        Call it before any linear is replaced. Renamings that transformers knows are followed.
 
         Raises:
-            ValueError: a parameter is not in the checkpoint, has another shape there, is quantised, or is stored in a
-                form that has to be merged or split, by name; two that are tied are stored with different values.
+            ValueError: a parameter is missing, has another shape in the files, is quantised, or is stored in a form
+                that has to be merged or split (the message names it); or two parameters that are tied are stored with
+                different values.
         """
         if getattr(model.config, "quantization_config", None) is not None:
             raise ValueError(
@@ -127,7 +141,7 @@ class Checkpoint:
         if missing:
             why = f" They may be stored merged or split, as {merged[0]!r}, which is not supported." if merged else ""
             raise ValueError(
-                f"{self.folder}: the checkpoint lacks {len(missing)} parameters of {type(model).__name__}, first "
+                f"{self.folder} lacks {len(missing)} parameters of {type(model).__name__}, first "
                 f"{', '.join(missing[:3])}.{why}"
             )
         for names in aliases.values():
@@ -167,7 +181,7 @@ class Checkpoint:
         return self._open[file]
 
     def _files(self) -> list[Path]:
-        if (self.folder / _SINGLE).exists():  # first, as in transformers: an index may be left from an earlier saving
+        if (self.folder / _SINGLE).exists():  # looked for first, as in transformers: an index may be old
             return [self.folder / _SINGLE]
         index = self.folder / INDEX
         if index.exists():
@@ -205,7 +219,7 @@ def _opened(file: Path) -> safe_open:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: truncated or not a safetensors file ({error}); fetch it again") from error
+        raise ValueError(f"{file}: truncated or not a safetensors file ({error}); download it again") from error
 
 
 def _aliases(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:
@@ -214,16 +228,3 @@ def _aliases(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return {name: tuple(group) for group in names.values() if len(group) > 1 for name in group}
-
-
-def find_model(model: str, loading: LoadingConfig) -> Path:
-    """The folder of the configured model; the embedded one is converted first if it never was.
-
-    Raises:
-        ValueError: there is no such model, or its architecture needs a package that is not installed.
-    """
-    if model == EMBEDDED_MODEL:
-        return ensure_embedded_model(say)
-    folder = pretrained.find(model, loading.revision)
-    make_known(folder)
-    return folder

@@ -1,11 +1,14 @@
-"""Factors that take quantisation into account: W ~ Q + U diag(s) V^T, alternately (as LoftQ and QPiSSA do).
+"""Factors that take the quantisation of the residual into account, as in LoftQ and QPiSSA.
+
+W ~ Q + F with Q the quantised residual and F = U diag(s) V^T; decomposing and quantising take turns:
 
     F_1 = SVD_r(W)        Q_t = quantise(W - F_t)        F_{t+1} = SVD_r(W - Q_t)
 
-Q follows from the factors, so only these are chosen: those whose ||W - Q_t - F_t|| is the least of all rounds.
+Q follows from F, so only the factors are chosen: those of the round with the smallest ||W - Q_t - F_t||_F.
 """
 
 from dataclasses import asdict, replace
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -21,7 +24,10 @@ from sorsa_ds.sorsa.residual_storage import Storage
 def refined(
     decompose: Decompose, sorsa: SorsaConfig, config: ResidualConfig, storage: Storage, precision: Precision
 ) -> Decompose:
-    """The decomposition repeated against what quantising left; the scale alpha / rank is part of F_t."""
+    """Repeat a decomposition for `config.iterations` rounds, and keep the factors of the best round.
+
+    The scale alpha / rank of the principal branch is part of F_t.
+    """
 
     def best(target: Target, weight: Tensor) -> Decomposition:
         scale = scale_of(target, sorsa)
@@ -31,10 +37,10 @@ def refined(
             rest = residual(
                 weight, found, used_dtype=precision.compute_dtype, scale_dtype=precision.factor_dtype, scale=scale
             )
-            kept = storage.dense(storage.pack(rest), tuple(rest.shape), rest.dtype)
+            kept = storage.dense(storage.pack(rest), (rest.shape[0], rest.shape[1]), rest.dtype)
             lost = truncated_svd.energy(rest - kept)
             if lost < least:
-                # A decomposition of W - Q captures nearly all of that; what counts is its share of W.
+                # A decomposition of W - Q captures nearly all of W - Q; what is reported is the share of W.
                 whole = truncated_svd.energy(weight.to(rest.dtype))
                 captured = 1 - truncated_svd.energy(rest) / whole if whole else 1.0
                 chosen, least = replace(found, accuracy=replace(found.accuracy, captured=captured)), lost
@@ -47,5 +53,5 @@ def refined(
 
 
 def settings(sorsa: SorsaConfig, config: ResidualConfig, precision: Precision) -> dict:
-    """What besides the decomposition's own settings decides the refined factors."""
-    return {"residual": asdict(config), "precision": precision.name, "alpha": sorsa.alpha}
+    """The settings that decide the refined factors beside those of the decomposition; they enter the cache's key."""
+    return {"residual": asdict(cast(Any, config)), "precision": precision.name, "alpha": sorsa.alpha}

@@ -1,4 +1,4 @@
-"""Who reads and decomposes what: a static schedule that every rank computes alike."""
+"""Which rank reads and decomposes which layer: a static schedule that every rank computes alike."""
 
 from dataclasses import dataclass
 
@@ -17,18 +17,18 @@ class Item:
 
     @classmethod
     def of(cls, target: Target) -> "Item":
-        """The item of a target linear."""
+        """The item that stands for a target linear."""
         return cls(target.name, torch.Size((target.out_features, target.in_features)), target)
 
     @property
     def cost(self) -> float:
-        """Relative work: m n min(m, n) for a decomposition, the number count for a copy."""
+        """Relative work: m n min(m, n) for a decomposition, the count of numbers for a copy."""
         numel = float(self.shape.numel())
         return numel * min(self.shape) if self.target else numel
 
 
 def schedule(items: list[Item], world_size: int) -> list[list[Item | None]]:
-    """Rounds of at most one item a rank, `rounds[k][r]` being what rank r does in round k.
+    """Deal the items out into rounds of at most one item per rank: rank r does `rounds[k][r]` in round k.
 
     Items are sorted by cost and dealt out in that order, so that the items of one round cost nearly the same: the
     ranks of a round wait for each other when they exchange their results.
@@ -41,12 +41,12 @@ def schedule(items: list[Item], world_size: int) -> list[list[Item | None]]:
     return rounds
 
 
-def describe(rounds: list[list[Item | None]]) -> str:
-    """The plan in a line a rank: how many decompositions and copies it makes, and its share of the work."""
+def describe_schedule(rounds: list[list[Item | None]]) -> str:
+    """The schedule in one line per rank: how many decompositions and copies it makes, and its share of the work."""
     total = sum(item.cost for one in rounds for item in one if item)
     lines = []
     for rank in range(len(rounds[0])):
-        mine = [one[rank] for one in rounds if one[rank] is not None]
+        mine = [item for one in rounds if (item := one[rank]) is not None]
         targets = sum(item.target is not None for item in mine)
         share = sum(item.cost for item in mine) / total
         lines.append(f"  rank {rank}: {targets} decompositions, {len(mine) - targets} copies, {share:.1%} of the work")

@@ -1,10 +1,10 @@
 """How a tensor that its owner holds becomes a parameter on every rank: whole (stages 0 to 2) or cut (ZeRO-3).
 
-Both placements work on a round: at most one item a rank, each item a few tensors whose shapes all ranks know.
+Both placements work on one round at a time: at most one item per rank, each of a few tensors whose shapes all know.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from sorsa_ds.runtime import collectives
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor to be: its parameter's name, its shape, the dtype in which it crosses the wire, and whether it is
-    trained."""
+    """A tensor that is going to be made.
+
+    name: of its parameter. dtype: in which it crosses the wire. trainable: whether its parameter is trained.
+    """
 
     name: str
     shape: torch.Size
@@ -25,24 +27,32 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a rank gets of a tensor: flat numbers from position `start`."""
+    """The part of a tensor that a rank gets: its flat numbers from position `start` on."""
 
     start: int
     values: Tensor
 
 
 _ALIGNMENT = 16
+"""Bytes to which blocks are aligned in a message: enough for every dtype."""
 
 
 class Placement(Protocol):
     """Distributes the items of a round and turns parts into parameters."""
 
     def distribute(self, items: list[list[TensorSpec]], mine: list[Tensor]) -> dict[str, Part]:
-        """`items[r]`: what rank r owns in this round; `mine`: this rank's tensors, which are used up. A collective
-        call."""
+        """Give every rank its part of every tensor of a round. A collective call.
+
+        Args:
+            items: `items[r]` are the tensors that rank r owns in this round.
+            mine: this rank's own tensors; the list is emptied, so that each is freed as soon as it is sent.
+
+        Returns:
+            this rank's parts by parameter name.
+        """
 
     def parameter(self, spec: TensorSpec, part: Part, dtype: torch.dtype) -> nn.Parameter:
-        """The parameter of this rank, made from its part."""
+        """Make the parameter of this rank from its part, in a dtype."""
 
 
 class Whole:
@@ -70,11 +80,11 @@ class Whole:
 class Zero3:
     """Every rank holds one flat block of each tensor, as a ZeRO-3 parameter.
 
-    A tensor is cut into ceil(numel / world) numbers a rank; with `zero_hpz_partition_size` (ZeRO++'s hpZ) a frozen one
-    into ceil(numel / size), so that each node holds it whole and gathers it without the others. DeepSpeed alone would
-    cut a frozen tensor twice, among all ranks and once more among a node's, and hold both blocks; the first is never
-    needed here. The factors are cut among all ranks, as their masters are; DeepSpeed gathers them between nodes once
-    a step and keeps a second block until the optimizer moves them.
+    A tensor is cut into ceil(numel / world) numbers per rank. With `zero_hpz_partition_size` (ZeRO++'s hpZ) a frozen
+    tensor is cut into ceil(numel / size) numbers per rank, so that each node holds it whole and gathers it without the
+    other nodes. DeepSpeed alone would cut a frozen tensor twice, among all ranks and once more among those of a node,
+    and hold both blocks; the first is never needed here. The factors are cut among all ranks, as their masters are;
+    DeepSpeed gathers them between nodes once per step and keeps a second block until the optimizer moves them.
 
     Args:
         ds_config: the resolved DeepSpeed configuration; it decides where blocks live (offload) and how they persist.
@@ -82,7 +92,7 @@ class Zero3:
     """
 
     def __init__(self, ds_config: dict, device: torch.device):
-        from deepspeed.runtime.zero import Init  # the library's other rooms need no DeepSpeed
+        from deepspeed.runtime.zero import Init  # imported here, as loading a model whole needs no DeepSpeed
 
         self.device = device
         self._node_ranks, node = collectives.world_size(), None
@@ -119,22 +129,25 @@ class Zero3:
         # Untouched memory of the full size, which ZeRO-3 frees at once: DeepSpeed takes the shape from it. Its own way
         # (zero.Init) would broadcast the whole tensor to all ranks.
         empty = torch.empty(spec.shape, dtype=dtype, device=self.device)
-        parameter = nn.Parameter(empty, requires_grad=spec.trainable)
+        parameter: Any = nn.Parameter(empty, requires_grad=spec.trainable)  # Any: DeepSpeed adds attributes to it
         (self._trained if spec.trainable else self._frozen)._convert_to_deepspeed_param(parameter)
         parameter.partition()
         assert parameter.ds_tensor.numel() == len(part.values), spec
         parameter.ds_tensor.copy_(part.values)
-        parameter.ds_secondary_tensor = None  # it was cut from the untouched memory; the first gathering makes it anew
+        # DeepSpeed has cut its second block from the untouched memory; the first gathering makes it anew.
+        parameter.ds_secondary_tensor = None
         return parameter
 
     def _blocks(self, spec: TensorSpec) -> int:
-        """How many blocks a tensor is cut into; rank d holds block d modulo this."""
+        """How many blocks a tensor is cut into; rank d holds block d modulo this number."""
         return collectives.world_size() if spec.trainable else self._node_ranks
 
 
 def _node_group(size: int) -> torch.distributed.ProcessGroup:
-    """The `size` consecutive ranks with this one, as DeepSpeed groups them for hpZ; made once a process. A collective
-    call."""
+    """The group of `size` consecutive ranks that this rank belongs to, as DeepSpeed groups them for hpZ.
+
+    It is made once per process. A collective call.
+    """
     from deepspeed.utils import groups
 
     if groups._get_zero_param_intra_parallel_group() is None:
@@ -145,7 +158,7 @@ def _node_group(size: int) -> torch.distributed.ProcessGroup:
 
 
 def block_numel(spec: TensorSpec, blocks: int) -> int:
-    """Numbers in one of so many equal flat blocks of a tensor."""
+    """How many numbers each block has where a tensor is cut into `blocks` equal flat blocks."""
     return -(-spec.shape.numel() // blocks)
 
 
@@ -155,8 +168,10 @@ def block_bytes(spec: TensorSpec, blocks: int) -> int:
 
 
 def _write_blocks(send: Tensor, tensor: Tensor, blocks: int) -> None:
-    """Put block d of a tensor at the beginning of every row of `send` (world, bytes) that is d modulo `blocks`; what it
-    does not fill stays zero."""
+    """Put block d of a tensor at the beginning of every row of `send` (world, bytes) whose number is d modulo `blocks`.
+
+    What a block does not fill stays zero.
+    """
     flat = tensor.contiguous().view(-1)
     size = -(-len(flat) // blocks)
     for block, values in enumerate(flat.split(size)):

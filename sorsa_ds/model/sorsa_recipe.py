@@ -1,33 +1,38 @@
-"""What SORSA makes of a model's linears: residual, U, s and V, by the rank that owns the layer."""
+"""How SORSA adapts a model: each target linear becomes residual, U, s and V, made by the rank that owns the layer."""
 
 import time
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.model.fill import TRIM_BYTES, FactorSource, Tensors, checked
+from sorsa_ds.model.fill import TRIM_BYTES, FactorSource, Produced, Recipe, check_finite
 from sorsa_ds.model.init_report import LayerReport, QuantisationLoss
+from sorsa_ds.model.load import AdaptModel
 from sorsa_ds.model.pretrained import REOPEN_BYTES
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import TensorSpec
-from sorsa_ds.model.targets import Target
+from sorsa_ds.model.targets import Target, insert_sorsa_layers, select_targets
 from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.precision import Precision, full_fp32_products
 from sorsa_ds.sorsa import truncated_svd
 from sorsa_ds.sorsa.decompose import Decomposition, residual
+from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.residual_storage import Storage
 
 
 def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: bool = False) -> int:
     """Bytes that a rank holds at most besides its final shards while this layer is made.
 
-    Two fp32 matrices of the layer's size with its factors: weight and residual while it is decomposed, the outgoing and
-    the incoming message while it is exchanged; what the decomposition itself takes (`lowrank.search_bytes`); and what
-    was read or freed but not yet returned to the system. A quantised residual is made dense once more, to see what it
-    has lost; with several rounds (`refined`) that is decomposed, beside the weight.
+    They are: two fp32 matrices of the layer's size with its factors (weight and residual while it is decomposed, the
+    outgoing and the incoming message while it is exchanged); what the decomposition itself takes
+    (`truncated_svd.search_bytes`); and what was read or freed but not yet returned to the system. A quantised residual
+    is made dense once more, to measure its error; with several rounds of quantisation (`refined`) the dense matrix is
+    decomposed while the weight is still held.
     """
     m, n = target.out_features, target.in_features
     tall = max(m, n), min(m, n), target.rank, sorsa.svd_tolerance
@@ -38,15 +43,40 @@ def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: b
     )
 
 
-@dataclass(frozen=True, slots=True)
-class SorsaRecipe:
-    """SORSA's: of a target the residual, as it is kept, U, s, V and the bias; everything else as it is.
+def sorsa_adaptation(
+    sorsa: SorsaConfig,
+    precision: Precision,
+    storage: Storage,
+    device: torch.device,
+    factor_source: FactorSource,
+    trained: FactorSource | None = None,
+) -> AdaptModel:
+    """What SORSA makes of a model without memory: its targets become SorsaLinear, and a `SorsaRecipe` fills them.
 
     Args:
-        model: the operated one, whose layers know their scale.
         storage: how the residuals are kept.
         device: where decompositions run.
-        factor_source: gives the initial factors, against which the residual is taken.
+        factor_source: gives the initial factors (`sorsa_ds.model.factor_source`), against which W_r is taken.
+        trained: gives the factors that the layers get instead, if training has moved them.
+    """
+
+    def adapt(model: PreTrainedModel) -> tuple[list[Target], Recipe]:
+        targets = select_targets(model, sorsa)
+        insert_sorsa_layers(model, targets, sorsa, precision, storage)
+        return targets, SorsaRecipe(model, precision, storage, device, factor_source, trained)
+
+    return adapt
+
+
+@dataclass(frozen=True, slots=True)
+class SorsaRecipe:
+    """SORSA's recipe: a target becomes W_r in its storage, U, s, V and the bias; other parameters are copied.
+
+    Args:
+        model: the model with its SorsaLinear layers, which know their scale.
+        storage: how the residuals are kept.
+        device: where decompositions run.
+        factor_source: gives the initial factors, against which W_r is taken.
         trained: gives the factors that the layers get instead, if training has moved them.
     """
 
@@ -70,13 +100,13 @@ class SorsaRecipe:
             specs.append(TensorSpec(f"{target.name}.bias", torch.Size((m,)), dtype))
         return specs
 
-    def produce(self, item: Item, source: WeightSource) -> Tensors:
+    def produce(self, item: Item, source: WeightSource) -> Produced:
         began = time.perf_counter()
         weight, bias = source.read(item)
         weight = weight.to(self.device)
         target = item.target
         if target is None:
-            return [checked(item.name, weight)], []
+            return [check_finite(item.name, weight)], []
         with full_fp32_products():
             factors = self.factor_source(target, weight)
             rest = residual(
@@ -84,7 +114,7 @@ class SorsaRecipe:
                 factors,
                 used_dtype=self.precision.compute_dtype,
                 scale_dtype=self.precision.factor_dtype,
-                scale=self.model.get_submodule(target.name).scale,
+                scale=cast(SorsaLinear, self.model.get_submodule(target.name)).scale,
             )
         now = factors if self.trained is None else self.trained(target, weight)
         packed = self.storage.pack(rest)
@@ -92,7 +122,7 @@ class SorsaRecipe:
         if bias is not None:
             tensors.append(bias.to(self.device))
         if not isinstance(factors, Decomposition):
-            return tensors, []  # given, not found: nothing to report
+            return tensors, []  # the factors were given, so there is no decomposition to report
         loss = None
         if self.storage.quantised:
             loss = QuantisationLoss.of(self.storage, weight, rest, packed)

@@ -1,6 +1,6 @@
-"""Which linears are adapted, with which rank, and the swap itself.
+"""Which linears are adapted, with which rank, and their replacement by SORSA layers.
 
-A model is always operated on the meta device: the swap only changes shapes; `sorsa_ds.model.load` fills them.
+The new layers are made on the meta device, so replacing takes no memory; `sorsa_ds.model.fill` fills them.
 """
 
 import difflib
@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config.schema import SorsaConfig
@@ -21,7 +22,10 @@ from sorsa_ds.sorsa.residual_storage import Storage
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One linear to adapt. `transposed`: its weight is stored (in, out), as in GPT-2's Conv1D."""
+    """One linear to adapt.
+
+    transposed: whether its weight is stored as (in, out), as in GPT-2's Conv1D.
+    """
 
     name: str
     out_features: int
@@ -32,7 +36,7 @@ class Target:
 
     @property
     def trainable(self) -> int:
-        """Trained parameters of the layer, r (m + n + 1)."""
+        """How many parameters SORSA trains in the layer: r (m + n + 1)."""
         return self.rank * (self.out_features + self.in_features + 1)
 
 
@@ -41,16 +45,17 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or name.endswith("." + pattern) or fnmatchcase(name, pattern)
 
 
-def select(model: nn.Module, config: SorsaConfig) -> list[Target]:
+def select_targets(model: nn.Module, config: SorsaConfig) -> list[Target]:
     """The linears that the configuration names, in module order.
 
     Raises:
         ValueError: a pattern matches no linear (the message lists what exists) or one that the model does not call, or
-            a rank exceeds a layer's min(out, in) (the message names the layer).
+            a rank exceeds min(out, in) of a layer (the message names the layer).
     """
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     if config.targets == "all-linear":
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        find_head = getattr(model, "get_output_embeddings", None)
+        head = find_head() if find_head else None
         kept = mixing_linears(model)
         chosen = {n for n, module in linears.items() if module is not head and not any(matches(n, p) for p in kept)}
     else:
@@ -60,7 +65,7 @@ def select(model: nn.Module, config: SorsaConfig) -> list[Target]:
         _check_called(chosen, uncalled_linears(model))
     if not chosen:
         raise ValueError(
-            "sorsa.targets selects no linear: the list is empty, or the model has none but its output head"
+            "sorsa.targets selects no linear: the list is empty, or the model has no linear but its output head"
         )
     check_all_match("sorsa.rank_pattern", config.rank_pattern, chosen)
 
@@ -72,10 +77,10 @@ def select(model: nn.Module, config: SorsaConfig) -> list[Target]:
     return targets
 
 
-def operate(
+def insert_sorsa_layers(
     model: nn.Module, targets: list[Target], sorsa: SorsaConfig, precision: Precision, storage: Storage
 ) -> None:
-    """Freeze the model and put an uninitialised SorsaLinear (on the meta device) in each target's place."""
+    """Freeze the model and put an uninitialised SorsaLinear (on the meta device) in the place of each target."""
     model.requires_grad_(False)
     for target in targets:
         parent_name, _, leaf = target.name.rpartition(".")
@@ -95,18 +100,14 @@ def operate(
 
 
 def scale_of(target: Target, sorsa: SorsaConfig) -> float:
-    """Factor of a target's principal branch."""
+    """The factor by which a target's principal branch is multiplied: alpha / rank, or 1 where alpha is unset."""
     return 1.0 if sorsa.alpha is None else sorsa.alpha / target.rank
 
 
-def sorsa_layers(model: nn.Module) -> dict[str, SorsaLinear]:
-    """The adapted layers of a model by name, in module order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, SorsaLinear)}
-
-
-def _target(name: str, module: nn.Module, rank: int) -> Target:
+def _target(name: str, module: nn.Linear | Conv1D, rank: int) -> Target:
     transposed = isinstance(module, Conv1D)
-    shape = getattr(module.weight, "ds_shape", module.weight.shape)  # ZeRO-3 empties the shape of what it cuts
+    weight = cast(Tensor, module.weight)
+    shape = getattr(weight, "ds_shape", weight.shape)  # ZeRO-3 empties the shape of a parameter that it cuts
     n, m = (shape[0], shape[1]) if transposed else (shape[1], shape[0])
     if rank > min(m, n):
         raise ValueError(
@@ -117,7 +118,7 @@ def _target(name: str, module: nn.Module, rank: int) -> Target:
 
 
 def _check_called(chosen: Iterable[str], uncalled: Iterable[str]) -> None:
-    """Stop at the first target that the model does not call."""
+    """Stop at the first target whose weight the model reads without calling the linear."""
     for name in sorted(chosen):
         if any(matches(name, pattern) for pattern in uncalled):
             raise ValueError(
@@ -126,10 +127,10 @@ def _check_called(chosen: Iterable[str], uncalled: Iterable[str]) -> None:
 
 
 def check_all_match(field: str, patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Stop at the first pattern that fits no name of a linear.
+    """Stop at the first pattern that matches no name of a linear.
 
     Raises:
-        ValueError: naming the nearest kind, and all that exist.
+        ValueError: a pattern matches none; the message names the most similar kind of linear, and all that exist.
     """
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):

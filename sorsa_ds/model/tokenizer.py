@@ -11,12 +11,12 @@ def load_tokenizer(folder: Path, loading: LoadingConfig) -> PreTrainedTokenizerB
     """The model's tokenizer.
 
     Raises:
-        ValueError: the folder has none.
+        ValueError: the folder has no tokenizer, or one that cannot be read.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=loading.trust_remote_code)
     except Exception as error:
         raise ValueError(f"model: {folder} has no tokenizer that can be read: {error}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ValueError(f"model: {folder} has no tokenizer (tokenizer.json); copy its model's there")
+        raise ValueError(f"model: {folder} has no tokenizer (tokenizer.json); copy the one of its model there")
     return tokenizer

@@ -1,11 +1,13 @@
-"""Where an owner gets its weights from: a checkpoint on disk, or the ranks' shards of a model in memory."""
+"""Where the rank that makes a layer gets its pre-trained weight from: the disk, or the ranks' shards in memory."""
 
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from sorsa_ds.model.pretrained import Checkpoint
+from sorsa_ds.model.pretrained import PretrainedWeights
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime import collectives, digest
@@ -21,24 +23,34 @@ class WeightSource(Protocol):
         """(weight (M, N) of a target, its bias or None), or (the parameter, None). Only the owner calls it."""
 
 
-class OnDisk:
-    """The owner reads its tensors straight from the checkpoint; nothing crosses the wire.
+class DiskWeightSource:
+    """The owner reads its tensors straight from the disk; nothing crosses the wire.
 
     Args:
-        stored: parameter name -> name in the checkpoint.
+        stored: parameter name -> name in the files.
         expected: digests that the parameters must have, where a run is continued; empty: any.
 
     `digests` holds those of all parameters that this rank has read.
     """
 
-    def __init__(self, checkpoint: Checkpoint, stored: dict[str, str], expected: dict[str, str]):
-        self.checkpoint = checkpoint
+    def __init__(self, pretrained: PretrainedWeights, stored: dict[str, str], expected: dict[str, str]):
+        self.pretrained = pretrained
         self.stored = stored
         self.digests: dict[str, str] = {}
         self._expected = expected
 
+    @classmethod
+    def of_model(cls, folder: Path, model: PreTrainedModel, expected: dict[str, str]) -> "DiskWeightSource":
+        """The weights in a folder for a model whose linears have not been replaced yet.
+
+        Raises:
+            ValueError: the files cannot be read, or are not those of this model.
+        """
+        pretrained = PretrainedWeights(folder)
+        return cls(pretrained, pretrained.parameter_names(model), expected)
+
     def exchange(self, items: list[Item | None]) -> None:
-        """Nothing to do."""
+        """Do nothing: what is on the disk needs no exchange."""
 
     def read(self, item: Item) -> tuple[Tensor, Tensor | None]:
         target = item.target
@@ -47,7 +59,7 @@ class OnDisk:
         return self.weight(target), self.parameter(f"{target.name}.bias") if target.bias else None
 
     def weight(self, target: Target) -> Tensor:
-        """The target's pre-trained weight (M, N) as the checkpoint has it, on the CPU.
+        """The target's pre-trained weight (M, N) in its dtype on disk, on the CPU.
 
         Raises:
             ValueError: it cannot be read, or is not the one that is expected.
@@ -56,27 +68,28 @@ class OnDisk:
         return weight.t() if target.transposed else weight
 
     def parameter(self, name: str) -> Tensor:
-        """A pre-trained parameter as the checkpoint has it, on the CPU.
+        """A pre-trained parameter in its shape and dtype on disk, on the CPU.
 
         Raises:
             ValueError: it cannot be read, or is not the one that is expected.
         """
-        tensor = self.checkpoint.read(self.stored[name])
+        tensor = self.pretrained.read(self.stored[name])
         if name not in self.digests:
             self.digests[name] = digest.of_tensor(tensor)
             if self._expected.get(name, self.digests[name]) != self.digests[name]:
                 raise ValueError(
-                    f"{self.checkpoint.folder}: {name} is not the weight that was trained on: this is another base "
+                    f"{self.pretrained.folder}: {name} is not the weight that was trained on: this is another base "
                     f"model, or a damaged copy of it"
                 )
         return tensor
 
 
-class InShards:
-    """The weight is cut into ZeRO-3 blocks in memory: one all-to-all a round gathers each owner's weight, and no more.
+class ShardedWeightSource:
+    """The weights lie in memory, cut into ZeRO-3 blocks: one all-to-all per round gathers each owner's weight whole.
 
     Args:
         linears: target name -> the original module, whose block is freed as soon as it has been sent.
+        device: where the collectives run.
     """
 
     def __init__(self, linears: dict[str, nn.Module], device: torch.device):
@@ -85,17 +98,22 @@ class InShards:
         self._mine: Tensor | None = None
 
     def exchange(self, items: list[Item | None]) -> None:
-        weights = [None if item is None else self._linears.pop(item.name).weight for item in items]
-        blocks = [torch.empty(0) if weight is None else weight.ds_tensor.detach() for weight in weights]
+        weights: list[Any] = [None if item is None else self._linears.pop(item.name).weight for item in items]
+        blocks = [torch.empty(0) if weight is None else _block(weight) for weight in weights]
         send = torch.cat([block.to(self._device).view(torch.uint8) for block in blocks])
         own = weights[collectives.rank()]
-        receive = [0 if own is None else own.ds_tensor.nbytes] * collectives.world_size()
+        receive = [0 if own is None else _block(own).nbytes] * collectives.world_size()
         received = collectives.exchange(send, [block.nbytes for block in blocks], receive)
         self._mine = None
         if own is not None:
-            self._mine = received.view(own.ds_tensor.dtype)[: own.ds_numel].view(own.ds_shape)
+            self._mine = received.view(_block(own).dtype)[: own.ds_numel].view(own.ds_shape)
 
     def read(self, item: Item) -> tuple[Tensor, Tensor | None]:
         assert item.target is not None
         assert self._mine is not None
         return self._mine.t() if item.target.transposed else self._mine, None
+
+
+def _block(parameter: Any) -> Tensor:
+    """This rank's flat block of a parameter that ZeRO-3 has cut; DeepSpeed adds the attribute at run time."""
+    return parameter.ds_tensor.detach()

@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 
 from sorsa_ds import methods
 from sorsa_ds.model import adapter_file
-from sorsa_ds.model.fill import Progress
-from sorsa_ds.model.load import Loaded, load_operated
+from sorsa_ds.model.fill import RoundProgress
+from sorsa_ds.model.load import AdaptedModel, load_adapted_model
 from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.model.sharding import Whole
 from sorsa_ds.runtime import precision
@@ -53,7 +53,7 @@ def reload(folder: Path, device: torch.device, progress: Progress = iter, base: 
         initial=folder / adapter_file.INITIAL,
         trained=adapter_file.open_factors(folder, adapter_file.TRAINED, described).values,
     )
-    return load_operated(
+    return load_adapted_model(
         find_model(base or described.base_model, described.loading),
         operation,
         loading=described.loading,

@@ -14,7 +14,7 @@ from sorsa_ds.methods.peft_layers import PeftLayers
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.adapter_file import Description, FactorFile
 from sorsa_ds.model.factor_source import from_values
-from sorsa_ds.model.pretrained import Checkpoint, find_model
+from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Target, select
 from sorsa_ds.model.weight_sources import OnDisk
@@ -44,7 +44,7 @@ class Source:
     adapter: Path
     described: Description
     model: PreTrainedModel
-    weights: OnDisk
+    weights: DiskWeightSource
     targets: list[Target]
     precision: Precision
     storage: Storage
@@ -102,9 +102,8 @@ def open_run(run: Path, base: str | None = None) -> Source:
     except ValueError as error:
         raise ValueError(f"{error}; say where the base model is: --base FOLDER") from error
     model = skeleton(base_folder, described.loading)
-    checkpoint = Checkpoint(base_folder)
-    weights = OnDisk(checkpoint, checkpoint.parameter_names(model), described.digests)
-    targets = [] if described.method == "full" else select(model, described.sorsa)
+    weights = DiskWeightSource.of_model(base_folder, model, described.digests)
+    targets = [] if described.method == "full" else select_targets(model, described.sorsa)
     _check_layers(base_folder, targets, described)
     formats = precision.choose(described.precision, None, "cpu")
     return Source(

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from sorsa_ds.config.schema import LoadingConfig
 from sorsa_ds.data.tokenize import Example
-from sorsa_ds.model.load import Loaded
+from sorsa_ds.model.load import AdaptedModel
 from sorsa_ds.sorsa.layer import compute_dtype
 from sorsa_ds.train.loss import mean_loss
 
@@ -64,7 +64,7 @@ def base_weights(loaded: Loaded) -> Iterator[None]:
 
 
 def check_start(
-    engine: nn.Module, loaded: Loaded, batch: dict[str, Tensor], device: torch.device, tolerance: float
+    engine: nn.Module, loaded: AdaptedModel, batch: dict[str, Tensor], device: torch.device, tolerance: float
 ) -> tuple[float, float]:
     """Loss of the pre-trained model and of the adapted one at step 0, nats per token. A collective call.
 

@@ -49,7 +49,7 @@ class Trainer:
 
     config: RunConfig
     engine: SorsaEngine
-    loaded: Loaded
+    loaded: AdaptedModel
     plan: BatchPlan
     eval_examples: list[Example]
     folder: Path

@@ -10,7 +10,7 @@ from sorsa_ds.config import deepspeed_json, recipes
 from sorsa_ds.config.command_line import load
 from sorsa_ds.config.schema import LoadingConfig, RunConfig
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import select
+from sorsa_ds.model.targets import select_targets
 from sorsa_ds.plan.shapes import FOLDER as SHAPES
 from sorsa_ds.plan.shapes import shipped
 from sorsa_ds.sorsa import regularizer
@@ -66,7 +66,7 @@ def test_no_shape_ships_for_an_unknown_model():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_trains_the_published_number_of_parameters(name):
     config = config_of(name)
-    targets = select(bare(config.model), config.sorsa)
+    targets = select_targets(bare(config.model), config.sorsa)
     assert round(sum(target.trainable for target in targets) / 1e6) == TRAINABLE[name]
 
 

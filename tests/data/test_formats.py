@@ -95,12 +95,12 @@ def test_a_row_without_response_teaches_nothing(name, row):
     ],
 )
 def test_auto_goes_by_the_columns(columns, name):
-    assert choose_format(columns) == resolve_format("auto", columns) == name
+    assert detect_format(columns) == resolve_format("auto", columns) == name
 
 
 def test_unknown_columns_are_listed_with_the_formats():
     with pytest.raises(ValueError, match=r"'foo', 'bar' fit no known format .*metamath: query, response.*text: text"):
-        choose_format(["foo", "bar"])
+        detect_format(["foo", "bar"])
 
 
 def test_a_missing_column_is_named():

@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data import source
 from sorsa_ds.data.faults import find_fault
-from sorsa_ds.data.formats import choose_format
+from sorsa_ds.data.formats import detect_format
 from sorsa_ds.data.source import load_rows
 from tests.helpers import small_data
 
@@ -270,7 +270,7 @@ def test_the_embedded_problems():
     assert (len(train), len(held_out)) == (96, 16)
     rows = [*train, *held_out]
     assert len({row["question"] for row in rows}) == 112
-    assert choose_format(train.column_names) == "gsm8k"
+    assert detect_format(train.column_names) == "gsm8k"
     for row in rows:
         assert row["answer"].endswith(f"\n#### {row['gold']}")
         assert "Do not include units" not in row["question"]

@@ -16,16 +16,16 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from sorsa_models import load_sorsa_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sorsa_ds import load_adapter
-from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.export import card, tensor_file
 from sorsa_ds.export.command import Options, export
 from sorsa_ds.export.lora import served_by_vllm
 from sorsa_ds.model import adapter_file
-from sorsa_ds.model.load import load
 from sorsa_ds.model.sharding import Whole
 from sorsa_ds.runtime.folder_lock import RunLock, is_held
 from sorsa_ds.runtime.precision import choose
@@ -62,14 +62,14 @@ def finished_run(base: Path, folder: Path, precision="fp32", size=0.1, storage="
             trained[f"{target.name}.{leaf}"] = factor + size * factor.std(correction=0) * noise
         return found
 
-    loaded = load(
-        base, loading=LoadingConfig(), sorsa=config.sorsa, precision=formats, placement=Whole(CPU), device=CPU,
+    loaded = load_sorsa_model(
+        base, sorsa=config.sorsa, precision=formats, placement=Whole(CPU), device=CPU,
         factor_source=source, storage=residual_storage.choose(config.residual, formats, CPU),
     )  # fmt: skip
     (folder / "adapter").mkdir(parents=True)
     save_file(initial, folder / "adapter" / adapter_file.INITIAL)
     save_file(trained, folder / "adapter" / adapter_file.TRAINED)
-    adapter_file.describe(folder / "adapter", config, loaded.targets, loaded.digests)
+    adapter_file.describe_adapter(folder / "adapter", config, loaded.targets, loaded.digests)
     (folder / "config.yaml").write_text(to_yaml(config))
     (folder / "report.json").write_text(json.dumps(REPORT))
     return folder

@@ -23,7 +23,7 @@ from sorsa_ds.methods import METHODS as NAMES
 from sorsa_ds.methods import settings
 from sorsa_ds.model.adapter_file import read_description
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import select
+from sorsa_ds.model.targets import select_targets
 from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
@@ -80,12 +80,12 @@ def build(folder, method: str, ds: dict, precision: str = "fp32"):
     from sorsa_ds import methods
     from sorsa_ds.config.schema import LoadingConfig
     from sorsa_ds.engine.engine import adamw, cosine_with_warmup
-    from sorsa_ds.model.load import load_operated
+    from sorsa_ds.model.load import load_adapted_model
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.sorsa.residual_storage import Dense
 
     config, formats = config_of(method), choose(precision, None, "cpu")
-    loaded = load_operated(
+    loaded = load_adapted_model(
         folder, methods.operation(config, formats, Dense(formats.residual_dtype), CPU), loading=LoadingConfig(),
         placement=Zero3(ds, CPU) if ds["zero_optimization"]["stage"] == 3 else Whole(CPU), device=CPU,
     )  # fmt: skip
@@ -125,7 +125,7 @@ def _all_runs(folder, runs):
 def plain_model(folder, method: str, start: dict) -> torch.nn.Module:
     """What a user of PEFT builds, in its own way, but for the random start, which is ours."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    targets = [t.name for t in select(model, SorsaConfig(rank=1))]
+    targets = [t.name for t in select_targets(model, SorsaConfig(rank=1))]
     if method in ("full", "partial"):
         model.requires_grad_(method == "full")
         for name in targets if method == "partial" else []:
@@ -240,7 +240,7 @@ def test_parameter_counts_are_those_of_sorsa_but_for_its_singular_values(tiny_ll
     from sorsa_ds.methods import describe
 
     model = skeleton(tiny_llama, LoadingConfig())
-    targets = select(model, SorsaConfig(rank=RANK))
+    targets = select_targets(model, SorsaConfig(rank=RANK))
     sizes = [(t.out_features, t.in_features) for t in targets]
     config = {method: RunConfig(method=method, sorsa=SorsaConfig(rank=RANK)) for method in METHODS}
     counts = {

@@ -1,25 +1,28 @@
 """The distributed initialisation: the same factors whoever makes them, from disk or from shards, cached or not."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
+import sorsa_ds
+from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.model.factor_cache import CachedDecomposition, FactorCache
 from sorsa_ds.model.init_report import as_json, table
-from sorsa_ds.model.load import load
-from sorsa_ds.model.schedule import Item, describe, schedule
+from sorsa_ds.model.schedule import Item, describe_schedule, schedule
 from sorsa_ds.model.sharding import Whole
-from sorsa_ds.model.targets import Target, sorsa_layers
+from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.residual_storage import Nf4
 from tests.helpers.architectures import CONFIGS, exactly, randomly, save
 from tests.helpers.worlds import run_ranks
 
 CPU = torch.device("cpu")
+EXACTLY = SorsaConfig(rank=5, svd="exact", svd_cache="off")
 SOURCES = {"exact": exactly, "randomized": randomly}
 DS = {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": 0.0, "zero_optimization": {"stage": 3}}
 
@@ -36,8 +39,8 @@ def _load(folder, source, zero3):
 
     from sorsa_ds.model.sharding import Zero3
 
-    loaded = load(
-        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"),
+    loaded = load_sorsa_model(
+        folder, sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"),
         placement=Zero3(DS, CPU) if zero3 else Whole(CPU), device=CPU, factor_source=source,
     )  # fmt: skip
     if not zero3:
@@ -67,8 +70,8 @@ def test_every_rank_and_world_size_gets_the_same_factors(folder, kind, zero3):
 
 def _iterated(folder):
     """Factors of the MLPs of a model that is large enough for the iteration, and how they were made."""
-    loaded = load(
-        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=8, targets=["*.mlp.*"]),
+    loaded = load_sorsa_model(
+        folder, sorsa=SorsaConfig(rank=8, targets=["*.mlp.*"]),
         precision=choose("fp32", None, "cpu"), placement=Whole(CPU), device=CPU, factor_source=randomly,
     )  # fmt: skip
     trained = {name: p.detach().clone() for name, p in loaded.model.named_parameters() if p.requires_grad}
@@ -90,24 +93,26 @@ def test_iterated_factors_do_not_depend_on_the_ranks(tmp_path):
                 assert torch.equal(value, alone[name]), f"{name}, {world} ranks"
 
 
-def _adopt(folder, kind, storage=None):
-    """Logits and factors of a zero.Init model that was adapted in memory."""
-    import deepspeed
+def _partitioned(folder):
+    """A model that ZeRO-3 has cut while transformers read it, as a user's own program makes it."""
     from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
-
-    from sorsa_ds.model.adopt_zero3 import adopt
 
     keep = HfDeepSpeedConfig(DS)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     del keep
+    return model
+
+
+def _adapt(folder, residual=None):
+    """Weights and factors of a partitioned model that was adapted in memory."""
+    import deepspeed
+
+    model = _partitioned(folder)
     before = {name: p.ds_id for name, p in model.named_parameters()}
     with deepspeed.zero.GatheredParameters(list(model.parameters())):
         weights = {name: p.detach().float() for name, p in model.named_parameters()}
-    done = adopt(
-        model, DS, sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"), device=CPU,
-        factor_source=SOURCES[kind], storage=storage,
-    )  # fmt: skip
+    done = sorsa_ds.adapt_partitioned_model(model, DS, sorsa=EXACTLY, residual=residual, precision="fp32")
     kept = [name for name, p in model.named_parameters() if before.get(name) == p.ds_id]
     with deepspeed.zero.GatheredParameters(list(model.parameters())):
         values = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -116,7 +121,7 @@ def _adopt(folder, kind, storage=None):
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_a_partitioned_model_is_adapted_in_memory(folder, world):
-    for values, weights, kept, count, held in run_ranks(world, _adopt, folder, "exact"):
+    for values, weights, kept, count, held in run_ranks(world, _adapt, folder):
         assert count == 14
         assert held == 0, "a rank holds whole parameters"
         assert any("q_proj.bias" in name for name in kept), "biases stay in place"
@@ -131,8 +136,8 @@ def test_a_partitioned_model_is_adapted_in_memory(folder, world):
 
 def _packed(folder, storage):
     """The packed tensors of the model loaded from disk."""
-    model = load(
-        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"),
+    model = load_sorsa_model(
+        folder, sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"),
         placement=Whole(CPU), device=CPU, factor_source=exactly, storage=storage,
     ).model  # fmt: skip
     return {name: p.detach() for name, p in model.named_parameters() if p.dtype == torch.uint8}
@@ -142,18 +147,65 @@ def test_a_model_adapted_in_memory_holds_the_same_packed_residual(folder):
     storage = Nf4(64)
     [packed] = run_ranks(1, _packed, folder, storage)  # with one thread, as the ranks below
     assert len(packed) == 28
-    for values, *_ in run_ranks(2, _adopt, folder, "exact", storage):
+    for values, *_ in run_ranks(2, _adapt, folder, sorsa_ds.ResidualConfig(storage="nf4")):
         assert all(torch.equal(values[name], tensor) for name, tensor in packed.items())
 
 
-def test_adopting_a_whole_model_is_refused(folder):
+def test_adapting_a_whole_model_in_memory_is_refused(folder):
     from transformers import AutoModelForCausalLM
-
-    from sorsa_ds.model.adopt_zero3 import adopt
 
     model = AutoModelForCausalLM.from_pretrained(folder)
     with pytest.raises(ValueError, match="embed_tokens.weight is not partitioned by ZeRO-3"):
-        adopt(model, DS, sorsa=SorsaConfig(), precision=choose("fp32", None, "cpu"), device=CPU, factor_source=exactly)
+        sorsa_ds.adapt_partitioned_model(model, DS)
+
+
+def _train_in_memory(folder, steps):
+    """A user's own program: logits before and after the adaptation, then losses of DeepSpeed's plain engine."""
+    import deepspeed
+
+    model, ids = _partitioned(folder), torch.arange(1, 25).view(2, 12) % 64
+    logits = []
+    with torch.no_grad(), deepspeed.zero.GatheredParameters(list(model.parameters())):
+        logits.append(model.eval()(ids).logits)
+    adapted = sorsa_ds.adapt_partitioned_model(model, DS, sorsa=EXACTLY, precision="fp32")
+    assert not adapted.exact_factors, "fp32 parameters are exact themselves"
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    ds = {**DS, "zero_allow_untested_optimizer": True}
+    optimizer = torch.optim.AdamW(named.values(), lr=3e-3)
+    engine, *_ = deepspeed.initialize(model=model, config=ds, optimizer=optimizer)
+    with torch.no_grad():
+        logits.append(engine.eval()(ids).logits)
+    engine.train()
+    losses = []
+    for _ in range(steps):
+        loss = engine(input_ids=ids, labels=ids).loss
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+    targets = [target.name for target in adapted.targets]
+    return logits, losses, sorted(named), sorted(f"{name}.{leaf}" for name in targets for leaf in ("U", "s", "V"))
+
+
+def test_a_model_adapted_in_memory_starts_as_the_base_and_trains_on_plain_deepspeed(folder):
+    ranks = run_ranks(2, _train_in_memory, folder, 4)
+    for (before, after), losses, trained, factors in ranks:
+        assert trained == factors
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+        assert losses == ranks[0][1], "the ranks saw the same tokens"
+        assert losses == sorted(losses, reverse=True)
+        assert losses[-1] < losses[0] - 0.1
+
+
+def test_the_public_names_are_imported_at_their_first_use():
+    lines = [
+        "import sys, sorsa_ds",
+        "assert 'torch' not in sys.modules",
+        "for name in sorsa_ds.__all__: assert getattr(sorsa_ds, name).__name__ == name",
+        "assert 'torch' in sys.modules",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'adopt'"):
+        sorsa_ds.adopt  # noqa: B018
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
@@ -172,8 +224,8 @@ def test_schedule_deals_everything_once_and_evenly(world):
     assert max(work) < 1.06 * sum(work) / world
     waiting = sum(max(i.cost for i in one if i) * world - sum(i.cost for i in one if i) for one in rounds)
     assert waiting < 0.06 * sum(work)
-    assert describe(rounds).count("decompositions") == world
-    assert sum(int(line.split(": ")[1].split()[0]) for line in describe(rounds).splitlines()) == len(items)
+    assert describe_schedule(rounds).count("decompositions") == world
+    assert sum(int(line.split(": ")[1].split()[0]) for line in describe_schedule(rounds).splitlines()) == len(items)
 
 
 def counting(calls):
@@ -271,4 +323,3 @@ def test_table_and_json_tell_each_kind_of_layer(folder):
 
 def test_all_architectures_are_listed():
     assert {"llama", "mistral", "gemma", "qwen2", "phi3", "gpt2", "rwkv"} <= set(CONFIGS)
-    assert sorsa_layers(torch.nn.Linear(2, 2)) == {}

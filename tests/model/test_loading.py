@@ -5,10 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
-from sorsa_ds.model.load import load
 from sorsa_ds.model.sharding import Whole
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import operate, select, sorsa_layers
+from sorsa_ds.model.targets import insert_sorsa_layers, select_targets
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.residual_storage import Dense
 from tests.helpers.architectures import CONFIGS, exactly, save
@@ -27,8 +26,8 @@ def folders(tmp_path_factory):
 
 def load_whole(folder, precision="fp32", **sorsa):
     """The model in one process."""
-    return load(
-        folder, loading=LoadingConfig(), sorsa=SorsaConfig(**{"rank": 5, **sorsa}),
+    return load_sorsa_model(
+        folder, sorsa=SorsaConfig(**{"rank": 5, **sorsa}),
         precision=choose(precision, None, "cpu"), placement=Whole(CPU), device=CPU, factor_source=exactly,
     )  # fmt: skip
 
@@ -53,8 +52,8 @@ def _zero3_logits_and_gradients(folders, checkpointing):
     for name, folder in folders.items():
         ds = {"train_micro_batch_size_per_gpu": 2, "gradient_clipping": 0.0, "zero_allow_untested_optimizer": True,
               "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 100}}  # fmt: skip
-        loaded = load(
-            folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"),
+        loaded = load_sorsa_model(
+            folder, sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"),
             placement=Zero3(ds, CPU), device=CPU, factor_source=exactly,
         )  # fmt: skip
         held = sum(p.numel() for p in loaded.model.parameters())
@@ -119,8 +118,8 @@ def test_parameter_counts_are_the_published_ones(tmp_path, shape, rank, expected
     (tmp_path / "config.json").write_text(json.dumps(shape))
     model = skeleton(tmp_path, LoadingConfig())
     config = SorsaConfig(rank=rank)
-    targets = select(model, config)
-    operate(model, targets, config, choose("fp32", None, "cpu"), Dense(torch.float32))
+    targets = select_targets(model, config)
+    insert_sorsa_layers(model, targets, config, choose("fp32", None, "cpu"), Dense(torch.float32))
     counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert counted == sum(t.trainable for t in targets)
     assert counted == pytest.approx(expected, rel=5e-4)
@@ -269,7 +268,7 @@ def test_a_pickle_only_repository_on_the_hub_is_refused_with_the_way_to_convert_
     monkeypatch.setattr(pretrained, "snapshot_download", lambda *_, **__: tmp_path)
     monkeypatch.setattr(pretrained, "HfApi", Hub)
     with pytest.raises(ValueError, match=r"someone/old: only pickle files.*T.from_pretrained\('someone/old'\)"):
-        pretrained.find("someone/old", None)
+        pretrained.find_folder("someone/old", None)
 
 
 def test_missing_parameter_and_nan_weight_are_named(tmp_path):

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from sorsa_models import load_sorsa_model
 
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, SorsaConfig
 from sorsa_ds.model.factor_source import factor_source
 from sorsa_ds.model.init_report import as_json, table
-from sorsa_ds.model.load import load
 from sorsa_ds.model.sharding import Whole
 from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime.precision import choose as choose_precision
@@ -99,8 +99,8 @@ def test_the_cache_knows_the_quantisation(weights, tmp_path):
 def test_the_report_has_both_errors(tmp_path):
     folder = save("llama", tmp_path / "m")
     storage = choose(ResidualConfig(storage="nf4"), FP32, CPU)
-    loaded = load(
-        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=8), precision=FP32, placement=Whole(CPU), device=CPU,
+    loaded = load_sorsa_model(
+        folder, sorsa=SorsaConfig(rank=8), precision=FP32, placement=Whole(CPU), device=CPU,
         factor_source=exactly, storage=storage,
     )  # fmt: skip
     written = json.loads(json.dumps(as_json(loaded.reports, seconds=1.0, world_size=1, peak_gib=[1.0])))

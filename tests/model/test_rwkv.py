@@ -89,10 +89,11 @@ def test_rwkv4_trains_through_the_command_on_two_ranks(origin, request, project,
 
 def _train(folder, steps=4):
     """Losses of a few ZeRO-3 steps of a random model on the same tokens."""
+    from sorsa_models import load_sorsa_model
+
     from sorsa_ds.config.deepspeed_json import resolve
     from sorsa_ds.config.schema import TrainConfig
     from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
-    from sorsa_ds.model.load import load
     from sorsa_ds.model.sharding import Zero3
     from sorsa_ds.runtime.precision import choose
     from sorsa_ds.sorsa.regularizer import Regularizer
@@ -100,8 +101,8 @@ def _train(folder, steps=4):
 
     device = torch.device("cpu")
     ds = resolve({"zero_optimization": {"stage": 3}}, TrainConfig(), 2, "cpu", "fp32").ds
-    loaded = load(
-        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=4), precision=choose("fp32", None, "cpu"),
+    loaded = load_sorsa_model(
+        folder, sorsa=SorsaConfig(rank=4), precision=choose("fp32", None, "cpu"),
         placement=Zero3(ds, device), device=device, factor_source=exactly,
     )  # fmt: skip
     engine = SorsaEngine(
@@ -134,17 +135,17 @@ def test_the_package_is_not_asked_for_otherwise(tmp_path, monkeypatch, text):
     monkeypatch.setattr(architectures, "PACKAGE", "no_such_package")
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    architectures.make_known(tmp_path)
+    architectures.register_architecture(tmp_path)
 
 
 def test_all_linear_is_attention_and_feed_forward_of_rwkv6(rwkv6):
-    names = [target.name for target in select(skeleton(rwkv6, LoadingConfig()), SorsaConfig(rank=4))]
+    names = [target.name for target in select_targets(skeleton(rwkv6, LoadingConfig()), SorsaConfig(rank=4))]
     assert names == [f"model.layers.{layer}.{name}" for layer in (0, 1) for name in BLOCK]
 
 
 def test_a_linear_that_rwkv6_does_not_call_is_refused(rwkv6):
     with pytest.raises(ValueError, match=r"model\.layers\.0\.attn\.x_proj\.2 cannot be adapted"):
-        select(skeleton(rwkv6, LoadingConfig()), SorsaConfig(rank=4, targets=["o_proj", "x_proj.2"]))
+        select_targets(skeleton(rwkv6, LoadingConfig()), SorsaConfig(rank=4, targets=["o_proj", "x_proj.2"]))
 
 
 def run_rwkv6(rwkv6, project, texts, name, *arguments, **options):

@@ -190,6 +190,6 @@ def _refused(project):
 
 
 def test_every_rank_of_a_run_refuses_what_cannot_fit_before_it_loads(project, monkeypatch):
-    monkeypatch.setattr("sorsa_ds.train.setup.load_operated", None)
+    monkeypatch.setattr("sorsa_ds.train.setup.load_adapted_model", None)
     told = run_ranks(2, _refused, project)
     assert all("the run needs about" in one and "launch/plan.py" in one for one in told)

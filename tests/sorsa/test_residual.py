@@ -8,10 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import sorsa_ds.sorsa.residual_storage
-from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, SorsaConfig
-from sorsa_ds.model.load import load
+from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
 from sorsa_ds.model.sharding import Whole
-from sorsa_ds.model.targets import sorsa_layers
 from sorsa_ds.runtime.precision import choose as choose_precision
 from sorsa_ds.sorsa.decompose import residual as rest_of
 from sorsa_ds.sorsa.layer import SorsaLinear
@@ -233,8 +231,8 @@ def test_nothing_dense_is_kept_for_backward(monkeypatch, features, in_forward):
 
 def loaded_whole(folder, storage, precision="fp32"):
     """The quantised model in one process."""
-    return load(
-        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=5), storage=storage, device=CPU,
+    return load_sorsa_model(
+        folder, sorsa=SorsaConfig(rank=5), storage=storage, device=CPU,
         precision=choose_precision(precision, None, "cpu"), placement=Whole(CPU), factor_source=exactly,
     )  # fmt: skip
 
@@ -278,8 +276,8 @@ def _zero3(folder, names, checkpointing):
 
     results = {}
     for name in names:
-        loaded = load(
-            folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=5), storage=PACKED[name], device=CPU,
+        loaded = load_sorsa_model(
+            folder, sorsa=SorsaConfig(rank=5), storage=PACKED[name], device=CPU,
             precision=choose_precision("fp32", None, "cpu"), placement=Zero3(ZERO3, CPU), factor_source=exactly,
         )  # fmt: skip
         packed = {n: p for n, p in loaded.model.named_parameters() if p.dtype == torch.uint8}

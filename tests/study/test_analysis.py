@@ -240,7 +240,7 @@ def test_another_run_of_the_same_name_and_an_unfinished_one_are_refused(analysed
     folder, _, _, _ = analysed
     other, _ = handmade(tmp_path, "llama", "lora")
     (other / "adapter" / adapter_file.TRAINED).write_bytes((other / "adapter" / adapter_file.INITIAL).read_bytes())
-    adapter_file.seal(other / "adapter")
+    adapter_file.record_digests(other / "adapter")
     with pytest.raises(ValueError, match="holds another run named llama-lora"):
         analyze(Options([other], folder / "out"))
     (other / "report.json").unlink()

@@ -29,7 +29,7 @@ from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, ResidualConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import select
+from sorsa_ds.model.targets import select_targets
 from sorsa_ds.run import recorder
 from sorsa_ds.run.recorder import SnapshotRecorder
 from sorsa_ds.run.snapshots import snapshot_path, stored_linears
@@ -196,10 +196,10 @@ def kept_as(run: Path, precision: str, storage: str) -> None:
     config = command_line.load(RunConfig, run / "config.yaml")
     config = replace(config, train=replace(config.train, precision=precision), residual=ResidualConfig(storage=storage))
     model = skeleton(Path(config.model), LoadingConfig())
-    adapter_file.describe(
-        run / "adapter", config, [] if config.method == "full" else select(model, config.sorsa), digests={}
+    adapter_file.describe_adapter(
+        run / "adapter", config, [] if config.method == "full" else select_targets(model, config.sorsa), digests={}
     )
-    adapter_file.seal(run / "adapter")
+    adapter_file.record_digests(run / "adapter")
     (run / "config.yaml").write_text(to_yaml(config))
 
 
@@ -331,7 +331,7 @@ def test_an_analysis_remembers_the_runs_that_a_later_command_leaves_out(shown, t
     assert set(json.loads((shown.folder / "out" / "analysis.json").read_text())["runs"]) == {first.name, second.name}
     other, _ = handmade(tmp_path, "llama", "sorsa")
     (other / "adapter" / adapter_file.TRAINED).write_bytes((other / "adapter" / adapter_file.INITIAL).read_bytes())
-    adapter_file.seal(other / "adapter")
+    adapter_file.record_digests(other / "adapter")
     with pytest.raises(ValueError, match="holds another run named llama-sorsa"):
         analyze(Options([other], shown.folder / "out"))
 
