@@ -43,7 +43,7 @@ def ds_config(stage: int, precision: str = "mixed", zero: dict | None = None) ->
     return resolve(raw, train, collectives.world_size(), this_device().type, precision).ds
 
 
-def default_model(method: str, rank: int, stage: int, precision: str = "mixed", storage: str = "auto") -> Loaded:
+def default_model(method: str, rank: int, stage: int, precision: str = "mixed", storage: str = "auto") -> AdaptedModel:
     """The default model with the layers of a method; SORSA's factors come from the user's cache of factors."""
     device = this_device()
     return load_adapted_model(

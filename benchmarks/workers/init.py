@@ -91,7 +91,7 @@ def load_peft(a: argparse.Namespace) -> dict:
 
 def energy_excess(a: argparse.Namespace) -> dict:
     """The worst excess of residual energy over the optimum, on all matrices of the default model: PEFT's, and ours."""
-    checkpoint = Checkpoint(ensure_embedded_model(lambda text: None))
+    weights = PretrainedWeights(ensure_embedded_model(lambda text: None))
     worst = {"pissa_niter_4": 0.0, **dict.fromkeys(map(str, a.tolerances), 0.0)}
     for name in (name for name in weights.names if "_proj.weight" in name):
         W = weights.read(name).float()
@@ -109,8 +109,8 @@ def energy_excess(a: argparse.Namespace) -> dict:
 
 def full_svd(a: argparse.Namespace) -> dict:
     """Seconds of the full SVD and of ours, on a square matrix with the spectrum of a real layer, interpolated."""
-    checkpoint = Checkpoint(ensure_embedded_model(lambda text: None))
-    real = torch.linalg.svdvals(checkpoint.read("model.layers.10.self_attn.q_proj.weight").double())
+    weights = PretrainedWeights(ensure_embedded_model(lambda text: None))
+    real = torch.linalg.svdvals(weights.read("model.layers.10.self_attn.q_proj.weight").double())
     places = torch.linspace(0, 1, a.size, dtype=torch.float64) * (len(real) - 1)
     low = places.floor().long().clamp(max=len(real) - 2)
     spectrum = real[low] + (places - low) * (real[low + 1] - real[low])

@@ -11,8 +11,9 @@ from benchmarks.helpers.common import run_side
 from benchmarks.helpers.models import NOTHING_KEPT, batch_of, engine_with
 from benchmarks.helpers.wire import Wire
 from sorsa_ds.config.schema import DataConfig, LoadingConfig, RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.model.load import load
+from sorsa_ds.model.load import load_adapted_model
 from sorsa_ds.model.sharding import Zero3
+from sorsa_ds.model.sorsa_recipe import sorsa_adaptation
 from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.process import this_device
@@ -53,11 +54,13 @@ def measure(a: argparse.Namespace) -> dict:
     """
     world, device = collectives.world_size(), this_device()
     job = small_job(a.nodes, world // a.nodes, bool(a.inside))
-    loaded = load(
-        a.folder, loading=LoadingConfig(), sorsa=job.config.sorsa, precision=job.precision,
-        placement=Zero3(job.resolved.ds, device), device=device, storage=job.storage,
-        factor_source=lambda target, weight: decompose(weight, target.rank, target.name, "randomized"),
+    adapt = sorsa_adaptation(
+        job.config.sorsa, job.precision, job.storage, device,
+        lambda target, weight: decompose(weight, target.rank, target.name, "randomized"),
     )  # fmt: skip
+    loaded = load_adapted_model(
+        a.folder, adapt, loading=LoadingConfig(), placement=Zero3(job.resolved.ds, device), device=device
+    )
     ds = {**job.resolved.ds, "torch_autocast": {"enabled": False}}
     engine = engine_with(loaded.model, ds)
     batch = batch_of(job.tokens, loaded.model.config.vocab_size, device)

@@ -114,7 +114,7 @@ def _build(options: Options, found: Found, setting: Setting) -> Task:
         raise ValueError("--task loss needs --data, the text to measure; only a run brings its own (held-out) data")
     folder, config = found.run
     reported = FinishedRun(folder).report()["eval_loss_end"]
-    _, held_out = examples(config.data, setting.tokenizer, config.train.seed)
+    _, held_out = load_examples(config.data, setting.tokenizer, config.train.seed)
     if not held_out or reported is None:
         raise ValueError(f"--model: {folder} was trained without held-out data (data.eval_size, data.eval_split)")
     return loss.held_out(held_out[: options.limit], reported)

@@ -29,7 +29,7 @@ def load_adapter(folder: Path | str, base: str | None = None, device: torch.devi
     return reload(Path(folder), torch.device(device), base=base).model
 
 
-def reload(folder: Path, device: torch.device, progress: Progress = iter, base: str | None = None) -> Loaded:
+def reload(folder: Path, device: torch.device, progress: RoundProgress = iter, base: str | None = None) -> AdaptedModel:
     """The adapted model of an adapter's folder, and what it was made from. A collective call where there are ranks.
 
     Args:

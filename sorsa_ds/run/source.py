@@ -16,8 +16,8 @@ from sorsa_ds.model.adapter_file import Description, FactorFile
 from sorsa_ds.model.factor_source import from_values
 from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import Target, select
-from sorsa_ds.model.weight_sources import OnDisk
+from sorsa_ds.model.targets import Target, select_targets
+from sorsa_ds.model.weight_sources import DiskWeightSource
 from sorsa_ds.run.finished import FinishedRun
 from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.runtime import precision
@@ -54,7 +54,7 @@ class Source:
     @property
     def base(self) -> Path:
         """The base model's folder."""
-        return self.weights.checkpoint.folder
+        return self.weights.pretrained.folder
 
     @property
     def from_hub(self) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
-from sorsa_ds.data.examples import examples
+from sorsa_ds.data.examples import load_examples
 from sorsa_ds.data.tokenize import Example, show_example
 from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.model.skeleton import skeleton
@@ -46,7 +46,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     config, resolved = settings.config, settings.resolved
     model_folder = find_model(config.model, config.loading)
     tokenizer = load_tokenizer(model_folder, config.loading)
-    train_examples, eval_examples = examples(config.data, tokenizer, config.train.seed)
+    train_examples, eval_examples = load_examples(config.data, tokenizer, config.train.seed)
     batches = BatchPlan(
         train_examples,
         micro_batch_size=resolved.micro_batch_size,

@@ -16,7 +16,7 @@ from sorsa_ds.config.schema import RunConfig, TrainConfig
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.model import init_report
 from sorsa_ds.model.adapter_file import INITIAL
-from sorsa_ds.model.load import Loaded
+from sorsa_ds.model.load import AdaptedModel
 from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.checkpoint.restore import restore_training
 from sorsa_ds.run.checkpoint.resume import WholeCheckpoint, find_checkpoint
@@ -94,7 +94,7 @@ class Origin(Protocol):
             ValueError: naming a linear.
         """
 
-    def report_initialisation(self, loaded: Loaded, seconds: float) -> dict | None:
+    def report_initialisation(self, loaded: AdaptedModel, seconds: float) -> dict | None:
         """Show how the layers were initialised; returns what init.json will hold, None where that is written already.
 
         A collective call.
@@ -165,7 +165,7 @@ class NewRun:
     def check_snapshots(self, model: PreTrainedModel, config: RunConfig, device: torch.device) -> None:
         """Nothing to check: no snapshots are there."""
 
-    def report_initialisation(self, loaded: Loaded, seconds: float) -> dict | None:
+    def report_initialisation(self, loaded: AdaptedModel, seconds: float) -> dict | None:
         """The table of the layers on the console, and everything about them for init.json."""
         if loaded.reports:
             say(init_report.table(loaded.reports))
@@ -247,7 +247,7 @@ class ResumedRun:
         run, steps_done = self.saved.run, self.saved.manifest.progress.step
         collectives.together(lambda: check_continues(model, config, run, steps_done), device, on=0)
 
-    def report_initialisation(self, loaded: Loaded, seconds: float) -> dict | None:
+    def report_initialisation(self, loaded: AdaptedModel, seconds: float) -> dict | None:
         """Nothing to report: the layers were rebuilt, and init.json tells how they were initialised."""
         return None
 

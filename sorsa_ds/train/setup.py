@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from sorsa_ds import methods
 from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.model import schedule
-from sorsa_ds.model.load import Loaded, load_operated
+from sorsa_ds.model.load import AdaptedModel, load_adapted_model
 from sorsa_ds.model.sharding import Whole, Zero3
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
 from sorsa_ds.run.folder import RunLog, lock_run_folder
@@ -66,7 +66,7 @@ class BuiltModel:
     initialisation: what init.json will hold; None where the run goes on and has the file.
     """
 
-    loaded: Loaded
+    loaded: AdaptedModel
     initialisation: dict | None
 
 
@@ -101,7 +101,7 @@ def build_model(settings: RunSettings, origin: Origin, inputs: Inputs) -> BuiltM
         initial=origin.initial_factors,
         trained=origin.trained_values,
     )
-    loaded = load_operated(
+    loaded = load_adapted_model(
         inputs.model_folder,
         operation,
         loading=config.loading,
@@ -182,7 +182,7 @@ def _open_log(settings: RunSettings, run: OpenedRun, model: BuiltModel, steps_do
     )
 
 
-def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Loaded, engine: SorsaEngine) -> str:
+def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: AdaptedModel, engine: SorsaEngine) -> str:
     """What will be trained, on what, and where it is written, as a table."""
     config, resolved, world_size = settings.config, settings.resolved, collectives.world_size()
     batch = (
@@ -220,6 +220,6 @@ def _loading(rounds: list) -> Iterable:
 
 def _decomposing(rounds: list) -> Iterable:
     """The rounds of a decomposition, told in a line, with a progress bar that knows their unequal costs."""
-    say(schedule.describe(rounds))
+    say(schedule.describe_schedule(rounds))
     costs = [max(item.cost for item in one if item) for one in rounds]
     return tracked_by_cost(rounds, costs, "decomposing")

@@ -39,7 +39,7 @@ def largest_gap(asked: float | None, storage: str) -> float:
 
 
 @contextmanager
-def base_weights(loaded: Loaded) -> Iterator[None]:
+def base_weights(loaded: AdaptedModel) -> Iterator[None]:
     """Context in which the adapted layers compute with the pre-trained weights instead of their own tensors."""
     layers = []
     try:

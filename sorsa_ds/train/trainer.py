@@ -17,8 +17,8 @@ from sorsa_ds.data.tokenize import Example
 from sorsa_ds.engine.engine import SorsaEngine, StepReport
 from sorsa_ds.engine.gather import save_factors
 from sorsa_ds.methods import keeps_initial
-from sorsa_ds.model.adapter_file import INITIAL, TRAINED, describe, seal
-from sorsa_ds.model.load import Loaded
+from sorsa_ds.model.adapter_file import INITIAL, TRAINED, describe_adapter, record_digests
+from sorsa_ds.model.load import AdaptedModel
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
 from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.finished import RunState
@@ -137,7 +137,7 @@ class Trainer:
         self.recorder.finish()
         self.keeper.save()
         save_factors(self.engine, adapter / TRAINED)
-        collectives.together(lambda: seal(adapter), self.device, on=0)
+        collectives.together(lambda: record_digests(adapter), self.device, on=0)
         report = build_report(
             config=self.config,
             engine=self.engine,
@@ -205,7 +205,7 @@ class Trainer:
         if keeps_initial(self.config.method):
             save_factors(self.engine, adapter / INITIAL)
         collectives.together(
-            lambda: describe(adapter, self.config, self.loaded.targets, self.loaded.digests), self.device, on=0
+            lambda: describe_adapter(adapter, self.config, self.loaded.targets, self.loaded.digests), self.device, on=0
         )
         progress.eval_loss_start = self.evaluate(step=0)
         progress.base_loss, progress.start_loss = base, start

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sorsa_ds.data.formats import choose_format, prompt_for, render, resolve_format
+from sorsa_ds.data.formats import detect_format, prompt_for, render, resolve_format
 from tests.helpers import small_data
 from tests.helpers.chat_tokenizer import CHATML, chat_tokenizer
 

@@ -16,7 +16,6 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from sorsa_models import load_sorsa_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sorsa_ds import load_adapter
@@ -33,6 +32,7 @@ from sorsa_ds.sorsa import residual_storage
 from tests.helpers.architectures import exactly, save
 from tests.helpers.chat_tokenizer import chat_tokenizer
 from tests.helpers.projects import launch
+from tests.helpers.sorsa_models import load_sorsa_model
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

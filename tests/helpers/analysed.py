@@ -14,7 +14,7 @@ from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, Sor
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import select
+from sorsa_ds.model.targets import select_targets
 from sorsa_ds.run.snapshots import snapshot_path, stored_linears
 from tests.helpers.architectures import save
 
@@ -46,7 +46,7 @@ def handmade(folder: Path, architecture: str, method: str, **settings) -> tuple[
         residual=ResidualConfig(storage="fp32"), train=TrainConfig(precision="fp32", learning_rate=1e-3), **settings,
     )  # fmt: skip
     model = skeleton(base, LoadingConfig())
-    targets = [] if method == "full" else select(model, config.sorsa)
+    targets = [] if method == "full" else select_targets(model, config.sorsa)
     whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     generator = torch.Generator().manual_seed(3)
     tensors, weights = {step: {} for step in STEPS}, {}
@@ -82,8 +82,8 @@ def handmade(folder: Path, architecture: str, method: str, **settings) -> tuple[
     for step in [step for step in STEPS if 0 < step < last]:
         snapshot_path(run, step).parent.mkdir(exist_ok=True)
         save_file({name: x for name, x in tensors[step].items() if name.startswith(wanted)}, snapshot_path(run, step))
-    adapter_file.describe(run / "adapter", config, targets, {})
-    adapter_file.seal(run / "adapter")
+    adapter_file.describe_adapter(run / "adapter", config, targets, {})
+    adapter_file.record_digests(run / "adapter")
     (run / "config.yaml").write_text(to_yaml(config))
     lines = [{"step": t, "loss": 3 / t, "grad_norm": 1 / t} for t in range(1, last + 1)]
     lines = [line | ({"reg_loss": 0.1 * line["step"]} if method == "sorsa" else {}) for line in lines]

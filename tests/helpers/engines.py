@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
+from sorsa_ds.config.schema import SorsaConfig
 from tests.helpers.architectures import exactly
 from tests.helpers.reference import plain_model, train
+from tests.helpers.sorsa_models import load_sorsa_model
 
 # No world size above 1 divides the shapes (40, 20, 76) x rank 5 into whole rows everywhere; 3 divides none.
 RANK, STEPS, WARMUP, RATE, MICRO = 5, 10, 2, 3e-3, 2
@@ -48,7 +49,6 @@ def ds_config(stage: int, offload: str, clip: float, accumulation: int, bf16: bo
 def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None, checkpointing: bool = False):
     """A SorsaEngine on the tiny model, from disk, as the trainer makes it."""
     from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
-    from sorsa_ds.model.load import load
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.runtime.precision import choose
     from sorsa_ds.sorsa.regularizer import Regularizer
@@ -56,8 +56,8 @@ def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None, c
 
     device = torch.device("cpu")
     stage3 = ds["zero_optimization"]["stage"] == 3
-    loaded = load(
-        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=RANK), precision=choose(precision, None, "cpu"),
+    loaded = load_sorsa_model(
+        folder, sorsa=SorsaConfig(rank=RANK), precision=choose(precision, None, "cpu"),
         placement=Zero3(ds, device) if stage3 else Whole(device), device=device, factor_source=exactly,
         storage=storage,
     )  # fmt: skip

@@ -19,6 +19,7 @@ from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.residual_storage import Nf4
 from tests.helpers.architectures import CONFIGS, exactly, randomly, save
+from tests.helpers.sorsa_models import load_sorsa_model
 from tests.helpers.worlds import run_ranks
 
 CPU = torch.device("cpu")

@@ -12,6 +12,7 @@ from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.residual_storage import Dense
 from tests.helpers.architectures import CONFIGS, exactly, save
 from tests.helpers.engines import INPUT, logits_and_gradients
+from tests.helpers.sorsa_models import load_sorsa_model, sorsa_layers
 from tests.helpers.worlds import run_ranks
 
 CPU = torch.device("cpu")

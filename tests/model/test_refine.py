@@ -5,9 +5,8 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from sorsa_models import load_sorsa_model
 
-from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, SorsaConfig
+from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
 from sorsa_ds.model.factor_source import factor_source
 from sorsa_ds.model.init_report import as_json, table
 from sorsa_ds.model.sharding import Whole
@@ -16,6 +15,7 @@ from sorsa_ds.runtime.precision import choose as choose_precision
 from sorsa_ds.sorsa.residual_storage import choose
 from sorsa_ds.train.start_check import largest_gap
 from tests.helpers.architectures import exactly, save
+from tests.helpers.sorsa_models import load_sorsa_model
 
 CPU = torch.device("cpu")
 LAYERS = ["model.layers.3.self_attn.q_proj", "model.layers.20.self_attn.v_proj", "model.layers.12.mlp.down_proj"]

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, RwkvConfig, RwkvForCausalLM
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.model import architectures
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import select
+from sorsa_ds.model.targets import select_targets
 from tests.helpers.architectures import exactly, save
 from tests.helpers.projects import ROOT, launch, metrics
 from tests.helpers.worlds import run_ranks
@@ -89,8 +89,6 @@ def test_rwkv4_trains_through_the_command_on_two_ranks(origin, request, project,
 
 def _train(folder, steps=4):
     """Losses of a few ZeRO-3 steps of a random model on the same tokens."""
-    from sorsa_models import load_sorsa_model
-
     from sorsa_ds.config.deepspeed_json import resolve
     from sorsa_ds.config.schema import TrainConfig
     from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
@@ -98,6 +96,7 @@ def _train(folder, steps=4):
     from sorsa_ds.runtime.precision import choose
     from sorsa_ds.sorsa.regularizer import Regularizer
     from sorsa_ds.train.loss import summed_loss
+    from tests.helpers.sorsa_models import load_sorsa_model
 
     device = torch.device("cpu")
     ds = resolve({"zero_optimization": {"stage": 3}}, TrainConfig(), 2, "cpu", "fp32").ds

@@ -27,6 +27,7 @@ from tests.helpers.engines import (
     whole_factors,
 )
 from tests.helpers.residuals import LEVELS, PACKED, nf4_by_hand, packed_of, residuals_by_hand
+from tests.helpers.sorsa_models import load_sorsa_model, sorsa_layers
 from tests.helpers.worlds import run_ranks
 
 CPU = torch.device("cpu")
