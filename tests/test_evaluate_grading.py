@@ -10,7 +10,7 @@ from grader_cases import ANNOUNCED, ANNOUNCED_WRONG, DIFFERENT, MATH, SAME
 
 from sorsa_ds.evaluate.grading.answers import announced, boxed, marked
 from sorsa_ds.evaluate.grading.grader import Grader
-from sorsa_ds.evaluate.wilson import wilson
+from sorsa_ds.evaluate.tasks.generated import wilson_interval
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +126,11 @@ def test_a_grader_works_outside_the_main_thread():
 def test_the_interval_is_wilsons(correct, total):
     """By what defines it: the observed rate lies z standard errors of the bound's own rate away from each bound."""
     rate, z = correct / total, NormalDist().inv_cdf(0.975)
-    low, high = wilson(correct, total)
+    low, high = wilson_interval(correct, total)
     assert 0 <= low <= rate <= high <= 1
     for bound in (low, high):
         assert abs(rate - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / total), abs=1e-12)
 
 
 def test_of_nothing_nothing_is_known():
-    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson_interval(0, 0) == (0.0, 1.0)

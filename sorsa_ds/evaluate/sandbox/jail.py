@@ -79,7 +79,9 @@ def _wall_in(alone: bool, folder: Path, uid: int | None, settings: dict, last: i
     work = str(folder)
     if alone:
         work = WORK
-        visible = [Path(path) for path in (*_SYSTEM, *settings["prefixes"]) if os.path.lexists(path)]
+        # Where an environment is a symbolic link, the folder that it points to must be there as well, and first.
+        prefixes = [place for prefix in settings["prefixes"] for place in (os.path.realpath(prefix), prefix)]
+        visible = [Path(path) for path in (*_SYSTEM, *prefixes) if os.path.lexists(path)]
         walls.new_root(folder, visible, WORK, settings["work_bytes"])
     elif uid is not None:
         os.chown(work, uid, uid)

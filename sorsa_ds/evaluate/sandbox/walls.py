@@ -53,10 +53,12 @@ def new_root(root: Path, visible: list[Path], work: str, work_bytes: int) -> Non
     _mount("tmpfs", root, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=755")
     for path in visible:
         inside = root / path.relative_to("/")
+        if os.path.lexists(inside):
+            continue
         if path.is_symlink():
             inside.parent.mkdir(parents=True, exist_ok=True)
             inside.symlink_to(os.readlink(path))
-        elif not inside.exists():
+        else:
             _show(path, inside)
     for device in ("null", "zero", "urandom"):
         inside = root / "dev" / device

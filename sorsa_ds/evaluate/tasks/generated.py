@@ -5,13 +5,13 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
+from scipy.stats import binomtest
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.evaluate.backends.generation import Answer, Prompt, Transformers, batches
 from sorsa_ds.evaluate.backends.vllm import PROMPTS_A_CALL
 from sorsa_ds.evaluate.prompts import tokens
 from sorsa_ds.evaluate.tasks.task import Emit, Engine, Generate, Setting
-from sorsa_ds.evaluate.wilson import wilson
 from sorsa_ds.runtime import collectives, digest
 
 TOO_LONG = "too long"
@@ -163,10 +163,18 @@ def continuation(tokenizer: PreTrainedTokenizerBase, before: list[int], token_id
 def accuracy(records: list[dict]) -> dict:
     """Rate of correct records, its 95 % Wilson interval, and the counts."""
     correct, total = sum(record["correct"] for record in records), len(records)
-    low, high = wilson(correct, total)
+    low, high = wilson_interval(correct, total)
     return {
         "accuracy": correct / total, "wilson_low": low, "wilson_high": high, "correct": correct, "total": total
     }  # fmt: skip
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a rate, `correct` successes in `total` trials; (0, 1) where nothing was tried."""
+    if total == 0:
+        return 0.0, 1.0
+    interval = binomtest(correct, total).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def accuracy_row(name: str, figures: dict) -> tuple[str, str]:
