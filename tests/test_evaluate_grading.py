@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 import threading
 from statistics import NormalDist
 
@@ -130,6 +132,15 @@ def test_the_interval_is_wilsons(correct, total):
     assert 0 <= low <= rate <= high <= 1
     for bound in (low, high):
         assert abs(rate - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / total), abs=1e-12)
+
+
+def test_graders_and_programs_start_without_torch():
+    """Each of these processes is started anew: torch would take it seconds, and more memory than it may have."""
+    programs = [f"sandbox.{name}" for name in ("runner", "jail", "walls", "seccomp", "program")]
+    imports = "; ".join(f"import sorsa_ds.evaluate.{module}" for module in ["grading.equality", *programs])
+    source = f"import sys; {imports}; print(sorted({{'torch', 'transformers', 'deepspeed'}} & {{*sys.modules}}))"
+    told = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"
 
 
 def test_of_nothing_nothing_is_known():

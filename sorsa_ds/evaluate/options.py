@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-DESCRIPTION = "Evaluate: `deepspeed launch/evaluate.py --model runs/NAME --task gsm8k`; torchrun and python do too."
+DESCRIPTION = "Evaluate a model: deepspeed launch/evaluate.py --model runs/NAME --task gsm8k (or torchrun, or python)."
 
 TaskName = Literal["gsm8k", "math", "humaneval", "mmlu", "loss"]
 Style = Literal["papers", "chat", "plain"]
 GENERATED = ("gsm8k", "math", "humaneval")
 NEW_TOKENS = {"gsm8k": 1024, "math": 2048, "humaneval": 2048}
-"""How much a model may answer, as in the papers."""
+"""The most tokens that an answer may have by default, as in the papers."""
 
 SHOTS = {"mmlu": 5}
-"""Few-shot examples by default; of the other tasks none."""
+"""Number of few-shot examples by default; tasks that are not named here have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,13 @@ class Options:
             raise ValueError(f"--backend vllm only generates ({', '.join(GENERATED)}); {self.task} needs transformers")
         if self.task == "humaneval" and not self.allow_code_execution:
             raise ValueError(
-                "--task humaneval runs programs that the model wrote. They are walled in, but if you do not want that, "
-                "nothing is done; if you do, say so: --allow_code_execution"
+                "--task humaneval runs programs that the model wrote, in a sandbox without network or access to your "
+                "files. Nothing is run unless you agree to that: add --allow_code_execution"
             )
 
     @property
     def new_tokens(self) -> int:
-        """The most tokens of an answer; of the tasks that generate."""
+        """The most tokens that an answer may have, for the tasks that generate answers."""
         return self.max_new_tokens or NEW_TOKENS[self.task]
 
     @property

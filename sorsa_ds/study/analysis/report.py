@@ -1,4 +1,4 @@
-"""One HTML file of tables and pictures: it holds everything, asks the network for nothing and runs no script."""
+"""The report of an analysis: one HTML file with all tables and pictures, which needs no network and runs no script."""
 
 import base64
 import html
@@ -32,11 +32,12 @@ _NAMES = {
 }  # fmt: skip
 
 
-def write(runs: list[Run], pictures: list[Picture], rank: int, dtype: str, output: Path) -> Path:
-    """Write report.html beside the pictures that it holds; returns its path.
+def write_report(runs: list[Run], pictures: list[Picture], rank: int, dtype: str, output: Path) -> Path:
+    """Write report.html beside the files of its pictures; returns its path.
 
     Args:
-        rank: of the compared subspaces. dtype: in which weights were decomposed.
+        rank: of the leading subspaces that were compared.
+        dtype: the dtype in which weights were decomposed.
     """
     title = "Analysis of " + ", ".join(run.name for run in runs)
     parts = [
