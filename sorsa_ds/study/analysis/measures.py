@@ -41,7 +41,7 @@ def delta_sigma(now: Spectrum, start: Spectrum) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """How far singular vectors have turned, from 0 (not at all) to 1, by four measures; literal >= matched >= clustered.
+    """How far singular vectors have turned, by four measures from 0 (not at all) to 1: literal >= matched >= clustered.
 
     literal: each vector against the one of the same order (SORSA, eq. 2 to 4). matched: each against its partner under
     the best one-to-one matching, so that a change of order counts nothing. clustered: partners whose singular values

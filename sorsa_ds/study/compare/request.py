@@ -10,7 +10,7 @@ from sorsa_ds.study.compare.score import Evaluation
 from sorsa_ds.study.compare.trials import NO_REGULARIZER, Trial, read_learning_rates, read_methods, read_seeds
 
 OPTIONS = {
-    "methods": f"the methods to compare, as in sorsa,lora; {NO_REGULARIZER} is sorsa with gamma = 0",
+    "methods": f"what is compared, as in sorsa,lora; {NO_REGULARIZER} is sorsa with gamma = 0",
     "output": "folder of the comparison; the same command again goes on in it",
     "seeds": "seeds of each method (default 1,2,3)",
     "learning_rates": "1e-4,3e-4 for every method, lora=1e-3 for one; of several the best on the first seed is used",

@@ -10,7 +10,7 @@ from sorsa_ds.config.schema import MethodName, RunConfig
 from sorsa_ds.methods.settings import ignored, without_ignored
 
 NO_REGULARIZER = "sorsa-no-reg"
-"""The name under which SORSA with gamma = 0 is compared."""
+"""SORSA with gamma = 0, under a name of its own."""
 METHODS = (*get_args(MethodName), NO_REGULARIZER)
 RUNS = "runs"
 
