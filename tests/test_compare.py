@@ -200,18 +200,18 @@ def test_a_run_made_with_other_settings_is_not_taken_for_this_one(tmp_path):
     (folder / "report.json").write_text("{}")
     runner.check_unchanged(trial)
     with pytest.raises(ValueError, match="other settings: train.steps was 5 and is now 6"):
-        Runner(replace(base, train=TrainConfig(steps=6)), json_file, tmp_path, None).check(trial)
+        Runner(replace(base, train=TrainConfig(steps=6)), json_file, tmp_path, None).check_unchanged(trial)
     with pytest.raises(ValueError, match="other settings: model was"):
-        Runner(replace(base, model="elsewhere"), json_file, tmp_path, None).check(trial)
+        Runner(replace(base, model="elsewhere"), json_file, tmp_path, None).check_unchanged(trial)
     with pytest.raises(ValueError, match="the DeepSpeed JSON was another"):
-        Runner(base, ROOT / "ds_configs" / "zero3.json", tmp_path, None).check(trial)
+        Runner(base, ROOT / "ds_configs" / "zero3.json", tmp_path, None).check_unchanged(trial)
 
 
 def pretended(monkeypatch, broken: tuple[str, ...] = ()) -> list[str]:
     """Runs that end at once, with losses that follow from method, rate and seed; returns their names as they begin."""
     made = []
 
-    def run(self: Runner, trial: Trial, progress) -> str | None:
+    def make_run(self: Runner, trial: Trial, progress) -> str | None:
         made.append(trial.name)
         if trial.name in broken:
             return "the loss is nan"
@@ -223,8 +223,8 @@ def pretended(monkeypatch, broken: tuple[str, ...] = ()) -> list[str]:
         (self.folder(trial) / "ds_config.given.json").write_text(self.ds_config.read_text())
         return None
 
-    monkeypatch.setattr(Runner, "run", run)
-    monkeypatch.setattr(figure, "draw", lambda *_: None)  # it takes longer than all the rest
+    monkeypatch.setattr(Runner, "make_run", make_run)
+    monkeypatch.setattr(figure, "draw_comparison", lambda *_: None)  # it takes longer than all the rest
     return made
 
 

@@ -125,6 +125,7 @@ def test_math_is_read_in_the_published_layout_and_as_rows(setting, tmp_path):
         ("    return x\n\ndef other(): pass", '    """Same."""\n    return x\n'),
         ("```python\n    return x\n```", '    """Same."""\n    return x\n'),
         ("Sure:\nimport re\ndef f(x):\n    return x", "import re\ndef f(x):\n    return x"),
+        ("Sure:\nasync def f(x):\n    return x\n\nf(1)", "async def f(x):\n    return x\n"),
     ],
 )
 def test_the_program_in_an_answer_is_found(answer, ends_with):

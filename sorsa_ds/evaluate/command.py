@@ -145,7 +145,7 @@ def _products(options: Options, found: FoundModel) -> Products:
     if options.task == "loss" and options.dtype == "auto" and found.computes is not None:
         name = "bf16" if found.computes == torch.bfloat16 else "fp32"
         return Products(None, found.autocast, f"Products in {name}, as in training.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device: precision.Device = "cuda" if torch.cuda.is_available() else "cpu"
     name, why = precision.for_inference(options.dtype, device)
     return Products(torch.bfloat16 if name == "bf16" else torch.float32, False, why)
 
@@ -209,8 +209,8 @@ def _folder(options: Options, found: FoundModel) -> Path:
     if found.run is not None:
         name = "held-out-loss" if options.task == "loss" and options.data is None else options.task
         return found.run[0].resolve() / "evaluation" / name
-    name = re.sub(r"[^\w.-]", "-", options.model.rstrip("/").rpartition("/")[2])
-    return Path("evaluations").resolve() / f"{name}-{options.task}"
+    model = re.sub(r"[^\w.-]", "-", options.model.rstrip("/").rpartition("/")[2])
+    return Path("evaluations").resolve() / f"{model}-{options.task}"
 
 
 def _positions(found: FoundModel) -> int | None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -143,7 +144,8 @@ def _peft(folder: Path, described: dict, base: str | None, trust_remote_code: bo
         model = _plain(place, loading, device, dtype)
         quantised = getattr(model, "hf_quantizer", None) is not None
         adapted = PeftModel.from_pretrained(model, folder, torch_device=str(device)).eval()
-        return adapted if quantised else adapted.merge_and_unload()
+        # A PeftModel is no PreTrainedModel, but it passes all calls on to the one that it wraps.
+        return cast(PreTrainedModel, adapted if quantised else adapted.merge_and_unload())
 
     own_tokenizer = (folder / "tokenizer.json").exists()
     return FoundModel(

@@ -5,6 +5,7 @@ Shapes: B prompts, L positions.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class Transformers:
         """Answer all prompts of a batch."""
         input_ids_BL, mask_BL = self._padded(batch)
         collector = _Collector(batch, input_ids_BL.shape[1], self._ends, receive)
-        self.model.generate(
+        self._generate(
             inputs=input_ids_BL,
             attention_mask=mask_BL,
             generation_config=GenerationConfig(
@@ -71,9 +72,13 @@ class Transformers:
         alone, beside = (self._first_logits(batch) for batch in ([prompt], [prompt, longer]))
         return (alone - beside).abs().max().item() > 0.05 * alone.std().item()
 
+    def _generate(self, **arguments: Any) -> Any:
+        # Only the classes of models that can generate have this method, which PreTrainedModel does not declare.
+        return cast(Any, self.model).generate(**arguments)
+
     def _first_logits(self, batch: Sequence[Prompt]) -> Tensor:
         input_ids_BL, mask_BL = self._padded(batch)
-        made = self.model.generate(
+        made = self._generate(
             inputs=input_ids_BL, attention_mask=mask_BL,
             generation_config=GenerationConfig(
                 do_sample=False, max_new_tokens=1, pad_token_id=self._pad, output_logits=True,

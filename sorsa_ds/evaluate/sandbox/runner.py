@@ -79,7 +79,7 @@ class Sandbox:
     ):
         source = Path(__file__).with_name("program.py").read_text(encoding="utf-8")
         self._interpreter = {"python": python, "prefixes": prefixes, "source": source}
-        reasons = {}
+        reasons: dict[Walls, str] = {}
         candidates: tuple[Walls, ...] = (walls,) if walls else ("namespaces", "user")
         for candidate in candidates:
             if candidate == "user" and os.geteuid() != 0:

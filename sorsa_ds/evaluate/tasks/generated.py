@@ -153,11 +153,13 @@ def continuation(tokenizer: PreTrainedTokenizerBase, before: list[int], token_id
 
     Decoded alone they could lose their first space, with which tokenizers like SentencePiece begin every text.
     """
-    start, whole = (
-        tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        for ids in (before, before + token_ids)
-    )
-    return whole[len(start) :]
+
+    def text_of(ids: list[int]) -> str:
+        text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str), "one list of ids gives one text"
+        return text
+
+    return text_of(before + token_ids)[len(text_of(before)) :]
 
 
 def accuracy(records: list[dict]) -> dict:

@@ -20,7 +20,7 @@ INSTRUCTION = (
 
 _BLOCK = re.compile(r"(?:^([ \t]*))?```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL | re.MULTILINE)
 _END_OF_FUNCTION = re.compile(r"\n(?=[^\s#)\]}])")
-_START_OF_CODE = re.compile(r"^(?:from|import|def|class|@)\b", re.MULTILINE)
+_START_OF_CODE = re.compile(r"^(?:from|import|async def|def|class|@)\b", re.MULTILINE)
 
 
 def build(options: Options, setting: Setting) -> Generated:
@@ -71,10 +71,11 @@ def code_of(row: dict, text: str) -> str:
     for block in reversed(blocks):
         if function.search(block):
             return f"{before}\n{block}"
-    if not blocks and function.search(text):
-        code = text[_START_OF_CODE.search(text).start() :]
-        start = function.search(code).end()
-        return f"{before}\n{code[:start]}{_function(code[start:])}"
+    if not blocks and (defined := function.search(text)):
+        first = _START_OF_CODE.search(text)
+        assert first is not None, "the definition of the function is code"
+        header = text[first.start() : defined.end()]
+        return f"{before}\n{header}{_function(text[defined.end() :])}"
     return row["prompt"] + _function(blocks[-1] if blocks else text)
 
 

@@ -136,6 +136,7 @@ def cut_into_windows(document: Example, window: int, stride: int) -> list[Exampl
 
 
 def _documents(options: Options, setting: Setting) -> list[Example]:
+    assert options.data is not None, "without data the loss is that of a run's held-out examples"
     file = Path(options.data).expanduser()
     if file.is_file() and file.suffix == ".txt":
         if options.limit is not None:

@@ -203,7 +203,8 @@ def _rows(options: Options) -> tuple[list[Item], list[Item]]:
 
 
 def _items(rows: list[dict]) -> list[Item]:
-    items, counts = [], {}
+    items: list[Item] = []
+    counts: dict[str, int] = {}
     for row in rows:
         number = counts[row["subject"]] = counts.get(row["subject"], -1) + 1
         if len(row["choices"]) != 4 or row["answer"] not in range(4):

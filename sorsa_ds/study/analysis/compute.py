@@ -104,10 +104,15 @@ def _compute(jobs: list[Job], table: Table, workers: int) -> None:
     jobs = sorted(jobs, key=lambda job: job.cost * len(job.steps), reverse=True)
     costs = {job.key(step): job.cost for job in jobs for step in job.steps}
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(rows, stay))
+
+    def job_is_over(_: Future) -> None:
+        if not leave.closed:
+            rows.put(None)
+
     try:
         futures = [pool.submit(_work, job) for job in jobs]
         for future in futures:
-            future.add_done_callback(lambda _: leave.closed or rows.put(None))
+            future.add_done_callback(job_is_over)
         with bar(total, f"decomposing on {workers} processes", "%") as shown:
             for row in _arriving(rows, futures):
                 table.append(row)

@@ -74,8 +74,7 @@ def _swapping(runs: list[Run], output: Path) -> Picture:
     with _panels(runs, output / "swapping") as (figure, axes):
         for ax, run in zip(axes, runs, strict=True):
             literal, matched, clustered, subspace = (
-                run.over_linears(f"delta_d{which}").mean(axis=1)
-                for which in ("", "_matched", "_clustered", "_subspace")
+                _mean(run, f"delta_d{which}") for which in ("", "_matched", "_clustered", "_subspace")
             )
             parts = {"edgecolor": "white", "linewidth": 0}
             ax.fill_between(run.steps, 0, clustered, color="#0072B2", alpha=0.75, linewidth=0, label="turned")
@@ -104,6 +103,13 @@ def _swapping(runs: list[Run], output: Path) -> Picture:
         "as one subspace, neither does a change of basis inside it (mixed). The rest is turn. The leading subspace: of "
         "the first r triplets.",
     )  # fmt: skip
+
+
+def _mean(run: Run, figure: str) -> np.ndarray:
+    """The mean over linears of a figure that every method has, (steps,)."""
+    values = run.over_linears(figure)
+    assert values is not None, "every method has weights, which this figure is of"
+    return values.mean(axis=1)
 
 
 def _training(runs: list[Run], output: Path) -> Picture:

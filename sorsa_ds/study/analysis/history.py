@@ -64,7 +64,8 @@ class History:
         if step == self.source.report["steps"]:
             return self.source
         if step == 0:
-            return self.source.initial and replace(self.source, trained=self.source.initial)
+            initial = self.source.initial
+            return None if initial is None else replace(self.source, trained=initial)
         return replace(self.source, trained=FactorFile(self.snapshots[step]))
 
 
@@ -95,11 +96,12 @@ def _check_report(report: object, path: Path) -> None:
     Raises:
         ValueError: the message names the file and the entry.
     """
+    entries = report if isinstance(report, dict) else {}
     for name in ("steps", "loss_last", "eval_loss_start", "eval_loss_end", "trainable_parameters"):
-        if not isinstance(report, dict) or name not in report:
+        if name not in entries:
             raise ValueError(f"{path} is damaged: it has no {name}")
-    if not isinstance(report["steps"], int) or report["steps"] < 1:
-        raise ValueError(f"{path} is damaged: steps is {report['steps']!r}, no integer >= 1")
+    if not isinstance(entries["steps"], int) or entries["steps"] < 1:
+        raise ValueError(f"{path} is damaged: steps is {entries['steps']!r}, no integer >= 1")
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:

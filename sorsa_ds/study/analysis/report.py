@@ -11,7 +11,7 @@ import numpy as np
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.study.analysis.figures import Picture
 from sorsa_ds.study.analysis.runs import Run
-from sorsa_ds.study.analysis.table import COLUMNS, Figures
+from sorsa_ds.study.analysis.table import COLUMNS, Figures, Key
 
 FILE = "report.html"
 _STYLE = """
@@ -71,7 +71,7 @@ _RUN_HEADINGS = [
 
 def _run_cells(run: Run) -> list:
     config, told = run.config, run.report
-    reg = [None] * 4
+    reg: list[object] = [None] * 4
     if run.reg is not None:
         reg = [run.reg.coefficient, run.reg.form, run.reg.reduction, run.reg.reorthonormalize or None]
     return [
@@ -113,7 +113,7 @@ def _cell(value: object) -> str:
     return f'<td class="text">{_safe(text)}</td>' if isinstance(value, str) else f"<td>{_safe(text)}</td>"
 
 
-def _values(part: object) -> list:
+def _values(part: Key | Figures) -> list:
     return [getattr(part, field.name) for field in fields(part)]
 
 

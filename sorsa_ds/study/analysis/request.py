@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.model.adapter_file import TRAINED
@@ -44,7 +45,7 @@ class Request:
         """
         path = self.output / SETTINGS
         trained = {run.name: _digest(run) for run in self.runs}
-        now = {"dtype": self.options.dtype, "subspace_rank": self.rank, "runs": trained}
+        now: dict[str, Any] = {"dtype": self.options.dtype, "subspace_rank": self.rank, "runs": trained}
         then = _read(path) if path.exists() else now
         for key, option in (("dtype", "--dtype"), ("subspace_rank", "--rank")):
             if then[key] != now[key]:
@@ -105,7 +106,7 @@ def _rank(runs: list[Run]) -> int:
     return max((target.rank for source in sources for target in source.targets), default=RunConfig().sorsa.rank)
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {key: found[key] for key in ("dtype", "subspace_rank")} | {"runs": dict(found["runs"])}

@@ -156,7 +156,8 @@ def _stop(launcher: subprocess.Popen) -> None:
     with contextlib.suppress(psutil.Error):  # some of the processes may have just ended
         family = psutil.Process(launcher.pid).children(recursive=True)
         ranks = [process for process in family if any(word.startswith("--local_rank") for word in process.cmdline())]
-        for process in ranks or [launcher, *family]:
+        told: list[psutil.Process | subprocess.Popen] = [*ranks] or [launcher, *family]
+        for process in told:
             process.terminate()
     launcher.wait()
 
