@@ -352,7 +352,7 @@ PARENT = """
 import os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from sorsa_ds.analysis import compute
+from sorsa_ds.study.analysis import compute
 if __name__ == "__main__":
     context = get_context("forkserver")
     stay, leave = context.Pipe(duplex=False)
