@@ -48,7 +48,7 @@ def evaluate(argv: Sequence[str]) -> str:
     from sorsa_ds.evaluate import models, options
 
     model = options.parse(argv).model
-    models.check(model)
+    models.check_model(model)
     return model
 
 

@@ -1,7 +1,9 @@
-"""What a model can do: generated answers, graded; multiple choice; the loss of a text.
+"""What a model can do: its answers are graded, multiple choice is scored, and the loss of a text is measured.
 
-    command -> models (find), tasks (prompts and data) -> records (what is done already) -> models (load)
-            -> sharing (the ranks take batches) -> generation or likelihood -> the task's grader -> records -> report
+Start reading at `command.evaluate`, which takes these steps:
 
-Nothing here is imported when the package is: the graders' child processes must start without torch.
+    models (find the model), tasks (data and prompts) -> records (samples that are done already) -> models (load)
+        -> sharing (ranks take batches) -> backends (generation or likelihood) -> the task's grader -> records, report
+
+This file and those of the sub-rooms import nothing, because the graders' child processes must start without torch.
 """

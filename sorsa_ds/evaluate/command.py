@@ -1,11 +1,12 @@
-"""What launch/evaluate.py does: find, refuse, go on where it was, share the work, tell."""
+"""The way of an evaluation: find the model, refuse what does not fit, go on where it was, share the work, report."""
 
 import os
 import platform
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,10 +14,10 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from sorsa_ds.data.examples import load_examples
-from sorsa_ds.evaluate import models
 from sorsa_ds.evaluate.backends.generation import end_tokens
+from sorsa_ds.evaluate.backends.likelihood import Likelihood
 from sorsa_ds.evaluate.backends.vllm import Vllm
-from sorsa_ds.evaluate.models import Found
+from sorsa_ds.evaluate.models import FoundModel, find_evaluated_model
 from sorsa_ds.evaluate.options import Options
 from sorsa_ds.evaluate.records import RESULTS, Records
 from sorsa_ds.evaluate.sharing import Board
@@ -30,48 +31,56 @@ from sorsa_ds.runtime import collectives, precision
 from sorsa_ds.runtime.console import quiet_libraries, say, table
 from sorsa_ds.runtime.process import start_process, this_device
 
-BUILD = {"gsm8k": gsm8k.build, "math": math.build, "humaneval": humaneval.build, "mmlu": mmlu.build, "loss": loss.build}
+BUILD: dict[str, Callable[[Options, Setting], Task]] = {
+    "gsm8k": gsm8k.build, "math": math.build, "humaneval": humaneval.build, "mmlu": mmlu.build, "loss": loss.build
+}  # fmt: skip
 _GRADERS = ("math-verify", "latex2sympy2_extended", "antlr4-python3-runtime", "sympy")
 
 
+@dataclass(frozen=True, slots=True)
+class Products:
+    """How a model computes its products.
+
+    dtype: the weights' dtype; None: as they were trained. autocast: whether products need torch.autocast. sentence:
+    what the user is told of it.
+    """
+
+    dtype: torch.dtype | None
+    autocast: bool
+    sentence: str
+
+
 def evaluate(options: Options) -> dict:
-    """Evaluate a model; returns what is in results.json. A collective call.
+    """Evaluate a model; returns the content of results.json. A collective call.
 
     Raises:
-        ValueError: a model, data or an option that does not fit; before anything is generated.
+        ValueError: the model, the data or an option does not fit; nothing has been generated then.
     """
-    if options.backend == "vllm":  # which starts its own processes
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError("--backend vllm takes all GPUs from one process: start it with python, without launcher")
-        quiet_libraries()
-    else:
-        start_process()
-    device = this_device() if options.backend == "transformers" else torch.device("cpu")
-    found = models.find(options.model, options.base, options.trust_remote_code)
-    dtype, autocast, products = _products(options, found)
-    say(products)
+    device = _start(options)
+    found = find_evaluated_model(options.model, options.base, options.trust_remote_code)
+    products = _products(options, found)
+    say(products.sentence)
     setting = Setting(load_tokenizer(found.tokenizer, found.loading), found.tokenizer, _positions(found))
     task = _build(options, found, setting)
     settings = {"model": options.model, "kind": found.kind, "task": options.task, "data": options.data}
-    identity = _identity(options, found, task, dtype, device)
+    identity = _identity(options, found, task, products.dtype, device)
     with closing(task):
         records = Records(_folder(options, found), settings, identity, device)
         for line in task.notes():
             say(line)
         if done := len(records.done):
             say(f"{done} of {len(task.ids)} samples are in {records.folder} already; going on with the others.")
-        began = time.monotonic()
-        tokens = 0
+        tokens, seconds = 0, 0.0
         if done < len(task.ids):
-            engine = _engine(options, found, setting, device, dtype, autocast)
-            began = time.monotonic()  # loading does not count
+            engine = _engine(options, found, setting, device, products)
+            began = time.monotonic()  # loading the model does not count
             tokens = _work(task, engine, records, options)
-        seconds = time.monotonic() - began
+            seconds = time.monotonic() - began
         results = {
             **task.results(records.collect(task.ids)),
             "speed": {
                 "samples": len(task.ids) - done, "tokens": tokens, "seconds": seconds,
-                "tokens_per_second": tokens / seconds, "ranks": collectives.world_size(),
+                "tokens_per_second": tokens / seconds if seconds else 0.0, "ranks": collectives.world_size(),
                 "batch_size": options.batch_size,
             },
             "settings": {**settings, **identity},
@@ -83,8 +92,19 @@ def evaluate(options: Options) -> dict:
     return results
 
 
+def _start(options: Options) -> torch.device:
+    """Start this process for the chosen backend; returns the device on which it computes."""
+    if options.backend == "vllm":  # which starts its own processes
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("--backend vllm takes all GPUs from one process: start it with python, without launcher")
+        quiet_libraries()
+    else:
+        start_process()
+    return this_device() if options.backend == "transformers" else torch.device("cpu")
+
+
 def _work(task: Task, engine: Engine, records: Records, options: Options) -> int:
-    """Do all that is left; returns the tokens of the samples made now, on all ranks."""
+    """Do all the work that is left; returns the number of tokens of the samples made now, summed over the ranks."""
     task.start(engine)
     graded = options.task != "loss"
     correct = sum(record["correct"] for record in records.done.values()) if graded else None
@@ -107,7 +127,7 @@ def _work(task: Task, engine: Engine, records: Records, options: Options) -> int
     return sum(collectives.gather_lists([tokens]))
 
 
-def _build(options: Options, found: Found, setting: Setting) -> Task:
+def _build(options: Options, found: FoundModel, setting: Setting) -> Task:
     if options.task != "loss" or options.data is not None:
         return BUILD[options.task](options, setting)
     if found.run is None:
@@ -120,28 +140,25 @@ def _build(options: Options, found: Found, setting: Setting) -> Task:
     return loss.held_out(held_out[: options.limit], reported)
 
 
-def _products(options: Options, found: Found) -> tuple[torch.dtype | None, bool, str]:
-    """(dtype of the weights, None: as trained; whether products take autocast; a sentence on it)."""
+def _products(options: Options, found: FoundModel) -> Products:
     if options.task == "loss" and options.dtype == "auto" and found.computes is not None:
         name = "bf16" if found.computes == torch.bfloat16 else "fp32"
-        return None, found.autocast, f"Products in {name}, as in training."
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+        return Products(None, found.autocast, f"Products in {name}, as in training.")
+    device: precision.Device = "cuda" if torch.cuda.is_available() else "cpu"
     name, why = precision.for_inference(options.dtype, device)
-    return (torch.bfloat16 if name == "bf16" else torch.float32), False, why
+    return Products(torch.bfloat16 if name == "bf16" else torch.float32, False, why)
 
 
-def _engine(
-    options: Options, found: Found, setting: Setting, device: torch.device, dtype: torch.dtype | None, autocast: bool
-) -> Engine:
+def _engine(options: Options, found: FoundModel, setting: Setting, device: torch.device, products: Products) -> Engine:
     if options.backend == "transformers":
-        return LocalEngine(found.load(device, dtype), setting, device, autocast)
-    return _VllmEngine(found, setting, dtype)
+        return LocalEngine(found.load(device, products.dtype), setting, device, products.autocast)
+    return _VllmEngine(found, setting, products.dtype)
 
 
 class _VllmEngine:
-    """A model in vLLM's hands, which only generates."""
+    """A model that vLLM has loaded. It generates; it does not give likelihoods."""
 
-    def __init__(self, found: Found, setting: Setting, dtype: torch.dtype):
+    def __init__(self, found: FoundModel, setting: Setting, dtype: torch.dtype | None):
         if found.kind != "model":
             raise ValueError(
                 "--backend vllm takes plain models; merge first: launch/export.py --format merged (or PEFT's "
@@ -149,7 +166,7 @@ class _VllmEngine:
             )
         try:
             config = GenerationConfig.from_pretrained(found.tokenizer)
-        except OSError:  # it has none
+        except OSError:  # the model has no such file
             config = None
         ends = end_tokens(config, setting.tokenizer)
         self._vllm = Vllm(found.tokenizer, dtype, ends, found.loading.trust_remote_code)
@@ -157,9 +174,12 @@ class _VllmEngine:
     def generator(self) -> Generate:
         return self._vllm
 
+    def likelihood(self) -> Likelihood:
+        raise AssertionError("options refuse --backend vllm for tasks that need likelihoods")
 
-def _identity(options: Options, found: Found, task: Task, dtype: torch.dtype | None, device: torch.device) -> dict:
-    """Everything that a sample depends on; not how many ranks make it, nor in which batches."""
+
+def _identity(options: Options, found: FoundModel, task: Task, dtype: torch.dtype | None, device: torch.device) -> dict:
+    """Everything that a sample depends on, which excludes the number of ranks and the batches."""
     return {
         "task": options.task,
         "weights": collectives.together(found.digest, device, on=0),
@@ -174,7 +194,7 @@ def _identity(options: Options, found: Found, task: Task, dtype: torch.dtype | N
 
 
 def _judged_by(task: str) -> str:
-    """What else than the questions a judgement depends on."""
+    """Everything except the questions that a judgement depends on."""
     if task == "humaneval":
         return f"Python {platform.python_version()}"
     if task in ("gsm8k", "math"):
@@ -182,17 +202,17 @@ def _judged_by(task: str) -> str:
     return "likelihood"
 
 
-def _folder(options: Options, found: Found) -> Path:
+def _folder(options: Options, found: FoundModel) -> Path:
     if options.output is not None:
         return options.output.expanduser().resolve()
     if found.run is not None:
         name = "held-out-loss" if options.task == "loss" and options.data is None else options.task
         return found.run[0].resolve() / "evaluation" / name
-    name = re.sub(r"[^\w.-]", "-", options.model.rstrip("/").rpartition("/")[2])
-    return Path("evaluations").resolve() / f"{name}-{options.task}"
+    model = re.sub(r"[^\w.-]", "-", options.model.rstrip("/").rpartition("/")[2])
+    return Path("evaluations").resolve() / f"{model}-{options.task}"
 
 
-def _positions(found: Found) -> int | None:
+def _positions(found: FoundModel) -> int | None:
     config = AutoConfig.from_pretrained(found.tokenizer, trust_remote_code=found.loading.trust_remote_code)
     return getattr(config, "max_position_embeddings", None)
 
@@ -205,7 +225,7 @@ def _speed_rows(speed: dict) -> list[tuple[str, str]]:
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:
-    """Of those that are installed."""
+    """The versions of those packages that are installed."""
     found = {}
     for package in packages:
         try:

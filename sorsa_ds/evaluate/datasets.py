@@ -8,31 +8,31 @@ from datasets import Dataset, DatasetDict
 
 from sorsa_ds.data.source import open_splits
 
-SETTING = "--data"
+DATA_OPTION = "--data"
 
 
 def open_data(data: str, config: str | None = None) -> DatasetDict:
-    """All splits of a file, a folder or a data set on the hub. `config`: of a hub data set.
+    """All splits of a file, a folder or a data set on the hub. `config` names a configuration of a hub data set.
 
     Raises:
         ValueError: there is no such data, or it cannot be read.
     """
-    return open_splits(data, None if Path(data).expanduser().exists() else config, 0, SETTING)
+    return open_splits(data, None if Path(data).expanduser().exists() else config, 0, DATA_OPTION)
 
 
 def rows_of(splits: DatasetDict, names: Sequence[str], columns: Iterable[str]) -> Dataset:
-    """The first split of these names that there is, or the only split; checked for its columns.
+    """The rows of the first of the named splits that the data has, or of its only split.
 
     Raises:
-        ValueError: none, or a column is missing.
+        ValueError: there is no such split, or one of `columns` is missing.
     """
     chosen = next((name for name in names if name in splits), next(iter(splits)) if len(splits) == 1 else None)
     if chosen is None:
-        raise ValueError(f"{SETTING}: no split {' or '.join(names)}; there are {', '.join(splits)}")
+        raise ValueError(f"{DATA_OPTION}: no split {' or '.join(names)}; there are {', '.join(splits)}")
     rows = splits[chosen]
     if missing := [column for column in columns if column not in rows.column_names]:
         raise ValueError(
-            f"{SETTING}: the rows have no column {', '.join(missing)}; they have {', '.join(rows.column_names)}"
+            f"{DATA_OPTION}: the rows have no column {', '.join(missing)}; they have {', '.join(rows.column_names)}"
         )
     return rows
 
@@ -57,22 +57,21 @@ def shots_of(splits: DatasetDict, names: Sequence[str], columns: Iterable[str], 
     return rows.select(range(count)).to_list()
 
 
-def first(rows: Sequence[dict] | Dataset, limit: int | None) -> list[dict]:
-    """The first `limit` rows, or all of them."""
-    wanted = len(rows) if limit is None else min(limit, len(rows))
-    return rows.select(range(wanted)).to_list() if isinstance(rows, Dataset) else list(rows[:wanted])
+def first_rows(rows: Dataset, limit: int | None) -> list[dict]:
+    """The first `limit` rows, or all rows where `limit` is None."""
+    return rows.select(range(len(rows) if limit is None else min(limit, len(rows)))).to_list()
 
 
 def read_json(file: Path) -> dict:
-    """One row from a file of its own.
+    """A row that is stored as a JSON file of its own.
 
     Raises:
-        ValueError: it is no JSON object; names the file.
+        ValueError: the file holds no JSON object; the message names the file.
     """
     try:
         row = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{SETTING}: {file}: {error}") from error
+        raise ValueError(f"{DATA_OPTION}: {file}: {error}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{SETTING}: {file}: {type(row).__name__} where an object with named fields is needed")
+        raise ValueError(f"{DATA_OPTION}: {file}: {type(row).__name__} where an object with named fields is needed")
     return row

@@ -1,10 +1,11 @@
-"""What `--model` may be: a run, an adapter, a PEFT adapter, a model's folder, a hub name; found first, loaded later."""
+"""What `--model` may name: a run, an adapter, a PEFT adapter, a model's folder or a hub name."""
 
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -26,12 +27,13 @@ Load = Callable[[torch.device, torch.dtype | None], PreTrainedModel]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A model that has not been loaded yet.
+class FoundModel:
+    """A model that has been found and not been loaded yet.
 
-    kind: what it is, in words. weights: the files that tell it from any other. tokenizer: folder of its tokenizer.
-    load: puts it on a device in a dtype, ready to be called; None: as it was trained. computes: the dtype of products
-    where it is loaded as trained. autocast: whether that takes torch.autocast. run: its run's folder and settings.
+    kind: what it is, in words. weights: the files that tell it from other models. tokenizer: folder of its tokenizer.
+    load: puts it on a device in a dtype (None: as it was trained), ready to be called. computes: the dtype of products
+    where it is loaded as it was trained. autocast: whether such products need torch.autocast. run: the folder and the
+    settings of the run that it comes from.
     """
 
     kind: str
@@ -44,15 +46,15 @@ class Found:
     run: tuple[Path, RunConfig] | None = None
 
     def digest(self) -> str:
-        """Of everything that was trained; reads the files."""
+        """Digest of everything that was trained, for which the files are read."""
         return digest.of_bytes(" ".join(digest.of_file(file) for file in self.weights).encode())
 
 
-def check(model: str) -> None:
-    """What can be told of a model without reading it, and without the hub.
+def check_model(model: str) -> None:
+    """Stop where it shows without reading weights, and without the hub, that a model cannot be evaluated.
 
     Raises:
-        ValueError: there is no such folder, or a run is unfinished.
+        ValueError: there is no such folder, or it is that of an unfinished run.
     """
     pretrained.check_model_name(model)
     folder = Path(model).expanduser()
@@ -60,16 +62,16 @@ def check(model: str) -> None:
         FinishedRun.open(folder, "--model")
 
 
-def find(model: str, base: str | None = None, trust_remote_code: bool = False) -> Found:
-    """What stands behind the name; nothing large is read.
+def find_evaluated_model(model: str, base: str | None = None, trust_remote_code: bool = False) -> FoundModel:
+    """The model that `--model` names; no weights are read.
 
     Args:
         base: folder or hub name of the base model, where it is no longer the one that an adapter names.
 
     Raises:
-        ValueError: there is no such model, or a run is unfinished.
+        ValueError: there is no such model, or it is an unfinished run.
     """
-    check(model)
+    check_model(model)
     folder = Path(model).expanduser()
     if _is_run(folder):
         return _run(folder, base)
@@ -83,21 +85,23 @@ def find(model: str, base: str | None = None, trust_remote_code: bool = False) -
         raise ValueError(f"--base goes with a run or an adapter; {model} is neither")
     loading = LoadingConfig(trust_remote_code=trust_remote_code)
     place = find_model(model, loading)
-    return Found("model", _weights(place), place, loading, lambda device, dtype: _plain(place, loading, device, dtype))
+    return FoundModel(
+        "model", _weights(place), place, loading, lambda device, dtype: _plain(place, loading, device, dtype)
+    )
 
 
 def _is_run(folder: Path) -> bool:
     return RunState(folder).is_run and not (folder / "config.json").exists()
 
 
-def _run(folder: Path, base: str | None) -> Found:
+def _run(folder: Path, base: str | None) -> FoundModel:
     config = RunState(folder).settings()
     adapter_file.read_description(folder / ADAPTER).check_residual(config.residual)
     return _adapter(folder / ADAPTER, base, (folder, config))
 
 
-def _adapter(folder: Path, base: str | None, run: tuple[Path, RunConfig] | None = None) -> Found:
-    """A folder that training has written: U, s and V, or what another method trains."""
+def _adapter(folder: Path, base: str | None, run: tuple[Path, RunConfig] | None = None) -> FoundModel:
+    """The model of an adapter's folder that training has written: U, s and V, or what another method trains."""
     described = adapter_file.read_description(folder)
 
     def load(device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
@@ -106,7 +110,7 @@ def _adapter(folder: Path, base: str | None, run: tuple[Path, RunConfig] | None 
         trained = precision.choose(described.precision, None, device.type)
         return model if dtype is None else merge_dense(model, trained, dtype)
 
-    return Found(
+    return FoundModel(
         kind="run" if run else "adapter",
         weights=[file for name in (adapter_file.INITIAL, adapter_file.TRAINED) if (file := folder / name).exists()],
         tokenizer=find_model(base or described.base_model, described.loading),
@@ -118,8 +122,8 @@ def _adapter(folder: Path, base: str | None, run: tuple[Path, RunConfig] | None 
     )
 
 
-def _peft(folder: Path, described: dict, base: str | None, trust_remote_code: bool) -> Found:
-    """An adapter in PEFT's format, over its base model."""
+def _peft(folder: Path, described: dict, base: str | None, trust_remote_code: bool) -> FoundModel:
+    """The model of an adapter in PEFT's format, with its base model."""
     name = base or described.get("base_model_name_or_path")
     if not name:
         raise ValueError(f"--model: {folder / PEFT_CONFIG} names no base model; say it: --base FOLDER")
@@ -136,16 +140,17 @@ def _peft(folder: Path, described: dict, base: str | None, trust_remote_code: bo
         model = _plain(place, loading, device, dtype)
         quantised = getattr(model, "hf_quantizer", None) is not None
         adapted = PeftModel.from_pretrained(model, folder, torch_device=str(device)).eval()
-        return adapted if quantised else adapted.merge_and_unload()
+        # A PeftModel is no PreTrainedModel, but it passes all calls on to the one that it wraps.
+        return cast(PreTrainedModel, adapted if quantised else adapted.merge_and_unload())
 
     own_tokenizer = (folder / "tokenizer.json").exists()
-    return Found(
+    return FoundModel(
         "PEFT adapter", [folder / PEFT_WEIGHTS, *_weights(place)], folder if own_tokenizer else place, loading, load
     )
 
 
 def _plain(folder: Path, loading: LoadingConfig, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
-    """A model as transformers loads it, quantised ones included."""
+    """A model as transformers loads it, which may be a quantised one."""
     attention = None if loading.attn_implementation == "auto" else loading.attn_implementation
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -165,7 +170,7 @@ def _weights(folder: Path) -> list[Path]:
     """The files that hold a model's weights.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the folder has no such file.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:

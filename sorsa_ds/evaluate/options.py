@@ -6,21 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-DESCRIPTION = "Evaluate: `deepspeed launch/evaluate.py --model runs/NAME --task gsm8k`; torchrun and python do too."
+DESCRIPTION = "Evaluate a model: deepspeed launch/evaluate.py --model runs/NAME --task gsm8k (or torchrun, or python)."
 
 TaskName = Literal["gsm8k", "math", "humaneval", "mmlu", "loss"]
 Style = Literal["papers", "chat", "plain"]
+Backend = Literal["transformers", "vllm"]
+Dtype = Literal["auto", "bf16", "fp32"]
 GENERATED = ("gsm8k", "math", "humaneval")
 NEW_TOKENS = {"gsm8k": 1024, "math": 2048, "humaneval": 2048}
-"""How much a model may answer, as in the papers."""
+"""The most tokens that an answer may have by default, as in the papers."""
 
 SHOTS = {"mmlu": 5}
-"""Few-shot examples by default; of the other tasks none."""
+"""Number of few-shot examples by default; tasks that are not named here have none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line. Options that are None were not given."""
+    """The options of the command line, with their defaults. None stands for an option that was not given."""
 
     model: str
     task: TaskName
@@ -34,8 +36,8 @@ class Options:
     window: int | None = None
     stride: int | None = None
     output: Path | None = None
-    backend: Literal["transformers", "vllm"] = "transformers"
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    backend: Backend = "transformers"
+    dtype: Dtype = "auto"
     allow_code_execution: bool = False
     trust_remote_code: bool = False
 
@@ -54,13 +56,13 @@ class Options:
             raise ValueError(f"--backend vllm only generates ({', '.join(GENERATED)}); {self.task} needs transformers")
         if self.task == "humaneval" and not self.allow_code_execution:
             raise ValueError(
-                "--task humaneval runs programs that the model wrote. They are walled in, but if you do not want that, "
-                "nothing is done; if you do, say so: --allow_code_execution"
+                "--task humaneval runs programs that the model wrote, in a sandbox without network or access to your "
+                "files. Nothing is run unless you agree to that: add --allow_code_execution"
             )
 
     @property
     def new_tokens(self) -> int:
-        """The most tokens of an answer; of the tasks that generate."""
+        """The most tokens that an answer may have, for the tasks that generate answers."""
         return self.max_new_tokens or NEW_TOKENS[self.task]
 
     @property
@@ -74,33 +76,35 @@ class Options:
 
 
 def parse(argv: Sequence[str]) -> Options:
-    """The command line. What argparse refuses, and `--help`, ends the process.
+    """Read the command line. `--help`, and what argparse refuses, end the process.
 
     Raises:
-        ValueError: options that do not go together.
+        ValueError: the options do not go together.
     """
-    parser = argparse.ArgumentParser("evaluate.py", description=DESCRIPTION, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "evaluate.py", description=DESCRIPTION, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )  # what is not given has the default of `Options`
     add = parser.add_argument
     add("--model", required=True, help="run, adapter (SORSA's or PEFT's), folder of a model, or hub name")
     add("--task", required=True, choices=get_args(TaskName), help="what to measure")
     add("--data", help="folder, file or hub name (default: the task's own on the hub; loss: a run's held-out data)")
     add("--base", help="an adapter's base model, where it has moved")
-    add("--limit", type=int, help="so many samples, the first ones")
+    add("--limit", type=int, help="only the first so many samples")
     add("--num_few_shot", type=int, help="examples before the question (default: mmlu 5, else 0)")
-    add("--batch_size", type=int, default=16, help="samples at once on each rank (default: 16)")
-    add("--max_new_tokens", type=int, help="the most of an answer (default: gsm8k 1024, math and humaneval 2048)")
+    add("--batch_size", type=int, help="samples at once on each rank (default: 16)")
+    add("--max_new_tokens", type=int, help="most tokens of an answer (default: gsm8k 1024, math and humaneval 2048)")
     add(
-        "--prompt", choices=get_args(Style), default="papers",
+        "--prompt", choices=get_args(Style),
         help="papers: the layout of training; chat: the tokenizer's chat template; plain: for a base model",
     )  # fmt: skip
     add("--window", type=int, help="loss: tokens seen at once (default: 1024, or what the model takes)")
     add("--stride", type=int, help="loss: tokens from window to window (default: half; window - 1: chunks)")
     add("--output", type=Path, help="folder of the results (default: RUN/evaluation/TASK or evaluations/MODEL-TASK)")
-    add("--backend", choices=("transformers", "vllm"), default="transformers", help="what generates")
-    add("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 where the hardware is fast at it")
-    add("--allow_code_execution", action="store_true", help="humaneval: run what the model wrote, walled in")
+    add("--backend", choices=get_args(Backend), help="what generates (default: transformers)")
+    add("--dtype", choices=get_args(Dtype), help="of weights and products (default: auto, bf16 on hardware fast at it)")
+    add("--allow_code_execution", action="store_true", help="humaneval: run the model's programs, in a sandbox")
     add("--trust_remote_code", action="store_true", help="run code that comes with the model")
-    add("--local_rank", type=int, default=0, help="added by DeepSpeed's launcher; ignored")
+    add("--local_rank", type=int, help="added by DeepSpeed's launcher; ignored")
     given = vars(parser.parse_args(argv))
-    del given["local_rank"]
+    given.pop("local_rank", None)
     return Options(**given)

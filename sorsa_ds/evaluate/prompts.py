@@ -1,7 +1,7 @@
-"""How a question is put to a model, with examples before it; as token ids, made by the code that training uses.
+"""How a question is put to a model, with examples before it; the token ids are made by the code that training uses.
 
-`papers`: the layout of training (sorsa_ds.data.formats). `chat`: the tokenizer's chat template. `plain`: question and
-answer under one another, for a model that was trained on neither.
+`papers` is the layout of training (sorsa_ds.data.formats), `chat` the tokenizer's chat template, and `plain` writes
+question and answer under one another, for a model that was trained on neither.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from sorsa_ds.data.tokenize import encode
 from sorsa_ds.evaluate.options import Style
 
 STEP_BY_STEP = " Let's think step by step."
-"""With what the papers' evaluation of mathematics opens the response."""
+"""The first words of a response in the papers' evaluation of mathematics."""
 
 _UNLIMITED = 2**31
 
@@ -27,17 +27,17 @@ class Shot:
     answer: str
 
 
-def render(
+def render_question(
     style: Style, tokenizer: PreTrainedTokenizerBase, question: str, shots: list[Shot], opening: str = "", ask: str = ""
 ) -> str:
     """The text that a model continues.
 
     Args:
-        opening: what a response in the papers' layout begins with, put into its mouth.
-        ask: what is wanted besides the answer, for a chat model that knows no layout.
+        opening: what a response in the papers' layout begins with; the model goes on behind it.
+        ask: an instruction on the form of the answer, for a chat model, which was not trained on a layout.
 
     Raises:
-        ValueError: style `chat` without a chat template.
+        ValueError: the style is `chat`, and the tokenizer has no chat template.
     """
     if style == "papers":
         return "\n\n".join([f"{prompt_for(s.question)} {s.answer}" for s in shots] + [prompt_for(question) + opening])
@@ -50,8 +50,8 @@ def render(
     return render_prompt([*messages, {"role": "user", "content": question + ask}], tokenizer)
 
 
-def tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids of a prompt, exactly as training would have them.
+def prompt_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token ids of a prompt, exactly as training would make them.
 
     Raises:
         ValueError: the tokenizer cannot be used (sorsa_ds.data.tokenize).

@@ -1,11 +1,12 @@
 """The samples of an evaluation on disk: written one by one by every rank, so that an interruption loses none.
 
-settings.json             what was evaluated; another evaluation is refused the folder
-samples-RANK.jsonl        what a rank has done so far, a line a sample
-samples.jsonl             all of them in the order of the data, at the end
-results.json              at the end
+settings.json             what is evaluated; the folder is refused to any other evaluation
+samples-RANK.jsonl        what a rank has done so far, one line per sample
+samples.jsonl             all samples in the order of the data, written at the end
+results.json              the figures, written at the end
 
-A line that a kill has cut in half is left out and its sample made again, at any number of ranks.
+A line that was cut in half when a process was killed is left out, and its sample is made again. An evaluation may go on
+with another number of ranks.
 """
 
 import json
@@ -22,14 +23,14 @@ _PARTS = "samples-*.jsonl"
 
 
 class Records:
-    """The folder of one evaluation. All methods but `write` and `done` are collective calls.
+    """The folder of one evaluation. Making one is a collective call, and so is each method except `write`.
 
     Args:
-        settings: what is evaluated, as people call it.
+        settings: what is evaluated, in the words of the command line.
         identity: everything that the samples depend on.
 
     Raises:
-        ValueError: the folder holds another evaluation, or something else, is in use, or cannot be written.
+        ValueError: the folder holds another evaluation or anything else, is in use, or cannot be written.
     """
 
     def __init__(self, folder: Path, settings: dict, identity: dict, device: torch.device):
@@ -45,18 +46,18 @@ class Records:
         return self._samples
 
     def write(self, record: dict) -> None:
-        """Add a sample; it survives whatever happens to this process."""
+        """Add a sample, which is in the file when this returns."""
         self._part.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
         self._part.flush()
 
     def collect(self, order: list[str]) -> list[dict]:
-        """All ranks' samples in this order, put into one file."""
+        """The samples of all ranks in this order, which are also put into one file."""
         self._part.close()
         collectives.together(lambda: self._merge(order), self._device, on=0)
         return read_samples(self.folder)
 
     def finish(self, results: dict) -> None:
-        """Write the results and give the folder back."""
+        """Write the results and release the folder's lock."""
         collectives.together(lambda: write_json(self.folder / RESULTS, results), self._device, on=0)
         self._lock.release()
 
@@ -80,7 +81,7 @@ class Records:
         self._part = (self.folder / f"samples-{collectives.rank()}.jsonl").open("a", encoding="utf-8")
 
     def _merge(self, order: list[str] | None) -> None:
-        """Put all samples into one file: sorted, where the order is known."""
+        """Put all samples into one file, sorted where the order is known."""
         by_id = {record["id"]: record for record in read_samples(self.folder)}
         assert order is None or by_id.keys() == set(order), "samples are missing"
         records = by_id.values() if order is None else (by_id[id_] for id_ in order)
@@ -90,7 +91,7 @@ class Records:
 
 
 def read_samples(folder: Path) -> list[dict]:
-    """Every whole line of the samples' files; a sample may be in two of them after a kill."""
+    """Every whole line of the samples' files; a sample may be in two of them where a process was killed."""
     records = []
     for file in [folder / SAMPLES, *sorted(folder.glob(_PARTS))]:
         text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""

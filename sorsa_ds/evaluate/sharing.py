@@ -1,8 +1,8 @@
-"""How ranks share batches: each takes the next one when it is done with its last, and all see how far all are.
+"""How ranks share batches: each takes the next one when its last is done, and each sees how far all ranks are.
 
-The counters are in the process group's own store, so that no rank ever waits for another before all is done, and a
-batch holds the same prompts whoever takes it. The last wait is no collective either: a batch of long answers may take
-longer than a collective's time-out.
+The counters are in the process group's own store, so that no rank waits for another before everything is done, and a
+batch holds the same prompts whichever rank takes it. The wait at the end is no collective call either, because a batch
+of long answers may take longer than the time-out of one.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from sorsa_ds.runtime.console import bar
 
 T = TypeVar("T")
 PATIENCE = 2 * 3600.0
-"""Seconds without a sample from anyone, after which a rank that has nothing left to do gives the others up."""
+"""Seconds without a new sample from any rank, after which a rank that waits for the others gives up."""
 
 _LOOK_SECONDS = 0.2
 _numbers = itertools.count()
@@ -27,7 +27,10 @@ class Board:
     """What all ranks know of a common piece of work. Every rank makes one, in the same order as the others.
 
     Args:
-        total, done, correct: items in all; of those, done and right before; correct None: nothing is right or wrong.
+        total: number of items.
+        done: how many of them were finished before this process started.
+        correct: how many of those are right; None where an item is neither right nor wrong.
+        what: the progress bar's label.
     """
 
     def __init__(self, total: int, done: int, correct: int | None, what: str):
@@ -38,18 +41,18 @@ class Board:
         self.show()
 
     def take(self, items: Sequence[T]) -> Iterator[T]:
-        """This rank's share of the items, one after the other."""
+        """The items that fall to this rank, one after the other."""
         while (place := self._store.add("taken", 1) - 1) < len(items):
             yield items[place]
 
     def add(self, correct: bool | None) -> None:
-        """One more item is done."""
+        """Count one more item as done."""
         self._store.add("done", 1)
         self._store.add("correct", int(bool(correct)))
         self.show()
 
     def show(self) -> None:
-        """Bring rank 0's bar up to date with all ranks."""
+        """Bring the progress bar of rank 0 up to date with all ranks."""
         if collectives.rank() == 0:
             done, correct = (
                 before + self._store.add(name, 0)
@@ -60,10 +63,10 @@ class Board:
             self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """Wait for all ranks, the bar going on, and end it. A collective call.
+        """Wait for all ranks while the bar goes on, then end it. Every rank must call this.
 
         Raises:
-            PeerError: the others have done nothing for very long.
+            PeerError: no other rank has finished anything for `PATIENCE` seconds.
         """
         self._store.add("left", 1)
         seen, since = -1, time.monotonic()

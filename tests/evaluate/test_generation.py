@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from sorsa_ds.evaluate import sharing
-from sorsa_ds.evaluate.backends.generation import Prompt, Transformers, batches
+from sorsa_ds.evaluate.backends.generation import Prompt, Transformers, batch_prompts
 from sorsa_ds.evaluate.command import evaluate
 from sorsa_ds.runtime import collectives
 from tests.helpers.architectures import CONFIGS
@@ -85,7 +85,7 @@ def _answers(name, sizes, limits=(6,) * 5):
     found = {}
     for size in sizes:
         found[size] = {}
-        for batch in batches(prompts, size, disturbed):
+        for batch in batch_prompts(prompts, size, disturbed):
             generate(batch, lambda prompt, answer, size=size: found[size].__setitem__(prompt.id, answer))
     return disturbed, found
 
@@ -126,12 +126,12 @@ def test_an_answer_ends_at_any_of_the_models_end_tokens():
 
 def test_batches_hold_all_prompts_once_the_longest_first():
     prompts = [Prompt(str(n), [1] * (1 + n % 4), 1) for n in range(10)]
-    made = batches(prompts, 3, one_length=False)
+    made = batch_prompts(prompts, 3, one_length=False)
     assert sorted(p.id for batch in made for p in batch) == sorted(p.id for p in prompts)
     assert max(len(batch) for batch in made) == 3
     lengths = [len(p.token_ids) for batch in made for p in batch]
     assert lengths == sorted(lengths, reverse=True)
-    assert all(len({len(p.token_ids) for p in batch}) == 1 for batch in batches(prompts, 3, one_length=True))
+    assert all(len({len(p.token_ids) for p in batch}) == 1 for batch in batch_prompts(prompts, 3, one_length=True))
 
 
 def test_a_prompt_that_leaves_no_room_is_counted_and_not_asked(trained):

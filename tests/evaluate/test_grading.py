@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 import threading
 from statistics import NormalDist
 
@@ -9,7 +11,7 @@ import pytest
 
 from sorsa_ds.evaluate.grading.answers import announced, boxed, marked
 from sorsa_ds.evaluate.grading.grader import Grader
-from sorsa_ds.evaluate.wilson import wilson
+from sorsa_ds.evaluate.tasks.generated import wilson_interval
 from tests.helpers import small_data
 from tests.helpers.grader_cases import ANNOUNCED, ANNOUNCED_WRONG, DIFFERENT, MATH, SAME
 
@@ -129,11 +131,20 @@ def test_a_grader_works_outside_the_main_thread():
 def test_the_interval_is_wilsons(correct, total):
     """By what defines it: the observed rate lies z standard errors of the bound's own rate away from each bound."""
     rate, z = correct / total, NormalDist().inv_cdf(0.975)
-    low, high = wilson(correct, total)
+    low, high = wilson_interval(correct, total)
     assert 0 <= low <= rate <= high <= 1
     for bound in (low, high):
         assert abs(rate - bound) == pytest.approx(z * math.sqrt(bound * (1 - bound) / total), abs=1e-12)
 
 
+def test_graders_and_programs_start_without_torch():
+    """Each of these processes is started anew: torch would take it seconds, and more memory than it may have."""
+    programs = [f"sandbox.{name}" for name in ("runner", "jail", "walls", "seccomp", "program")]
+    imports = "; ".join(f"import sorsa_ds.evaluate.{module}" for module in ["grading.equality", *programs])
+    source = f"import sys; {imports}; print(sorted({{'torch', 'transformers', 'deepspeed'}} & {{*sys.modules}}))"
+    told = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"
+
+
 def test_of_nothing_nothing_is_known():
-    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson_interval(0, 0) == (0.0, 1.0)

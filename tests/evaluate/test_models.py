@@ -99,24 +99,24 @@ def test_runs_of_other_methods_are_merged_too(project, method):
 
 
 def _plain_modules(folder):
-    model = models.find(str(folder)).load(torch.device("cpu"), torch.float32)
+    model = models.find_evaluated_model(str(folder)).load(torch.device("cpu"), torch.float32)
     return not any(hasattr(module, "base_layer") or isinstance(module, SorsaLinear) for module in model.modules())
 
 
 def test_what_is_no_model_is_refused_by_name(project, tmp_path):
     for what, message in (("nowhere/at/all", "there is no folder"), (str(project / "questions"), "no weights")):
         with pytest.raises(ValueError, match=message):
-            models.find(what)
+            models.find_evaluated_model(what)
     shutil.copytree(project / "run", tmp_path / "unfinished")
     (tmp_path / "unfinished" / "report.json").unlink()
     with pytest.raises(ValueError, match="is unfinished"):
-        models.find(str(tmp_path / "unfinished"))
+        models.find_evaluated_model(str(tmp_path / "unfinished"))
     with pytest.raises(ValueError, match="--base goes with"):
-        models.find(str(project / "model"), base="x")
+        models.find_evaluated_model(str(project / "model"), base="x")
     (tmp_path / "peft").mkdir()
     (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     with pytest.raises(ValueError, match="names no base model"):
-        models.find(str(tmp_path / "peft"))
+        models.find_evaluated_model(str(tmp_path / "peft"))
 
 
 def _layer(storage):

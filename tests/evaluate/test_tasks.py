@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sorsa_ds.data.tokenize import IGNORED
 from sorsa_ds.evaluate.options import Options
-from sorsa_ds.evaluate.prompts import tokens
+from sorsa_ds.evaluate.prompts import prompt_tokens
 from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, mmlu
 from sorsa_ds.evaluate.tasks import math as math_task
 from sorsa_ds.evaluate.tasks.generated import continuation
@@ -47,8 +47,8 @@ def test_an_answer_keeps_the_space_that_it_begins_with(llama_like, data):
     with gzip.open(data("humaneval") / "HumanEval.jsonl.gz") as lines:
         rows = [json.loads(line) for line in lines]
     for row in rows[:: max(1, len(rows) // 4)]:
-        before = tokens(row["prompt"], tokenizer)
-        answer = tokens(row["prompt"] + row["canonical_solution"], tokenizer)[len(before) :]
+        before = prompt_tokens(row["prompt"], tokenizer)
+        answer = prompt_tokens(row["prompt"] + row["canonical_solution"], tokenizer)[len(before) :]
         assert continuation(tokenizer, before, answer) == row["canonical_solution"]
         assert tokenizer.decode(answer) != row["canonical_solution"]
 
@@ -149,6 +149,7 @@ def test_math_is_read_in_the_published_layout_and_as_rows(setting, tmp_path):
         ("    return x\n\ndef other(): pass", '    """Same."""\n    return x\n'),
         ("```python\n    return x\n```", '    """Same."""\n    return x\n'),
         ("Sure:\nimport re\ndef f(x):\n    return x", "import re\ndef f(x):\n    return x"),
+        ("Sure:\nasync def f(x):\n    return x\n\nf(1)", "async def f(x):\n    return x\n"),
     ],
 )
 def test_the_program_in_an_answer_is_found(answer, ends_with):
@@ -296,7 +297,7 @@ def test_all_of_mmlu_is_read(setting, data):
 @pytest.mark.parametrize(("window", "stride"), [(16, 8), (16, 15), (16, 3), (16, 1), (200, 100), (2, 1)])
 def test_windows_score_every_token_but_the_first_once_with_enough_before_it(window, stride):
     ids = np.arange(100, 167, dtype=np.int32)
-    windows = loss.cut({"input_ids": ids, "labels": ids.copy()}, window, stride)
+    windows = loss.cut_into_windows({"input_ids": ids, "labels": ids.copy()}, window, stride)
     scored = []
     for part in windows:
         assert len(part["input_ids"]) <= window

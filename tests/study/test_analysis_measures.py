@@ -35,7 +35,7 @@ from sorsa_ds.run.recorder import SnapshotRecorder
 from sorsa_ds.run.snapshots import snapshot_path, stored_linears
 from sorsa_ds.study.analysis import compute, figures
 from sorsa_ds.study.analysis.command import analyze
-from sorsa_ds.study.analysis.compute import Job, measured, workers_for
+from sorsa_ds.study.analysis.compute import Job, measure_linear, workers_for
 from sorsa_ds.study.analysis.history import open_history
 from sorsa_ds.study.analysis.measures import NEARLY, Spectrum, tolerance, turn
 from sorsa_ds.study.analysis.request import Options
@@ -242,7 +242,7 @@ def test_the_start_is_the_weight_as_training_kept_it(tmp_path, method, precision
     assert lost > 1e-4 * torch.linalg.norm(W)
     for step in (0, 2):
         assert torch.linalg.norm(history.weight(target, step).double() - wanted[step]) < 0.02 * lost
-    [(_, found)] = measured(history, target, [2], torch.float64, 4)
+    [(_, found)] = measure_linear(history, target, [2], torch.float64, 4)
     right, wrong = (by_hand(wanted[2].numpy(), start.numpy())["delta_sigma"] for start in (wanted[0], W))
     assert abs(found.delta_sigma - right) < 0.05 * abs(wrong - right)
 
@@ -352,7 +352,7 @@ PARENT = """
 import os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from sorsa_ds.analysis import compute
+from sorsa_ds.study.analysis import compute
 if __name__ == "__main__":
     context = get_context("forkserver")
     stay, leave = context.Pipe(duplex=False)

@@ -26,7 +26,7 @@ from sorsa_ds.study.analysis import figures
 from sorsa_ds.study.analysis import table as tables
 from sorsa_ds.study.analysis.command import analyze
 from sorsa_ds.study.analysis.history import open_history
-from sorsa_ds.study.analysis.request import Options, _rank, opened
+from sorsa_ds.study.analysis.request import Options, _rank, open_request
 from sorsa_ds.study.analysis.runs import Run
 from sorsa_ds.study.analysis.table import Figures, Key, Row, Table
 from sorsa_ds.train.trainer import Trainer
@@ -139,7 +139,7 @@ def test_a_damaged_log_or_report_is_named_before_anything_is_computed(tmp_path, 
     run, _ = handmade(tmp_path, "llama", "lora", analysis=ONE)
     damage(run)
     with pytest.raises(ValueError, match=message):
-        opened(Options([run], tmp_path / "out"))
+        open_request(Options([run], tmp_path / "out"))
 
 
 def test_a_weight_that_is_no_number_is_named_and_the_rows_before_it_stay(tmp_path):
@@ -171,7 +171,7 @@ def test_a_run_keeps_its_name_when_a_folder_gets_further_ones(tmp_path):
 
 def test_the_rank_is_the_largest_of_any_adapted_linear(tmp_path):
     run, _ = handmade(tmp_path, "llama", "lora", analysis=ONE)
-    request = opened(Options([run], tmp_path / "out"))
+    request = open_request(Options([run], tmp_path / "out"))
     assert request.rank == 4
     targets = request.runs[0].history.source.targets
     object.__setattr__(targets[3], "rank", 11)  # as sorsa.rank_pattern would
@@ -182,7 +182,7 @@ def test_an_output_in_a_runs_folder_is_refused(tmp_path):
     run, _ = handmade(tmp_path, "llama", "lora", analysis=ONE)
     for output in (run, run / "deeper" / "out"):
         with pytest.raises(ValueError, match="is in the folder of a run"):
-            opened(Options([run], output))
+            open_request(Options([run], output))
 
 
 def test_a_full_disk_names_the_table(tmp_path, monkeypatch):

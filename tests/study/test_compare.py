@@ -63,9 +63,9 @@ def test_bad_lists_are_refused_by_name(read, message):
     [
         (["--methods=lora"], "--output is missing"),
         (["--output=x"], "--methods is missing"),
-        (["--methods=lora", "--output=x", "method=lora"], "method: --methods says that here"),
-        (["--methods=lora", "--output=x", "train.seed=3"], "train.seed: --seeds says that here"),
-        (["--methods=lora", "--output=x", "output.name=y"], "output.name: --output says that here"),
+        (["--methods=lora", "--output=x", "method=lora"], "method: a comparison sets it by --methods"),
+        (["--methods=lora", "--output=x", "train.seed=3"], "train.seed: a comparison sets it by --seeds"),
+        (["--methods=lora", "--output=x", "output.name=y"], "output.name: a comparison sets it by --output"),
         (["--methods=lora", "--output=x", "--task=life"], "there is no 'life'; there are"),
         (["--methods=lora", "--output=x", "--task_options=--limit 3"], "there is no --task"),
         (["--methods=lora", "--output=x", "--task=math", "--task_options=--model=y"], "--model=y is set by"),
@@ -152,7 +152,7 @@ def test_tables_hold_means_and_deviations_over_seeds(runs, tmp_path):
     comparison = tables.Comparison(
         RunConfig(), Evaluation("gsm8k", ""), 20.0, [sorsa, lora], runs, failed, {"lora": {"sorsa.svd": "exact"}}, 1
     )
-    tables.write(comparison, tmp_path)
+    tables.write_tables(comparison, tmp_path)
     text = (tmp_path / "comparison.md").read_text()
     for told in ("| sorsa | 0.003 | 1, 2 | 1.7750 ± 0.2475 | 3.0000 | 1.6000 ± 0.1414 | 15 ± 7 | 100 | 1.50 |",
                  " 1,000 | 20.00 | 25.00 ± 7.07 |",
@@ -179,7 +179,7 @@ def test_the_picture_has_means_bands_and_names(runs, tmp_path):
     expected = [[row[max(0, t - 3) : t].mean() for t in range(1, 10)] for row in values]
     np.testing.assert_allclose(plotting.smoothed(values, 3), expected)
     np.testing.assert_allclose(plotting.smoothed(values, 1), values)
-    figure.draw(methods_of(runs), tmp_path)
+    figure.draw_comparison(methods_of(runs), tmp_path)
     assert (tmp_path / "comparison.png").read_bytes()[:4] == b"\x89PNG"
     drawn = (tmp_path / "comparison.svg").read_text()
     for told in ("sorsa (rate 0.003)", "lora (rate 0.001)", "training loss (nats per token)", "gradient norm", "step",
@@ -192,26 +192,26 @@ def test_a_run_made_with_other_settings_is_not_taken_for_this_one(tmp_path):
     base, json_file = RunConfig(train=TrainConfig(steps=5)), ROOT / "ds_configs" / "zero2.json"
     trial = Trial("lora", 1e-3, 1)
     runner = Runner(base, json_file, tmp_path, None)
-    runner.check(trial)
+    runner.check_unchanged(trial)
     folder = runner.folder(trial)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(trial.config(base, tmp_path)))
     (folder / "ds_config.given.json").write_text(json_file.read_text())
     (folder / "report.json").write_text("{}")
-    runner.check(trial)
+    runner.check_unchanged(trial)
     with pytest.raises(ValueError, match="other settings: train.steps was 5 and is now 6"):
-        Runner(replace(base, train=TrainConfig(steps=6)), json_file, tmp_path, None).check(trial)
+        Runner(replace(base, train=TrainConfig(steps=6)), json_file, tmp_path, None).check_unchanged(trial)
     with pytest.raises(ValueError, match="other settings: model was"):
-        Runner(replace(base, model="elsewhere"), json_file, tmp_path, None).check(trial)
+        Runner(replace(base, model="elsewhere"), json_file, tmp_path, None).check_unchanged(trial)
     with pytest.raises(ValueError, match="the DeepSpeed JSON was another"):
-        Runner(base, ROOT / "ds_configs" / "zero3.json", tmp_path, None).check(trial)
+        Runner(base, ROOT / "ds_configs" / "zero3.json", tmp_path, None).check_unchanged(trial)
 
 
 def pretended(monkeypatch, broken: tuple[str, ...] = ()) -> list[str]:
     """Runs that end at once, with losses that follow from method, rate and seed; returns their names as they begin."""
     made = []
 
-    def run(self: Runner, trial: Trial, progress) -> str | None:
+    def make_run(self: Runner, trial: Trial, progress) -> str | None:
         made.append(trial.name)
         if trial.name in broken:
             return "the loss is nan"
@@ -223,8 +223,8 @@ def pretended(monkeypatch, broken: tuple[str, ...] = ()) -> list[str]:
         (self.folder(trial) / "ds_config.given.json").write_text(self.ds_config.read_text())
         return None
 
-    monkeypatch.setattr(Runner, "run", run)
-    monkeypatch.setattr(figure, "draw", lambda *_: None)  # it takes longer than all the rest
+    monkeypatch.setattr(Runner, "make_run", make_run)
+    monkeypatch.setattr(figure, "draw_comparison", lambda *_: None)  # it takes longer than all the rest
     return made
 
 
@@ -277,7 +277,7 @@ def test_accuracies_are_asked_of_the_base_model_and_of_every_method_at_its_best_
     pretended(monkeypatch)
     called = []
 
-    def launched(self: Runner, script: str, arguments: list[str], name: str, meanwhile) -> str | None:
+    def launch(self: Runner, script: str, arguments: list[str], name: str, meanwhile) -> str | None:
         options = dict(zip(arguments[::2], arguments[1::2], strict=True))
         called.append((script, options["--model"], options["--task"], options["--limit"]))
         if "seed6" in name:
@@ -287,7 +287,7 @@ def test_accuracies_are_asked_of_the_base_model_and_of_every_method_at_its_best_
         (folder / "results.json").write_text(json.dumps({"accuracy": len(called) / 100}))
         return None
 
-    monkeypatch.setattr(Runner, "launched", launched)
+    monkeypatch.setattr(Runner, "launch", launch)
     arguments = [*ARGUMENTS, f"--output={tmp_path}", "--task=gsm8k", "--task_options=--limit 20", "model=base"]
     with pytest.raises(ValueError, match="failed: sorsa-lr0.001-seed6, lora-lr0.01-seed6"):
         command.compare(arguments)
@@ -313,13 +313,13 @@ def test_perplexity_is_told_as_it_is(monkeypatch, tmp_path):
     """Forgetting: of a text on which nothing was trained, the base model's and each method's."""
     pretended(monkeypatch)
 
-    def launched(self: Runner, script: str, arguments: list[str], name: str, meanwhile) -> str | None:
+    def launch(self: Runner, script: str, arguments: list[str], name: str, meanwhile) -> str | None:
         assert arguments[-2:] == ["--data", "general.txt"]
         folder = Path(arguments[arguments.index("--output") + 1])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps({"perplexity": 8.5 if "lora" in name else 6.25}))
 
-    monkeypatch.setattr(Runner, "launched", launched)
+    monkeypatch.setattr(Runner, "launch", launch)
     wanted = ["--task=loss", "--task_options=--data general.txt"]
     command.compare([*ARGUMENTS, f"--output={tmp_path}", *wanted])
     text = (tmp_path / "comparison.md").read_text()

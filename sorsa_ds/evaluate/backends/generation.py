@@ -1,10 +1,11 @@
-"""Greedy answers from transformers, a batch at a time, padded on the left; each handed over as it ends.
+"""Greedy answers from transformers, one batch at a time, padded on the left; each answer is handed over as it ends.
 
 Shapes: B prompts, L positions.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from sorsa_ds.data.batches import pad_token_id
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """id: of its sample. token_ids: at least one. limit: the most tokens of the answer."""
+    """What one sample asks. id: the sample's. token_ids: one or more. limit: the most tokens of the answer."""
 
     id: str
     token_ids: list[int]
@@ -25,28 +26,28 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """token_ids: without the end token. ended: the end token came; else it was cut at the limit."""
+    """What was generated. token_ids: without the end token. ended: by its end token; False: it was cut at the limit."""
 
     token_ids: list[int]
     ended: bool
 
 
 Receive = Callable[[Prompt, Answer], None]
-"""Called once for each prompt, as soon as its answer is there."""
+"""A function that takes each prompt with its answer, as soon as that is there."""
 
 
 class Transformers:
     """Generates with a model of transformers on this rank's device.
 
-    Padding is masked and does not count as a position, so an answer does not depend on the batch it was made in, but
-    for rounding. `disturbed_by_padding` tries whether that holds: recurrent models may not heed the mask.
+    Padding is masked and does not count as a position, so that an answer depends on its batch by rounding alone.
+    `disturbed_by_padding` tries whether that holds, since recurrent models may ignore the mask.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device):
         self.model, self._device = model, device
         self._pad = pad_token_id(tokenizer)
         self._ends = torch.tensor(end_tokens(model.generation_config, tokenizer), device=device)
-        # Its own may ask for sampling or penalties.
+        # The model's own settings may ask for sampling or penalties.
         model.generation_config = GenerationConfig()
 
     @torch.inference_mode()
@@ -54,7 +55,7 @@ class Transformers:
         """Answer all prompts of a batch."""
         input_ids_BL, mask_BL = self._padded(batch)
         collector = _Collector(batch, input_ids_BL.shape[1], self._ends, receive)
-        self.model.generate(
+        self._generate(
             inputs=input_ids_BL,
             attention_mask=mask_BL,
             generation_config=GenerationConfig(
@@ -71,9 +72,13 @@ class Transformers:
         alone, beside = (self._first_logits(batch) for batch in ([prompt], [prompt, longer]))
         return (alone - beside).abs().max().item() > 0.05 * alone.std().item()
 
+    def _generate(self, **arguments: Any) -> Any:
+        # Only the classes of models that can generate have this method, which PreTrainedModel does not declare.
+        return cast(Any, self.model).generate(**arguments)
+
     def _first_logits(self, batch: Sequence[Prompt]) -> Tensor:
         input_ids_BL, mask_BL = self._padded(batch)
-        made = self.model.generate(
+        made = self._generate(
             inputs=input_ids_BL, attention_mask=mask_BL,
             generation_config=GenerationConfig(
                 do_sample=False, max_new_tokens=1, pad_token_id=self._pad, output_logits=True,
@@ -92,7 +97,7 @@ class Transformers:
 
 
 class _Collector(StoppingCriteria):
-    """Ends each row at its end token or its own limit, and hands its answer over there and then."""
+    """Ends each row at its end token or its own limit, and hands its answer over at once."""
 
     def __init__(self, batch: Sequence[Prompt], start: int, end_tokens: Tensor, receive: Receive):
         self._batch, self._start, self._ends, self._receive = batch, start, end_tokens, receive
@@ -109,7 +114,7 @@ class _Collector(StoppingCriteria):
         return (~self._open_B).to(input_ids.device)
 
     def rest(self) -> None:
-        """Hand over what generation ended for reasons of its own."""
+        """Hand over the answers that are still open when generation ends, whatever has ended it."""
         for row in torch.nonzero(self._open_B).flatten().tolist():
             self._hand_over(row, ended=False)
 
@@ -120,10 +125,10 @@ class _Collector(StoppingCriteria):
 
 
 def end_tokens(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer: the tokenizer's, which training appends, and those that the model names.
+    """The tokens that end an answer: the tokenizer's, which training appends, and those that the model's settings name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: neither the tokenizer nor the settings name one.
     """
     named = None if config is None else config.eos_token_id
     named = [] if named is None else named if isinstance(named, list) else [named]
@@ -133,10 +138,14 @@ def end_tokens(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBa
     return sorted({*named, *own})
 
 
-def batches(prompts: Sequence[Prompt], size: int, one_length: bool) -> list[list[Prompt]]:
-    """Prompts of similar length together, the longest first: little padding, and no memory surprise at the end.
+def batch_prompts(prompts: Sequence[Prompt], size: int, one_length: bool) -> list[list[Prompt]]:
+    """Batches of prompts of similar length, so that little is padded.
 
-    one_length: no padding at all, for a model that does not bear it.
+    The longest come first: where memory is too small for them, that shows at the start.
+
+    Args:
+        size: the most prompts of a batch.
+        one_length: each batch holds prompts of one length, for a model whose answers padding changes.
     """
     ordered = sorted(prompts, key=lambda prompt: (-len(prompt.token_ids), prompt.id))
     made: list[list[Prompt]] = []

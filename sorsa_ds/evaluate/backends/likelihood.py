@@ -1,6 +1,7 @@
-"""What a model thinks of given tokens: log-probabilities of the next one, and the loss of a text.
+"""How likely given tokens are to a model: log-probabilities of the next token, and the loss of a text.
 
-Sequences are padded on the right, where nothing before can see it, so a batch changes nothing but rounding.
+Sequences are padded on the right, where no token before can attend to it: what is measured depends on the batch by
+rounding alone.
 Shapes: B sequences, L positions, K scored positions, C vocabulary.
 """
 
@@ -19,8 +20,8 @@ class Likelihood:
     """Measures with one model on this rank's device.
 
     Args:
-        pad: id of the token to fill up with; it is never read.
-        autocast: products in bf16 though parameters are wider, as in training with precision mixed.
+        pad: id of the token that fills a batch up; no result depends on it.
+        autocast: compute products in bf16 though parameters are wider, as training does with precision `mixed`.
     """
 
     def __init__(self, model: PreTrainedModel, device: torch.device, pad: int, autocast: bool = False):
@@ -28,7 +29,7 @@ class Likelihood:
 
     @torch.inference_mode()
     def next_token(self, sequences: Sequence[Example]) -> list[Tensor]:
-        """Log-probabilities of what follows each sequence, (C,) in float32 on the CPU."""
+        """Log-probabilities of the token that follows each sequence: a tensor (C,) per sequence, float32 on the CPU."""
         batch = self._batch(sequences)
         last_B = batch["attention_mask"].sum(1) - 1
         rows_B = torch.arange(len(sequences), device=self._device)
@@ -36,7 +37,7 @@ class Likelihood:
 
     @torch.inference_mode()
     def losses(self, sequences: Sequence[Example]) -> list[tuple[float, int]]:
-        """(nats summed over the labelled tokens, how many they are) of each sequence."""
+        """For each sequence (loss in nats, summed over the labelled tokens; number of these tokens)."""
         batch = self._batch(sequences)
         labels_BL = batch["labels"][:, 1:]
         scored_BL = labels_BL != IGNORED
@@ -58,7 +59,7 @@ class Likelihood:
         return {name: tensor.to(self._device) for name, tensor in collate(sequences, self._pad).items()}
 
 
-def by_length(sequences: Sequence[tuple[str, int]], size: int) -> list[list[str]]:
-    """Ids of (id, length) in batches of similar length, the longest first."""
+def batch_by_length(sequences: Sequence[tuple[str, int]], size: int) -> list[list[str]]:
+    """Batches of ids, made from pairs of id and length: similar lengths together, the longest first."""
     ordered = [id_ for id_, length in sorted(sequences, key=lambda entry: (-entry[1], entry[0]))]
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]

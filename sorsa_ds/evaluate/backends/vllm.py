@@ -8,7 +8,7 @@ import torch
 from sorsa_ds.evaluate.backends.generation import Answer, Prompt, Receive
 
 PROMPTS_A_CALL = 512
-"""So many are handed over at once; what an interruption loses."""
+"""Number of prompts that vLLM is given at once; an interruption loses as many answers at the most."""
 
 
 class Vllm:
@@ -16,13 +16,14 @@ class Vllm:
 
     Args:
         folder: a plain model in the format of transformers.
-        dtype: of weights and products.
+        dtype: the dtype of weights and products.
+        end_tokens: ids of the tokens that end an answer.
 
     Raises:
-        ValueError: vLLM is not installed, or does not take the model.
+        ValueError: vLLM is not installed, or it refuses the model.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, end_tokens: list[int], trust_remote_code: bool):
+    def __init__(self, folder: Path, dtype: torch.dtype | None, end_tokens: list[int], trust_remote_code: bool):
         try:
             from vllm import LLM, SamplingParams
         except ImportError as error:

@@ -3,7 +3,7 @@
 import re
 
 ANNOUNCEMENT = "The answer is:"
-"""What the papers' training data writes before the answer."""
+"""The words before the answer in the papers' training data."""
 
 _SAYS = r"(?i:the (?:final )?answer is)"
 _ANNOUNCED = re.compile(_SAYS + r":(?=(?:\s*(?=\$)|[ \t]*\n?[ \t]*)(.*))")
@@ -19,11 +19,11 @@ _REASON = re.compile(r"[,;]?(?<=\S)\s+(?:so|because|since|which|therefore|thus|h
 
 
 def announced(text: str) -> str | None:
-    """The answer of a generated text, None where it gives none.
+    """The answer of a generated text; None where it gives none.
 
-    The papers' rule: what follows the last `The answer is:`, to the end of the sentence or line. A text without it may
-    mark its answer as the references do, by the last `\\boxed{...}` or `#### ...`, or say it without the colon.
-    Markdown's emphasis and code, and formulas on lines of their own, are read as if they stood plainly in the line.
+    By the papers' rule it is what follows the last `The answer is:`, up to the end of the sentence or line. A text
+    without these words may mark its answer as the references do, by the last `\\boxed{...}` or `#### ...`, or say it
+    without the colon. Markdown's emphasis and code, and formulas on lines of their own, are read as plain text.
     """
     text = _plain(text)
     return _last_of(_ANNOUNCED, text) or boxed(text) or marked(text) or _last_of(_SAID, text)
@@ -41,18 +41,21 @@ def _last_of(announcement: re.Pattern, text: str) -> str | None:
 
 
 def _apart(mark: re.Match) -> str:
-    """Behind a number the mark may be a factorial: left to what compares it, apart, since a sentence ended with it."""
+    """The exclamation mark behind an answer: removed, or behind a number set apart by a space.
+
+    Behind a number it may end the sentence or mean a factorial, which `equality.grade_answer` decides.
+    """
     return f"{mark[1]} !" if mark[1] else ""
 
 
 def marked(text: str) -> str | None:
-    """What follows the last `####` at the beginning of a line, as GSM-8K's references have it."""
+    """The text behind the last `####` at the beginning of a line, where GSM-8K's references have the answer."""
     found = _MARKED.findall(text)
     return found[-1].strip() if found else None
 
 
 def boxed(text: str) -> str | None:
-    """What is in the last `\\boxed{...}`, braces balanced, as MATH's references have it."""
+    """The content of the last `\\boxed{...}` with balanced braces, where MATH's references have the answer."""
     for match in reversed(list(_BOXED.finditer(text))):
         content = match.group(1) or _in_braces(text, match.end())
         if content and content.strip():
@@ -61,7 +64,7 @@ def boxed(text: str) -> str | None:
 
 
 def _in_braces(text: str, start: int) -> str | None:
-    """The inside of the braces that open at `start`; None where they are never closed."""
+    """The text inside of the braces that open at `start`; None where they are never closed."""
     depth = 0
     for position in range(start, len(text)):
         escaped = position > 0 and text[position - 1] == "\\"

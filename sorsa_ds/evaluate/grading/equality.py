@@ -1,6 +1,7 @@
-"""Whether two mathematical expressions mean the same: math-verify, with what it does not settle settled before.
+"""Whether two mathematical expressions mean the same: math-verify decides, after the cases that it decides otherwise.
 
-Run as a program it is a grader's child process (`sorsa_ds.evaluate.grading.grader`): a line of JSON in, a line out.
+Run as a program this is the grader's child process (`sorsa_ds.evaluate.grading.grader`), which answers each line of
+JSON with another. It must start without torch.
 """
 
 import json
@@ -25,26 +26,27 @@ _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}"
 _BASE = re.compile(r"(?<![\^\\\w])[\dA-F]*\d[\dA-F]*_")
 
 
-def compare(reference: str, answer: str) -> Verdict:
-    """Grade an answer against a reference; both LaTeX or plain text, with or without dollar signs.
+def grade_answer(reference: str, answer: str) -> Verdict:
+    """Grade an answer against a reference; both are LaTeX or plain text, with or without dollar signs.
 
-    Equal are, beside what math-verify calls so (1,000 and 1000; 0.5 and \\frac12; 50\\% and 50; 10\\text{ cm} and 10;
-    an equation and its right side): what reads the same, `18 dollars` and 18, `3 thousand` and 3000, `2 1/2` and 2.5,
-    and a choice in any dress, \\text{(A)} and a. Different are, though not for math-verify, `5 cm` and `5 m`, x and X,
-    10_2 and 10, `6 = 5` and 5, the point (1,3) and the numbers 3, 1 or the set \\{1, 3\\}. An exclamation mark that
-    stands apart, `5 !`, ends a sentence or means the factorial, whichever is right.
+    math-verify takes as equal 1,000 and 1000; 0.5 and \\frac12; 50\\% and 50; 10\\text{ cm} and 10; an equation and its
+    right side. Here are equal as well: texts that read the same, `18 dollars` and 18, `3 thousand` and 3000, `2 1/2`
+    and 2.5, and a choice however it is written, \\text{(A)} and a. Here are different, though equal to math-verify:
+    `5 cm` and `5 m`, x and X, 10_2 and 10, `6 = 5` and 5, the point (1,3) and the numbers 3, 1 or the set \\{1, 3\\}.
+    An exclamation mark that stands apart, `5 !`, is read as the end of a sentence and as the factorial; it is enough
+    that one of these is right.
     """
     if answer.endswith(" !"):
-        verdict = compare(reference, answer.removesuffix(" !"))
-        return verdict if verdict == "right" else compare(reference, answer.replace(" !", "!"))
-    wanted, given = clean(reference), clean(answer)
+        verdict = grade_answer(reference, answer.removesuffix(" !"))
+        return verdict if verdict == "right" else grade_answer(reference, answer.replace(" !", "!"))
+    wanted, given = clean_expression(reference), clean_expression(answer)
     if not given:
         return "unparsable"
     if wanted == given:
         return "right"
-    letters = [_LETTER.fullmatch(_TEXT.sub(r"\1", text).strip()) for text in (wanted, given)]
-    if all(letters):
-        return "right" if _same_letter(*letters) else "wrong"
+    first, second = (_LETTER.fullmatch(_TEXT.sub(r"\1", text).strip()) for text in (wanted, given))
+    if first and second:
+        return "right" if _same_letter(first, second) else "wrong"
     if _BASE.search(wanted) or _BASE.search(given):
         return "right" if re.sub(r"[{}\s]", "", wanted) == re.sub(r"[{}\s]", "", given) else "wrong"
     (wanted, wanted_unit), (given, given_unit) = measured(wanted), measured(given)
@@ -53,25 +55,25 @@ def compare(reference: str, answer: str) -> Verdict:
     return _verified(_improper(wanted), _improper(given))
 
 
-def clean(text: str) -> str:
-    """An expression without what only dresses it: dollar signs, LaTeX's brackets, a full stop, spaces in numbers."""
+def clean_expression(text: str) -> str:
+    """The expression without dollar signs, LaTeX's brackets, a final full stop and spaces inside of numbers."""
     return _SPACE_IN_NUMBER.sub("", _DRESS.sub("", text.strip()).strip().rstrip(".").strip())
 
 
 def _same_letter(wanted: re.Match, given: re.Match) -> bool:
-    """Case matters between variables, not between choices: in brackets, or from A to E."""
+    """Whether two letters mean the same. Case matters, except in choices: letters in brackets, or from A to E."""
     first, second = wanted[2], given[2]
     choices = wanted[1] or given[1] or first in "ABCDEabcde"
     return first == second or bool(choices and first.lower() == second.lower())
 
 
 def _improper(text: str) -> str:
-    """`2 1/2` as a fraction; math-verify reads a product."""
+    """The text with each mixed number, `2 1/2`, as a fraction; math-verify would read it as a product."""
     return _MIXED_NUMBER.sub(lambda m: rf"{m[1]}\frac{{{int(m[2]) * int(m[4]) + int(m[3])}}}{{{m[4]}}}", text)
 
 
 def _verified(wanted: str, given: str) -> Verdict:
-    # Time is kept by the parent, who can end a computation that no signal interrupts.
+    # The parent process keeps the time, since it can end a computation that no signal interrupts.
     parsed = [parse(f"${text}$", fallback_mode="no_fallback", parsing_timeout=None) for text in (wanted, given)]
     if not all(parsed):
         return "unparsable" if not parsed[1] else "wrong"
@@ -88,12 +90,12 @@ def _ordered(expression: Basic) -> bool:
 
 
 def _unordered(expression: Basic) -> bool:
-    """A set, or numbers with commas between them; `x = 1, y = 2` has the order of its names."""
+    """Whether this is a set, or numbers with commas between them; `x = 1, y = 2` is ordered by its names."""
     return isinstance(expression, FiniteSet) and not expression.atoms(Eq)
 
 
 def _holds(equation: Eq) -> bool:
-    """False where both sides are numbers that differ by more than rounding, as in 6 = 5."""
+    """Whether an equation may hold: False where its sides are numbers that differ beyond rounding, as in 6 = 5."""
     left, right = equation.args
     if equation.free_symbols or verify(left, right, timeout_seconds=None):
         return True
@@ -101,15 +103,15 @@ def _holds(equation: Eq) -> bool:
 
 
 def main() -> None:
-    """Answer requests until the input ends; the argument is the memory that this process may take, in bytes."""
-    logging.disable(logging.WARNING)  # of time limits that are switched off
+    """Answer requests until the input ends; the command's argument is the memory that it may take, in bytes."""
+    logging.disable(logging.WARNING)  # math-verify warns that its time limits are switched off
     limit = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         try:
-            verdict = compare(*json.loads(line))
-        except Exception:  # sympy raises anything, MemoryError and RecursionError too
+            verdict = grade_answer(*json.loads(line))
+        except Exception:  # sympy may raise anything, also MemoryError and RecursionError
             verdict = "unparsable"
         print(json.dumps(verdict), flush=True)
 

@@ -1,6 +1,7 @@
 """Numbers with words behind them: `3 thousand dollars`, `5\\text{ cm}^2`, `18 eggs`.
 
-Words that count multiply, units of measure are told apart, any other word only names what is counted.
+A word that counts (`thousand`) multiplies the number, units of measure are told apart, and any other word only names
+what is counted.
 """
 
 import re
@@ -9,7 +10,7 @@ from collections import Counter
 from sympy.physics import units
 
 Unit = dict[object, int]
-"""Exponents by quantity, sympy's or a name; empty: none is named."""
+"""A unit as its factors: quantity (sympy's, or a name) -> exponent; empty where no unit is named."""
 
 _QUANTITY = re.compile(
     r"(?P<before>.*=)?\s*(?P<number>(?=[^=]*\d)(?:[^A-Za-z\\=]|\\[A-Za-z]+|\\[^A-Za-z])+?)"
@@ -45,9 +46,9 @@ _UNKNOWN_TO_SYMPY = {"dollar", "cent", "euro", "week", "month", "ounce", "gallon
 
 
 def measured(text: str) -> tuple[str, Unit]:
-    """(the expression without its words, the unit among them); `3 thousand` becomes a product.
+    """(the expression without its words, the unit that they name); `3 thousand` becomes a product.
 
-    Words that calculate in another way, `3 squared`, stay, so that the expression equals no number.
+    Words that calculate in another way, as in `3 squared`, stay, so that the expression equals no number.
     """
     found = _QUANTITY.fullmatch(text)
     if not found or _READ_BY_MATH_VERIFY.match(found["words"] or ""):
@@ -64,7 +65,7 @@ def measured(text: str) -> tuple[str, Unit]:
 
 
 def _factors(words: str) -> list[str]:
-    """By what the words multiply, up to the first that does not; `5 fifth graders` are no part of one."""
+    """The factors that the words stand for, up to the first word that is none; `5 fifth graders` is no fraction."""
     factors = []
     for word in re.findall("[a-z]+", words.lower()):
         one = word.removesuffix("s")
@@ -78,10 +79,13 @@ def _factors(words: str) -> list[str]:
 
 
 def _unit(words: str) -> Unit:
-    """`square cm per hour` is {centimeter: 2, hour: -1}; what follows the first unit and is none ends it."""
+    """The unit that words name: `square cm per hour` is {centimeter: 2, hour: -1}.
+
+    It ends at the first word behind a unit that is no unit itself.
+    """
     for written, plain in _PLAINER:
         words = written.sub(plain, words)
-    unit = Counter()
+    unit: Counter[object] = Counter()
     for over, name, power in _UNIT.findall(words):
         quantity = _quantity(name)
         if quantity is not None:

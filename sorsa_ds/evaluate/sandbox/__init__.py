@@ -1,6 +1,6 @@
-"""Programs that a model wrote, run where they can do no harm.
+"""Programs that a model wrote are run here, where they can do no harm. Start reading at `runner.Sandbox`.
 
     runner (the evaluation's process) -> jail (a child: trusted, walls itself in) -> program (its child: not trusted)
 
-jail.py and program.py are run by their paths, with the standard library alone.
+The jail and the program are started by the paths of their files and use the standard library alone.
 """

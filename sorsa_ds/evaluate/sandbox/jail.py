@@ -2,9 +2,10 @@
 
     python -I -S jail.py WALLS FOLDER SETTINGS < program
 
-WALLS: `namespaces` or `user` (sorsa_ds.evaluate.sandbox.runner). FOLDER: an empty one, the new root or the working
-folder. SETTINGS: JSON, the limits and where the interpreter is. Prints one line: `passed`, `timeout`, or what ended the
-program. Ends with exit code 1, and prints nothing, where a wall could not be put up: the program was not started.
+WALLS is `namespaces` or `user` (sorsa_ds.evaluate.sandbox.runner). FOLDER is an empty folder: the new root, or the
+working folder. SETTINGS is JSON: the limits, and where the interpreter is. One line is printed: `passed`, `timeout`, or
+what ended the program. Where a wall could not be put up the program is not started: nothing is printed, and the exit
+code is 1.
 """
 
 import json
@@ -20,25 +21,25 @@ from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # -I leaves it out
+sys.path.insert(0, str(HERE))  # python -I does not put a script's folder on the path
 import seccomp  # noqa: E402
 import walls  # noqa: E402
 
-RESULT = 3  # the descriptor on which the program tells how it ended
+RESULT = 3  # the file descriptor on which the program tells how it ended
 WORK = "/sandbox"
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
-_UIDS = range(60000, 65000, 2)  # the odd ones are their killers
+_UIDS = range(60000, 65000, 2)  # programs get the even ones; the odd ones are for the processes that kill them
 _OPEN_TO_ALL = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock")
-_DEATH_SECONDS = 10.0  # of what has been killed
+_DEATH_SECONDS = 10.0  # for killed processes to be gone
 
 
 def main() -> None:
-    """Run one program."""
+    """Run one program, and print how it ended."""
     kind, folder, settings = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
     alone = kind == "namespaces"
     uid = _unused_uid() if os.geteuid() == 0 else None
     reads, writes = os.pipe()
-    complaints, complain = os.pipe()  # becoming the program closes it: what comes here comes from this file
+    complaints, complain = os.pipe()  # becoming the program closes it, so that only this file's code can write there
     if alone:
         _own_namespaces()
     else:
@@ -59,6 +60,7 @@ def main() -> None:
     ended_by = _wait(child, settings, alone)
     told, complaint = _read(reads).partition("\n")[0], _read(complaints)
     if not alone:
+        assert uid is not None, "the walls `user` are for root alone"
         _end_all_of(uid)
         _remove_all_of(uid)
     if complaint:
@@ -75,11 +77,16 @@ def _own_namespaces() -> None:
 
 
 def _wall_in(alone: bool, folder: Path, uid: int | None, settings: dict, last: int) -> None:
-    """Give up every right, and every descriptor behind RESULT but `last`. uid: whom to become, where this is root."""
+    """Give up every right, and every file descriptor above RESULT except `last`.
+
+    Where this process is root it becomes the user `uid`.
+    """
     work = str(folder)
     if alone:
         work = WORK
-        visible = [Path(path) for path in (*_SYSTEM, *settings["prefixes"]) if os.path.lexists(path)]
+        # Where an environment is a symbolic link, the folder that it points to must be there as well, and first.
+        prefixes = [place for prefix in settings["prefixes"] for place in (os.path.realpath(prefix), prefix)]
+        visible = [Path(path) for path in (*_SYSTEM, *prefixes) if os.path.lexists(path)]
         walls.new_root(folder, visible, WORK, settings["work_bytes"])
     elif uid is not None:
         os.chown(work, uid, uid)
@@ -93,27 +100,27 @@ def _wall_in(alone: bool, folder: Path, uid: int | None, settings: dict, last: i
     if uid is not None:
         walls.drop_to(uid, uid)
         if alone:
-            walls.unshare(walls.NEWUSER)  # its processes are counted there, not with all of that user's
+            walls.unshare(walls.NEWUSER)  # its processes are counted there, apart from others of the same user
     for name in ("CPU", "AS", "FSIZE", "NPROC", "NOFILE", "CORE"):
-        spared = 1 if name == "CPU" else 0  # SIGXCPU at the limit, SIGKILL for whom that does not end
+        spared = 1 if name == "CPU" else 0  # at the limit comes SIGXCPU; what that does not end gets SIGKILL
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (settings[name], settings[name] + spared))
     walls.no_new_rights()
     walls.filter_calls(seccomp.instructions())
     walls.end_with_parent()
-    os.setsid()  # last: until here it dies with the jail's group, from here on with the jail
+    os.setsid()  # as the last step: until here it dies with the jail's process group, from here on with the jail
 
 
 def _be_init() -> None:
-    """Return in a child, and wait for it: the first process of a PID namespace, which this is, takes no signals.
+    """Fork, return in the child, and wait for it: this is the first process of a PID namespace, which takes no signals.
 
-    Its exit code is the signal that ended the child, or 0.
+    The exit code is the signal that ended the child, or 0.
     """
     child = os.fork()
     if child == 0:
         return
     while True:
         ended, status = os.wait()
-        if ended == child:  # leaving kills all that is left in the namespace
+        if ended == child:  # when this process leaves, the kernel kills everything else in the namespace
             os._exit(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
 
 
@@ -123,7 +130,7 @@ def _become_program(settings: dict) -> None:
 
 
 def _wait(child: int, settings: dict, alone: bool) -> int | None:
-    """The signal that ended the program, 0 where none did; None where it took too long, by the clock or of the CPU."""
+    """The signal that ended the program, 0 where none did; None where it ran too long or took too much CPU time."""
     until = time.monotonic() + settings["seconds"]
     while time.monotonic() < until:
         ended, status, used = os.wait4(child, os.WNOHANG)
@@ -139,7 +146,7 @@ def _wait(child: int, settings: dict, alone: bool) -> int | None:
 
 
 def _read(pipe: int) -> str:
-    """What is in a pipe now, at most 1,000 bytes."""
+    """The text that is in a pipe now, at most 1,000 bytes."""
     os.set_blocking(pipe, False)
     try:
         return os.read(pipe, 1000).decode(errors="replace")
@@ -148,9 +155,10 @@ def _read(pipe: int) -> str:
 
 
 def _unused_uid() -> int:
-    """A user whom nobody is, without a name and without a process; nor is anybody the next."""
+    """The id of a user without a name and without a process. The next id, its killer's, is as unused."""
     taken = {user.pw_uid for user in pwd.getpwall()} | _users_at_work()
-    start = os.getpid() + zlib.crc32(os.uname().nodename.encode())  # jails, and containers, at once choose differently
+    # Jails and containers that start at the same time begin their search at different ids.
+    start = os.getpid() + zlib.crc32(os.uname().nodename.encode())
     turns = (_UIDS[(start + step) % len(_UIDS)] for step in range(len(_UIDS)))
     return next(uid for uid in turns if not {uid, uid + 1} & taken)
 
@@ -159,7 +167,7 @@ def _users_at_work() -> set[int]:
     """The users of all processes."""
     found = set()
     for entry in Path("/proc").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        with suppress(FileNotFoundError, ProcessLookupError):  # the process has ended meanwhile
             if entry.name.isdigit():
                 found.add(entry.stat().st_uid)
     return found
@@ -181,20 +189,21 @@ def _end_all_of(uid: int) -> None:
         os.waitpid(killer, 0)
         time.sleep(0.002)
         with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG) != (0, 0):  # orphans are this process's own
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):  # orphans have become children of this process
                 pass
 
 
 def _remove_all_of(uid: int) -> None:
-    """Remove what a user has left where all may write."""
+    """Remove the files that a user has left in folders that everybody may write into."""
     left = []
     for place in filter(os.path.isdir, _OPEN_TO_ALL):
         for entry in os.scandir(place):
-            with suppress(FileNotFoundError):  # others' come and go
+            with suppress(FileNotFoundError):  # files of others come and go
                 if entry.stat(follow_symlinks=False).st_uid == uid:
                     left.append(entry.path)
     for start in range(0, len(left), 1000):
         subprocess.run(["rm", "-rf", "--", *left[start : start + 1000]], check=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

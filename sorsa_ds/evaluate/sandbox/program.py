@@ -1,7 +1,7 @@
-"""The process that executes an untrusted program: reads it from standard input, tells how it ended on descriptor 3.
+"""The process that executes an untrusted program: it reads the source from standard input, and tells how it ended.
 
-What it prints goes nowhere. It has only ended well when its last line has been reached: a program that leaves before,
-with whatever exit code, has not.
+The result is written to file descriptor 3; what the program prints goes nowhere. A program has passed only if its last
+line has been reached: one that leaves earlier has not, whatever its exit code.
 """
 
 import os
@@ -13,13 +13,13 @@ NAME = "program"
 
 
 def main() -> None:
-    """Run it; one line as the result: `passed`, or the name of the exception that ended it.
+    """Run the program; the result is one line: `passed`, or the name of the exception that ended it.
 
-    As a module that is imported: what stands under `if __name__ == "__main__"` is not run.
+    It runs like a module that is imported, so that nothing under its `if __name__ == "__main__"` is run.
     """
     source = sys.stdin.buffer.read()
-    write, leave = os.write, os._exit  # the program may put others in their places
-    module = sys.modules[NAME] = ModuleType(NAME)  # where dataclasses, pickle and typing look for it
+    write, leave = os.write, os._exit  # kept here because the program may replace the functions of `os`
+    module = sys.modules[NAME] = ModuleType(NAME)  # dataclasses, pickle and typing look there for its names
     try:
         exec(compile(source, NAME, "exec"), module.__dict__)
         told = "passed"
@@ -29,4 +29,5 @@ def main() -> None:
     leave(0)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -21,7 +21,7 @@ PROTECTION = {
             "touch other users' processes or write their files, but read what is readable to all and write into /tmp.",
 }  # fmt: skip
 _JAIL = Path(__file__).with_name("jail.py")
-_SPARE_SECONDS = 60.0  # for the walls, beyond a program's own
+_SPARE_SECONDS = 60.0  # for the walls, beyond the program's own time
 
 _PROBE = """
 import os, socket
@@ -38,8 +38,11 @@ else:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one program. seconds: wall clock. cpu_seconds, memory_bytes, file_bytes: of each of its processes.
-    work_bytes: of all files that it writes, behind `namespaces`."""
+    """The limits of one program.
+
+    seconds: by the clock. cpu_seconds, memory_bytes, file_bytes (of one file): for each of its processes. work_bytes:
+    of all its files together, behind the walls `namespaces`. processes: how many it may have at once.
+    """
 
     seconds: float = 20.0
     cpu_seconds: int = 5
@@ -49,7 +52,7 @@ class Limits:
     processes: int = 8
 
     def as_settings(self) -> dict:
-        """As the jail takes them."""
+        """The limits as the jail's settings name them."""
         return {
             "seconds": self.seconds, "work_bytes": self.work_bytes, "CPU": self.cpu_seconds, "AS": self.memory_bytes,
             "FSIZE": self.file_bytes, "NPROC": self.processes, "NOFILE": 64, "CORE": 0,
@@ -60,12 +63,12 @@ class Sandbox:
     """Runs programs behind one kind of walls.
 
     Args:
-        walls: which; None: the strongest that holds here.
+        walls: the kind of walls; None: the strongest that holds on this machine.
         python: the interpreter that executes the programs.
-        prefixes: folders that it needs.
+        prefixes: the folders that the interpreter needs.
 
     Raises:
-        ValueError: none holds: not even programs that mean well can be run here without risk.
+        ValueError: no walls hold, so that programs could not be run without risk.
     """
 
     def __init__(
@@ -76,8 +79,9 @@ class Sandbox:
     ):
         source = Path(__file__).with_name("program.py").read_text(encoding="utf-8")
         self._interpreter = {"python": python, "prefixes": prefixes, "source": source}
-        reasons = {}
-        for candidate in (walls,) if walls else ("namespaces", "user"):
+        reasons: dict[Walls, str] = {}
+        candidates: tuple[Walls, ...] = (walls,) if walls else ("namespaces", "user")
+        for candidate in candidates:
             if candidate == "user" and os.geteuid() != 0:
                 reasons[candidate] = "only root can become another user"
                 continue
@@ -102,16 +106,16 @@ class Sandbox:
 
     @property
     def protection(self) -> str:
-        """What the walls keep out, in a sentence."""
+        """A sentence on what the walls keep out."""
         return PROTECTION[self.walls]
 
     def run(self, program: str, limits: Limits = Limits()) -> str:
-        """`passed`, `timeout`, or what ended the program: an exception's name, a signal, or that it left early.
+        """`passed`, `timeout`, or what ended the program: an exception's name, a signal, or `left early`.
 
-        Nothing that it has started is alive afterwards, and its files are gone.
+        No process that it has started is alive afterwards, and its files are gone.
 
         Raises:
-            RuntimeError: it was not started, or does not end; a wall could not be put up.
+            RuntimeError: the program was not started, since a wall could not be put up, or it does not end.
         """
         folder = tempfile.mkdtemp(prefix="sandbox-")
         settings = json.dumps({**limits.as_settings(), **self._interpreter})
@@ -123,7 +127,10 @@ class Sandbox:
 
 
 def _told_by(command: list[str], program: bytes, seconds: float) -> str:
-    """What a jail prints; `timeout` where it had to be killed. Waits for nothing but the jail, and for it no longer."""
+    """The line that a jail prints; `timeout` where the jail had to be killed after so many seconds.
+
+    Only the jail is waited for, and not what the program may have left behind.
+    """
     environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     try:
         jail = subprocess.Popen(
@@ -134,13 +141,14 @@ def _told_by(command: list[str], program: bytes, seconds: float) -> str:
         raise RuntimeError(f"a program could not be run: {error}") from error
     try:
         told, complaint = jail.communicate(program, timeout=seconds)
-    except subprocess.TimeoutExpired:  # the jail keeps the time; only a machine at a standstill comes here
+    except subprocess.TimeoutExpired:  # the jail keeps the time itself, unless the machine is at a standstill
         told, complaint = b"timeout", b""
     finally:
         with suppress(ProcessLookupError):
             os.killpg(jail.pid, signal.SIGKILL)
         for pipe in (jail.stdin, jail.stdout, jail.stderr):
-            pipe.close()  # unread: somebody else may hold its other end
+            assert pipe is not None
+            pipe.close()  # without reading on, since another process may hold its other end
         with suppress(subprocess.TimeoutExpired):
             jail.wait(_SPARE_SECONDS)
     if jail.returncode != 0 and told != b"timeout":
@@ -149,7 +157,7 @@ def _told_by(command: list[str], program: bytes, seconds: float) -> str:
 
 
 def _remove(folder: str) -> None:
-    """Remove a folder, as far as that goes: of any depth, which shutil's functions are not for."""
+    """Remove a folder of any depth, which shutil's functions cannot, as far as the rights allow."""
     with suppress(OSError, subprocess.TimeoutExpired):
         if os.listdir(folder):
             subprocess.run(["rm", "-rf", "--", folder], timeout=_SPARE_SECONDS, check=False)
@@ -158,7 +166,7 @@ def _remove(folder: str) -> None:
 
 
 def _barrier(paths: tuple[str, ...]) -> Path | None:
-    """What keeps other users from one of these files and folders: the first on the way to it that is closed to them."""
+    """The first folder on the way to one of these paths, or the path itself, that other users may not enter."""
     for path in paths:
         for way in (Path(path).absolute(), Path(path).resolve()):
             for place in (*reversed(way.parents), way):

@@ -1,6 +1,6 @@
-"""The tasks: each knows its data, its prompts, and how an answer is graded.
+"""The tasks that a model can be evaluated in: each knows its data, its prompts, and how an answer is graded.
 
-generated (answers that a model writes)  <- gsm8k, math, humaneval
-choice (four letters)                    <- mmlu
-text (the loss)                          <- loss
+Start reading at `task`, the interface between a task and the command. `gsm8k`, `math` and `humaneval` have answers that
+the model writes (`generated`; the first two share `math_answers`); `mmlu` compares the likelihoods of four letters;
+`loss` measures a text.
 """

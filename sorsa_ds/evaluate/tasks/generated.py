@@ -1,28 +1,28 @@
-"""Tasks whose answers a model writes."""
+"""Tasks in which the model writes an answer that is then judged, and how accuracies are told."""
 
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
+from scipy.stats import binomtest
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds.evaluate.backends.generation import Answer, Prompt, Transformers, batches
+from sorsa_ds.evaluate.backends.generation import Answer, Prompt, Transformers, batch_prompts
 from sorsa_ds.evaluate.backends.vllm import PROMPTS_A_CALL
-from sorsa_ds.evaluate.prompts import tokens
+from sorsa_ds.evaluate.prompts import prompt_tokens
 from sorsa_ds.evaluate.tasks.task import Emit, Engine, Generate, Setting
-from sorsa_ds.evaluate.wilson import wilson
 from sorsa_ds.runtime import collectives, digest
 
 TOO_LONG = "too long"
-"""Outcome of a prompt that leaves the model no room to answer."""
+"""The outcome where the prompt leaves the model no room to answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """prompt: what the model continues. key: what its answer is judged by, a reference or tests.
+    """What is asked. prompt: the text that the model continues. key: the reference or the tests that judge its answer.
 
-    groups: under which the accuracy is also told, as `level 5`.
+    groups: names, as `level 5`, under which the accuracy is told too.
     """
 
     id: str
@@ -33,28 +33,28 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """outcome: `right`, `wrong`, `unparsable` or `timeout`. details: for the record."""
+    """outcome: `right`, `wrong`, `unparsable` or `timeout`. details: what else the sample's record holds."""
 
     outcome: str
     details: dict
 
     @property
     def correct(self) -> bool:
-        """Whether it counts."""
+        """Whether the answer counts as right."""
         return self.outcome == "right"
 
 
 Judge = Callable[[str, str], Judgement]
-"""(id of the question, text of the answer) -> judgement."""
+"""A function from the id of a question and the text of an answer to the judgement."""
 
 
 class Generated:
-    """Questions, put to a model and judged as each answer ends.
+    """A task (`task.Task`) of questions: each answer is judged as soon as the model has written it.
 
     Args:
-        new_tokens: the most of an answer.
-        judge: a context manager that gives the judge; entered on each rank when work begins.
-        notes: what to know before it begins.
+        new_tokens: the most tokens of an answer.
+        judge: a context manager that gives the judge; it is entered on each rank when work begins.
+        notes: sentences for the user, printed before work begins.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Generated:
         elif size > 1 and askable:
             shortest = min(askable, key=lambda prompt: len(prompt.token_ids))
             disturbed = any(collectives.gather_lists([self._generate.disturbed_by_padding(shortest)]))
-        return [[prompt] for prompt in left if prompt.limit <= 0] + batches(askable, size, disturbed)
+        return [[prompt] for prompt in left if prompt.limit <= 0] + batch_prompts(askable, size, disturbed)
 
     def work(self, batch: list[Prompt], emit: Emit) -> None:
         def receive(prompt: Prompt, answer: Answer) -> None:
@@ -149,33 +149,43 @@ class Generated:
 
 
 def continuation(tokenizer: PreTrainedTokenizerBase, before: list[int], token_ids: list[int]) -> str:
-    """What tokens add to the text before them.
+    """The text that `token_ids` add to the text of the tokens before them.
 
-    Decoded alone they can lose their first space: to a tokenizer of SentencePiece's kind it is the beginning of a text.
+    Decoded alone they could lose their first space, with which tokenizers like SentencePiece begin every text.
     """
-    start, whole = (
-        tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        for ids in (before, before + token_ids)
-    )
-    return whole[len(start) :]
+
+    def text_of(ids: list[int]) -> str:
+        text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str), "one list of ids gives one text"
+        return text
+
+    return text_of(before + token_ids)[len(text_of(before)) :]
 
 
 def accuracy(records: list[dict]) -> dict:
-    """Rate of correct records, its 95 % Wilson interval, and the counts."""
+    """The rate of correct records, its 95 % Wilson interval, and the counts."""
     correct, total = sum(record["correct"] for record in records), len(records)
-    low, high = wilson(correct, total)
+    low, high = wilson_interval(correct, total)
     return {
         "accuracy": correct / total, "wilson_low": low, "wilson_high": high, "correct": correct, "total": total
     }  # fmt: skip
 
 
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a rate, `correct` successes in `total` trials; (0, 1) for no trial."""
+    if total == 0:
+        return 0.0, 1.0
+    interval = binomtest(correct, total).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
 def accuracy_row(name: str, figures: dict) -> tuple[str, str]:
-    """A line of the table."""
+    """The line of the printed table that tells an accuracy."""
     rate, low, high = (100 * figures[key] for key in ("accuracy", "wilson_low", "wilson_high"))
     return name, f"{rate:.2f} %  ({low:.2f} to {high:.2f}), {figures['correct']} of {figures['total']}"
 
 
 def _prompt(question: Question, setting: Setting, new_tokens: int) -> Prompt:
-    ids = tokens(question.prompt, setting.tokenizer)
+    ids = prompt_tokens(question.prompt, setting.tokenizer)
     room = new_tokens if setting.positions is None else min(new_tokens, setting.positions - len(ids))
     return Prompt(question.id, ids, room)

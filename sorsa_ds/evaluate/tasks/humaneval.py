@@ -1,12 +1,12 @@
-"""HumanEval: Python functions to be completed, judged by running their tests (Chen et al. 2021); pass@1."""
+"""HumanEval: Python functions to be completed, judged by running their tests (Chen et al. 2021): pass@1."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sorsa_ds.evaluate.datasets import first, open_data, rows_of
+from sorsa_ds.evaluate.datasets import first_rows, open_data, rows_of
 from sorsa_ds.evaluate.options import Options, Style
-from sorsa_ds.evaluate.prompts import render
+from sorsa_ds.evaluate.prompts import render_question
 from sorsa_ds.evaluate.sandbox.runner import Sandbox
 from sorsa_ds.evaluate.tasks.generated import Generated, Judge, Judgement, Question
 from sorsa_ds.evaluate.tasks.task import Setting
@@ -20,17 +20,17 @@ INSTRUCTION = (
 
 _BLOCK = re.compile(r"(?:^([ \t]*))?```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL | re.MULTILINE)
 _END_OF_FUNCTION = re.compile(r"\n(?=[^\s#)\]}])")
-_START_OF_CODE = re.compile(r"^(?:from|import|def|class|@)\b", re.MULTILINE)
+_START_OF_CODE = re.compile(r"^(?:from|import|async def|def|class|@)\b", re.MULTILINE)
 
 
 def build(options: Options, setting: Setting) -> Generated:
-    """All problems; programs are walled in, or nothing begins.
+    """The task of all problems. The sandbox is tried first: where it does not hold, nothing begins.
 
     Raises:
-        ValueError: data that cannot be read, or a machine on which no wall holds.
+        ValueError: the data cannot be read, or programs cannot be walled in on this machine.
     """
     sandbox = Sandbox()
-    rows = first(rows_of(open_data(options.data or HUB), ("test",), COLUMNS), options.limit)
+    rows = first_rows(rows_of(open_data(options.data or HUB), ("test",), COLUMNS), options.limit)
     questions = [
         Question(
             row["task_id"], _prompt(options.prompt, setting, row["prompt"]), f"{row['entry_point']}\n{row['test']}"
@@ -38,12 +38,12 @@ def build(options: Options, setting: Setting) -> Generated:
         for row in rows
     ]
     by_id = {row["task_id"]: row for row in rows}
-    return Generated(questions, setting, options.new_tokens, judge(by_id, sandbox), [sandbox.protection])
+    return Generated(questions, setting, options.new_tokens, judge_programs(by_id, sandbox), [sandbox.protection])
 
 
 @contextmanager
-def judge(rows: dict[str, dict], sandbox: Sandbox) -> Iterator[Judge]:
-    """Judges answers by the tests of their problems, by id."""
+def judge_programs(rows: dict[str, dict], sandbox: Sandbox) -> Iterator[Judge]:
+    """A judge that runs answers with the tests of their problems. `rows` has the problems by id."""
 
     def judged(id_: str, text: str) -> Judgement:
         told = sandbox.run(program(rows[id_], code_of(rows[id_], text)))
@@ -55,15 +55,15 @@ def judge(rows: dict[str, dict], sandbox: Sandbox) -> Iterator[Judge]:
 
 
 def program(row: dict, code: str) -> str:
-    """The code with the problem's tests behind it."""
+    """The program that is run: the code, and behind it the problem's tests."""
     return f"{code}\n\n{row['test']}\n\ncheck({row['entry_point']})\n"
 
 
 def code_of(row: dict, text: str) -> str:
-    """The program in an answer: the last code block that defines the function, else code that does, else its body.
+    """The code in an answer: the last code block that defines the function, else code that does, else its body.
 
-    What stands before the function in the problem, imports and helpers, is put before a function too. A function inside
-    of a class is none: it is not what was asked for.
+    The imports and helpers that stand before the function in the problem are put before a whole function too. A method
+    of a class does not count as the function, since it is not what was asked for.
     """
     function = re.compile(rf"^(?:async )?def {re.escape(row['entry_point'])}\b", re.MULTILINE)
     before = row["prompt"][: list(function.finditer(row["prompt"]))[-1].start()]
@@ -71,18 +71,20 @@ def code_of(row: dict, text: str) -> str:
     for block in reversed(blocks):
         if function.search(block):
             return f"{before}\n{block}"
-    if not blocks and function.search(text):
-        code = text[_START_OF_CODE.search(text).start() :]
-        start = function.search(code).end()
-        return f"{before}\n{code[:start]}{_function(code[start:])}"
+    if not blocks and (defined := function.search(text)):
+        first = _START_OF_CODE.search(text)
+        assert first is not None, "the definition of the function is code"
+        header = text[first.start() : defined.end()]
+        return f"{before}\n{header}{_function(text[defined.end() :])}"
     return row["prompt"] + _function(blocks[-1] if blocks else text)
 
 
 def _function(text: str) -> str:
-    """The text up to the first line behind it that no longer belongs to the function."""
+    """The text up to the first line that no longer belongs to the function."""
     return _END_OF_FUNCTION.split(text, maxsplit=1)[0]
 
 
 def _prompt(style: Style, setting: Setting, prompt: str) -> str:
-    """A base model continues the function itself."""
-    return prompt if style == "plain" else render(style, setting.tokenizer, INSTRUCTION.format(prompt=prompt), [])
+    if style == "plain":  # a base model continues the function itself
+        return prompt
+    return render_question(style, setting.tokenizer, INSTRUCTION.format(prompt=prompt), [])

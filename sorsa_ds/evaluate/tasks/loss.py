@@ -1,8 +1,8 @@
-"""The loss of a text under a model: nats per token and perplexity; or a run's held-out loss.
+"""The loss of a text under a model, in nats per token and as perplexity; or the loss of a run on its held-out data.
 
-A document longer than the window is measured in windows that slide by the stride: each token is scored once, in the
-first window that reaches it, after at least `window - stride` tokens of what came before. A stride of `window - 1` is
-the other extreme, chunks: each begins anew, and the last token of one is all that the next sees of it.
+A document longer than the window is measured in windows that slide by the stride. Each token is scored once, in the
+first window that reaches it, and so sees at least the `window - stride` tokens before it. With a stride of `window - 1`
+the windows are chunks that share one token: the last of a chunk is the first of the next.
 """
 
 import math
@@ -14,25 +14,25 @@ from datasets import Dataset
 from sorsa_ds.data.formats import Rendered
 from sorsa_ds.data.source import open_splits
 from sorsa_ds.data.tokenize import IGNORED, Example, encode, encode_all
-from sorsa_ds.evaluate.backends.likelihood import Likelihood, by_length
-from sorsa_ds.evaluate.datasets import SETTING, first, rows_of
+from sorsa_ds.evaluate.backends.likelihood import Likelihood, batch_by_length
+from sorsa_ds.evaluate.datasets import DATA_OPTION, first_rows, rows_of
 from sorsa_ds.evaluate.options import Options
 from sorsa_ds.evaluate.tasks.task import Emit, Engine, Setting
 from sorsa_ds.runtime import digest
 
 WINDOW = 1024
-"""Tokens of a window by default, where the model takes as many."""
+"""Number of tokens of a window by default, where the model takes as many."""
 
 _UNLIMITED = 2**31
 
 
 class Loss:
-    """Windows of documents, scored.
+    """A task (`task.Task`) that scores windows of documents.
 
     Args:
-        windows: id -> tokens and labels; what another window scores is IGNORED.
-        how: in a sentence, how documents were cut.
-        reported: the same figure as the run itself has measured it, where there is one.
+        windows: id -> tokens and labels. A token that another window scores has the label IGNORED.
+        how: a sentence on how documents were cut.
+        reported: the loss that the run itself has measured, where the data is its own.
     """
 
     def __init__(self, windows: dict[str, Example], how: str, reported: float | None = None):
@@ -52,7 +52,7 @@ class Loss:
         self._likelihood = engine.likelihood()
 
     def batches(self, done: Collection[str], size: int) -> list[list[str]]:
-        return by_length([(i, len(w["input_ids"])) for i, w in self._windows.items() if i not in done], size)
+        return batch_by_length([(i, len(w["input_ids"])) for i, w in self._windows.items() if i not in done], size)
 
     def work(self, batch: list[str], emit: Emit) -> None:
         measured = self._likelihood.losses([self._windows[id_] for id_ in batch])
@@ -90,16 +90,16 @@ class Loss:
 
 
 def held_out(examples: list[Example], reported: float) -> Loss:
-    """A run's own held-out examples, whole, as training measures them."""
+    """The task of a run's own held-out examples. Each is a window of its own, as in training."""
     windows = {f"held-out/{number}": example for number, example in enumerate(examples)}
     return Loss(windows, "The run's own held-out examples, each whole.", reported)
 
 
 def build(options: Options, setting: Setting) -> Loss:
-    """Any text: a .txt file is one document; of rows in any format that training reads, what it learns is scored.
+    """The task of any text. A .txt file is one document; of rows in a format of training the learned tokens are scored.
 
     Raises:
-        ValueError: data that cannot be read, nothing to score, or a window that the model does not take.
+        ValueError: the data cannot be read or has nothing to score, or the model does not take such windows.
     """
     positions = setting.positions
     window = options.window or (WINDOW if positions is None else min(WINDOW, positions))
@@ -111,16 +111,16 @@ def build(options: Options, setting: Setting) -> Loss:
     documents = _documents(options, setting)
     windows = {}
     for number, document in enumerate(documents):
-        for place, part in enumerate(cut(document, window, stride)):
+        for place, part in enumerate(cut_into_windows(document, window, stride)):
             windows[f"{number}/{place}"] = part
     if not windows:
-        raise ValueError(f"{SETTING}: no token to score in {options.data}")
+        raise ValueError(f"{DATA_OPTION}: no token to score in {options.data}")
     way = "in chunks" if stride == window - 1 else f"sliding by {stride}, so after {window - stride} tokens or more"
     return Loss(windows, f"Documents: {len(documents)}, in windows of {window} tokens, {way}.")
 
 
-def cut(document: Example, window: int, stride: int) -> list[Example]:
-    """Windows of a document in which each labelled token, but the document's first, is scored exactly once."""
+def cut_into_windows(document: Example, window: int, stride: int) -> list[Example]:
+    """Windows of a document. Each labelled token is scored in exactly one, except for the document's first token."""
     ids, labels = document["input_ids"], document["labels"]
     windows, scored = [], 1  # the first token has nothing to predict it from
     for start in range(0, len(ids), stride):
@@ -136,6 +136,7 @@ def cut(document: Example, window: int, stride: int) -> list[Example]:
 
 
 def _documents(options: Options, setting: Setting) -> list[Example]:
+    assert options.data is not None, "without data the loss is that of a run's held-out examples"
     file = Path(options.data).expanduser()
     if file.is_file() and file.suffix == ".txt":
         if options.limit is not None:
@@ -143,8 +144,8 @@ def _documents(options: Options, setting: Setting) -> list[Example]:
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise ValueError(f"{SETTING}: {file}: {error}") from error
+            raise ValueError(f"{DATA_OPTION}: {file}: {error}") from error
         return [encode(Rendered(text, ((0, len(text)),), closed=False), setting.tokenizer, _UNLIMITED)]
-    rows = rows_of(open_splits(options.data, None, 0, SETTING), ("test", "validation", "train"), ())
-    rows = Dataset.from_list(first(rows, options.limit))
-    return encode_all(rows, "auto", setting.tokenizer, _UNLIMITED, SETTING)[0]
+    rows = rows_of(open_splits(options.data, None, 0, DATA_OPTION), ("test", "validation", "train"), ())
+    rows = Dataset.from_list(first_rows(rows, options.limit))
+    return encode_all(rows, "auto", setting.tokenizer, _UNLIMITED, DATA_OPTION)[0]

@@ -1,37 +1,68 @@
-"""What GSM-8K and MATH have in common: the prompt, and answers graded as expressions."""
+"""What GSM-8K and MATH have in common: the prompt, few-shot examples, and answers graded as expressions."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+from datasets import DatasetDict
+
+from sorsa_ds.evaluate.datasets import first_rows, rows_of, shots_of
 from sorsa_ds.evaluate.grading.answers import ANNOUNCEMENT, announced
 from sorsa_ds.evaluate.grading.grader import Grader
-from sorsa_ds.evaluate.options import Style
-from sorsa_ds.evaluate.prompts import STEP_BY_STEP, Shot, render
-from sorsa_ds.evaluate.tasks.generated import Judge, Judgement, Question
+from sorsa_ds.evaluate.options import Options
+from sorsa_ds.evaluate.prompts import STEP_BY_STEP, Shot, render_question
+from sorsa_ds.evaluate.tasks.generated import Generated, Judge, Judgement, Question
 from sorsa_ds.evaluate.tasks.task import Setting
 
 ASK = f'\n\nThink step by step, and end with a line of its own: "{ANNOUNCEMENT}" and the result.'
-"""What a chat model is told, which was not trained on the papers' layout."""
+"""The instruction for a chat model, which was not trained on the papers' layout."""
 
 RULES = 2
-"""Counts up when what is taken for an answer, or for equal, changes: samples of other rules are not mixed."""
+"""Version of the rules that find an answer and call it equal: samples of different versions are not mixed."""
 
 
-def prompt(style: Style, setting: Setting, problem: str, shots: list[Shot]) -> str:
-    """The text of a problem, with solved ones before it."""
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A row of the data. answer: the reference. groups: names under which the accuracy is told too."""
+
+    text: str
+    solution: str
+    answer: str
+    groups: tuple[str, ...] = ()
+
+
+def math_task(
+    splits: DatasetDict, columns: Sequence[str], read: Callable[[dict], Problem], options: Options, setting: Setting
+) -> Generated:
+    """The task of the test split, with few-shot examples from the training split.
+
+    Args:
+        columns: those that a row must have.
+        read: makes a problem of a row.
+
+    Raises:
+        ValueError: a split or a column is missing; or what `read` raises.
+    """
+    style = options.prompt
     opening = STEP_BY_STEP if style == "papers" else ""
-    return render(style, setting.tokenizer, problem, shots, opening, ASK)
+    shots = [_solved(read(row), opening) for row in shots_of(splits, ("train",), columns, options.shots)]
+    questions = []
+    for number, row in enumerate(first_rows(rows_of(splits, ("test",), columns), options.limit)):
+        problem = read(row)
+        prompt = render_question(style, setting.tokenizer, problem.text, shots, opening, ASK)
+        questions.append(Question(f"{options.task}/{number}", prompt, problem.answer, problem.groups))
+    return Generated(questions, setting, options.new_tokens, judge_expressions(questions))
 
 
-def solved(problem: str, solution: str, answer: str, style: Style) -> Shot:
-    """A problem with its solution, which ends as answers are expected to."""
-    opening = f"{STEP_BY_STEP.strip()} " if style == "papers" else ""
-    return Shot(problem, f"{opening}{solution.strip()}\n{ANNOUNCEMENT} {answer}")
+def _solved(problem: Problem, opening: str) -> Shot:
+    """A few-shot example, whose solution ends in the way in which answers are expected to end."""
+    before = f"{opening.strip()} " if opening else ""
+    return Shot(problem.text, f"{before}{problem.solution.strip()}\n{ANNOUNCEMENT} {problem.answer}")
 
 
 @contextmanager
-def judge(questions: list[Question]) -> Iterator[Judge]:
-    """Judges answers by the questions' keys, which are references."""
+def judge_expressions(questions: list[Question]) -> Iterator[Judge]:
+    """A judge that compares answers with the questions' keys, which are references."""
     references = {question.id: question.key for question in questions}
     with Grader() as grader:
 

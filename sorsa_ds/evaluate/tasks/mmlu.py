@@ -1,7 +1,7 @@
 """MMLU: multiple choice in 57 subjects, by the log-likelihood of the four letters (Hendrycks et al. 2021).
 
-As it was published, `dev/SUBJECT_dev.csv` and `test/SUBJECT_test.csv` without a header; or rows with the columns
-question, subject, choices and answer (0 to 3), as the hub has them.
+The data may be as it was published, in files `dev/SUBJECT_dev.csv` and `test/SUBJECT_test.csv` without a header; or
+rows with the columns question, subject, choices and answer (0 to 3), as on the hub.
 """
 
 import csv
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from sorsa_ds.data.tokenize import Example
-from sorsa_ds.evaluate.backends.likelihood import Likelihood, by_length
-from sorsa_ds.evaluate.datasets import SETTING, first, open_data, rows_of
+from sorsa_ds.evaluate.backends.likelihood import Likelihood, batch_by_length
+from sorsa_ds.evaluate.datasets import DATA_OPTION, first_rows, open_data, rows_of
 from sorsa_ds.evaluate.options import Options, Style
-from sorsa_ds.evaluate.prompts import Shot, render, tokens
+from sorsa_ds.evaluate.prompts import Shot, prompt_tokens, render_question
 from sorsa_ds.evaluate.tasks.generated import accuracy, accuracy_row
 from sorsa_ds.evaluate.tasks.task import Emit, Engine, Setting
 from sorsa_ds.runtime import digest
@@ -30,7 +30,7 @@ ASK = "\n\nAnswer with the letter alone."
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question. choices: four. answer: 0 to 3."""
+    """One question, with four choices. answer: the number of the right one, 0 to 3."""
 
     id: str
     subject: str
@@ -39,16 +39,17 @@ class Item:
     answer: int
 
     def text(self) -> str:
-        """The question with its choices, up to where the letter comes."""
+        """The question with its choices, without what announces the letter."""
         listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, self.choices, strict=True))
         return f"{self.question.strip()}\n{listed}"
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """token_ids: up to the letter. letters: the four tokens that may come next. shots: how many examples had room.
+    """What the model is asked. token_ids: up to the letter. letters: the four tokens that may come next.
 
-    truncated: not even the question had; its beginning is left out.
+    shots: the number of examples that the model has room for. truncated: even the question alone is longer than the
+    model takes, and its beginning is left out.
     """
 
     token_ids: list[int]
@@ -58,10 +59,10 @@ class _Asked:
 
 
 class Mmlu:
-    """The four letters' likelihoods, a forward pass a question.
+    """A task (`task.Task`) that compares the likelihoods of four letters, by one forward pass per question.
 
     Raises:
-        ValueError: a tokenizer without a token a letter.
+        ValueError: the tokenizer does not make one token of each letter.
     """
 
     def __init__(self, items: list[Item], shots: dict[str, list[Item]], style: Style, setting: Setting):
@@ -89,7 +90,7 @@ class Mmlu:
         self._likelihood = engine.likelihood()
 
     def batches(self, done: Collection[str], size: int) -> list[list[str]]:
-        return by_length([(i, len(a.token_ids)) for i, a in self._asked.items() if i not in done], size)
+        return batch_by_length([(i, len(a.token_ids)) for i, a in self._asked.items() if i not in done], size)
 
     def work(self, batch: list[str], emit: Emit) -> None:
         asked = [self._asked[id_] for id_ in batch]
@@ -130,19 +131,20 @@ class Mmlu:
         """Nothing to do."""
 
     def _ask(self, item: Item, shots: list[Item]) -> _Asked:
-        """With as many examples as there is room for; without any, the end of the question that has room."""
+        """The question with as many examples as the model has room for, or the end of it where it is too long alone."""
         room = self._setting.positions
         for count in range(len(shots), -1, -1):
             text = self._text(item, shots[:count])
             token_ids, letters = _up_to_the_letter(text, self._style, self._setting)
             if room is None or len(token_ids) <= room:
                 return _Asked(token_ids, letters, count, truncated=False)
+        assert room is not None, "without a limit every question has room"
         return _Asked(token_ids[-room:], letters, 0, truncated=True)
 
     def _text(self, item: Item, shots: list[Item]) -> str:
         examples = [Shot(shot.text(), LETTERS[shot.answer]) for shot in shots]
         if self._style == "chat":
-            return render("chat", self._setting.tokenizer, item.text(), examples, ask=ASK)
+            return render_question("chat", self._setting.tokenizer, item.text(), examples, ask=ASK)
         subject = item.subject.replace("_", " ")
         answered = [f"{shot.question}\nAnswer: {shot.answer}" for shot in examples]
         return INTRODUCTION.format(subject=subject) + "\n\n".join([*answered, f"{item.text()}\nAnswer:"])
@@ -153,10 +155,10 @@ class Mmlu:
 
 
 def build(options: Options, setting: Setting) -> Mmlu:
-    """The test split of all subjects; examples of the same subject from the dev split.
+    """The task of all subjects' test splits, with few-shot examples of the same subject from the dev split.
 
     Raises:
-        ValueError: data that cannot be read, or no examples where some are wanted.
+        ValueError: the data cannot be read, or has fewer examples than are wanted.
     """
     items, examples = _published(options.data) or _rows(options)
     items = items if options.limit is None else items[: options.limit]
@@ -187,7 +189,7 @@ def _read(file: Path, split: str) -> Iterator[Item]:
         for number, cells in enumerate(csv.reader(lines)):
             if len(cells) != 6 or cells[5] not in LETTERS:
                 raise ValueError(
-                    f"{SETTING}: {file}, row {number + 1}: not a question, four choices and a letter: {cells}"
+                    f"{DATA_OPTION}: {file}, row {number + 1}: not a question, four choices and a letter: {cells}"
                 )
             yield Item(
                 f"{subject}/{number}", subject, cells[0], tuple(cells[1:5]), LETTERS.index(cells[5])
@@ -196,16 +198,17 @@ def _read(file: Path, split: str) -> Iterator[Item]:
 
 def _rows(options: Options) -> tuple[list[Item], list[Item]]:
     splits = open_data(options.data or HUB, CONFIG)
-    test = _items(first(rows_of(splits, ("test",), COLUMNS), None))
-    return test, _items(first(rows_of(splits, ("dev",), COLUMNS), None)) if options.shots else []
+    test = _items(first_rows(rows_of(splits, ("test",), COLUMNS), None))
+    return test, _items(first_rows(rows_of(splits, ("dev",), COLUMNS), None)) if options.shots else []
 
 
 def _items(rows: list[dict]) -> list[Item]:
-    items, counts = [], {}
+    items: list[Item] = []
+    counts: dict[str, int] = {}
     for row in rows:
         number = counts[row["subject"]] = counts.get(row["subject"], -1) + 1
         if len(row["choices"]) != 4 or row["answer"] not in range(4):
-            raise ValueError(f"{SETTING}: four choices and an answer from 0 to 3 are needed, not {row}")
+            raise ValueError(f"{DATA_OPTION}: four choices and an answer from 0 to 3 are needed, not {row}")
         items.append(
             Item(f"{row['subject']}/{number}", row["subject"], row["question"], tuple(row["choices"]), row["answer"])
         )
@@ -213,13 +216,13 @@ def _items(rows: list[dict]) -> list[Item]:
 
 
 def _up_to_the_letter(text: str, style: Style, setting: Setting) -> tuple[list[int], tuple[int, ...]]:
-    """(tokens before the letter, the four letters' tokens): what the four continuations share, and where they part.
+    """(tokens before the letter, the four letters' tokens): what the four continuations share, and where they differ.
 
     Raises:
         ValueError: a letter is not one token.
     """
     gap = "" if style == "chat" else " "
-    four = [tokens(f"{text}{gap}{letter}", setting.tokenizer) for letter in LETTERS]
+    four = [prompt_tokens(f"{text}{gap}{letter}", setting.tokenizer) for letter in LETTERS]
     shared = next(place for place, ids in enumerate(zip(*four, strict=False)) if len(set(ids)) > 1)
     if any(len(ids) != shared + 1 for ids in four):
         raise ValueError("--task mmlu: the tokenizer does not make one token of each of the letters A, B, C, D")

@@ -1,4 +1,4 @@
-"""What the command needs of a task, and what a task needs of the command."""
+"""The interface between the evaluation command and a task, from both sides."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -13,14 +13,17 @@ from sorsa_ds.evaluate.backends.generation import Prompt, Receive, Transformers
 from sorsa_ds.evaluate.backends.likelihood import Likelihood
 
 Emit = Callable[[dict], None]
-"""Takes the record of a sample: `id`, `correct` (None where nothing can be), `tokens`, and the task's own."""
+"""A function that takes the record of a sample: `id`, `correct`, `tokens`, and the task's own entries.
+
+`correct` is None in a task that has no right and wrong.
+"""
 
 Generate = Callable[[list[Prompt], Receive], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is known before a model is loaded. positions: how many tokens it takes; None: any number."""
+    """What is known before a model is loaded. positions: the most tokens that it takes; None: any number."""
 
     tokenizer: PreTrainedTokenizerBase
     folder: Path
@@ -28,7 +31,7 @@ class Setting:
 
     @property
     def pad(self) -> int:
-        """The token to fill batches up with."""
+        """Id of the token that fills batches up."""
         return pad_token_id(self.tokenizer)
 
 
@@ -36,10 +39,12 @@ class Engine(Protocol):
     """A loaded model, as tasks use it."""
 
     def generator(self) -> Generate:
-        """To write answers with."""
+        """The function that writes answers."""
+        ...
 
     def likelihood(self) -> Likelihood:
-        """To measure with."""
+        """The object that measures likelihoods."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,30 +64,38 @@ class LocalEngine:
 
 
 class Task(Protocol):
-    """One evaluation. `ids`: of all samples, in the order of the data."""
+    """What an evaluation is of. `ids` has all samples, in the order of the data."""
 
     ids: list[str]
 
     def digest(self) -> str:
-        """Of all that the model is given, and that it is judged by."""
+        """Digest of all that the model is given and that it is judged by."""
+        ...
 
     def notes(self) -> list[str]:
-        """What to know before it begins, a sentence each."""
+        """Sentences for the user, printed before work begins."""
+        ...
 
     def start(self, engine: Engine) -> None:
-        """Get ready to work."""
+        """Get ready to work with a loaded model."""
+        ...
 
     def batches(self, done: Collection[str], size: int) -> list[Any]:
-        """The work that is left, alike on every rank. A collective call."""
+        """The work that is left, the same list on every rank. A collective call."""
+        ...
 
     def work(self, batch: Any, emit: Emit) -> None:
-        """Do a batch; a record for each of its samples."""
+        """Do one batch, and emit a record for each of its samples."""
+        ...
 
     def results(self, records: list[dict]) -> dict:
-        """The figures, from all records in the order of `ids`."""
+        """The figures, made from all records in the order of `ids`."""
+        ...
 
     def rows(self, results: dict) -> list[tuple[str, str]]:
-        """The figures for people."""
+        """The figures as the lines of a printed table: name and text."""
+        ...
 
     def close(self) -> None:
-        """End what was started."""
+        """End what `start` has started."""
+        ...

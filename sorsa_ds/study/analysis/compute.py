@@ -1,4 +1,4 @@
-"""All linears and steps of all runs, measured in processes of one thread each; a row at a time into the table."""
+"""All linears and steps of all runs are measured in processes of one thread each; each result becomes a row."""
 
 import multiprocessing
 import os
@@ -24,12 +24,16 @@ from sorsa_ds.study.analysis.table import Figures, Key, Row, Table, block_of
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 MATRICES = 16
-"""Matrices of a weight's size that a process holds at most: 13 seen in float64, and the merging's."""
+"""The most matrices of a weight's size that a process holds at once: 13 were seen in float64, and merging adds more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One linear of a run, at some steps. run: its folder. name: the run's, in the table."""
+    """One linear of a run, to be measured at some steps. run: the run's folder. name: the run's name in the table.
+
+    base: the base model's place, where it has moved. shape: of the weight, (out_features, in_features). dtype: of the
+    decompositions, a key of `DTYPES`. rank: of the leading subspaces that are compared.
+    """
 
     run: Path
     base: str | None
@@ -42,16 +46,18 @@ class Job:
 
     @property
     def cost(self) -> float:
-        """Of one step, in proportion to a decomposition's flops."""
+        """The cost of one step, in proportion to the flops of a decomposition."""
         return float(self.shape[0] * self.shape[1] * min(self.shape))
 
     def key(self, step: int) -> Key:
-        """Of the row of one step."""
+        """The key of the row of one step."""
         return Key(self.name, block_of(self.linear), self.linear, step)
 
 
-def missing(run: Path, base: str | None, name: str, history: History, table: Table, dtype: str, rank: int) -> list[Job]:
-    """What of a run is not in the table yet."""
+def missing_jobs(
+    run: Path, base: str | None, name: str, history: History, table: Table, dtype: str, rank: int
+) -> list[Job]:
+    """One job per linear of a run, for the steps that are not in the table yet."""
     jobs = []
     for target in history.linears:
         shape = (target.out_features, target.in_features)
@@ -63,23 +69,23 @@ def missing(run: Path, base: str | None, name: str, history: History, table: Tab
 
 
 def workers_for(jobs: Sequence[Job], free: int) -> int:
-    """As many processes as there are cores, jobs, and bytes of free memory for."""
+    """The number of processes that there are cores, jobs and bytes of free memory for."""
     largest = max(job.shape[0] * job.shape[1] * DTYPES[job.dtype].itemsize for job in jobs)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, len(jobs), free // (MATRICES * largest)))
 
 
 def compute(jobs: list[Job], table: Table, workers: int) -> None:
-    """Measure everything, the largest first. Each row is on the disk before it counts as done.
+    """Measure everything, the most expensive jobs first. A row counts as done when it is on the disk.
 
     Raises:
-        ValueError: a run, its base model or a snapshot is damaged, or the system has killed a process; rows so far
-            are kept.
+        ValueError: a run, its base model or a snapshot is damaged, or the system has killed a process. The rows that
+            were measured before are kept.
     """
     try:
         _compute(jobs, table, workers)
     except BaseException as error:
-        # A command leaves without unwinding, and semaphores are freed with the frames that name them.
+        # The command leaves without unwinding, and semaphores are freed only with the frames that refer to them.
         clear_frames(error.__traceback__)
         if isinstance(error, BrokenProcessPool):
             raise ValueError(
@@ -89,7 +95,7 @@ def compute(jobs: list[Job], table: Table, workers: int) -> None:
 
 
 def _compute(jobs: list[Job], table: Table, workers: int) -> None:
-    # Processes are forked from one that has imported everything and has computed nothing: no thread is lost in a fork.
+    # Processes are forked from a server that has imported everything and computed nothing, so it has no other thread.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     rows = context.SimpleQueue()
@@ -98,10 +104,15 @@ def _compute(jobs: list[Job], table: Table, workers: int) -> None:
     jobs = sorted(jobs, key=lambda job: job.cost * len(job.steps), reverse=True)
     costs = {job.key(step): job.cost for job in jobs for step in job.steps}
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(rows, stay))
+
+    def job_is_over(_: Future) -> None:
+        if not leave.closed:
+            rows.put(None)
+
     try:
         futures = [pool.submit(_work, job) for job in jobs]
         for future in futures:
-            future.add_done_callback(lambda _: leave.closed or rows.put(None))
+            future.add_done_callback(job_is_over)
         with bar(total, f"decomposing on {workers} processes", "%") as shown:
             for row in _arriving(rows, futures):
                 table.append(row)
@@ -112,7 +123,7 @@ def _compute(jobs: list[Job], table: Table, workers: int) -> None:
 
 
 def _arriving(rows: SimpleQueue, futures: Sequence[Future]) -> Iterator[Row]:
-    """The rows as they come, until every job is over; raises what the first failing job has raised."""
+    """The rows as they come, until every job is over. What the first failing job has raised is raised here."""
     for _ in futures:
         while (row := rows.get()) is not None:
             yield row
@@ -121,26 +132,29 @@ def _arriving(rows: SimpleQueue, futures: Sequence[Future]) -> Iterator[Row]:
                 future.result()
 
 
-def measured(history: History, target: Target, steps: Iterable[int], dtype: torch.dtype, rank: int) -> Iterator[tuple]:
-    """(step, its figures) of one linear; the matrix of the start is decomposed once.
+def measure_linear(
+    history: History, target: Target, steps: Iterable[int], dtype: torch.dtype, rank: int
+) -> Iterator[tuple[int, Figures]]:
+    """(step, figures) of one linear at each of the steps; the matrix of the start is decomposed once.
 
     Raises:
-        ValueError: as `History.weight`; or a weight has no decomposition.
+        ValueError: what `History.weight` raises, or a weight has no decomposition.
     """
     start = _spectrum(history, target, 0, dtype)
     for step in steps:
         now = start if step == 0 else _spectrum(history, target, step, dtype)
         turn = measures.turn(now, start, rank)
         factors = history.factors(target, step)
-        of_factors = [None] * 4
+        of_factors: list[float | None] = [None] * 4
         if factors is not None:
             sides = [factor.to(dtype) for factor in (factors.U, factors.V)]
             of_factors = [measures.condition(torch.linalg.svdvals(side)) for side in sides]
             of_factors += [measures.orthonormality(side) for side in sides]
+        condition_u, condition_v, orthonormality_u, orthonormality_v = of_factors
         yield step, Figures(
             measures.delta_sigma(now, start), turn.literal, turn.matched, turn.clustered, turn.subspace,
-            turn.swapping, measures.condition(now.s), *of_factors, measures.effective_rank(now.s),
-            measures.stable_rank(now.s),
+            turn.swapping, measures.condition(now.s), condition_u, condition_v, orthonormality_u, orthonormality_v,
+            measures.effective_rank(now.s), measures.stable_rank(now.s),
         )  # fmt: skip
 
 
@@ -160,7 +174,7 @@ _rows: SimpleQueue | None = None
 
 
 def _begin(rows: SimpleQueue, stay: Connection) -> None:
-    """In a new process: one thread, and an end where the parent ends or closes its end of `stay`."""
+    """Prepare a new process: it uses one thread, and ends when its parent ends or closes the other end of `stay`."""
     global _rows
     _rows = rows
     torch.set_num_threads(1)
@@ -168,12 +182,15 @@ def _begin(rows: SimpleQueue, stay: Connection) -> None:
 
 
 def _leave_with_parent(stay: Connection) -> None:
-    wait([multiprocessing.parent_process().sentinel, stay])
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a child process waits for its parent"
+    wait([parent.sentinel, stay])
     os._exit(1)
 
 
 def _work(job: Job) -> None:
+    assert _rows is not None, "the process was prepared by _begin"
     history = _opened(job.run, job.base)
     [target] = [target for target in history.linears if target.name == job.linear]
-    for step, figures in measured(history, target, job.steps, DTYPES[job.dtype], job.rank):
+    for step, figures in measure_linear(history, target, job.steps, DTYPES[job.dtype], job.rank):
         _rows.put(Row(job.key(step), figures))

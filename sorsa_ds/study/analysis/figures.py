@@ -1,4 +1,4 @@
-"""The papers' figures: how singular values and vectors move (2), and what the regulariser holds (3, 5)."""
+"""The papers' figures: how singular values and vectors move (2), and what the regulariser does (3 and 5)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,15 +16,15 @@ _MOST_NUMBERS = 80
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One that is drawn. name: of its files, without suffix."""
+    """A picture that was drawn. name: of its files, without suffix."""
 
     name: str
     title: str
     caption: str
 
 
-def draw(runs: list[Run], output: Path) -> list[Picture]:
-    """Write all figures as PNG and SVG; returns those that there are."""
+def draw_figures(runs: list[Run], output: Path) -> list[Picture]:
+    """Write all figures as PNG and SVG; returns those that these runs have."""
     made = [_singular(runs, output), _swapping(runs, output), _training(runs, output)]
     if any(run.reg is not None for run in runs):
         made.append(_orthonormality(runs, output))
@@ -33,7 +33,7 @@ def draw(runs: list[Run], output: Path) -> list[Picture]:
 
 
 def _singular(runs: list[Run], output: Path) -> Picture:
-    """Figure 2: Delta-D against Delta-Sigma, a dot a linear and step."""
+    """Draw Figure 2: Delta-D against Delta-Sigma, with one dot per linear and step."""
     moved = [row for run in runs for row in run.rows if row.key.step > 0]
     kinds = sorted({row.kind for row in moved})
     last = max(row.key.step for row in moved)
@@ -65,17 +65,16 @@ def _singular(runs: list[Run], output: Path) -> Picture:
     which = "the number of its block beside the last step's" if crowded else "the number of its block beside it"
     return Picture(
         "figure2", "Singular values and vectors (Figure 2)",
-        f"ΔD (eq. 2 to 4) against ΔΣ (eq. 1) on merged weights: a dot a linear and step, {which}.",
+        f"ΔD (eq. 2 to 4) against ΔΣ (eq. 1) on merged weights: one dot per linear and step, {which}.",
     )  # fmt: skip
 
 
 def _swapping(runs: list[Run], output: Path) -> Picture:
-    """How much of Delta-D is only swapped order, how much mixing of nearly equal triplets, and how much turn."""
+    """Draw how much of Delta-D is swapped order, how much mixing of nearly equal triplets, and how much real turn."""
     with _panels(runs, output / "swapping") as (figure, axes):
         for ax, run in zip(axes, runs, strict=True):
             literal, matched, clustered, subspace = (
-                run.over_linears(f"delta_d{which}").mean(axis=1)
-                for which in ("", "_matched", "_clustered", "_subspace")
+                _mean(run, f"delta_d{which}") for which in ("", "_matched", "_clustered", "_subspace")
             )
             parts = {"edgecolor": "white", "linewidth": 0}
             ax.fill_between(run.steps, 0, clustered, color="#0072B2", alpha=0.75, linewidth=0, label="turned")
@@ -106,8 +105,15 @@ def _swapping(runs: list[Run], output: Path) -> Picture:
     )  # fmt: skip
 
 
+def _mean(run: Run, figure: str) -> np.ndarray:
+    """The mean over linears of a figure that every method has, (steps,)."""
+    values = run.over_linears(figure)
+    assert values is not None, "every method has weights, which this figure is of"
+    return values.mean(axis=1)
+
+
 def _training(runs: list[Run], output: Path) -> Picture:
-    """Figures 3 and 4: orthonormality, loss and gradient norm of every step."""
+    """Draw Figures 3 and 4: orthonormality, loss and gradient norm of every step."""
     measures = [("loss", "training loss (nats per token)"), ("grad_norm", "gradient norm")]
     if forms := {f"{run.reg.form}, {run.reg.reduction}" for run in runs if run.reg is not None}:
         measures.insert(0, ("reg_loss", rf"$L_\mathrm{{reg}}$ ({' / '.join(sorted(forms))})"))
@@ -137,7 +143,7 @@ def _training(runs: list[Run], output: Path) -> Picture:
 
 
 def _orthonormality(runs: list[Run], output: Path) -> Picture:
-    """Figure 5: orthonormality of U and of V against steps."""
+    """Draw Figure 5: orthonormality of U and of V against steps."""
     measures = {rf"$\|{side}^\top {side} - I\|_F$": f"orthonormality_{side.lower()}" for side in "UV"}
     _bands(runs, output / "figure5", measures)
     return Picture(
@@ -148,7 +154,7 @@ def _orthonormality(runs: list[Run], output: Path) -> Picture:
 
 
 def _condition(runs: list[Run], output: Path) -> Picture:
-    """Condition numbers against steps."""
+    """Draw condition numbers against steps."""
     measures = {r"$\kappa(U)$": "condition_u", r"$\kappa(V)$": "condition_v"}
     relative = {r"$\kappa(W_t)\ /\ \kappa(W_0)$": "condition_w"}
     _bands(runs, output / "condition", measures | relative, relative)
@@ -160,10 +166,11 @@ def _condition(runs: list[Run], output: Path) -> Picture:
 
 
 def _bands(runs: list[Run], path: Path, measures: dict[str, str], relative: dict[str, str] | None = None) -> None:
-    """Panels of figures against measured steps, the linears as a band; those that no run has are left out.
+    """Draw one panel per figure against the measured steps, with the linears as a band.
 
     Args:
-        measures: label -> name of the figure. relative: those that are divided by what they were at the start.
+        measures: label -> name of the figure in the table. A figure that no run has gets no panel.
+        relative: those of `measures` that are divided by their values at the start.
     """
     found = {what: [run.over_linears(name) for run in runs] for what, name in measures.items()}
     found = {what: one for what, one in found.items() if any(values is not None for values in one)}
@@ -189,7 +196,7 @@ def _bands(runs: list[Run], path: Path, measures: dict[str, str], relative: dict
 
 @contextmanager
 def _panels(runs: list[Run], path: Path, **subplots) -> Iterator[tuple]:
-    """Context with (figure, axes), a panel a run, of the same height of scale."""
+    """Context with (figure, axes), one panel per run, all with the same vertical scale."""
     count = len(runs)
     columns = 2 if count == 4 else min(count, 3)
     lines = -(-count // columns)
@@ -201,7 +208,7 @@ def _panels(runs: list[Run], path: Path, **subplots) -> Iterator[tuple]:
         for i, (ax, run) in enumerate(zip(axes, runs, strict=False)):
             ax.set_title(run.label if run.name == run.what else f"{plain(run.name)}\n{run.what}", fontsize=9)
             ax.label_outer()
-            if i + columns >= count:  # nothing below it
+            if i + columns >= count:  # there is no panel below this one
                 ax.tick_params(labelbottom=True)
                 ax.set_xlabel(axes[count - 1].get_xlabel())
 
@@ -212,5 +219,5 @@ def _looking(runs: list[Run]) -> list[tuple[Run, tuple]]:
 
 
 def _legend(figure, shown: dict, runs: list[Run]) -> None:
-    """Of the lines of runs by their labels, in the runs' order; not every panel has all of them."""
+    """Add a legend of the runs' lines, in the runs' order. `shown`: label -> line, of the runs that have one."""
     legend(figure, {run.label: shown[run.label] for run in runs if run.label in shown})

@@ -1,4 +1,4 @@
-"""A finished run as a row of steps: what a linear's weight and factors were at each of them."""
+"""A finished run as a sequence of steps: the weight and the factors of each linear at each of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,19 +26,19 @@ class History:
 
     @property
     def run(self) -> Path:
-        """Its folder."""
+        """The run's folder."""
         return self.source.adapter.parent
 
     @property
     def steps(self) -> list[int]:
-        """The start, the snapshots, the end."""
+        """The steps of the start (0), of the snapshots and of the end."""
         last = self.source.report["steps"]
         return [0, *(step for step in self.snapshots if 0 < step < last), last]
 
     def weight(self, target: Target, step: int) -> Tensor:
-        """A linear's merged weight (M, N) in fp32, as training computed with it after so many steps.
+        """A linear's merged weight (M, N) in fp32, as training computed with it after `step` steps.
 
-        At 0 that is the pre-trained weight as the run kept it: rounded or quantised where its residual was.
+        At step 0 that is the pre-trained weight as the run kept it: rounded or quantised where its residual was.
 
         Raises:
             ValueError: the base model is not the one that was trained on, or a snapshot is damaged.
@@ -49,34 +49,37 @@ class History:
             weight = self.source.weights.parameter(name).to(self.source.precision.factor_dtype).float()
         else:
             weight = merged(source, name)
-        # Whole weights come laid out as in the base model, the others so too.
+        # Merged weights are laid out as in the base model, which may keep them transposed.
         return weight.t() if target.transposed else weight
 
     def factors(self, target: Target, step: int) -> Factors | None:
-        """SORSA's U (M, R), s (R,), V (N, R), the fp32 masters; None with the other methods."""
+        """SORSA's U (M, R), s (R,) and V (N, R), from the fp32 masters; None for other methods."""
         source = self._at(step)
         if source is None or source.described.method != "sorsa":
             return None
         return from_values(source.trained.values)(target, source.weights.weight(target))
 
     def _at(self, step: int) -> Source | None:
-        """The run as if it had ended after so many steps; None where that is the base model itself."""
+        """The run as if it had ended after `step` steps; None where that is the base model itself."""
         if step == self.source.report["steps"]:
             return self.source
         if step == 0:
-            return self.source.initial and replace(self.source, trained=self.source.initial)
+            initial = self.source.initial
+            return None if initial is None else replace(self.source, trained=initial)
         return replace(self.source, trained=FactorFile(self.snapshots[step]))
 
 
 def open_history(run: Path, base: str | None = None) -> History:
-    """Of a finished run's folder. Its linears are those of which every snapshot holds something: settings may have
-    changed where the run was resumed. Without snapshots those that the settings name.
+    """The history of a finished run's folder.
+
+    Its linears are those that every snapshot holds, because settings may have changed where the run was resumed.
+    Without snapshots they are those that the settings name.
 
     Args:
         base: folder or hub name of the base model, where it has moved.
 
     Raises:
-        ValueError: as `open_run`; a snapshot is damaged, or they have no linear in common.
+        ValueError: what `open_run` raises; a snapshot is damaged, or the snapshots have no linear in common.
     """
     source, snapshots = open_run(run, base), existing_snapshots(run)
     _check_report(source.report, run / REPORT)
@@ -88,23 +91,24 @@ def open_history(run: Path, base: str | None = None) -> History:
 
 
 def _check_report(report: object, path: Path) -> None:
-    """Stop where a run's report lacks what is shown of it.
+    """Stop where a run's report lacks an entry that the analysis shows.
 
     Raises:
-        ValueError: naming the file and the entry.
+        ValueError: the message names the file and the entry.
     """
+    entries = report if isinstance(report, dict) else {}
     for name in ("steps", "loss_last", "eval_loss_start", "eval_loss_end", "trainable_parameters"):
-        if not isinstance(report, dict) or name not in report:
+        if name not in entries:
             raise ValueError(f"{path} is damaged: it has no {name}")
-    if not isinstance(report["steps"], int) or report["steps"] < 1:
-        raise ValueError(f"{path} is damaged: steps is {report['steps']!r}, no integer >= 1")
+    if not isinstance(entries["steps"], int) or entries["steps"] < 1:
+        raise ValueError(f"{path} is damaged: steps is {entries['steps']!r}, no integer >= 1")
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:
-    """A short name for each run, its folder's; with the folder above where two have the same.
+    """A short name for each run: its folder's name, with the folder above it where two runs have the same.
 
     Raises:
-        ValueError: a run is named twice.
+        ValueError: a run is given twice.
     """
     runs = [run.expanduser().resolve() for run in runs]
     for run in runs:

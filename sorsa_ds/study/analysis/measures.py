@@ -1,7 +1,7 @@
-"""The figures of one matrix, and of a matrix W_t against the one that training began with, W_0. Pure functions.
+"""Pure functions for the figures of one matrix, and of a matrix W_t against W_0, with which training began.
 
 Shapes, used as suffixes of tensor names: M out_features, N in_features, K = min(M, N), R rank. Everything is computed
-in the dtype that is given (float64 as `compute` calls it); the results are Python floats without a unit.
+in the dtype of the arguments (float64 by default of launch/analyze.py); the results are Python floats without a unit.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch import Tensor
 _EPS = torch.finfo(torch.float32).eps
 """Merged weights and factors come in float32: a singular value under eps ||W||_F may be rounding, and is taken as 0."""
 NEARLY = 0.01
-"""Singular values that differ by more than this share of the largest are never taken as nearly equal."""
+"""Singular values that differ by more than this fraction of the largest are never taken as nearly equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, W_MN: Tensor) -> "Spectrum":
-        """Of a matrix, on the CPU by LAPACK, in its dtype."""
+        """The decomposition of a matrix, on the CPU by LAPACK, in the matrix's dtype."""
         U, s, Vt = torch.linalg.svd(W_MN, full_matrices=False)
         return cls(U, s, Vt.t())
 
@@ -41,12 +41,12 @@ def delta_sigma(now: Spectrum, start: Spectrum) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """How far singular vectors have turned, each between 0 (not at all) and 1; literal >= matched >= clustered.
+    """How far singular vectors have turned, by four measures from 0 (not at all) to 1: literal >= matched >= clustered.
 
-    literal: each against the one of the same order (SORSA, eq. 2 to 4). matched: each against its partner under the
-    best one-to-one matching, so that mere swapping counts nothing. clustered: partners whose singular values are nearly
-    equal taken together, as the subspaces that they span, so that mixing inside these counts nothing either. subspace:
-    the leading r left and right vectors taken together.
+    literal: each vector against the one of the same order (SORSA, eq. 2 to 4). matched: each against its partner under
+    the best one-to-one matching, so that a change of order counts nothing. clustered: partners whose singular values
+    are nearly equal are compared as the subspaces that they span, so that mixing inside of these counts nothing either.
+    subspace: the leading r left and right vectors are compared as the subspaces that they span.
     """
 
     literal: float
@@ -56,22 +56,22 @@ class Turn:
 
     @property
     def swapping(self) -> float:
-        """The share of `literal` that is swapped order or mixing of nearly equal ones and no turn, between 0 and 1."""
+        """The fraction of `literal` that is swapped order or mixing of nearly equal vectors, between 0 and 1."""
         return (self.literal - self.clustered) / self.literal if self.literal > 0 else 0.0
 
 
 def turn(now: Spectrum, start: Spectrum, rank: int) -> Turn:
-    """Delta-D = 1 - (1 / 2k) sum_i (|<u_i, u_i0>| + |<v_i, v_i0>|), and three readings that bear swapping.
+    """Delta-D = 1 - (1 / 2k) sum_i (|<u_i, u_i0>| + |<v_i, v_i0>|), and three variants that tolerate swapping.
 
-    The matching maximises the same sum over all permutations of the indices of W_0. Of clusters C of partners (see
-    `tolerance`) the sum is over ||U_C^T U_C0||_* + ||V_C^T V_C0||_*, over cosines of principal angles: any change of
-    basis inside a cluster counts nothing. The leading subspaces' figure is the same of one cluster of r, over 2r.
+    The matching maximises the same sum over all permutations of the indices of W_0. For clusters C of partners (see
+    `tolerance`) the sum is over ||U_C^T U_C0||_* + ||V_C^T V_C0||_*, the cosines of principal angles: any change of
+    basis inside of a cluster counts nothing. The figure of the leading subspaces is that of one cluster of r, over 2r.
 
-    Where W is not square, the vectors of the longer side that belong to (nearly) zero singular values are any |C| of
-    those that are orthogonal to all the others: the others' turn is counted, and that of these counts nothing.
+    Where W is not square, the vectors of the longer side that belong to (nearly) zero singular values are an arbitrary
+    basis of what is orthogonal to all others: the turn of the others is counted, and theirs is not.
 
     Args:
-        rank: r of the subspaces; at most k is taken.
+        rank: r of the leading subspaces; at most k is used.
     """
     left_KK, right_KK = (now.U.t() @ start.U), (now.V.t() @ start.V)
     likeness_KK = left_KK.abs() + right_KK.abs()
@@ -98,14 +98,14 @@ def turn(now: Spectrum, start: Spectrum, rank: int) -> Turn:
 
 
 def tolerance(now: Spectrum, start: Spectrum) -> float:
-    """Up to which difference singular values are nearly equal: ||W_t - W_0||_2, but at most `NEARLY` sigma_1.
+    """The difference up to which singular values count as nearly equal: ||W_t - W_0||_2, but at most `NEARLY` sigma_1.
 
-    By Wedin's theorem a change of a matrix turns singular vectors by as much as its norm over the gap between their
-    singular value and the others: where the gap is smaller, the matrix tells the subspace and not the vectors in it.
-    A large change is larger than most gaps, and all would be one subspace that cannot turn: hence the bound, a
-    property of the values and not of the change. What turns between values that lie further apart is a turn.
-    At least k eps sigma_1, the rounding of a decomposition. The norm comes from a few iterations on random vectors of a
-    fixed seed, to some percent from below.
+    By Wedin's theorem a change of a matrix turns singular vectors by up to its norm over the gap between their singular
+    value and the others. Where the gap is smaller than that norm, the matrix determines the subspace and not the
+    vectors in it. A large change exceeds most gaps, so that all vectors would be one subspace that cannot turn: hence
+    the upper bound, which depends on the values and not on the change. The lower bound, k eps sigma_1, is the rounding
+    of a decomposition. The norm comes from a few iterations on random vectors of a fixed seed, and is some percent too
+    small at the most.
     """
     sigma_1 = max(now.s[0].item(), start.s[0].item())
     change_MN = (now.U * now.s) @ now.V.t()
@@ -117,14 +117,15 @@ def tolerance(now: Spectrum, start: Spectrum) -> float:
 
 
 def _clusters(now: Tensor, start: Tensor, tolerance: float, with_zero: bool) -> tuple[dict[int, Tensor], int | None]:
-    """Clusters of partners, label -> their indices, and the label of those that are nearly zero.
+    """The clusters of partners, label -> indices, and the label of the cluster of those that are nearly zero.
 
-    Every two of a cluster are nearly equal now or were so at the start. (Complete linkage. If near neighbours were
-    enough, chains of them would make one cluster of most of a large matrix; a chain that is longer is cut, and mixing
-    across the cut counts as turn.)
+    Every two of a cluster are nearly equal now or were so at the start (complete linkage). If near neighbours were
+    enough, chains of them would make one cluster of most of a large matrix. Here a long chain is cut, and mixing across
+    the cut counts as turn.
 
     Args:
-        now, start: singular values (K,), those of partners at the same place.
+        now: singular values (K,).
+        start: those of their partners (K,), in the same order.
         with_zero: whether zero is a value that others can be nearly equal to.
     """
     k = len(now)
@@ -140,19 +141,19 @@ def _clusters(now: Tensor, start: Tensor, tolerance: float, with_zero: bool) -> 
 
 
 def condition(s: Tensor) -> float:
-    """kappa = sigma_max / sigma_min over the nonzero singular values (SORSA, Theorem 5.6); infinite for zero."""
+    """kappa = sigma_max / sigma_min over the nonzero singular values (SORSA, Theorem 5.6); infinite where none is."""
     kept = s[s > _EPS * torch.linalg.vector_norm(s)]
     return (kept.max() / kept.min()).item() if len(kept) else float("inf")
 
 
 def orthonormality(factor: Tensor) -> float:
-    """||U^T U - I||_F of a factor with R columns: what the regulariser holds down (SORSA, eq. 9)."""
+    """||U^T U - I||_F of a factor with R columns, which the regulariser keeps small (SORSA, eq. 9)."""
     gram_RR = factor.t() @ factor
     return torch.linalg.matrix_norm(gram_RR - torch.eye(len(gram_RR), dtype=gram_RR.dtype)).item()
 
 
 def effective_rank(s: Tensor) -> float:
-    """exp of the entropy of s / sum(s) (Roy and Vetterli, 2007), between 1 and K; 0 of the zero matrix."""
+    """exp of the entropy of s / sum(s) (Roy and Vetterli, 2007), between 1 and K; 0 for the zero matrix."""
     total = s.sum()
     if total == 0:
         return 0.0
@@ -160,5 +161,5 @@ def effective_rank(s: Tensor) -> float:
 
 
 def stable_rank(s: Tensor) -> float:
-    """||W||_F^2 / ||W||_2^2, between 1 and K; 0 of the zero matrix."""
+    """||W||_F^2 / ||W||_2^2, between 1 and K; 0 for the zero matrix."""
     return (s.square().sum() / s.max().square()).item() if s.max() > 0 else 0.0

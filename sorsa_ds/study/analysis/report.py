@@ -1,4 +1,4 @@
-"""One HTML file of tables and pictures: it holds everything, asks the network for nothing and runs no script."""
+"""The report of an analysis: one HTML file with all tables and pictures, which needs no network and runs no script."""
 
 import base64
 import html
@@ -11,7 +11,7 @@ import numpy as np
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.study.analysis.figures import Picture
 from sorsa_ds.study.analysis.runs import Run
-from sorsa_ds.study.analysis.table import COLUMNS, Figures
+from sorsa_ds.study.analysis.table import COLUMNS, Figures, Key
 
 FILE = "report.html"
 _STYLE = """
@@ -32,11 +32,12 @@ _NAMES = {
 }  # fmt: skip
 
 
-def write(runs: list[Run], pictures: list[Picture], rank: int, dtype: str, output: Path) -> Path:
-    """Write report.html beside the pictures that it holds; returns its path.
+def write_report(runs: list[Run], pictures: list[Picture], rank: int, dtype: str, output: Path) -> Path:
+    """Write report.html beside the files of its pictures; returns its path.
 
     Args:
-        rank: of the compared subspaces. dtype: in which weights were decomposed.
+        rank: of the leading subspaces that were compared.
+        dtype: the dtype in which weights were decomposed.
     """
     title = "Analysis of " + ", ".join(run.name for run in runs)
     parts = [
@@ -70,7 +71,7 @@ _RUN_HEADINGS = [
 
 def _run_cells(run: Run) -> list:
     config, told = run.config, run.report
-    reg = [None] * 4
+    reg: list[object] = [None] * 4
     if run.reg is not None:
         reg = [run.reg.coefficient, run.reg.form, run.reg.reduction, run.reg.reorthonormalize or None]
     return [
@@ -112,7 +113,7 @@ def _cell(value: object) -> str:
     return f'<td class="text">{_safe(text)}</td>' if isinstance(value, str) else f"<td>{_safe(text)}</td>"
 
 
-def _values(part: object) -> list:
+def _values(part: Key | Figures) -> list:
     return [getattr(part, field.name) for field in fields(part)]
 
 

@@ -1,9 +1,10 @@
-"""What one command line of launch/analyze.py asks for, and whether a folder holds another analysis."""
+"""What an analysis is asked for: its options, the opened runs, and whether the output folder holds another analysis."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.model.adapter_file import TRAINED
@@ -17,7 +18,7 @@ SETTINGS = "analysis.json"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line. Options that are None were not given."""
+    """The command line's options. None stands for one that was not given."""
 
     run: Sequence[Path]
     output: Path
@@ -29,22 +30,22 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The command line, with its runs opened. rank: of the compared subspaces."""
+    """The options with their runs opened. rank: of the leading subspaces that are compared."""
 
     options: Options
     output: Path
     runs: list[Run]
     rank: int
 
-    def settle(self) -> None:
-        """Write down what the output folder's rows are of.
+    def claim_output(self) -> None:
+        """Write into the output folder which runs and settings its rows are of.
 
         Raises:
-            ValueError: those that are there are of another run under the same name, or were made with other settings.
+            ValueError: the rows that are there are of another run with the same name, or were made with other settings.
         """
         path = self.output / SETTINGS
         trained = {run.name: _digest(run) for run in self.runs}
-        now = {"dtype": self.options.dtype, "subspace_rank": self.rank, "runs": trained}
+        now: dict[str, Any] = {"dtype": self.options.dtype, "subspace_rank": self.rank, "runs": trained}
         then = _read(path) if path.exists() else now
         for key, option in (("dtype", "--dtype"), ("subspace_rank", "--rank")):
             if then[key] != now[key]:
@@ -58,11 +59,11 @@ class Request:
         write_json(path, now | {"runs": then["runs"] | trained})
 
 
-def opened(options: Options) -> Request:
-    """Open all runs before anything is computed.
+def open_request(options: Options) -> Request:
+    """Check the options and open all runs, before anything is computed.
 
     Raises:
-        ValueError: a bad option, or a run that is unfinished or damaged.
+        ValueError: an option is bad, or a run is unfinished or damaged.
     """
     for name in ("workers", "rank"):
         if (given := getattr(options, name)) is not None and given < 1:
@@ -78,13 +79,13 @@ def opened(options: Options) -> Request:
     then = _read(output / SETTINGS) if (output / SETTINGS).exists() else None
     if then is not None:
         runs = _named_as_before(runs, then["runs"])
-    # What is not said: the rank of the rows that are there, else the largest of the runs' adapters.
+    # Without --rank it is that of the rows that are there, or else the largest rank of the runs' adapters.
     rank = options.rank or (_rank(runs) if then is None else then["subspace_rank"])
     return Request(options, output, runs, rank)
 
 
 def _named_as_before(runs: list[Run], then: dict[str, str | None]) -> list[Run]:
-    """The runs, each under the name that its rows have already where it has some."""
+    """The runs, each with the name that its rows in the table have, where it has rows already."""
     taken, named = {run.name for run in runs}, []
     for run in runs:
         name = run.name
@@ -96,7 +97,7 @@ def _named_as_before(runs: list[Run], then: dict[str, str | None]) -> list[Run]:
 
 
 def _digest(run: Run) -> str | None:
-    """Of what was trained: it tells runs apart."""
+    """Digest of what the run has trained, by which runs are told apart."""
     return run.history.source.described.files.get(TRAINED)
 
 
@@ -105,7 +106,7 @@ def _rank(runs: list[Run]) -> int:
     return max((target.rank for source in sources for target in source.targets), default=RunConfig().sorsa.rank)
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {key: found[key] for key in ("dtype", "subspace_rank")} | {"runs": dict(found["runs"])}

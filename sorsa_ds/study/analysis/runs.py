@@ -1,4 +1,4 @@
-"""What the pictures and tables of a run are made from."""
+"""A run as the pictures and tables of an analysis show it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,10 @@ from sorsa_ds.study.analysis.table import Row, Table
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as it is shown. metrics: its lines of an optimizer step. rows: of all its steps and linears, once measured.
+    """A run as it is shown.
 
-    reg: the regulariser that SORSA had; None with other methods.
+    metrics: the lines that optimizer steps have written. reg: SORSA's regulariser; None for other methods. rows: those
+    of all its steps and linears, once they are measured.
     """
 
     name: str
@@ -31,27 +32,27 @@ class Run:
 
     @classmethod
     def of(cls, name: str, folder: Path, base: str | None = None) -> "Run":
-        """Of a run's folder; nothing of it is measured yet.
+        """The run of a folder, before anything of it is measured.
 
         Raises:
-            ValueError: as `open_history`; or its report or metrics lack something, naming the file.
+            ValueError: what `open_history` raises, or the report or the metrics lack something.
         """
         history = open_history(folder, base)
         return cls(name, folder, history, _metrics(folder), _reg(history, folder / REPORT))
 
     @property
     def config(self) -> RunConfig:
-        """Its settings as it ended."""
+        """The settings with which the run ended."""
         return self.history.source.config
 
     @property
     def report(self) -> dict:
-        """What it measured itself."""
+        """The figures that training has measured."""
         return self.history.source.report
 
     @property
     def what(self) -> str:
-        """What it is: its method, or how it was regularised; as a picture's text."""
+        """A picture's text on the run: its method, or how it was regularised."""
         if self.reg is None:
             return self.config.method
         every = f", orthonormal every {self.reg.reorthonormalize}" if self.reg.reorthonormalize else ""
@@ -59,11 +60,11 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Its name in a picture, with what it is."""
+        """The run's name in a picture, followed by `what`."""
         return plain(self.name) if self.name == self.what else f"{plain(self.name)} ({self.what})"
 
     def rows_of(self, table: Table) -> list[Row]:
-        """What a table has of its linears and steps as they are now; snapshots may have been removed since."""
+        """The table's rows of those linears and steps that the run has now; snapshots may have been removed since."""
         linears, steps = {target.name for target in self.history.linears}, {*self.history.steps}
         return [
             row
@@ -77,7 +78,7 @@ class Run:
         return sorted({row.key.step for row in self.rows})
 
     def over_linears(self, figure: str) -> np.ndarray | None:
-        """One of `table.Figures` as (steps, linears); None where this method has none."""
+        """One of `table.Figures` as an array (steps, linears); None where the run's method has no such figure."""
         at = {(row.key.step, row.key.block, row.key.linear): getattr(row.figures, figure) for row in self.rows}
         linears = sorted({place[1:] for place in at})
         found = np.array([[at[(step, *linear)] for linear in linears] for step in self.steps], dtype=float)
@@ -92,10 +93,12 @@ def _metrics(folder: Path) -> list[dict]:
 
 
 def _reg(history: History, path: Path) -> Regularizer | None:
-    """As the engine used it. Reports have not always told: then as the settings say, which a resumed run has rewritten.
+    """The regulariser that the engine used; None where the method has none.
+
+    Older reports do not have it. Then it is made from the settings, which a resumed run may have rewritten.
 
     Raises:
-        ValueError: the report tells none that there is.
+        ValueError: the report has one that this program does not know.
     """
     source = history.source
     if source.config.method != "sorsa":

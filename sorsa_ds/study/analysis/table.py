@@ -1,4 +1,4 @@
-"""The rows of an analysis: one a run, step and linear, in a tidy CSV file that grows row by row."""
+"""The table of an analysis: one row per run, step and linear, in a CSV file that grows row by row."""
 
 import csv
 import io
@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from sorsa_ds.runtime.files import write_text
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """What a row is of. block: the first number in the linear's name, else -1."""
+    """What a row describes. block: the first number in the linear's name, -1 where it has none."""
 
     run: str
     block: int
@@ -22,7 +23,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What `measures` found. Those of U and V are of SORSA's factors alone, None with other methods."""
+    """The figures of `measures`. Those of U and V are for SORSA's factors, and None for other methods."""
 
     delta_sigma: float
     delta_d: float
@@ -41,7 +42,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table."""
+    """One row of the table."""
 
     key: Key
     figures: Figures
@@ -56,15 +57,15 @@ COLUMNS = [field.name for part in (Key, Figures) for field in fields(part)]
 
 
 def block_of(linear: str) -> int:
-    """The number of the block that a linear is in, from its name; -1 where that has none."""
+    """The number of the block that a linear is in, taken from its name; -1 where the name has no number."""
     return next((int(part) for part in linear.split(".") if part.isdecimal()), -1)
 
 
 class Table:
-    """A CSV file of rows; what is in it when it is opened stays, but for a last line that a kill has cut.
+    """A CSV file of rows. The rows in it stay when it is opened, except for a last line that was cut by a kill.
 
     Raises:
-        ValueError: the file is of something else, or cannot be written.
+        ValueError: the file holds something else, or cannot be written.
     """
 
     def __init__(self, path: Path):
@@ -85,7 +86,7 @@ class Table:
         """Add a row, which is on the disk when this returns.
 
         Raises:
-            ValueError: it cannot be written, as where the disk is full.
+            ValueError: it cannot be written, for instance because the disk is full.
         """
         self.rows[row.key] = row
         try:
@@ -98,7 +99,7 @@ class Table:
             raise ValueError(f"{self.path}: {why}; the same command goes on with the rows that are there") from error
 
     def sort(self) -> None:
-        """Write the rows in the order of run, block, linear and step."""
+        """Sort the rows by run, block, linear and step, and write them."""
         self.rows = dict(sorted(self.rows.items()))
         write_text(self.path, _text(self.rows.values()))
 
@@ -117,4 +118,5 @@ def _cells(row: Row) -> list:
 
 def _row(line: dict[str, str]) -> Row:
     key = Key(line["run"], int(line["block"]), line["linear"], int(line["step"]))
-    return Row(key, Figures(**{f.name: float(line[f.name]) if line[f.name] else None for f in fields(Figures)}))
+    values: dict[str, Any] = {f.name: float(line[f.name]) if line[f.name] else None for f in fields(Figures)}
+    return Row(key, Figures(**values))

@@ -1,4 +1,4 @@
-"""Loss and gradient norm against steps, a colour a method, its seeds as a band: Figure 4 of the papers."""
+"""Loss and gradient norm against steps, as in Figure 4 of the papers: one colour per method, its seeds as a band."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ LOOKS = dict(zip(METHODS, plotting.LOOKS, strict=True))
 
 
 def curves(method: MethodResult, key: str) -> np.ndarray:
-    """A column of the runs' metrics, (seeds, steps); steps that not every run has are left out."""
+    """One column of the runs' metrics, an array (seeds, steps), without the steps that not every run has."""
     columns = [[line[key] for line in read_metrics(run.folder) if "loss" in line] for run in method.runs]
     return np.array([column[: min(map(len, columns))] for column in columns])
 
 
-def draw(methods: list[MethodResult], output: Path) -> None:
-    """Write comparison.png and comparison.svg; nothing where no run is finished."""
+def draw_comparison(methods: list[MethodResult], output: Path) -> None:
+    """Write comparison.png and comparison.svg; nothing is written where no run is finished."""
     if not methods:
         return
     steps = min(curves(method, "loss").shape[1] for method in methods)

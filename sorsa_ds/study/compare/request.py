@@ -1,4 +1,4 @@
-"""The command line of launch/compare.py."""
+"""The command line of a comparison: its options, its usage, and what one command line asks for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ OPTIONS = {
     "methods": f"what is compared, as in sorsa,lora; {NO_REGULARIZER} is sorsa with gamma = 0",
     "output": "folder of the comparison; the same command again goes on in it",
     "seeds": "seeds of each method (default 1,2,3)",
-    "learning_rates": "1e-4,3e-4 for every method, lora=1e-3 for one; of several the best on the first seed is taken",
+    "learning_rates": "1e-4,3e-4 for every method, lora=1e-3 for one; of several the best on the first seed is used",
     "num_gpus": "ranks: GPUs of this machine, or processes where it has none (default: all GPUs, or one process)",
     "task": "what to measure of every model and of the base model: accuracy in gsm8k, math, humaneval or mmlu, or the "
     "perplexity of a text (loss, with --data in --task_options); default: nothing",
@@ -27,7 +27,7 @@ Compare SORSA with other methods: the same training for each, one after the othe
   python launch/compare.py --methods sorsa,pissa,lora,adalora,full --seeds 1,2,3 --output comparisons/first
   python launch/compare.py --config run.yaml --methods sorsa,lora --learning_rates 1e-4,3e-4,1e-3 --output DIR
 
-Settings as for launch/train.py; what a method has no use for is left out of its runs, and told.
+Settings are those of launch/train.py. A setting that a method has no use for is left out of its runs, and named.
 """
 _OWN = {"method": "--methods", "train.seed": "--seeds", "output.folder": "--output", "output.name": "--output"}
 
@@ -46,12 +46,16 @@ class Request:
     evaluation: Evaluation | None
 
     def left_out(self, method: str) -> dict[str, object]:
-        """The settings that a method has no use for: path -> value."""
+        """The settings that a method has no use for, path -> value."""
         return Trial(method, self.rates[method][0], self.seeds[0]).left_out(self.base)
 
 
 def parse(argv: Sequence[str]) -> Request:
-    """ValueError lists everything wrong; `--help` prints and exits."""
+    """Read the command line; `--help` prints the usage and exits.
+
+    Raises:
+        ValueError: the message lists everything that is wrong.
+    """
     errors = command_line.Errors()
     options, overrides = command_line.split(argv, OPTIONS, errors)
     if "help" in options:
@@ -95,7 +99,11 @@ def parse(argv: Sequence[str]) -> Request:
 
 
 def _refuse_own(base: RunConfig) -> None:
-    """What the comparison sets itself must not be set otherwise."""
+    """Stop where a setting is given that the comparison sets itself.
+
+    Raises:
+        ValueError: the message names these settings.
+    """
     default = RunConfig()
     given = {
         "method": (base.method, default.method),
@@ -103,6 +111,6 @@ def _refuse_own(base: RunConfig) -> None:
         "output.folder": (base.output.folder, default.output.folder),
         "output.name": (base.output.name, default.output.name),
     }
-    wrong = [f"{path}: {_OWN[path]} says that here" for path, (now, then) in given.items() if now != then]
+    wrong = [f"{path}: a comparison sets it by {_OWN[path]}" for path, (now, then) in given.items() if now != then]
     if wrong:
         raise ValueError("\n".join(wrong))

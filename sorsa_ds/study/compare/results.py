@@ -1,4 +1,4 @@
-"""What the runs of a comparison have found: figures of each, of each method over its seeds, and its best rate."""
+"""The results of a comparison: figures of each run and of each method over its seeds, and the best learning rates."""
 
 import statistics
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ HELD_OUT = "eval_loss_end"
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Mean and sample standard deviation of a figure over seeds; no deviation of one."""
+    """Mean and sample standard deviation of a figure over seeds; a single value has no deviation."""
 
     mean: float
     deviation: float | None
@@ -21,7 +21,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> "Spread | None":
-        """None where there are no values."""
+        """The spread of the values that are not None; None where there is no such value."""
         numbers = [value for value in values if value is not None]
         if not numbers:
             return None
@@ -31,7 +31,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A finished run: its report, and what its model scores in the task, where one was asked for."""
+    """A finished run: its report, and its model's score in the task where one was asked for."""
 
     trial: Trial
     folder: Path
@@ -40,31 +40,31 @@ class Result:
 
     @classmethod
     def read(cls, trial: Trial, folder: Path) -> "Result":
-        """From the run's folder."""
+        """The result in a finished run's folder, without a score."""
         return cls(trial, folder, FinishedRun(folder).report())
 
     @property
     def criterion(self) -> float:
-        """What a learning rate is chosen by: the held-out loss, or the training loss where nothing is held out."""
+        """The loss that learning rates are compared by: on held-out data, or in training where nothing is held out."""
         held_out = self.report[HELD_OUT]
         return self.report["loss_last"] if held_out is None else held_out
 
 
 @dataclass(frozen=True, slots=True)
 class MethodResult:
-    """A method at its best learning rate. runs: one a seed."""
+    """A method at its best learning rate. runs: one per seed."""
 
     method: str
     learning_rate: float
     runs: list[Result]
 
     def spread(self, key: str) -> Spread | None:
-        """Of one figure of the runs' reports."""
+        """The spread of one figure of the runs' reports."""
         return Spread.of(run.report.get(key) for run in self.runs)
 
     @property
     def score(self) -> Spread | None:
-        """In the task's unit."""
+        """The spread of the runs' scores, in the task's unit."""
         return Spread.of(run.score for run in self.runs)
 
 
@@ -75,7 +75,7 @@ def best_rate(runs: Iterable[Result], method: str, seed: int) -> float | None:
 
 
 def by_method(runs: list[Result], methods: Iterable[str], rate_of: Callable[[str], float | None]) -> list[MethodResult]:
-    """Each method's runs at its best rate, in the order of `methods`; without those that have none."""
+    """Each method's runs at its best rate, in the order of `methods`; a method without a rate is left out."""
     found = []
     for method in methods:
         rate = rate_of(method)

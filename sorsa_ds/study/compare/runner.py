@@ -1,4 +1,4 @@
-"""One run of a comparison: launch/train.py through DeepSpeed's launcher, in processes of its own."""
+"""One run of a comparison: launch/train.py in processes of its own, started by DeepSpeed's launcher."""
 
 import contextlib
 import json
@@ -32,7 +32,8 @@ _SECONDS = 0.5
 class Runner:
     """Makes a comparison's runs.
 
-    base: settings that they share. output: the comparison's folder. num_gpus: the launcher's; None: its own choice.
+    base: settings that they share. output: the comparison's folder. num_gpus: the launcher's option; None: its own
+    choice. told_to_stop: name of the signal that this process has received, if any.
     """
 
     base: RunConfig
@@ -42,18 +43,18 @@ class Runner:
     told_to_stop: str | None = field(default=None, init=False)
 
     def folder(self, trial: Trial) -> Path:
-        """Of a run."""
+        """The folder of a run."""
         return self.output / RUNS / trial.name
 
     def is_finished(self, trial: Trial) -> bool:
         """Whether a run came to its end."""
         return RunState(self.folder(trial)).is_finished
 
-    def check(self, trial: Trial) -> None:
-        """Stop where a run that is there already was made otherwise.
+    def check_unchanged(self, trial: Trial) -> None:
+        """Stop where a run exists already that was made with other settings.
 
         Raises:
-            ValueError: naming what differs.
+            ValueError: the message names what differs.
         """
         folder = self.folder(trial)
         run = RunState(folder)
@@ -68,17 +69,17 @@ class Runner:
                 f"--output: {folder} was made with other settings: {'; '.join(listing)}; choose another --output"
             )
 
-    def run(self, trial: Trial, progress: Callable[[int], None]) -> str | None:
-        """Begin a run, or go on with it, to its end; its checkpoints are removed then.
+    def make_run(self, trial: Trial, progress: Callable[[int], None]) -> str | None:
+        """Begin a run, or go on with it, until it is finished. Its checkpoints are removed then.
 
         Args:
-            progress: is told the finished steps, whenever there are more.
+            progress: is called with the number of finished steps whenever there are more.
 
         Returns:
-            why it failed, if it did.
+            why the run failed; None where it is finished.
 
         Raises:
-            Preempted: a signal came, and the run has saved itself.
+            Preempted: this process was told to stop, and the run has saved itself.
         """
         settings = self.output / SETTINGS / f"{trial.name}.yaml"
         write_text(settings, to_yaml(trial.config(self.base, self.output)))
@@ -90,22 +91,25 @@ class Runner:
             if (steps := self._steps(trial)) > shown:
                 progress(shown := steps)
 
-        failure = self.launched("train.py", arguments, trial.name, follow)
+        failure = self.launch("train.py", arguments, trial.name, follow)
         if failure is None:
             shutil.rmtree(self.folder(trial) / CHECKPOINTS, ignore_errors=True)
         return failure
 
-    def launched(self, script: str, arguments: list[str], name: str, meanwhile: Callable[[], None]) -> str | None:
+    def launch(self, script: str, arguments: list[str], name: str, meanwhile: Callable[[], None]) -> str | None:
         """Run one of the launch/ commands through DeepSpeed's launcher; what it prints goes to logs/NAME.log.
 
-        The command gets a session of its own: a Ctrl-C at the terminal reaches this process alone, which passes it on
+        The command gets a session of its own. A Ctrl-C at the terminal reaches this process alone, which passes it on
         to the ranks as the signal on which they save.
 
+        Args:
+            meanwhile: is called again and again while the command runs.
+
         Returns:
-            why it failed, if it did.
+            why the command failed; None where it has succeeded.
 
         Raises:
-            Preempted: a signal came, and everything has ended in good order.
+            Preempted: this process was told to stop, and the command has ended in good order.
         """
         log = self.output / LOGS / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +138,7 @@ class Runner:
 
     @contextlib.contextmanager
     def _stopping(self) -> Iterator[None]:
-        """Meanwhile signals are noted; before and after they end this process at once."""
+        """Context in which signals are only noted; outside of it they end this process at once."""
 
         def note(number: int, _frame: object) -> None:
             self.told_to_stop = signal.Signals(number).name
@@ -148,17 +152,18 @@ class Runner:
 
 
 def _stop(launcher: subprocess.Popen) -> None:
-    """Ask the ranks to save and leave, and wait for them; DeepSpeed's launcher does not pass signals on."""
-    with contextlib.suppress(psutil.Error):  # of processes that have just ended
+    """Ask the ranks to save and leave, because DeepSpeed's launcher passes no signals on, and wait for the launcher."""
+    with contextlib.suppress(psutil.Error):  # some of the processes may have just ended
         family = psutil.Process(launcher.pid).children(recursive=True)
         ranks = [process for process in family if any(word.startswith("--local_rank") for word in process.cmdline())]
-        for process in ranks or [launcher, *family]:
+        told: list[psutil.Process | subprocess.Popen] = [*ranks] or [launcher, *family]
+        for process in told:
             process.terminate()
     launcher.wait()
 
 
 def _reason(log: Path, begin: int, code: int) -> str:
-    """The error that a command printed, or its last line, and where all of it stands."""
+    """The error that a command has printed, or its last line, and the file that holds all of its output."""
     with log.open(encoding="utf-8", errors="replace") as file:
         file.seek(begin)
         lines = [line.strip() for line in file if line.strip()]

@@ -1,27 +1,29 @@
-"""What a comparison's models score, through launch/evaluate.py, which writes every sample and goes on where it was."""
+"""The scores of a comparison's models, measured by launch/evaluate.py, which goes on where it was interrupted."""
 
 import json
 import shlex
 from dataclasses import dataclass
+from typing import get_args
 
+from sorsa_ds.evaluate.options import TaskName
 from sorsa_ds.evaluate.records import RESULTS
 from sorsa_ds.runtime import digest
 from sorsa_ds.study.compare.runner import Runner
 
-TASKS = ("gsm8k", "math", "humaneval", "mmlu", "loss")
 BASE = "base"
+"""Name of the base model's folder of results."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What is measured: launch/evaluate.py's --task, and its other options as they are written there."""
+    """What is measured. task: the option --task of launch/evaluate.py. options: its other options, as one string."""
 
     task: str
     options: str
 
     def __post_init__(self):
-        if self.task not in TASKS:
-            raise ValueError(f"--task: there is no {self.task!r}; there are {', '.join(TASKS)}")
+        if self.task not in get_args(TaskName):
+            raise ValueError(f"--task: there is no {self.task!r}; there are {', '.join(get_args(TaskName))}")
         try:
             words = shlex.split(self.options)
         except ValueError as error:
@@ -32,28 +34,29 @@ class Evaluation:
 
     @property
     def score(self) -> str:
-        """What is measured, with its unit."""
+        """Name of the figure that is measured, with its unit."""
         return "perplexity" if self.task == "loss" else "accuracy_percent"
 
     @property
     def heading(self) -> str:
-        """The same, for people."""
+        """The beginning of the heading over the figure in a table."""
         return "perplexity" if self.task == "loss" else f"{self.task}, %,"
 
-    def of(self, model: str, name: str, runner: Runner) -> tuple[float | None, str | None]:
+    def measure(self, model: str, name: str, runner: Runner) -> tuple[float | None, str | None]:
         """(the score of a model, None), or (None, why there is none).
 
         Args:
-            model: a run's folder, or whatever else launch/evaluate.py takes. name: of its folder of results.
+            model: a run's folder, or anything else that launch/evaluate.py takes.
+            name: of the model's folder of results.
 
         Raises:
-            Preempted: a signal came; samples made so far are kept.
+            Preempted: this process was told to stop; samples made so far are kept.
         """
-        kind = f"{self.task}-{digest.of_bytes(self.options.encode())[:8]}"  # others, if asked for, do not mix
+        kind = f"{self.task}-{digest.of_bytes(self.options.encode())[:8]}"  # keeps results of other options apart
         folder = runner.output / "evaluations" / kind / name
-        # Also where results are: the command tells whether they are this model's, and soon ends then.
+        # It is launched even where results exist: the command sees whether they are this model's, and ends soon then.
         arguments = ["--model", model, "--task", self.task, "--output", str(folder), *shlex.split(self.options)]
-        failure = runner.launched("evaluate.py", arguments, f"{name}-{kind}", lambda: None)
+        failure = runner.launch("evaluate.py", arguments, f"{name}-{kind}", lambda: None)
         if failure is not None:
             return None, failure
         found = json.loads((folder / RESULTS).read_text(encoding="utf-8"))

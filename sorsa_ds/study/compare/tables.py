@@ -1,4 +1,4 @@
-"""A comparison in figures: comparison.md to read, comparison.csv and comparison.json to go on with."""
+"""The figures of a comparison: comparison.md for people, comparison.csv and comparison.json for programs."""
 
 import csv
 import io
@@ -18,19 +18,19 @@ COLUMNS = {
     "eval_loss_end": ("held-out loss after", ".4f"),
     "train_seconds": ("seconds", ".0f"),
     "tokens_per_second": ("tokens/s", ",.0f"),
-    "peak_memory_gib": ("peak memory a rank, GiB", ".2f"),
+    "peak_memory_gib": ("peak memory per rank, GiB", ".2f"),
     "trainable_parameters": ("trained parameters", ",.0f"),
 }
-"""Figures of a run's report -> heading and format."""
+"""Name of a figure in a run's report -> its heading and format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What the tables tell.
+    """Everything that the tables are made from.
 
-    settings: what all runs share. evaluation: the task in which models were measured. before: the base model's score.
-    methods: each at its best rate. runs: all finished ones. failed: why the others failed. left_out: settings that a
-    method has no use for. seed: on which the rates were tried.
+    settings: shared by all runs. evaluation: the task in which models were measured. before: the base model's score.
+    methods: each at its best learning rate. runs: all that are finished. failed: trial -> why it failed. left_out:
+    method -> the settings that it has no use for. seed: the one with which learning rates were tried.
     """
 
     settings: RunConfig
@@ -43,15 +43,15 @@ class Comparison:
     seed: int
 
 
-def write(comparison: Comparison, output: Path) -> None:
-    """The three files."""
+def write_tables(comparison: Comparison, output: Path) -> None:
+    """Write comparison.md, comparison.csv and comparison.json."""
     write_text(output / "comparison.md", markdown(comparison))
     write_text(output / "comparison.csv", as_csv(comparison))
     write_json(output / "comparison.json", as_json(comparison))
 
 
 def markdown(comparison: Comparison) -> str:
-    """Methods, learning rates tried, and what went wrong."""
+    """The report in Markdown: the methods' figures, the learning rates that were tried, and what went wrong."""
     lines = ["# Comparison", "", *_setup(comparison), ""]
     headings = ["method", "learning rate", "seeds"]
     headings += [heading for heading, _ in COLUMNS.values()]
@@ -88,7 +88,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """A row a method: mean, deviation over seeds and their number."""
+    """A CSV table with one row per method: each figure's mean and deviation over seeds, and the number of seeds."""
     text = io.StringIO()
     headings = ["method", "learning_rate", "seeds"]
     headings += [f"{key}{end}" for key in (*COLUMNS, "score") for end in ("", "_deviation")]
@@ -102,7 +102,7 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def as_json(comparison: Comparison) -> dict:
-    """Everything: the settings, every run with its whole report, and the figures by method."""
+    """Everything as JSON: the settings, the figures by method, and every run with its whole report."""
     return {
         "settings": asdict(comparison.settings),
         "rates_tried_with_seed": comparison.seed,
@@ -129,7 +129,7 @@ def as_json(comparison: Comparison) -> dict:
 
 
 def _setup(comparison: Comparison) -> list[str]:
-    """What the runs have in common, and a warning where they have less in common than they should."""
+    """Lines on what the runs have in common, with a warning where they ran on different numbers of ranks."""
     config = comparison.settings
     lines = [f"{config.model} on {config.data.path}, {_rank(config)}."]
     ranks = sorted({run.report["world_size"] for run in comparison.runs})

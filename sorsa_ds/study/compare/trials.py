@@ -1,4 +1,4 @@
-"""What a comparison runs: a method, a learning rate and a seed each, everything else being the same."""
+"""The runs of a comparison: each is a method, a learning rate and a seed; everything else is the same for all."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Of its run folder."""
+        """The name of its run folder."""
         return f"{self.method}-lr{self.learning_rate}-seed{self.seed}"
 
     def config(self, base: RunConfig, output: Path) -> RunConfig:
@@ -33,7 +33,7 @@ class Trial:
         return without_ignored(self._full(base, output))
 
     def left_out(self, base: RunConfig) -> dict[str, object]:
-        """The base's settings that its method has no use for: path -> value."""
+        """The base's settings that its method has no use for, path -> value."""
         return ignored(self._full(base, Path()))
 
     def _full(self, base: RunConfig, output: Path) -> RunConfig:
@@ -53,7 +53,7 @@ def read_methods(text: str) -> list[str]:
     """The methods of `sorsa,lora`, in that order.
 
     Raises:
-        ValueError: one is unknown or named twice.
+        ValueError: a method is unknown or named twice, or none is named.
     """
     methods = _words(text)
     for method in methods:
@@ -66,7 +66,7 @@ def read_seeds(text: str) -> list[int]:
     """The seeds of `1,2,3`.
 
     Raises:
-        ValueError: one is no integer >= 0, or named twice.
+        ValueError: a seed is no integer >= 0 or named twice, or none is named.
     """
     words = _words(text)
     if not words or not all(word.isascii() and word.isdigit() for word in words):
@@ -75,15 +75,15 @@ def read_seeds(text: str) -> list[int]:
 
 
 def read_learning_rates(text: str, methods: Sequence[str], default: float) -> dict[str, list[float]]:
-    """Learning rates to try, of each method.
+    """The learning rates to try for each method.
 
     Args:
-        text: numbers are for every method that has none of its own; `lora=1e-3` is LoRA's own, and may be repeated:
-            `1e-4,3e-4,lora=1e-3,lora=3e-3`.
-        default: where nothing is said.
+        text: a plain number is for every method that has no rate of its own; `lora=1e-3` is a rate of LoRA's own, and
+            may be repeated: `1e-4,3e-4,lora=1e-3,lora=3e-3`.
+        default: the rate of methods for which `text` has none.
 
     Raises:
-        ValueError: what cannot be read, or is of a method that is not compared.
+        ValueError: the text cannot be read, or names a method that is not compared.
     """
     shared: list[float] = []
     own: dict[str, list[float]] = {}
