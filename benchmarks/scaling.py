@@ -26,7 +26,7 @@ from sorsa_ds.config.schema import DataConfig, LoadingConfig, RunConfig, SorsaCo
 from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.model.load import load_adapted_model
 from sorsa_ds.model.sharding import Zero3
-from sorsa_ds.model.sorsa_recipe import sorsa_adaptation
+from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa
 from sorsa_ds.plan.job import GIB, Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import Facts, facts
@@ -82,13 +82,14 @@ def measure(a: argparse.Namespace) -> dict:
     """One rank: what its collectives move in a step, by whether they leave the node, and seconds of a step."""
     world, device = collectives.world_size(), this_device()
     job = small_job(a.nodes, world // a.nodes, bool(a.inside))
-    adapt = sorsa_adaptation(
-        job.config.sorsa, job.precision, job.storage, device,
-        lambda target, weight: decompose(weight, target.rank, target.name, "randomized"),
-    )  # fmt: skip
     loaded = load_adapted_model(
-        a.folder, adapt, loading=LoadingConfig(), placement=Zero3(job.resolved.ds, device), device=device
-    )
+        a.folder,
+        lambda model: adapt_to_sorsa(
+            model, job.config.sorsa, job.precision, job.storage, device,
+            lambda target, weight: decompose(weight, target.rank, target.name, "randomized"),
+        ),
+        loading=LoadingConfig(), placement=Zero3(job.resolved.ds, device), device=device,
+    )  # fmt: skip
     ds = {**job.resolved.ds, "torch_autocast": {"enabled": False}}
     engine = SorsaEngine(
         loaded.model, ds, adamw(1e-4, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(100, 0),
