@@ -1,17 +1,17 @@
 """SORSA fine-tuning on DeepSpeed, from two CPU processes to many nodes.
 
-The rooms, in the order in which a run meets them; each imports only rooms below it (docs/architecture.md):
+The rooms, in the order in which a run meets them (docs/architecture.md says which may import which):
 
     cli        the commands: train, plan, evaluate, export, analyze, compare
     config     what a run can be told: settings, YAML, command line, the DeepSpeed JSON
-    runtime    the ground that all stand on: processes, collectives, precision, console, files
+    runtime    the ground that all rooms stand on: processes, collectives, precision, console, files
+    train      one run, from its settings to its report
     plan       memory, traffic and time of a run, before it starts
     data       rows to padded micro-batches
     model      pre-trained weights to an adapted, sharded model
     sorsa      the mathematics of the method: layer, decomposition, residual, regulariser
     methods    SORSA and its baselines, one family per file
     engine     one optimizer step on DeepSpeed, with the regulariser on shards
-    train      one run, from its settings to its report
     run        what a run leaves in its folder, and how that is read back
     evaluate   answers of a trained model, and their grading
     export     merged model, LoRA or adapter

@@ -16,7 +16,7 @@ from sorsa_ds.model.load import load_adapted_model
 from sorsa_ds.model.pretrained import PretrainedWeights
 from sorsa_ds.model.schedule import Item, schedule
 from sorsa_ds.model.sharding import Whole, Zero3
-from sorsa_ds.model.sorsa_recipe import sorsa_adaptation, working_set
+from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa, working_set
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.decompose import Decomposition, decompose
@@ -61,14 +61,14 @@ def load_model(a: argparse.Namespace) -> dict:
     placement = Zero3(DS, CPU) if a.folder else Whole(CPU)
     torch.distributed.barrier()
     began = time.perf_counter()
-    adapt = sorsa_adaptation(
-        SorsaConfig(rank=a.rank),
-        choose("fp32", None, "cpu"),
-        Dense(torch.float32),
-        CPU,
-        lambda target, weight: found(weight, target.rank, target.name, a.method, a.tolerance),
-    )
-    loaded = load_adapted_model(folder, adapt, loading=LoadingConfig(), placement=placement, device=CPU)
+    loaded = load_adapted_model(
+        folder,
+        lambda model: adapt_to_sorsa(
+            model, SorsaConfig(rank=a.rank), choose("fp32", None, "cpu"), Dense(torch.float32), CPU,
+            lambda target, weight: found(weight, target.rank, target.name, a.method, a.tolerance),
+        ),
+        loading=LoadingConfig(), placement=placement, device=CPU,
+    )  # fmt: skip
     torch.distributed.barrier()
     seconds = time.perf_counter() - began
     spent = {report.name: report.seconds for report in loaded.reports}
@@ -137,14 +137,14 @@ def peak_memory(a: argparse.Namespace) -> dict:
     placement, sorsa = Zero3(DS, CPU), SorsaConfig(rank=a.rank, svd=a.method)
     with Peak() as peak:
         formats = choose("mixed", None, "cpu")
-        adapt = sorsa_adaptation(
-            sorsa,
-            formats,
-            Dense(formats.residual_dtype),
-            CPU,
-            lambda target, weight: found(weight, target.rank, target.name, a.method),
-        )
-        loaded = load_adapted_model(a.folder, adapt, loading=LoadingConfig(), placement=placement, device=CPU)
+        loaded = load_adapted_model(
+            a.folder,
+            lambda model: adapt_to_sorsa(
+                model, sorsa, formats, Dense(formats.residual_dtype), CPU,
+                lambda target, weight: found(weight, target.rank, target.name, a.method),
+            ),
+            loading=LoadingConfig(), placement=placement, device=CPU,
+        )  # fmt: skip
     shard = sum(p.ds_tensor.nbytes for p in loaded.model.parameters())
     working = max(working_set(target, sorsa, Dense(torch.float32)) for target in loaded.targets)
     return {"rss": peak.gib, "shard": shard / 2**30, "budget": (shard + working) / 2**30}

@@ -20,7 +20,7 @@ from sorsa_ds.model import fill, pretrained, sorsa_recipe
 from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.load import AdaptModel
-from sorsa_ds.model.sorsa_recipe import sorsa_adaptation
+from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa
 from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.regularizer import Regularizer
@@ -64,6 +64,14 @@ def operation(
     """
     begun = FactorFile(initial) if initial is not None and keeps_initial(chosen.method) else None
 
+    def sorsa(model: PreTrainedModel) -> tuple[list[Target], Recipe]:
+        if begun is not None:
+            source = factors.from_values(begun.values)
+        else:
+            source = factors.factor_source(chosen.sorsa, chosen.residual, storage, precision)
+        now = None if trained is None else factors.from_values(trained)
+        return adapt_to_sorsa(model, chosen.sorsa, precision, storage, device, source, now)
+
     def peft(model: PreTrainedModel) -> tuple[list[Target], Recipe]:
         layers = PeftLayers(chosen.method, chosen.sorsa, chosen.baseline, seed)
         targets = layers.operate(model, precision)
@@ -74,12 +82,7 @@ def operation(
         return targets, whole_weights.WeightsRecipe.of(model, precision, trained)
 
     if chosen.method == "sorsa":
-        if begun is not None:
-            source = factors.from_values(begun.values)
-        else:
-            source = factors.factor_source(chosen.sorsa, chosen.residual, storage, precision)
-        now = None if trained is None else factors.from_values(trained)
-        return sorsa_adaptation(chosen.sorsa, precision, storage, device, source, now)
+        return sorsa
     return peft if chosen.method in settings.ADAPTERS else weights
 
 

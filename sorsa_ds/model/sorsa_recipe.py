@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.model.fill import TRIM_BYTES, FactorSource, Produced, Recipe, check_finite
 from sorsa_ds.model.init_report import LayerReport, QuantisationLoss
-from sorsa_ds.model.load import AdaptModel
 from sorsa_ds.model.pretrained import REOPEN_BYTES
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import TensorSpec
@@ -43,29 +42,29 @@ def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: b
     )
 
 
-def sorsa_adaptation(
+def adapt_to_sorsa(
+    model: PreTrainedModel,
     sorsa: SorsaConfig,
     precision: Precision,
     storage: Storage,
     device: torch.device,
     factor_source: FactorSource,
     trained: FactorSource | None = None,
-) -> AdaptModel:
-    """What SORSA makes of a model without memory: its targets become SorsaLinear, and a `SorsaRecipe` fills them.
+) -> tuple[list[Target], Recipe]:
+    """Make the targets of a model without memory SORSA layers, and return them with the recipe that fills them.
 
     Args:
         storage: how the residuals are kept.
         device: where decompositions run.
         factor_source: gives the initial factors (`sorsa_ds.model.factor_source`), against which W_r is taken.
         trained: gives the factors that the layers get instead, if training has moved them.
+
+    Raises:
+        ValueError: bad targets or ranks.
     """
-
-    def adapt(model: PreTrainedModel) -> tuple[list[Target], Recipe]:
-        targets = select_targets(model, sorsa)
-        insert_sorsa_layers(model, targets, sorsa, precision, storage)
-        return targets, SorsaRecipe(model, precision, storage, device, factor_source, trained)
-
-    return adapt
+    targets = select_targets(model, sorsa)
+    insert_sorsa_layers(model, targets, sorsa, precision, storage)
+    return targets, SorsaRecipe(model, precision, storage, device, factor_source, trained)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.model.fill import FactorSource
 from sorsa_ds.model.load import AdaptedModel, load_adapted_model
 from sorsa_ds.model.sharding import Placement
-from sorsa_ds.model.sorsa_recipe import sorsa_adaptation
+from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.residual_storage import Dense, Storage
@@ -30,8 +30,14 @@ def load_sorsa_model(
     Args:
         storage: how W_r is kept; None: in the dtype that the precision says.
     """
-    adapt = sorsa_adaptation(sorsa, precision, storage or Dense(precision.residual_dtype), device, factor_source)
-    return load_adapted_model(folder, adapt, loading=LoadingConfig(), placement=placement, device=device)
+    kept = storage or Dense(precision.residual_dtype)
+    return load_adapted_model(
+        folder,
+        lambda model: adapt_to_sorsa(model, sorsa, precision, kept, device, factor_source),
+        loading=LoadingConfig(),
+        placement=placement,
+        device=device,
+    )
 
 
 def sorsa_layers(model: nn.Module) -> dict[str, SorsaLinear]:

@@ -174,8 +174,9 @@ def _train_in_memory(folder, steps):
     ds = {**DS, "zero_allow_untested_optimizer": True}
     optimizer = torch.optim.AdamW(named.values(), lr=3e-3)
     engine, *_ = deepspeed.initialize(model=model, config=ds, optimizer=optimizer)
+    engine.eval()
     with torch.no_grad():
-        logits.append(engine.eval()(ids).logits)
+        logits.append(engine(ids).logits)
     engine.train()
     losses = []
     for _ in range(steps):
