@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from sorsa_ds import methods
 from sorsa_ds.config.deepspeed_json import load, resolve
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.model.fill import fill, parameter_homes
 from sorsa_ds.model.load import Loaded, Operation, load_operated
@@ -76,7 +76,9 @@ def _placement(stage: int, precision: str) -> Placement:
 def _operation(method: str, sorsa: SorsaConfig, storage: str, precision: str) -> Operation:
     config, device = RunConfig(method=method, sorsa=sorsa, residual=ResidualConfig(storage=storage)), this_device()
     formats = choose(precision, None, device.type)
-    return methods.operation(config, formats, residual_storage.choose(config.residual, formats, device), device)
+    return method_of(config).operation(
+        config, formats, residual_storage.choose(config.residual, formats, device), device
+    )
 
 
 def engine_of(

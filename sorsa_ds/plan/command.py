@@ -9,9 +9,10 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 
 from sorsa_ds.config import command_line, deepspeed_json
+from sorsa_ds.config.byte_size import read_bytes
 from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig, RunConfig
 from sorsa_ds.model.embedded import ensure_embedded_model
-from sorsa_ds.plan.job import GIB, Hardware, Job
+from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.report import as_json, as_text, plan
 from sorsa_ds.plan.shapes import shipped
 from sorsa_ds.runtime.console import say
@@ -37,7 +38,6 @@ What a run will need, before anything is loaded: memory, bytes over the wire, se
 
   --json           print one JSON object and nothing else
 """
-_UNITS = {"B": 1, "MB": 10**6, "MIB": 2**20, "GB": 10**9, "GIB": 2**30, "TB": 10**12, "TIB": 2**40}
 
 
 def run(argv: Sequence[str]) -> bool:
@@ -127,10 +127,4 @@ def size(text: str, option: str = "--gpu_memory") -> int:
     Raises:
         ValueError: it reads otherwise, or is less than a GiB or more than a PiB.
     """
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*", text)
-    if found is None or found[2].upper() not in _UNITS:
-        raise ValueError(f"{option} {text}: write a number and a unit, as 80GiB or 80GB")
-    value = int(float(found[1]) * _UNITS[found[2].upper()])
-    if not GIB <= value <= 2**50:
-        raise ValueError(f"{option} {text}: must be from 1GiB to 1024TiB")
-    return value
+    return read_bytes(text, option, "write a number and a unit, as 80GiB or 80GB", smallest="1GiB")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.methods.settings import check
+from sorsa_ds.methods.settings import check_settings
 from sorsa_ds.runtime import precision
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import residual_storage
@@ -62,7 +62,7 @@ class Job:
         wanted = deepspeed_json.precision_from_json(given)
         formats = precision.choose(config.train.precision, wanted, "cuda", fast=True)
         resolved = deepspeed_json.resolve(given, config.train, hardware.ranks, "cuda", formats.name, hardware.gpus)
-        check(config, resolved.zero_stage, formats)
+        check_settings(config, resolved.zero_stage, formats)
         return cls(config, given, resolved, formats, residual_storage.storage_of(config.residual, formats), hardware)
 
     @property

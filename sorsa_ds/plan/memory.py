@@ -8,8 +8,7 @@ Letters: T trained numbers, N ranks, f bytes of a trained number as the model ho
 
 from dataclasses import dataclass
 
-from sorsa_ds import methods
-from sorsa_ds.methods.settings import adalora_ranks
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import fill, pretrained
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.model_facts import Facts, Held
@@ -17,7 +16,7 @@ from sorsa_ds.plan.model_facts import Facts, Held
 CONTEXT = 600 * 2**20
 """What CUDA, NCCL and cuBLAS take of a GPU beside PyTorch's tensors."""
 
-_MOMENTS, _MASTER, _FP64 = 8, 4, 8
+_MOMENTS, _MASTER = 8, 4
 _ALL_REDUCED = 5 * 10**8
 """Without ZeRO, gradients are joined until they are more numbers than this, and averaged over the ranks."""
 
@@ -68,7 +67,7 @@ def memory(job: Job, facts: Facts) -> Memory:
     gpu["buffers"] = _buffers(job, facts, gpu["activations"] + gpu["logits"])
     gpu["context"] = CONTEXT
     largest = max(p.numel for p in facts.parameters)
-    peak = methods.working_set(job.config, facts.targets, largest, job.storage)
+    peak = method_of(job.config).working_set(job.config, facts.targets, largest, job.storage)
     shards = 0 if job.offloaded("param") else sum(gpu[name] for name in ("residual", "frozen", "trained"))
     read = 4 * largest + fill.TRIM_BYTES + pretrained.REOPEN_BYTES
     return Memory(gpu, host, shards + peak, read)
@@ -164,31 +163,24 @@ def _secondary(job: Job, facts: Facts) -> int:
 
 
 def _largest_dense(job: Job, facts: Facts) -> int:
-    """A matrix that is made for one product: a packed residual made dense, with the numbers that bitsandbytes writes
-    first; DoRA's weight, of which PEFT takes the norm: a unit matrix, B A, scaled, with W in fp32, and their sum."""
-    if job.config.method == "dora":
-        return max(_MASTER * t.in_features * (t.in_features + 4 * t.out_features) for t in facts.targets)
+    """Matrices that are made for one product: by the method's layer, or out of a packed residual."""
+    made = method_of(job.config).layer_scratch_bytes(facts.targets)
     if not job.storage.quantised:
-        return 0
-    return max(t.out_features * t.in_features for t in facts.targets) * job.precision.compute_dtype.itemsize
+        return made
+    dense = max(t.out_features * t.in_features for t in facts.targets) * job.precision.compute_dtype.itemsize
+    return max(made, dense)
 
 
 def _regulariser(job: Job, facts: Facts) -> int:
-    """SORSA's Gram matrices, errors and factors in fp64. AdaLoRA's Gram matrices, unit matrices and differences; where
-    it takes ranks away, also whole values, gradients and averages of importance (`methods.adalora`)."""
-    numbers = 3 * sum(2 * linear.rank**2 for linear in facts.linears)
-    if job.config.method == "sorsa":
-        return _FP64 * numbers
-    if job.config.method == "adalora":
-        begin, end = adalora_ranks(job.config)
-        return _MASTER * (numbers + (5 * facts.trainable if begin > end else 0))
-    return 0
+    """What the method's own terms take in an optimizer step, as Gram matrices."""
+    ranks = [linear.rank for linear in facts.linears]
+    return method_of(job.config).step_scratch_bytes(job.config, ranks, facts.trainable)
 
 
 def _cast(job: Job, facts: Facts) -> int:
-    """Trained weights of plain linears, which autocast casts once and holds until forward ends, whatever is recomputed.
-    SORSA's layers cast their own, one at a time."""
-    if job.config.method == "sorsa" or job.precision.name != "mixed":
+    """Copies of trained weights, which autocast makes once and holds until the forward pass ends, whatever is
+    recomputed; none where the method's layers cast their own, one at a time."""
+    if method_of(job.config).layers_cast_weights or job.precision.name != "mixed":
         return 0
     numbers = sum(x.m * x.n if x.trained else x.rank * (x.m + x.n) for x in facts.linears)
     return numbers * job.precision.compute_dtype.itemsize

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.plan.advice import Way, advice
 from sorsa_ds.plan.job import GIB, Job
 from sorsa_ds.plan.memory import Memory, fits, memory, of_a_node, room
@@ -11,7 +12,6 @@ from sorsa_ds.plan.model_facts import Facts, facts
 from sorsa_ds.plan.speed import Speed, speed
 from sorsa_ds.plan.traffic import Traffic, traffic
 from sorsa_ds.runtime.console import table
-from sorsa_ds.sorsa.residual_storage import describe, settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,7 @@ def as_text(planned: Plan) -> str:
     """The table."""
     job, needed, expected, hardware = planned.job, planned.memory, planned.speed, planned.job.hardware
     sizes, targets = job.resolved, planned.facts.targets
-    kept = describe(settle(job.config.residual, job.precision))
-    what = f"residual {kept}" if job.config.method == "sorsa" else f"method {job.config.method}"
+    what = method_of(job.config).summary(job.config, job.precision)
     rows = [
         ("model", job.config.model),
         ("parameters", f"{planned.facts.trainable:,} trainable in {len(targets) or 'all'} linears, "

@@ -9,6 +9,7 @@ step) is S (G - 1) / G, and nothing between nodes.
 from collections import Counter
 from dataclasses import dataclass
 
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.model_facts import Facts
 
@@ -43,11 +44,7 @@ def traffic(job: Job, facts: Facts) -> Traffic:
         moved["trained parameters"] = trained
     else:
         moved["gradients"] = 2 * trained
-    if job.config.method == "sorsa":
-        every = job.config.regularizer.reorthonormalize
-        turned = 1 / every if every else 0  # Gram matrices once more, and as many numbers by which U and V are turned
-        times = turned if job.stage == 0 else 1 + 2 * turned
-        moved["Gram matrices"] = times * 2 * 8 * sum(2 * target.rank**2 for target in facts.targets)
+    moved |= method_of(job.config).step_traffic(job.config, facts.targets, job.stage)
     everywhere = {name: size * (ranks - 1) / ranks for name, size in moved.items()}
     between = {name: size * (nodes - 1) / nodes for name, size in moved.items()}
     # Of what a node receives, each of its GPUs takes its share from outside; the rest comes from inside.

@@ -9,7 +9,6 @@ from datetime import timedelta
 import torch
 from torch import nn
 
-from sorsa_ds import methods
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.command_line import absolute
 from sorsa_ds.config.schema import RunConfig
@@ -17,7 +16,8 @@ from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.examples import examples
 from sorsa_ds.data.tokenize import show_example
 from sorsa_ds.engine.engine import adamw, cosine_with_warmup
-from sorsa_ds.methods.settings import check
+from sorsa_ds.methods.registry import method_of
+from sorsa_ds.methods.settings import check_settings
 from sorsa_ds.model import init_report, schedule
 from sorsa_ds.model.adapter_file import INITIAL
 from sorsa_ds.model.load import load_operated
@@ -61,16 +61,10 @@ def assemble(invocation: Invocation) -> Trainer:
     formats = precision.choose(config.train.precision, deepspeed_json.precision_from_json(raw), device_type)
     resolved = deepspeed_json.resolve(raw, config.train, world, device_type, formats.name, ranks_of_each_node())
     config = _settled(config, resolved, formats)
-    check(config, resolved.zero_stage, formats)
+    check_settings(config, resolved.zero_stage, formats)
     storage = collectives.together(lambda: residual_storage.choose(config.residual, formats, device), device)
     if resume is None:
-        reg = None
-        if config.method == "sorsa":
-            reg = regularizer.resolve(
-                config.regularizer,
-                learning_rate=config.train.learning_rate,
-                accumulation_steps=resolved.gradient_accumulation_steps,
-            )
+        reg = method_of(config).regularizer(config)
         again = invocation.resume is not None
         folder = choose_folder(config.output, config.model, config.method, device, again)
     else:
@@ -112,7 +106,7 @@ def assemble(invocation: Invocation) -> Trainer:
     began = time.perf_counter()
     loaded = load_operated(
         model_folder,
-        methods.operation(
+        method_of(config).operation(
             config,
             formats,
             storage,
@@ -125,7 +119,7 @@ def assemble(invocation: Invocation) -> Trainer:
         placement=Zero3(resolved.ds, device) if resolved.zero_stage == 3 else Whole(device),
         device=device,
         digests=resume and resume.manifest.base,
-        progress=_decomposing if config.method == "sorsa" else _loading,
+        progress=_decomposing if method_of(config).decomposes else _loading,
     )
     initialisation = None
     if resume is None:
@@ -139,7 +133,7 @@ def assemble(invocation: Invocation) -> Trainer:
         )
     if config.train.gradient_checkpointing:
         checkpoint_activations(loaded.model)
-    engine = methods.engine(config, plan.steps)(
+    engine = method_of(config).engine(config, plan.steps)(
         loaded.model,
         resolved.ds,
         adamw(
@@ -154,7 +148,7 @@ def assemble(invocation: Invocation) -> Trainer:
         table(
             [
                 ("model", config.model),
-                *methods.describe(config, loaded.targets, engine.trained_numbers, reg),
+                *method_of(config).rows(config, loaded.targets, engine.trained_numbers, reg),
                 ("ranks", f"{world} x {device_type}, ZeRO stage {resolved.zero_stage}"),
                 ("batch", f"{resolved.global_batch_size} = {resolved.micro_batch_size} x {world} ranks x "
                           f"{resolved.gradient_accumulation_steps} accumulated"),

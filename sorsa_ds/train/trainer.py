@@ -15,7 +15,7 @@ from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan, eval_batches
 from sorsa_ds.engine.engine import SorsaEngine, StepReport
 from sorsa_ds.engine.gather import save_factors
-from sorsa_ds.methods import keeps_initial
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, describe, seal
 from sorsa_ds.model.load import Loaded
 from sorsa_ds.run.checkpoint.folder import existing
@@ -168,7 +168,7 @@ class Trainer:
         gap = largest_gap(self.config.train.max_start_gap, self.config.residual.storage)
         base, start = check_start(self.engine, self.loaded, self.probe(), self.device, gap)
         say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
-        if keeps_initial(self.config.method):
+        if method_of(self.config).keeps_initial:
             save_factors(self.engine, adapter / INITIAL)
         if collectives.rank() == 0:
             describe(adapter, self.config, self.loaded.targets, self.loaded.digests)
