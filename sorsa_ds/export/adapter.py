@@ -1,6 +1,7 @@
 """The trained adapter: a copy of the run's own, or one in PEFT's format, written by PEFT."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 from accelerate import init_empty_weights
@@ -36,7 +37,7 @@ def write_peft_adapter(source: Source, folder: Path) -> None:
     described.base_model_name_or_path = source.base_name
     described.revision = source.described.loading.revision
     described.inference_mode = True
-    wrapped.save_pretrained(folder, save_embedding_layers=False)
+    wrapped.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink()  # PEFT's card; ours has the run's figures
 
 
@@ -48,7 +49,7 @@ def copy_adapter(source: Source, folder: Path, progress: TensorProgress) -> None
     """
     for name in progress([INITIAL, TRAINED]):
         original = source.adapter / name
-        write_atomic(folder / name, lambda temporary, original=original: shutil.copyfile(original, temporary))
+        write_atomic(folder / name, partial(shutil.copyfile, original))
         if digest.of_file(folder / name) != digest.of_file(original):
             raise ValueError(f"{folder / name} reads back differently from what was written; check the disk")
     write_description(folder, source.described)

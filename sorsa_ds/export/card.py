@@ -52,8 +52,9 @@ def model_card(source: Source, form: Format, notes: list[str]) -> str:
     method = source.method
     kind = _ADAPTERS[method.adapter_library] if form == "adapter" else _KINDS[form]
     base = source.described.base_model if source.from_hub else Path(source.described.base_model).name
-    on_hub = {"base_model": base, "base_model_relation": kind.relation} if source.from_hub else {}
-    head = ModelCardData(library_name=kind.library, pipeline_tag="text-generation", tags=[method.name], **on_hub)
+    head = ModelCardData(library_name=kind.library, pipeline_tag="text-generation", tags=[method.name])
+    if source.from_hub:
+        head["base_model"], head["base_model_relation"] = base, kind.relation
     table = "\n".join(f"| {name} | {value} |" for name, value in _rows(source, base))
     parts = [
         f"---\n{head.to_yaml()}\n---",

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -108,7 +109,7 @@ def write_merged(source: Source, planned: MergedPlan, folder: Path, progress: Te
     Checkpoint(folder)  # every header reads back, and every file is as long as it says
     for path in companions(source.base):
         copy = folder / path.relative_to(source.base)
-        write_atomic(copy, lambda temporary, path=path: shutil.copyfile(path, temporary))
+        write_atomic(copy, partial(shutil.copyfile, path))
     config = json.loads((source.base / CONFIG).read_text(encoding="utf-8"))
     if planned.dtype is not None:
         config.setdefault("dtype", "")

@@ -5,7 +5,9 @@ as a whole, as QLoRA's would be, and loses some of what SORSA's layers had kept:
 """
 
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -73,7 +75,7 @@ def write_requantised(
     for path in companions(merged):
         copy = folder / path.relative_to(merged)
         if not copy.exists():  # config.json says how the weights are quantised now
-            write_atomic(copy, lambda temporary, path=path: shutil.copyfile(path, temporary))
+            write_atomic(copy, partial(shutil.copyfile, path))
     write_json(folder / ERRORS, {"storage": form, "layers": errors})
     return errors
 
@@ -97,7 +99,7 @@ def _dense(module: nn.Module) -> Tensor:
     """The weight (M, N) that a quantised linear of bitsandbytes stands for."""
     from bitsandbytes import functional
 
-    weight = module.weight
+    weight: Any = module.weight  # one of bitsandbytes' parameters, which have more attributes than a tensor
     if weight.dtype == torch.int8:
         return functional.int8_vectorwise_dequant(weight.data, weight.SCB)
     return functional.dequantize_4bit(weight.data, weight.quant_state)

@@ -6,6 +6,7 @@ are small), which every rank shows to PEFT's allocator alike. What it masks goes
 """
 
 from types import SimpleNamespace
+from typing import cast
 
 import torch
 from peft import AdaLoraConfig
@@ -79,7 +80,8 @@ class AdaLoraEngine(SorsaEngine):
         """orth_reg_weight times the mean of ||A A^T - I||_F and ||B^T B - I||_F over all matrices, as PEFT takes it."""
         output = SimpleNamespace(loss=torch.zeros((), device=self.device))
         model = SimpleNamespace(forward=lambda: output, named_parameters=self.module.named_parameters)
-        return AdaLoraModel.forward(SimpleNamespace(**{**vars(self._tuner), "model": model})).loss
+        shown = SimpleNamespace(**{**vars(self._tuner), "model": model})
+        return AdaLoraModel.forward(cast(AdaLoraModel, shown)).loss
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -112,10 +114,11 @@ class AdaLoraEngine(SorsaEngine):
     @torch.no_grad()
     def _keep_gradients(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
         """Keep the gradients before the optimizer's step, when they are averaged and clipped, as in PEFT's loops."""
-        for parameter in self._whole.values():
-            parameter.grad = torch.zeros_like(parameter)
+        gradients = {name: torch.zeros_like(parameter) for name, parameter in self._whole.items()}
+        for name, parameter in self._whole.items():
+            parameter.grad = gradients[name]
         for fragment in self.masters.fragments:
-            whole = self._whole[fragment.name].grad.view(-1)
+            whole = gradients[fragment.name].view(-1)
             whole[fragment.start : fragment.start + fragment.numel] = fragment.gradient().to(self.device)
 
     @torch.no_grad()
@@ -131,8 +134,8 @@ class AdaLoraEngine(SorsaEngine):
             whole = self._whole[fragment.name].view(-1)
             whole[fragment.start : fragment.start + fragment.numel] = fragment.values().to(self.device)
         if self.masters.sharded:
-            sum_over_ranks([tensor for p in self._whole.values() for tensor in (p.data, p.grad)])
-        AdaLoraModel.update_and_allocate(self._tuner, self.global_steps)
+            sum_over_ranks([tensor for p in self._whole.values() for tensor in (p.data, p.grad) if tensor is not None])
+        AdaLoraModel.update_and_allocate(cast(AdaLoraModel, self._tuner), self.global_steps)
         for fragment in self.masters.fragments:
             if "lora_E" in fragment.name:
                 whole = self._whole[fragment.name].view(-1)

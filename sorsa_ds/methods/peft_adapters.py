@@ -78,7 +78,9 @@ class PeftMethod(Method):
 
         def adapt(model: PreTrainedModel) -> tuple[list[Target], Recipe]:
             targets = layers.operate(model, precision)
-            return targets, PeftRecipe(layers, model, precision, device, begun and begun.values, trained)
+            return targets, PeftRecipe(
+                layers, model, precision, device, None if begun is None else begun.values, trained
+            )
 
         return adapt
 
@@ -106,7 +108,7 @@ class PeftMethod(Method):
 
     def merged_weight(self, run: TrainedRun, name: str, target: Target | None, untrained: bool = False) -> Tensor:
         """Merged by PEFT, over the frozen weight as it was rounded in training."""
-        from sorsa_ds.methods.peft_layers import plain_linear, set_trained
+        from sorsa_ds.methods.peft_layers import frozen_linear, plain_linear, set_trained
 
         assert target is not None
         formats = run.precision
@@ -116,7 +118,7 @@ class PeftMethod(Method):
 
         initial = None if run.initial is None else run.initial.values
         layer = self.layers(run.described).layer(target, run.weights.weight(target).float(), None, initial)
-        frozen = layer.base_layer.weight
+        frozen = frozen_linear(layer).weight
         frozen.data = frozen.data.to(formats.residual_dtype).float()
         set_trained(layer, target, as_held)
         weight = plain_linear(layer).weight.detach()

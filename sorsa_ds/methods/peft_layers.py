@@ -6,9 +6,12 @@ the same factors, whatever PEFT draws or decomposes, no rank ever holds the mode
 """
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -78,7 +81,7 @@ class PeftLayers:
                 # PEFT's own frozen weight is replaced by one that is made from the factors: a run that goes on must
                 # find the same numbers, and has only the factors.
                 mutated = weight - delta(layer, target)
-                layer.base_layer.weight.data = mutated.t().contiguous() if target.transposed else mutated
+                frozen_linear(layer).weight.data = mutated.t().contiguous() if target.transposed else mutated
         return layer
 
     def operate(self, model: PreTrainedModel, precision: Precision) -> list[Target]:
@@ -159,14 +162,19 @@ def set_trained(layer: nn.Module, target: Target, values: Values) -> None:
 @torch.no_grad()
 def delta(layer: nn.Module, target: Target) -> Tensor:
     """The (M, N) matrix in fp32 that a layer adds to its frozen weight, as PEFT computes it."""
-    added = layer.get_delta_weight(ADAPTER)
+    added = cast(Linear, layer).get_delta_weight(ADAPTER)
     return added.t() if target.transposed else added
 
 
 @torch.no_grad()
-def plain_linear(layer: nn.Module) -> nn.Module:
+def plain_linear(layer: nn.Module) -> nn.Linear | Conv1D:
     """The linear (or Conv1D) that a layer of PEFT's stands for, merged by PEFT in fp32; changes the layer."""
     for parameter in layer.parameters():
         parameter.data = parameter.data.float()
-    layer.merge()
-    return layer.base_layer
+    cast(BaseTunerLayer, layer).merge()
+    return frozen_linear(layer)
+
+
+def frozen_linear(layer: nn.Module) -> nn.Linear | Conv1D:
+    """The linear (or Conv1D) around which a layer of PEFT's was put."""
+    return cast(nn.Linear | Conv1D, layer.base_layer)

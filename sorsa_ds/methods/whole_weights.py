@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.methods.method import ADAPTER_SETTINGS, Method, Settings, TrainedRun, Values
@@ -88,7 +90,7 @@ class Partial(WholeWeights):
 
     def train_parameters(self, model: PreTrainedModel, targets: Sequence[Target]) -> None:
         for target in targets:
-            linear = model.get_submodule(target.name)
+            linear = cast(nn.Linear | Conv1D, model.get_submodule(target.name))
             linear.weight = nn.Parameter(linear.weight.detach())  # apart from an embedding that it is tied with
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -28,18 +28,22 @@ class Held:
 
     @property
     def nbytes(self) -> int:
-        """Of the whole parameter."""
+        """Bytes of the whole parameter."""
         return self.numel * self.itemsize
 
     def block(self, ranks: int) -> int:
-        """Numbers of one of ZeRO-3's equal flat blocks."""
+        """Numbers in one of the equal flat blocks into which ZeRO-3 cuts it."""
         return -(-self.numel // ranks)
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A linear (m, n) as it computes. rank: of the adapter beside it, 0 without one. trained: whether its whole weight
-    is. head: whether it gives the logits."""
+    """A linear with a weight (m, n).
+
+    rank: the rank of the adapter beside it; 0 without one.
+    trained: whether its whole weight is trained.
+    head: whether it gives the logits.
+    """
 
     m: int
     n: int
@@ -52,9 +56,12 @@ class Linear:
 class Facts:
     """What a plan needs of the model.
 
-    parameters: tied ones once. targets: as `Method.operation` gives them, none where everything is trained. linears:
-    all of them. kept: what a forward pass of one micro-batch keeps for backward. attention: numbers of a token's
-    queries, of all heads of a block; 0 without attention. vocabulary: tokens.
+    parameters: every parameter; tied ones stand there once.
+    targets: as `Method.operation` gives them; none where everything is trained.
+    linears: every linear, adapted or not.
+    kept: what a forward pass of one micro-batch keeps for backward.
+    attention: numbers in one token's queries, of all heads of a block together; 0 without attention.
+    vocabulary: number of tokens.
     """
 
     parameters: list[Held]
@@ -66,12 +73,12 @@ class Facts:
 
     @property
     def trainable(self) -> int:
-        """Trained numbers; with SORSA those of U, s and V."""
+        """Number of trained parameters; with SORSA those of U, s and V."""
         return sum(p.numel for p in self.parameters if p.kind == "trained")
 
     @property
     def frozen(self) -> int:
-        """Weights of the pre-trained model that are not trained, however they are stored."""
+        """Number of pre-trained weights that are not trained, however they are stored."""
         others = sum(p.numel for p in self.parameters if p.kind == "frozen")
         packed = any(p.kind == "residual" for p in self.parameters)
         return others + (sum(t.out_features * t.in_features for t in self.targets) if packed else 0)
@@ -89,10 +96,10 @@ def facts(folder: Path, job: Job) -> Facts:
         folder: has the model's config.json; weights are not needed.
 
     Raises:
-        ValueError: it is no causal language model, or has no such targets or ranks.
+        ValueError: it is not a causal language model, or has no such targets or ranks.
     """
     model = skeleton(folder, job.config.loading)
-    model.to("meta")
+    cast(nn.Module, model).to("meta")  # the decorator of transformers' own `to` hides its arguments' types
     head = model.get_output_embeddings()
     method = method_of(job.config)
     targets, _ = method.operation(job.config, job.precision, job.storage, torch.device("meta"))(model)
@@ -121,7 +128,8 @@ def facts(folder: Path, job: Job) -> Facts:
 def _linears(model: nn.Module, targets: dict[str, tuple[Target, int]], head: nn.Module | None) -> list[Linear]:
     """Every linear of an operated model; a linear and its adapter are counted as one.
 
-    targets: name -> (target, rank of its adapter).
+    Args:
+        targets: name -> (target, rank of its adapter).
     """
     found: list[Linear] = []
     adapters: tuple[str, ...] = ()
@@ -144,4 +152,4 @@ def _attention(config: PreTrainedConfig) -> int:
 
 
 def _dtype(model: PreTrainedModel) -> torch.dtype:
-    return model.get_input_embeddings().weight.dtype
+    return cast(nn.Embedding, model.get_input_embeddings()).weight.dtype

@@ -16,15 +16,17 @@ from sorsa_ds.plan.model_facts import Facts
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes of one optimizer step by purpose. inside: received by a GPU from its own node. between: by a node from the
-    other nodes."""
+    """Bytes that one optimizer step receives, by purpose.
+
+    inside: received by a GPU from its own node. between: received by a node from the other nodes.
+    """
 
     inside: dict[str, float]
     between: dict[str, float]
 
 
 def traffic(job: Job, facts: Facts) -> Traffic:
-    """Of all micro-batches of a step together."""
+    """The bytes of all micro-batches of an optimizer step together."""
     ranks, nodes = job.ranks, job.hardware.nodes
     steps = job.resolved.gradient_accumulation_steps
     itemsize = job.precision.factor_dtype.itemsize
