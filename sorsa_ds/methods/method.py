@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import BaselineConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
 from sorsa_ds.model import fill, pretrained
 from sorsa_ds.model.adapter_file import FactorFile
+from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.load import Operation
 from sorsa_ds.model.targets import Target, select
 from sorsa_ds.model.weight_sources import OnDisk
@@ -69,6 +72,22 @@ class TrainedRun(Protocol):
     def initial(self) -> FactorFile | None: ...
     @property
     def trained(self) -> FactorFile: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """What a model is made with; the members are the arguments of `Method.operation`.
+
+    initial: the tensors with which training began; None where it has not begun, or began with the base model's own.
+    """
+
+    settings: Settings
+    precision: Precision
+    storage: Storage
+    device: torch.device
+    seed: int
+    initial: FactorFile | None
+    trained: Values | None
 
 
 class Method(ABC):
@@ -127,7 +146,6 @@ class Method(ABC):
         """
         return self.select_targets(model, sorsa)
 
-    @abstractmethod
     def operation(
         self,
         settings: Settings,
@@ -147,6 +165,20 @@ class Method(ABC):
             seed: seeds what is drawn at the start.
             initial: the file of the tensors with which training began, where it has begun.
             trained: gives the tensors as training has left them.
+        """
+        begun = FactorFile(initial) if initial is not None and self.keeps_initial else None
+        making = Making(settings, precision, storage, device, seed, begun, trained)
+        return lambda model: self.adapt(model, making)
+
+    @abstractmethod
+    def adapt(self, model: PreTrainedModel, making: Making) -> tuple[list[Target], Recipe]:
+        """Change a model without memory as `operation` says.
+
+        Returns:
+            The targets, in module order, and what fills every tensor.
+
+        Raises:
+            ValueError: bad targets or ranks, or a linear that the method cannot adapt.
         """
 
     def working_set(self, settings: Settings, targets: Sequence[Target], largest: int, storage: Storage) -> int:

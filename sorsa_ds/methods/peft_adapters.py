@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from re import escape
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import BaselineConfig, RunConfig
-from sorsa_ds.methods.method import SORSA_SETTINGS, Method, Settings, TrainedRun, Values, reading_bytes
-from sorsa_ds.model.adapter_file import FactorFile
+from sorsa_ds.methods.method import SORSA_SETTINGS, Making, Method, Settings, TrainedRun, reading_bytes
 from sorsa_ds.model.fill import Recipe
-from sorsa_ds.model.load import Operation
 from sorsa_ds.model.targets import Target, scale_of
 from sorsa_ds.runtime.precision import Precision, full_fp32_products
 from sorsa_ds.sorsa.regularizer import Regularizer
@@ -60,29 +57,13 @@ class PeftMethod(Method):
         """fp32 numbers that LAPACK takes beside the matrices while a layer (m, n) is made."""
         return 0
 
-    def operation(
-        self,
-        settings: Settings,
-        precision: Precision,
-        storage: Storage,
-        device: torch.device,
-        *,
-        seed: int = 0,
-        initial: Path | None = None,
-        trained: Values | None = None,
-    ) -> Operation:
+    def adapt(self, model: PreTrainedModel, making: Making) -> tuple[list[Target], Recipe]:
         from sorsa_ds.methods.peft_layers import PeftRecipe
 
-        begun = None if initial is None else FactorFile(initial)
-        layers = self.layers(settings, seed)
-
-        def adapt(model: PreTrainedModel) -> tuple[list[Target], Recipe]:
-            targets = layers.operate(model, precision)
-            return targets, PeftRecipe(
-                layers, model, precision, device, None if begun is None else begun.values, trained
-            )
-
-        return adapt
+        layers = self.layers(making.settings, making.seed)
+        targets = layers.operate(model, making.precision)
+        initial = None if making.initial is None else making.initial.values
+        return targets, PeftRecipe(layers, model, making.precision, making.device, initial, making.trained)
 
     def layers(self, settings: Settings, seed: int = 0) -> PeftLayers:
         """What makes PEFT's layers with these settings."""

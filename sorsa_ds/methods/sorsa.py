@@ -4,18 +4,16 @@ Shapes, used as suffixes of tensor names: M out_features, N in_features, R rank.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.methods.method import Method, Settings, TrainedRun, Values
+from sorsa_ds.methods.method import Making, Method, Settings, TrainedRun
 from sorsa_ds.model import factor_source, sorsa_recipe
 from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.fill import Recipe
-from sorsa_ds.model.load import Operation
 from sorsa_ds.model.sorsa_recipe import SorsaRecipe
 from sorsa_ds.model.targets import Target, operate, scale_of, select
 from sorsa_ds.runtime.precision import Precision, full_fp32_products
@@ -41,30 +39,16 @@ class Sorsa(Method):
     decomposes = True
     layers_cast_weights = True
 
-    def operation(
-        self,
-        settings: Settings,
-        precision: Precision,
-        storage: Storage,
-        device: torch.device,
-        *,
-        seed: int = 0,
-        initial: Path | None = None,
-        trained: Values | None = None,
-    ) -> Operation:
-        begun = None if initial is None else FactorFile(initial)
-        now = None if trained is None else factor_source.from_values(trained)
-
-        def adapt(model: PreTrainedModel) -> tuple[list[Target], Recipe]:
-            targets = select(model, settings.sorsa)
-            operate(model, targets, settings.sorsa, precision, storage)
-            if begun is None:
-                source = factor_source.factor_source(settings.sorsa, settings.residual, storage, precision)
-            else:
-                source = factor_source.from_values(begun.values)
-            return targets, SorsaRecipe(model, precision, storage, device, source, now)
-
-        return adapt
+    def adapt(self, model: PreTrainedModel, making: Making) -> tuple[list[Target], Recipe]:
+        settings, precision, storage = making.settings, making.precision, making.storage
+        targets = select(model, settings.sorsa)
+        operate(model, targets, settings.sorsa, precision, storage)
+        if making.initial is None:
+            start = factor_source.factor_source(settings.sorsa, settings.residual, storage, precision)
+        else:
+            start = factor_source.from_values(making.initial.values)
+        now = None if making.trained is None else factor_source.from_values(making.trained)
+        return targets, SorsaRecipe(model, precision, storage, making.device, start, now)
 
     def working_set(self, settings: Settings, targets: Sequence[Target], largest: int, storage: Storage) -> int:
         refined = settings.residual.iterations > 1

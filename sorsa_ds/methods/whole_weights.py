@@ -1,8 +1,8 @@
 """Full fine-tuning, and partial fine-tuning of the whole weights of some linears. No layer is replaced."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -11,16 +11,14 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.methods.method import ADAPTER_SETTINGS, Method, Settings, TrainedRun, Values
+from sorsa_ds.methods.method import ADAPTER_SETTINGS, Making, Method, TrainedRun, Values
 from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.fill import Recipe, Tensors, checked
-from sorsa_ds.model.load import Operation
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.model.targets import Target, select
 from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime.precision import Precision
-from sorsa_ds.sorsa.residual_storage import Storage
 
 
 class WholeWeights(Method):
@@ -32,31 +30,18 @@ class WholeWeights(Method):
     keeps_initial = False
     has_rank = False
 
-    def operation(
-        self,
-        settings: Settings,
-        precision: Precision,
-        storage: Storage,
-        device: torch.device,
-        *,
-        seed: int = 0,
-        initial: Path | None = None,
-        trained: Values | None = None,
-    ) -> Operation:
-        def choose_parameters(model: PreTrainedModel) -> tuple[list[Target], Recipe]:
-            targets = self.select_targets(model, settings.sorsa)
-            model.requires_grad_(False)
-            self.train_parameters(model, targets)
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.data = parameter.data.to(precision.factor_dtype)
-            return targets, WeightsRecipe.of(model, precision, trained)
+    def adapt(self, model: PreTrainedModel, making: Making) -> tuple[list[Target], Recipe]:
+        targets = self.select_targets(model, making.settings.sorsa)
+        model.requires_grad_(False)
+        self.train_parameters(model, targets)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(making.precision.factor_dtype)
+        return targets, WeightsRecipe.of(model, making.precision, making.trained)
 
-        return choose_parameters
-
+    @abstractmethod
     def train_parameters(self, model: PreTrainedModel, targets: Sequence[Target]) -> None:
         """Mark what is trained of a frozen model without memory."""
-        raise NotImplementedError
 
     def merged_weight(self, run: TrainedRun, name: str, target: Target | None, untrained: bool = False) -> Tensor:
         weight = run.trained.tensor(name).to(run.precision.factor_dtype).float()
