@@ -3,9 +3,9 @@
     python -m tests.structure
 
 root_modules: modules at the root beside `__init__`. rooms: folders at the root. upward_imports: imports of a room by a
-lower one, in the order that pyproject.toml gives import-linter. method_name_branches: comparisons with a method's name
-outside of methods/ and config/. longest_function, longest_module: lines. golden_equal: whether short training runs give
-the golden numbers to the last bit (`tests/golden/run.py`).
+lower one, in the order that pyproject.toml gives import-linter. method_name_branches: comparisons with a method's name,
+and tables and lists of such names, outside of methods/ and config/. longest_function, longest_module: lines.
+golden_equal: whether short training runs give the golden numbers to the last bit (`tests/golden/run.py`).
 """
 
 import ast
@@ -71,7 +71,7 @@ def upward_imports(package: Path = PACKAGE) -> list[str]:
 
 
 def method_name_branches(package: Path = PACKAGE) -> list[str]:
-    """Comparisons with a method's name, in words."""
+    """Places that look at a method's name, in words: comparisons, beginnings of a text, tables and lists of names."""
     sys.path.insert(0, str(ROOT))
     from sorsa_ds.config.schema import MethodName
 
@@ -81,14 +81,23 @@ def method_name_branches(package: Path = PACKAGE) -> list[str]:
         if room_of(module, package) in KNOW_METHODS:
             continue
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-            compared: list[ast.expr] = []
-            if isinstance(node, ast.Compare):
-                compared = [node.left, *node.comparators]
-            elif isinstance(node, ast.MatchValue):
-                compared = [node.value]
-            if any(constant in names for one in compared for constant in _constants(one)):
+            if _looks_at_a_name(node, names):
                 found.append(f"{place_of(module, package)}:{node.lineno}")
     return found
+
+
+def _looks_at_a_name(node: ast.AST, names: set[str]) -> bool:
+    if isinstance(node, ast.Dict | ast.Tuple | ast.List | ast.Set):  # one name may be a section's, or a format's
+        listed = node.keys if isinstance(node, ast.Dict) else node.elts
+        return sum(isinstance(one, ast.Constant) and one.value in names for one in listed) > 1
+    compared: list[ast.expr] = []
+    if isinstance(node, ast.Compare):
+        compared = [node.left, *node.comparators]
+    elif isinstance(node, ast.MatchValue):
+        compared = [node.value]
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        compared = node.args if node.func.attr in ("startswith", "endswith") else []
+    return any(constant in names for one in compared for constant in _constants(one))
 
 
 def _constants(node: ast.expr) -> Iterator[str]:

@@ -149,8 +149,8 @@ def _peaks(folder, cases):
 
 def _peak(folder, stage, precision, storage, checkpointing):
     """(planned, allocated) bytes at the peak of a load and two steps on one device."""
-    from sorsa_ds import methods
     from sorsa_ds.engine.engine import adamw, cosine_with_warmup
+    from sorsa_ds.methods.registry import method_of
     from sorsa_ds.model.load import load_adapted_model
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.plan.job import Hardware, Job
@@ -169,12 +169,13 @@ def _peak(folder, stage, precision, storage, checkpointing):
     job, device = Job.of(config, {"zero_optimization": zero}, Hardware()), this_device()
     needed = memory(job, facts(folder, job))
     loaded = load_adapted_model(
-        folder, methods.operation(config, job.precision, job.storage, device), loading=LoadingConfig(), device=device,
+        folder, method_of(config).operation(config, job.precision, job.storage, device),
+        loading=LoadingConfig(), device=device,
         placement=Zero3(job.resolved.ds, device) if stage == 3 else Whole(device),
     )  # fmt: skip
     if checkpointing:
         checkpoint_activations(loaded.model)
-    engine = methods.engine(config, 2)(
+    engine = method_of(config).engine(config, 2)(
         loaded.model, job.resolved.ds, adamw(1e-4, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(2, 0),
         Regularizer("norm", "mean", 0.2), loaded.exact_factors,
     )  # fmt: skip

@@ -6,10 +6,10 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.helpers.common import DS_CONFIGS
-from sorsa_ds import methods
 from sorsa_ds.config.deepspeed_json import load, resolve
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.model.fill import fill_parameters, parameter_homes
 from sorsa_ds.model.load import AdaptedModel, AdaptModel, load_adapted_model
@@ -79,7 +79,9 @@ def _placement(stage: int, precision: str) -> Placement:
 def _operation(method: str, sorsa: SorsaConfig, storage: str, precision: str) -> AdaptModel:
     config, device = RunConfig(method=method, sorsa=sorsa, residual=ResidualConfig(storage=storage)), this_device()
     formats = choose(precision, None, device.type)
-    return methods.operation(config, formats, residual_storage.choose(config.residual, formats, device), device)
+    return method_of(config).operation(
+        config, formats, residual_storage.choose(config.residual, formats, device), device
+    )
 
 
 def engine_of(

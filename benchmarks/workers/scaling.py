@@ -13,7 +13,7 @@ from benchmarks.helpers.wire import Wire
 from sorsa_ds.config.schema import DataConfig, LoadingConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.model.load import load_adapted_model
 from sorsa_ds.model.sharding import Zero3
-from sorsa_ds.model.sorsa_recipe import sorsa_adaptation
+from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa
 from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.process import this_device
@@ -54,13 +54,14 @@ def measure(a: argparse.Namespace) -> dict:
     """
     world, device = collectives.world_size(), this_device()
     job = small_job(a.nodes, world // a.nodes, bool(a.inside))
-    adapt = sorsa_adaptation(
-        job.config.sorsa, job.precision, job.storage, device,
-        lambda target, weight: decompose(weight, target.rank, target.name, "randomized"),
-    )  # fmt: skip
     loaded = load_adapted_model(
-        a.folder, adapt, loading=LoadingConfig(), placement=Zero3(job.resolved.ds, device), device=device
-    )
+        a.folder,
+        lambda model: adapt_to_sorsa(
+            model, job.config.sorsa, job.precision, job.storage, device,
+            lambda target, weight: decompose(weight, target.rank, target.name, "randomized"),
+        ),
+        loading=LoadingConfig(), placement=Zero3(job.resolved.ds, device), device=device,
+    )  # fmt: skip
     ds = {**job.resolved.ds, "torch_autocast": {"enabled": False}}
     engine = engine_with(loaded.model, ds)
     batch = batch_of(job.tokens, loaded.model.config.vocab_size, device)

@@ -108,7 +108,7 @@ def _adapter(folder: Path, base: str | None, run: tuple[Path, RunConfig] | None 
         model = reload(folder, device, lambda rounds: tracked(rounds, len(rounds), "rebuilding", "round"), base).model
         model.eval().requires_grad_(False)
         trained = precision.choose(described.precision, None, device.type)
-        return model if dtype is None else merge_dense(model, trained, dtype)
+        return model if dtype is None else merge_dense(model, described.method, trained, dtype)
 
     return FoundModel(
         kind="run" if run else "adapter",

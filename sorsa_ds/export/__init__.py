@@ -1,12 +1,13 @@
 """A finished run as something that others can load: a plain model, a LoRA, or its own small adapter.
 
-source.py        what is exported, and whether it belongs together
-layers.py        the maths of one layer
+command.py       what launch/export.py does: refuse, write, publish
+options.py       the options, and which of them go together
+formats.py       the four formats, and what the reader of an export should know
 merged.py        a Hugging Face model, shard by shard
+requantise.py    the merged model in 4 or 8 bits
 lora.py          a LoRA for the untouched base model, in PEFT's format
-factors.py       U, s and V themselves
-peft_adapter.py  the adapter of a method that PEFT has, in its own format
-card.py          the model card
-publish.py       to the Hugging Face hub
-command.py       what launch/export.py does
+low_rank.py      the change of one weight as a product of two thin matrices
+adapter.py       the run's own adapter, or one in PEFT's format
+card.py          the model card, and its way to the Hugging Face hub
+tensor_file.py   a safetensors file, written one tensor at a time
 """

@@ -1,63 +1,84 @@
 """The model card: where an export comes from, what the run measured, how it is loaded."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import yaml
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCardData
 
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
-from sorsa_ds.methods import METHODS
+from sorsa_ds.export.options import Format
 from sorsa_ds.run.source import Source
-from sorsa_ds.sorsa import regularizer
 from sorsa_ds.sorsa.residual_storage import describe
 
 CARD = "README.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a card says of a format.
+
+    what: it in words, as "This is {what}.". library: what loads it. relation: to the base model, as the hub names them.
+    """
+
+    what: str
+    library: Literal["transformers", "peft", "sorsa_ds"]
+    relation: Literal["finetune", "adapter"]
+
+
 _KINDS = {
-    "merged": ("a plain model with the trained change merged into its weights", "transformers", "finetune"),
-    "lora": ("a LoRA for the untouched base model, in PEFT's format", "peft", "adapter"),
-    "base": ("the model from which its training began, over a quantised residual", "transformers", "finetune"),
-    "adapter": ("U, s and V of every adapted linear, as trained and as they began", "sorsa_ds", "adapter"),
+    "merged": Kind("a plain model with the trained change merged into its weights", "transformers", "finetune"),
+    "lora": Kind("a LoRA for the untouched base model, in PEFT's format", "peft", "adapter"),
+    "base": Kind("the model from which its training began, over a quantised residual", "transformers", "finetune"),
 }
+_ADAPTERS = {
+    "sorsa_ds": Kind("U, s and V of every adapted linear, as trained and as they began", "sorsa_ds", "adapter"),
+    "peft": Kind("an adapter for the untouched base model, in PEFT's format", "peft", "adapter"),
+}
+_FIGURES = {
+    "steps": "steps",
+    "trained parameters": "trainable_parameters",
+    "training loss, first tenth": "loss_first",
+    "training loss, last tenth": "loss_last",
+    "held-out loss before": "eval_loss_start",
+    "held-out loss after": "eval_loss_end",
+    "orthonormality L_reg at the end": "reg_loss_end",
+}
+"""Heading of a row -> entry of the run's report."""
 
 
-_SORSA = (
-    " [SORSA](https://arxiv.org/abs/2409.00055) trains the leading singular triplets of each weight, "
-    "`W = W_r + U diag(s) Vᵀ`, over a frozen residual `W_r`, and keeps `U` and `V` near-orthonormal."
-)
-
-
-def card(source: Source, form: str, notes: list[str]) -> str:
+def model_card(source: Source, form: Format, notes: list[str]) -> str:
     """README.md of an export. Local folders are named without their paths: it may be published."""
-    what, library, relation = _KINDS[form]
+    method = source.method
+    kind = _ADAPTERS[method.adapter_library] if form == "adapter" else _KINDS[form]
     base = source.described.base_model if source.from_hub else Path(source.described.base_model).name
-    method = source.described.method
-    if form == "adapter" and method != "sorsa":
-        what, library = "an adapter for the untouched base model, in PEFT's format", "peft"
-    head: dict = {"library_name": library, "pipeline_tag": "text-generation", "tags": [method]}
+    head = ModelCardData(library_name=kind.library, pipeline_tag="text-generation", tags=[method.name])
     if source.from_hub:
-        head |= {"base_model": base, "base_model_relation": relation}
+        head["base_model"], head["base_model_relation"] = base, kind.relation
+    table = "\n".join(f"| {name} | {value} |" for name, value in _rows(source, base))
     parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {base}, {'before its fine-tuning' if form == 'base' else 'fine-tuned'} with {METHODS[method]}",
-        f"This is {what}.{_SORSA if method == 'sorsa' else ''}",
-        "## Load it\n\n```python\n" + _loading(source, form, base) + "\n```",
+        f"---\n{head.to_yaml()}\n---",
+        f"# {base}, {'before its fine-tuning' if form == 'base' else 'fine-tuned'} with {method.title}",
+        f"This is {kind.what}.{method.about}",
+        "## Load it\n\n```python\n" + _loading(source, kind, base) + "\n```",
         *notes,
-        "## Training\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in _rows(source, base)),
+        f"## Training\n\n| | |\n|---|---|\n{table}",
         "## Licence\n\nThat of the base model.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _loading(source: Source, form: str, base: str) -> str:
-    if form == "adapter" and source.described.method == "sorsa":
+def _loading(source: Source, kind: Kind, base: str) -> str:
+    """The Python that loads an export."""
+    if kind.library == "sorsa_ds":
         return (
             'from sorsa_ds import load_adapter\n\nmodel = load_adapter("PATH_OF_THIS_FOLDER")  # base="FOLDER": a copy'
         )
     trusted = ", trust_remote_code=True" if source.described.loading.trust_remote_code else ""
-    name = "PATH_OF_THIS_FOLDER" if form in ("merged", "base") else base
+    name = "PATH_OF_THIS_FOLDER" if kind.library == "transformers" else base
     lines = [f'model = AutoModelForCausalLM.from_pretrained("{name}"{trusted})']
     imports = ["from transformers import AutoModelForCausalLM"]
-    if form in ("lora", "adapter"):
+    if kind.library == "peft":
         imports.insert(0, "from peft import PeftModel")
         lines.append('model = PeftModel.from_pretrained(model, "PATH_OF_THIS_FOLDER")')
     return "\n".join([*imports, "", *lines])
@@ -65,47 +86,42 @@ def _loading(source: Source, form: str, base: str) -> str:
 
 def _rows(source: Source, base: str) -> list[tuple[str, str]]:
     """The table: settings of the run, then what it reported."""
-    config, sorsa, report = source.config, source.described.sorsa, source.report
-    method, rows = source.described.method, [("base model", base), ("method", METHODS[source.described.method])]
-    if source.targets:
-        targets = sorsa.targets if isinstance(sorsa.targets, str) else ", ".join(sorsa.targets)
-        rows.append(("linears", f"{len(source.targets)} ({targets})"))
-    if method not in ("full", "partial"):
-        ranks = sorted({source.peft.rank(target) for target in source.targets})
-        rows.append(("rank", " to ".join(map(str, ranks[:1] + ranks[1:][-1:]))))
-        rows.append(("scale", "1" if sorsa.alpha is None else f"{sorsa.alpha:g} / rank"))
-    if method == "sorsa":
-        reg = regularizer.resolve(
-            config.regularizer,
-            learning_rate=config.train.learning_rate,
-            accumulation_steps=config.train.gradient_accumulation_steps or 1,
-        )
-        gamma = reg.coefficient * config.train.learning_rate
-        strength = f"gamma = {gamma:.3g}, gamma / eta_d = {reg.coefficient:.4g}"
-        rows.append(("regulariser", f"{reg.form}, {reg.reduction}, {strength}{reg.rhythm()}"))
-        rows.append(("residual", describe(source.described.residual)))
-    rows += [
+    config, report = source.config, source.report
+    rows = [
+        ("base model", base),
+        ("method", source.method.title),
+        *_method_rows(source),
         ("learning rate", f"{config.train.learning_rate:g}"),
         ("global batch", str(config.train.global_batch_size)),
         ("precision", source.precision.name),
         ("data", _data(config.data)),
     ]
-    numbers = {
-        "steps": "steps",
-        "trained parameters": "trainable_parameters",
-        "training loss, first tenth": "loss_first",
-        "training loss, last tenth": "loss_last",
-        "held-out loss before": "eval_loss_start",
-        "held-out loss after": "eval_loss_end",
-        "orthonormality L_reg at the end": "reg_loss_end",
-    }
-    for name, key in numbers.items():
+    for name, key in _FIGURES.items():
         if (value := report.get(key)) is not None:
             rows.append((name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}"))
     return [*rows, ("versions", ", ".join(f"{name} {number}" for name, number in report.get("versions", {}).items()))]
 
 
+def _method_rows(source: Source) -> list[tuple[str, str]]:
+    """Rows on what was trained: the linears, their adapters, and SORSA's regulariser and residual."""
+    method, config, sorsa, rows = source.method, source.config, source.described.sorsa, []
+    if source.targets:
+        targets = sorsa.targets if isinstance(sorsa.targets, str) else ", ".join(sorsa.targets)
+        rows.append(("linears", f"{len(source.targets)} ({targets})"))
+    if method.has_rank:
+        ranks = sorted({method.rank(target, source.described.baseline) for target in source.targets})
+        rows.append(("rank", " to ".join(map(str, ranks[:1] + ranks[1:][-1:]))))
+        rows.append(("scale", "1" if sorsa.alpha is None else f"{sorsa.alpha:g} / rank"))
+    if (reg := method.regularizer(config)) is not None:
+        gamma = reg.coefficient * config.train.learning_rate
+        strength = f"gamma = {gamma:.3g}, gamma / eta_d = {reg.coefficient:.4g}"
+        rows.append(("regulariser", f"{reg.form}, {reg.reduction}, {strength}{reg.rhythm()}"))
+        rows.append(("residual", describe(source.described.residual)))
+    return rows
+
+
 def _data(data: DataConfig) -> str:
+    """The data set, without the path of a local one."""
     if data.path == EMBEDDED_DATA:
         return f"{data.path} (generated)"
     local = data.path.startswith("/") or Path(data.path).exists()
@@ -114,7 +130,7 @@ def _data(data: DataConfig) -> str:
 
 
 def publish(folder: Path, name: str, private: bool) -> str:
-    """Upload an exported folder as a model; returns its address.
+    """Upload an exported folder to the Hugging Face hub as a model; returns its address.
 
     Raises:
         ValueError: the hub refuses, or cannot be reached; the folder stays as it is.
@@ -123,7 +139,7 @@ def publish(folder: Path, name: str, private: bool) -> str:
     try:
         repository = hub.create_repo(name, private=private, repo_type="model", exist_ok=True)
         hub.upload_folder(repo_id=repository.repo_id, folder_path=folder, commit_message="Upload a SORSA export")
-    except Exception as error:  # of the hub's client, of the network, of the token
+    except Exception as error:  # the hub's client, the network and the token fail in many ways
         raise ValueError(
             f"--push_to_hub {name}: {error}\nThe export itself is whole: {folder}. Log in (hf auth login), then export "
             f"again into another folder, or upload it: hf upload {name} {folder}"

@@ -1,20 +1,24 @@
-"""A LoRA for the untouched base model, in PEFT's format: what training changed, as one low-rank product a layer."""
+"""A LoRA for the untouched base model, in PEFT's format: what training changed, as one low-rank product per layer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from re import escape
 from statistics import mean
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sorsa_ds.export.low_rank import change, exact_rank
+from sorsa_ds.export.low_rank import low_rank_change
 from sorsa_ds.export.tensor_file import write_tensors
-from sorsa_ds.model.adapter_file import CONFIG, TRAINED
+from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.model.sharding import TensorSpec
-from sorsa_ds.run.source import Progress, Source
+from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime.files import write_json
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 TRUNCATION = "truncation.json"
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -22,8 +26,11 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """ranks: adapted linear -> rank of its LoRA. truncated: whether any is smaller than what is exact."""
+class LoraPlan:
+    """The ranks of a LoRA.
+
+    ranks: adapted linear -> rank of its part. truncated: whether any is smaller than the rank that would be exact.
+    """
 
     ranks: dict[str, int]
     truncated: bool
@@ -34,20 +41,20 @@ class Plan:
         return max(self.ranks.values())
 
 
-def plan(source: Source, rank: int | None) -> Plan:
-    """The ranks: those that are exact (with SORSA twice the trained ones), or at most `rank`.
+def plan_lora(source: Source, rank: int | None) -> LoraPlan:
+    """The ranks that are exact (with SORSA twice the trained ones), none of them above `rank`.
 
     Raises:
         ValueError: a rank below 1.
     """
     if rank is not None and rank < 1:
         raise ValueError(f"--rank {rank}: a LoRA has at least rank 1")
-    exact = {target.name: exact_rank(source, target) for target in source.targets}
+    exact = {target.name: source.method.exact_rank(target) for target in source.targets}
     ranks = exact if rank is None else {name: min(r, rank) for name, r in exact.items()}
-    return Plan(ranks, truncated=ranks != exact)
+    return LoraPlan(ranks, truncated=ranks != exact)
 
 
-def write(source: Source, planned: Plan, folder: Path, progress: Progress) -> dict[str, float]:
+def write_lora(source: Source, planned: LoraPlan, folder: Path, progress: TensorProgress) -> dict[str, float]:
     """Fill a folder; returns each layer's relative error ||dW - B A||_F / ||dW||_F of what was cut off.
 
     Raises:
@@ -64,42 +71,42 @@ def write(source: Source, planned: Plan, folder: Path, progress: Progress) -> di
     def tensors() -> Iterator[Tensor]:
         targets = {target.name: target for target in source.targets}
         for name in progress(list(targets)):
-            found = change(source, targets[name], planned.ranks[name])
+            found = low_rank_change(source, targets[name], planned.ranks[name])
             errors[name] = found.error
             yield found.A
             yield found.B
             del found
 
     write_tensors(folder / TRAINED, specs, tensors())
-    write_json(folder / CONFIG, peft_config(source, planned))
+    _lora_config(source, planned).save_pretrained(str(folder))
     if planned.truncated:
         summary = {"rank": planned.rank, "worst": max(errors.values()), "mean": mean(errors.values())}
         write_json(folder / TRUNCATION, {**summary, "layers": errors})
     return errors
 
 
-def peft_config(source: Source, planned: Plan) -> dict:
-    """adapter_config.json as PEFT reads it.
+def _lora_config(source: Source, planned: LoraPlan) -> "LoraConfig":
+    """PEFT's configuration of the LoRA.
 
     Every layer's alpha is its own rank: the scale is 1 also for servers that know no patterns, as older vLLM. PEFT
     takes the patterns' keys as regular expressions for the end of a name; these fit one name whole.
     """
+    from peft import LoraConfig  # takes seconds, and most exports need no PEFT
+
     others = {f"^{escape(name)}": rank for name, rank in planned.ranks.items() if rank != planned.rank}
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": source.described.base_model if source.from_hub else str(source.base),
-        "revision": source.described.loading.revision,
-        "inference_mode": True,
-        "r": planned.rank,
-        "lora_alpha": planned.rank,
-        "rank_pattern": others,
-        "alpha_pattern": others,
-        "target_modules": list(planned.ranks),
-        "fan_in_fan_out": any(target.transposed for target in source.targets),
-        "lora_dropout": 0.0,
-        "bias": "none",
-    }
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=source.base_name,
+        revision=source.described.loading.revision,
+        inference_mode=True,
+        r=planned.rank,
+        lora_alpha=planned.rank,
+        rank_pattern=others,
+        alpha_pattern=others,
+        fan_in_fan_out=any(target.transposed for target in source.targets),
+    )
+    config.target_modules = list(planned.ranks)  # PEFT would make a set of it, whose order changes from run to run
+    return config
 
 
 def served_by_vllm(rank: int) -> str:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from sorsa_ds.model.fill import return_freed_memory
 from sorsa_ds.model.pretrained import COMPANIONS, INDEX, PretrainedWeights, all_finite
 from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.run import merge
-from sorsa_ds.run.source import Progress, Source
+from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime.files import write_atomic, write_json
 
 CONFIG = "config.json"
@@ -27,7 +28,12 @@ _NOT_COPIED = ("*.index.json", "*.pkl", "*.pickle", "*.bin", "*.pt", "*.pth", "*
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor to be written: as what, from which of the base model's, and the parameter that it is, if changed."""
+    """One tensor to be written.
+
+    spec: its name, shape and dtype in the export.
+    stored: its name in the base model's files.
+    changed: the parameter that it is, where training has changed that; else None.
+    """
 
     spec: TensorSpec
     stored: str
@@ -35,12 +41,13 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MergedPlan:
     """All that will be written.
 
-    files: name -> its tensors, those of wider dtypes first. dtype: what was asked for; None: as the base has them.
-    untied: the output head was adapted, and is stored apart from the embedding with which it was tied. untrained: as
-    training began.
+    files: name -> its tensors, those of wider dtypes first.
+    dtype: what was asked for; None: every tensor as the base model has it.
+    untied: whether the output head was adapted, and is stored apart from the embedding with which it was tied.
+    untrained: whether the model is written as training began.
     """
 
     files: dict[str, list[Entry]]
@@ -50,12 +57,12 @@ class Plan:
     untrained: bool
 
 
-def plan(source: Source, dtype: torch.dtype | None, max_shard_size: str, untrained: bool = False) -> Plan:
+def plan_merged(source: Source, dtype: torch.dtype | None, max_shard_bytes: int, untrained: bool = False) -> MergedPlan:
     """Which tensor goes into which file, from the headers alone.
 
     Raises:
-        ValueError: a size that cannot be read, a tensor that cannot be written, or an adapted linear that shares its
-            weight with something else than the embedding.
+        ValueError: a tensor that cannot be written, or an adapted linear that shares its weight with something else
+            than the embedding.
     """
     head = source.model.get_output_embeddings()
     heads = {f"{name}.weight" for name, module in source.model.named_modules() if module is head}
@@ -74,22 +81,19 @@ def plan(source: Source, dtype: torch.dtype | None, max_shard_size: str, untrain
         untied |= bool(sharing)
         places[weight if sharing else stored] = (stored, weight)
     entries = {name: _entry(source, name, stored, weight, dtype) for name, (stored, weight) in places.items()}
-    try:
-        split = split_state_dict_into_shards_factory(
-            entries, get_storage_size=lambda entry: nbytes(entry.spec), max_shard_size=max_shard_size,
-            filename_pattern="model{suffix}.safetensors",
-        )  # fmt: skip
-    except ValueError as error:
-        raise ValueError(f"--max_shard_size {max_shard_size}: write it as 5GB or 500MB ({error})") from error
+    split = split_state_dict_into_shards_factory(
+        entries, get_storage_size=lambda entry: nbytes(entry.spec), max_shard_size=max_shard_bytes,
+        filename_pattern="model{suffix}.safetensors",
+    )  # fmt: skip
     files = {
         file: sorted((entries[name] for name in names), key=lambda entry: -entry.spec.dtype.itemsize)
         for file, names in split.filename_to_tensors.items()
     }
-    return Plan(files, split.metadata["total_size"], dtype, untied, untrained)
+    return MergedPlan(files, split.metadata["total_size"], dtype, untied, untrained)
 
 
-def write(source: Source, planned: Plan, folder: Path, progress: Progress) -> None:
-    """Fill a folder as planned. Memory: one tensor at a time, an adapted one in fp32 and as it is written.
+def write_merged(source: Source, planned: MergedPlan, folder: Path, progress: TensorProgress) -> None:
+    """Fill a folder as planned. One tensor is in memory at a time, an adapted one in fp32 and as it is written.
 
     Raises:
         ValueError: the disk refuses, or a number is too large for the dtype.
@@ -105,7 +109,7 @@ def write(source: Source, planned: Plan, folder: Path, progress: Progress) -> No
     PretrainedWeights(folder)  # every header reads back, and every file is as long as it says
     for path in companions(source.base):
         copy = folder / path.relative_to(source.base)
-        write_atomic(copy, lambda temporary, path=path: shutil.copyfile(path, temporary))
+        write_atomic(copy, partial(shutil.copyfile, path))
     config = json.loads((source.base / CONFIG).read_text(encoding="utf-8"))
     if planned.dtype is not None:
         config.setdefault("dtype", "")
@@ -133,7 +137,7 @@ def _entry(source: Source, name: str, stored: str, changed: str | None, dtype: t
     return Entry(TensorSpec(name, shape, dtype if dtype is not None and own in _WIDE else own), stored, changed)
 
 
-def _tensors(source: Source, planned: Plan, entries: list[Entry], shown: Iterator[str]) -> Iterator[Tensor]:
+def _tensors(source: Source, planned: MergedPlan, entries: list[Entry], shown: Iterator[str]) -> Iterator[Tensor]:
     for entry in entries:
         next(shown)
         yield _tensor(source, planned, entry)
@@ -141,7 +145,7 @@ def _tensors(source: Source, planned: Plan, entries: list[Entry], shown: Iterato
             return_freed_memory()
 
 
-def _tensor(source: Source, planned: Plan, entry: Entry) -> Tensor:
+def _tensor(source: Source, planned: MergedPlan, entry: Entry) -> Tensor:
     """One tensor as it is written.
 
     Raises:

@@ -5,7 +5,9 @@ as a whole, as QLoRA's would be, and loses some of what SORSA's layers had kept:
 """
 
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,13 +15,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.export.merged import CONFIG, Plan, companions
+from sorsa_ds.export.merged import CONFIG, MergedPlan, companions
 from sorsa_ds.export.tensor_file import nbytes
 from sorsa_ds.model.pretrained import PretrainedWeights
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import select_targets
-from sorsa_ds.run.source import Progress, Source
+from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime.files import write_atomic, write_json
 
 ERRORS = "quantisation.json"
@@ -31,8 +31,8 @@ LIMITS = {"nf4": _CPU, "nf4_double": _CPU, "int8": "LLM.int8 rounds the inputs o
 """What to know of each form, besides the error of its weights."""
 
 
-def write(
-    source: Source, form: str, merged: Path, folder: Path, max_shard_size: str, progress: Progress
+def write_requantised(
+    source: Source, form: str, merged: Path, folder: Path, max_shard_bytes: int, progress: TensorProgress
 ) -> dict[str, float]:
     """Quantise the adapted linears of a merged model and write it to `folder`; all other weights stay as they are.
 
@@ -51,8 +51,7 @@ def write(
     loading = source.described.loading
     plain, weights = skeleton(merged, loading), PretrainedWeights(merged)
     stored = weights.parameter_names(plain)
-    # Where everything was trained no linear is a target: every one but the head then.
-    adapted = {target.name: target for target in source.targets or select_targets(plain, SorsaConfig(rank=1))}
+    adapted = {target.name: target for target in source.method.trained_linears(plain, source.described.sorsa)}
     others = [
         name for name, module in plain.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and name not in adapted
@@ -68,7 +67,7 @@ def write(
         lost = _dense(model.get_submodule(name)).float() - (weight.t() if adapted[name].transposed else weight)
         errors[name] = (lost.norm() / (weight.norm() or 1.0)).item()  # a matrix of zeros loses nothing
     try:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        model.save_pretrained(folder, max_shard_size=max_shard_bytes)
     except SafetensorError as error:
         raise ValueError(f"{folder}: cannot be written ({error})") from error
     for file in folder.glob("*.safetensors"):
@@ -76,13 +75,13 @@ def write(
     for path in companions(merged):
         copy = folder / path.relative_to(merged)
         if not copy.exists():  # config.json says how the weights are quantised now
-            write_atomic(copy, lambda temporary, path=path: shutil.copyfile(path, temporary))
+            write_atomic(copy, partial(shutil.copyfile, path))
     write_json(folder / ERRORS, {"storage": form, "layers": errors})
     return errors
 
 
-def largest_size(planned: Plan) -> int:
-    """Bytes that the quantised model takes on the disk at most: 8 bits and a scale a row of what is adapted."""
+def largest_size(planned: MergedPlan) -> int:
+    """Bytes that the quantised model takes on the disk at most: 8 bits per adapted weight, and a scale per row."""
     entries = [entry for entries in planned.files.values() for entry in entries]
     return sum(nbytes(entry.spec) if entry.changed is None else 5 * entry.spec.shape.numel() // 4 for entry in entries)
 
@@ -100,7 +99,7 @@ def _dense(module: nn.Module) -> Tensor:
     """The weight (M, N) that a quantised linear of bitsandbytes stands for."""
     from bitsandbytes import functional
 
-    weight = module.weight
+    weight: Any = module.weight  # one of bitsandbytes' parameters, which have more attributes than a tensor
     if weight.dtype == torch.int8:
         return functional.int8_vectorwise_dequant(weight.data, weight.SCB)
     return functional.dequantize_4bit(weight.data, weight.quant_state)

@@ -1,138 +1,56 @@
-"""AdaLoRA's steps: its orthogonal term in the loss, and its ranks taken away after each step, both computed by PEFT.
+"""AdaLoRA: what it is to this program. Its steps are those of `methods.adalora_engine`."""
 
-PEFT works on a model whose parameters and gradients are whole. Under ZeRO the fp32 masters and their gradients lie in
-fragments over the ranks; after each step they are summed into whole ones (8 bytes a trained number travel, the factors
-are small), which every rank shows to PEFT's allocator alike. What it masks goes back into masters and model.
-"""
+from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import torch
-from peft import AdaLoraConfig
-from peft.tuners.adalora import AdaLoraModel, RankAllocator
-from torch import Tensor, nn
+from sorsa_ds.config.schema import BaselineConfig, RunConfig
+from sorsa_ds.methods.method import SORSA_SETTINGS
+from sorsa_ds.methods.peft_adapters import Dora, PeftMethod
+from sorsa_ds.model.targets import Target
 
-from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.engine.engine import SorsaEngine, StepReport
-from sorsa_ds.engine.masters import inner_optimizer
-from sorsa_ds.methods.peft_layers import ADAPTER
-from sorsa_ds.methods.settings import adalora_ranks
-from sorsa_ds.runtime.collectives import sum_over_ranks
-
-_AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
-def schedule(config: RunConfig, steps: int) -> AdaLoraConfig:
-    """PEFT's configuration of the budget and of the orthogonal term.
+class AdaLora(PeftMethod):
+    """AdaLoRA: P diag(e) Q beside a linear with an orthogonal term in the loss, and ranks taken away on the way."""
 
-    Raises:
-        ValueError: the target is above the start, or no step is left to take ranks away.
-    """
+    name, title = "adalora", "AdaLoRA"
+    ignored_settings = (*SORSA_SETTINGS, "baseline.pissa_*", "sorsa.rank_pattern")
+    matrices = 3
+    refused_stages: Mapping[int, str] = {
+        3: "PEFT takes its orthogonal term on factors that it gathers after the forward pass, and ZeRO-3 has cut them "
+           "again when the backward pass comes to that term",
+    }  # fmt: skip
+    refused_exports: Mapping[str, str] = Dora.refused_exports
+
+    def layer_config(self, rank: int, baseline: BaselineConfig, initialise: bool, shared: dict[str, Any]) -> LoraConfig:
+        from peft import AdaLoraConfig
+
+        return AdaLoraConfig(init_r=rank, target_r=rank, total_step=1, **shared)  # the engine has the schedule
+
+    def engine(self, config: RunConfig, steps: int) -> Callable:
+        from sorsa_ds.methods.adalora_engine import AdaLoraEngine, schedule  # imports DeepSpeed and PEFT
+
+        return partial(AdaLoraEngine, config=schedule(config, steps))
+
+    def rank(self, target: Target, baseline: BaselineConfig) -> int:
+        return baseline.adalora_init_rank or target.rank
+
+    def step_scratch_bytes(self, config: RunConfig, ranks: Iterable[int], trainable: int) -> int:
+        """fp32 Gram matrices, unit matrices and their differences.
+
+        Where ranks are taken away, also whole values, gradients and averages of the importance (`AdaLoraEngine`).
+        """
+        begin, end = first_and_last_rank(config)
+        numbers = 3 * sum(2 * rank**2 for rank in ranks)
+        return 4 * (numbers + (5 * trainable if begin > end else 0))
+
+
+def first_and_last_rank(config: RunConfig) -> tuple[int, int]:
+    """The rank with which every linear begins, and the mean rank that is left at the end."""
     chosen = config.baseline
-    begin, end = adalora_ranks(config)
-    t_init = steps // 10 if chosen.adalora_t_init is None else chosen.adalora_t_init
-    t_final = steps // 2 if chosen.adalora_t_final is None else chosen.adalora_t_final
-    if end > begin:
-        raise ValueError(f"baseline.adalora_target_rank is {end}, above the {begin} with which the linears begin")
-    if begin == end:
-        t_init = t_final = 0  # nothing is taken away: every schedule is the same
-    if t_init + t_final >= steps:
-        raise ValueError(
-            f"baseline.adalora_t_init ({t_init}) and adalora_t_final ({t_final}) leave none of {steps} steps in which "
-            f"ranks could be taken away"
-        )
-    return AdaLoraConfig(
-        init_r=begin, target_r=end, tinit=t_init, tfinal=t_final, deltaT=chosen.adalora_delta_t, total_step=steps,
-        beta1=chosen.adalora_beta1, beta2=chosen.adalora_beta2, orth_reg_weight=chosen.adalora_orthogonal_weight,
-    )  # fmt: skip
-
-
-class AdaLoraEngine(SorsaEngine):
-    """A SorsaEngine for PEFT's AdaLoRA layers, on ZeRO stages 0 to 2.
-
-    Args:
-        config: as `schedule` gives it. Where its ranks at the start and at the end are equal, as in the SORSA papers'
-            runs, there is nothing to allocate (PEFT's allocator would fail), and the orthogonal term is all.
-    """
-
-    def __init__(self, *args, config: AdaLoraConfig):
-        super().__init__(*args)
-        self._allocates = config.init_r > config.target_r
-        device = self.device if self._allocates else torch.device("meta")  # else their names are all that is needed
-        self._whole = {
-            name: nn.Parameter(torch.zeros(shape, device=device)) for name, shape in self.trained_shapes.items()
-        }
-        shown = SimpleNamespace(named_parameters=self._whole.items)
-        self._allocator = RankAllocator(shown, config, ADAPTER)
-        self._tuner = SimpleNamespace(
-            peft_config={ADAPTER: config}, trainable_adapter_name=ADAPTER, rankallocator=self._allocator, model=shown
-        )
-        self._settings = config
-        if self._allocates:
-            inner_optimizer(self).register_step_pre_hook(self._keep_gradients)
-
-    def train_step(self, losses) -> StepReport:
-        """The same, with PEFT's orthogonal term in every micro-batch's loss: one backward has both."""
-        return super().train_step(loss + self.orthogonal_term() for loss in losses)
-
-    def orthogonal_term(self) -> Tensor:
-        """orth_reg_weight * the mean over the matrices of ||A A^T - I||_F and ||B^T B - I||_F, as PEFT takes it."""
-        output = SimpleNamespace(loss=torch.zeros((), device=self.device))
-        model = SimpleNamespace(forward=lambda: output, named_parameters=self.module.named_parameters)
-        return AdaLoraModel.forward(SimpleNamespace(**{**vars(self._tuner), "model": model})).loss
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        """Singular values of each linear that are not taken away, by the name of its lora_E; empty before the first."""
-        return {name: sum(mask) for name, mask in (self._settings.rank_pattern or {}).items()}
-
-    def method_state(self) -> dict[str, Tensor]:
-        """The allocator's averages and the ranks that are left; every rank has them alike."""
-        state = {
-            f"{kind}/{name}": tensor for kind in _AVERAGES for name, tensor in getattr(self._allocator, kind).items()
-        }
-        masks = (self._settings.rank_pattern or {}).items()
-        return state | {f"mask/{name}": torch.tensor(mask, dtype=torch.uint8) for name, mask in masks}
-
-    def restore_method_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from `method_state`."""
-        for key, tensor in state.items():
-            kind, _, name = key.partition("/")
-            if kind == "mask":
-                self._settings.rank_pattern = {**(self._settings.rank_pattern or {}), name: tensor.bool().tolist()}
-            else:
-                getattr(self._allocator, kind)[name] = tensor.to(self.device)
-                self._allocator.ipt[name] = torch.zeros_like(tensor, device=self.device)  # made anew in each step
-
-    def _take_model_step(self, lr_kwargs) -> None:
-        super()._take_model_step(lr_kwargs)
-        if self._allocates:
-            self._allocate()
-
-    @torch.no_grad()
-    def _keep_gradients(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
-        """Pre-hook of the inner optimizer's step: gradients are averaged and clipped, as PEFT's loops have them."""
-        for parameter in self._whole.values():
-            parameter.grad = torch.zeros_like(parameter)
-        for fragment in self.masters.fragments:
-            whole = self._whole[fragment.name].grad.view(-1)
-            whole[fragment.start : fragment.start + fragment.numel] = fragment.gradient().to(self.device)
-
-    @torch.no_grad()
-    def _allocate(self) -> None:
-        """After the step: sum the fragments, let PEFT weigh and mask, and bring back what it has masked."""
-        for parameter in self._whole.values():
-            parameter.zero_()
-        for fragment in self.masters.fragments:
-            whole = self._whole[fragment.name].view(-1)
-            whole[fragment.start : fragment.start + fragment.numel] = fragment.values().to(self.device)
-        if self.masters.sharded:
-            sum_over_ranks([tensor for p in self._whole.values() for tensor in (p.data, p.grad)])
-        AdaLoraModel.update_and_allocate(self._tuner, self.global_steps)
-        for fragment in self.masters.fragments:
-            if "lora_E" in fragment.name:
-                whole = self._whole[fragment.name].view(-1)
-                fragment.values().copy_(whole[fragment.start : fragment.start + fragment.numel])
-        for name, parameter in self.module.named_parameters():
-            if "lora_E" in name:
-                parameter.copy_(self._whole[name])
+    return chosen.adalora_init_rank or config.sorsa.rank, chosen.adalora_target_rank or config.sorsa.rank

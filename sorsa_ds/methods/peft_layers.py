@@ -5,16 +5,20 @@ pre-trained weight. What it holds goes to all ranks then, whole or cut, as SORSA
 the same factors, whatever PEFT draws or decomposes, no rank ever holds the model, and ZeRO-3 needs nothing more.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
-from peft import AdaLoraConfig, LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config.schema import BaselineConfig, SorsaConfig
+from sorsa_ds.methods.method import Values
+from sorsa_ds.methods.peft_adapters import ADAPTER, PeftMethod
 from sorsa_ds.model.fill import Produced, check_finite
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import TensorSpec
@@ -23,24 +27,15 @@ from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.precision import Precision, full_fp32_products
 
-ADAPTER = "default"
-"""PEFT's name of the one adapter."""
-
-MUTATING = ("pissa", "olora")
-"""The methods that take their first product off the frozen weight: W - scale * B_0 A_0."""
-
-Values = Callable[[str, torch.Size], Tensor]
-"""Gives a trained tensor, as training began or left it, by name and shape: fp32 on the CPU."""
-
 
 @dataclass(frozen=True, slots=True)
 class PeftLayers:
-    """One of the methods that PEFT has, with its settings.
+    """PEFT's layers of one method, with its settings.
 
-    seed: of what is drawn, together with the layer's name.
+    seed: seeds, together with a layer's name, what is drawn for it.
     """
 
-    method: str
+    method: PeftMethod
     sorsa: SorsaConfig
     baseline: BaselineConfig
     seed: int = 0
@@ -53,31 +48,11 @@ class PeftLayers:
             "target_modules": targets,
             "fan_in_fan_out": transposed,
         }
-        if self.method == "adalora":
-            return AdaLoraConfig(init_r=rank, target_r=rank, total_step=1, **shared)  # the engine has the schedule
-        initial: bool | str = True
-        if initialise and self.method == "olora":
-            initial = "olora"
-        if initialise and self.method == "pissa":
-            rounds = self.baseline.pissa_iterations
-            initial = f"pissa_niter_{rounds}" if rounds else "pissa"
-        return LoraConfig(r=rank, use_dora=self.method == "dora", init_lora_weights=initial, **shared)
-
-    def working_set(self, target: Target) -> int:
-        """Bytes of a target's layer while its owner makes it: fp32 matrices of its size, and what LAPACK takes.
-
-        The weight, the copy that PEFT changes, and a message; DoRA's norm takes two more, OLoRA's QR three, PiSSA's
-        decomposition four, and LAPACK the shorter side squared four times if it is exact (seen on 1024 x 4096).
-        """
-        m, n = target.out_features, target.in_features
-        numbers = {"lora": 3, "adalora": 3, "dora": 5, "olora": 6, "pissa": 7}[self.method] * m * n
-        if self.method == "pissa" and not self.baseline.pissa_iterations:
-            numbers += 4 * min(m, n) ** 2
-        return 4 * (numbers + 2 * self.rank(target) * (m + n + 1))
+        return self.method.layer_config(rank, self.baseline, initialise, shared)
 
     def rank(self, target: Target) -> int:
         """The rank with which a target's layer is made."""
-        return (self.baseline.adalora_init_rank or target.rank) if self.method == "adalora" else target.rank
+        return self.method.rank(target, self.baseline)
 
     def layer(self, target: Target, weight: Tensor, bias: Tensor | None, initial: Values | None = None) -> nn.Module:
         """PEFT's layer around a linear with this weight (M, N).
@@ -99,13 +74,14 @@ class PeftLayers:
             torch.manual_seed(int(digest.of_bytes(f"{self.seed} {target.name}".encode())[:15], 16))
             inject_adapter_in_model(config, holder, ADAPTER)
         layer = holder.linear
-        if self.method in MUTATING and real:
+        if self.method.changes_frozen_weight and real:
             with torch.no_grad():
                 if initial is not None:
                     set_trained(layer, target, initial)
-                # Not what PEFT has left there: made of the factors, in the same way at the start and ever after.
+                # PEFT's own frozen weight is replaced by one that is made from the factors: a run that goes on must
+                # find the same numbers, and has only the factors.
                 mutated = weight - delta(layer, target)
-                layer.base_layer.weight.data = mutated.t().contiguous() if target.transposed else mutated
+                frozen_linear(layer).weight.data = mutated.t().contiguous() if target.transposed else mutated
         return layer
 
     def operate(self, model: PreTrainedModel, precision: Precision) -> list[Target]:
@@ -117,8 +93,11 @@ class PeftLayers:
         targets = select_targets(model, self.sorsa)
         model.requires_grad_(False)
         for target in targets:
-            if target.transposed and self.method == "olora":
-                raise ValueError(f"method olora: PEFT's OLoRA takes no Conv1D ({target.name}); choose another method")
+            if target.transposed and not self.method.adapts_conv1d:
+                raise ValueError(
+                    f"method {self.method.name}: PEFT's {self.method.title} takes no Conv1D ({target.name}); choose "
+                    f"another method"
+                )
             if (rank := self.rank(target)) > min(target.out_features, target.in_features):
                 raise ValueError(f"baseline.adalora_init_rank: {rank} exceeds min(out, in) of {target.name}")
             parent, _, leaf = target.name.rpartition(".")
@@ -133,9 +112,9 @@ class PeftLayers:
 
 @dataclass(frozen=True, slots=True)
 class PeftRecipe:
-    """What PEFT's layers hold, of a target; everything else as it is.
+    """Fills a model with PEFT's layers: a target gets what its layer holds, every other parameter stays as it is.
 
-    initial, trained: the trained tensors as training began and as it left them, where it has begun.
+    initial, trained: give the trained tensors as training began and as it left them, where it has begun.
     """
 
     layers: PeftLayers
@@ -149,7 +128,7 @@ class PeftRecipe:
     def specs(self, item: Item) -> list[TensorSpec]:
         if item.target is None:
             return [TensorSpec(item.name, item.shape, self.precision.residual_dtype)]
-        if item.name not in self._specs:  # they are asked for before the layer is filled, and perhaps cut
+        if item.name not in self._specs:  # kept, because ZeRO-3 cuts the layer's parameters once they are filled
             self._specs[item.name] = [
                 TensorSpec(f"{item.name}.{leaf}", parameter.shape,
                            torch.float32 if parameter.requires_grad else self.precision.residual_dtype,
@@ -182,21 +161,20 @@ def set_trained(layer: nn.Module, target: Target, values: Values) -> None:
 
 @torch.no_grad()
 def delta(layer: nn.Module, target: Target) -> Tensor:
-    """What a layer's product adds to its frozen weight, (M, N) in fp32, as PEFT computes it."""
-    added = layer.get_delta_weight(ADAPTER)
+    """The (M, N) matrix in fp32 that a layer adds to its frozen weight, as PEFT computes it."""
+    added = cast(Linear, layer).get_delta_weight(ADAPTER)
     return added.t() if target.transposed else added
 
 
-def merged(layer: nn.Module, target: Target) -> Tensor:
-    """The whole weight (M, N) that a layer stands for, merged by PEFT."""
-    weight = plain(layer).weight.detach()
-    return weight.t() if target.transposed else weight
-
-
 @torch.no_grad()
-def plain(layer: nn.Module) -> nn.Module:
-    """The linear (or Conv1D) that a layer stands for, merged by PEFT in fp32."""
+def plain_linear(layer: nn.Module) -> nn.Linear | Conv1D:
+    """The linear (or Conv1D) that a layer of PEFT's stands for, merged by PEFT in fp32; changes the layer."""
     for parameter in layer.parameters():
         parameter.data = parameter.data.float()
-    layer.merge()
-    return layer.base_layer
+    cast(BaseTunerLayer, layer).merge()
+    return frozen_linear(layer)
+
+
+def frozen_linear(layer: nn.Module) -> nn.Linear | Conv1D:
+    """The linear (or Conv1D) around which a layer of PEFT's was put."""
+    return cast(nn.Linear | Conv1D, layer.base_layer)

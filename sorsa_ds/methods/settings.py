@@ -1,50 +1,39 @@
 """Which settings mean something to which method; what would be ignored silently is refused by name."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from sorsa_ds.config.fields import leaves
 from sorsa_ds.config.schema import ResidualConfig, RunConfig
+from sorsa_ds.methods.registry import method_named, method_of
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.residual_storage import settle
 
-ADAPTERS = ("lora", "pissa", "adalora", "dora", "olora")
-"""The methods that PEFT's layers carry."""
-
-_LAYERS = ("sorsa.rank", "sorsa.rank_pattern", "sorsa.alpha", "sorsa.dropout")
-_ONLY_SORSA = ("regularizer.*", "sorsa.svd", "sorsa.svd_tolerance", "sorsa.svd_max_iterations", "residual.*")
-_UNUSED = {
-    "sorsa": ("baseline.*",),
-    "lora": (*_ONLY_SORSA, "baseline.*"),
-    "pissa": (*_ONLY_SORSA, "baseline.adalora_*"),
-    "adalora": (*_ONLY_SORSA, "baseline.pissa_*", "sorsa.rank_pattern"),
-    "dora": (*_ONLY_SORSA, "baseline.*"),
-    "olora": (*_ONLY_SORSA, "baseline.*"),
-    "full": (*_ONLY_SORSA, "baseline.*", "sorsa.targets", *_LAYERS),
-    "partial": (*_ONLY_SORSA, "baseline.*", *_LAYERS),
-}
+ZERO_STAGES = (0, 1, 2, 3)
 
 
 def ignored(config: RunConfig) -> dict[str, object]:
     """The settings that are not as they are by default though the method has no use for them: path -> value."""
     found = {}
+    patterns = method_of(config).ignored_settings
     for path, leaf in leaves(RunConfig).items():
-        if any(fnmatchcase(path, pattern) for pattern in _UNUSED[config.method]):
+        if any(fnmatchcase(path, pattern) for pattern in patterns):
             value = _value(config, path)
             if value != leaf.default:
                 found[path] = value
     return found
 
 
-def check(config: RunConfig, zero_stage: int, formats: Precision) -> None:
-    """Stop before anything is loaded where a setting would do nothing, or the method cannot go this way.
+def check_settings(config: RunConfig, zero_stage: int, formats: Precision) -> None:
+    """Stop before anything is loaded where a setting would do nothing, or the method cannot train on that stage.
 
     Raises:
         ValueError: naming the settings, or the reason.
     """
     unused = ignored(config)
     if config.residual.storage == settle(ResidualConfig(), formats).storage:
-        unused.pop("residual.storage", None)  # filled in, as the frozen weights are kept
+        unused.pop("residual.storage", None)  # resolved settings name the dtype in which the frozen weights are kept
     if unused:
         listing = ", ".join(f"{path}={value}" for path, value in unused.items())
         raise ValueError(f"method {config.method} has no use for {listing}; leave it out")
@@ -52,31 +41,31 @@ def check(config: RunConfig, zero_stage: int, formats: Precision) -> None:
 
 
 def check_stage(method: str, zero_stage: int) -> None:
-    """Stop where a method cannot go this way.
+    """Stop where a method, or a variant of one, cannot train on a ZeRO stage.
 
     Raises:
         ValueError: with the reason.
     """
-    if method == "adalora" and zero_stage == 3:
+    refused = method_named(method).refused_stages
+    if zero_stage in refused:
+        *others, last = (str(stage) for stage in ZERO_STAGES if stage not in refused)
         raise ValueError(
-            "method adalora needs ZeRO stage 0, 1 or 2 (ds_configs/zero2.json): PEFT takes its orthogonal term on "
-            "factors that it gathers after the forward pass, and ZeRO-3 has cut them again when the backward pass "
-            "comes to that term"
+            f"method {method} needs ZeRO stage {', '.join(others)} or {last} (ds_configs/zero{last}.json): "
+            f"{refused[zero_stage]}"
         )
 
 
-def adalora_ranks(config: RunConfig) -> tuple[int, int]:
-    """AdaLoRA's rank at the start, and the mean rank at the end."""
-    chosen = config.baseline
-    return chosen.adalora_init_rank or config.sorsa.rank, chosen.adalora_target_rank or config.sorsa.rank
-
-
 def without_ignored(config: RunConfig) -> RunConfig:
-    """The same with what the method has no use for as it is by default."""
+    """The settings with those for which the method has no use put back to their defaults."""
     defaults = leaves(RunConfig)
-    for path in ignored(config):
+    return with_values(config, {path: defaults[path].default for path in ignored(config)})
+
+
+def with_values(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
+    """The settings with some of them replaced: path -> value."""
+    for path, value in values.items():
         section, _, name = path.partition(".")
-        config = replace(config, **{section: replace(getattr(config, section), **{name: defaults[path].default})})
+        config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
     return config
 
 

@@ -1,14 +1,19 @@
-"""Full fine-tuning, and partial: the whole weights of some linears. No layer is changed."""
+"""Full fine-tuning, and partial fine-tuning of the whole weights of some linears. No layer is replaced."""
 
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.methods.peft_layers import Values
-from sorsa_ds.model.fill import Produced, check_finite
+from sorsa_ds.methods.method import ADAPTER_SETTINGS, Making, Method, TrainedRun, Values
+from sorsa_ds.model.adapter_file import FactorFile
+from sorsa_ds.model.fill import Produced, Recipe, check_finite
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.model.targets import Target, select_targets
@@ -16,28 +21,69 @@ from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime.precision import Precision
 
 
-def operate(model: PreTrainedModel, sorsa: SorsaConfig | None, precision: Precision) -> list[Target]:
-    """Say what is trained of a model without memory: the weights of `sorsa.targets`, or everything.
+class WholeWeights(Method):
+    """Fine-tuning without adapters."""
 
-    Returns:
-        the targets; none where everything is trained.
-    """
-    model.requires_grad_(sorsa is None)
-    targets = [] if sorsa is None else select_targets(model, sorsa)
-    for target in targets:
-        linear = model.get_submodule(target.name)
-        linear.weight = nn.Parameter(linear.weight.detach())  # apart from an embedding that it is tied with
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(precision.factor_dtype)
-    return targets
+    refused_exports: Mapping[str, str] = dict.fromkeys(
+        ("lora", "base", "adapter"), "whole weights were trained, which no adapter holds"
+    )
+    keeps_initial = False
+    has_rank = False
+
+    def adapt(self, model: PreTrainedModel, making: Making) -> tuple[list[Target], Recipe]:
+        targets = self.select_targets(model, making.settings.sorsa)
+        model.requires_grad_(False)
+        self.train_parameters(model, targets)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(making.precision.factor_dtype)
+        return targets, WeightsRecipe.of(model, making.precision, making.trained)
+
+    @abstractmethod
+    def train_parameters(self, model: PreTrainedModel, targets: Sequence[Target]) -> None:
+        """Mark what is trained of a frozen model without memory."""
+
+    def merged_weight(self, run: TrainedRun, name: str, target: Target | None, untrained: bool = False) -> Tensor:
+        weight = run.trained.tensor(name).to(run.precision.factor_dtype).float()
+        return weight.t() if target is not None and target.transposed else weight
+
+
+class Full(WholeWeights):
+    """Full fine-tuning: every parameter is trained, and there are no targets."""
+
+    name, title = "full", "full fine-tuning"
+    ignored_settings = (*Method.ignored_settings, "sorsa.targets", *ADAPTER_SETTINGS)
+
+    def select_targets(self, model: nn.Module, sorsa: SorsaConfig) -> list[Target]:
+        return []
+
+    def trained_linears(self, model: nn.Module, sorsa: SorsaConfig) -> list[Target]:
+        return select_targets(model, SorsaConfig(rank=1))
+
+    def train_parameters(self, model: PreTrainedModel, targets: Sequence[Target]) -> None:
+        model.requires_grad_(True)
+
+    def changed_parameters(self, targets: Sequence[Target], trained: FactorFile) -> dict[str, Target | None]:
+        return dict.fromkeys(trained.names)
+
+
+class Partial(WholeWeights):
+    """Partial fine-tuning: the whole weights of the targets are trained."""
+
+    name, title = "partial", "partial fine-tuning"
+    ignored_settings = (*Method.ignored_settings, *ADAPTER_SETTINGS)
+
+    def train_parameters(self, model: PreTrainedModel, targets: Sequence[Target]) -> None:
+        for target in targets:
+            linear = cast(nn.Linear | Conv1D, model.get_submodule(target.name))
+            linear.weight = nn.Parameter(linear.weight.detach())  # apart from an embedding that it is tied with
 
 
 @dataclass(frozen=True, slots=True)
 class WeightsRecipe:
-    """Every parameter as it is, or as training has left it.
+    """Fills a model with its own parameters, as they were pre-trained or as training has left them.
 
-    trainable: those that are trained, with their shapes.
+    trainable: the parameters that are trained, with their shapes.
     """
 
     trainable: dict[str, torch.Size]
@@ -46,7 +92,7 @@ class WeightsRecipe:
 
     @classmethod
     def of(cls, model: nn.Module, precision: Precision, trained: Values | None) -> "WeightsRecipe":
-        """Of an operated model."""
+        """The recipe of a model on which it is marked what is trained."""
         return cls({n: p.shape for n, p in model.named_parameters() if p.requires_grad}, precision, trained)
 
     def specs(self, item: Item) -> list[TensorSpec]:

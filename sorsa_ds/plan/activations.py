@@ -6,7 +6,7 @@ saved it first.
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -22,11 +22,13 @@ from sorsa_ds.sorsa.layer import SorsaLinear
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Bytes of one micro-batch.
+    """Bytes that a forward pass of one micro-batch keeps for backward.
 
-    blocks: what each block keeps. inputs: what of it stays where blocks are recomputed, a block's input. rest: what is
-    outside of the blocks, without the logits. guessed: why the model cannot run without memory, where inputs and
-    outputs of its linears stand in for what they keep.
+    blocks: what each block keeps.
+    inputs: what is left of that for each block where blocks are recomputed, which is the block's input.
+    rest: what is kept outside of the blocks, without the logits.
+    guessed: why the model cannot run without memory; the inputs and outputs of its linears stand in for what they keep
+        then. None where everything was counted.
     """
 
     blocks: list[int]
@@ -36,13 +38,15 @@ class Kept:
 
     @property
     def counted(self) -> bool:
-        """Whether it was."""
+        """Whether the bytes were counted, not guessed."""
         return self.guessed is None
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Keeps what the fused attention kernels keep: q, k, v, the output, a number a row, and the mask as numbers, which
-    PyTorch makes anew in every layer."""
+    """Keeps what the fused attention kernels keep.
+
+    That is q, k, v, the output, one number per row, and the mask as numbers, which PyTorch makes anew in every layer.
+    """
 
     @staticmethod
     def forward(ctx, q, k, v, mask):
@@ -57,7 +61,7 @@ class _FusedAttention(torch.autograd.Function):
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class _Saved:
-    """A tensor that autograd keeps, as long as it does, and the block that was running."""
+    """A tensor that autograd keeps, and the block that was running; it lives as long as autograd keeps the tensor."""
 
     tensor: Tensor
     block: int | None
@@ -79,7 +83,7 @@ class _Autocast(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def cast(self, value):
-        """A tensor of fp32 in the narrow dtype; anything else as it is."""
+        """An fp32 tensor cast to the narrow dtype; anything else as it is."""
         narrow = isinstance(value, Tensor) and value.dtype == torch.float32
         return value.to(self._dtype) if narrow else value
 
@@ -87,9 +91,11 @@ class _Autocast(TorchFunctionMode):
 def kept_for_backward(
     model: PreTrainedModel, batch: int, length: int, dtype: torch.dtype, autocast: torch.dtype | None = None
 ) -> Kept:
-    """Run an operated model, all on the meta device, on `batch` sequences of `length` tokens.
+    """Run an adapted model, all of it on the meta device, on `batch` sequences of `length` tokens.
 
-    dtype: of the hidden states. autocast: of the products, where it is on.
+    Args:
+        dtype: the dtype of the hidden states.
+        autocast: the dtype of products under torch.autocast; None where that is off.
     """
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     # Every parameter's own storage is no activation; what autograd saves may be a view of another tensor's storage.
@@ -111,9 +117,9 @@ def kept_for_backward(
     inputs = batch * length * model.config.get_text_config().hidden_size * dtype.itemsize
     training = model.training
     try:
-        casting = nullcontext() if autocast is None else _Autocast(autocast)
+        casting = None if autocast is None else _Autocast(autocast)
         hooked = torch.autograd.graph.saved_tensors_hooks(save, lambda one: one.tensor)
-        with _fused_attention(None if autocast is None else casting.cast), casting, hooked:
+        with _fused_attention(None if casting is None else casting.cast), casting or nullcontext(), hooked:
             output = model.train()(input_ids=ids, attention_mask=mask, use_cache=False)
     except (RuntimeError, ValueError) as error:  # of kernels that only run on a GPU, or code that looks at numbers
         return Kept(_by_linears(model, blocks, batch * length, dtype), inputs, 0, str(error).partition("\n")[0])
@@ -126,12 +132,12 @@ def kept_for_backward(
         if one.tensor.is_meta and (place := _storage(one.tensor)) not in seen:
             seen.add(place)
             kept[one.block] += one.tensor.untyped_storage().nbytes()
-    del output  # until now it has kept the graph
+    del output  # it has kept the graph until here
     return Kept([kept[i] for i in range(len(blocks))], inputs, kept[None])
 
 
-def _by_linears(model: nn.Module, blocks: list[nn.Module], tokens: int, dtype: torch.dtype) -> list[int]:
-    """Input and output of each linear of a block, twice: once for it, once for what stands around it."""
+def _by_linears(model: nn.Module, blocks: Sequence[nn.Module], tokens: int, dtype: torch.dtype) -> list[int]:
+    """Bytes of the input and output of every linear, per block; twice, for the linear and for its surroundings."""
     return [
         sum(
             2 * tokens * dtype.itemsize * sum(layer.weight.shape if isinstance(layer, nn.Linear | Conv1D) else
@@ -144,9 +150,10 @@ def _by_linears(model: nn.Module, blocks: list[nn.Module], tokens: int, dtype: t
 
 @contextmanager
 def _fused_attention(cast: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
-    """Context in which PyTorch's attention keeps what its fused kernels do; on the meta device it would not be one.
+    """Context in which PyTorch's attention keeps what its fused kernels keep; on the meta device it would use none.
 
-    cast: what autocast does to its inputs.
+    Args:
+        cast: what autocast does to the inputs.
     """
 
     def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, **_) -> Tensor:
@@ -155,7 +162,7 @@ def _fused_attention(cast: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
         return _FusedAttention.apply(q, k, v, attn_mask)
 
     original = nn.functional.scaled_dot_product_attention
-    nn.functional.scaled_dot_product_attention = attend
+    nn.functional.scaled_dot_product_attention = attend  # type: ignore[assignment]  # the rest is in **_
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The nearest settings that fit: each change is tried by planning with it, alone first, then with those before it."""
+"""The nearest settings that fit: each change is planned alone first, then together with the changes before it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ MOST_GPUS, A_NODE = 1024, 8
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Settings with which a job fits, as they would be written on a command line, and bytes of a GPU and a node."""
+    """Settings with which a job fits, as on a command line, and the bytes that it takes of a GPU and of a node."""
 
     settings: str
     gpu: int
@@ -25,7 +25,10 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A way to need less. settings: what it says, `--option` or setting -> value."""
+    """A way to need less memory.
+
+    settings: `--option` or path of a setting -> value, as text. job: the job with them.
+    """
 
     settings: dict[str, str]
     job: Job
@@ -35,7 +38,8 @@ def advice(folder: Path, job: Job) -> list[Way]:
     """Settings with which the job fits into its hardware.
 
     Returns:
-        every single change that suffices; if none does, the smallest heap of changes that does; else more GPUs.
+        Every single change that suffices. If none does, the shortest row of changes that suffices together; if there
+        is none, those changes on more GPUs.
     """
     trial = _Trial(folder)
     singles = [change for step in _STEPS if (change := step(job)) is not None]
@@ -51,14 +55,17 @@ def advice(folder: Path, job: Job) -> list[Way]:
 
 
 class _Trial:
-    """Plans what is tried. Building a model takes seconds: what changes how it is trained alone needs no other."""
+    """Plans the changes that are tried.
+
+    Building a model takes seconds, so it is built once for all changes that only change how it is trained.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._models: list[tuple[tuple, Facts]] = []
 
     def way(self, change: Change) -> Way | None:
-        """None if it does not fit."""
+        """The settings of a change with which the job fits; None if it does not."""
         needed = memory(change.job, self._facts(change.job))
         if not fits(change.job, needed):
             return None
@@ -78,7 +85,7 @@ def _more_gpus(trial: _Trial, heap: Change) -> list[Way]:
     for hardware in larger(heap.job.hardware):
         try:
             job = Job.of(heap.job.config, heap.job.given, hardware)
-        except ValueError:  # so many do not divide the batch
+        except ValueError:  # the batch is not a multiple of so many ranks
             continue
         more = {"--gpus": str(hardware.gpus), "--nodes": str(hardware.nodes)}
         if (way := trial.way(Change(heap.settings | more, job))) is not None:
@@ -113,7 +120,7 @@ def _smaller_micro_batch(job: Job) -> Change | None:
 
 
 def _zero3(job: Job) -> Change | None:
-    """Cut over all ranks."""
+    """Cut all parameters over all ranks."""
     if job.ranks == 1 or (job.stage == 3 and job.frozen_blocks == job.ranks):
         return None
     return _with_file(job, "zero3.json")
@@ -148,7 +155,7 @@ def _with(job: Job, **train) -> Change | None:
 
 
 def _with_file(job: Job, name: str) -> Change | None:
-    """With a DeepSpeed JSON that ships; what the job's own says of training is said on the command line."""
+    """The job with a DeepSpeed JSON that ships; what its own JSON says of training moves to the command line."""
     given = deepspeed_json.load(REPOSITORY / "ds_configs" / name)
     said = deepspeed_json.train_settings(job.given)
     words = {"--ds_config": f"ds_configs/{name}"} | {f"train.{field}": str(value) for field, value in said.items()}
@@ -156,7 +163,7 @@ def _with_file(job: Job, name: str) -> Change | None:
 
 
 def _planned(job: Job, words: dict[str, str], given: dict | None = None, **sections) -> Change | None:
-    """The job with other settings; None where they do not go with the rest."""
+    """The job with other settings; None where they do not go with the other ones."""
     try:
         return Change(words, Job.of(replace(job.config, **sections), given or job.given, job.hardware))
     except ValueError:

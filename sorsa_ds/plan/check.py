@@ -20,19 +20,22 @@ from sorsa_ds.sorsa.residual_storage import Storage
 def check_memory(
     folder: Path, config: RunConfig, given: dict, resolved: Resolved, formats: Precision, storage: Storage
 ) -> None:
-    """Say what a run needs, and stop where this machine has less; nothing with train.check_memory=false. A collective
-    call.
+    """Say what a run needs, and stop where this machine has less. A collective call.
+
+    With train.check_memory=false it does nothing.
 
     Args:
-        folder: the model's. The others: what the run has settled (see `job.Job`).
+        folder: the model's folder.
+        given: the DeepSpeed JSON as the user wrote it, and `resolved` as it was resolved for this job.
 
     Raises:
-        ValueError: it cannot fit, or the model has no such targets or ranks; on every rank.
+        ValueError: the run cannot fit, or the model has no such targets or ranks; on every rank.
     """
     if not config.train.check_memory:
         return
     job = Job(config, given, resolved, formats, storage, Hardware(gpus=collectives.world_size()))
     needed = collectives.together(lambda: memory(job, facts(folder, job)), process.this_device())
+    assert needed is not None  # every rank has planned
     free = free_memory() // process.local_ranks()
     if torch.cuda.is_available():
         places = {
@@ -47,7 +50,7 @@ def check_memory(
         for where, (wanted, limit) in places.items():
             if wanted > limit:
                 raise ValueError(
-                    f"the run needs about {wanted / GIB:.2f} GiB a rank, more than the {limit / GIB:.2f} GiB {where} "
+                    f"the run needs about {wanted / GIB:.2f} GiB per rank, more than the {limit / GIB:.2f} GiB {where} "
                     f"that it may take here: launch/plan.py with the same settings tells what would fit; "
                     f"train.check_memory=false tries all the same"
                 )

@@ -9,9 +9,10 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 
 from sorsa_ds.config import command_line, deepspeed_json
+from sorsa_ds.config.byte_size import read_bytes
 from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig, RunConfig
 from sorsa_ds.model.embedded import ensure_embedded_model
-from sorsa_ds.plan.job import GIB, Hardware, Job
+from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.report import as_json, as_text, plan
 from sorsa_ds.plan.shapes import shipped
 from sorsa_ds.runtime.console import say
@@ -19,25 +20,24 @@ from sorsa_ds.runtime.console import say
 OPTIONS = {
     "config": "YAML file with settings",
     "ds_config": f"DeepSpeed JSON (default {command_line.DEFAULT_DS_CONFIG})",
-    "gpus": "GPUs of a node (default 1)",
-    "nodes": "nodes (default 1)",
-    "gpu_memory": "of one GPU, as 80GiB or 80GB (default 80GiB)",
-    "host_memory": "of a node's own that the job may take (default: not known, the need is told and not judged)",
+    "gpus": "GPUs per node (default 1)",
+    "nodes": "number of nodes (default 1)",
+    "gpu_memory": "memory of one GPU, as 80GiB or 80GB (default 80GiB)",
+    "host_memory": "memory of a node's CPUs that the job may take (default: unknown; the need is told and not judged)",
     "gpu_tflops": "dense bf16 TFLOP/s of a GPU, as its maker says (default 989: H100)",
-    "efficiency": "share of these that training reaches (default 0.4)",
+    "efficiency": "share of --gpu_tflops that training reaches (default 0.4)",
     "gpu_bandwidth": "GB/s that a GPU receives inside its node (default 360: NVLink 4 at 80 %)",
     "node_bandwidth": "GB/s that a node receives from the others (default 320: eight 400 Gb/s cards at 80 %)",
     "memory_bandwidth": "GB/s of a GPU's own memory, as its maker says (default 3350: H100)",
 }
 USAGE = """\
-What a run will need, before anything is loaded: memory, bytes over the wire, seconds a step, and whether it fits.
+What a run will need, before anything is loaded: memory, bytes over the wire, seconds per step, and whether it fits.
 
   python launch/plan.py --config launch/recipes/llama3_70b_8gpu.yaml --ds_config ds_configs/zero3.json --gpus 8
   python launch/plan.py --ds_config ds_configs/stage0.json --json model=meta-llama/Llama-2-7b-hf sorsa.rank=128
 
   --json           print one JSON object and nothing else
 """
-_UNITS = {"B": 1, "MB": 10**6, "MIB": 2**20, "GB": 10**9, "GIB": 2**30, "TB": 10**12, "TIB": 2**40}
 
 
 def run(argv: Sequence[str]) -> bool:
@@ -81,7 +81,7 @@ def configuration_of(model: str, loading: LoadingConfig) -> Path:
     """A folder with the config.json of a model: the model's own, a shape that ships, or the hub's file.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such model.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -94,7 +94,7 @@ def configuration_of(model: str, loading: LoadingConfig) -> Path:
         return Path(hf_hub_download(model, "config.json", revision=loading.revision)).parent
     except Exception as error:
         raise ValueError(
-            f"model: {model!r} is no folder here, no shape of it ships with sorsa_ds, and the hub does not give its "
+            f"model: {model!r} is not a folder here, no shape of it ships with sorsa_ds, and the hub does not give its "
             f"config.json: {error}"
         ) from error
 
@@ -122,15 +122,9 @@ def _figure(text: str, option: str) -> float:
 
 
 def size(text: str, option: str = "--gpu_memory") -> int:
-    """Bytes of `80GiB`, `24 GB`, `1.5TiB`.
+    """The bytes of a memory size such as `80GiB`, `24 GB` or `1.5TiB`.
 
     Raises:
-        ValueError: it reads otherwise, or is less than a GiB or more than a PiB.
+        ValueError: it cannot be read, or is less than 1 GiB or more than 1024 TiB.
     """
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*", text)
-    if found is None or found[2].upper() not in _UNITS:
-        raise ValueError(f"{option} {text}: write a number and a unit, as 80GiB or 80GB")
-    value = int(float(found[1]) * _UNITS[found[2].upper()])
-    if not GIB <= value <= 2**50:
-        raise ValueError(f"{option} {text}: must be from 1GiB to 1024TiB")
-    return value
+    return read_bytes(text, option, "write a number and a unit, as 80GiB or 80GB", smallest="1GiB")

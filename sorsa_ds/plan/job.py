@@ -1,10 +1,10 @@
-"""What is planned: a run's settings and the hardware, settled as training would settle them there."""
+"""What is planned: a run's settings and the hardware, resolved as training would resolve them there."""
 
 from dataclasses import dataclass
 
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.methods.settings import check
+from sorsa_ds.methods.settings import check_settings
 from sorsa_ds.runtime import precision
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import residual_storage
@@ -17,12 +17,17 @@ GIB = 2**30
 class Hardware:
     """What a run is planned for.
 
-    gpus: of one node. nodes: how many. gpu_memory: bytes of one GPU. tflops: dense bf16 of one GPU, as its maker says.
-    efficiency: the share of these that training reaches. gpu_bandwidth: GB/s that a GPU receives from the others of its
-    node. node_bandwidth: GB/s that a node receives from the others. memory_bandwidth: GB/s that a GPU reads and writes
-    its own memory with. host_memory: bytes of a node's own memory that the job may take; None: not known.
+    gpus: number of GPUs per node.
+    nodes: number of nodes.
+    gpu_memory: bytes of one GPU.
+    tflops: dense bf16 TFLOP/s of one GPU, as its maker says.
+    efficiency: the share of `tflops` that training reaches.
+    gpu_bandwidth: GB/s that a GPU receives from the others of its node.
+    node_bandwidth: GB/s that a node receives from the others.
+    memory_bandwidth: GB/s at which a GPU reads and writes its own memory.
+    host_memory: bytes of a node's own memory that the job may take; None: unknown.
 
-    The defaults are an H100 SXM with NVLink 4 (450 GB/s a direction) and one 400 Gb/s card a GPU, at 80 % of both.
+    The defaults are an H100 SXM with NVLink 4 (450 GB/s per direction) and one 400 Gb/s card per GPU, at 80 % of both.
     """
 
     gpus: int = 1
@@ -37,13 +42,16 @@ class Hardware:
 
     @property
     def ranks(self) -> int:
-        """One a GPU."""
+        """Number of ranks, one per GPU."""
         return self.gpus * self.nodes
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A run on some hardware. resolved: its DeepSpeed configuration there. given: the JSON as the user wrote it."""
+    """A run on some hardware.
+
+    given: the DeepSpeed JSON as the user wrote it. resolved: the same as resolved for this hardware.
+    """
 
     config: RunConfig
     given: dict
@@ -54,7 +62,7 @@ class Job:
 
     @classmethod
     def of(cls, config: RunConfig, given: dict, hardware: Hardware) -> "Job":
-        """Settle a run for GPUs that multiply in bf16.
+        """Resolve a run's settings for GPUs that multiply in bf16.
 
         Raises:
             ValueError: the settings, or the number of ranks, do not go together.
@@ -62,7 +70,7 @@ class Job:
         wanted = deepspeed_json.precision_from_json(given)
         formats = precision.choose(config.train.precision, wanted, "cuda", fast=True)
         resolved = deepspeed_json.resolve(given, config.train, hardware.ranks, "cuda", formats.name, hardware.gpus)
-        check(config, resolved.zero_stage, formats)
+        check_settings(config, resolved.zero_stage, formats)
         return cls(config, given, resolved, formats, residual_storage.storage_of(config.residual, formats), hardware)
 
     @property
@@ -72,17 +80,17 @@ class Job:
 
     @property
     def stage(self) -> int:
-        """ZeRO stage."""
+        """The ZeRO stage."""
         return self.resolved.zero_stage
 
     @property
     def ranks(self) -> int:
-        """Of the whole job."""
+        """Number of ranks of the whole job."""
         return self.hardware.ranks
 
     @property
     def frozen_blocks(self) -> int:
-        """ZeRO-3: ranks among which frozen parameters are cut: those of a node, or all."""
+        """Number of ranks among which ZeRO-3 cuts frozen parameters: those of a node, or all."""
         return self.zero.get("zero_hpz_partition_size", self.ranks)
 
     @property
@@ -92,8 +100,7 @@ class Job:
 
     @property
     def uses(self) -> int:
-        """How often a frozen weight is used in an optimizer step: forward, recomputation and backward of each
-        micro-batch."""
+        """How often a frozen weight is used in an optimizer step: in forward, recomputation and backward passes."""
         passes = 3 if self.config.train.gradient_checkpointing else 2
         return passes * self.resolved.gradient_accumulation_steps
 

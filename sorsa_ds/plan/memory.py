@@ -1,4 +1,4 @@
-"""Bytes that a rank holds, on its GPU and in the host's memory, by what they are for.
+"""Bytes that one rank holds, on its GPU and in the host's memory, by what they are for.
 
 What DeepSpeed 0.19.8 allocates on each stage was read off live tensors; tests hold the parameters, the optimizer and
 the residual to them exactly. Activations are counted (`activations`); buffers are what their settings allow.
@@ -8,24 +8,27 @@ Letters: T trained numbers, N ranks, f bytes of a trained number as the model ho
 
 from dataclasses import dataclass
 
-from sorsa_ds import methods
-from sorsa_ds.methods.settings import adalora_ranks
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import fill, pretrained
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.model_facts import Facts, Held
 
 CONTEXT = 600 * 2**20
-"""What CUDA, NCCL and cuBLAS take of a GPU beside PyTorch's tensors."""
+"""Bytes that CUDA, NCCL and cuBLAS take of a GPU beside PyTorch's tensors."""
 
-_MOMENTS, _MASTER, _FP64 = 8, 4, 8
+_MOMENTS, _MASTER = 8, 4
 _ALL_REDUCED = 5 * 10**8
 """Without ZeRO, gradients are joined until they are more numbers than this, and averaged over the ranks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """gpu, host: component -> bytes of a rank. initialisation: largest bytes on the GPU while the model is made.
-    reading: in the host's memory then."""
+    """Bytes that one rank needs.
+
+    gpu, host: component -> bytes in training, on the GPU and in the host's memory.
+    initialisation: bytes on the GPU at most while the model is made.
+    reading: bytes in the host's memory at most while the model is made.
+    """
 
     gpu: dict[str, int]
     host: dict[str, int]
@@ -34,17 +37,17 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """On the GPU, in training or before it."""
+        """Bytes on the GPU at most, in training or before it."""
         return max(sum(self.gpu.values()), self.initialisation + self.gpu["context"])
 
     @property
     def total_host(self) -> int:
-        """In the host's memory: what is offloaded, and what is read. Each rank of a node takes as much."""
+        """Bytes in the host's memory: what is offloaded, and what is read. Each rank of a node takes as much."""
         return sum(self.host.values()) + self.reading
 
 
 def memory(job: Job, facts: Facts) -> Memory:
-    """Memory of the rank that holds most."""
+    """What the rank needs that holds most."""
     gpu = {"residual": 0, "frozen": 0, "trained": 0, "secondary": 0, "masters": 0, "moments": 0, "gradients": 0}
     host = dict(gpu)
     parameters_at = host if job.offloaded("param") else gpu
@@ -68,19 +71,19 @@ def memory(job: Job, facts: Facts) -> Memory:
     gpu["buffers"] = _buffers(job, facts, gpu["activations"] + gpu["logits"])
     gpu["context"] = CONTEXT
     largest = max(p.numel for p in facts.parameters)
-    peak = methods.working_set(job.config, facts.targets, largest, job.storage)
+    peak = method_of(job.config).working_set(job.config, facts.targets, largest, job.storage)
     shards = 0 if job.offloaded("param") else sum(gpu[name] for name in ("residual", "frozen", "trained"))
     read = 4 * largest + fill.TRIM_BYTES + pretrained.REOPEN_BYTES
     return Memory(gpu, host, shards + peak, read)
 
 
 def _held(job: Job, parameter: Held) -> int:
-    """Bytes of a parameter on one rank."""
+    """Bytes of one parameter on one rank."""
     return parameter.block(_blocks(job, parameter)) * parameter.itemsize
 
 
 def _blocks(job: Job, parameter: Held) -> int:
-    """Ranks among which a parameter is cut."""
+    """Number of ranks among which a parameter is cut."""
     if job.stage < 3:
         return 1
     return job.ranks if parameter.kind == "trained" else job.frozen_blocks
@@ -91,7 +94,7 @@ def _itemsize(job: Job) -> int:
 
 
 def _padded(job: Job, facts: Facts) -> int:
-    """Stages 1 and 2: T, filled up to a multiple of 2 N."""
+    """T as ZeRO stages 1 and 2 hold it: filled up to a multiple of 2 N."""
     unit = 2 * job.ranks
     return -(-facts.trainable // unit) * unit
 
@@ -111,7 +114,7 @@ def _has_masters(job: Job) -> bool:
 
 
 def _gradients(job: Job, facts: Facts) -> int:
-    """At the optimizer step, where most of them are there."""
+    """Bytes of gradients on the GPU at the optimizer step, where most of them are there."""
     bf16, trainable = job.precision.name == "bf16", facts.trainable
     if job.stage == 0:
         return (_MASTER + 2 if bf16 else _MASTER) * trainable
@@ -122,8 +125,11 @@ def _gradients(job: Job, facts: Facts) -> int:
 
 
 def _buffers(job: Job, facts: Facts, gone: int) -> int:
-    """The buckets in which gradients travel, and updated parameters. gone: bytes of activations, in whose room they are
-    without ZeRO."""
+    """Bytes of the buckets in which gradients and updated parameters travel.
+
+    Args:
+        gone: bytes of activations that are freed by then; without ZeRO the buckets take their place.
+    """
     if job.stage == 0:
         return max(0, largest_bucket(facts) * _itemsize(job) - gone)
     copies = 2 if job.zero["overlap_comm"] and job.stage < 3 else 1
@@ -131,7 +137,7 @@ def _buffers(job: Job, facts: Facts, gone: int) -> int:
 
 
 def largest_bucket(facts: Facts) -> int:
-    """Numbers of the largest bucket of gradients that is averaged at once without ZeRO, by a single rank too."""
+    """Numbers in the largest bucket of gradients that is averaged at once without ZeRO, also by a single rank."""
     joined, largest = 0, 0
     for parameter in facts.parameters:
         if parameter.kind == "trained":
@@ -142,7 +148,7 @@ def largest_bucket(facts: Facts) -> int:
 
 
 def _gathered(job: Job, facts: Facts) -> int:
-    """ZeRO-3: parameters that are whole at a time: small ones always, others as far as the settings let them."""
+    """Bytes of the parameters that ZeRO-3 holds whole: small ones always, others as far as the settings let it."""
     gathered = [p for p in facts.parameters if _blocks(job, p) > 1 or job.offloaded("param")]
     if not gathered:
         return 0
@@ -156,7 +162,7 @@ def _gathered(job: Job, facts: Facts) -> int:
 
 
 def _secondary(job: Job, facts: Facts) -> int:
-    """hpZ: a second block of what is trained, cut among the ranks of a node only."""
+    """Bytes of hpZ's second block of what is trained, which is cut among the ranks of a node only."""
     if job.stage < 3 or job.frozen_blocks == job.ranks:
         return 0
     groups = job.ranks // job.frozen_blocks
@@ -164,38 +170,31 @@ def _secondary(job: Job, facts: Facts) -> int:
 
 
 def _largest_dense(job: Job, facts: Facts) -> int:
-    """A matrix that is made for one product: a packed residual made dense, with the numbers that bitsandbytes writes
-    first; DoRA's weight, of which PEFT takes the norm: a unit matrix, B A, scaled, with W in fp32, and their sum."""
-    if job.config.method == "dora":
-        return max(_MASTER * t.in_features * (t.in_features + 4 * t.out_features) for t in facts.targets)
+    """Bytes of the matrices that are made for one product: by the method's layer, or from a packed residual."""
+    made = method_of(job.config).layer_scratch_bytes(facts.targets)
     if not job.storage.quantised:
-        return 0
-    return max(t.out_features * t.in_features for t in facts.targets) * job.precision.compute_dtype.itemsize
+        return made
+    dense = max(t.out_features * t.in_features for t in facts.targets) * job.precision.compute_dtype.itemsize
+    return max(made, dense)
 
 
 def _regulariser(job: Job, facts: Facts) -> int:
-    """SORSA's Gram matrices, errors and factors in fp64. AdaLoRA's Gram matrices, unit matrices and differences; where
-    it takes ranks away, also whole values, gradients and averages of importance (`methods.adalora`)."""
-    numbers = 3 * sum(2 * linear.rank**2 for linear in facts.linears)
-    if job.config.method == "sorsa":
-        return _FP64 * numbers
-    if job.config.method == "adalora":
-        begin, end = adalora_ranks(job.config)
-        return _MASTER * (numbers + (5 * facts.trainable if begin > end else 0))
-    return 0
+    """Bytes that the method's own terms take in an optimizer step, such as Gram matrices."""
+    ranks = [linear.rank for linear in facts.linears]
+    return method_of(job.config).step_scratch_bytes(job.config, ranks, facts.trainable)
 
 
 def _cast(job: Job, facts: Facts) -> int:
-    """Trained weights of plain linears, which autocast casts once and holds until forward ends, whatever is recomputed.
-    SORSA's layers cast their own, one at a time."""
-    if job.config.method == "sorsa" or job.precision.name != "mixed":
+    """Copies of trained weights, which autocast makes once and holds until the forward pass ends, whatever is
+    recomputed; none where the method's layers cast their own, one at a time."""
+    if method_of(job.config).layers_cast_weights or job.precision.name != "mixed":
         return 0
     numbers = sum(x.m * x.n if x.trained else x.rank * (x.m + x.n) for x in facts.linears)
     return numbers * job.precision.compute_dtype.itemsize
 
 
 def _activations(job: Job, facts: Facts) -> tuple[int, int]:
-    """(activations, logits) at the moment when both together are largest.
+    """Bytes of (activations, logits) at the moment when both together are largest.
 
     Forward ends with all that blocks keep, and with three copies of the logits (`objective.summed_loss`): as the model
     gives them, the learned ones, and their log-probabilities, two of them in fp32. With checkpointing, blocks keep
@@ -212,7 +211,7 @@ def _activations(job: Job, facts: Facts) -> tuple[int, int]:
 
 
 HEADROOM = 0.05
-"""Share of a GPU's memory that is left to what is not planned: fragmentation, kernels' workspaces."""
+"""Share of a GPU's memory that is left for what is not planned: fragmentation and kernels' workspaces."""
 
 
 def room(job: Job) -> int:
@@ -226,6 +225,6 @@ def of_a_node(job: Job, needed: Memory) -> int:
 
 
 def fits(job: Job, needed: Memory) -> bool:
-    """Whether it fits into the GPU with some headroom, and into the node's memory where that is known."""
+    """Whether a job fits into the GPU with some headroom, and into the node's memory where that is known."""
     limit = job.hardware.host_memory
     return needed.total <= room(job) and (limit is None or of_a_node(job, needed) <= limit)

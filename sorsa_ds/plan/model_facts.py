@@ -2,20 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sorsa_ds import methods
-from sorsa_ds.methods.peft_layers import ADAPTER
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Target
 from sorsa_ds.plan.activations import Kept, kept_for_backward
 from sorsa_ds.plan.job import Job
-from sorsa_ds.sorsa.layer import SorsaLinear
 
 Kind = Literal["residual", "frozen", "trained"]
 
@@ -30,18 +28,22 @@ class Held:
 
     @property
     def nbytes(self) -> int:
-        """Of the whole parameter."""
+        """Bytes of the whole parameter."""
         return self.numel * self.itemsize
 
     def block(self, ranks: int) -> int:
-        """Numbers of one of ZeRO-3's equal flat blocks."""
+        """Numbers in one of the equal flat blocks into which ZeRO-3 cuts it."""
         return -(-self.numel // ranks)
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A linear (m, n) as it computes. rank: of the adapter beside it, 0 without one. trained: whether its whole weight
-    is. head: whether it gives the logits."""
+    """A linear with a weight (m, n).
+
+    rank: the rank of the adapter beside it; 0 without one.
+    trained: whether its whole weight is trained.
+    head: whether it gives the logits.
+    """
 
     m: int
     n: int
@@ -54,9 +56,12 @@ class Linear:
 class Facts:
     """What a plan needs of the model.
 
-    parameters: tied ones once. targets: as `methods.operation` gives them, none where everything is trained. linears:
-    all of them. kept: what a forward pass of one micro-batch keeps for backward. attention: numbers of a token's
-    queries, of all heads of a block; 0 without attention. vocabulary: tokens.
+    parameters: every parameter; tied ones stand there once.
+    targets: as `Method.operation` gives them; none where everything is trained.
+    linears: every linear, adapted or not.
+    kept: what a forward pass of one micro-batch keeps for backward.
+    attention: numbers in one token's queries, of all heads of a block together; 0 without attention.
+    vocabulary: number of tokens.
     """
 
     parameters: list[Held]
@@ -68,12 +73,12 @@ class Facts:
 
     @property
     def trainable(self) -> int:
-        """Trained numbers; with SORSA those of U, s and V."""
+        """Number of trained parameters; with SORSA those of U, s and V."""
         return sum(p.numel for p in self.parameters if p.kind == "trained")
 
     @property
     def frozen(self) -> int:
-        """Weights of the pre-trained model that are not trained, however they are stored."""
+        """Number of pre-trained weights that are not trained, however they are stored."""
         others = sum(p.numel for p in self.parameters if p.kind == "frozen")
         packed = any(p.kind == "residual" for p in self.parameters)
         return others + (sum(t.out_features * t.in_features for t in self.targets) if packed else 0)
@@ -91,15 +96,14 @@ def facts(folder: Path, job: Job) -> Facts:
         folder: has the model's config.json; weights are not needed.
 
     Raises:
-        ValueError: it is no causal language model, or has no such targets or ranks.
+        ValueError: it is not a causal language model, or has no such targets or ranks.
     """
     model = skeleton(folder, job.config.loading)
-    model.to("meta")
+    cast(nn.Module, model).to("meta")  # the decorator of transformers' own `to` hides its arguments' types
     head = model.get_output_embeddings()
-    targets, _ = methods.operation(job.config, job.precision, job.storage, torch.device("meta"))(model)
-    residuals = set()
-    if job.config.method == "sorsa":
-        residuals = {f"{target.name}.{leaf}" for target in targets for leaf in job.storage.names}
+    method = method_of(job.config)
+    targets, _ = method.operation(job.config, job.precision, job.storage, torch.device("meta"))(model)
+    residuals = {name for target in targets for name in method.residual_names(target, job.storage)}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and name not in residuals and parameter.is_floating_point():
             parameter.data = parameter.data.to(job.precision.residual_dtype)
@@ -111,7 +115,7 @@ def facts(folder: Path, job: Job) -> Facts:
     return Facts(
         parameters,
         targets,
-        _linears(model, targets, head),
+        _linears(model, {t.name: (t, method.rank(t, job.config.baseline)) for t in targets}, head),
         kept_for_backward(
             model, job.resolved.micro_batch_size, job.config.data.max_length, _dtype(model),
             torch.bfloat16 if job.precision.name == "mixed" else None,
@@ -121,19 +125,23 @@ def facts(folder: Path, job: Job) -> Facts:
     )  # fmt: skip
 
 
-def _linears(model: nn.Module, targets: list[Target], head: nn.Module | None) -> list[Linear]:
-    """Every linear of an operated model: one with its adapter is one."""
-    found, adapters = [], ()
-    by_name = {target.name: target for target in targets}
+def _linears(model: nn.Module, targets: dict[str, tuple[Target, int]], head: nn.Module | None) -> list[Linear]:
+    """Every linear of an operated model; a linear and its adapter are counted as one.
+
+    Args:
+        targets: name -> (target, rank of its adapter).
+    """
+    found: list[Linear] = []
+    adapters: tuple[str, ...] = ()
     for name, module in model.named_modules():
         if name.startswith(adapters):
             continue
         if isinstance(module, nn.Linear | Conv1D):
             m, n = module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape
             found.append(Linear(m, n, 0, module.weight.requires_grad, module is head))
-        elif name in by_name:
-            rank = module.rank if isinstance(module, SorsaLinear) else module.r[ADAPTER]
-            found.append(Linear(by_name[name].out_features, by_name[name].in_features, rank, False, module is head))
+        elif name in targets:
+            target, rank = targets[name]
+            found.append(Linear(target.out_features, target.in_features, rank, False, module is head))
             adapters = (f"{name}.",)  # its parts follow
     return found
 
@@ -144,4 +152,4 @@ def _attention(config: PreTrainedConfig) -> int:
 
 
 def _dtype(model: PreTrainedModel) -> torch.dtype:
-    return model.get_input_embeddings().weight.dtype
+    return cast(nn.Embedding, model.get_input_embeddings()).weight.dtype

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.plan.advice import Way, advice
 from sorsa_ds.plan.job import GIB, Job
 from sorsa_ds.plan.memory import Memory, fits, memory, of_a_node, room
@@ -11,12 +12,11 @@ from sorsa_ds.plan.model_facts import Facts, facts
 from sorsa_ds.plan.speed import Speed, speed
 from sorsa_ds.plan.traffic import Traffic, traffic
 from sorsa_ds.runtime.console import table
-from sorsa_ds.sorsa.residual_storage import describe, settle
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a job needs. advice: settings that fit, where these do not."""
+    """What a job needs; with settings that fit (`advice`) where its own do not."""
 
     job: Job
     facts: Facts
@@ -27,7 +27,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether it fits into the hardware."""
+        """Whether the job fits into the hardware."""
         return fits(self.job, self.memory)
 
 
@@ -44,11 +44,10 @@ def plan(folder: Path, job: Job) -> Plan:
 
 
 def as_text(planned: Plan) -> str:
-    """The table."""
+    """A plan as the table that launch/plan.py prints."""
     job, needed, expected, hardware = planned.job, planned.memory, planned.speed, planned.job.hardware
     sizes, targets = job.resolved, planned.facts.targets
-    kept = describe(settle(job.config.residual, job.precision))
-    what = f"residual {kept}" if job.config.method == "sorsa" else f"method {job.config.method}"
+    what = method_of(job.config).summary(job.config, job.precision)
     rows = [
         ("model", job.config.model),
         ("parameters", f"{planned.facts.trainable:,} trainable in {len(targets) or 'all'} linears, "
@@ -59,7 +58,7 @@ def as_text(planned: Plan) -> str:
                   f"{sizes.gradient_accumulation_steps} accumulated, {job.config.data.max_length} tokens each, "
                   f"{'with' if job.config.train.gradient_checkpointing else 'without'} gradient checkpointing"),
     ]  # fmt: skip
-    parts = [table(rows), "", "  GiB a rank on the GPU"]
+    parts = [table(rows), "", "  GiB per rank on the GPU"]
     parts.append(table([(f"  {name}", f"{size / GIB:8.2f}") for name, size in needed.gpu.items() if size]))
     totals = [
         ("  in all", sum(needed.gpu.values())),
@@ -72,10 +71,10 @@ def as_text(planned: Plan) -> str:
     wire = [(f"  {name}", f"{planned.traffic.inside.get(name, 0) / 1e9:8.2f} {between / 1e9:8.2f}")
             for name, between in _both(planned.traffic)]  # fmt: skip
     if wire:
-        parts += ["", "  GB a step: to a GPU from its node, to a node from the others", table(wire)]
+        parts += ["", "  GB per step: to a GPU from its node, to a node from the others", table(wire)]
     parts += [
         "",
-        f"  {expected.seconds:.2f} s a step, {expected.tokens_per_second:,.0f} tokens/s, if the GPUs reach "
+        f"  {expected.seconds:.2f} s per step, {expected.tokens_per_second:,.0f} tokens/s, if the GPUs reach "
         f"{hardware.efficiency:.0%} of {hardware.tflops:g} TFLOP/s:",
         f"  computing {expected.compute:.2f} s"
         + (f" and making weights dense {expected.dense:.2f} s" if expected.dense else "")
@@ -88,7 +87,7 @@ def as_text(planned: Plan) -> str:
 
 
 def as_json(planned: Plan) -> dict:
-    """The same as one object; sizes in GiB, wire in bytes."""
+    """A plan as one JSON object; memory in GiB, communication in bytes."""
     needed, expected, job = planned.memory, planned.speed, planned.job
     return {
         "fits": planned.fits,
@@ -123,13 +122,17 @@ def as_json(planned: Plan) -> dict:
 
 
 def short(needed: Memory, places: Mapping[str, tuple[int, int]]) -> str:
-    """One line for the beginning of a run. places: where -> (bytes that a rank needs there, bytes that it may take)."""
+    """One line for the beginning of a run.
+
+    Args:
+        places: where -> (bytes that a rank needs there, bytes that it may take).
+    """
     largest = sorted(needed.gpu.items(), key=lambda item: -item[1])[:4]
     told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in largest)
     a_rank = ", ".join(
         f"{wanted / GIB:.2f} of {limit / GIB:.2f} GiB {where}" for where, (wanted, limit) in places.items()
     )
-    return f"Planned memory of a rank: {a_rank} ({told})."
+    return f"Planned memory per rank: {a_rank} ({told})."
 
 
 def _both(moved: Traffic) -> list[tuple[str, float]]:

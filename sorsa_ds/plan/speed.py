@@ -9,11 +9,12 @@ from sorsa_ds.plan.traffic import Traffic
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Of one optimizer step. flops: of one rank. compute, inside, between: seconds of each alone. dense: seconds of
-    making packed weights dense.
+    """An estimate of one optimizer step.
 
-    seconds: the GPU makes weights dense and computes in turn; this and both kinds of communication overlap, so the
-    longest of the three. Latencies, the optimizer's own step and ranks that wait for each other are not in it.
+    flops: floating point operations of one rank.
+    compute, inside, between: seconds of computing and of communication inside and between nodes, each alone.
+    dense: seconds of making packed weights dense.
+    tokens: tokens of the whole job's batch, at the longest sequences.
     """
 
     flops: float
@@ -25,16 +26,21 @@ class Speed:
 
     @property
     def seconds(self) -> float:
+        """The longest of three things that overlap: the GPU's work, and communication inside and between nodes.
+
+        The GPU makes weights dense and computes in turn. Latencies, the optimizer's own arithmetic and ranks that wait
+        for each other are left out.
+        """
         return max(self.compute + self.dense, self.inside, self.between)
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the whole job, at the longest sequences."""
+        """Tokens per second of the whole job, at the longest sequences."""
         return self.tokens / self.seconds
 
 
 def flops(job: Job, facts: Facts) -> float:
-    """Of one rank in an optimizer step, a product of (a, b) and (b, c) being 2 a b c.
+    """Floating point operations of one rank in an optimizer step; a product of (a, b) and (b, c) takes 2 a b c.
 
     A frozen linear has a forward and an input gradient, but no weight gradient; a trained one, and the two of an
     adapter, have all three. Attention is causal: half of the square. Checkpointing makes the blocks' forward once more.
@@ -51,8 +57,10 @@ def flops(job: Job, facts: Facts) -> float:
 
 
 def densified(job: Job, facts: Facts) -> float:
-    """Bytes that a rank reads and writes in an optimizer step to make packed weights dense, at each use: the codes and
-    scales, and the matrix in the dtype of the product, which then reads it as any other."""
+    """Bytes that a rank reads and writes in an optimizer step to make packed weights dense.
+
+    At each use it reads codes and scales, and writes the matrix in the dtype of the product.
+    """
     if not job.storage.quantised:
         return 0.0
     packed = sum(p.nbytes for p in facts.parameters if p.kind == "residual")
@@ -61,7 +69,7 @@ def densified(job: Job, facts: Facts) -> float:
 
 
 def speed(job: Job, facts: Facts, moved: Traffic) -> Speed:
-    """An estimate from the hardware's figures."""
+    """Estimate the seconds of an optimizer step from the hardware's figures."""
     hardware = job.hardware
     needed = flops(job, facts)
     return Speed(

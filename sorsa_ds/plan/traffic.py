@@ -9,21 +9,24 @@ step) is S (G - 1) / G, and nothing between nodes.
 from collections import Counter
 from dataclasses import dataclass
 
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.model_facts import Facts
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes of one optimizer step by purpose. inside: received by a GPU from its own node. between: by a node from the
-    other nodes."""
+    """Bytes that one optimizer step receives, by purpose.
+
+    inside: received by a GPU from its own node. between: received by a node from the other nodes.
+    """
 
     inside: dict[str, float]
     between: dict[str, float]
 
 
 def traffic(job: Job, facts: Facts) -> Traffic:
-    """Of all micro-batches of a step together."""
+    """The bytes of all micro-batches of an optimizer step together."""
     ranks, nodes = job.ranks, job.hardware.nodes
     steps = job.resolved.gradient_accumulation_steps
     itemsize = job.precision.factor_dtype.itemsize
@@ -43,11 +46,7 @@ def traffic(job: Job, facts: Facts) -> Traffic:
         moved["trained parameters"] = trained
     else:
         moved["gradients"] = 2 * trained
-    if job.config.method == "sorsa":
-        every = job.config.regularizer.reorthonormalize
-        turned = 1 / every if every else 0  # Gram matrices once more, and as many numbers by which U and V are turned
-        times = turned if job.stage == 0 else 1 + 2 * turned
-        moved["Gram matrices"] = times * 2 * 8 * sum(2 * target.rank**2 for target in facts.targets)
+    moved |= method_of(job.config).step_traffic(job.config, facts.targets, job.stage)
     everywhere = {name: size * (ranks - 1) / ranks for name, size in moved.items()}
     between = {name: size * (nodes - 1) / nodes for name, size in moved.items()}
     # Of what a node receives, each of its GPUs takes its share from outside; the rest comes from inside.

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from sorsa_ds import methods
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.fill import RoundProgress
 from sorsa_ds.model.load import AdaptedModel, load_adapted_model
@@ -43,9 +43,9 @@ def reload(folder: Path, device: torch.device, progress: RoundProgress = iter, b
     """
     described = adapter_file.read_description(folder)
     formats = precision.choose(described.precision, None, device.type)
-    if methods.keeps_initial(described.method):
+    if method_of(described).keeps_initial:
         adapter_file.open_factors(folder, adapter_file.INITIAL, described)
-    operation = methods.operation(
+    operation = method_of(described).operation(
         described,
         formats,
         residual_storage.choose(described.residual, formats, device),

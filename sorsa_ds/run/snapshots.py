@@ -11,9 +11,10 @@ from pathlib import Path
 
 from torch import nn
 
-from sorsa_ds.config.schema import RunConfig, SorsaConfig
+from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.adapter_file import FactorFile
-from sorsa_ds.model.targets import Target, check_all_match, matches, select_targets
+from sorsa_ds.model.targets import Target, check_all_match, matches
 from sorsa_ds.run.paths import SNAPSHOTS
 
 _NAME = re.compile(r"step-(\d{6,})\.safetensors")
@@ -21,7 +22,7 @@ _NAME = re.compile(r"step-(\d{6,})\.safetensors")
 
 def adapted_linears(model: nn.Module, config: RunConfig) -> list[Target]:
     """All that a run trains, in module order: with `full` every linear that could be adapted."""
-    return select_targets(model, SorsaConfig(rank=1) if config.method == "full" else config.sorsa)
+    return method_of(config).trained_linears(model, config.sorsa)
 
 
 def stored_linears(model: nn.Module, config: RunConfig) -> list[Target]:

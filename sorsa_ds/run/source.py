@@ -1,42 +1,45 @@
-"""What is exported: a finished run, its adapter, and its base model; refused where they do not belong together."""
+"""What is exported or analysed: a finished run, its adapter and its base model, if they belong together."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import EMBEDDED_MODEL, RunConfig
-from sorsa_ds.methods import keeps_initial
-from sorsa_ds.methods.peft_layers import PeftLayers
+from sorsa_ds.methods.method import Method
+from sorsa_ds.methods.registry import METHODS, method_of
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.adapter_file import Description, FactorFile
-from sorsa_ds.model.factor_source import from_values
 from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import Target, select_targets
+from sorsa_ds.model.targets import Target
 from sorsa_ds.model.weight_sources import DiskWeightSource
 from sorsa_ds.run.finished import FinishedRun
 from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.runtime import precision
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import residual_storage
-from sorsa_ds.sorsa.decompose import Factors
 from sorsa_ds.sorsa.residual_storage import Storage
 
-Progress = Callable[[list[str]], Iterable[str]]
-"""Wraps the names of the tensors that are worked on, to show how far it is."""
+TensorProgress = Callable[[list[str]], Iterable[str]]
+"""Wraps the names of the tensors that are worked on, to show how much of the work is done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A finished run.
+    """All parts of a finished run.
 
-    report: what the run itself measured. described: its adapter; `base_model` is the one that the export is for.
-    model: the base model without memory for its parameters. weights: the base model's, on disk. storage: how the
-    residual was kept. initial: None where whole weights were trained.
+    report: what the run itself measured.
+    adapter: the folder of what was trained.
+    described: the adapter's description; its `base_model` is the one that was found, perhaps in another place.
+    model: the base model without memory for its parameters.
+    weights: the base model's weights on disk.
+    targets: the adapted linears, in module order; none where every parameter was trained.
+    precision, storage: as training had them.
+    initial: the trained tensors as training began; None where that is the base model itself.
+    trained: the trained tensors as training left them.
     """
 
     config: RunConfig
@@ -62,31 +65,29 @@ class Source:
         return self.described.base_model != EMBEDDED_MODEL and not Path(self.described.base_model).is_dir()
 
     @property
-    def changed(self) -> dict[str, Target | None]:
-        """The base model's parameters that training has changed -> the linear whose weight it is; None with `full`."""
-        if self.described.method == "full":
-            return dict.fromkeys(self.trained.names)
-        return {f"{target.name}.weight": target for target in self.targets}
+    def base_name(self) -> str:
+        """The base model as others would name it: its name on the hub, else its folder here."""
+        return self.described.base_model if self.from_hub else str(self.base)
 
     @property
-    def peft(self) -> PeftLayers:
-        """PEFT's layers, as they were in training."""
-        return PeftLayers(self.described.method, self.described.sorsa, self.described.baseline)
+    def changed(self) -> dict[str, Target | None]:
+        """The base model's parameters that training has changed -> the adapted linear whose weight it is, if any."""
+        return self.method.changed_parameters(self.targets, self.trained)
 
-    def factors(self, target: Target, weight: Tensor) -> tuple[Factors, Factors]:
-        """A target's (initial, trained) factors, of SORSA."""
-        initial, trained = (from_values(file.values)(target, weight) for file in (self.initial, self.trained))
-        return initial, trained
+    @property
+    def method(self) -> Method:
+        """The method that trained it."""
+        return METHODS[self.described.method]
 
 
 def open_run(run: Path, base: str | None = None) -> Source:
-    """The run of a folder; weights are not read yet.
+    """Open the run of a folder; no weight is read yet.
 
     Args:
         base: folder or hub name of the base model, where it is no longer the one that the run names.
 
     Raises:
-        ValueError: it is no run, still trains, is unfinished or damaged, or the base model has other layers.
+        ValueError: it is not a run, still trains, is unfinished or damaged, or the base model has other layers.
     """
     finished = FinishedRun.open(run, "--run")
     report = finished.report()
@@ -103,7 +104,8 @@ def open_run(run: Path, base: str | None = None) -> Source:
         raise ValueError(f"{error}; say where the base model is: --base FOLDER") from error
     model = skeleton(base_folder, described.loading)
     weights = DiskWeightSource.of_model(base_folder, model, described.digests)
-    targets = [] if described.method == "full" else select_targets(model, described.sorsa)
+    method = method_of(described)
+    targets = method.select_targets(model, described.sorsa)
     _check_layers(base_folder, targets, described)
     formats = precision.choose(described.precision, None, "cpu")
     return Source(
@@ -116,32 +118,39 @@ def open_run(run: Path, base: str | None = None) -> Source:
         targets,
         formats,
         residual_storage.choose(described.residual, formats, torch.device("cpu")),
-        adapter_file.open_factors(folder, adapter_file.INITIAL, described) if keeps_initial(described.method) else None,
+        adapter_file.open_factors(folder, adapter_file.INITIAL, described) if method.keeps_initial else None,
         adapter_file.open_factors(folder, adapter_file.TRAINED, described),
     )
 
 
-def check(source: Source, progress: Progress) -> None:
+def check_source(source: Source, progress: TensorProgress) -> None:
     """Read the base model and the factors once, and compare every parameter's digest with that of training.
 
     Raises:
         ValueError: naming the first parameter that differs or cannot be read, or whose factors have other shapes.
     """
-    digests, weights = source.described.digests, source.weights
-    for name in source.changed:
+    digests, weights, changed = source.described.digests, source.weights, source.changed
+    for name in changed:
         if name not in digests:
             raise ValueError(
-                f"{source.adapter / adapter_file.CONFIG}: has no digest of {name}: not the adapter of this base"
+                f"{source.adapter / adapter_file.CONFIG} has no digest of {name}: it is not this base model's adapter"
             )
     for name in progress(list(digests)):
         if name not in weights.stored:
-            raise ValueError(f"{source.base}: has no {name}: not the base model that was trained on")
-        weight = weights.parameter(name)
-        if source.described.method == "sorsa" and (target := source.changed.get(name)):
-            source.factors(target, weight)
+            raise ValueError(f"{source.base} has no {name}: it is not the base model that was trained on")
+        weights.parameter(name)
+        if (target := changed.get(name)) is not None:
+            for file in (source.initial, source.trained):
+                if file is not None:
+                    source.method.factors(file, target)
 
 
 def _check_layers(base: Path, targets: list[Target], described: Description) -> None:
+    """Stop where the base model's linears are not those of the adapter.
+
+    Raises:
+        ValueError: naming the first linear that differs.
+    """
     found = {t.name: {"out": t.out_features, "in": t.in_features, "rank": t.rank} for t in targets}
     for name in [*described.layers, *found]:
         has, wants = found.get(name, "absent"), described.layers.get(name, "absent")

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import RunConfig, TrainConfig
 from sorsa_ds.engine.engine import SorsaEngine
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import init_report
 from sorsa_ds.model.adapter_file import INITIAL
 from sorsa_ds.model.load import AdaptedModel
@@ -26,7 +27,6 @@ from sorsa_ds.run.snapshots import check_continues
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.process import peak_resident_gib
-from sorsa_ds.sorsa import regularizer
 from sorsa_ds.sorsa.regularizer import Regularizer
 
 
@@ -145,15 +145,8 @@ class NewRun:
 
     def regularizer(self, config: RunConfig) -> Regularizer | None:
         """The regulariser that the settings describe."""
-        if config.method != "sorsa":
-            return None
-        train = config.train
-        assert train.gradient_accumulation_steps is not None, "the settings are resolved"
-        return regularizer.resolve(
-            config.regularizer,
-            learning_rate=train.learning_rate,
-            accumulation_steps=train.gradient_accumulation_steps,
-        )
+        assert config.train.gradient_accumulation_steps is not None, "the settings are resolved"
+        return method_of(config).regularizer(config)
 
     def run_folder(self, config: RunConfig, device: torch.device) -> Path:
         """A folder that is made now."""

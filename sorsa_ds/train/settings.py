@@ -9,7 +9,7 @@ import torch
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.command_line import absolute
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.methods.settings import check
+from sorsa_ds.methods.settings import check_settings
 from sorsa_ds.runtime import collectives, precision
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.runtime.process import ranks_of_each_node, start_process, this_device
@@ -84,7 +84,7 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
         job.ds_config, config.train, world_size, job.device_type, formats.name, ranks_of_each_node()
     )
     config = _resolved_config(config, resolved, formats)
-    check(config, resolved.zero_stage, formats)
+    check_settings(config, resolved.zero_stage, formats)
     storage = collectives.together(lambda: residual_storage.choose(config.residual, formats, job.device), job.device)
     origin.check_settings(config)
     return RunSettings(

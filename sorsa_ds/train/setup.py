@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sorsa_ds import methods
 from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import schedule
 from sorsa_ds.model.load import AdaptedModel, load_adapted_model
 from sorsa_ds.model.sharding import Whole, Zero3
@@ -92,7 +92,7 @@ def build_model(settings: RunSettings, origin: Origin, inputs: Inputs) -> BuiltM
     config, device = settings.config, settings.device
     torch.manual_seed(config.train.seed + collectives.rank())  # dropout differs between ranks
     began = time.perf_counter()
-    operation = methods.operation(
+    operation = method_of(config).operation(
         config,
         settings.formats,
         settings.storage,
@@ -108,7 +108,7 @@ def build_model(settings: RunSettings, origin: Origin, inputs: Inputs) -> BuiltM
         placement=Zero3(settings.resolved.ds, device) if settings.resolved.zero_stage == 3 else Whole(device),
         device=device,
         digests=origin.base_digests,
-        progress=_decomposing if config.method == "sorsa" else _loading,
+        progress=_decomposing if method_of(config).decomposes else _loading,
     )
     initialisation = origin.report_initialisation(loaded, time.perf_counter() - began)
     if config.train.gradient_checkpointing:
@@ -123,7 +123,7 @@ def build_engine(settings: RunSettings, run: OpenedRun, inputs: Inputs, model: B
         ValueError: the steps leave no room for the method's own schedule.
     """
     train, steps, loaded = settings.config.train, inputs.batches.steps, model.loaded
-    engine = methods.engine(settings.config, steps)(
+    engine = method_of(settings.config).engine(settings.config, steps)(
         loaded.model,
         settings.resolved.ds,
         adamw(train.learning_rate, train.adam_betas, train.adam_epsilon, train.weight_decay),
@@ -192,7 +192,7 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
     return table(
         [
             ("model", config.model),
-            *methods.describe(config, loaded.targets, engine.trained_numbers, run.regularizer),
+            *method_of(config).rows(config, loaded.targets, engine.trained_numbers, run.regularizer),
             ("ranks", f"{world_size} x {settings.device_type}, ZeRO stage {resolved.zero_stage}"),
             ("batch", batch),
             ("steps", f"{inputs.batches.steps} over {len(inputs.batches.examples):,} examples"),

@@ -16,7 +16,7 @@ from sorsa_ds.data.batches import BatchPlan, eval_batches
 from sorsa_ds.data.tokenize import Example
 from sorsa_ds.engine.engine import SorsaEngine, StepReport
 from sorsa_ds.engine.gather import save_factors
-from sorsa_ds.methods import keeps_initial
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, describe_adapter, record_digests
 from sorsa_ds.model.load import AdaptedModel
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
@@ -202,7 +202,7 @@ class Trainer:
         gap = largest_gap(self.config.train.max_start_gap, self.config.residual.storage)
         base, start = check_start(self.engine, self.loaded, self.probe(), self.device, gap)
         say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
-        if keeps_initial(self.config.method):
+        if method_of(self.config).keeps_initial:
             save_factors(self.engine, adapter / INITIAL)
         collectives.together(
             lambda: describe_adapter(adapter, self.config, self.loaded.targets, self.loaded.digests), self.device, on=0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sorsa_ds.config.schema import RegularizerConfig, RunConfig
-from sorsa_ds.methods.settings import check
+from sorsa_ds.methods.settings import check_settings
 from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa.regularizer import resolve
 from sorsa_ds.sorsa.rotations import rotations
@@ -232,4 +232,4 @@ def test_the_setting_belongs_to_sorsa_and_is_off_by_default():
     assert resolve(RegularizerConfig(), learning_rate=1e-3, accumulation_steps=1).rhythm() == ""
     config = RunConfig(method="pissa", regularizer=RegularizerConfig(reorthonormalize=4))
     with pytest.raises(ValueError, match="pissa has no use for regularizer.reorthonormalize=4"):
-        check(config, 2, choose("fp32", None, "cpu"))
+        check_settings(config, 2, choose("fp32", None, "cpu"))

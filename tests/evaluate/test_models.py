@@ -140,12 +140,12 @@ def test_merging_makes_plain_linears_that_compute_the_same_and_leaves_buffers_al
     x = torch.randn(5, 24)
     expected = model(x)
     W = (model[0].residual + 0.5 * (model[0].U * model[0].s) @ model[0].V.t()).detach()
-    merged = merge_dense(model, _precision("fp32"), torch.float32)
+    merged = merge_dense(model, "sorsa", _precision("fp32"), torch.float32)
     assert type(merged[0]) is torch.nn.Linear
     torch.testing.assert_close(merged(x), expected)
     narrow = _layer(Dense(torch.float32))
     narrow.register_buffer("frequencies", torch.tensor([1.0001]))
-    merge_dense(narrow, _precision("fp32"), torch.bfloat16)
+    merge_dense(narrow, "sorsa", _precision("fp32"), torch.bfloat16)
     torch.testing.assert_close(narrow[0].weight.float(), W, rtol=2**-8, atol=1e-6)
     assert narrow[0].bias.dtype == torch.bfloat16
     assert narrow.frequencies.dtype == torch.float32
@@ -155,12 +155,12 @@ def test_of_a_mixed_run_what_training_computed_with_is_merged():
     layer = _layer(Dense(torch.bfloat16))[0]
     U, V = (factor.bfloat16().float() for factor in (layer.U, layer.V))
     W = (layer.residual.float() + 0.5 * (U * layer.s) @ V.t()).detach()
-    model = merge_dense(_layer(Dense(torch.bfloat16)), _precision("mixed"), torch.float32)
+    model = merge_dense(_layer(Dense(torch.bfloat16)), "sorsa", _precision("mixed"), torch.float32)
     torch.testing.assert_close(model[0].weight, W, rtol=1e-6, atol=1e-6)
 
 
 def test_over_a_packed_residual_the_factors_stay_apart():
-    model = merge_dense(_layer(Nf4(64)), _precision("fp32"), torch.bfloat16)
+    model = merge_dense(_layer(Nf4(64)), "sorsa", _precision("fp32"), torch.bfloat16)
     assert type(model[0]) is SorsaLinear
     assert model[0].residual.dtype == torch.uint8
     assert model[0].U.dtype == torch.bfloat16

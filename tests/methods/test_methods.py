@@ -19,8 +19,9 @@ from sorsa_ds.config.schema import (
     TrainConfig,
 )
 from sorsa_ds.export.command import Options, export
-from sorsa_ds.methods import METHODS as NAMES
 from sorsa_ds.methods import settings
+from sorsa_ds.methods.registry import METHODS as BY_NAME
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.adapter_file import read_description
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import select_targets
@@ -77,7 +78,6 @@ def job_of(method: str, stage: int, world: int, precision: str = "fp32", length:
 
 def build(folder, method: str, ds: dict, precision: str = "fp32"):
     """An engine, as `assemble` makes it."""
-    from sorsa_ds import methods
     from sorsa_ds.config.schema import LoadingConfig
     from sorsa_ds.engine.engine import adamw, cosine_with_warmup
     from sorsa_ds.model.load import load_adapted_model
@@ -86,10 +86,11 @@ def build(folder, method: str, ds: dict, precision: str = "fp32"):
 
     config, formats = config_of(method), choose(precision, None, "cpu")
     loaded = load_adapted_model(
-        folder, methods.operation(config, formats, Dense(formats.residual_dtype), CPU), loading=LoadingConfig(),
+        folder, method_of(config).operation(config, formats, Dense(formats.residual_dtype), CPU),
+        loading=LoadingConfig(),
         placement=Zero3(ds, CPU) if ds["zero_optimization"]["stage"] == 3 else Whole(CPU), device=CPU,
     )  # fmt: skip
-    return methods.engine(config, STEPS)(
+    return method_of(config).engine(config, STEPS)(
         loaded.model, ds, adamw(RATE, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(STEPS, WARMUP), None,
         loaded.exact_factors,
     )  # fmt: skip
@@ -237,7 +238,6 @@ def test_the_plan_knows_what_every_method_keeps_for_backward(tiny_llama, precisi
 def test_parameter_counts_are_those_of_sorsa_but_for_its_singular_values(tiny_llama, everyone):
     """LoRA r (m + n), SORSA and AdaLoRA r (m + n + 1), DoRA r (m + n) + m."""
     from sorsa_ds.config.schema import LoadingConfig
-    from sorsa_ds.methods import describe
 
     model = skeleton(tiny_llama, LoadingConfig())
     targets = select_targets(model, SorsaConfig(rank=RANK))
@@ -253,7 +253,7 @@ def test_parameter_counts_are_those_of_sorsa_but_for_its_singular_values(tiny_ll
     assert counts["adalora"] == sum(5 * (m + n + 1) for m, n in sizes)  # its rank at the start is 5
     assert counts["partial"] == sum(m * n for m, n in sizes)
     assert counts["full"] == sum(p.numel() for p in model.parameters())
-    told = dict(describe(config["lora"], targets, counts["lora"], None))
+    told = dict(BY_NAME["lora"].rows(config["lora"], targets, counts["lora"], None))
     sorsa = lora + RANK * len(sizes)
     assert told["trained"] == f"14 linears, {lora:,} parameters"
     assert told["for comparison"] == f"SORSA at this rank trains r (m + n + 1): {sorsa:,}, {RANK * len(sizes)} more"
@@ -351,7 +351,7 @@ def test_exports_compute_what_the_trained_model_computes(finished, tmp_path, met
 
     export(Options(run, "merged", tmp_path / "merged"))
     check(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
-    assert NAMES[method] in (tmp_path / "merged" / "README.md").read_text()
+    assert BY_NAME[method].title in (tmp_path / "merged" / "README.md").read_text()
     formats = {"lora": ("lora", "adapter"), "pissa": ("lora",), "olora": ("lora",), "dora": ("adapter",),
                "adalora": ("adapter",)}.get(method, ())  # fmt: skip
     for form in ("lora", "adapter", "base"):
@@ -429,12 +429,12 @@ def test_gpt2s_transposed_linears_are_adapted_too(project, tmp_path, method):
 def test_what_would_be_ignored_is_refused_by_name(config, stage, message):
     formats = choose("fp32", None, "cpu")
     with pytest.raises(ValueError, match=message):
-        settings.check(config, stage, formats)
-    settings.check(settings.without_ignored(config), 2, formats)
+        settings.check_settings(config, stage, formats)
+    settings.check_settings(settings.without_ignored(config), 2, formats)
 
 
 def test_adaloras_schedule_must_fit_the_steps():
-    from sorsa_ds.methods.adalora import schedule
+    from sorsa_ds.methods.adalora_engine import schedule
 
     with pytest.raises(ValueError, match="leave none of 8 steps"):
         schedule(RunConfig(method="adalora", baseline=BaselineConfig(adalora_init_rank=20, adalora_t_init=8)), 8)

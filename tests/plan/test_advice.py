@@ -171,7 +171,8 @@ def test_a_run_says_the_numbers_that_it_is_refused_for(tmp_path, monkeypatch, ca
     arguments = (save("llama", tmp_path), job.config, job.given, job.resolved, job.precision, job.storage)
     with pytest.raises(ValueError) as caught:
         check_memory(*arguments)
-    [refused] = re.findall(r"about ([0-9.]+) GiB a rank, more than the ([0-9.]+ GiB .*) that it may", str(caught.value))
+    told = r"about ([0-9.]+) GiB per rank, more than the ([0-9.]+ GiB .*) that it may"
+    [refused] = re.findall(told, str(caught.value))
     assert " of ".join(refused) in capsys.readouterr().out
     monkeypatch.setattr("sorsa_ds.plan.check.memory", None)
     check_memory(tmp_path, replace(job.config, train=replace(job.config.train, check_memory=False)), *arguments[2:])

@@ -102,7 +102,7 @@ def _check(arguments: list[str], nodes: list[str]) -> str:
     import torch
 
     from sorsa_ds.runtime import collectives
-    from sorsa_ds.train import preflight
+    from sorsa_ds.train.preflight.check import check_job
 
     rank = collectives.rank()
     own = os.uname()
@@ -110,7 +110,7 @@ def _check(arguments: list[str], nodes: list[str]) -> str:
     os.environ.update(LOCAL_RANK="0", CROSS_RANK=str(rank))
     given = [argument.replace("RANK", str(rank)) for argument in arguments]
     try:
-        preflight.check(parse(given), {}, torch.device("cpu"), timedelta(seconds=60), given)
+        check_job(parse(given), {}, torch.device("cpu"), timedelta(seconds=60), given)
     except ValueError as error:
         return str(error)
     return ""
@@ -139,10 +139,10 @@ def test_a_rank_that_cannot_tell_of_itself_ends_all_of_them(project):
 
 def _check_with(gather, arguments: list[str]) -> str:
     from sorsa_ds.runtime import collectives
-    from sorsa_ds.train import preflight
+    from sorsa_ds.train.preflight.check import check_job
 
     if collectives.rank() == 1:
-        preflight.check.__globals__["gather"] = gather
+        check_job.__globals__["gather"] = gather
     return _check(arguments, ["a", "b"])
 
 

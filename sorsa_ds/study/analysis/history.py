@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import Tensor
 
 from sorsa_ds.model.adapter_file import FactorFile
-from sorsa_ds.model.factor_source import from_values
 from sorsa_ds.model.targets import Target
 from sorsa_ds.run.merge import merged
 from sorsa_ds.run.paths import REPORT
@@ -55,9 +54,7 @@ class History:
     def factors(self, target: Target, step: int) -> Factors | None:
         """SORSA's U (M, R), s (R,) and V (N, R), from the fp32 masters; None for other methods."""
         source = self._at(step)
-        if source is None or source.described.method != "sorsa":
-            return None
-        return from_values(source.trained.values)(target, source.weights.weight(target))
+        return None if source is None else source.method.factors(source.trained, target)
 
     def _at(self, step: int) -> Source | None:
         """The run as if it had ended after `step` steps; None where that is the base model itself."""

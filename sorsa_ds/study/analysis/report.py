@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.study.analysis.figures import Picture
 from sorsa_ds.study.analysis.runs import Run
@@ -75,7 +76,7 @@ def _run_cells(run: Run) -> list:
     if run.reg is not None:
         reg = [run.reg.coefficient, run.reg.form, run.reg.reduction, run.reg.reorthonormalize or None]
     return [
-        run.name, config.model, config.method, None if config.method in ("full", "partial") else config.sorsa.rank,
+        run.name, config.model, config.method, config.sorsa.rank if method_of(config).has_rank else None,
         config.train.learning_rate, *reg, told["steps"], told["loss_last"],
         told["eval_loss_start"], told["eval_loss_end"], told["trainable_parameters"],
     ]  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.runtime.files import write_json
 from sorsa_ds.study.analysis.compute import DTYPES
@@ -102,7 +103,7 @@ def _digest(run: Run) -> str | None:
 
 
 def _rank(runs: list[Run]) -> int:
-    sources = [run.history.source for run in runs if run.config.method not in ("full", "partial")]
+    sources = [run.history.source for run in runs if method_of(run.config).has_rank]
     return max((target.rank for source in sources for target in source.targets), default=RunConfig().sorsa.rank)
 
 

@@ -9,7 +9,6 @@ from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.run.paths import METRICS, REPORT
 from sorsa_ds.runtime.plotting import plain
-from sorsa_ds.sorsa import regularizer
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.study.analysis.history import History, open_history
 from sorsa_ds.study.analysis.table import Row, Table
@@ -101,15 +100,10 @@ def _reg(history: History, path: Path) -> Regularizer | None:
         ValueError: the report has one that this program does not know.
     """
     source = history.source
-    if source.config.method != "sorsa":
-        return None
-    if "regularizer" in source.report:
+    reg = source.method.regularizer(source.config)
+    if reg is not None and "regularizer" in source.report:
         try:
             return Regularizer(**source.report["regularizer"])
         except TypeError as error:
             raise ValueError(f"{path} is damaged: its regularizer is none of this program ({error})") from error
-    return regularizer.resolve(
-        source.config.regularizer,
-        learning_rate=source.config.train.learning_rate,
-        accumulation_steps=source.config.train.gradient_accumulation_steps or 1,
-    )
+    return reg

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.methods.registry import VARIANTS
 from sorsa_ds.study.compare.score import Evaluation
-from sorsa_ds.study.compare.trials import NO_REGULARIZER, Trial, read_learning_rates, read_methods, read_seeds
+from sorsa_ds.study.compare.trials import Trial, read_learning_rates, read_methods, read_seeds
 
 OPTIONS = {
-    "methods": f"what is compared, as in sorsa,lora; {NO_REGULARIZER} is sorsa with gamma = 0",
+    "methods": f"what is compared, as in sorsa,lora; also {', '.join(VARIANTS)}: SORSA without its regulariser",
     "output": "folder of the comparison; the same command again goes on in it",
     "seeds": "seeds of each method (default 1,2,3)",
     "learning_rates": "1e-4,3e-4 for every method, lora=1e-3 for one; of several the best on the first seed is used",

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import get_args
 
-from sorsa_ds.config.schema import MethodName, RunConfig
-from sorsa_ds.methods.settings import ignored, without_ignored
+from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.methods.registry import METHODS as ALL_METHODS
+from sorsa_ds.methods.registry import VARIANTS
+from sorsa_ds.methods.settings import ignored, with_values, without_ignored
 
-NO_REGULARIZER = "sorsa-no-reg"
-"""SORSA with gamma = 0, under a name of its own."""
-METHODS = (*get_args(MethodName), NO_REGULARIZER)
+METHODS = (*ALL_METHODS, *VARIANTS)
+"""Every method, and those that run with settings changed, under names of their own."""
 RUNS = "runs"
 
 
@@ -37,13 +37,10 @@ class Trial:
         return ignored(self._full(base, Path()))
 
     def _full(self, base: RunConfig, output: Path) -> RunConfig:
-        regularizer = base.regularizer
-        if self.method == NO_REGULARIZER:
-            regularizer = replace(regularizer, gamma=0.0)
+        method, changed = VARIANTS.get(self.method, (self.method, {}))
         return replace(
-            base,
-            method="sorsa" if self.method == NO_REGULARIZER else self.method,
-            regularizer=regularizer,
+            with_values(base, changed),
+            method=method,
             train=replace(base.train, learning_rate=self.learning_rate, seed=self.seed),
             output=replace(base.output, folder=str(output / RUNS), name=self.name, keep_checkpoints=1),
         )

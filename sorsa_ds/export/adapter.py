@@ -1,0 +1,55 @@
+"""The trained adapter: a copy of the run's own, or one in PEFT's format, written by PEFT."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+from accelerate import init_empty_weights
+from torch import nn
+
+from sorsa_ds.methods.peft_adapters import ADAPTER
+from sorsa_ds.model.adapter_file import INITIAL, TRAINED, write_description
+from sorsa_ds.run.source import Source, TensorProgress
+from sorsa_ds.runtime import digest
+from sorsa_ds.runtime.files import write_atomic
+
+_OUTSIDE = "base_model.model."
+"""What PEFT puts before the name of a parameter."""
+
+
+def write_peft_adapter(source: Source, folder: Path) -> None:
+    """Fill a folder with an adapter in PEFT's format. The base model is there without memory only.
+
+    Raises:
+        ValueError: the trained tensors are not those of these layers.
+    """
+    from peft import get_peft_model  # takes seconds, and most exports need no PEFT
+
+    config = source.method.peft_config(source.described, source.targets)
+    with init_empty_weights():
+        wrapped = get_peft_model(source.model, config, ADAPTER)
+    for name, parameter in wrapped.named_parameters():
+        if parameter.requires_grad:
+            values = source.trained.values(name.removeprefix(_OUTSIDE), parameter.shape)
+            parent, _, leaf = name.rpartition(".")
+            setattr(wrapped.get_submodule(parent), leaf, nn.Parameter(values))
+    described = wrapped.peft_config[ADAPTER]
+    described.base_model_name_or_path = source.base_name
+    described.revision = source.described.loading.revision
+    described.inference_mode = True
+    wrapped.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink()  # PEFT's card; ours has the run's figures
+
+
+def copy_adapter(source: Source, folder: Path, progress: TensorProgress) -> None:
+    """Fill a folder with copies of the run's own adapter that are read back.
+
+    Raises:
+        ValueError: the disk refuses, or gives something else back.
+    """
+    for name in progress([INITIAL, TRAINED]):
+        original = source.adapter / name
+        write_atomic(folder / name, partial(shutil.copyfile, original))
+        if digest.of_file(folder / name) != digest.of_file(original):
+            raise ValueError(f"{folder / name} reads back differently from what was written; check the disk")
+    write_description(folder, source.described)

@@ -1,0 +1,159 @@
+"""The formats of an export: what each will write, how it writes it, and what a reader of the export should know."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean
+
+import torch
+
+from sorsa_ds.export import lora, merged, requantise
+from sorsa_ds.export.adapter import copy_adapter, write_peft_adapter
+from sorsa_ds.export.options import DTYPES, Format, Options
+from sorsa_ds.run.source import Source, TensorProgress
+from sorsa_ds.runtime.console import tracked
+from sorsa_ds.sorsa.residual_storage import describe
+
+_OVER_QUANTISED: dict[Format, str] = {
+    "merged": "These weights are what it computed with, made dense.",
+    "lora": "This LoRA holds exactly what training changed. It is exact on the model that `--format base` writes, from "
+            "which training began; on the pre-trained model itself it is the same change, without the error of the "
+            "quantisation that training saw.",
+    "base": "This is the model from which it began: the quantised residual made dense, with the initial factors. The "
+            "LoRA of the same run (`--format lora`) is exact on it, up to the rounding of --dtype.",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An export whose options were found good.
+
+    nbytes: size on the disk at most, where that is worth a check; else 0.
+    write: fills an empty folder, and returns notes for the card and the console, a sentence or two each.
+    """
+
+    nbytes: int
+    write: Callable[[Path], list[str]]
+
+
+def prepare(source: Source, options: Options) -> Prepared:
+    """Plan the export of a run; no weight is read.
+
+    Raises:
+        ValueError: the method's runs have no such export, or an option does not go with this run.
+    """
+    refused = source.method.refused_exports
+    if options.format in refused:
+        raise ValueError(
+            f"--format {options.format}: not for method {source.method.name}: {refused[options.format]}; --format "
+            f"merged is always there"
+        )
+    return _PREPARE[options.format](source, options)
+
+
+def _prepare_merged(source: Source, options: Options) -> Prepared:
+    planned = merged.plan_merged(source, DTYPES[options.dtype or "auto"], options.shard_bytes)
+    if options.quantize is not None:
+        write = partial(_write_requantised, source, planned, options.quantize, options.shard_bytes)
+        return Prepared(planned.total_bytes + requantise.largest_size(planned), write)
+    return Prepared(planned.total_bytes, partial(_write_merged, source, planned, options.format))
+
+
+def _prepare_base(source: Source, options: Options) -> Prepared:
+    if not source.storage.quantised:
+        raise ValueError("--format base: the residual was not quantised: a LoRA of this run goes with the base model")
+    planned = merged.plan_merged(source, DTYPES[options.dtype or "auto"], options.shard_bytes, untrained=True)
+    return Prepared(planned.total_bytes, partial(_write_merged, source, planned, options.format))
+
+
+def _prepare_lora(source: Source, options: Options) -> Prepared:
+    planned = lora.plan_lora(source, options.rank)
+
+    def write(folder: Path) -> list[str]:
+        errors = lora.write_lora(source, planned, folder, shown_per_tensor("LoRA"))
+        return _lora_notes(source, planned, errors)
+
+    return Prepared(0, write)
+
+
+def _prepare_adapter(source: Source, options: Options) -> Prepared:
+    def write(folder: Path) -> list[str]:
+        if source.method.adapter_library == "peft":
+            write_peft_adapter(source, folder)
+        else:
+            copy_adapter(source, folder, shown_per_tensor("copying"))
+        return []
+
+    return Prepared(0, write)
+
+
+_PREPARE: dict[Format, Callable[[Source, Options], Prepared]] = {
+    "merged": _prepare_merged, "lora": _prepare_lora, "base": _prepare_base, "adapter": _prepare_adapter,
+}  # fmt: skip
+
+
+def _write_merged(source: Source, planned: merged.MergedPlan, form: Format, folder: Path) -> list[str]:
+    merged.write_merged(source, planned, folder, shown_per_tensor("merging"))
+    return _quantised_notes(source, form)
+
+
+def _write_requantised(
+    source: Source, planned: merged.MergedPlan, storage: str, shard_bytes: int, folder: Path
+) -> list[str]:
+    """Fill a folder with the merged model in 4 or 8 bits, by way of the dense one."""
+    dense = folder / ".merged"
+    dense.mkdir()
+    merged.write_merged(source, planned, dense, shown_per_tensor("merging"))
+    errors = requantise.write_requantised(
+        source, storage, dense, folder, shard_bytes, shown_per_tensor("measuring the error")
+    )
+    shutil.rmtree(dense)
+    worst = max(errors, key=lambda name: errors[name])
+    notes = [
+        f"{len(errors)} linears are quantised anew ({storage}); loading needs bitsandbytes. Relative error of a merged "
+        f"weight, Frobenius norm: mean {mean(errors.values()):.2e}, worst {errors[worst]:.2e} ({worst}); all in "
+        f"{requantise.ERRORS}. {requantise.LIMITS[storage]}"
+    ]
+    if source.storage.quantised:
+        notes.append(
+            f"Training held the residual quantised too ({describe(source.described.residual)}), and U, s, V not."
+        )
+    return notes
+
+
+def _lora_notes(source: Source, planned: lora.LoraPlan, errors: dict[str, float]) -> list[str]:
+    """What the user of this LoRA should know."""
+    notes = [lora.served_by_vllm(planned.rank) + "."]
+    if planned.truncated:
+        worst = max(errors, key=lambda name: errors[name])
+        notes.append(
+            f"Cut to rank {planned.rank}: relative error of the change of a weight, Frobenius norm: worst "
+            f"{errors[worst]:.2e} ({worst}), mean {mean(errors.values()):.2e}; all in {lora.TRUNCATION}."
+        )
+    if source.storage.quantised:
+        notes += _quantised_notes(source, "lora")
+    elif source.precision.residual_dtype != torch.float32:
+        notes.append(
+            "Training held the residual weights in bf16. This LoRA is the exact change of the base model's own "
+            "weights, without that rounding; `--format merged` has it."
+        )
+    if hasattr(source.model.config, "rescale_every"):
+        notes.append(
+            "Load the base model with rescale_every=0: at inference RWKV halves some of its weights in place, and "
+            "would not halve what a LoRA adds to them."
+        )
+    return notes
+
+
+def _quantised_notes(source: Source, form: Format) -> list[str]:
+    """What it means for an export that training held the residual quantised."""
+    if not source.storage.quantised:
+        return []
+    return [f"Training held the residual quantised ({describe(source.described.residual)}). {_OVER_QUANTISED[form]}"]
+
+
+def shown_per_tensor(what: str) -> TensorProgress:
+    """A progress bar over tensors."""
+    return lambda names: tracked(names, len(names), what, "tensor")

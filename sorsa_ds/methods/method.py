@@ -1,0 +1,310 @@
+"""What a way of fine-tuning says about itself: everything in which SORSA and its baselines differ.
+
+No module outside of this room compares a method's name: it asks the `Method` that `registry.METHODS` has for it.
+Importing a `Method` imports neither PEFT nor DeepSpeed: analysis workers, the planner and the export need many of its
+members, and PEFT alone takes seconds and initialises CUDA. What needs them is imported inside of the member.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sorsa_ds.config.schema import BaselineConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
+from sorsa_ds.model import fill, pretrained
+from sorsa_ds.model.adapter_file import FactorFile
+from sorsa_ds.model.fill import Recipe
+from sorsa_ds.model.load import AdaptModel
+from sorsa_ds.model.targets import Target, select_targets
+from sorsa_ds.model.weight_sources import DiskWeightSource
+from sorsa_ds.runtime.precision import Precision
+from sorsa_ds.sorsa.decompose import Factors
+from sorsa_ds.sorsa.regularizer import Regularizer
+from sorsa_ds.sorsa.residual_storage import Storage
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+Values = Callable[[str, torch.Size], Tensor]
+"""Gives a trained tensor, as training began or left it, by name and shape: fp32 on the CPU."""
+
+SORSA_SETTINGS = (
+    "regularizer.*", "sorsa.svd", "sorsa.svd_tolerance", "sorsa.svd_max_iterations", "residual.*",
+)  # fmt: skip
+"""Patterns of the settings that mean something to SORSA alone."""
+
+ADAPTER_SETTINGS = ("sorsa.rank", "sorsa.rank_pattern", "sorsa.alpha", "sorsa.dropout")
+"""Paths of the settings that mean something only to methods that put an adapter beside a linear."""
+
+
+class Settings(Protocol):
+    """The part of a run's settings, or of an adapter's description, that a method needs."""
+
+    @property
+    def method(self) -> MethodName: ...
+    @property
+    def sorsa(self) -> SorsaConfig: ...
+    @property
+    def baseline(self) -> BaselineConfig: ...
+    @property
+    def residual(self) -> ResidualConfig: ...
+
+
+class TrainedRun(Protocol):
+    """The part of a finished run that a method needs to tell what its layers compute (`sorsa_ds.run.source.Source`)."""
+
+    @property
+    def described(self) -> Settings: ...
+    @property
+    def precision(self) -> Precision: ...
+    @property
+    def storage(self) -> Storage: ...
+    @property
+    def weights(self) -> DiskWeightSource: ...
+    @property
+    def initial(self) -> FactorFile | None: ...
+    @property
+    def trained(self) -> FactorFile: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """What a model is made with; the members are the arguments of `Method.operation`.
+
+    initial: the tensors with which training began; None where it has not begun, or began with the base model's own.
+    """
+
+    settings: Settings
+    precision: Precision
+    storage: Storage
+    device: torch.device
+    seed: int
+    initial: FactorFile | None
+    trained: Values | None
+
+
+class Method(ABC):
+    """A way of fine-tuning. It has no state: the settings of a run are arguments of its members."""
+
+    name: str
+    """Its name in settings, tables and run folders, one of `config.schema.MethodName`."""
+
+    title: str
+    """Its name in text."""
+
+    about: str = ""
+    """A sentence on it for the model card, beginning with a space; may be empty."""
+
+    ignored_settings: Sequence[str] = (*SORSA_SETTINGS, "baseline.*")
+    """Patterns of the settings that mean nothing to it. They are refused where they are not as by default."""
+
+    variants: Mapping[str, Mapping[str, object]] = {}
+    """Names under which a comparison runs it with settings changed: variant -> (path of a setting -> value)."""
+
+    refused_stages: Mapping[int, str] = {}
+    """ZeRO stages on which it cannot train -> the reason, as the second half of a sentence."""
+
+    refused_exports: Mapping[str, str] = {"base": "it goes with SORSA's quantised residual"}
+    """Formats of `launch/export.py` in which its runs cannot be written -> the reason, as half a sentence."""
+
+    adapter_library: Literal["sorsa_ds", "peft"] = "peft"
+    """What reads `--format adapter`: a copy of the run's own adapter, or an adapter in PEFT's format."""
+
+    keeps_initial: bool = True
+    """Whether a run keeps the trained tensors as it began with them. Whole weights are the base model's own."""
+
+    has_rank: bool = True
+    """Whether it puts an adapter of some rank beside a linear."""
+
+    decomposes: bool = False
+    """Whether loading a model decomposes most of its weights, so that the decompositions are what takes time."""
+
+    layers_cast_weights: bool = False
+    """Whether its layers cast their trained tensors one layer at a time. Otherwise torch.autocast casts them, and keeps
+    every copy until the forward pass ends."""
+
+    def select_targets(self, model: nn.Module, sorsa: SorsaConfig) -> list[Target]:
+        """The linears that it adapts, in module order; none where every parameter is trained.
+
+        Raises:
+            ValueError: bad targets or ranks, as `model.targets.select`.
+        """
+        return select_targets(model, sorsa)
+
+    def trained_linears(self, model: nn.Module, sorsa: SorsaConfig) -> list[Target]:
+        """All linears whose weight training changes, in module order, the output head left out.
+
+        Raises:
+            ValueError: bad targets or ranks, as `model.targets.select`.
+        """
+        return self.select_targets(model, sorsa)
+
+    def operation(
+        self,
+        settings: Settings,
+        precision: Precision,
+        storage: Storage,
+        device: torch.device,
+        *,
+        seed: int = 0,
+        initial: Path | None = None,
+        trained: Values | None = None,
+    ) -> AdaptModel:
+        """What it makes of a model without memory: its layers, what is trained, and how every tensor is filled.
+
+        Args:
+            storage: how SORSA's residual is kept.
+            device: where decompositions run.
+            seed: seeds what is drawn at the start.
+            initial: the file of the tensors with which training began, where it has begun.
+            trained: gives the tensors as training has left them.
+        """
+        begun = FactorFile(initial) if initial is not None and self.keeps_initial else None
+        making = Making(settings, precision, storage, device, seed, begun, trained)
+        return lambda model: self.adapt(model, making)
+
+    @abstractmethod
+    def adapt(self, model: PreTrainedModel, making: Making) -> tuple[list[Target], Recipe]:
+        """Change a model without memory as `operation` says.
+
+        Returns:
+            The targets, in module order, and what fills every tensor.
+
+        Raises:
+            ValueError: bad targets or ranks, or a linear that the method cannot adapt.
+        """
+
+    def working_set(self, settings: Settings, targets: Sequence[Target], largest: int, storage: Storage) -> int:
+        """Bytes that a rank holds at most besides its final shards while its part of the model is made.
+
+        Args:
+            largest: numbers of the largest parameter.
+        """
+        return reading_bytes(largest)
+
+    def engine(self, config: RunConfig, steps: int) -> Callable:
+        """What makes the engine; it is called as `SorsaEngine` is.
+
+        Args:
+            steps: optimizer steps of the run.
+
+        Raises:
+            ValueError: the settings do not go with that many steps.
+        """
+        from sorsa_ds.engine.engine import SorsaEngine  # imports DeepSpeed
+
+        return SorsaEngine
+
+    def regularizer(self, config: RunConfig) -> Regularizer | None:
+        """The orthonormal regulariser of a run with these settings; None where the method has none.
+
+        Where `train.gradient_accumulation_steps` is still open, 1 is taken.
+        """
+        return None
+
+    def rank(self, target: Target, baseline: BaselineConfig) -> int:
+        """The rank with which a target's adapter begins."""
+        return target.rank
+
+    def rows(
+        self, config: RunConfig, targets: Sequence[Target], trained: int, reg: Regularizer | None
+    ) -> list[tuple[str, str]]:
+        """Rows of the table at the beginning of a run: (heading, text).
+
+        Args:
+            trained: the number of trained parameters.
+            reg: what `regularizer` gave.
+        """
+        where = f"{len(targets)} linears" if targets else "every parameter"
+        return [("method", self.name), ("trained", f"{where}, {trained:,} parameters")]
+
+    def summary(self, settings: Settings, precision: Precision) -> str:
+        """A few words for the table of a plan."""
+        return f"method {self.name}"
+
+    def residual_names(self, target: Target, storage: Storage) -> list[str]:
+        """Names of the parameters in which a target's W_r is kept; none where the frozen weight is kept as it is."""
+        return []
+
+    def layer_scratch_bytes(self, targets: Sequence[Target]) -> int:
+        """Bytes of the matrices that its largest layer makes for one product, and that autograd does not keep."""
+        return 0
+
+    def step_scratch_bytes(self, config: RunConfig, ranks: Iterable[int], trainable: int) -> int:
+        """Bytes on the GPU that an optimizer step takes for the method's own terms, such as a regulariser.
+
+        Args:
+            ranks: of the adapter of every linear; 0 where there is none.
+            trainable: the number of trained parameters.
+        """
+        return 0
+
+    def step_traffic(self, config: RunConfig, targets: Sequence[Target], zero_stage: int) -> dict[str, float]:
+        """Bytes of an optimizer step that the method's own terms send, by purpose.
+
+        They are counted as an all-gather or a reduce-scatter with the same effect, over all ranks (`plan.traffic`).
+        """
+        return {}
+
+    def changed_parameters(self, targets: Sequence[Target], trained: FactorFile) -> dict[str, Target | None]:
+        """The base model's parameters that training has changed -> the linear whose weight it is, or None."""
+        return {f"{target.name}.weight": target for target in targets}
+
+    @abstractmethod
+    def merged_weight(self, run: TrainedRun, name: str, target: Target | None, untrained: bool = False) -> Tensor:
+        """A changed parameter as training computed with it, in fp32: (M, N) where it is a target's weight.
+
+        Args:
+            name: the parameter's, one of `changed_parameters`, and `target` what that has for it.
+            untrained: as SORSA's training began. Other methods began with the base model, and are not asked.
+
+        Raises:
+            ValueError: a file is damaged, or the base model is not the one that was trained on.
+        """
+
+    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | None:
+        """The plain linear in `dtype` that one of its layers stands for; None where the layer is not one to be merged.
+
+        Args:
+            trained_in: the precision in which it was trained: factors are rounded as they were then.
+        """
+        return None
+
+    def factors(self, file: FactorFile, target: Target) -> Factors | None:
+        """A target's U (M, R), s (R,) and V (N, R) in fp32 on the CPU; None where other things are trained.
+
+        Raises:
+            ValueError: the file lacks one of them, or has it in another shape.
+        """
+        return None
+
+    def exact_rank(self, target: Target) -> int:
+        """The rank of the LoRA that holds a target's change exactly. Asked only where `lora` is not refused."""
+        return min(target.rank, target.out_features, target.in_features)
+
+    def change_product(self, run: TrainedRun, target: Target) -> tuple[Tensor, Tensor]:
+        """(left (M, K), right (N, K)) in float64 with dW = left right^T. Asked only where `lora` is not refused.
+
+        Raises:
+            ValueError: a file lacks what was trained.
+        """
+        raise NotImplementedError(f"{self.name} refuses the format lora")
+
+    def peft_config(self, settings: Settings, targets: Sequence[Target]) -> LoraConfig:
+        """PEFT's configuration of the whole adapted model. Asked only where `adapter` is in PEFT's format."""
+        raise NotImplementedError(f"{self.name} has no adapter in PEFT's format")
+
+
+def reading_bytes(largest: int, made: int = 0) -> int:
+    """Bytes of a rank that reads parameters of at most `largest` numbers and makes layers of at most `made` bytes.
+
+    A parameter is there as it is read, and once more as the message to the other ranks.
+    """
+    return max(8 * largest, made) + fill.TRIM_BYTES + pretrained.REOPEN_BYTES

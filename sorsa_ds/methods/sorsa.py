@@ -1,0 +1,143 @@
+"""SORSA: W = W_r + scale * U diag(s) V^T with a frozen residual W_r, and U, s and V trained (eq. 8 of the paper).
+
+Shapes, used as suffixes of tensor names: M out_features, N in_features, R rank.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.methods.method import Making, Method, Settings, TrainedRun
+from sorsa_ds.model import factor_source, sorsa_recipe
+from sorsa_ds.model.adapter_file import FactorFile
+from sorsa_ds.model.fill import Recipe
+from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa
+from sorsa_ds.model.targets import Target, scale_of
+from sorsa_ds.runtime.precision import Precision, full_fp32_products
+from sorsa_ds.sorsa import regularizer, residual_storage
+from sorsa_ds.sorsa.decompose import Factors, as_used, residual
+from sorsa_ds.sorsa.layer import SorsaLinear
+from sorsa_ds.sorsa.regularizer import Regularizer
+from sorsa_ds.sorsa.residual_storage import Storage
+
+
+class Sorsa(Method):
+    """SORSA itself."""
+
+    name, title = "sorsa", "SORSA"
+    about = (
+        " [SORSA](https://arxiv.org/abs/2409.00055) trains the leading singular triplets of each weight, "
+        "`W = W_r + U diag(s) Vᵀ`, over a frozen residual `W_r`, and keeps `U` and `V` near-orthonormal."
+    )
+    ignored_settings = ("baseline.*",)
+    variants: Mapping[str, Mapping[str, object]] = {"sorsa-no-reg": {"regularizer.gamma": 0.0}}
+    refused_exports: Mapping[str, str] = {}
+    adapter_library = "sorsa_ds"
+    decomposes = True
+    layers_cast_weights = True
+
+    def adapt(self, model: PreTrainedModel, making: Making) -> tuple[list[Target], Recipe]:
+        settings, precision, storage = making.settings, making.precision, making.storage
+        if making.initial is None:
+            start = factor_source.factor_source(settings.sorsa, settings.residual, storage, precision)
+        else:
+            start = factor_source.from_values(making.initial.values)
+        now = None if making.trained is None else factor_source.from_values(making.trained)
+        return adapt_to_sorsa(model, settings.sorsa, precision, storage, making.device, start, now)
+
+    def working_set(self, settings: Settings, targets: Sequence[Target], largest: int, storage: Storage) -> int:
+        refined = settings.residual.iterations > 1
+        return max(sorsa_recipe.working_set(target, settings.sorsa, storage, refined) for target in targets)
+
+    def regularizer(self, config: RunConfig) -> Regularizer:
+        return regularizer.resolve(
+            config.regularizer,
+            learning_rate=config.train.learning_rate,
+            accumulation_steps=config.train.gradient_accumulation_steps or 1,
+        )
+
+    def rows(
+        self, config: RunConfig, targets: Sequence[Target], trained: int, reg: Regularizer | None
+    ) -> list[tuple[str, str]]:
+        assert reg is not None
+        return [
+            ("method", self.name),
+            ("trained", f"{len(targets)} linears adapted, {trained:,} parameters"),
+            ("residual", residual_storage.describe(config.residual)),
+            ("regulariser", f"{reg.form}, {reg.reduction}, gamma / eta_d = {reg.coefficient:.4g}{reg.rhythm()}"),
+        ]
+
+    def summary(self, settings: Settings, precision: Precision) -> str:
+        return f"residual {residual_storage.describe(residual_storage.settle(settings.residual, precision))}"
+
+    def residual_names(self, target: Target, storage: Storage) -> list[str]:
+        return [f"{target.name}.{leaf}" for leaf in storage.names]
+
+    def step_scratch_bytes(self, config: RunConfig, ranks: Iterable[int], trainable: int) -> int:
+        """Gram matrices, errors and factors of U and V in fp64, all of them at once."""
+        return 8 * 3 * sum(2 * rank**2 for rank in ranks)
+
+    def step_traffic(self, config: RunConfig, targets: Sequence[Target], zero_stage: int) -> dict[str, float]:
+        """One all-reduce of the fp64 Gram matrices per step where ZeRO cuts the masters.
+
+        A re-orthonormalisation sends Gram matrices once more, and as many numbers by which U and V are turned.
+        """
+        every = config.regularizer.reorthonormalize
+        turned = 1 / every if every else 0
+        times = turned if zero_stage == 0 else 1 + 2 * turned
+        return {"Gram matrices": times * 2 * 8 * sum(2 * target.rank**2 for target in targets)}
+
+    def merged_weight(self, run: TrainedRun, name: str, target: Target | None, untrained: bool = False) -> Tensor:
+        """W_r is taken and packed anew, then made dense: what it lost in training it loses here too."""
+        assert target is not None and run.initial is not None
+        scale, formats = scale_of(target, run.described.sorsa), run.precision
+        weight_MN = run.weights.weight(target)
+        initial, trained = self.factors(run.initial, target), self.factors(run.trained, target)
+        rest_MN = residual(
+            weight_MN, initial, used_dtype=formats.compute_dtype, scale_dtype=formats.factor_dtype, scale=scale
+        )
+        kept = run.storage.pack(rest_MN)
+        del rest_MN
+        dense_MN = run.storage.dense(kept, (target.out_features, target.in_features), formats.compute_dtype)
+        return add_principal(dense_MN.float(), initial if untrained else trained, formats, scale)
+
+    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | None:
+        """Over a packed W_r the factors stay apart: a plain linear would lose the packing."""
+        if not isinstance(layer, SorsaLinear) or layer.storage.quantised:
+            return None
+        kept = [getattr(layer, name).detach() for name in layer.storage.names]
+        dense_MN = layer.storage.dense(kept, (layer.out_features, layer.in_features), trained_in.compute_dtype)
+        factors = Factors(*(getattr(layer, name).detach().float() for name in ("U", "s", "V")))
+        W_MN = add_principal(dense_MN.to(torch.float32, copy=True), factors, trained_in, layer.scale)
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        plain.weight = nn.Parameter(W_MN.to(dtype), requires_grad=False)
+        if layer.bias is not None:
+            plain.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
+        return plain
+
+    def factors(self, file: FactorFile, target: Target) -> Factors:
+        return factor_source.from_values(file.values)(target, torch.empty(0))
+
+    def exact_rank(self, target: Target) -> int:
+        return min(2 * target.rank, target.out_features, target.in_features)
+
+    def change_product(self, run: TrainedRun, target: Target) -> tuple[Tensor, Tensor]:
+        """dW = scale * (U diag(s) V^T - U_0 diag(s_0) V_0^T), so K = 2 R."""
+        assert run.initial is not None
+        scale, formats = scale_of(target, run.described.sorsa), run.precision
+        initial, trained = (
+            as_used(self.factors(file, target), formats.compute_dtype, formats.factor_dtype)
+            for file in (run.initial, run.trained)
+        )
+        left = torch.cat([trained.U * (scale * trained.s), -initial.U * (scale * initial.s)], 1).double()
+        return left, torch.cat([trained.V, initial.V], 1).double()
+
+
+def add_principal(rest_MN: Tensor, factors: Factors, formats: Precision, scale: float) -> Tensor:
+    """W = W_r + scale * U diag(s) V^T in fp32, with the factors rounded as training used them; overwrites `rest_MN`."""
+    used = as_used(factors, formats.compute_dtype, formats.factor_dtype)
+    with full_fp32_products():
+        return rest_MN.addmm_(used.U * (scale * used.s), used.V.t())
