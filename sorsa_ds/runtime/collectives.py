@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import torch
 import torch.distributed as dist
@@ -55,6 +55,12 @@ def agree(error: Exception | None, device: torch.device) -> None:
                 raise PeerError(f"stopped because another rank failed: {told}")
     if error is not None:
         raise error
+
+
+@overload
+def together(action: Callable[[], T], device: torch.device) -> T: ...
+@overload
+def together(action: Callable[[], T], device: torch.device, on: int | None) -> T | None: ...
 
 
 def together(action: Callable[[], T], device: torch.device, on: int | None = None) -> T | None:

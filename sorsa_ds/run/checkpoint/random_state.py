@@ -2,6 +2,7 @@
 
 import json
 import random
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ _TORCH, _CUDA, _OTHERS = f"{PREFIX}torch", f"{PREFIX}cuda", f"{PREFIX}python_and
 
 def take() -> dict[str, Tensor]:
     """All states as uint8 tensors, by name: torch on the CPU and on this rank's GPU, Python's, and numpy's."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
+    name, keys, position, has_gauss, gauss = cast(tuple, np.random.get_state())  # a dictionary only if asked for
     others = json.dumps([random.getstate(), [name, keys.tolist(), position, has_gauss, gauss]])
     states = {_TORCH: torch.get_rng_state(), _OTHERS: torch.tensor(list(others.encode()), dtype=torch.uint8)}
     if torch.cuda.is_initialized():

@@ -87,7 +87,7 @@ def _folder_faults(folder: Path, node: str, group: dist.ProcessGroup | None) -> 
         except ValueError as error:
             wrong = f"node {node}: {error}"
     name = _from_all(written.name, group)[0]
-    refused = [fault for fault in _from_all(wrong, group) if fault]
+    refused: list[str | None] = [fault for fault in _from_all(wrong, group) if fault]
     if not refused and not os.path.exists(folder / name):  # nor where it may not look
         wrong = f"node {node}: output.folder {folder} is not that of rank 0: all nodes need one shared folder"
     found = refused or _from_all(wrong, group)
