@@ -32,7 +32,7 @@ from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa import residual_storage
 from tests.helpers.architectures import exactly, save
 from tests.helpers.chat_tokenizer import chat_tokenizer
-from tests.helpers.projects import launch
+from tests.helpers.forked import launch_forked
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -672,7 +672,7 @@ def test_the_command(runs, tmp_path):
 
 
 def test_a_run_as_the_trainer_leaves_it(project, tmp_path):
-    _, run, _ = launch(project, "exported", ranks=1, ds="stage0")
+    _, run, _ = launch_forked(project, "exported", ranks=1, ds="stage0")
     theirs = logits(load_adapter(run / "adapter"))
     base = plainly(project / "model")
     assert relative(logits(base), theirs) > 1e-4

@@ -1,5 +1,6 @@
 """Real process groups inside pytest: run a function on N ranks over gloo, and get every rank's result or its error."""
 
+import functools
 import gc
 import io
 import multiprocessing
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-_fork = multiprocessing.get_context("fork")
+FORK = multiprocessing.get_context("fork")
 
 
 def run_ranks(world_size: int, function: Callable, *args: Any, timeout: float = 300.0) -> list[Any]:
@@ -23,10 +24,11 @@ def run_ranks(world_size: int, function: Callable, *args: Any, timeout: float = 
     Returns each rank's result, in rank order. The first rank that fails fails the test with its traceback; all
     processes are gone afterwards.
     """
-    results = _fork.Queue()
+    import_once()
+    results = FORK.Queue()
     port = free_port()
     processes = [
-        _fork.Process(target=_rank, args=(rank, world_size, port, results, function, args), daemon=True)
+        FORK.Process(target=_rank, args=(rank, world_size, port, results, function, args), daemon=True)
         for rank in range(world_size)
     ]
     for process in processes:
@@ -46,6 +48,16 @@ def run_ranks(world_size: int, function: Callable, *args: Any, timeout: float = 
             process.kill()
             process.join()
     return [collected[rank] for rank in range(world_size)]
+
+
+@functools.cache
+def import_once() -> None:
+    """Import here, before forking, what each rank would import for itself: seconds of a core for every rank.
+
+    Not where there is a GPU: some of it starts CUDA, and a process that has started CUDA must not fork.
+    """
+    if not torch.cuda.is_available():
+        import sorsa_ds.train.setup  # noqa: F401
 
 
 def _rank(rank: int, world_size: int, port: int, results, function: Callable, args: tuple) -> None:

@@ -14,6 +14,7 @@ from sorsa_ds.model import architectures
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import select
 from tests.helpers.architectures import exactly, save
+from tests.helpers.forked import launch_forked
 from tests.helpers.projects import ROOT, launch, metrics
 from tests.helpers.worlds import run_ranks
 
@@ -80,7 +81,7 @@ def test_rwkv4_trains_through_the_command_on_two_ranks(origin, request, project,
         shutil.copytree(real, tmp_path / "model", copy_function=shutil.copyfile)
         (tmp_path / "model").chmod(0o755)
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    _, folder, _ = launch(project, f"rwkv4-{origin}", *texts, f"model={tmp_path / 'model'}", "train.steps=4")
+    _, folder, _ = launch_forked(project, f"rwkv4-{origin}", *texts, f"model={tmp_path / 'model'}", "train.steps=4")
     assert falls(metrics(folder, "loss"))
     report = json.loads((folder / "report.json").read_text())
     assert report["start_loss"] == pytest.approx(report["base_loss"], rel=1e-5)
