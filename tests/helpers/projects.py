@@ -69,7 +69,7 @@ def start(project: Path, name: str, *arguments: str, ranks=2, **options) -> subp
     asked = {key: options.pop(key) for key in ("ds", "job") if key in options}
     launcher = str(Path(sys.executable).with_name("deepspeed"))
     return subprocess.Popen(
-        [launcher, "--num_gpus", str(ranks), "--master_port", str(free_port()),
+        [sys.executable, launcher, "--num_gpus", str(ranks), "--master_port", str(free_port()),
          *words_of(project, name, *arguments, **asked)],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment_of(project, **options),
     )  # fmt: skip
