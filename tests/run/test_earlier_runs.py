@@ -42,7 +42,8 @@ def command(*words) -> str:
 def test_its_checkpoint_is_resumed(run):
     command(
         sys.executable, Path(sys.executable).with_name("deepspeed"), "--num_gpus", 2, "--master_port", free_port(),
-        "launch/train.py", "--resume", run / "checkpoints" / "step-000003", f"model={MODEL}", f"output.folder={run.parent}",
+        "launch/train.py", "--resume", run / "checkpoints" / "step-000003", f"model={MODEL}",
+        f"output.folder={run.parent}",
     )  # fmt: skip
     assert metrics(run, "loss") == pytest.approx(metrics(RUN, "loss"), rel=1e-5)
     theirs = load_file(RUN / "adapter" / "adapter_model.safetensors")
