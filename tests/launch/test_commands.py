@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from tests.helpers.forked import launch_forked
 from tests.helpers.projects import ROOT, STEPS, launch, metrics
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def zero3(project):

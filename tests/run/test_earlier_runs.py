@@ -19,6 +19,8 @@ import sorsa_ds
 from tests.helpers.projects import ROOT, metrics
 from tests.helpers.worlds import free_port
 
+pytestmark = pytest.mark.slow
+
 MODEL = ROOT / "tests" / "golden" / "model"
 RUN = ROOT / "tests" / "fixtures" / "run_of_0.1.0"
 

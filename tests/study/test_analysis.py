@@ -278,6 +278,7 @@ def test_unknown_linears_are_refused_with_the_nearest_name(tmp_path):
         stored_linears(model, RunConfig(**config, analysis=AnalysisConfig(layers=[])))
 
 
+@pytest.mark.slow
 def test_training_stores_its_masters_and_a_resumed_run_goes_on_with_them(project):
     """On two ranks under ZeRO-3, against the checkpoints of the same steps."""
     settings = ["analysis.every=2", "analysis.layers=[q_proj,down_proj]", "output.save_every=2"]

@@ -89,6 +89,7 @@ def test_a_run_that_goes_on_stores_the_same_linears(tmp_path):
         check_continues(model, with_layers("layers.1.self_attn.q_proj"), run, 2)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_tells_the_regulariser_of_its_beginning_and_is_analysed(project):
     """Begun on two ranks, with the coefficient over two accumulated micro-batches; resumed on one, which makes four."""
     settings = ["regularizer.preset=reference", "train.micro_batch_size=2", "output.save_every=2",
@@ -143,6 +144,7 @@ def test_a_damaged_log_or_report_is_named_before_anything_is_computed(tmp_path, 
         opened(Options([run], tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_a_weight_that_is_no_number_is_named_and_the_rows_before_it_stay(tmp_path):
     run, _ = handmade(tmp_path, "llama", "lora", analysis=ONE)
     tensors = load_file(path_of(run, 4))
