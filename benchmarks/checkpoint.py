@@ -1,10 +1,10 @@
-"""A checkpoint of the default model against DeepSpeed's own: bytes, seconds to save and load; and an export's memory.
+"""A checkpoint of the default model against DeepSpeed's own: bytes and seconds. And the memory of an export.
 
     python benchmarks/checkpoint.py
 
-One process, ZeRO-2, fp32, after one optimizer step. *Blocked* is how long training stands still for a save. DeepSpeed
-saves with its defaults (the frozen parameters too) and then with `exclude_frozen_parameters`. The export's figures are
-those of `benchmarks/export.py`. The last line is one JSON object.
+Both save the same run: one process, ZeRO-2, fp32, after one optimizer step. *Blocked* is how long training stands still
+for a save. DeepSpeed saves twice: with its defaults, frozen parameters included, and with `exclude_frozen_parameters`.
+The export's figures are those of `benchmarks/export.py`. The last line is one JSON object.
 """
 
 import argparse
@@ -14,10 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common import say
-from export import in_own_process, measure, write_run
-
-ROOT = Path(__file__).parents[1]
+from benchmarks.export import in_own_process, measure, write_run
+from benchmarks.helpers.common import DS_CONFIGS, ROOT, say
 
 
 def main() -> None:
@@ -37,7 +35,7 @@ def main() -> None:
 
 
 def checkpoints(folder: Path, rank: int) -> dict:
-    """Save and load both ways, in a run that has made one step."""
+    """Save and load in our way and in DeepSpeed's, in a run that has taken one step."""
     import os
 
     os.environ["DS_ACCELERATOR"] = "cpu"
@@ -50,7 +48,7 @@ def checkpoints(folder: Path, rank: int) -> dict:
     from sorsa_ds.train.setup import assemble
 
     trainer = assemble(parse([
-        f"--ds_config={ROOT / 'ds_configs/zero2.json'}", f"output.folder={folder}", "output.name=run",
+        f"--ds_config={DS_CONFIGS / 'zero2.json'}", f"output.folder={folder}", "output.name=run",
         f"sorsa.rank={rank}", "train.precision=fp32", "train.steps=2", "data.eval_size=0",
     ]))  # fmt: skip
     trainer.signals = StopSignals()
@@ -91,7 +89,7 @@ def checkpoints(folder: Path, rank: int) -> dict:
 
 
 def timed(function: Callable) -> tuple[float, object]:
-    """Seconds, and what it returned."""
+    """Call a function; returns the seconds that it took, and its result."""
     began = time.perf_counter()
     value = function()
     return time.perf_counter() - began, value

@@ -3,8 +3,8 @@
     python benchmarks/export.py --gib 1 --max_shard_size 200MB
 
 A Llama of that size in bf16 and an adapter of random factors are written first; the export runs in a process of its
-own. The memory is that above the process's start, mapped pages of the checkpoint included; the budget is the largest
-file plus the largest layer in fp32. The last line is one JSON object.
+own. Memory is counted from the process's start on, mapped pages of the checkpoint included; it is compared with the
+largest file plus the largest layer in fp32. The last line is one JSON object.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from common import Peak, say, write_llama
 from safetensors.torch import save_file
 
+from benchmarks.helpers.common import ROOT, Peak, say, write_llama
 from sorsa_ds.config.schema import RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.export.command import Options, export
@@ -28,11 +28,9 @@ from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import select
 from sorsa_ds.model.weight_sources import OnDisk
 
-ROOT = Path(__file__).parents[1]
-
 
 def main() -> None:
-    """Write, export, print the JSON line."""
+    """Write a run, export it, and print the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=float, default=1.0)
     parser.add_argument("--rank", type=int, default=32)
@@ -49,13 +47,13 @@ def main() -> None:
 
 
 def in_own_process(function, *arguments):
-    """Call it in a fresh process, which has no memory of its own yet."""
+    """Call a function in a fresh process, which has no memory of its own yet; returns its result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def write_run(folder: Path, gib: float, rank: int) -> None:
-    """A base model, and the folder of a run as if it had been trained in mixed precision."""
+    """Write a base model, and a run's folder as if the run had been trained in mixed precision."""
     base, run = folder / "base", folder / "run"
     write_llama(base, gib, flat=True)
     config = RunConfig(model=str(base), sorsa=SorsaConfig(rank=rank), train=TrainConfig(precision="mixed"))
@@ -80,7 +78,7 @@ def write_run(folder: Path, gib: float, rank: int) -> None:
 
 
 def measure(folder: Path, max_shard_size: str) -> dict:
-    """Export it, and compare the peak with the largest file and layer."""
+    """Export the run, and compare the peak of memory with the largest file and layer."""
     began = time.perf_counter()
     with Peak() as peak:
         output = export(Options(folder / "run", "merged", folder / "merged", max_shard_size=max_shard_size))

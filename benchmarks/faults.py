@@ -1,11 +1,11 @@
-"""Kill a run again and again, damage its checkpoints, and see that it still ends where an undisturbed run ends.
+"""Kill a run again and again and damage its checkpoints; check that it still ends as an undisturbed run does.
 
     python benchmarks/faults.py --kills 20
 
-One run is killed with SIGKILL at random moments, in turn one rank, all ranks with their launcher, and either of these
-while a checkpoint is being written; each time it is continued with `--resume auto`. At the end all losses and all
-trained factors must equal those of a run that nothing has disturbed, bit for bit. Then each kind of damage is done to a
-copy of the run, which must name it and go on from the checkpoint before. The last line is one JSON object.
+A run is killed with SIGKILL at random moments: one rank, or all ranks with their launcher, in training or while a
+checkpoint is being written. Each time it is continued with `--resume auto`. At the end all losses and all trained
+factors must equal those of an undisturbed run, bit for bit. Then a copy of the run is damaged in each of several ways;
+it must name the damage and go on from the checkpoint before. The last line is one JSON object.
 """
 
 import argparse
@@ -27,20 +27,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.helpers.common import ROOT, launch_environment, train_command
 from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.run.checkpoint import folder as checkpoints
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.run.paths import ADAPTER, REPORT
 from sorsa_ds.runtime.folder_lock import is_held
 
-ROOT = Path(__file__).parents[1]
 TRAINED = "adapter_model.safetensors"
 SAVE_EVERY = 2
-SECONDS = 300  # longest that anything may take
+"""Steps between checkpoints."""
+SECONDS = 300
+"""The longest that anything may take."""
 
 
 def main() -> None:
-    """Kill, damage, compare, print the JSON line."""
+    """Kill and damage, print the JSON line; exit code 1 where a run was not recovered."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -57,7 +59,7 @@ def main() -> None:
 
 
 class Project:
-    """A small real model and the command that trains on it, two ranks under ZeRO-3."""
+    """A small random model, and the command that trains it on two ranks under ZeRO-3."""
 
     def __init__(self, folder: Path, steps: int):
         self.folder, self.steps = folder, steps
@@ -71,27 +73,26 @@ class Project:
         tokenizer.save_pretrained(folder / "model")
 
     def start(self, name: str) -> subprocess.Popen:
-        """Start the run, or go on with it."""
+        """Start a run, or go on with it where it was begun."""
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        bin_folder = Path(sys.executable).parent
-        command = [
-            str(bin_folder / "deepspeed"), "--num_gpus", "2", "--master_port", str(port), "launch/train.py",
-            "--ds_config", "ds_configs/zero3.json", f"model={self.folder / 'model'}", f"train.steps={self.steps}",
+        command = train_command(
+            2, ROOT / "ds_configs/zero3.json", f"model={self.folder / 'model'}", f"train.steps={self.steps}",
             "sorsa.rank=32", "sorsa.dropout=0.1", "train.precision=fp32", "train.micro_batch_size=1",
             "data.max_length=128", "data.eval_size=2", f"output.save_every={SAVE_EVERY}", "train.max_start_gap=1",
-            f"output.folder={self.folder}", f"output.name={name}", "--resume", "auto",
-        ]  # fmt: skip
-        environment = {
-            **os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
-            "PATH": f"{bin_folder}:{os.environ['PATH']}",
-        }  # fmt: skip
+            f"output.folder={self.folder}", f"output.name={name}", "--resume", "auto", port=port,
+        )  # fmt: skip
+        environment = launch_environment() | {"DS_ACCELERATOR": "cpu"}  # where sums are the same bit for bit
         log = (self.folder / f"{name}.log").open("a")
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
     def train(self, name: str) -> None:
-        """Run to the end."""
+        """Train a run to its end.
+
+        Raises:
+            RuntimeError: the run failed.
+        """
         if self.start(name).wait(SECONDS):
             raise RuntimeError(f"{name} failed:\n{self.told(name)[-3000:]}")
 
@@ -100,7 +101,7 @@ class Project:
         return (self.folder / f"{name}.log").read_text()
 
     def same(self, name: str) -> bool:
-        """Whether a run's losses and factors are those of the undisturbed one."""
+        """Whether a run has the same losses and factors as the undisturbed one."""
         runs = [self.folder / name, self.folder / "undisturbed"]
         losses = [[line["loss"] for line in read_metrics(run) if "loss" in line] for run in runs]
         factors = [load_file(run / ADAPTER / TRAINED) for run in runs]
@@ -108,7 +109,7 @@ class Project:
 
 
 def kills(project: Project, count: int, dice: random.Random) -> dict:
-    """Kill the run `count` times; every kill counts as recovered if the run has gone on and ended like the other."""
+    """Kill the run `count` times; all kills count as recovered if it ends like the undisturbed run."""
     run, lost, inside, slowest = project.folder / "killed", [], 0, 0.0
     done = 0
     while done < count:
@@ -141,12 +142,12 @@ def kills(project: Project, count: int, dice: random.Random) -> dict:
 
 
 def wait_for(process: subprocess.Popen, run: Path, dice: random.Random, in_a_save: bool) -> bool:
-    """Until a random moment of training, or the beginning of a save; False if the run ended first."""
+    """Wait for a random moment of training, or of a save; returns False if the run ended first."""
     until = time.monotonic() + SECONDS
     first = None
     wanted = dice.randint(1, 8)
     while process.poll() is None and time.monotonic() < until:
-        # Only a run that trains holds its lock; what a killed one has left of its metrics is cut off before.
+        # A run holds its lock while it trains, and has then cut off what a killed run left behind in its metrics.
         step = steps_of(run) if is_held(run) else 0
         if step and first is None:
             first = step
@@ -166,7 +167,7 @@ def wait_for(process: subprocess.Popen, run: Path, dice: random.Random, in_a_sav
 
 
 def steps_of(run: Path) -> int:
-    """Steps in the log of a run, which may be being written."""
+    """The last step in a run's log; 0 where the log cannot be read, as while a line is being written."""
     try:
         return max((line["step"] for line in read_metrics(run)), default=0)
     except (OSError, ValueError):
@@ -174,7 +175,7 @@ def steps_of(run: Path) -> int:
 
 
 def damages(project: Project) -> dict:
-    """Damage the newest checkpoint of a copy in each way; it must be named, and the run end like the other."""
+    """Damage the newest checkpoint of a copy in each way; count the damages that are named and recovered from."""
     kinds = {
         "truncated": lambda path: os.truncate(path / "rank-00000.safetensors", 100),
         "is damaged": lambda path: flip(path / "rank-00001.safetensors"),

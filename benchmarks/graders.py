@@ -1,35 +1,33 @@
-"""Check the graders on real references and on programs: `python benchmarks/graders.py --data ../shared/data`.
+"""The graders' verdicts where the right verdict is known: on reference solutions, on near misses, on programs.
 
-Ends with a JSON line of rates. `gsm8k_references`: every reference solution of GSM-8K against itself, its answer
-written as it is and as a fraction. `math_references`: the same for problems in MATH's format, our own
-(tests/grader_cases.py) or, with --math, a folder of yours. `near_misses_passed`: pairs that mean the same, and pairs
-that do not. `humaneval_canonical`, `humaneval_empty`: pass@1 of HumanEval's own solutions, and of functions that do
-nothing.
+    python benchmarks/graders.py --data FOLDER     FOLDER holds gsm8k/ and humaneval/
+
+The last line is one JSON object of rates. `gsm8k_references`: every reference solution of GSM-8K against itself, with
+its answer as it is and as a fraction. `math_references`: the same for problems in MATH's format, those of
+tests/helpers/grader_cases.py or, with --math, a folder of yours. `near_misses_passed`: pairs of answers that mean the
+same, and pairs that do not. `humaneval_canonical` and `humaneval_empty`: pass@1 of HumanEval's own solutions, and of
+functions that do nothing.
 """
 
 import argparse
 import gzip
 import json
-import sys
 import time
 from pathlib import Path
 
-from common import say
-
+from benchmarks.helpers.common import say
 from sorsa_ds.evaluate.grading.answers import announced, boxed
 from sorsa_ds.evaluate.grading.grader import Grader
 from sorsa_ds.evaluate.sandbox.runner import Sandbox
 from sorsa_ds.evaluate.tasks import math
 from sorsa_ds.evaluate.tasks.gsm8k import solution
 from sorsa_ds.evaluate.tasks.humaneval import code_of, program
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from grader_cases import ANNOUNCED, ANNOUNCED_WRONG, DIFFERENT, MATH, SAME
+from tests.helpers.grader_cases import ANNOUNCED, ANNOUNCED_WRONG, DIFFERENT, MATH, SAME
 
 
 def main() -> None:
-    """Measure each in turn."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure every rate, and print the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with gsm8k/ and humaneval/")
     parser.add_argument("--math", type=Path, help="folder of MATH as it was published")
     given = parser.parse_args()
@@ -44,7 +42,7 @@ def main() -> None:
 
 
 def gsm8k(grader: Grader, folder: Path) -> float:
-    """Both splits, each reference twice: as the solution has it, and rewritten so that it has to be understood."""
+    """Rate of GSM-8K's references that are graded as right, each as the solution has it and rewritten as a fraction."""
     right = total = 0
     for file in ("train.jsonl", "test.jsonl"):
         for line in (folder / file).read_text(encoding="utf-8").splitlines():
@@ -58,7 +56,7 @@ def gsm8k(grader: Grader, folder: Path) -> float:
 
 
 def mathematics(grader: Grader, folder: Path | None) -> float:
-    """Every solution against its own box, in the solution and announced."""
+    """Rate of MATH's solutions that are graded as right against their own boxed answers, boxed and announced."""
     rows = MATH
     if folder is not None:
         rows = [row for split in math.published(folder).values() for row in split]
@@ -72,7 +70,7 @@ def mathematics(grader: Grader, folder: Path | None) -> float:
 
 
 def near_misses(grader: Grader) -> float:
-    """Equal and different ones, both ways round; answers in texts."""
+    """Rate of right verdicts on pairs of equal and of different answers, both ways round, and on answers in texts."""
     cases = [(*pair, True) for pair in SAME] + [(*pair, False) for pair in DIFFERENT]
     passed = [
         (grader.grade(first, second) == "right") == equal
@@ -85,7 +83,7 @@ def near_misses(grader: Grader) -> float:
 
 
 def humaneval(file: Path) -> dict[str, float]:
-    """Canonical solutions in three dresses, and empty bodies."""
+    """Rates of HumanEval's programs that pass: its own solutions, bare and in a code block, and empty bodies."""
     sandbox = Sandbox()
     say(sandbox.protection)
     with gzip.open(file) as lines:
@@ -107,7 +105,7 @@ def humaneval(file: Path) -> dict[str, float]:
 
 
 def _filled(answer: str, row: dict) -> str:
-    """`{name}` replaced by the row's texts, which may hold braces themselves."""
+    """An answer whose `{name}`s are replaced by the row's texts, which may hold braces themselves."""
     for name in ("prompt", "canonical_solution"):
         answer = answer.replace(f"{{{name}}}", row[name])
     return answer

@@ -1,9 +1,9 @@
-"""The distributed initialisation: its speed against one rank, PEFT and the full SVD; its memory against the budget.
+"""The distributed initialisation: speed against one rank, PEFT and the full SVD; memory against what it should need.
 
-    python benchmarks/init.py            all parts, some minutes on two cores
+    python benchmarks/init.py            all parts
     python benchmarks/init.py --gib 2    size of the checkpoint that is written to measure memory
 
-Each part runs its sides one after the other in fresh processes with one thread a rank, several times, and takes the
+Each part runs its sides one after the other in fresh processes with one thread per rank, several times, and takes the
 median. The last line is one JSON object.
 """
 
@@ -13,14 +13,12 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from common import in_ranks, say
-
+from benchmarks.helpers.common import ROOT, in_ranks, say
 from sorsa_ds.config.schema import SorsaConfig
 
 DEFAULT = SorsaConfig().svd_tolerance
 TOLERANCES = (DEFAULT, 2 * DEFAULT, 4 * DEFAULT)
-ROOT = Path(__file__).parents[1]
-WORKERS = Path(__file__).with_name("init_workers.py")
+WORKER = "benchmarks.workers.init"
 
 
 def main() -> None:
@@ -41,11 +39,11 @@ def main() -> None:
 
 
 def speedup(repeats: int) -> dict:
-    """One rank against two, one thread each.
+    """Seconds of one rank over those of two, with one thread each.
 
     `ranks2_speedup`: the decomposition (each round's slowest rank, summed) of matrices of 2048 x 2048 and 5632 x 2048
-    at r = 128, cut for ZeRO-3. `..._whole` adds the skeleton, which every rank builds, and the exchange.
-    `..._default_...`: the default model, whole on both ranks, r = 16.
+    at r = 128, sharded for ZeRO-3. `ranks2_speedup_whole`: the whole initialisation, in which every rank builds the
+    skeleton and takes part in the exchange. Names with `_default`: the default model, whole on both ranks, r = 16.
     """
     result = {}
     with tempfile.TemporaryDirectory(dir=ROOT) as folder:
@@ -70,8 +68,8 @@ def speedup(repeats: int) -> dict:
 def against_peft(ranks: list[int], repeats: int) -> dict:
     """Whole initialisation of the default model in one process against PEFT's `pissa_niter_4`: time and accuracy.
 
-    `vs_pissa_niter_4`: PEFT's time over ours at the loosest of TOLERANCES that is no less accurate than PEFT is;
-    `..._default_tolerance`: at the trainer's own.
+    `vs_pissa_niter_4`: PEFT's seconds over ours at the loosest of TOLERANCES that is no less accurate than PEFT is.
+    Names with `default_tolerance`: at the trainer's own tolerance.
     """
     result: dict = {
         key: {}
@@ -111,7 +109,10 @@ def against_full_svd(size: int) -> dict:
 
 
 def memory(gib: float, worlds: list[int]) -> dict:
-    """Peak resident memory a rank on a checkpoint of `gib`, ZeRO-3, over (final shard + stated working set)."""
+    """Peak resident memory per rank under ZeRO-3, over the rank's shard plus the stated working set.
+
+    gib: size of the weights on disk. worlds: numbers of ranks.
+    """
     result: dict = {"rss_gib": {}, "budget_gib": {}, "rss_over_budget": 0.0}
     with tempfile.TemporaryDirectory(dir=ROOT) as folder:
         large, small = Path(folder, "large"), Path(folder, "small")
@@ -124,8 +125,8 @@ def memory(gib: float, worlds: list[int]) -> dict:
                 case, ratio = f"{method} r={rank}, {world} ranks", found["rss"] / found["budget"]
                 result["rss_gib"][case], result["budget_gib"][case] = found["rss"], found["budget"]
                 result["rss_over_budget"] = max(result["rss_over_budget"], ratio)
-                say(f"{size:.1f} GiB checkpoint, {case}: {found['rss']:.2f} GiB a rank above the process's start, "
-                    f"final shard {found['shard']:.2f}, with the working set {found['budget']:.2f}, "
+                say(f"{size:.1f} GiB of weights, {case}: {found['rss']:.2f} GiB per rank above the process's start, "
+                    f"shard {found['shard']:.2f}, with the working set {found['budget']:.2f}, "
                     f"ratio {ratio:.2f}")  # fmt: skip
         whole = run(1, "from_pretrained", "--folder", str(large))["rss"]
         result["from_pretrained_rss_gib"] = whole
@@ -134,8 +135,8 @@ def memory(gib: float, worlds: list[int]) -> dict:
 
 
 def run(world: int, what: str, *arguments: str) -> dict:
-    """One side of a comparison."""
-    return in_ranks(WORKERS, world, what, *arguments)
+    """Run one side of a comparison in fresh processes."""
+    return in_ranks(WORKER, world, what, *arguments)
 
 
 if __name__ == "__main__":

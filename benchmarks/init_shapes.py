@@ -1,13 +1,13 @@
-"""All decompositions of a whole model by its shape alone: seconds, and the fraction of the memory-bandwidth floor.
+"""All decompositions of a model of a given shape: seconds, and how near they come to what memory bandwidth allows.
 
     python benchmarks/init_shapes.py --model 7b        the 224 matrices of Llama-2-7B's shape
     python benchmarks/init_shapes.py --model 70b       the 560 of Llama-2-70B's
-    python benchmarks/init_shapes.py --model tiny      proves the script on a CPU
+    python benchmarks/init_shapes.py --model tiny      a small one, for a CPU
 
 Matrices are made on the device, one at a time, with singular values that fall like a language model's; making them is
-not timed. A matrix's time is that of its decomposition and its residual, from and to bf16. The floor is one reading and
-one writing of every matrix in bf16 at the device's bandwidth for a copy, which is measured first. The last line is one
-JSON object.
+not timed. A matrix's time is that of its decomposition and its residual, from and to bf16. The floor is the time in
+which every matrix can be read and written once in bf16, at the bandwidth of a large copy, which is measured first. The
+last line is one JSON object.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from collections import Counter
 
 import torch
 
+from benchmarks.helpers.common import heavy_tailed
+from benchmarks.helpers.turns import synchronise
 from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.runtime.precision import full_fp32_products
 from sorsa_ds.sorsa.decompose import decompose, residual
@@ -30,12 +32,12 @@ SHAPES = {
 
 
 def main() -> None:
-    """Time every matrix, print a line a shape and the JSON line."""
+    """Time every matrix, print a line per shape and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SHAPES, default="7b")
     parser.add_argument("--rank", type=int, default=128)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--layers", type=int, help="fewer layers than the model has; the rest is not extrapolated")
+    parser.add_argument("--layers", type=int, help="layers to decompose (default: all of the model)")
     arguments = parser.parse_args()
     device, model = torch.device(arguments.device), SHAPES[arguments.model]
     layers = arguments.layers or model["layers"]
@@ -43,8 +45,9 @@ def main() -> None:
     seconds, counts, excess = Counter(), Counter(), 0.0
     for layer in range(layers):
         for place, shape in enumerate(model["matrices"]):
-            W = heavy_tailed(shape, f"{layer}.{place}", device)
-            if not counts[shape]:  # the first of a shape pays for kernels and workspaces
+            draw = torch.Generator(device).manual_seed(hash(shape) % 2**31 + int(f"{layer}{place}"))
+            W = heavy_tailed(*shape, device, draw)
+            if not counts[shape]:  # the first matrix of a shape would pay for kernels and workspaces
                 timed(W, arguments.rank, "warm up")
             took, found = timed(W, arguments.rank, f"{layer}.{place}")
             seconds[shape] += took
@@ -65,43 +68,28 @@ def main() -> None:
 
 
 def timed(W: torch.Tensor, rank: int, name: str) -> tuple[float, float]:
-    """Seconds of one layer's work, and the estimate of its excess residual energy."""
+    """Seconds of one matrix's decomposition and residual, and the estimate of its excess residual energy."""
     config = SorsaConfig()
-    synchronize(W.device)
+    synchronise()
     began = time.perf_counter()
     with full_fp32_products():
         found = decompose(W, rank, name, "randomized", config.svd_tolerance, config.svd_max_iterations)
         residual(W, found, used_dtype=torch.bfloat16).bfloat16()
-    synchronize(W.device)
+    synchronise()
     return time.perf_counter() - began, found.accuracy.excess
 
 
-def heavy_tailed(shape: tuple[int, int], name: str, device: torch.device) -> torch.Tensor:
-    """A bf16 matrix (M, N) whose singular values fall about as i^-0.3; the same for the same name."""
-    m, n = shape
-    draw = torch.Generator(device).manual_seed(hash(shape) % 2**31 + int(name.replace(".", "")))
-    fall = torch.arange(1, min(m, n) + 1, device=device).float().pow(-0.3)
-    left, right = (torch.randn(size, min(m, n), device=device, generator=draw) for size in (m, n))
-    return ((left * fall) @ right.t() * (0.02 / min(m, n) ** 0.5)).bfloat16()
-
-
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, of a large copy."""
+    """Bytes per second that a large copy reads and writes."""
     source = torch.empty(2**28 if device.type == "cuda" else 2**24, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
-    synchronize(device)
+    synchronise()
     began = time.perf_counter()
     for _ in range(5):
         target.copy_(source)
-    synchronize(device)
+    synchronise()
     return 5 * 2 * source.nbytes / (time.perf_counter() - began)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,26 @@
 """Forward and backward of one adapted linear against PEFT's LoRA, the authors' layer, and the frozen linear alone.
 
-    python benchmarks/layer.py                                        1024 x 1024 in fp32: what two cores can do
-    python benchmarks/layer.py --shape 4096 4096 --dtype bf16 --tokens 1 128 4096 32768       a GPU
+    python benchmarks/layer.py                                                             1024 x 1024, fp32: a CPU
+    python benchmarks/layer.py --shape 4096 4096 --dtype bf16 --tokens 1 128 4096 32768    a GPU
 
-All four in turns in one process: the frozen weight in the dtype, what is trained in fp32, under autocast where the
-dtype is bf16. The last line is one JSON object: medians over the grid of the ratio of seconds, their
+All four take turns in one process. The frozen weight has the dtype, what is trained is in fp32, and bf16 is computed
+under autocast. The last line is one JSON object: the ratios' medians over all numbers of tokens and ranks, their
 extremes, and all seconds.
 """
 
 import argparse
-import contextlib
 import json
 import statistics
 
 import torch
-from common import say
-from peers import layers
-from turns import in_turns, ratio
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from benchmarks.helpers.common import DTYPES, autocast_to, say
+from benchmarks.helpers.peers import layers
+from benchmarks.helpers.turns import in_turns, ratio
 
 
 def main() -> None:
-    """Time the grid, print a table and the JSON line."""
+    """Time every number of tokens and rank, print a table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs=2, default=[1024, 1024], metavar=("OUT", "IN"))
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 32, 512, 4096, 32768])
@@ -53,19 +51,18 @@ def main() -> None:
 
 
 def measure(a: argparse.Namespace, tokens: int, rank: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of forward and backward of each layer, a list a layer."""
+    """Seconds of forward and backward in each round, by layer."""
     torch.manual_seed(0)
     m, n = a.shape
     dtype = DTYPES[a.dtype]
     x = torch.randn(tokens, n, device=device, dtype=dtype, requires_grad=True)
     grad = torch.randn(tokens, m, device=device, dtype=dtype)
-    cast = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
 
     def side(layer: torch.nn.Module):
         def both() -> None:
             x.grad = None
             layer.zero_grad(set_to_none=True)
-            with cast:
+            with autocast_to(dtype, device):
                 y = layer(x)
             y.backward(grad)
 

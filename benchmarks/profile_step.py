@@ -1,8 +1,8 @@
-"""Where a training step's time goes: the ten operators, or kernels of a GPU, that take most of it.
+"""Where the time of a training step goes: the ten operators (on a GPU: kernels) that take most of it.
 
     python benchmarks/profile_step.py                                  the default model
-    python benchmarks/profile_step.py --shape sorsa_ds/shapes/llama2_7b --rank 128 --batch 2 --length 512 \\
-        --precision mixed                                              that shape, made-up weights, one GPU
+    python benchmarks/profile_step.py --shape sorsa_ds/plan/shapes/llama2_7b --rank 128 --batch 2 --length 512 \\
+        --precision mixed                                              that shape, random weights, one GPU
 
 The last line is one JSON object.
 """
@@ -11,18 +11,18 @@ import argparse
 import json
 
 import torch
-from common import say
-from sides import add_sizes, step_of
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.helpers.common import say
+from benchmarks.helpers.sides import add_engine, add_sizes, step_of
 from sorsa_ds.runtime.process import init_distributed
 
 
 def main() -> None:
-    """Profile one step after two others."""
+    """Profile the third step, and print the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser)
-    parser.set_defaults(stage=0, checkpointing=False, zero=None)
+    add_engine(parser)
     a = parser.parse_args()
     init_distributed()
     step = step_of("sorsa", a)

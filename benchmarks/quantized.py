@@ -1,12 +1,12 @@
 """The quantised residual: bytes held and gathered, error, step time, a training run, and the plan for 70B.
 
-    python benchmarks/quantized.py                all of it on the default model, about 15 minutes on two cores
+    python benchmarks/quantized.py                everything, on the default model
     python benchmarks/quantized.py --steps 4      a shorter training run
-    python benchmarks/quantized.py --shape sorsa_ds/shapes/llama2_70b --storage nf4_double --rank 128 \\
-        --lengths 512 2048                        one GPU: only a model of that shape, with made-up weights
+    python benchmarks/quantized.py --shape sorsa_ds/plan/shapes/llama2_70b --storage nf4_double --rank 128 \\
+        --lengths 512 2048                        one GPU: a model of that shape with random weights, and nothing else
 
-Every ratio compares two sides that were run here, each in fresh processes with one thread a rank; step times are
-medians of steps taken in turns in one process. The last line is one JSON object.
+Both sides of every ratio are run here, each in fresh processes with one thread per rank. Seconds of a step are medians
+of steps taken in turns in one process. The last line is one JSON object.
 """
 
 import argparse
@@ -14,15 +14,14 @@ import json
 import tempfile
 from pathlib import Path
 
-from common import in_ranks, say
-
+from benchmarks.helpers.common import in_ranks, say
 from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.plan.job import GIB, Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.plan.shapes import shipped
 
-WORKERS = Path(__file__).with_name("quantized_workers.py")
+WORKER = "benchmarks.workers.quantized"
 LLAMA_70B = "meta-llama/Llama-2-70b-hf"
 
 
@@ -30,19 +29,19 @@ def main() -> None:
     """Measure, print a table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", default="nf4", choices=("nf4", "nf4_double", "int8"))
-    parser.add_argument("--rank", type=int, default=16, help="of all but the training runs")
-    parser.add_argument("--train_rank", type=int, default=64, help="of the training runs")
+    parser.add_argument("--rank", type=int, default=16, help="rank of SORSA, but for the training runs")
+    parser.add_argument("--train_rank", type=int, default=64, help="rank of SORSA in the training runs")
     parser.add_argument("--iterations", type=int, default=5, help="residual.iterations of the quantised training run")
-    parser.add_argument("--learning_rate", type=float, default=5e-5, help="of the training runs")
+    parser.add_argument("--learning_rate", type=float, default=5e-5, help="learning rate of the training runs")
     parser.add_argument("--steps", type=int, help="optimizer steps of the training runs (default: one epoch)")
     parser.add_argument("--timed", type=int, default=5, help="steps that are timed")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[128], help="tokens of a sequence")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128], help="tokens per sequence")
     parser.add_argument("--shape", type=Path, help="folder with a config.json: train that shape, and nothing else")
     a = parser.parse_args()
     sizes = ("--rank", str(a.rank), "--lengths", *map(str, a.lengths))
     if a.shape is not None:
         given = ("--storage", a.storage, *sizes, "--steps", str(a.timed), "--shape", str(a.shape))
-        result = in_ranks(WORKERS, 1, "shaped", *given)
+        result = in_ranks(WORKER, 1, "shaped", *given)
     else:
         result = {
             **held(), **gathered(a.storage, sizes), **timed(a.storage, sizes, a.timed),
@@ -54,9 +53,10 @@ def main() -> None:
 
 
 def held() -> dict:
-    """Bytes of the frozen part on live tensors, the worst of 1 and 2 ranks; errors of the start, mean over layers."""
+    """Bytes of the residuals' tensors over those in bf16, the worse of 1 and 2 ranks; errors at the start, mean over
+    layers, over those of quantising without SORSA."""
     found = {
-        (storage, world): in_ranks(WORKERS, world, "bytes", "--storage", storage)
+        (storage, world): in_ranks(WORKER, world, "bytes", "--storage", storage)
         for storage in ("bf16", "nf4", "nf4_double", "int8")
         for world in (1, 2)
     }
@@ -68,17 +68,17 @@ def held() -> dict:
         result[f"{storage}_bytes_ratio"] = max(ratios)
         errors = found[storage, 1]
         result[f"error_vs_plain_{storage}"] = errors["error"] / errors["plain_error"]
-        say(f"{storage}: {sum(found[storage, 1]['bytes']) * 8 / found[storage, 1]['numbers']:.3f} bits a number; error "
+        say(f"{storage}: {sum(errors['bytes']) * 8 / errors['numbers']:.3f} bits per weight; error "
             f"{errors['error']:.4f}, of plain quantisation {errors['plain_error']:.4f}")  # fmt: skip
     return result
 
 
 def gathered(storage: str, sizes: tuple[str, ...]) -> dict:
-    """Bytes that a rank's all-gathers deliver for the residual in one ZeRO-3 step, over those for a bf16 one.
+    """Bytes that a rank's all-gathers deliver for the residual in one ZeRO-3 step, over those for a bf16 residual.
 
-    What is not the residual (embeddings, norms, factors) is the same on both sides: all else of bf16 and fp32.
+    Everything that is not in uint8 (embeddings, norms, factors) is the same on both sides.
     """
-    ours, theirs = (in_ranks(WORKERS, 2, "gather", "--storage", name, *sizes) for name in (storage, "bf16"))
+    ours, theirs = (in_ranks(WORKER, 2, "gather", "--storage", name, *sizes) for name in (storage, "bf16"))
     packed = ours["torch.uint8"]
     dense = sum(theirs.values()) - (sum(ours.values()) - packed)
     say(f"gathered by a rank in a step: {packed / 1e6:.1f} MB packed, {dense / 1e6:.1f} MB bf16")
@@ -86,19 +86,22 @@ def gathered(storage: str, sizes: tuple[str, ...]) -> dict:
 
 
 def timed(storage: str, sizes: tuple[str, ...], steps: int) -> dict:
-    """Seconds of a step over those with a bf16 residual, and over those of PEFT's QLoRA at the same rank."""
-    found = in_ranks(WORKERS, 1, "steps", "--storage", storage, *sizes, "--steps", str(steps))
-    say("seconds a step: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    """Seconds of a step with a quantised residual, over those with a bf16 one, and over QLoRA's at the same rank."""
+    found = in_ranks(WORKER, 1, "steps", "--storage", storage, *sizes, "--steps", str(steps))
+    say("seconds per step: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     return {"step_vs_bf16": found[storage] / found["bf16"], "step_vs_qlora": found[storage] / found["qlora"]}
 
 
 def trained(storage: str, iterations: int, rank: int, rate: float, steps: int | None) -> dict:
-    """The default run on two ranks under ZeRO-2, with both residuals: losses step by step, held-out loss at the end."""
+    """Losses of the default run on two ranks under ZeRO-2, with a quantised and with a bf16 residual.
+
+    Prints the training losses of every step.
+    """
     many = () if steps is None else ("--steps", str(steps))
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = (
             in_ranks(
-                WORKERS, 2, "train", "--storage", name, "--iterations", str(rounds), "--rank", str(rank),
+                WORKER, 2, "train", "--storage", name, "--iterations", str(rounds), "--rank", str(rank),
                 "--learning_rate", str(rate), "--folder", folder, *many,
             )
             for name, rounds in ((storage, iterations), ("bf16", 1))
@@ -114,7 +117,7 @@ def trained(storage: str, iterations: int, rank: int, rate: float, steps: int | 
 
 
 def plan() -> dict:
-    """GiB of Llama 2 70B on one GPU with checkpointing, one sequence at a time, as `launch/plan.py` plans it."""
+    """GiB that the planner predicts for Llama 2 70B on one GPU: activation checkpointing, one sequence at a time."""
     result = {}
     for storage in ("nf4", "nf4_double"):
         for rank in (64, 128):

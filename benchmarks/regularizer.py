@@ -1,15 +1,15 @@
-"""The regulariser's step by itself, at the paper's shapes: time, flops, bytes sent, against autograd on whole matrices.
+"""The regulariser alone, at the paper's shapes: seconds, flops and bytes sent, against autograd on whole matrices.
 
-    python benchmarks/regularizer.py                  Llama 2 7B, r = 128: 448 matrices, 3 GB; a minute on two cores
-    python benchmarks/regularizer.py --layers 4       the same on fewer of its layers
+    python benchmarks/regularizer.py                  Llama 2 7B, r = 128: 448 matrices, 3 GB
+    python benchmarks/regularizer.py --layers 4       fewer of its layers
 
-Ours is what the engine calls once a step: Gram matrices and values, then the gradients' addition to the masters. Its
-peers are autograd of the same penalty on whole matrices, and the authors' `calc_ortho` with its backward; all take
+Ours is what the engine calls once per step: it computes Gram matrices and L_reg, and adds the gradients to the masters.
+Its peers are autograd of the same L_reg on whole matrices, and the authors' `calc_ortho` with its backward. All take
 turns in one process.
 
-The share of a step is of the paper's, 128 sequences of 512 tokens: by counted flops, and by seconds, the step's being
-its flops at the speed at which this machine multiplies large matrices in bf16, the dtype of the paper's step. The last
-line is one JSON object.
+The result is also given as a share of the paper's step, 128 sequences of 512 tokens: by counted flops, and by seconds.
+For the latter a step takes its flops at the speed of this machine in large bf16 products. The last line is one JSON
+object.
 """
 
 import argparse
@@ -17,12 +17,12 @@ import json
 import statistics
 
 import torch
-from common import say
-from flops import flop_counter, product_speed
-from peers import reference_layers
 from torch import Tensor, nn
-from turns import in_turns, ratio
 
+from benchmarks.helpers.common import say
+from benchmarks.helpers.flops import flop_counter, product_speed
+from benchmarks.helpers.peers import reference_layers
+from benchmarks.helpers.turns import in_turns, ratio
 from sorsa_ds.config.schema import DataConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.engine.grams import ShardedGrams
 from sorsa_ds.engine.masters import Fragment, Masters
@@ -39,9 +39,9 @@ COEFFICIENT = 0.2
 
 
 def main() -> None:
-    """Measure, and print the JSON line."""
+    """Measure, print a table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=LAYERS, help="of the model's 32")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="layers of the model's 32 that are taken")
     parser.add_argument("--rank", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     a = parser.parse_args()
@@ -54,7 +54,7 @@ def main() -> None:
     seconds = in_turns({name: side.step for name, side in {"ours": ours, **peers}.items()}, a.rounds)
     with flop_counter() as counted:
         ours.step()
-    part = a.layers / LAYERS  # what was measured, of the whole model
+    part = a.layers / LAYERS  # the share of the model that is measured
     step = flops(job, model) * part
     speed = product_speed(device, torch.bfloat16)
     mine = statistics.median(seconds["ours"])
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def paper(rank: int) -> tuple[Job, Facts]:
-    """The paper's step as a job, and its model."""
+    """The planner's job and model of the paper's step."""
     config = RunConfig(
         model=MODEL, sorsa=SorsaConfig(rank=rank), data=DataConfig(max_length=LENGTH),
         train=TrainConfig(precision="mixed", micro_batch_size=2, global_batch_size=SEQUENCES),
@@ -86,7 +86,7 @@ def paper(rank: int) -> tuple[Job, Facts]:
 
 
 def factors(model: Facts, layers: int, device: torch.device) -> dict[str, Tensor]:
-    """U and V of every linear of the first layers, near orthonormal, by name."""
+    """U and V of every linear of the first layers, random and nearly orthonormal, by name."""
     generator = torch.Generator(device).manual_seed(0)
     made = {}
     for target in model.targets[: layers * len(model.targets) // LAYERS]:
@@ -97,7 +97,7 @@ def factors(model: Facts, layers: int, device: torch.device) -> dict[str, Tensor
 
 
 class Ours:
-    """The engine's regulariser on masters that are these matrices, whole."""
+    """The engine's regulariser, with whole matrices as masters."""
 
     def __init__(self, matrices: dict[str, Tensor], device: torch.device):
         self.masters = {name: x.clone() for name, x in matrices.items()}
@@ -109,29 +109,29 @@ class Ours:
         self._regularizer = ShardedRegularizer(Regularizer("norm", "mean", COEFFICIENT), grams)
 
     def step(self) -> Tensor:
-        """What the engine does with it in one step; L_reg."""
+        """What the engine does once per step; returns L_reg."""
         value, _ = self._regularizer.prepare()
         for master in self.masters.values():
             self._regularizer.add_to(master)
         return value
 
     def gradient(self, name: str) -> Tensor:
-        """Of a matrix."""
+        """What has been added to the gradient of a matrix so far."""
         return self.masters[name].grad
 
     def buffer_bytes(self) -> int:
-        """Of the one all-reduce: a Gram matrix a factor, in fp64."""
+        """Bytes of a step's one all-reduce: a Gram matrix in fp64 for each factor."""
         return sum(8 * x.shape[1] ** 2 for x in self.masters.values())
 
 
 class Autograd:
-    """The same penalty and its gradient by autograd on whole matrices in fp32."""
+    """L_reg (SORSA, eq. 9) and its gradient by autograd, on whole matrices in fp32."""
 
     def __init__(self, matrices: dict[str, Tensor]):
         self._leaves = {name: x.clone().requires_grad_() for name, x in matrices.items()}
 
     def step(self) -> Tensor:
-        """L_reg; its gradient is added to the leaves."""
+        """Add the gradient of L_reg to the leaves'; returns L_reg."""
         leaves = self._leaves.values()
         norms = [torch.linalg.matrix_norm(x.t() @ x - torch.eye(x.shape[1], device=x.device)) for x in leaves]
         loss = torch.stack(norms).mean()
@@ -139,12 +139,12 @@ class Autograd:
         return loss.detach()
 
     def gradient(self, name: str) -> Tensor:
-        """Of a matrix."""
+        """What has been added to the gradient of a matrix so far."""
         return self._leaves[name].grad
 
 
 class Reference:
-    """The authors' function and its backward; V is transposed there."""
+    """The authors' function `calc_ortho` and its backward; it takes V transposed."""
 
     def __init__(self, matrices: dict[str, Tensor]):
         self._calculate = reference_layers().calc_ortho
@@ -155,19 +155,23 @@ class Reference:
             self._holder.register_parameter(place, nn.Parameter(value))
 
     def step(self) -> Tensor:
-        """L_reg; its gradient is added to the parameters."""
+        """Add the gradient of L_reg to the parameters'; returns L_reg."""
         loss = self._calculate(self._holder)
         (COEFFICIENT * loss).backward()
         return loss.detach()
 
     def gradient(self, name: str) -> Tensor:
-        """Of a matrix."""
+        """What has been added to the gradient of a matrix so far."""
         found = getattr(self._holder, self._places[name]).grad
         return found if name.endswith(".U") else found.t()
 
 
 def agree(ours: Ours, peers: dict[str, Autograd | Reference], matrices: dict[str, Tensor]) -> None:
-    """Stop where the sides do not compute the same thing: nothing would be compared."""
+    """Check that all sides compute the same.
+
+    Raises:
+        AssertionError: values or gradients differ by more than rounding.
+    """
     value = ours.step().float()
     for theirs in peers.values():
         torch.testing.assert_close(value, theirs.step(), rtol=1e-4, atol=0)

@@ -1,14 +1,14 @@
 """What form and strength of the regulariser do to a run: orthonormality of U and V, training loss, held-out loss.
 
-    python benchmarks/regularizer_study.py --output studies/regularizer        the default model; hours on two cores
+    python benchmarks/regularizer_study.py --output studies/regularizer        the default model
     python benchmarks/regularizer_study.py --output studies/tiny --learning_rates 4e-4 --strengths 0.2,20 \
         --no_presets train.steps=8
 
-For each learning rate one run each without a regulariser, with U and V made orthonormal after every step instead, with
-the presets `reference` and `paper`, and with either form at each strength c: gamma / eta_d = c on the mean over the
-matrices, so that all strengths are on one scale whatever the preset's reduction. All through the real launcher; the
-same command goes on where it was stopped, and others add to what is there. Writes study.csv, study.md, study.png and
-study.svg; the last line is JSON.
+For each learning rate there is a run without a regulariser, one in which U and V are made orthonormal after every step
+instead, one with each of the presets `reference` and `paper`, and one with either form at each strength c. That is
+gamma / eta_d for the mean over the matrices; the presets are converted to the same scale. All runs use the real
+launcher. The same command goes on where it was stopped, and a command with other settings adds to what is there. Writes
+study.csv, study.md, study.png and study.svg; the last line is one JSON object.
 """
 
 import argparse
@@ -17,11 +17,11 @@ import io
 import json
 import statistics
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.helpers.common import DS_CONFIGS, launch_environment, train_command
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.model import adapter_file
@@ -30,25 +30,24 @@ from sorsa_ds.runtime.files import write_text
 from sorsa_ds.sorsa.regularizer import resolve
 from sorsa_ds.study.analysis import measures
 
-ROOT = Path(__file__).parents[1]
 STRENGTHS = [0.002, 0.02, 0.2, 2.0, 20.0, 200.0, 2000.0]
 FORMS = ("norm", "squared")
 PRESETS = {"reference": "^", "paper": "s"}
-"""And their markers."""
+"""Presets, and their markers in the picture."""
 COLUMNS = {
     "c": ("c", ".4g"),
     "orthonormality": ("mean ‖XᵀX − I‖ of U and V", ".2e"),
     "loss_last": ("training loss, last tenth", ".4f"),
     "eval_loss_end": ("held-out loss", ".4f"),
 }
-"""Figures of a run -> heading and format."""
+"""Heading and format of each figure of a run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One setting of the regulariser. kind: `norm`, `squared`, `none`, `reorthonormalize`, `reference`, `paper`.
+    """One setting of the regulariser.
 
-    strength: c, of the two forms.
+    kind: `norm`, `squared`, `none`, `reorthonormalize`, `reference` or `paper`. strength: c, for `norm` and `squared`.
     """
 
     kind: str
@@ -57,12 +56,12 @@ class Choice:
 
     @property
     def name(self) -> str:
-        """Of the run's folder."""
+        """The name of the run's folder."""
         strength = "" if self.strength is None else f"-{self.strength:g}"
         return f"{self.kind}{strength}-lr{self.learning_rate:g}"
 
     def settings(self) -> list[str]:
-        """What the command line says."""
+        """The run's settings on the command line."""
         regularizer = {
             "none": ["gamma=0"],
             "reorthonormalize": ["gamma=0", "reorthonormalize=1"],
@@ -73,12 +72,12 @@ class Choice:
 
 
 def numbers(text: str) -> list[float]:
-    """Of `1e-4,4e-4`."""
+    """The numbers of a list like `1e-4,4e-4`."""
     return [float(word) for word in text.split(",")]
 
 
 def choices(a: argparse.Namespace) -> Iterator[Choice]:
-    """All of them; the presets where they are wanted."""
+    """All runs of the study that the command asks for."""
     for rate in a.learning_rates:
         for kind in ("none", "reorthonormalize", *([] if a.no_presets else PRESETS)):
             yield Choice(kind, rate)
@@ -95,8 +94,8 @@ def main() -> None:
     parser.add_argument("--strengths", type=numbers, default=STRENGTHS, help="c of both forms, as in 0.2,20")
     parser.add_argument("--no_presets", action="store_true", help="leave out the presets reference and paper")
     parser.add_argument("--num_gpus", type=int, default=1, help="ranks")
-    parser.add_argument("--ds_config", default=str(ROOT / "ds_configs" / "zero2.json"))
-    parser.add_argument("settings", nargs="*", help="settings of all runs, as train.steps=32")
+    parser.add_argument("--ds_config", default=str(DS_CONFIGS / "zero2.json"))
+    parser.add_argument("settings", nargs="*", help="settings for all runs, as train.steps=32")
     a = parser.parse_args()
     rows = read(a.output)
     for choice in choices(a):
@@ -107,16 +106,14 @@ def main() -> None:
 
 
 def train(choice: Choice, a: argparse.Namespace) -> dict[str, float]:
-    """The figures of one run, which is made unless it is there."""
+    """The figures of one run, which is trained unless its report is there."""
     folder = a.output.resolve() / "runs" / choice.name
     if not (folder / "report.json").exists():
-        command = [
-            str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(a.num_gpus),
-            str(ROOT / "launch" / "train.py"), "--ds_config", a.ds_config, "--resume", "auto",
-            f"output.folder={folder.parent}", f"output.name={choice.name}", "output.save_every=0",
-            *choice.settings(), *a.settings,
-        ]  # fmt: skip
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        command = train_command(
+            a.num_gpus, a.ds_config, "--resume", "auto", f"output.folder={folder.parent}", f"output.name={choice.name}",
+            "output.save_every=0", *choice.settings(), *a.settings,
+        )  # fmt: skip
+        subprocess.run(command, env=launch_environment(), check=True, stdout=subprocess.DEVNULL)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     described = adapter_file.read_description(folder / "adapter")
     return {
@@ -127,7 +124,7 @@ def train(choice: Choice, a: argparse.Namespace) -> dict[str, float]:
 
 
 def on_the_mean(folder: Path, matrices: int) -> float:
-    """gamma / eta_d of a run, as if it were of the mean over its matrices; 0 where there is no regulariser."""
+    """gamma / eta_d of a run, converted to the mean over its matrices; 0 where there is no regulariser."""
     config = command_line.load(RunConfig, folder / "config.yaml")
     accumulation = json.loads((folder / "ds_config.json").read_text(encoding="utf-8"))["gradient_accumulation_steps"]
     found = resolve(config.regularizer, learning_rate=config.train.learning_rate, accumulation_steps=accumulation)
@@ -135,14 +132,14 @@ def on_the_mean(folder: Path, matrices: int) -> float:
 
 
 def orthonormality(folder: Path, described: adapter_file.Description) -> float:
-    """Mean of ||X^T X - I||_F over the trained U and V of an adapter, in float64, whatever the form in training was."""
+    """Mean of ||X^T X - I||_F over the trained U and V of an adapter, in float64, whatever form it was trained with."""
     tensor = adapter_file.open_factors(folder, adapter_file.TRAINED, described).tensor
     names = [f"{layer}.{factor}" for layer in described.layers for factor in ("U", "V")]
     return statistics.fmean(measures.orthonormality(tensor(name).double()) for name in names)
 
 
 def read(output: Path) -> dict[Choice, dict[str, float]]:
-    """What earlier commands have written there: a study may be made in parts."""
+    """The figures of runs that earlier commands have written into the folder of the study."""
     rows = {}
     if (output / "study.csv").exists():
         with (output / "study.csv").open(encoding="utf-8", newline="") as file:
@@ -154,7 +151,7 @@ def read(output: Path) -> dict[Choice, dict[str, float]]:
 
 
 def write(rows: dict[Choice, dict[str, float]], output: Path) -> None:
-    """The tables and the picture of what is there."""
+    """Write the tables and the picture of all runs so far."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [*Choice.__dataclass_fields__, *COLUMNS], lineterminator="\n")
     writer.writeheader()
@@ -170,7 +167,10 @@ def write(rows: dict[Choice, dict[str, float]], output: Path) -> None:
 
 
 def draw(rows: dict[Choice, dict[str, float]], output: Path) -> None:
-    """Each figure against the strength, a row of panels a learning rate; what has no strength is a horizontal line."""
+    """Draw each figure against the strength, with a row of panels per learning rate.
+
+    A run without a strength is a horizontal line.
+    """
     rates = sorted({choice.learning_rate for choice in rows})
     kinds = (*FORMS, "none", "reorthonormalize", "reference", "paper")
     shown = [key for key in COLUMNS if key != "c"]

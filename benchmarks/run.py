@@ -2,11 +2,11 @@
 
     python benchmarks/run.py                                  80 minutes on two cores
     python benchmarks/run.py --only steps layer regularizer   some parts
-    python benchmarks/run.py --tiny                           all parts in tiny sizes: whether it runs, not how fast
+    python benchmarks/run.py --tiny                           all parts in tiny sizes, to see that they run
 
-With a GPU the parts take the papers' sizes: Llama 2 7B's shape with made-up weights, r = 128, sequences of 512 tokens;
-and Llama 2 70B's shape over 4 bits. Each part is a script of its own in this folder, with a help of its own; parts run
-one after the other, and the sides of a part in turns. `--output` gets everything, with hardware and versions.
+With a GPU the parts take the papers' sizes: Llama 2 7B's shape with random weights, r = 128, sequences of 512 tokens,
+and Llama 2 70B's shape with 4-bit weights. Each part is a script in this folder, with its own --help. Parts run one
+after the other, and the sides of a part in turns. Everything is written to --output, with hardware and versions.
 """
 
 import argparse
@@ -22,15 +22,16 @@ from pathlib import Path
 
 import psutil
 import torch
-from common import say
-from peers import reference_layers
+
+from benchmarks.helpers.common import TINY_LLAMA, say
+from benchmarks.helpers.peers import reference_layers
+from sorsa_ds.plan.shapes import shipped
 
 FOLDER = Path(__file__).parent
-SHAPES = FOLDER.parent / "sorsa_ds" / "shapes"
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "accelerate", "bitsandbytes", "sorsa")
-LLAMA_7B, LLAMA_70B = str(SHAPES / "llama2_7b"), str(SHAPES / "llama2_70b")
+LLAMA_7B, LLAMA_70B = (str(shipped(f"meta-llama/Llama-2-{size}-hf")) for size in ("7b", "70b"))
 PAPER = ["--shape", LLAMA_7B, "--rank", "128", "--batch", "2", "--length", "512", "--precision", "mixed"]
-"""A step of it on one GPU; micro-batches of two."""
+"""The papers' step on one GPU, in micro-batches of two sequences."""
 
 CPU = {
     "layer": [["layer.py"]],
@@ -69,24 +70,17 @@ TINY = {
     "alternatives": [["alternatives.py", "--tiny"]],
 }  # fmt: skip
 BARE = ("quantized", "init", "checkpoint")
-"""Parts whose figures' names do not say of what they are."""
-
-TINY_LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 128,
-}  # fmt: skip
+"""Parts whose figures get the part's name in front, because their own names do not tell what they are of."""
 
 
 def main() -> None:
     """Run the parts, print the table and the JSON line; exit code 1 where a part failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=sorted(CPU), help="these parts")
-    parser.add_argument("--tiny", action="store_true", help="in tiny sizes")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks.json"))
+    parser.add_argument("--only", nargs="+", choices=sorted(CPU), help="run these parts only")
+    parser.add_argument("--tiny", action="store_true", help="use tiny sizes")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks.json"), help="file for all results, as JSON")
     a = parser.parse_args()
     parts = TINY if a.tiny else GPU if torch.cuda.is_available() else CPU
-    if lacking := sorted(set(a.only or ()) - parts.keys()):
-        parser.error(f"--only: {', '.join(lacking)}: not on this machine or in this mode; there are {', '.join(parts)}")
     wanted = [name for name in parts if a.only is None or name in a.only]
     if {"layer", "regularizer", "steps"} & set(wanted):
         try:
@@ -121,8 +115,10 @@ def main() -> None:
 
 
 def run(command: list[str], folder: Path) -> tuple[dict, bool]:
-    """One part; what it prints goes on to the console, but for the JSON of its last line: that, and whether all of it
-    ended well."""
+    """Run one part; returns the JSON of its last line, and whether it ended well. All other lines are printed.
+
+    folder: where the tiny model is written that some commands name.
+    """
     if "TINY" in command:
         shape = folder / "tiny_llama"
         shape.mkdir(parents=True, exist_ok=True)
@@ -148,7 +144,7 @@ def run(command: list[str], folder: Path) -> tuple[dict, bool]:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and the packages; None for one that is not there."""
+    """The versions of Python and of the packages; None for a package that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -159,7 +155,7 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """What of this repository is measured, with `-dirty` where it was changed; None outside a clone."""
+    """The commit that is measured, with `-dirty` where files are changed; None outside a clone."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, cwd=FOLDER, text=True, capture_output=True, check=False)
@@ -169,7 +165,7 @@ def commit() -> str | None:
 
 
 def hardware() -> dict:
-    """What it ran on."""
+    """The processor, memory and GPUs of this machine."""
     names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     found = {
         "cpu": names[0] if names else platform.machine(), "cores": os.cpu_count(),

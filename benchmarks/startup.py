@@ -2,27 +2,22 @@
 
     python benchmarks/startup.py                  the default model on two ranks under ZeRO-3
 
-The whole of it through the real launcher: processes, data, model, decomposition, the check of the start, one step. The
-last line is one JSON object.
+Everything is in it, through the real launcher: processes, data, model, decomposition, the check of the start, one step.
+The last line is one JSON object.
 """
 
 import argparse
 import json
-import os
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-import torch
-from common import say
-
-ROOT = Path(__file__).parents[1]
+from benchmarks.helpers.common import ROOT, launch_environment, say, train_command
 
 
 def main() -> None:
-    """Start twice with the same cache of factors."""
+    """Start two runs with the same cache of factors, and print the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--ds_config", default="ds_configs/zero3.json")
@@ -36,17 +31,17 @@ def main() -> None:
 
 
 def first_step(a: argparse.Namespace, folder: Path, name: str) -> float:
-    """Seconds until the log has the first step's line; the run ends after it."""
-    command = [
-        str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(a.ranks), "launch/train.py", "--ds_config",
-        a.ds_config, "train.steps=1", "data.eval_size=0", "output.save_every=0", f"output.folder={folder}",
+    """Seconds until the log has the line of the first step, which is also the last.
+
+    Raises:
+        RuntimeError: the run failed.
+    """
+    command = train_command(
+        a.ranks, a.ds_config, "train.steps=1", "data.eval_size=0", "output.save_every=0", f"output.folder={folder}",
         f"output.name={name}", f"sorsa.svd_cache={folder / 'factors'}", *a.settings,
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if not torch.cuda.is_available():
-        environment["DS_ACCELERATOR"] = "cpu"
+    )  # fmt: skip
     began = time.perf_counter()
-    run = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+    run = subprocess.Popen(command, cwd=ROOT, env=launch_environment(), text=True, stdout=subprocess.PIPE,
                            stderr=subprocess.STDOUT)  # fmt: skip
     log, seconds = folder / name / "metrics.jsonl", None
     while seconds is None and run.poll() is None:

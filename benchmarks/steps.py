@@ -1,15 +1,19 @@
-"""A training step against its peers: seconds, tokens a second, utilisation, memory; on every ZeRO stage.
+"""A training step against its peers: seconds, tokens per second, utilisation and memory, on every ZeRO stage.
 
     python benchmarks/steps.py                                   the default model in fp32, two cores
-    python benchmarks/steps.py --shape sorsa_ds/shapes/llama2_7b --rank 128 --batch 2 --length 512 --precision mixed \\
-        --together 2 --world 1                                   one GPU: that shape, made-up weights; --stages cuts it
+    python benchmarks/steps.py --shape sorsa_ds/plan/shapes/llama2_7b --rank 128 --batch 2 --length 512 \\
+        --precision mixed --together 2 --world 1                 one GPU: that shape with random weights
 
-What the sides are: benchmarks/sides.py. They take turns in one process on the same batch, one thread a rank; with
-`--together` only so many are in memory at once, each time ours and some of its peers. mfu: flops of LoRA's products,
-which are those that the model with an adapter of that rank needs (of the bare model's for `frozen`), a second, over
-what a device reaches alone in large products of the step's dtype; what a side or checkpointing computes beyond that is
-no use. memory: what a side holds between steps and what a step makes beside it, of the rank that has most; held tensors
-that a step frees count on. The last line is one JSON object: ratios, and under `steps` everything that was measured.
+benchmarks/helpers/sides.py lists the sides. They take turns in one process on the same batch, with one thread per rank;
+--together limits how many are in memory at one time, each time ours and some of its peers. The tables give:
+
+mfu     model flops utilisation: the flops that a step needs, per second, over those that the device reaches in large
+        products of the step's dtype. A step needs what LoRA's products take (for `frozen`: the bare model's); whatever
+        a side or checkpointing computes beyond that counts as no use.
+memory  what a side holds between steps, and what a step makes beside that, on the rank that has most. Held tensors that
+        a step frees are still counted.
+
+The last line is one JSON object: ratios, and under `steps` everything that was measured.
 """
 
 import argparse
@@ -17,21 +21,24 @@ import json
 import statistics
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from common import in_ranks, say
-from models import NOTHING_KEPT
-from sides import add_sizes, at_least_one, given_sizes
-from turns import ratio
 
-WORKERS = Path(__file__).with_name("steps_workers.py")
+from benchmarks.helpers.common import in_ranks, say
+from benchmarks.helpers.models import NOTHING_KEPT
+from benchmarks.helpers.sides import add_sizes, at_least_one, given_sizes
+from benchmarks.helpers.turns import ratio
+
+WORKER = "benchmarks.workers.steps"
 MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is compared together. name: in the tables. key: behind the ratios' names. sides: ours first."""
+    """Sides that are compared with one another, ours first.
+
+    name: heading of the table. key: ending of the ratios' names. zero: settings of `zero_optimization`.
+    """
 
     name: str
     stage: int
@@ -59,23 +66,22 @@ def main() -> None:
     """Measure, print tables and the JSON line; exit code 1 where a row failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser)
-    parser.add_argument("--rounds", type=at_least_one, default=7, help="steps of each side that are timed")
     parser.add_argument(
-        "--stages", type=int, nargs="+", default=[0, 2, 3], choices=(0, 2, 3), help="0 on one rank, others on --world"
+        "--stages", type=int, nargs="+", default=[0, 2, 3], choices=(0, 2, 3), help="ZeRO stages; stage 0 on one rank"
     )
     parser.add_argument(
         "--world", type=at_least_one, default=min(2, torch.cuda.device_count() or 2), help="ranks of stages 2 and 3"
     )
     parser.add_argument(
-        "--together", type=int, default=len(ROWS[0].sides), help="sides that are in memory at once (default: all)"
+        "--together", type=int, default=len(ROWS[0].sides), help="sides in memory at one time (default: all)"
     )
     a = parser.parse_args()
     if a.together < 2:
-        parser.error("--together: at least 2, ours and a peer")
+        parser.error("--together must be at least 2: ours and a peer")
     if torch.cuda.is_available() and set(a.stages) - {0} and torch.cuda.device_count() < a.world:
         parser.error(f"--world {a.world}: there are {torch.cuda.device_count()} GPUs")
-    counted = in_ranks(WORKERS, 1, "flops", *given_sizes(a), "--sides", "sorsa", "lora", "reference", "frozen")
-    say("GFLOP a step: " + ", ".join(f"{side} {flops / 1e9:.1f}" for side, flops in counted["flops"].items())
+    counted = in_ranks(WORKER, 1, "flops", *given_sizes(a), "--sides", "sorsa", "lora", "reference", "frozen")
+    say("GFLOP per step: " + ", ".join(f"{side} {flops / 1e9:.1f}" for side, flops in counted["flops"].items())
         + f"; GFLOP/s in large products: {counted['speed'] / 1e9:.1f}")  # fmt: skip
     result: dict = {"steps": {"sizes": {**vars(a), "shape": a.shape and a.shape.name}, **counted, "rows": {}}}
     failed: list[str] = []
@@ -89,28 +95,30 @@ def main() -> None:
 
 
 def world_of(row: Row, a: argparse.Namespace) -> int:
-    """Ranks of a row."""
+    """The number of ranks of a row."""
     return 1 if row.stage == 0 else a.world
 
 
 def measure(row: Row, a: argparse.Namespace, counted: dict, failed: list[str]) -> dict[str, dict]:
-    """A row's table: by side its seconds and bytes, and what follows from them. Sides of which some failed together are
-    left out, and told in `failed`."""
+    """Measure and print a row's table: by side its seconds and bytes, and what follows from them.
+
+    Sides that were measured together and of which one failed are left out, and named in `failed`.
+    """
     world = world_of(row, a)
-    words = [*given_sizes(a), "--rounds", str(a.rounds), "--stage", str(row.stage)]
+    words = [*given_sizes(a), "--stage", str(row.stage)]
     words += ["--checkpointing"] if row.checkpointing else []
     words += ["--zero", json.dumps(row.zero)] if row.zero else []
     ours, *peers = row.sides
-    say(f"\n{row.name}: {world} rank{'s' * (world > 1)}\n  {'':14} {'s a step':>8} {'tokens/s':>9} {'mfu':>6} "
+    say(f"\n{row.name}: {world} rank{'s' * (world > 1)}\n  {'':14} {'s / step':>8} {'tokens/s':>9} {'mfu':>6} "
         f"{'MiB held':>9} {'made':>8}   {ours} over it (quartiles)")  # fmt: skip
     if "qlora" in peers and a.shape is not None:
         peers.remove("qlora")
-        say("  qlora is left out: it is made of the default model only")
+        say("  qlora is left out: there is one of the default model only")
     table: dict[str, dict] = {}
     for start in range(0, len(peers), a.together - 1):
         group = (ours, *peers[start : start + a.together - 1])
         try:
-            found = in_ranks(WORKERS, world, "turns", *words, "--sides", *group)
+            found = in_ranks(WORKER, world, "turns", *words, "--sides", *group)
         except RuntimeError as error:
             say(f"  {error}")
             failed.append(f"{row.name}: {', '.join(group)}")
@@ -133,7 +141,7 @@ def measure(row: Row, a: argparse.Namespace, counted: dict, failed: list[str]) -
 
 
 def line(side: str, found: dict, seconds: float) -> str:
-    """One side in the table."""
+    """The line of one side in the table."""
     against = (
         "{median:.3f} ({low:.3f} .. {high:.3f})".format(**found["ours_over_it"]) if "ours_over_it" in found else ""
     )
@@ -144,7 +152,10 @@ def line(side: str, found: dict, seconds: float) -> str:
 
 
 def summary(row: Row, world: int, table: dict[str, dict]) -> dict[str, float]:
-    """Ratios of ours, by name, and its own figures; ZeRO on one rank is named so. Nothing of an empty table."""
+    """Ratios of ours to its peers, and its own figures, by name; nothing of an empty table.
+
+    The names of ZeRO stages on one rank end in `_1_rank`.
+    """
     if not table:
         return {}
     ours = next(iter(table))
@@ -159,7 +170,7 @@ def summary(row: Row, world: int, table: dict[str, dict]) -> dict[str, float]:
 
 
 def peak(found: dict) -> int:
-    """Bytes of a side at the height of its step."""
+    """The most bytes that a side has at one time."""
     return found["held_bytes"] + found["made_bytes"]
 
 

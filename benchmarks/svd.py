@@ -1,12 +1,13 @@
-"""Truncated SVDs against each other, one thread: seconds and accuracy on a model's own weights, or at one large size.
+"""Ways to compute a truncated SVD: seconds and accuracy in one thread, on a model's weights or one large matrix.
 
-    python benchmarks/svd.py                          # one layer's seven matrices of the default model, r = 16, 64, 128
-    python benchmarks/svd.py --size 4096 --rank 128   # a square matrix with a real layer's spectrum
-    python benchmarks/svd.py --all-layers             # the estimate of the error against the truth, on every matrix
+    python benchmarks/svd.py                          the seven matrices of one layer of the default model
+    python benchmarks/svd.py --size 4096 --rank 128   a square matrix with the spectrum of a real layer
+    python benchmarks/svd.py --all-layers             the estimate of the error against the truth, on every matrix
 
-Times are CPU seconds of the thread, the best of `--repeat`, so that a shared machine does little harm. Printed beside
-them: the excess residual energy (||W - W_r||_F^2 - optimum) / optimum in fp64, the worst relative error of a singular
-value, and max |U^T U - I|. The last line is JSON: per rank, the full SVD's and svd_lowrank's time over ours.
+Times are CPU seconds of the thread, the best of --repeat, so that other work on the machine matters little. Printed
+beside them are the excess residual energy (||W - U diag(s) V^T||_F^2 - optimum) / optimum in fp64, the worst relative
+error of a singular value, and max |U^T U - I|. The last line is one JSON object: per rank, the time of the full SVD and
+of svd_lowrank over ours.
 """
 
 import argparse
@@ -25,10 +26,10 @@ from sorsa_ds.sorsa.decompose import decompose
 from sorsa_ds.train.setup import find_model
 
 SPECTRUM_OF = "gate_proj"
-"""The matrix whose spectrum the large one is given."""
+"""The matrix whose spectrum the large matrix gets."""
 
 RESOLVED = 1e-5
-"""A true excess below this is too near to fp32 rounding to hold an estimate against."""
+"""A true excess below this is mostly fp32 rounding, and no estimate is compared with it."""
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 FULL, NITER4 = "full SVD (gesdd)", "svd_lowrank niter 4"
@@ -36,7 +37,7 @@ FULL, NITER4 = "full SVD (gesdd)", "svd_lowrank niter 4"
 
 @dataclass(slots=True)
 class Figures:
-    """Sums over matrices of seconds; worst of the errors over them; energies summed, so that excess is the whole's."""
+    """Figures of one way over several matrices: sums of seconds and of energies, and the worst of the errors."""
 
     seconds: float = 0.0
     lost: float = 0.0
@@ -50,7 +51,7 @@ class Figures:
         return self.lost / self.optimum
 
     def add(self, seconds: float, W: Tensor, found: Triplets, exact: Tensor) -> None:
-        """Account for a decomposition `found` of W, whose singular values are `exact` (fp64)."""
+        """Add a decomposition `found` of W, whose true singular values are `exact` (fp64)."""
         U, s, V = (x.double() for x in found)
         rank = len(s)
         self.seconds += seconds
@@ -92,13 +93,13 @@ def _ritz(W: Tensor, Q: Tensor, rank: int) -> Triplets:
 
 
 def full(W: Tensor, rank: int) -> Triplets:
-    """What PEFT's `pissa` does."""
+    """The full SVD, cut at the rank: what PEFT's `pissa` does."""
     U, s, Vh = torch.linalg.svd(W, full_matrices=False)
     return U[:, :rank], s[:rank], Vh[:rank].T
 
 
 def ours(method: str, tolerance: float = 1.0) -> Callable[[Tensor, int], Triplets]:
-    """`decompose` of the package."""
+    """The package's own decomposition, by a method and to a tolerance."""
 
     def run(W: Tensor, rank: int) -> Triplets:
         found = decompose(W, rank, "benchmark", method, tolerance)
@@ -108,7 +109,7 @@ def ours(method: str, tolerance: float = 1.0) -> Callable[[Tensor, int], Triplet
 
 
 def seconds(function: Callable[[], Triplets], repeat: int) -> tuple[float, Triplets]:
-    """The thread's CPU seconds, the best of several, and the result."""
+    """The thread's CPU seconds of a call, the best of several calls, and its result."""
     best = float("inf")
     for _ in range(repeat):
         start = time.thread_time()
@@ -118,7 +119,7 @@ def seconds(function: Callable[[], Triplets], repeat: int) -> tuple[float, Tripl
 
 
 def linears(folder: Path) -> dict[str, Tensor]:
-    """The decoder's linear weights in a folder of safetensors, in fp32."""
+    """The weights of all linears of a model on disk, in fp32, by name."""
     found = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
@@ -129,7 +130,7 @@ def linears(folder: Path) -> dict[str, Tensor]:
 
 
 def with_spectrum_of(W: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """A square matrix of a given size with the interpolated, normalised spectrum of W; and that spectrum (fp64)."""
+    """A random square matrix with the spectrum of W, interpolated and normalised; and that spectrum (fp64)."""
     s = torch.linalg.svdvals(W.double()).log()
     place = torch.linspace(0, len(s) - 1, size, dtype=torch.float64)
     low = place.long().clamp(max=len(s) - 2)
@@ -141,7 +142,7 @@ def with_spectrum_of(W: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def compare(matrices: dict[str, Tensor], spectra: dict[str, Tensor], rank: int, args: argparse.Namespace) -> dict:
-    """Print a rank's table; returns its part of the JSON line."""
+    """Print the table of one rank; returns its part of the JSON line."""
     ways = {
         FULL: full,
         NITER4: lambda W, r: torch.svd_lowrank(W, q=r, niter=4),
@@ -151,7 +152,7 @@ def compare(matrices: dict[str, Tensor], spectra: dict[str, Tensor], rank: int, 
         **{f"ours, tolerance {t:g}": ours("randomized", t) for t in args.tolerance},
     }
     if args.size:
-        del ways["ours, exact"]  # as slow as the full SVD there
+        del ways["ours, exact"]  # it takes as long as the full SVD
     print(f"\nr = {rank}: {len(matrices)} matrices")
     print(f"{'':26}{'seconds':>10}{'excess':>10}{'s error':>10}{'|UtU-I|':>10}")
     table = {}
@@ -179,7 +180,7 @@ def compare(matrices: dict[str, Tensor], spectra: dict[str, Tensor], rank: int, 
 
 
 def audit(matrices: dict[str, Tensor], spectra: dict[str, Tensor], rank: int, args: argparse.Namespace) -> dict:
-    """How the estimated excess compares with the true one, matrix by matrix."""
+    """Compare the estimated excess with the true one, matrix by matrix; returns their ratios' extremes."""
     result = {}
     for tolerance in args.tolerance:
         truths, ratios, capped, ways = [], [], 0, 0
@@ -204,15 +205,15 @@ def audit(matrices: dict[str, Tensor], spectra: dict[str, Tensor], rank: int, ar
 
 
 def main() -> None:
-    """Parse the command line, run, print the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    """Measure, and print the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=EMBEDDED_MODEL, help="folder, hub name or the embedded model (default)")
     parser.add_argument("--layer", type=int, default=10, help="decoder layer whose matrices are taken")
     parser.add_argument("--all-layers", action="store_true", help="check the estimate on every layer instead")
     parser.add_argument("--size", type=int, help="one square matrix of this size instead")
     parser.add_argument("--rank", type=int, nargs="+", default=[16, 64, 128])
     parser.add_argument("--tolerance", type=float, nargs="+", default=[1e-2, 1e-3])
-    parser.add_argument("--repeat", type=int, default=5, help="the best of so many runs counts")
+    parser.add_argument("--repeat", type=int, default=5, help="number of runs, of which the best counts")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

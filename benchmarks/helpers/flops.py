@@ -1,18 +1,18 @@
-"""Flops of products, as PyTorch dispatches them, and the speed at which a device makes the largest ones."""
+"""Floating-point operations of matrix products, counted where PyTorch dispatches them, and how fast a device is."""
 
 import time
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from turns import synchronise
+
+from benchmarks.helpers.turns import synchronise
 
 
 def flop_counter() -> FlopCounterMode:
-    """A counter that knows what PyTorch's own passes over: the `addmm_` of our layer, and attention on a CPU.
+    """PyTorch's counter, taught what it does not know: the `addmm_` of our layer, and attention on a CPU.
 
-    Attention counts as the whole square: a causal kernel may leave half of it out.
+    Attention counts as the whole square, of which a causal kernel may leave half out.
     """
-
     aten = torch.ops.aten
     known = {
         aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1],
@@ -25,8 +25,10 @@ def flop_counter() -> FlopCounterMode:
 
 
 def product_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """flop/s of a product of square matrices that are large for the device: the best of a few, each long enough for a
-    clock."""
+    """flop/s of a device in products of large square matrices: the best of five measurements.
+
+    dtype: of both matrices. On a GPU a measurement is of 50 products, so that it is long enough for the clock.
+    """
     size, repeats = (8192, 50) if device.type == "cuda" else (2048, 1)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []

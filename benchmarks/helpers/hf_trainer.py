@@ -1,4 +1,4 @@
-"""The HF Trainer as one of several sides: its own loop, held before each step until it is its turn."""
+"""The HF Trainer as one of several sides: its own loop, which waits before each step until it is its turn."""
 
 import contextlib
 import os
@@ -8,19 +8,21 @@ from threading import Semaphore, Thread
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from models import RATE
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from benchmarks.helpers.models import RATE
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 STEPS = 10_000
-"""More than anyone waits for."""
+"""More steps than any benchmark takes."""
 
 
 class TrainerSteps(TrainerCallback):
-    """A call takes one step in the Trainer's thread, and all that it does until the next begins: forward, backward,
-    clipping, optimizer, scheduler, its own bookkeeping, the next batch.
+    """A call takes one step of a Trainer that runs in a thread of its own.
 
-    Without the launcher's environment, as `python train.py` on one GPU: with it the model would run under DDP.
+    A step is all that the Trainer does until the next one begins: forward, backward, clipping, optimizer, scheduler,
+    bookkeeping and the next batch. The Trainer does not see the launcher's environment, as if it had been started by
+    `python train.py` on one GPU: with that environment it would wrap the model in DDP.
     """
 
     def __init__(self, model: PreTrainedModel, rows: torch.Tensor, bf16: bool):
@@ -38,7 +40,7 @@ class TrainerSteps(TrainerCallback):
         Thread(target=self._train, daemon=True).start()
 
     def _make(self, model: PreTrainedModel, data: list[dict], bf16: bool) -> Trainer:
-        with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one, and puts nothing into it
+        with tempfile.TemporaryDirectory() as folder:  # the Trainer asks for a folder, and writes nothing into it
             arguments = TrainingArguments(
                 output_dir=folder, per_device_train_batch_size=len(data), max_steps=STEPS, learning_rate=RATE,
                 lr_scheduler_type="cosine", bf16=bf16, report_to="none", save_strategy="no", logging_strategy="no",
@@ -49,7 +51,7 @@ class TrainerSteps(TrainerCallback):
         return made
 
     def __call__(self, within: contextlib.AbstractContextManager | None = None) -> None:
-        """One step. within: entered on the Trainer's thread."""
+        """Take one step. within: a context that the step runs in, entered on the Trainer's thread."""
         self._within = within or contextlib.nullcontext()
         self._go.release()
         self._done.acquire()
@@ -65,7 +67,7 @@ class TrainerSteps(TrainerCallback):
             self._done.release()
 
     def on_step_begin(self, *_, **__) -> None:
-        """The step before is over; wait for the turn."""
+        """Report that the step before is over, and wait for the turn."""
         if self._begun:
             self._done.release()
         self._begun += 1
@@ -73,5 +75,5 @@ class TrainerSteps(TrainerCallback):
         self._entered.enter_context(self._within)
 
     def on_step_end(self, *_, **__) -> None:
-        """After the optimizer's and the scheduler's step."""
+        """Leave the context, after the optimizer's and the scheduler's step."""
         self._entered.close()

@@ -1,4 +1,4 @@
-"""The most bytes of tensors that are alive together, counted where PyTorch dispatches: no allocator, no sampling."""
+"""The most bytes of tensors that are alive at one time, counted exactly, where PyTorch dispatches its operators."""
 
 import weakref
 
@@ -8,8 +8,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Context whose `peak` is of tensors made inside it, gradients included; what a kernel needs for a moment is not
-    seen."""
+    """Context that counts the bytes of tensors made inside it, gradients included: `now`, and their `peak`.
+
+    What a kernel allocates for itself and frees again is not seen.
+    """
 
     def __init__(self):
         super().__init__()
@@ -17,7 +19,7 @@ class LiveBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        for tensor in _tensors((args, kwargs)):  # what was there before: known, and not counted
+        for tensor in _tensors((args, kwargs)):  # tensors from before are noted, so that they are not counted
             self._note(tensor.untyped_storage(), 0)
         made = func(*args, **(kwargs or {}))
         for tensor in _tensors(made):

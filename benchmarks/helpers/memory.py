@@ -1,7 +1,7 @@
-"""Memory of one of several sides in a process: what it holds between its steps, and what a step makes beside that.
+"""Memory of one of several sides in a process: what a side holds between its steps, and what a step adds to that.
 
-On a GPU both are the allocator's figures. On a CPU they are counted, tensor by tensor: resident memory tells as much of
-the allocator as of the side.
+On a GPU both are the allocator's figures. On a CPU they are counted, tensor by tensor, because resident memory says as
+much about the allocator as about the side.
 """
 
 import contextlib
@@ -9,11 +9,12 @@ import gc
 from collections.abc import Iterator
 
 import torch
-from live_bytes import LiveBytes
+
+from benchmarks.helpers.live_bytes import LiveBytes
 
 
 def held_bytes() -> int:
-    """Of all tensors that are alive, of all sides."""
+    """Bytes of all tensors that are alive in this process, whichever side they belong to."""
     gc.collect()
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated()
@@ -26,13 +27,13 @@ def held_bytes() -> int:
 
 
 class Made:
-    """What a step inside `counting` makes: `nbytes`, its largest sum of live tensors beside those of before."""
+    """`nbytes`: the most bytes of tensors alive at one time in a step, those from before the step left out."""
 
     nbytes = 0
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """To be entered on the thread that takes the step."""
+        """Count what is made inside this context, which is entered on the thread that takes the step."""
         if torch.cuda.is_available():
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()

@@ -1,10 +1,11 @@
-"""Models and engines that benchmarks share: the default model, or any shape with made-up weights, in every method."""
+"""Models and engines that benchmarks share: the default model, or any shape with random weights, in every method."""
 
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from benchmarks.helpers.common import DS_CONFIGS
 from sorsa_ds import methods
 from sorsa_ds.config.deepspeed_json import load, resolve
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
@@ -23,17 +24,19 @@ from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.train.setup import checkpoint_activations
 
 RATE, STEPS_AHEAD = 1e-4, 100
-DS_CONFIGS = Path(__file__).parents[1] / "ds_configs"
 NOTHING_KEPT = {
     "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0,
     "stage3_param_persistence_threshold": 0,
 }  # fmt: skip
-"""Over the shipped settings of ZeRO-3: every parameter is gathered for each use, as on a model that is large for its
+"""Settings of ZeRO-3 with which every parameter is gathered for each use, as it is where a model is large for its
 GPUs."""
 
 
 def ds_config(stage: int, precision: str = "mixed", zero: dict | None = None) -> dict:
-    """What the trainer makes of the shipped JSON of a stage. zero: settings of zero_optimization over it."""
+    """The DeepSpeed settings that the trainer makes of the shipped JSON of a stage.
+
+    zero: settings of `zero_optimization` that replace the shipped ones.
+    """
     raw = load(DS_CONFIGS / (f"zero{stage}.json" if stage else "stage0.json"))
     raw["zero_optimization"] |= zero or {}
     train = TrainConfig(precision=precision, micro_batch_size=1, global_batch_size=collectives.world_size())
@@ -41,7 +44,7 @@ def ds_config(stage: int, precision: str = "mixed", zero: dict | None = None) ->
 
 
 def default_model(method: str, rank: int, stage: int, precision: str = "mixed", storage: str = "auto") -> Loaded:
-    """The default model, SORSA's factors from the user's cache."""
+    """The default model with the layers of a method; SORSA's factors come from the user's cache of factors."""
     device = this_device()
     return load_operated(
         ensure_embedded_model(lambda text: None), _operation(method, SorsaConfig(rank=rank), storage, precision),
@@ -52,7 +55,7 @@ def default_model(method: str, rank: int, stage: int, precision: str = "mixed", 
 def shaped_model(
     shape: Path, method: str, rank: int, stage: int, precision: str = "mixed", storage: str = "auto"
 ) -> PreTrainedModel:
-    """A model of a shape, its weights made up on this device.
+    """A model of a shape with the layers of a method; its random weights are made on this device.
 
     shape: a folder with a config.json.
     """
@@ -65,7 +68,7 @@ def shaped_model(
         model, targets, others, Generated(device), recipe=recipe, placement=_placement(stage, precision), device=device,
         progress=iter,
     )  # fmt: skip
-    return model.to(device)  # its buffers
+    return model.to(device)  # moves the buffers
 
 
 def _placement(stage: int, precision: str) -> Placement:
@@ -83,34 +86,44 @@ def engine_of(
     model: torch.nn.Module, stage: int, precision: str = "mixed", sorsa: bool = True, checkpointing: bool = False,
     zero: dict | None = None,
 ) -> SorsaEngine:  # fmt: skip
-    """The trainer's engine around a model. zero: settings over the shipped ones."""
+    """The trainer's engine around a model.
+
+    sorsa: whether the regulariser is in its step. zero: settings of `zero_optimization` that replace the shipped ones.
+    """
     if checkpointing:
         checkpoint_activations(model)
+    return engine_with(model, ds_config(stage, precision, zero), sorsa)
+
+
+def engine_with(model: torch.nn.Module, ds: dict, sorsa: bool = True) -> SorsaEngine:
+    """The trainer's engine with given DeepSpeed settings. sorsa: whether the regulariser is in its step."""
     return SorsaEngine(
-        model, ds_config(stage, precision, zero), adamw(RATE, (0.9, 0.999), 1e-8, 0.0),
-        cosine_with_warmup(STEPS_AHEAD, 0),
+        model, ds, adamw(RATE, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(STEPS_AHEAD, 0),
         Regularizer("norm", "mean", 0.2) if sorsa else None, {},
     )  # fmt: skip
 
 
 def batch_of(length: int, vocabulary: int, device: torch.device, sequences: int = 1) -> dict[str, torch.Tensor]:
-    """Sequences of random tokens, all of them learned; others on each rank."""
+    """Sequences of random tokens, all of them learned; each rank has its own.
+
+    vocabulary: number of different tokens.
+    """
     generator = torch.Generator().manual_seed(collectives.rank())
     ids = torch.randint(0, vocabulary, (sequences, length), generator=generator).to(device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 
 class Generated:
-    """Weights made on the device when their turn comes, from their names: a large model needs no checkpoint."""
+    """Weights that are made on the device when they are asked for, from their names, so that no file is needed."""
 
     def __init__(self, device: torch.device):
         self._device = device
 
     def exchange(self, items: list[Item | None]) -> None:
-        """Nothing to do."""
+        """Does nothing: every rank makes all weights itself."""
 
     def read(self, item: Item) -> tuple[torch.Tensor, None]:
-        """Normal numbers, as large as a trained model's; ones for the norms."""
+        """Normal random numbers, as large as a trained model's; ones for vectors, which are the norms' weights."""
         if len(item.shape) == 1:
             return torch.ones(item.shape, dtype=torch.bfloat16, device=self._device), None
         seed = int(digest.of_tensor(torch.tensor(list(item.name.encode()))), 16) % 2**31
@@ -119,5 +132,5 @@ class Generated:
 
 
 def peak_gib() -> float | None:
-    """Peak of what PyTorch has allocated on the GPU; None without one."""
+    """The most GiB that PyTorch has had allocated on the GPU; None where there is no GPU."""
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None

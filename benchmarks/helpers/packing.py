@@ -1,6 +1,7 @@
-"""Packing: several examples in one row, positions that start again, attention that does not look from one to another.
+"""Packing: several examples in one row, whose positions start again and which do not attend to one another.
 
-Measured against length grouping (alternatives_padding.py), and not in the product. Shapes: L positions of a row.
+The product groups examples by length instead; benchmarks/alternatives.py measures one against the other. Shapes: L
+positions of a row.
 """
 
 import heapq
@@ -14,7 +15,10 @@ from sorsa_ds.train.loss import summed_loss
 
 
 def balanced(lengths: Sequence[int], rows: int) -> list[list[int]]:
-    """The examples of each of so many rows, by number: the longest first, each into the row that is shortest yet."""
+    """Share examples out over rows of about equal length; returns the numbers of each row's examples.
+
+    The longest is placed first, each into the row that is shortest so far. lengths: tokens of each example.
+    """
     packed: list[list[int]] = [[] for _ in range(rows)]
     shortest = [(0, row) for row in range(rows)]
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -25,7 +29,7 @@ def balanced(lengths: Sequence[int], rows: int) -> list[list[int]]:
 
 
 def pack(examples: Sequence[Example]) -> dict[str, Tensor]:
-    """One row of all examples, none of it padding.
+    """One row that holds all examples one after the other, without padding.
 
     input_ids, labels, position_ids: (1, L) int64. attention_mask: (1, 1, L, L), True where the key's example is the
     query's, and not behind it. An example's first token is never learned, so no label reaches over a seam.
@@ -42,12 +46,12 @@ def pack(examples: Sequence[Example]) -> dict[str, Tensor]:
 
 
 def packed_loss(model: nn.Module, row: dict[str, Tensor]) -> Tensor:
-    """`summed_loss` of a packed row. The model has to attend by sdpa, which takes such a mask as it is."""
+    """`summed_loss` of a packed row. The model must use `sdpa` attention, which takes the row's mask as it is."""
     return summed_loss(_Positioned(model, row["position_ids"]), row)
 
 
 class _Positioned:
-    """A model that is told the positions of its tokens."""
+    """A model with the positions of its tokens added to its inputs."""
 
     def __init__(self, model: nn.Module, position_ids: Tensor):
         self.module = getattr(model, "module", model)  # where `summed_loss` looks for the class

@@ -1,8 +1,12 @@
-"""Positions that are computed for nothing, counted on real data; nothing is timed here.
+"""Positions that are computed although they hold no token, counted on real data; nothing is timed here.
 
-The examples, and how they fall into steps, are the product's own: its tokenisation and `GlobalOrder`, an epoch. In a
-step as many forward passes are made as with micro-batches of a size: random ones; grouped by length, as the product
-does; levelled: neighbours by length too, but as many in each that all have about as many positions; packed rows.
+Examples are tokenised and fall into the steps of an epoch as in a training run. Four ways to make micro-batches of a
+step's examples are compared, each with the same number of forward passes:
+
+random    as they come
+grouped   by length, as the product does
+levelled  neighbours by length too, but of sizes with which all have about the same number of positions
+packed    several examples in one row (packing.py)
 """
 
 import argparse
@@ -10,10 +14,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common import say
-from packing import balanced
 from transformers import AutoTokenizer
 
+from benchmarks.helpers.common import say
+from benchmarks.helpers.packing import balanced
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
 from sorsa_ds.data.order import GlobalOrder
 from sorsa_ds.data.source import open_splits
@@ -25,11 +29,14 @@ WAYS, KINDS = ("random", "grouped", "levelled", "packed"), ("computed", "pass", 
 GLOBAL_BATCHES, MICRO_BATCHES, WORLDS = (8, 32, 128), (1, 2, 4, 8), (1, 8)
 
 Batches = list[list[list[int]]]
-"""Of one step: rows of micro-batches that the ranks compute at a time, the lengths of each one's examples."""
+"""The micro-batches of one step: for each forward pass the batch of every rank, as the lengths of its examples."""
 
 
 def compare(a: argparse.Namespace) -> dict:
-    """A table a data set; the largest global batch's shares where ranks meet in each pass, by name."""
+    """Print a table for each data set; returns shares of the largest global batch, by data set and batch sizes.
+
+    These are the shares where ranks wait for one another in each pass, as under ZeRO-3.
+    """
     result: dict[str, dict[str, float]] = {}
     for name, examples in data(a.data, a.examples).items():
         lengths = [len(example["input_ids"]) for example in examples]
@@ -52,12 +59,15 @@ def compare(a: argparse.Namespace) -> dict:
     return {"padding": result}
 
 
-def data(folder: Path, limit: int | None) -> dict[str, list[Example]]:
-    """Examples of every data set that is there, tokenised for the default model; the embedded one always is."""
+def data(folder: Path | None, limit: int | None) -> dict[str, list[Example]]:
+    """Examples of each data set of FILES that lies in a folder, and of the embedded one, by name.
+
+    They are tokenised for the default model. limit: most examples per data set.
+    """
     tokenizer = AutoTokenizer.from_pretrained(ensure_embedded_model(lambda text: None))
-    places = {name: str(folder / file) for name, file in FILES.items() if (folder / file).is_file()}
+    places = {name: str(folder / file) for name, file in FILES.items() if folder and (folder / file).is_file()}
     if missing := FILES.keys() - places.keys():
-        say(f"not in {folder}, and left out: {', '.join(sorted(missing))}")
+        say(f"left out, because --data names no folder with them: {', '.join(sorted(missing))}")
     found = {}
     for name, path in {**places, "word problems": EMBEDDED_DATA}.items():
         rows = open_splits(path, None, 0)["train"]
@@ -67,7 +77,10 @@ def data(folder: Path, limit: int | None) -> dict[str, list[Example]]:
 
 
 def shares(lengths: Sequence[int], whole: int, micro: int, world: int) -> dict[tuple[str, str], float]:
-    """Shares of positions without a token, by kind and way."""
+    """Shares of positions without a token, by kind and way.
+
+    lengths: tokens of each example. whole: examples of a step. micro: examples of a micro-batch. world: ranks.
+    """
     order = GlobalOrder.of_run(len(lengths), whole, 0)
     positions = {(kind, way): 0 for kind in KINDS for way in WAYS}
     for step in range(order.steps):
@@ -90,7 +103,7 @@ def shares(lengths: Sequence[int], whole: int, micro: int, world: int) -> dict[t
 def _batches(
     order: GlobalOrder, step: int, micro: int, world: int, lengths: Sequence[int], key: Callable[[int], int]
 ) -> Batches:
-    """As the product makes them; dummies are one token long."""
+    """The micro-batches that the product makes of a step; a dummy example is one token long."""
     ranks = [order.micro_batches(step, rank, world, micro, key) for rank in range(world)]
     return [
         [[1 if index is None else lengths[index] for index in batch] for batch in at_once]
@@ -99,8 +112,10 @@ def _batches(
 
 
 def levelled(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """The lengths in at most so many batches of neighbours by length, the largest of as few positions as can be;
-    filled up with empty ones."""
+    """Cut the sorted lengths into `count` batches so that the largest batch has as few positions as possible.
+
+    Batches that are not needed are empty.
+    """
     falling = sorted(lengths, reverse=True)
 
     def cut(limit: int) -> list[list[int]]:
@@ -120,6 +135,6 @@ def levelled(lengths: Sequence[int], count: int) -> list[list[int]]:
 
 
 def _side_by_side(batches: list[list[int]], world: int) -> Batches:
-    """Those of similar positions at the same time, the most first."""
+    """Let the ranks compute batches of about equally many positions at the same time, the largest first."""
     batches = sorted(batches, key=lambda batch: -len(batch) * max(batch, default=0))
     return [batches[first : first + world] for first in range(0, len(batches), world)]

@@ -1,4 +1,4 @@
-"""The layers that SorsaLinear is compared with: PEFT's LoRA, the authors' own, and a frozen linear as the floor."""
+"""The layers that SorsaLinear is compared with: PEFT's LoRA, the SORSA authors' own, and a frozen linear."""
 
 import importlib.util
 from importlib.metadata import PackageNotFoundError, distribution
@@ -16,10 +16,10 @@ REFERENCE = ("sorsa", "1.0.1")
 def reference_layers():
     """The module `sorsa.layer` of the authors' package: its `Linear` and `calc_ortho`.
 
-    Loaded by its file: the package's own `__init__` imports a trainer that today's transformers has no place for.
+    It is loaded from its file, because the package's `__init__` imports a trainer that fails with today's transformers.
 
     Raises:
-        ValueError: the package is not installed in the version that is compared with.
+        ValueError: the package is not installed, or in another version than REFERENCE names.
     """
     name, wanted = REFERENCE
     try:
@@ -35,7 +35,7 @@ def reference_layers():
 
 
 def as_reference(ours: SorsaLinear) -> nn.Module:
-    """The authors' layer with the numbers of one of ours, which it shares where the layout is equal."""
+    """The authors' layer with the weights of one of ours; they share the tensors that have the same layout."""
     theirs = reference_layers().Linear(1, 1, r=1, alpha=ours.scale, bias=ours.bias is not None)
     theirs.weight = nn.Parameter(ours.residual.detach(), requires_grad=False)
     theirs.sorsa_A = nn.Parameter(ours.V.detach().t().contiguous())
@@ -47,7 +47,10 @@ def as_reference(ours: SorsaLinear) -> nn.Module:
 
 
 def layers(m: int, n: int, rank: int, frozen: torch.dtype, device: torch.device) -> dict[str, nn.Module]:
-    """One linear (m, n) without a bias in each way, random numbers, frozen weight in a dtype, the rest in fp32."""
+    """One linear (m, n) without a bias as each peer has it, with random weights.
+
+    frozen: dtype of the frozen weight; what is trained is in fp32.
+    """
     weight = torch.randn(m, n, device=device, dtype=frozen) * n**-0.5
     sorsa = SorsaLinear(n, m, rank, device=device, storage=Dense(frozen))
     sorsa.residual.data = weight

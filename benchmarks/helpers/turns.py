@@ -1,4 +1,4 @@
-"""Sides that are timed in turns in one process: what disturbs the machine disturbs all of them."""
+"""Sides that are timed in turns in one process, so that what disturbs the machine disturbs all of them."""
 
 import statistics
 import time
@@ -14,9 +14,9 @@ def synchronise() -> None:
 
 
 class Turns:
-    """Takes the sides' turns, and keeps their seconds, a list a side.
+    """Runs the sides in turns and keeps the seconds of each.
 
-    The first `warm_up` rounds are not kept. Every round begins with another side, the same on all ranks.
+    The first `warm_up` rounds are not kept. Every round begins with another side, and with the same one on all ranks.
     """
 
     def __init__(self, sides: dict[str, Callable[[], object]], warm_up: int = 1):
@@ -24,7 +24,7 @@ class Turns:
         self.seconds: dict[str, list[float]] = {name: [] for name in sides}
 
     def take(self) -> None:
-        """One round."""
+        """Run one round, after the rounds of warm-up where these have not been run."""
         while True:
             names = list(self._sides)
             first = self._round % len(names)
@@ -42,7 +42,7 @@ class Turns:
 
 
 def in_turns(sides: dict[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each side in each round."""
+    """The seconds of each side in each round."""
     turns = Turns(sides, warm_up)
     for _ in range(rounds):
         turns.take()
@@ -50,7 +50,10 @@ def in_turns(sides: dict[str, Callable[[], object]], rounds: int, warm_up: int =
 
 
 def ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
-    """Median of the rounds' ratios, and their quartiles: a disturbance that lasts is in both sides of a round."""
+    """Median, lower and upper quartile of the rounds' ratios.
+
+    A disturbance that lasts is in both sides of a round, and so not in their ratio.
+    """
     quotients = [a / b for a, b in zip(ours, theirs, strict=True)]
     if len(quotients) < 2:
         return quotients[0], quotients[0], quotients[0]

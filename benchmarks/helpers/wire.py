@@ -1,4 +1,4 @@
-"""What crosses the wire: every collective of this process, seen where PyTorch dispatches it, with its ranks."""
+"""What ranks send one another: every collective of this process, seen where PyTorch dispatches it."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -10,8 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @dataclass(frozen=True, slots=True)
 class Collective:
-    """kind: PyTorch's name of it. ranks: those that take part. nbytes: of the whole tensor that all of them need, or
-    give. dtype: of its numbers."""
+    """One collective operation.
+
+    kind: PyTorch's name of it. ranks: those that take part. nbytes: bytes of the whole tensor, which all ranks receive,
+    or give, together. dtype: that of its numbers.
+    """
 
     kind: str
     ranks: tuple[int, ...]
@@ -20,7 +23,7 @@ class Collective:
 
 
 class Wire(TorchDispatchMode):
-    """Context that notes the collectives of this rank in `seen`; those of a group of one are none."""
+    """Context that notes the collectives of this rank in `seen`, but for those of a group of one rank."""
 
     def __init__(self):
         super().__init__()
@@ -39,11 +42,11 @@ class Wire(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def ranks(self) -> set[tuple[int, ...]]:
-        """The groups that took part in something."""
+        """The groups that took part in a collective."""
         return {one.ranks for one in self.seen}
 
     def bytes_by_kind(self, ranks: int) -> dict[str, int]:
-        """Bytes of the collectives that so many ranks take part in, by kind."""
+        """Bytes by kind, of the collectives in which `ranks` ranks take part."""
         counted: Counter = Counter()
         for one in self.seen:
             if len(one.ranks) == ranks:
@@ -52,7 +55,7 @@ class Wire(TorchDispatchMode):
 
 
 def _whole(kind: str, args: tuple) -> list[torch.Tensor]:
-    """The tensors of a collective that are as large as what all ranks need, or give, together."""
+    """The tensors of a collective that are as large as what all ranks receive, or give, together."""
     if kind == "_allgather_base_":
         return [args[0]]
     if kind == "_reduce_scatter_base_":

@@ -1,4 +1,4 @@
-"""What benchmarks.helpers.padding.py counts, against trying everything and against counting by hand."""
+"""What benchmarks/helpers/padding.py counts, against trying everything and against counting by hand."""
 
 from itertools import combinations, pairwise
 

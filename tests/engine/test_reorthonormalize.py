@@ -19,8 +19,8 @@ from tests.helpers.engines import (
     sequences,
     whole_factors,
 )
-from tests.helpers.plain import plain_model, train
 from tests.helpers.projects import metrics
+from tests.helpers.reference import plain_model, train
 from tests.helpers.runs import rewound, trained
 from tests.helpers.runs import train as train_run
 from tests.helpers.worlds import run_ranks

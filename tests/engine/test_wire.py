@@ -12,6 +12,7 @@ from tests.helpers.worlds import run_ranks
 
 pytestmark = pytest.mark.slow
 
+
 WORLD, CASE = 2, CASES[1]
 GRAMS = 8 * 28 * RANK**2
 """Bytes of the Gram matrices of U and V of 14 linears, in fp64."""

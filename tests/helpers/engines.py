@@ -5,7 +5,7 @@ import torch
 
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from tests.helpers.architectures import exactly
-from tests.helpers.plain import plain_model, train
+from tests.helpers.reference import plain_model, train
 
 # No world size above 1 divides the shapes (40, 20, 76) x rank 5 into whole rows everywhere; 3 divides none.
 RANK, STEPS, WARMUP, RATE, MICRO = 5, 10, 2, 3e-3, 2

@@ -29,9 +29,9 @@ from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.runtime.precision import choose
 from tests.helpers.engines import MICRO, RATE, STEPS, WARMUP, ds_config, micro_losses, sequences, whole_factors
-from tests.helpers.plain import peft_loop
 from tests.helpers.plans import bytes_by_kind, bytes_saved
 from tests.helpers.projects import metrics
+from tests.helpers.reference import peft_loop
 from tests.helpers.runs import rewound, train
 from tests.helpers.worlds import run_ranks
 

@@ -1,4 +1,7 @@
-"""Sides of alternatives.py on one rank: AdamW's forms, the output head, packed rows; prints one JSON object last."""
+"""The parts of benchmarks/alternatives.py on one rank: AdamW's forms, the output head, packed rows.
+
+Rank 0 prints one JSON object last.
+"""
 
 import argparse
 import copy
@@ -6,16 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from alternatives_padding import data
-from common import run_side
-from live_bytes import LiveBytes
-from models import RATE, engine_of
-from packing import balanced, pack, packed_loss
-from sides import add_sizes, examples, made
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from turns import in_turns
 
+from benchmarks.helpers.common import run_side
+from benchmarks.helpers.live_bytes import LiveBytes
+from benchmarks.helpers.models import RATE
+from benchmarks.helpers.packing import balanced, pack, packed_loss
+from benchmarks.helpers.padding import data
+from benchmarks.helpers.sides import add_engine, add_sizes, engine_step, examples, made
+from benchmarks.helpers.turns import in_turns
 from sorsa_ds.data.batches import collate
 from sorsa_ds.data.order import GlobalOrder
 from sorsa_ds.data.tokenize import IGNORED
@@ -27,13 +30,12 @@ ADAMW = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"forea
 
 
 def main() -> None:
-    """Run the worker that is named."""
+    """Run the part that is named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("optimizer", "logits", "packing"))
-    parser.add_argument("--stage", type=int, default=0)
     add_sizes(parser)
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--chunk", type=int, default=64)
+    add_engine(parser)
+    parser.add_argument("--chunk", type=int, default=64, help="positions that the chunked head takes at a time")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--global_batch", type=int)
     parser.add_argument("--micro_batch", type=int)
@@ -42,18 +44,18 @@ def main() -> None:
 
 
 def optimizer(a: argparse.Namespace) -> dict:
-    """Seconds of AdamW's step in each form on tensors as the engine's optimizer holds them, and of a whole step."""
-    model = made("sorsa", a)
-    batch, learned = examples(model, a)
-    engine = engine_of(model, a.stage, a.precision)
+    """Seconds of AdamW's step in each form, on copies of the tensors that the engine's optimizer holds.
+
+    Beside them the seconds of a training step, and how far each form ends from the loop.
+    """
+    engine, step = engine_step("sorsa", a)
     masters = [p for group in inner_optimizer(engine).param_groups for p in group["params"]]
     copies = {form: [_with_gradient(p) for p in masters] for form in ADAMW}
     forms = {
         form: torch.optim.AdamW(copies[form], lr=RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, **ADAMW[form])
         for form in ADAMW
     }
-    step = {"step": lambda: engine.train_step([summed_loss(engine, batch) / learned])}
-    seconds = in_turns({form: one.step for form, one in forms.items()} | step, a.rounds)
+    seconds = in_turns({form: one.step for form, one in forms.items()} | {"step": step}, a.rounds)
     gaps = {
         form: max(float((p - q).abs().max()) for p, q in zip(copies[form], copies["loop"], strict=True))
         for form in ("fused", "foreach")
@@ -69,7 +71,7 @@ def _with_gradient(master: Tensor) -> nn.Parameter:
 
 
 def head_sides(a: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
-    """The loss of one batch, of which the last half of each sequence is learned, with each head."""
+    """Functions that give the loss of one batch with each head; of each sequence the last half is learned."""
     model = made("sorsa", a)
     batch, _ = examples(model, a)
     batch["labels"] = batch["labels"].clone()
@@ -83,7 +85,7 @@ def head_sides(a: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
 
 
 def everywhere(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The head on all positions, the loss on the learned ones."""
+    """The loss on the learned positions, with the output head computed on all of them."""
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     labels = batch["labels"][:, 1:]
     logits = model(**inputs, use_cache=False).logits[:, :-1][labels != IGNORED]
@@ -91,7 +93,7 @@ def everywhere(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def chunked(model: nn.Module, batch: dict[str, Tensor], chunk: int) -> Tensor:
-    """The head on so many learned positions at a time, made again in backward: no logits are kept."""
+    """The loss with the head on `chunk` learned positions at a time, recomputed in backward: no logits are kept."""
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     learned = batch["labels"][:, 1:] != IGNORED
     hidden_KD = model.get_decoder()(**inputs, use_cache=False).last_hidden_state[:, :-1][learned]
@@ -105,7 +107,7 @@ def chunked(model: nn.Module, batch: dict[str, Tensor], chunk: int) -> Tensor:
 
 
 def logits(a: argparse.Namespace) -> dict:
-    """Seconds of forward and backward with each head, the losses, and peaks of the bytes of live tensors."""
+    """Seconds of forward and backward with each head, the losses, and the most bytes of live tensors."""
     sides = head_sides(a)
     losses, peaks = {}, {}
     for name, loss in sides.items():
@@ -122,11 +124,14 @@ def _backward(loss: Callable[[], Tensor]) -> Callable[[], None]:
 
 
 def packing(a: argparse.Namespace) -> dict:
-    """Seconds of forward and backward over the first step's examples, each way in as many passes; losses, positions."""
+    """Seconds of forward and backward over the first step's examples in each way, in equally many passes.
+
+    Beside them the losses and the positions of each way.
+    """
     model = made("sorsa", a)
     name, examples = next(iter(data(a.data, 4 * a.global_batch).items()))
     examples = copy.deepcopy(examples)
-    for example in examples:  # into the vocabulary of a made-up shape
+    for example in examples:  # the shape may have a smaller vocabulary than the tokenizer
         example["input_ids"] %= model.config.vocab_size
         example["labels"][example["labels"] != IGNORED] %= model.config.vocab_size
     order = GlobalOrder.of_run(len(examples), a.global_batch, 0)
@@ -167,7 +172,7 @@ def packing(a: argparse.Namespace) -> dict:
 
 
 def collated(examples: list, way: str) -> dict[str, Tensor]:
-    """A row, or a padded micro-batch."""
+    """A packed row of the examples where the way is `packed`, else a padded micro-batch."""
     return pack(examples) if way == "packed" else collate(examples, 0)
 
 

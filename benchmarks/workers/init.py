@@ -1,12 +1,15 @@
-"""The sides that benchmarks/init.py compares, each in fresh processes; rank 0 prints one JSON object last."""
+"""The sides that benchmarks/init.py compares, each in fresh processes.
+
+Rank 0 prints one JSON object last.
+"""
 
 import argparse
 import time
 from pathlib import Path
 
 import torch
-from common import Peak, run_side, write_llama
 
+from benchmarks.helpers.common import Peak, run_side, write_llama
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.model.load import load
@@ -27,7 +30,7 @@ DS = {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": 0.0, "zero_optim
 def found(
     weight: torch.Tensor, rank: int, name: str, method: str = "randomized", tolerance: float = SETTINGS.svd_tolerance
 ) -> Decomposition:
-    """A decomposition with the trainer's default settings where nothing else is said."""
+    """A decomposition, with the trainer's default settings but for those that are given."""
     return decompose(weight, rank, name, method, tolerance, SETTINGS.svd_max_iterations)
 
 
@@ -49,10 +52,10 @@ def main() -> None:
 
 
 def load_model(a: argparse.Namespace) -> dict:
-    """Initialise a model in fp32: the default one, whole on every rank, or that of a folder, cut for ZeRO-3.
+    """Initialise a model in fp32: the default one, whole on every rank, or that of a folder, sharded for ZeRO-3.
 
-    seconds: all of it, from the empty skeleton to the last exchange. decomposing: the work of each round's slowest
-    rank, summed over the rounds; waiting for one another is in it, the exchange is not.
+    Returns `seconds`, from the empty skeleton to the last exchange, and `decomposing`, the seconds of each round's
+    slowest rank, summed over the rounds: waiting for one another is in it, the exchange is not.
     """
     folder = a.folder or ensure_embedded_model(lambda text: None)
     placement = Zero3(DS, CPU) if a.folder else Whole(CPU)
@@ -76,7 +79,7 @@ def load_model(a: argparse.Namespace) -> dict:
 
 
 def load_peft(a: argparse.Namespace) -> dict:
-    """Seconds for what a PEFT user does: from_pretrained, then get_peft_model with PiSSA by svd_lowrank."""
+    """Seconds of what a PEFT user does: from_pretrained, then get_peft_model with PiSSA by svd_lowrank."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -88,7 +91,7 @@ def load_peft(a: argparse.Namespace) -> dict:
 
 
 def energy_excess(a: argparse.Namespace) -> dict:
-    """Worst excess residual energy over the optimum on all matrices of the default model: PEFT's, and ours."""
+    """The worst excess of residual energy over the optimum, on all matrices of the default model: PEFT's, and ours."""
     checkpoint = Checkpoint(ensure_embedded_model(lambda text: None))
     worst = {"pissa_niter_4": 0.0, **dict.fromkeys(map(str, a.tolerances), 0.0)}
     for name in (name for name in checkpoint.names if "_proj.weight" in name):
@@ -106,7 +109,7 @@ def energy_excess(a: argparse.Namespace) -> dict:
 
 
 def full_svd(a: argparse.Namespace) -> dict:
-    """A square matrix with the spectrum of a real layer, stretched to its size: full SVD against ours."""
+    """Seconds of the full SVD and of ours, on a square matrix with the spectrum of a real layer, interpolated."""
     checkpoint = Checkpoint(ensure_embedded_model(lambda text: None))
     real = torch.linalg.svdvals(checkpoint.read("model.layers.10.self_attn.q_proj.weight").double())
     places = torch.linspace(0, 1, a.size, dtype=torch.float64) * (len(real) - 1)
@@ -126,7 +129,7 @@ def full_svd(a: argparse.Namespace) -> dict:
 
 
 def write_checkpoint(a: argparse.Namespace) -> dict:
-    """A Llama of about the wanted size."""
+    """Write a Llama of about the wanted size to disk."""
     return {"layers": write_llama(a.folder, a.gib, a.flat)}
 
 
@@ -155,7 +158,7 @@ def from_pretrained_memory(a: argparse.Namespace) -> dict:
     with Peak() as peak:
         model = AutoModelForCausalLM.from_pretrained(a.folder, dtype=torch.bfloat16)
         for parameter in model.parameters():
-            parameter.data = parameter.data.clone()  # until it is used, it is only mapped
+            parameter.data = parameter.data.clone()  # a mapped file takes no memory until it is read
     return {"rss": peak.gib}
 
 

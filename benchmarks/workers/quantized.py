@@ -1,4 +1,7 @@
-"""The sides that benchmarks/quantized.py compares, each in fresh processes; rank 0 prints one JSON object last."""
+"""The sides that benchmarks/quantized.py compares, each in fresh processes.
+
+Rank 0 prints one JSON object last.
+"""
 
 import argparse
 import statistics
@@ -7,11 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from common import run_side
-from models import NOTHING_KEPT, batch_of, default_model, engine_of, peak_gib, shaped_model
-from sides import step_of
-from turns import in_turns, synchronise
 
+from benchmarks.helpers.common import DS_CONFIGS, run_side
+from benchmarks.helpers.models import NOTHING_KEPT, batch_of, default_model, engine_of, peak_gib, shaped_model
+from benchmarks.helpers.sides import step_of
+from benchmarks.helpers.turns import in_turns, synchronise
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.process import this_device
@@ -37,7 +40,7 @@ def main() -> None:
 
 
 def live_bytes(a: argparse.Namespace) -> dict:
-    """Bytes of the residuals' blocks on every rank under ZeRO-3, and the loss of quantising."""
+    """Bytes of the residuals' shards on every rank under ZeRO-3, and the errors that quantising makes."""
     loaded = default_model("sorsa", a.rank, 3, storage=a.storage)
     held = sum(p.ds_tensor.nbytes for name, p in loaded.model.named_parameters() if ".residual" in name)
     losses = [report.loss for report in loaded.reports if report.loss]
@@ -50,7 +53,7 @@ def live_bytes(a: argparse.Namespace) -> dict:
 
 
 def gathered_bytes(a: argparse.Namespace) -> dict:
-    """Bytes by dtype that this rank's all-gathers deliver in one step under ZeRO-3."""
+    """Bytes that this rank's all-gathers deliver in one step under ZeRO-3, by dtype."""
     counted: Counter = Counter()
     gather = torch.distributed.all_gather_into_tensor
 
@@ -59,7 +62,7 @@ def gathered_bytes(a: argparse.Namespace) -> dict:
         return gather(output_tensor, input_tensor, **options)
 
     loaded = default_model("sorsa", a.rank, 3, storage=a.storage)
-    engine = engine_of(loaded.model, 3, zero=NOTHING_KEPT)  # whether small ones stay is not this question
+    engine = engine_of(loaded.model, 3, zero=NOTHING_KEPT)  # all parameters alike: the shipped settings keep small ones
     batch = batch_of(a.lengths[0], loaded.model.config.vocab_size, engine.device)
     from deepspeed import comm as ds_comm
 
@@ -73,7 +76,7 @@ def gathered_bytes(a: argparse.Namespace) -> dict:
 
 
 def step_seconds(a: argparse.Namespace) -> dict:
-    """Median seconds of a step of one sequence, the sides in turns in one process: bf16, quantised, PEFT's QLoRA."""
+    """Median seconds of a step of one sequence: over bf16, quantised, and PEFT's QLoRA, in turns in one process."""
     step = argparse.Namespace(
         shape=None, rank=a.rank, batch=1, length=a.lengths[0], precision="mixed", stage=0, checkpointing=False,
         zero=None,
@@ -84,9 +87,9 @@ def step_seconds(a: argparse.Namespace) -> dict:
 
 
 def train(a: argparse.Namespace) -> dict:
-    """A training run of the default model and data with that residual: its losses and its report."""
+    """Train the default model on the default data with a residual storage; returns losses and parts of the report."""
     settings = [
-        f"--ds_config={Path(__file__).parents[1] / 'ds_configs/zero2.json'}", f"output.folder={a.folder}",
+        f"--ds_config={DS_CONFIGS / 'zero2.json'}", f"output.folder={a.folder}",
         f"output.name={a.storage}", "output.save_every=0", f"sorsa.rank={a.rank}", "train.precision=mixed",
         f"train.learning_rate={a.learning_rate}",
         f"residual.storage={a.storage}", f"residual.iterations={a.iterations}",
@@ -102,7 +105,7 @@ def train(a: argparse.Namespace) -> dict:
 
 
 def shaped(a: argparse.Namespace) -> dict:
-    """A model of a shape with made-up weights: initialised, quantised, trained a few steps; its peak memory."""
+    """Initialise and quantise a model of a shape with random weights, and train it a few steps."""
     began = time.perf_counter()
     model = shaped_model(a.shape, "sorsa", a.rank, 0, storage=a.storage)
     synchronise()

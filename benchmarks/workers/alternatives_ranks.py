@@ -1,48 +1,41 @@
-"""Sides of alternatives.py on several ranks: ZeRO-3's prefetch settings, the regulariser's part of a step; rank 0
-prints one JSON object last."""
+"""The parts of benchmarks/alternatives.py on several ranks: ZeRO-3's prefetch settings, the regulariser's seconds.
+
+Rank 0 prints one JSON object last.
+"""
 
 import argparse
 import json
 from collections import Counter
 
 import torch
-from common import run_side
-from models import engine_of
-from sides import add_sizes, examples, made
-from turns import in_turns
-from wire import Wire
 
-from sorsa_ds.engine.engine import SorsaEngine
+from benchmarks.helpers.common import run_side
+from benchmarks.helpers.sides import add_engine, add_sizes, engine_step, step_of
+from benchmarks.helpers.turns import in_turns
+from benchmarks.helpers.wire import Wire
 from sorsa_ds.runtime import collectives
-from sorsa_ds.train.loss import summed_loss
 
 
 def main() -> None:
-    """Run the worker that is named."""
+    """Run the part that is named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("zero3", "overlap"))
-    parser.add_argument("--variants", type=json.loads, help="zero3: settings of zero_optimization by name, JSON")
-    parser.add_argument("--stage", type=int, default=3)
+    parser.add_argument("--variants", type=json.loads, help="for zero3: settings of zero_optimization by name, as JSON")
     add_sizes(parser)
-    parser.add_argument("--rounds", type=int)
+    add_engine(parser)
+    parser.set_defaults(stage=3)
     arguments = parser.parse_args()
     run_side({"zero3": zero3, "overlap": overlap}[arguments.what], arguments)
 
 
-def stepper(a: argparse.Namespace, zero: dict | None = None) -> tuple[SorsaEngine, object]:
-    """An engine with a model of its own, and what makes one step of it."""
-    model = made("sorsa", a)
-    batch, learned = examples(model, a)
-    engine = engine_of(model, a.stage, a.precision, zero=zero)
-    return engine, lambda: engine.train_step([summed_loss(engine, batch) / learned])
-
-
 def zero3(a: argparse.Namespace) -> dict:
-    """Seconds of a step with each variant's settings, and its collectives, counted in the third step: the first only
-    records the order in which parameters are used, and the second is the first to prefetch."""
+    """Seconds of a step with each variant's settings, and the collectives of its third step.
+
+    The first step only records the order in which parameters are used, and the second is the first to prefetch.
+    """
     counted, sides = {}, {}
     for name, zero in a.variants.items():
-        _, sides[name] = stepper(a, zero)
+        sides[name] = step_of("sorsa", argparse.Namespace(**{**vars(a), "zero": zero}))
         sides[name]()
         sides[name]()
         with Wire() as wire:
@@ -55,8 +48,8 @@ def zero3(a: argparse.Namespace) -> dict:
 
 
 def overlap(a: argparse.Namespace) -> dict:
-    """Seconds of a step, of all that the regulariser does in it, and of its all-reduce alone."""
-    engine, step = stepper(a)
+    """Seconds of a step, of all that the regulariser does in a step, and of its all-reduce alone."""
+    engine, step = engine_step("sorsa", a)
     step()
     grams, regularizer = engine._regularizer._grams, engine._regularizer
     masters = list({id(part.fragment.master): part.fragment.master for part in grams.fragments}.values())

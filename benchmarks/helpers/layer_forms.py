@@ -1,37 +1,35 @@
-"""Other ways to write one adapted linear: in turns, with what each keeps for backward.
+"""Other ways to write one adapted linear: seconds, measured in turns, and bytes that each keeps for backward.
 
-Every form is compared with the one that differs from it in a single thing. `ours` is the product's autograd function;
-`composed` the same mathematics left to autograd.
+Every form is compared with the one that differs from it in a single respect. `ours` is the product's autograd function;
+`composed` is the same mathematics left to autograd.
 """
 
 import argparse
-import contextlib
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from common import say
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from turns import in_turns, ratio
 
+from benchmarks.helpers.common import DTYPES, autocast_to, say
+from benchmarks.helpers.turns import in_turns, ratio
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.residual_storage import Dense
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PAIRS = {
     "ours / composed": ("ours", "composed"), "compiled / composed": ("compiled", "composed"),
     "compiled / ours": ("compiled", "ours"),
     "s in U / s on x V": ("folded", "composed"), "casts kept / made": ("cached", "ours"),
     "q, k, v joined / three": ("joined", "three"), "kept joined / three": ("kept_joined", "three"),
 }  # fmt: skip
-"""What is told: the first's seconds over the second's."""
+"""The ratios that are printed: seconds of the first over those of the second."""
 
 
 @dataclass(slots=True)
 class Side:
-    """One form. leaves: what gets gradients. frozen: storages that are parameters, kept by the model anyway."""
+    """One form of the layer. leaves: tensors that get gradients. frozen: parameters that get none."""
 
     forward: Callable[[Tensor], Tensor | tuple[Tensor, ...]]
     leaves: list[Tensor]
@@ -39,7 +37,7 @@ class Side:
 
 
 def compare(a: argparse.Namespace) -> dict:
-    """The grid in each dtype: a table, and medians over it."""
+    """Print a table for each dtype, over numbers of tokens and ranks; returns the medians over the table."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result: dict = {}
     for name, dtype in DTYPES.items():
@@ -66,7 +64,7 @@ def compare(a: argparse.Namespace) -> dict:
 
 
 def forms(m: int, n: int, rank: int, dtype: torch.dtype, device: torch.device) -> dict[str, Side]:
-    """All forms over the same numbers: frozen weight in the dtype, factors in fp32."""
+    """All forms with the same weights, by name. dtype: that of the frozen weight; the factors are in fp32."""
     torch.manual_seed(0)
     layers = [SorsaLinear(n, m, rank, device=device, storage=Dense(dtype)) for _ in range(3)]
     for parameter in (p for layer in layers for p in layer.parameters()):
@@ -99,7 +97,7 @@ def composed(x: Tensor, layer: SorsaLinear) -> Tensor:
 
 
 def _split(x: Tensor, V_N3R: Tensor, layers: list[SorsaLinear]) -> tuple[Tensor, ...]:
-    """Three layers of one input, their thin products one."""
+    """Three layers of one input, whose products with V are computed as one."""
     parts = (x @ V_N3R).chunk(len(layers), -1)
     return tuple(
         linear(x, layer.residual) + (z * layer.s) @ layer.U.t() for z, layer in zip(parts, layers, strict=True)
@@ -112,33 +110,28 @@ def _side(forward: Callable, layers: Iterable[SorsaLinear]) -> Side:
 
 
 def compile_form(layer: SorsaLinear, dtype: torch.dtype) -> Callable | None:
-    """torch.compile of `composed`, tried once; None, with the reason printed, where there is no compiler."""
+    """torch.compile of `composed`; where it fails on a first try, the reason is printed and None returned."""
     torch.compiler.reset()
     form = torch.compile(lambda x: composed(x, layer), dynamic=False)
     try:
-        with cast(layer.U.device, dtype):
+        with autocast_to(dtype, layer.U.device):
             form(torch.randn(2, layer.in_features, device=layer.U.device, dtype=dtype, requires_grad=True))
-    except Exception as error:  # whatever the compiler's chain raises
+    except Exception as error:  # the compilers behind it raise errors of many kinds
         say(f"  torch.compile left out: {str(error).strip().splitlines()[0][:160]}")
         return None
     return form
 
 
-def cast(device: torch.device, dtype: torch.dtype):
-    """Autocast where the dtype is narrow."""
-    return torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
-
-
 def both(side: Side, x: Tensor, dtype: torch.dtype) -> Callable[[], None]:
-    """Forward and backward of a form."""
-    with torch.no_grad(), cast(x.device, dtype):
+    """A function that takes a form forward and backward."""
+    with torch.no_grad(), autocast_to(dtype, x.device):
         outputs = _tuple(side.forward(x))
     gradients = [torch.ones_like(y) for y in outputs]
 
     def run() -> None:
         for leaf in (x, *side.leaves):
             leaf.grad = None
-        with cast(x.device, dtype):
+        with autocast_to(dtype, x.device):
             made = _tuple(side.forward(x))
         torch.autograd.backward(made, gradients)
 
@@ -146,28 +139,32 @@ def both(side: Side, x: Tensor, dtype: torch.dtype) -> Callable[[], None]:
 
 
 def kept_bytes(side: Side, x: Tensor, dtype: torch.dtype) -> int:
-    """Bytes that a forward keeps for backward, the parameters themselves left out, x counted once."""
+    """Bytes that a forward keeps for backward: x once, the parameters not at all."""
     held = {p.untyped_storage().data_ptr() for p in (*side.leaves, *side.frozen)}
     kept: dict[int, int] = {}
     alive = []
 
     def keep(tensor: Tensor) -> Tensor:
-        alive.append(tensor)  # so that no address is used twice
+        alive.append(tensor)  # kept alive, so that no address is used twice
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in held:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), cast(x.device, dtype):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast_to(dtype, x.device):
         side.forward(x)
     return sum(kept.values())
 
 
 def agree(sides: dict[str, Side], n: int, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Stop where two forms do not compute the same."""
+    """Check that the forms of each pair compute the same.
+
+    Raises:
+        AssertionError: two outputs differ by more than rounding.
+    """
     x = torch.randn(tokens, n, device=device, dtype=dtype)
     tolerance = 1e-4 if dtype == torch.float32 else 5e-2
-    with torch.no_grad(), cast(device, dtype):
+    with torch.no_grad(), autocast_to(dtype, device):
         for one, other in PAIRS.values():
             if one in sides:
                 for y, z in zip(_tuple(sides[one].forward(x)), _tuple(sides[other].forward(x)), strict=True):

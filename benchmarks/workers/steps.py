@@ -1,46 +1,47 @@
-"""Workers of benchmarks/steps.py: sides in turns, and their flops; rank 0 prints one JSON object last."""
+"""What benchmarks/steps.py runs in fresh processes: sides in turns, and their flops.
+
+Rank 0 prints one JSON object last.
+"""
 
 import argparse
 import gc
-import json
 
 import torch
-from common import run_side
-from flops import flop_counter, product_speed
-from hf_trainer import TrainerSteps
-from memory import Made, held_bytes
-from sides import Step, add_sizes, step_of
-from turns import in_turns
 
+from benchmarks.helpers.common import run_side
+from benchmarks.helpers.flops import flop_counter, product_speed
+from benchmarks.helpers.hf_trainer import TrainerSteps
+from benchmarks.helpers.memory import Made, held_bytes
+from benchmarks.helpers.sides import Step, add_engine, add_sizes, step_of
+from benchmarks.helpers.turns import in_turns
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.process import this_device
 
 
 def main() -> None:
-    """Run the worker that is named."""
+    """Run the part that is named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("turns", "flops"))
     parser.add_argument("--sides", nargs="+", required=True)
-    parser.add_argument("--stage", type=int, default=0)
-    parser.add_argument("--zero", type=json.loads, help="settings of zero_optimization beside the shipped ones, JSON")
-    parser.add_argument("--checkpointing", action="store_true")
     add_sizes(parser)
-    parser.add_argument("--rounds", type=int)
+    add_engine(parser)
     arguments = parser.parse_args()
     run_side({"turns": turns, "flops": flops}[arguments.what], arguments)
 
 
 def turns(a: argparse.Namespace) -> dict:
-    """Seconds of each side's step, a list a side; bytes that it holds between steps and that its second step makes, on
-    the rank where they are most."""
+    """Seconds of each side's steps, and its bytes on the rank where they are most.
+
+    The bytes are those that a side holds between steps, and those that its second step makes.
+    """
     one = torch.ones(1, 1, device=this_device())
-    one @ one  # the libraries' own memory is nobody's
+    one @ one  # so that memory that the libraries allocate is counted for no side
     sides: dict[str, Step] = {}
     memory = {}
     for name in a.sides:
         before = held_bytes()
         sides[name] = step_of(name, a)
-        sides[name]()  # the optimizer's states
+        sides[name]()  # the first step makes the optimizer's states
         held, made = held_bytes() - before, Made()
         take(sides[name], made)
         memory[name] = max(collectives.gather_lists([(held, made.nbytes)]), key=sum)
@@ -49,7 +50,7 @@ def turns(a: argparse.Namespace) -> dict:
 
 
 def take(step: Step, made: Made) -> None:
-    """One step whose memory is counted, on the thread on which the side takes it."""
+    """Take one step and count its memory, on the thread in which the side takes it."""
     if isinstance(step, TrainerSteps):
         step(within=made.counting())
         return

@@ -1,0 +1,92 @@
+"""What training is compared with: the method as `examples/sorsa_in_one_page.py` has it, and PEFT's loop for the others.
+
+Both run in one process of plain torch and are written independently of the package: no DeepSpeed, no closed form, no
+fragments.
+"""
+
+from itertools import permutations
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from examples import sorsa_in_one_page as page
+from examples.sorsa_in_one_page import DenseSorsa
+
+
+def plain_model(folder, factors: dict, residuals: dict | None = None) -> nn.Module:
+    """The pre-trained model with dense SORSA layers that start from the given factors (name -> U, s, V).
+
+    residuals: name -> W_r, where it is not W - U diag(s) V^T.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
+    for name, (U, s, V) in factors.items():
+        parent, _, leaf = name.rpartition(".")
+        weight = model.get_submodule(name).weight.detach()
+        W_r = weight - (U * s) @ V.T if residuals is None else residuals[name]
+        setattr(model.get_submodule(parent), leaf, DenseSorsa(W_r, U, s, V))
+    return model.train()
+
+
+def train(model, batches, *, rate, reorthonormalized=0, **settings) -> list[dict]:
+    """Train as the page does; returns the figures of each step.
+
+    batches: `batches[t]` are the sequences of step t, each (input_ids, labels). reorthonormalized: after how many steps
+    U and V are made orthonormal, again and again; 0 for never. settings: those of the page's `train`.
+    """
+    optimizer, log = page.adamw(model, rate), []
+    for figures in page.train(model, optimizer, batches, rate=rate, **settings):
+        log.append(figures)
+        if reorthonormalized and len(log) % reorthonormalized == 0:
+            reorthonormalize(model, optimizer)
+    return log
+
+
+@torch.no_grad()
+def reorthonormalize(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Make U and V orthonormal and leave U diag(s) V^T as it is: QR and SVD of whole matrices in float64.
+
+    Columns get the order and the signs in which they look most like the old ones; all orders are tried. The first
+    moments turn with them.
+    """
+    for module in model.modules():
+        if isinstance(module, DenseSorsa):
+            old = [module.U.double(), module.V.double()]
+            (q_u, r_u), (q_v, r_v) = map(torch.linalg.qr, old)
+            a, s, b = torch.linalg.svd(r_u @ torch.diag(module.s.double()) @ r_v.T)
+            new = [q_u @ a, q_v @ b.T]
+            alike = sum((x.T @ y).abs() for x, y in zip(old, new, strict=True))
+            columns = range(len(s))
+            order = list(max(permutations(columns), key=lambda p: sum(alike[i, p[i]] for i in columns)))
+            new, s = [x[:, order] for x in new], s[order]
+            for parameter, before, after in zip((module.U, module.V), old, new, strict=True):
+                sign = (before * after).sum(0).sign()
+                parameter.copy_(after * sign)
+                s = s * sign
+                moment = optimizer.state[parameter]["exp_avg"]
+                moment.copy_(moment.double() @ torch.linalg.pinv(before) @ (after * sign))
+            module.s.copy_(s)
+
+
+def peft_loop(model, batches, *, rate, clip, steps, warmup) -> list[float]:
+    """Train any model that gives its own loss, as PEFT's documentation shows it, in one process; returns the losses.
+
+    AdaLoRA's model adds its orthogonal term to that loss, and allocates after each step.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+    losses = []
+    for t, batch in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = page.learning_rate(t, rate, warmup, steps)
+        input_ids, labels = (torch.cat(parts) for parts in zip(*batch, strict=True))
+        loss = model(input_ids=input_ids, labels=labels).loss
+        loss.backward()
+        if clip:
+            nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        tuner = getattr(model, "base_model", None)
+        if hasattr(tuner, "update_and_allocate") and (tuner.rankallocator.init_bgt > tuner.rankallocator.target_bgt):
+            tuner.update_and_allocate(t + 1)
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
