@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,14 @@ def conversion(common_folder) -> tuple[Path, list[list[str]]]:
 
 @pytest.fixture(scope="session")
 def embedded_model(conversion) -> Path:
-    """The embedded model's folder."""
-    [folder] = (path for path in conversion[0].iterdir() if path.is_dir())
+    """The embedded model's folder, in the cache in which every command looks for it."""
+    from sorsa_ds.runtime.cache import cache_folder
+
+    [converted] = (path for path in conversion[0].iterdir() if path.is_dir())
+    folder = cache_folder() / converted.name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.symlink_to(converted)
     return folder
 
 

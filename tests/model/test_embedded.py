@@ -21,8 +21,9 @@ captain, and went back to his work.""".replace("\n", " ")
 
 
 @pytest.fixture
-def folder(embedded_model):
-    return embedded_model
+def folder(conversion):
+    [folder] = (path for path in conversion[0].iterdir() if path.is_dir())
+    return folder
 
 
 @pytest.fixture(scope="module")
