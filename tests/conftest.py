@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,20 @@ torch.set_num_threads(1)
 
 # Asking whether there is a GPU must not start CUDA here: the tests fork.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+
+LONGEST = (
+    "run/test_resume.py", "launch/test_commands.py", "methods/test_methods.py", "engine/test_engine.py",
+    "cluster/test_slurm.py", "cluster/test_hosts.py", "evaluate/test_sandbox.py", "plan/test_plan.py",
+    "engine/test_multinode_sharding.py", "sorsa/test_residual.py", "engine/test_reorthonormalize.py",
+)  # fmt: skip
+"""Files that take longest. They come first, so that pytest-xdist's processes end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files; the tests of a file stay as they are."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +56,14 @@ def conversion(common_folder) -> tuple[Path, list[list[str]]]:
 
 @pytest.fixture(scope="session")
 def embedded_model(conversion) -> Path:
-    """The embedded model's folder."""
-    [folder] = (path for path in conversion[0].iterdir() if path.is_dir())
+    """The embedded model's folder, in the cache in which every command looks for it."""
+    from sorsa_ds.runtime.cache import cache_folder
+
+    [converted] = (path for path in conversion[0].iterdir() if path.is_dir())
+    folder = cache_folder() / converted.name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.symlink_to(converted)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The structure holds: only rooms at the root, short functions, imports downwards; and the checks find a breach."""
+"""The structure holds: rooms and nothing beside them, short functions, downward imports; the checks find a breach."""
 
 import re
 from pathlib import Path

@@ -52,6 +52,7 @@ def trained(tmp_path):
     return model, model.lm_head.weight.detach().clone()
 
 
+@pytest.mark.slow
 def test_a_call_is_one_step_of_the_trainer_alone(trained, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
@@ -75,6 +76,7 @@ def test_a_call_is_one_step_of_the_trainer_alone(trained, monkeypatch):
     assert step._trainer.state.global_step == 2
 
 
+@pytest.mark.slow
 def test_what_fails_in_the_trainers_thread_fails_in_the_call(trained):
     step = TrainerSteps(trained[0], torch.full((2, 12), 10**6), bf16=False)
     with pytest.raises(IndexError):
@@ -95,6 +97,7 @@ def _bucket_dtypes(folder):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_peers_average_their_gradients_in_the_same_precision(tmp_path):
     found = run_ranks(2, _bucket_dtypes, save("llama", tmp_path))[0]
     assert set(map(tuple, found.values())) == {("torch.float32",)}

@@ -15,6 +15,6 @@ def reference(project) -> Path:
 
 
 @pytest.fixture(scope="session")
-def default_reference(project) -> Path:
-    """The default job; the user's cache has the model, and now its decomposition."""
+def default_reference(project, embedded_model) -> Path:
+    """The default job; the cache has the model, and now its decomposition."""
     return launch(project, "one-launcher-default", job=default_settings, SORSA_CACHE=str(cache_folder()))[1]

@@ -13,7 +13,7 @@ from tests.helpers.jobs import SECONDS, Hold, need, same
 from tests.helpers.projects import ROOT, default_settings, metrics, settings
 from tests.helpers.worlds import free_port
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 
 def environment(project, **more: str) -> dict[str, str]:

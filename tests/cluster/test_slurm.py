@@ -11,7 +11,7 @@ from tests.helpers.jobs import SECONDS, Hold, last_lines, need, same
 from tests.helpers.projects import ROOT, metrics, settings
 from tests.helpers.slurm import Slurm
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 
 @pytest.fixture(scope="module")

@@ -154,6 +154,7 @@ def test_the_readme_lists_every_recipe():
     assert [name for name in NAMES if f"`{name}`" not in readme] == []
 
 
+@pytest.mark.slow
 def test_the_shapes_are_part_of_the_package(tmp_path):
     pytest.importorskip("setuptools", minversion="77", reason="needs the setuptools that pyproject.toml asks for")
     subprocess.run(

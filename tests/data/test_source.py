@@ -284,6 +284,7 @@ def test_the_embedded_problems_follow_the_seed():
     assert again[0] == again[1] != again[2]
 
 
+@pytest.mark.slow
 def test_ranks_may_read_at_the_same_time(tmp_path):
     """Processes that start together convert a file under one lock and get the same rows."""
     file = write(tmp_path, "a.jsonl", ROWS * 100)

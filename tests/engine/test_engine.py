@@ -20,6 +20,8 @@ from tests.helpers.engines import (
 )
 from tests.helpers.worlds import run_ranks
 
+pytestmark = pytest.mark.slow
+
 MORE_CASES = [
     dict(form="norm", reduction="sum", clip=0.05, accumulation=4, coefficient=0.1),
     dict(form="squared", reduction="mean", clip=0.0, accumulation=1, coefficient=0.0),

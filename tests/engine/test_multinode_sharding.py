@@ -100,6 +100,7 @@ def _train_both(folder, size, runs):
     return results
 
 
+@pytest.mark.slow
 @NODES
 def test_training_is_that_of_plain_zero3_and_of_plain_torch(tiny_llama, world, size):
     runs = RUNS if world == 2 else RUNS[::2]
@@ -160,6 +161,7 @@ GRAMS = 8 * 14 * 2 * 5**2
 """Bytes of the Gram matrices, in fp64; on 2 and 4 ranks no row of a factor is cut."""
 
 
+@pytest.mark.slow
 @NODES
 @pytest.mark.parametrize(("storage", "checkpointing"), [("auto", False), ("nf4", True)])
 def test_between_nodes_travel_gradients_factors_once_a_step_and_gram_matrices(
@@ -235,6 +237,7 @@ def _ranks_of_each_node():
     return found
 
 
+@pytest.mark.slow
 def test_nodes_of_unequal_or_unknown_size_are_seen_on_every_rank():
     assert run_ranks(2, _ranks_of_each_node) == [[2, 0, 0]] * 2
 
@@ -245,6 +248,7 @@ def _run(project, name, ds, arguments, stop_at, node_ranks):
     return train_rank(project, name, ds, ["train.steps=6", "output.save_every=2", *arguments], stop_at)
 
 
+@pytest.mark.slow
 @NODES
 def test_a_run_saves_and_goes_on_to_and_from_plain_zero3(project, world, size):
     """The whole command: the check of the start, evaluations, checkpoints, factors at the end."""

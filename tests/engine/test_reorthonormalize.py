@@ -156,6 +156,7 @@ def distance(value, expected):
     return ((value - expected).norm() / expected.norm()).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", SETUPS)
 def test_training_equals_plain_torch_on_every_stage(tiny_llama, world):
     results = run_ranks(world, _train, tiny_llama, SETUPS[world], "fp32")[0]
@@ -179,6 +180,7 @@ def test_training_equals_plain_torch_on_every_stage(tiny_llama, world):
             assert ours.reg_loss == pytest.approx(theirs["reg_loss"], rel=1e-3, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "setups"), [("mixed", [(2, "")]), ("bf16", [(0, ""), (1, ""), (3, "small")])])
 def test_masters_turn_in_fp32_where_the_model_is_rounded(tiny_llama, precision, setups):
     for _, seen, _, _ in run_ranks(2, _train, tiny_llama, setups, precision)[0]:
@@ -201,6 +203,7 @@ def _dependent(folder):
     return None
 
 
+@pytest.mark.slow
 def test_dependent_columns_stop_every_rank_alike(tiny_llama):
     for said, still in run_ranks(2, _dependent, tiny_llama):
         assert "regularizer.reorthonormalize: " in said
@@ -208,6 +211,7 @@ def test_dependent_columns_stop_every_rank_alike(tiny_llama):
         assert still
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_rhythm(project, capfd):
     settings = ["regularizer.reorthonormalize=3", "regularizer.gamma=0", "data.eval_size=6"]
     run, _ = train_run(project, "turned", *settings)

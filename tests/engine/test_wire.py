@@ -10,6 +10,9 @@ from benchmarks.helpers.wire import Wire
 from tests.helpers.engines import CASES, MICRO, RANK, build, ds_config, micro_losses, sequences
 from tests.helpers.worlds import run_ranks
 
+pytestmark = pytest.mark.slow
+
+
 WORLD, CASE = 2, CASES[1]
 GRAMS = 8 * 28 * RANK**2
 """Bytes of the Gram matrices of U and V of 14 linears, in fp64."""

@@ -28,6 +28,7 @@ def _texts(samples):
     return {sample["id"]: sample["text"] for sample in samples}
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_a_plain_loop(trained, reference):
     model = AutoModelForCausalLM.from_pretrained(trained / "model", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(trained / "model")
@@ -50,6 +51,7 @@ def test_answers_are_those_of_a_plain_loop(trained, reference):
         assert sample["ended"] == (ids[-1] == tokenizer.eos_token_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "ranks"), [(3, 1), (8, 1), (1, 2), (3, 2), (3, 3), (8, 3)])
 def test_neither_the_batch_nor_the_ranks_change_an_answer(trained, reference, batch, ranks):
     per_rank = run_ranks(ranks, run, asked(trained, f"{batch}-{ranks}", batch_size=batch))
@@ -60,6 +62,7 @@ def test_neither_the_batch_nor_the_ranks_change_an_answer(trained, reference, ba
         assert results["speed"]["tokens"] == sum(sample["tokens"] for sample in samples)
 
 
+@pytest.mark.slow
 def test_more_ranks_than_samples_hang_nobody(trained):
     per_rank = run_ranks(3, run, asked(trained, "few", limit=1))
     assert [results["total"] for results, _ in per_rank] == [1, 1, 1]
@@ -134,6 +137,7 @@ def test_batches_hold_all_prompts_once_the_longest_first():
     assert all(len({len(p.token_ids) for p in batch}) == 1 for batch in batch_prompts(prompts, 3, one_length=True))
 
 
+@pytest.mark.slow
 def test_a_prompt_that_leaves_no_room_is_counted_and_not_asked(trained):
     results, samples = run_ranks(1, run, asked(trained, "long", num_few_shot=3, limit=3))[0]
     assert results["too_long"] == 3 == results["total"]
@@ -170,6 +174,7 @@ def _stand_in_for_vllm(asked_with):
     return module
 
 
+@pytest.mark.slow
 def test_what_vllm_generates_is_recorded_as_any_other_answer(trained, reference, monkeypatch):
     """vLLM itself needs a GPU and another torch; a stand-in with its interface shows what is made of its answers."""
     asked_with = []
@@ -180,6 +185,7 @@ def test_what_vllm_generates_is_recorded_as_any_other_answer(trained, reference,
     assert [(settings["dtype"], settings["generation_config"]) for settings in asked_with] == [("float32", "vllm")]
 
 
+@pytest.mark.slow
 def test_vllm_that_is_not_installed_or_started_on_ranks_is_a_clear_error(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ValueError, match="the package vllm is not installed"):

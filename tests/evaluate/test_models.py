@@ -50,6 +50,7 @@ def _texts(evaluation):
     return [sample["text"] for sample in evaluation[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["merged", "lora", "adapter"])
 def test_the_exports_of_a_run_answer_as_it_does(project, of_run, kind):
     exported = run_ranks(1, run, asked(project, f"of-{kind}", model=str(_export(project, kind))))[0]
@@ -57,11 +58,13 @@ def test_the_exports_of_a_run_answer_as_it_does(project, of_run, kind):
     assert exported[0]["settings"]["kind"] == {"merged": "model", "lora": "PEFT adapter", "adapter": "adapter"}[kind]
 
 
+@pytest.mark.slow
 def test_training_has_changed_the_answers(project, of_run):
     base = run_ranks(1, run, asked(project, "of-base"))[0]
     assert _texts(base) != _texts(of_run)
 
 
+@pytest.mark.slow
 def test_a_runs_results_go_into_its_folder(project):
     run_ranks(1, run_in_place, asked(project, "unused", model=str(project / "run"), output=None, limit=2))
     results = json.loads((project / "run" / "evaluation" / "gsm8k" / "results.json").read_text())
@@ -75,6 +78,7 @@ def run_in_place(options):
     return evaluate(options)
 
 
+@pytest.mark.slow
 def test_a_run_over_four_bits_is_evaluated_as_it_is(project):
     run_ranks(1, _train, project, "nf4", "residual.storage=nf4")
     results, samples = run_ranks(1, run, asked(project, "of-nf4", model=str(project / "nf4")))[0]
@@ -85,6 +89,7 @@ def test_a_run_over_four_bits_is_evaluated_as_it_is(project):
     assert run_ranks(2, run, loss)[0][0]["nats_per_token"] == pytest.approx(reported, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "pissa", "adalora", "dora", "full"])
 def test_runs_of_other_methods_are_merged_too(project, method):
     own = {
@@ -103,6 +108,7 @@ def _plain_modules(folder):
     return not any(hasattr(module, "base_layer") or isinstance(module, SorsaLinear) for module in model.modules())
 
 
+@pytest.mark.slow
 def test_what_is_no_model_is_refused_by_name(project, tmp_path):
     for what, message in (("nowhere/at/all", "there is no folder"), (str(project / "questions"), "no weights")):
         with pytest.raises(ValueError, match=message):

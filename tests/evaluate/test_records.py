@@ -14,6 +14,8 @@ from tests.helpers.evaluated import asked, run
 from tests.helpers.projects import ROOT
 from tests.helpers.worlds import run_ranks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def whole(trained):

@@ -22,7 +22,7 @@ from tests.helpers.sandboxes import sandbox_or_skip
 SHORT = Limits(seconds=15, cpu_seconds=1)
 BRIEF = Limits(seconds=2, cpu_seconds=1)  # for what uses no time of its own, or that of many processes
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_is_left")]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from sorsa_ds.evaluate.sandbox import seccomp
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
+@pytest.mark.slow
 def test_no_call_that_is_refused_can_be_made(sandbox):
     """The ending of the program is the name of the first that could."""
     column = list(seccomp.MACHINES).index(platform.machine())
@@ -40,6 +41,7 @@ for name, number, arguments, answer in {calls}:
     assert sandbox.run(source) == "passed"
 
 
+@pytest.mark.slow
 def test_threads_children_and_event_loops_work(sandbox):
     source = """
 import asyncio, os, socket, subprocess, threading

@@ -164,6 +164,7 @@ def test_nothing_is_executed_unless_it_is_allowed():
         Options(model="m", task="humaneval")
 
 
+@pytest.mark.slow
 def test_functions_are_run_and_counted(trained):
     """The model writes a word: harmless where it falls into a comment."""
     easy = {"prompt": "def f():\n    pass\n# ", "test": "def check(f):\n    assert f() is None\n"}
@@ -211,6 +212,7 @@ def _mmlu(project, count=9):
     return folder
 
 
+@pytest.mark.slow
 def test_mmlu_is_the_argmax_of_independent_log_likelihoods(trained):
     data = _mmlu(trained)
     options = dict(task="mmlu", data=str(data), max_new_tokens=None, num_few_shot=1)
@@ -252,6 +254,7 @@ def test_mmlu_is_the_argmax_of_independent_log_likelihoods(trained):
     assert results["macro_accuracy"] == pytest.approx(sum(sum(p) / len(p) for p in parts) / 3)
 
 
+@pytest.mark.slow
 def test_mmlu_takes_fewer_examples_where_the_model_has_no_room(trained):
     options = dict(task="mmlu", data=str(_mmlu(trained)), max_new_tokens=None, num_few_shot=5, limit=4)
     results, samples = run_ranks(1, run, asked(trained, "mmlu-5", **options))[0]
@@ -260,6 +263,7 @@ def test_mmlu_takes_fewer_examples_where_the_model_has_no_room(trained):
     assert results["total"] == 4
 
 
+@pytest.mark.slow
 def test_an_mmlu_question_that_is_too_long_loses_its_beginning(trained):
     data = _mmlu(trained)
     rows = (data / "test" / "logic_test.csv").read_text().splitlines()
@@ -309,6 +313,7 @@ def test_windows_score_every_token_but_the_first_once_with_enough_before_it(wind
     assert scored == ids[1:].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "stride", "ranks", "batch"), [(64, 32, 1, 1), (64, 63, 2, 5), (256, 100, 1, 3)])
 def test_the_loss_of_a_text_is_that_of_a_token_by_token_computation(trained, window, stride, ranks, batch):
     (trained / "text.txt").write_text("There were three apples, and then there were two. Who ate it? " * 9)
@@ -332,6 +337,7 @@ def test_the_loss_of_a_text_is_that_of_a_token_by_token_computation(trained, win
     assert results["perplexity"] == pytest.approx(math.exp(sum(nats) / len(nats)), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_of_rows_that_training_reads_the_response_is_scored(trained):
     options = dict(task="loss", data=str(trained / "data.jsonl"), max_new_tokens=None, limit=5)
     results, samples = run_ranks(2, run, asked(trained, "loss-rows", **options))[0]
@@ -342,6 +348,7 @@ def test_of_rows_that_training_reads_the_response_is_scored(trained):
     assert len(samples) == 5
 
 
+@pytest.mark.slow
 def test_loss_options_that_do_not_fit_are_refused(trained, setting):
     text = trained / "some.txt"
     text.write_text("words")

@@ -31,7 +31,7 @@ from sorsa_ds.runtime.precision import choose
 from sorsa_ds.sorsa import residual_storage
 from tests.helpers.architectures import exactly, save
 from tests.helpers.chat_tokenizer import chat_tokenizer
-from tests.helpers.projects import launch
+from tests.helpers.forked import launch_forked
 from tests.helpers.sorsa_models import load_sorsa_model
 
 ROOT = Path(__file__).parents[2]
@@ -427,6 +427,7 @@ def test_vllm_is_told_a_rank_that_it_takes():
     assert "cut it with --rank 512" in served_by_vllm(513)
 
 
+@pytest.mark.slow
 def test_adapter_loads_without_deepspeed(runs, tmp_path):
     run = runs("qwen2")
     output = export(Options(run, "adapter", tmp_path / "out"))
@@ -582,6 +583,7 @@ def test_a_killed_export_looks_unfinished_and_is_cleared_away(runs, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_run_ends_with_its_process(tmp_path):
     program = (
         "import sys, time\nfrom pathlib import Path\nfrom sorsa_ds.runtime.folder_lock import RunLock\n"
@@ -659,6 +661,7 @@ def test_a_real_model(name, shard, request, tmp_path):
     assert relative(logits(PeftModel.from_pretrained(plainly(base, dtype=torch.float32), lora)), theirs) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_command(runs, tmp_path):
     command = [sys.executable, "launch/export.py", "--run", str(runs("llama")), "--output", str(tmp_path / "out")]
     done = subprocess.run([*command, "--format", "lora", "--rank", "4"], cwd=ROOT, text=True, capture_output=True,
@@ -671,8 +674,9 @@ def test_the_command(runs, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_as_the_trainer_leaves_it(project, tmp_path):
-    _, run, _ = launch(project, "exported", ranks=1, ds="stage0")
+    _, run, _ = launch_forked(project, "exported", ranks=1, ds="stage0")
     theirs = logits(load_adapter(run / "adapter"))
     base = plainly(project / "model")
     assert relative(logits(base), theirs) > 1e-4

@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.golden.run import differences
 
 PROGRAM = Path(__file__).with_name("run.py")
 
 
+@pytest.mark.slow
 def test_losses_norms_and_factors_are_the_golden_ones_to_the_last_bit():
     done = subprocess.run([sys.executable, str(PROGRAM)], text=True, capture_output=True)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -50,20 +50,28 @@ def default_settings(folder: Path, name: str) -> list[str]:
     ]  # fmt: skip
 
 
-def start(
-    project: Path, name: str, *arguments: str, ranks=2, ds="zero3", job=settings, **environment: str
-) -> subprocess.Popen:
-    """Start launch/train.py through `deepspeed`. job: the settings of a project's run."""
-    command = [
-        str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), "--master_port", str(free_port()),
-        "launch/train.py", "--ds_config", str(ds if isinstance(ds, Path) else f"ds_configs/{ds}.json"),
-        *job(project, name), *arguments,
-    ]  # fmt: skip
-    paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+def words_of(project: Path, name: str, *arguments: str, ds="zero3", job=settings) -> list[str]:
+    """The training command from the script's name on. job: the settings of a project's run."""
+    given = str(ds if isinstance(ds, Path) else f"ds_configs/{ds}.json")
+    return ["launch/train.py", "--ds_config", given, *job(project, name), *arguments]
+
+
+def environment_of(project: Path, **more: str) -> dict[str, str]:
+    """The environment of a command on CPUs, with the project's own cache."""
+    return {
+        **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1", "SORSA_CACHE": str(project / "cache"), **more,
+    }  # fmt: skip
+
+
+def start(project: Path, name: str, *arguments: str, ranks=2, **options) -> subprocess.Popen:
+    """Start launch/train.py through `deepspeed`. options: `ds` and `job` as in `words_of`, or environment variables."""
+    asked = {key: options.pop(key) for key in ("ds", "job") if key in options}
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
     return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, "PATH": paths, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
-             "SORSA_CACHE": str(project / "cache"), **environment},
+        [sys.executable, launcher, "--num_gpus", str(ranks), "--master_port", str(free_port()),
+         *words_of(project, name, *arguments, **asked)],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment_of(project, **options),
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Walls for programs, where this machine permits them, and a look at whether a program has survived them."""
 
+import os
 import time
 from pathlib import Path
 
@@ -23,14 +24,25 @@ def sandbox_or_skip(walls: str) -> Sandbox:
 
 
 def see_that_nothing_is_left(before: set[int]) -> None:
-    """Of programs, and of what walls them in. before: the processes that were there."""
+    """Of programs, and of what walls them in. before: the processes that were there.
+
+    Those of another of pytest-xdist's processes do not count: only descendants of this one, and orphans.
+    """
     until = time.monotonic() + 10
     while time.monotonic() < until:
-        left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and _is_program(p)]
+        left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and _is_program(p) and _is_ours(p)]
         if not left:
             return
         time.sleep(0.1)
     raise AssertionError(f"still alive: {left}")
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    try:
+        parents = process.parents()
+    except psutil.NoSuchProcess:
+        return False
+    return len(parents) < 2 or os.getpid() in {parent.pid for parent in parents}
 
 
 def _is_program(process: psutil.Process) -> bool:

@@ -1,5 +1,6 @@
 """Real process groups inside pytest: run a function on N ranks over gloo, and get every rank's result or its error."""
 
+import functools
 import gc
 import io
 import multiprocessing
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+FORK = multiprocessing.get_context("fork")
+
 
 def run_ranks(
     world_size: int, function: Callable, *args: Any, timeout: float = 300.0, start: str = "fork"
@@ -25,6 +28,8 @@ def run_ranks(
     Returns each rank's result, in rank order. The first rank that fails fails the test with its traceback; all
     processes are gone afterwards.
     """
+    if start == "fork":
+        import_once()
     context = multiprocessing.get_context(start)
     results = context.Queue()
     port = free_port()
@@ -49,6 +54,16 @@ def run_ranks(
             process.kill()
             process.join()
     return [collected[rank] for rank in range(world_size)]
+
+
+@functools.cache
+def import_once() -> None:
+    """Import here, before forking, what each rank would import for itself: seconds of a core for every rank.
+
+    Not where there is a GPU: some of it starts CUDA, and a process that has started CUDA must not fork.
+    """
+    if not torch.cuda.is_available():
+        import sorsa_ds.train.setup  # noqa: F401
 
 
 def _rank(rank: int, world_size: int, port: int, results, function: Callable, args: tuple) -> None:

@@ -36,6 +36,7 @@ def programs(folder: Path, **scripts: str) -> dict[str, str]:
     return {**ENVIRONMENT, "PATH": f"{folder}:{ENVIRONMENT['PATH']}"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs Debian's shellcheck")
 def test_shellcheck_finds_nothing():
     files = [str(path.relative_to(ROOT)) for path in (ROOT / "launch").rglob("*") if path.suffix in (".sh", ".sbatch")]
@@ -43,6 +44,7 @@ def test_shellcheck_finds_nothing():
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_names_every_option(script, tmp_path):
     done = run(script, "--help", cwd=tmp_path)
@@ -64,6 +66,7 @@ def test_no_shell_variable_stands_in_an_sbatch_line():
         assert lines and not any("$" in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -134,6 +137,7 @@ def test_mistakes_end_with_one_message_before_anything_is_started(command, messa
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_a_job_is_queued_from_the_folder_in_which_its_arguments_were_checked(tmp_path):
     (tmp_path / "mine.yaml").write_text("sorsa: {rank: 3}\n")
     environment = programs(tmp_path, sbatch='echo "$PWD $SORSA_REPOSITORY $*"')
@@ -147,6 +151,7 @@ def test_a_job_is_queued_from_the_folder_in_which_its_arguments_were_checked(tmp
     assert done.stdout == f"{tmp_path} {ROOT} {queued}\n"
 
 
+@pytest.mark.slow
 def test_a_job_that_cannot_be_queued_again_still_ends_with_the_code_of_its_ranks(tmp_path):
     environment = programs(tmp_path, srun="exit 75", scontrol="[[ $1 == show ]] && echo JobState=RUNNING NodeAddr=one")
     job = {
@@ -158,6 +163,7 @@ def test_a_job_that_cannot_be_queued_again_still_ends_with_the_code_of_its_ranks
     assert "Slurm refuses to queue the job again" in done.stdout
 
 
+@pytest.mark.slow
 def test_gpus_that_deepspeed_would_not_take_are_refused(tmp_path):
     (tmp_path / "HOSTS").write_text("one slots=2\n")
     chosen = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "2,3"}
@@ -166,6 +172,7 @@ def test_gpus_that_deepspeed_would_not_take_are_refused(tmp_path):
     assert "instead of CUDA_VISIBLE_DEVICES=2,3: say --torchrun" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[], ["--torchrun"]], ids=["deepspeed", "torchrun"])
 def test_a_node_that_does_not_come_ends_the_others_within_the_time_out(project, tmp_path, launcher):
     """Torchrun makes 1 of every exit code; the script passes the rank's on."""
@@ -184,6 +191,7 @@ def test_a_node_that_does_not_come_ends_the_others_within_the_time_out(project, 
     assert "exit code 2 after 0:00:" in done.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_script_makes_the_ranks_save_and_the_code_is_theirs(project):
     """`deepspeed` itself would leave its ranks alone and exit with -15."""
     arguments = [*settings(project, "told"), "train.steps=4000", "output.save_every=0"]

@@ -159,6 +159,7 @@ def everyone(tiny_llama):
     return run_ranks(2, _all_runs, tiny_llama, RUNS)
 
 
+@pytest.mark.slow
 def test_every_method_takes_the_steps_of_a_plain_loop(tiny_llama, everyone):
     for (method, stage), (start, end, norms, ranks, *_) in zip(RUNS, everyone[0], strict=True):
         label = f"{method}, stage {stage}"
@@ -180,6 +181,7 @@ def test_every_method_takes_the_steps_of_a_plain_loop(tiny_llama, everyone):
             assert ranks[-1] == {name: sum(mask) for name, mask in masks.items()}, label
 
 
+@pytest.mark.slow
 def test_adalora_keeps_to_its_budget(everyone):
     """The cubic schedule of the AdaLoRA paper, eq. 12, by hand; and what is taken away stays away."""
     _, end, _, ranks, *_ = everyone[0][RUNS.index(("adalora", 2))]
@@ -196,6 +198,7 @@ def test_adalora_keeps_to_its_budget(everyone):
     assert sum(int((value != 0).sum()) for name, value in end.items() if "lora_E" in name) == layers * rest
 
 
+@pytest.mark.slow
 def test_all_ranks_and_all_worlds_start_and_stay_alike(tiny_llama, everyone):
     runs = [run for run in RUNS if run[1] == 0]
     alone = run_ranks(1, _all_runs, tiny_llama, runs)[0]
@@ -208,6 +211,7 @@ def test_all_ranks_and_all_worlds_start_and_stay_alike(tiny_llama, everyone):
                 assert torch.equal(ended[name], value), f"{method}: {name} ends apart on rank {rank}"
 
 
+@pytest.mark.slow
 def test_the_plan_knows_what_every_method_holds(tiny_llama, everyone):
     for i, (method, stage) in enumerate(RUNS):
         job = job_of(method, stage, world=2)
@@ -226,6 +230,7 @@ def _saved(folder, method, precision, length):
     return bytes_saved(build(folder, method, ds, precision), length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "mixed"])
 def test_the_plan_knows_what_every_method_keeps_for_backward(tiny_llama, precision):
     for method in METHODS:
@@ -235,6 +240,7 @@ def test_the_plan_knows_what_every_method_keeps_for_backward(tiny_llama, precisi
         assert kept.rest + sum(kept.blocks) == pytest.approx(saved, rel=0.1), method
 
 
+@pytest.mark.slow
 def test_parameter_counts_are_those_of_sorsa_but_for_its_singular_values(tiny_llama, everyone):
     """LoRA r (m + n), SORSA and AdaLoRA r (m + n + 1), DoRA r (m + n) + m."""
     from sorsa_ds.config.schema import LoadingConfig
@@ -284,6 +290,7 @@ def finished(project):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_starts_at_the_base_models_loss_and_learns(finished, method):
     run = finished(method)
@@ -300,6 +307,7 @@ def test_a_run_starts_at_the_base_models_loss_and_learns(finished, method):
         assert all(tensor.norm() > 0 for tensor in initial.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_goes_on_bit_for_bit(project, finished, method):
     expected = finished(method)
@@ -311,6 +319,7 @@ def test_a_run_goes_on_bit_for_bit(project, finished, method):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "ds", "ranks"), [("lora", "zero2", 1), ("adalora", "stage0", 1), ("full", "zero2", 3)]
 )
@@ -324,6 +333,7 @@ def test_a_run_goes_on_at_other_ranks_and_stages(project, finished, method, ds, 
         assert (ours[name] - value).norm() <= 1e-3 * value.norm(), name
 
 
+@pytest.mark.slow
 def test_another_method_does_not_go_on_with_a_run(project, finished):
     run = rewound(project, finished("lora"), "mixed-up", 2)
     with pytest.raises(AssertionError, match="method was 'lora' and is now 'pissa'"):
@@ -339,6 +349,7 @@ def logits(model) -> torch.Tensor:
         return model.eval()(IDS).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_exports_compute_what_the_trained_model_computes(finished, tmp_path, method):
     run = finished(method)
@@ -365,6 +376,7 @@ def test_exports_compute_what_the_trained_model_computes(finished, tmp_path, met
             assert not (tmp_path / form).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_merged_models_are_quantised_too(finished, tmp_path, method):
     export(Options(finished(method), "merged", tmp_path / "4bit", quantize="nf4"))
@@ -373,6 +385,7 @@ def test_merged_models_are_quantised_too(finished, tmp_path, method):
     assert all(0 < error < 0.2 for error in errors.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "method"),
     [("mixed", method) for method in ("lora", "dora", "full")]
@@ -391,6 +404,7 @@ def test_rounded_runs_train_and_are_exported_as_they_computed(project, finished,
     assert (logits(merged) - trained).norm() < 1e-5 * trained.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pissa", "adalora", "dora", "partial"])
 def test_gpt2s_transposed_linears_are_adapted_too(project, tmp_path, method):
     torch.manual_seed(1)

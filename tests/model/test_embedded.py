@@ -21,8 +21,9 @@ captain, and went back to his work.""".replace("\n", " ")
 
 
 @pytest.fixture
-def folder(embedded_model):
-    return embedded_model
+def folder(conversion):
+    [folder] = (path for path in conversion[0].iterdir() if path.is_dir())
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,7 @@ def tokenizer(embedded_model):
     return AutoTokenizer.from_pretrained(embedded_model)
 
 
+@pytest.mark.slow
 def test_of_two_ranks_one_converts_and_the_other_waits(conversion, monkeypatch):
     """Both ask for it together; the second one comes first."""
     cache, messages = conversion
@@ -39,11 +41,13 @@ def test_of_two_ranks_one_converts_and_the_other_waits(conversion, monkeypatch):
     embedded.ensure_embedded_model(lambda text: pytest.fail(f"converted again: {text}"))
 
 
+@pytest.mark.slow
 def test_leaves_nothing_but_the_folder(folder):
     assert {path.name for path in folder.parent.iterdir()} <= {folder.name, f"{folder.name}.lock"}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir(folder))
 
 
+@pytest.mark.slow
 def test_configuration_is_smollm2(folder):
     config = AutoConfig.from_pretrained(folder)
     assert config.rope_parameters == {"rope_theta": 100000.0, "rope_type": "default"}
@@ -53,6 +57,7 @@ def test_configuration_is_smollm2(folder):
     assert not hasattr(config, "quantization_config")
 
 
+@pytest.mark.slow
 def test_weights_are_the_packaged_ones(folder):
     saved = load_file(folder / "model.safetensors")
     assert "lm_head.weight" not in saved, "tied embeddings are stored once"
@@ -69,6 +74,7 @@ def test_weights_are_the_packaged_ones(folder):
     assert torch.equal(saved["model.layers.7.self_attn.q_proj.weight"], query)
 
 
+@pytest.mark.slow
 def test_tokenizer_round_trip_and_special_tokens(tokenizer):
     text = "Hello,  World! 12345 naïve\n\n\tdef f(x): return  7 # 日本語 🙂"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
@@ -78,17 +84,20 @@ def test_tokenizer_round_trip_and_special_tokens(tokenizer):
     assert tokenizer.model_max_length == 8192
 
 
+@pytest.mark.slow
 def test_tokenizer_splits_digits_before_spaces(tokenizer):
     """As SmolLM2's own tokenizer does; GPT-2's rules alone give 'Ġ', 'Ġ', '1', '2'."""
     assert tokenizer.convert_ids_to_tokens(tokenizer("x  12").input_ids) == ["x", "ĠĠ", "1", "2"]
 
 
+@pytest.mark.slow
 def test_chat_template(tokenizer):
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     assert text == ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
 
 
+@pytest.mark.slow
 def test_model_knows_english(folder, tokenizer):
     """Pinned as measured. Queries left in GGUF's order give 4.9, a lost final norm 12.7; the rotary base and the
     norms' epsilon hardly show on so short a text and are checked in the configuration instead."""
@@ -100,6 +109,7 @@ def test_model_knows_english(folder, tokenizer):
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+@pytest.mark.slow
 def test_killed_conversion_leaves_no_folder_and_is_cleared_away(tmp_path, monkeypatch):
     monkeypatch.setenv("SORSA_CACHE", str(tmp_path))
     target = tmp_path / f"smollm2-135m-instruct-v{embedded.CONVERTER_VERSION}"
@@ -122,6 +132,7 @@ def test_killed_conversion_leaves_no_folder_and_is_cleared_away(tmp_path, monkey
     assert (target / "config.json").read_text() == "{}"
 
 
+@pytest.mark.slow
 def test_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("SORSA_CACHE", str(tmp_path))
 

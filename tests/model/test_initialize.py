@@ -54,6 +54,7 @@ def _load_kind(folder, kind, zero3):
     return _load(folder, SOURCES[kind], zero3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero3", [False, True])
 @pytest.mark.parametrize("kind", SOURCES)
 def test_every_rank_and_world_size_gets_the_same_factors(folder, kind, zero3):
@@ -79,6 +80,7 @@ def _iterated(folder):
     return trained, {report.way for report in loaded.reports}
 
 
+@pytest.mark.slow
 def test_iterated_factors_do_not_depend_on_the_ranks(tmp_path):
     from transformers import LlamaForCausalLM
 
@@ -120,6 +122,7 @@ def _adapt(folder, residual=None):
     return values, weights, kept, len(done.reports), sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_a_partitioned_model_is_adapted_in_memory(folder, world):
     for values, weights, kept, count, held in run_ranks(world, _adapt, folder):
@@ -144,6 +147,7 @@ def _packed(folder, storage):
     return {name: p.detach() for name, p in model.named_parameters() if p.dtype == torch.uint8}
 
 
+@pytest.mark.slow
 def test_a_model_adapted_in_memory_holds_the_same_packed_residual(folder):
     storage = Nf4(64)
     [packed] = run_ranks(1, _packed, folder, storage)  # with one thread, as the ranks below

@@ -76,6 +76,7 @@ def test_whole_model_equals_the_base_model_at_step_0(folders, name):
         assert relative(loaded.model.eval()(INPUT).logits, base_logits(folders[name])) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_zero3_equals_the_base_model_and_its_gradients_those_of_one_process(folders, checkpointing):
     results = run_ranks(2, _zero3_logits_and_gradients, folders, checkpointing)[0]
@@ -302,6 +303,7 @@ def _one_rank_sees_a_truncated_copy(good, bad):
     return _fails_everywhere(bad if collectives.rank() == 1 else good)
 
 
+@pytest.mark.slow
 def test_a_copy_that_is_bad_on_one_node_stops_all_ranks(tmp_path):
     good, bad = save("llama", tmp_path / "good"), save("llama", tmp_path / "bad")
     file = bad / "model.safetensors"
@@ -311,6 +313,7 @@ def test_a_copy_that_is_bad_on_one_node_stops_all_ranks(tmp_path):
     assert "truncated" in told0 and "truncated" in told1
 
 
+@pytest.mark.slow
 def test_a_bad_layer_stops_all_ranks_with_its_message(tmp_path):
     from safetensors.torch import load_file, save_file
 

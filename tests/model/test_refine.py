@@ -42,6 +42,7 @@ def refined(weight, name, rank, rounds, *, storage="nf4", alpha=None, precision=
     return factors, (lost.double().norm() / weight.double().norm()).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("storage", ["nf4", "nf4_double", "int8"])
 def test_the_error_is_below_plain_quantisation_and_falls_with_rounds_and_rank(weights, name, storage):
@@ -57,6 +58,7 @@ def test_the_error_is_below_plain_quantisation_and_falls_with_rounds_and_rank(we
     assert all(errors[r, 3] <= errors[r, 1] * 1.0001 for r in (16, 64))
 
 
+@pytest.mark.slow
 def test_refined_factors_are_a_decomposition_of_what_quantising_left(weights):
     weight = weights[LAYERS[1]]
     first, _ = refined(weight, LAYERS[1], 8, 1)
@@ -72,6 +74,7 @@ def test_refined_factors_are_a_decomposition_of_what_quantising_left(weights):
     assert second.accuracy.captured == pytest.approx(energy.item(), abs=1e-5), "its share of W, not of W - Q"
 
 
+@pytest.mark.slow
 def test_rounds_go_with_a_scale_and_with_rounded_factors(weights):
     weight = weights[LAYERS[1]]
     once, thrice = (refined(weight, LAYERS[1], 16, t, alpha=8.0)[1] for t in (1, 3))
@@ -80,6 +83,7 @@ def test_rounds_go_with_a_scale_and_with_rounded_factors(weights):
     assert refined(weight, LAYERS[1], 16, 3, precision=mixed)[1] < 0.97 * refined(weight, LAYERS[1], 16, 1)[1]
 
 
+@pytest.mark.slow
 def test_the_cache_knows_the_quantisation(weights, tmp_path):
     weight = weights[LAYERS[1]]
 

@@ -14,6 +14,7 @@ from sorsa_ds.model import architectures
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import select_targets
 from tests.helpers.architectures import exactly, save
+from tests.helpers.forked import launch_forked
 from tests.helpers.projects import ROOT, launch, metrics
 from tests.helpers.worlds import run_ranks
 
@@ -66,6 +67,7 @@ def falls(losses: list[float]) -> bool:
     return len(losses) >= 3 and losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("origin", ["random", "tiny-rwkv4-660k"])
 def test_rwkv4_trains_through_the_command_on_two_ranks(origin, request, project, texts, tmp_path):
     if origin == "random":
@@ -80,7 +82,7 @@ def test_rwkv4_trains_through_the_command_on_two_ranks(origin, request, project,
         shutil.copytree(real, tmp_path / "model", copy_function=shutil.copyfile)
         (tmp_path / "model").chmod(0o755)
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    _, folder, _ = launch(project, f"rwkv4-{origin}", *texts, f"model={tmp_path / 'model'}", "train.steps=4")
+    _, folder, _ = launch_forked(project, f"rwkv4-{origin}", *texts, f"model={tmp_path / 'model'}", "train.steps=4")
     assert falls(metrics(folder, "loss"))
     report = json.loads((folder / "report.json").read_text())
     assert report["start_loss"] == pytest.approx(report["base_loss"], rel=1e-5)
@@ -117,6 +119,7 @@ def _train(folder, steps=4):
     return losses
 
 
+@pytest.mark.slow
 def test_a_random_rwkv4_trains_under_zero3(tmp_path):
     assert all(falls(losses) for losses in run_ranks(2, _train, save("rwkv", tmp_path / "rwkv")))
 
@@ -159,6 +162,7 @@ def run_rwkv6(rwkv6, project, texts, name, *arguments, **options):
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_random_rwkv6_trains_on_a_gpu(rwkv6, project, texts):
@@ -166,6 +170,7 @@ def test_a_random_rwkv6_trains_on_a_gpu(rwkv6, project, texts):
     run_rwkv6(rwkv6, project, texts, "gpu", "train.precision=mixed", ds="stage0", ranks=1, DS_ACCELERATOR="cuda")
 
 
+@pytest.mark.slow
 def test_a_random_rwkv6_trains_alike_whole_and_cut(rwkv6, project, texts, tmp_path):
     """Without a GPU Triton interprets the kernels: slowly, only the one for short sequences, not in bf16."""
     (tmp_path / "sitecustomize.py").write_text(INTERPRETED)

@@ -117,6 +117,7 @@ def test_nodes_are_filled_up_before_there_are_more_of_them():
     assert sizes[-1] == (8, 128)
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_json_object_and_leaves_with_3_where_it_does_not_fit():
     done = subprocess.run(
         [sys.executable, "launch/plan.py", "--ds_config", "ds_configs/stage0.json", "--gpu_memory", "8GiB",
@@ -190,6 +191,7 @@ def _refused(project):
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_every_rank_of_a_run_refuses_what_cannot_fit_before_it_loads(project, monkeypatch):
     monkeypatch.setattr("sorsa_ds.train.setup.load_adapted_model", None)
     told = run_ranks(2, _refused, project)

@@ -67,6 +67,7 @@ def noting(flatten, sizes: list[int]):
     return flattened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_parameters_residual_and_optimizer_are_the_live_tensors_bytes(folder, world):
     found = run_ranks(world, live, folder, LIVE)
@@ -88,6 +89,7 @@ def _saved(folder, length, precision):
     return bytes_saved(build(folder, ds, CASES[0], precision), length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "mixed"])
 def test_what_is_kept_for_backward_is_what_autograd_saves(folder, precision):
     job = job_of(0, precision, length=200)
@@ -147,6 +149,7 @@ def _flops(folder, length):
     return sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_products(folder):
     job = job_of(0, length=20)
     found = facts(folder, job)
@@ -219,6 +222,7 @@ def _moved(folder, checkpointing):
     return dict(counted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_bytes_over_the_wire_are_those_of_the_collectives(folder, checkpointing):
     counted = run_ranks(2, _moved, folder, checkpointing)[0]

@@ -19,6 +19,8 @@ import sorsa_ds
 from tests.helpers.projects import ROOT, metrics
 from tests.helpers.worlds import free_port
 
+pytestmark = pytest.mark.slow
+
 MODEL = ROOT / "tests" / "golden" / "model"
 RUN = ROOT / "tests" / "fixtures" / "run_of_0.1.0"
 
@@ -41,8 +43,9 @@ def command(*words) -> str:
 
 def test_its_checkpoint_is_resumed(run):
     command(
-        Path(sys.executable).with_name("deepspeed"), "--num_gpus", 2, "--master_port", free_port(), "launch/train.py",
-        "--resume", run / "checkpoints" / "step-000003", f"model={MODEL}", f"output.folder={run.parent}",
+        sys.executable, Path(sys.executable).with_name("deepspeed"), "--num_gpus", 2, "--master_port", free_port(),
+        "launch/train.py", "--resume", run / "checkpoints" / "step-000003", f"model={MODEL}",
+        f"output.folder={run.parent}",
     )  # fmt: skip
     assert metrics(run, "loss") == pytest.approx(metrics(RUN, "loss"), rel=1e-5)
     theirs = load_file(RUN / "adapter" / "adapter_model.safetensors")

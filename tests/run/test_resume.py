@@ -36,6 +36,7 @@ def plain(project):
     return train(project, "plain")[0]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_over_a_packed_residual_goes_on_bit_for_bit(project, plain):
     """Refined factors too: the residual follows from the base model and the factors with which the run began."""
     packed = ["residual.storage=nf4_double", "residual.iterations=2", "train.max_start_gap=9"]
@@ -52,6 +53,7 @@ def test_a_stopped_run_over_a_packed_residual_goes_on_bit_for_bit(project, plain
     assert sizes[1] < sizes[0] + 2000, "a checkpoint holds nothing of the residual"
 
 
+@pytest.mark.slow
 def test_auto_does_not_stand_for_another_storage(project, plain):
     train(project, "nf4", "residual.storage=nf4", "train.max_start_gap=9", stop_at=1)
     with pytest.raises(AssertionError, match=r"residual.storage was 'nf4' and is now 'fp32'"):
@@ -61,6 +63,7 @@ def test_auto_does_not_stand_for_another_storage(project, plain):
         train(project, "plain-nf4", "residual.storage=nf4", f"--resume={copy}")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(project, whole):
     """One rank of two gets the signal, in the middle of a step that is accumulated over three micro-batches."""
     run, said = train(project, "stopped", DROPOUT, "train.micro_batch_size=1", stop_at=3)
@@ -79,6 +82,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(project, whole):
         assert ends[0][key] == ends[1][key], key
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit_from_what_it_saved_on_its_way(project, whole):
     run = rewound(project, whole, "again", 4)
     train(project, "again", DROPOUT, "train.micro_batch_size=1", "--resume=auto")
@@ -87,6 +91,7 @@ def test_a_run_goes_on_bit_for_bit_from_what_it_saved_on_its_way(project, whole)
         assert torch.equal(trained(run)[name], tensor), name
 
 
+@pytest.mark.slow
 def test_without_the_random_states_dropout_would_differ(project, whole):
     """The tests above can fail: the same resume with other random states does not give the same losses."""
     run = rewound(project, whole, "reseeded", 4)
@@ -104,6 +109,7 @@ def test_without_the_random_states_dropout_would_differ(project, whole):
     assert metrics(run, "loss")[4:] != metrics(whole, "loss")[4:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "legs",
     [
@@ -122,6 +128,7 @@ def test_a_run_goes_on_at_other_ranks_and_stages(project, plain, legs):
         assert (trained(run)[name] - tensor).norm() <= 1e-6 * tensor.norm(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["mixed", "bf16"])
 def test_rounded_factors_go_on_from_their_masters(project, precision):
     settings = [f"train.precision={precision}", "train.max_start_gap=1"]
@@ -132,6 +139,7 @@ def test_rounded_factors_go_on_from_their_masters(project, precision):
         assert torch.equal(trained(again)[name], tensor), name
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_twelve_bytes_a_trained_number_and_no_more(plain):
     path = plain / "checkpoints" / "step-000006"
     trainable = json.loads((plain / "report.json").read_text())["trainable_parameters"]
@@ -146,6 +154,7 @@ def test_a_checkpoint_holds_twelve_bytes_a_trained_number_and_no_more(plain):
         assert torch.equal(tail, tensor.flatten()[1:-1])
 
 
+@pytest.mark.slow
 def test_only_the_newest_are_kept(project):
     run, _ = train(project, "few", "output.save_every=1", "output.keep_checkpoints=2", ranks=1, ds="stage0")
     assert [path.name for path in folders.existing_checkpoints(run)] == ["step-000006", "step-000005"]
@@ -172,6 +181,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(project, plain, damage, capfd):
     run = rewound(project, plain, f"hurt-{damage}", 4)
@@ -204,6 +214,7 @@ def _train_on_a_full_disk(project, name, failing_steps):
     return train_rank(project, name, "zero3", arguments, None)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_the_checkpoint_before_it_stays(project, plain, capfd):
     run_ranks(2, _train_on_a_full_disk, project, "full", [4])
     told = capfd.readouterr().err
@@ -219,6 +230,7 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_it_stays(project, plain, 
     assert not list(project.glob("full*/checkpoints/.step-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"step-000099\n", b"\xff\xfe\x00\x80"])
 def test_latest_that_points_nowhere_is_told_and_the_newest_taken(project, plain, capfd, content):
     run = rewound(project, plain, f"nowhere-{content[0]}", 4)
@@ -228,6 +240,7 @@ def test_latest_that_points_nowhere_is_told_and_the_newest_taken(project, plain,
     assert metrics(run, "loss") == metrics(plain, "loss")
 
 
+@pytest.mark.slow
 def test_all_checkpoints_damaged_is_an_error_and_nothing_is_overwritten(project, plain):
     run = rewound(project, plain, "ruined", 4)
     for path in folders.existing_checkpoints(run):
@@ -237,6 +250,7 @@ def test_all_checkpoints_damaged_is_an_error_and_nothing_is_overwritten(project,
     assert len(metrics(run, "loss")) == 6
 
 
+@pytest.mark.slow
 def test_mistakes_are_named_before_anything_is_loaded(project, plain):
     run = rewound(project, plain, "mistaken", 4)
     with pytest.raises(AssertionError, match=r"sorsa.rank was 4 and is now 3; train.learning_rate was 0.001"):
@@ -266,6 +280,7 @@ def test_a_setting_that_is_unset_now_is_a_difference_unless_the_run_settles_it()
     assert differences(RunConfig(), saved) == {"sorsa.alpha": (16.0, None), "train.steps": (9, None)}
 
 
+@pytest.mark.slow
 def test_other_data_and_evaluations_on_the_way(project, plain):
     """The data are compared by digest; an evaluation that a kill has prevented is made when the run goes on."""
     lines = (project / "data.jsonl").read_text().splitlines(keepends=True)
@@ -301,11 +316,13 @@ def test_a_log_that_rank_0_cannot_read_stops_every_rank(project, plain):
     assert second.startswith("PeerError: stopped because another rank failed: rank 0") and "line 1: not JSON" in second
 
 
+@pytest.mark.slow
 def test_auto_begins_anew_where_there_is_nothing_to_go_on_with(project, plain):
     run, _ = train(project, "fresh", "--resume=auto", ranks=1, ds="stage0")
     assert metrics(run, "loss") == pytest.approx(metrics(plain, "loss"), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_others_and_a_signal_ends_with_the_documented_code(project):
     """Through the real launcher: SIGKILL of one rank, then --resume auto, then SIGTERM to one rank."""
     import psutil

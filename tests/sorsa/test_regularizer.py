@@ -71,6 +71,7 @@ def _cut_evenly(form, reduction):
     return value.item(), added.item(), got
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize(("form", "reduction"), [("norm", "mean"), ("squared", "sum")])
 def test_fragments_of_any_world_size_make_the_gradient_of_the_whole(world, form, reduction):

@@ -292,6 +292,7 @@ def _zero3(folder, names, checkpointing):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "checkpointing"), [(2, False), (3, True)])
 def test_zero3_cuts_the_packed_tensors_and_computes_the_same(folder, world, checkpointing):
     ranks = run_ranks(world, _zero3, folder, list(PACKED), checkpointing)
@@ -340,6 +341,7 @@ def _train(folder, precision, runs):
     return results if collectives.rank() == 0 else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_ten_steps_equal_plain_torch_over_the_dequantised_residual(llama, world):
     results = run_ranks(world, _train, llama, "fp32", RUNS)[0]
@@ -352,6 +354,7 @@ def test_ten_steps_equal_plain_torch_over_the_dequantised_residual(llama, world)
         assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.slow
 def test_a_bf16_engine_leaves_codes_and_scales_alone(llama):
     stages = [(stage, "", CASES[0]) for stage in (0, 1, 2, 3)]
     expected = packed_of(loaded_whole(llama, PACKED["nf4"], "bf16").model)

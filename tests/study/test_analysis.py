@@ -25,7 +25,8 @@ from sorsa_ds.study.analysis.measures import Spectrum, turn
 from sorsa_ds.study.analysis.request import Options
 from tests.helpers.analysed import STEPS, by_hand, handmade, table
 from tests.helpers.architectures import save
-from tests.helpers.projects import ROOT, launch
+from tests.helpers.forked import launch_forked
+from tests.helpers.projects import ROOT
 
 M, N, K = 9, 7, 7
 THETA = 0.3
@@ -277,10 +278,11 @@ def test_unknown_linears_are_refused_with_the_nearest_name(tmp_path):
         stored_linears(model, RunConfig(**config, analysis=AnalysisConfig(layers=[])))
 
 
+@pytest.mark.slow
 def test_training_stores_its_masters_and_a_resumed_run_goes_on_with_them(project):
     """On two ranks under ZeRO-3, against the checkpoints of the same steps."""
     settings = ["analysis.every=2", "analysis.layers=[q_proj,down_proj]", "output.save_every=2"]
-    _, run, _ = launch(project, "stored", *settings, "output.keep_checkpoints=3")
+    _, run, _ = launch_forked(project, "stored", *settings, "output.keep_checkpoints=3")
     assert [*existing_snapshots(run)] == [2, 4]
     before = {step: load_file(path) for step, path in existing_snapshots(run).items()}
     names = {f"model.layers.{i}.{part}.{leaf}" for i in (0, 1) for part in ("self_attn.q_proj", "mlp.down_proj")
@@ -297,7 +299,7 @@ def test_training_stores_its_masters_and_a_resumed_run_goes_on_with_them(project
     snapshot_path(run, 2).unlink()
     save_file({"stale": torch.zeros(1)}, snapshot_path(run, 4))
     save_file({"stale": torch.zeros(1)}, snapshot_path(run, 5))
-    launch(project, "stored", *settings, "--resume", str(run / "checkpoints" / "step-000002"))
+    launch_forked(project, "stored", *settings, "--resume", str(run / "checkpoints" / "step-000002"))
     assert [*existing_snapshots(run)] == [2, 4]
     for step, path in existing_snapshots(run).items():
         again = load_file(path)

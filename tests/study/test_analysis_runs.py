@@ -31,7 +31,8 @@ from sorsa_ds.study.analysis.runs import Run
 from sorsa_ds.study.analysis.table import Figures, Key, Row, Table
 from sorsa_ds.train.trainer import Trainer
 from tests.helpers.analysed import handmade, table
-from tests.helpers.projects import ROOT, launch
+from tests.helpers.forked import launch_forked
+from tests.helpers.projects import ROOT
 
 Q0 = "model.layers.0.self_attn.q_proj"
 ONE = AnalysisConfig(every=2, layers=["layers.0.self_attn.q_proj"])
@@ -88,19 +89,20 @@ def test_a_run_that_goes_on_stores_the_same_linears(tmp_path):
         check_continues(model, with_layers("layers.1.self_attn.q_proj"), run, 2)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_tells_the_regulariser_of_its_beginning_and_is_analysed(project):
     """Begun on two ranks, with the coefficient over two accumulated micro-batches; resumed on one, which makes four."""
     settings = ["regularizer.preset=reference", "train.micro_batch_size=2", "output.save_every=2",
                 "output.keep_checkpoints=3"]  # fmt: skip
-    _, run, _ = launch(project, "other-layers", *settings, "analysis.every=2", "analysis.layers=[q_proj]")
+    _, run, _ = launch_forked(project, "other-layers", *settings, "analysis.every=2", "analysis.layers=[q_proj]")
     begun = json.loads((run / "report.json").read_text())["regularizer"]
     assert begun == asdict(Regularizer("norm", "mean", 4e-4 / 1e-3 / 2, 0))
     resume = ["--resume", str(run / "checkpoints" / "step-000004")]
-    printed, _, _ = launch(
+    printed, _, _ = launch_forked(
         project, "other-layers", *settings, *resume, "analysis.every=1", "analysis.layers=[v_proj]", ranks=1, code=2
     )
     assert "analysis.layers: model.layers.0.self_attn.q_proj is stored in" in printed
-    launch(project, "other-layers", *settings, *resume, ranks=1)
+    launch_forked(project, "other-layers", *settings, *resume, ranks=1)
     assert load(RunConfig, run / "config.yaml").train.gradient_accumulation_steps == 4
     opened_again = Run.of("other-layers", run)
     assert asdict(opened_again.reg) == begun
@@ -142,6 +144,7 @@ def test_a_damaged_log_or_report_is_named_before_anything_is_computed(tmp_path, 
         open_request(Options([run], tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_a_weight_that_is_no_number_is_named_and_the_rows_before_it_stay(tmp_path):
     run, _ = handmade(tmp_path, "llama", "lora", analysis=ONE)
     tensors = load_file(snapshot_path(run, 4))

@@ -348,6 +348,7 @@ def ended(process: subprocess.Popen, code: int) -> str:
     return printed
 
 
+@pytest.mark.slow
 def test_a_comparison_is_stopped_goes_on_and_survives_a_run_that_fails(project, tmp_path):
     first = tmp_path / "runs" / "sorsa-lr0.003-seed1"
     process = start(project, tmp_path)

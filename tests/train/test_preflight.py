@@ -116,18 +116,21 @@ def _check(arguments: list[str], nodes: list[str]) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_real_ranks_agree(project):
     (project / "runs").mkdir(exist_ok=True)
     assert run_ranks(2, _check, [*settings(project, "x")], ["a", "b"]) == ["", ""]
     assert not list(project.glob(".preflight-*"))
 
 
+@pytest.mark.slow
 def test_one_nodes_fault_ends_all_ranks_with_the_same_message(project):
     told = run_ranks(2, _check, [*settings(project, "x"), "train.seed=RANK"], ["a", "b"])
     assert told[0] == told[1]
     assert told[0].startswith("preflight: nothing was started:\n  node b (rank 1): train.seed is 1, on a 0")
 
 
+@pytest.mark.slow
 def test_a_rank_that_cannot_tell_of_itself_ends_all_of_them(project):
     def gather(*_):
         raise PermissionError("the disk does not let itself be measured")
@@ -146,6 +149,7 @@ def _check_with(gather, arguments: list[str]) -> str:
     return _check(arguments, ["a", "b"])
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_is_not_shared_is_found(project, tmp_path, monkeypatch):
     """Rank 1 has another folder of that name: relative names, from another current folder."""
     told = run_ranks(2, _in_own_folder, tmp_path)

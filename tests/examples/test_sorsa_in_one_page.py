@@ -10,7 +10,7 @@ import torch
 
 from examples.sorsa_in_one_page import DenseSorsa, change, learning_rate, regularizer_loss
 
-PAGE = Path(__file__).resolve().parents[1] / "examples" / "sorsa_in_one_page.py"
+PAGE = Path(__file__).resolve().parents[2] / "examples" / "sorsa_in_one_page.py"
 
 
 def test_the_program_learns_keeps_vectors_orthonormal_and_merges(tmp_path):
