@@ -74,7 +74,7 @@ def method_name_branches() -> list[str]:
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
             if _looks_at_a_name(node, names):
                 found.append(f"{module.relative_to(ROOT)}:{node.lineno}")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _looks_at_a_name(node: ast.AST, names: set[str]) -> bool:
