@@ -83,7 +83,7 @@ def method_name_branches(package: Path = PACKAGE) -> list[str]:
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
             if _looks_at_a_name(node, names):
                 found.append(f"{place_of(module, package)}:{node.lineno}")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _looks_at_a_name(node: ast.AST, names: set[str]) -> bool:
