@@ -10,7 +10,7 @@ NPROC ?= 2
 HAS_GPU = $(shell nvidia-smi -L 2>/dev/null | grep -q . && echo yes)
 LAUNCH = $(if $(HAS_GPU),$(BIN)/deepspeed,DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus $(NPROC))
 
-.PHONY: help install train test lint recipe clean
+.PHONY: help install train test lint recipe docs clean
 
 help:
 	@echo "make train   train the default model on 2 CPU ranks (NPROC=n: on n), or on all GPUs"
@@ -18,6 +18,7 @@ help:
 	@echo "make test    run the tests              ARGS='-k regularizer'"
 	@echo "make lint    check style and formatting"
 	@echo "make recipe  write the comments of launch/recipes anew, after a change of sorsa_ds/config/schema.py"
+	@echo "make docs    build the documentation with the API pages into site/"
 	@echo "make install create $(VENV) with everything pinned (train, test and lint do so by themselves)"
 	@echo "make clean   remove $(VENV) and caches; runs/ stays"
 
@@ -43,6 +44,13 @@ lint: $(STAMP)
 recipe: $(STAMP)
 	$(BIN)/python -m sorsa_ds.config.recipes
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
