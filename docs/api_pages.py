@@ -14,7 +14,7 @@ PACKAGE = ROOT / "sorsa_ds"
 def rooms() -> list[str]:
     """The rooms from the highest to the lowest, as import-linter's contract in pyproject.toml has them."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    layers = [c for c in settings["tool"]["importlinter"]["contracts"] if c["type"] == "layers"][0]["layers"]
+    layers = next(c for c in settings["tool"]["importlinter"]["contracts"] if c["type"] == "layers")["layers"]
     return [room for room in layers if (PACKAGE / room).is_dir()]
 
 
