@@ -15,7 +15,7 @@ LAUNCH = $(if $(HAS_GPU),$(BIN)/deepspeed,DS_ACCELERATOR=cpu $(BIN)/deepspeed --
 # A file's tests share what they have trained, so that a file stays on one process; tests/conftest.py orders the files.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install train test test-fast lint recipe clean
+.PHONY: help install train test test-fast lint recipe docs clean
 
 help:
 	@echo "make train   train the default model on 2 CPU ranks (NPROC=n: on n), or on all GPUs"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-fast   run the tests that start no processes and take no longer than about two seconds each"
 	@echo "make lint    check style, formatting, the order of the rooms, and types"
 	@echo "make recipe  write the comments of launch/recipes anew, after a change of sorsa_ds/config/schema.py"
+	@echo "make docs    build the documentation with the API pages into site/"
 	@echo "make install create $(VENV) with everything pinned (train, test and lint do so by themselves)"
 	@echo "make clean   remove $(VENV) and caches; runs/ stays"
 
@@ -56,6 +57,13 @@ lint: $(STAMP)
 recipe: $(STAMP)
 	$(BIN)/python -m sorsa_ds.config.recipes
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .coverage
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

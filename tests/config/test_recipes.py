@@ -149,9 +149,9 @@ def test_rewriting_keeps_head_and_values_and_explains_every_key(tmp_path):
     assert recipes.rewritten(recipe) == text
 
 
-def test_the_readme_lists_every_recipe():
-    readme = (ROOT / "README.md").read_text()
-    assert [name for name in NAMES if f"`{name}`" not in readme] == []
+def test_the_documentation_lists_every_recipe():
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    assert [name for name in NAMES if f"`{name}`" not in page] == []
 
 
 @pytest.mark.slow
@@ -162,4 +162,4 @@ def test_the_shapes_are_part_of_the_package(tmp_path):
          "egg_info", "-e", str(tmp_path), "build_py", "-d", str(tmp_path)],
         cwd=ROOT, check=True, capture_output=True,
     )  # fmt: skip
-    assert {path.parent.name for path in tmp_path.glob("sorsa_ds/shapes/*/config.json")} == set(PARAMETERS)
+    assert {path.parent.name for path in tmp_path.glob("sorsa_ds/plan/shapes/*/config.json")} == set(PARAMETERS)

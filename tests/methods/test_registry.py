@@ -125,11 +125,9 @@ def test_no_module_outside_of_methods_and_config_looks_at_a_methods_name():
         'CHANGING = ["pissa", "olora"]',
     ],
 )
-def test_a_branch_on_a_methods_name_would_be_found(monkeypatch, tmp_path, branch):
+def test_a_branch_on_a_methods_name_would_be_found(tmp_path, branch):
     for room in ("train", "methods"):
         (tmp_path / "sorsa_ds" / room).mkdir(parents=True)
         (tmp_path / "sorsa_ds" / room / "planted.py").write_text(f"method = 'x'\n{branch}\n")
-    monkeypatch.setattr(structure, "ROOT", tmp_path)
-    monkeypatch.setattr(structure, "PACKAGE", tmp_path / "sorsa_ds")
-    [place] = structure.method_name_branches()
+    [place] = structure.method_name_branches(tmp_path / "sorsa_ds")
     assert place.startswith("sorsa_ds/train/planted.py:")
