@@ -143,7 +143,7 @@ def zero3(a: argparse.Namespace) -> dict:
     """Each variant against ds_configs/zero3.json."""
     if not enough_devices():
         return {}
-    base = deepspeed_json.load(FOLDER.parent / "ds_configs" / "zero3.json")["zero_optimization"]
+    base = deepspeed_json.read_ds_config(FOLDER.parent / "ds_configs" / "zero3.json")["zero_optimization"]
     result, collectives = {}, {}
     for group in VARIANTS:
         variants = {SHIPPED: base} | {name: {**base, **changed} for name, changed in group.items()}

@@ -15,7 +15,7 @@ from sorsa_ds.model.schedule import Item, schedule
 from sorsa_ds.model.sharding import Whole, Zero3
 from sorsa_ds.model.sorsa_recipe import working_set
 from sorsa_ds.runtime import collectives
-from sorsa_ds.runtime.precision import choose
+from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.sorsa.decompose import Decomposition, decompose
 from sorsa_ds.sorsa.residual_storage import Dense
 
@@ -62,7 +62,7 @@ def load_model(a: argparse.Namespace) -> dict:
         folder,
         loading=LoadingConfig(),
         sorsa=SorsaConfig(rank=a.rank),
-        precision=choose("fp32", None, "cpu"),
+        precision=resolve_precision("fp32", None, "cpu"),
         placement=placement,
         device=CPU,
         factor_source=lambda target, weight: found(weight, target.rank, target.name, a.method, a.tolerance),
@@ -138,7 +138,7 @@ def peak_memory(a: argparse.Namespace) -> dict:
             a.folder,
             loading=LoadingConfig(),
             sorsa=sorsa,
-            precision=choose("mixed", None, "cpu"),
+            precision=resolve_precision("mixed", None, "cpu"),
             placement=placement,
             device=CPU,
             factor_source=lambda target, weight: found(weight, target.rank, target.name, a.method),

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sorsa_ds import methods
-from sorsa_ds.config.deepspeed_json import load, resolve
+from sorsa_ds.config.deepspeed_json import read_ds_config, resolve_ds_config
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.model.embedded import ensure_embedded_model
@@ -16,7 +16,7 @@ from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import Placement, Whole, Zero3
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.runtime import collectives, digest
-from sorsa_ds.runtime.precision import choose
+from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.runtime.process import this_device
 from sorsa_ds.sorsa import residual_storage
 from sorsa_ds.sorsa.regularizer import Regularizer
@@ -34,10 +34,10 @@ GPUs."""
 
 def ds_config(stage: int, precision: str = "mixed", zero: dict | None = None) -> dict:
     """What the trainer makes of the shipped JSON of a stage. zero: settings of zero_optimization over it."""
-    raw = load(DS_CONFIGS / (f"zero{stage}.json" if stage else "stage0.json"))
+    raw = read_ds_config(DS_CONFIGS / (f"zero{stage}.json" if stage else "stage0.json"))
     raw["zero_optimization"] |= zero or {}
     train = TrainConfig(precision=precision, micro_batch_size=1, global_batch_size=collectives.world_size())
-    return resolve(raw, train, collectives.world_size(), this_device().type, precision).ds
+    return resolve_ds_config(raw, train, collectives.world_size(), this_device().type, precision).ds
 
 
 def default_model(method: str, rank: int, stage: int, precision: str = "mixed", storage: str = "auto") -> Loaded:
@@ -75,8 +75,10 @@ def _placement(stage: int, precision: str) -> Placement:
 
 def _operation(method: str, sorsa: SorsaConfig, storage: str, precision: str) -> Operation:
     config, device = RunConfig(method=method, sorsa=sorsa, residual=ResidualConfig(storage=storage)), this_device()
-    formats = choose(precision, None, device.type)
-    return methods.operation(config, formats, residual_storage.choose(config.residual, formats, device), device)
+    formats = resolve_precision(precision, None, device.type)
+    return methods.operation(
+        config, formats, residual_storage.resolve_storage(config.residual, formats, device), device
+    )
 
 
 def engine_of(

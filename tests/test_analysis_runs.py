@@ -17,7 +17,7 @@ from projects import ROOT, launch
 from safetensors.torch import load_file, save_file
 from test_analysis import handmade, table
 
-from sorsa_ds.config.command_line import load
+from sorsa_ds.config.command_line import load_settings
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, RegularizerConfig, RunConfig
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.run.recorder import Recorder
@@ -73,7 +73,7 @@ def test_without_snapshots_the_settings_name_the_linears(tmp_path):
 
 def test_a_run_that_goes_on_stores_the_same_linears(tmp_path):
     run, _ = handmade(tmp_path, "llama", "sorsa", analysis=ONE)
-    config = load(RunConfig, run / "config.yaml")
+    config = load_settings(RunConfig, run / "config.yaml")
     model = skeleton(Path(config.model), LoadingConfig())
     check_continues(model, config, run, 4)
 
@@ -101,7 +101,7 @@ def test_a_resumed_run_tells_the_regulariser_of_its_beginning_and_is_analysed(pr
     )
     assert "analysis.layers: model.layers.0.self_attn.q_proj is stored in" in printed
     launch(project, "other-layers", *settings, *resume, ranks=1)
-    assert load(RunConfig, run / "config.yaml").train.gradient_accumulation_steps == 4
+    assert load_settings(RunConfig, run / "config.yaml").train.gradient_accumulation_steps == 4
     opened_again = Run.of("other-layers", run)
     assert asdict(opened_again.reg) == begun
     assert [target.name.rpartition(".")[2] for target in opened_again.history.linears] == ["q_proj"] * 2

@@ -16,8 +16,8 @@ from sorsa_ds.model.load import load
 from sorsa_ds.model.schedule import Item, describe, schedule
 from sorsa_ds.model.sharding import Whole
 from sorsa_ds.model.targets import Target, sorsa_layers
-from sorsa_ds.runtime.precision import choose
-from sorsa_ds.sorsa.residual_storage import Nf4
+from sorsa_ds.runtime.precision import resolve_precision
+from sorsa_ds.sorsa.packed_storage import Nf4
 
 CPU = torch.device("cpu")
 SOURCES = {"exact": exactly, "randomized": randomly}
@@ -37,7 +37,7 @@ def _load(folder, source, zero3):
     from sorsa_ds.model.sharding import Zero3
 
     loaded = load(
-        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"),
+        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=5), precision=resolve_precision("fp32", None, "cpu"),
         placement=Zero3(DS, CPU) if zero3 else Whole(CPU), device=CPU, factor_source=source,
     )  # fmt: skip
     if not zero3:
@@ -69,7 +69,7 @@ def _iterated(folder):
     """Factors of the MLPs of a model that is large enough for the iteration, and how they were made."""
     loaded = load(
         folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=8, targets=["*.mlp.*"]),
-        precision=choose("fp32", None, "cpu"), placement=Whole(CPU), device=CPU, factor_source=randomly,
+        precision=resolve_precision("fp32", None, "cpu"), placement=Whole(CPU), device=CPU, factor_source=randomly,
     )  # fmt: skip
     trained = {name: p.detach().clone() for name, p in loaded.model.named_parameters() if p.requires_grad}
     return trained, {report.way for report in loaded.reports}
@@ -105,7 +105,7 @@ def _adopt(folder, kind, storage=None):
     with deepspeed.zero.GatheredParameters(list(model.parameters())):
         weights = {name: p.detach().float() for name, p in model.named_parameters()}
     done = adopt(
-        model, DS, sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"), device=CPU,
+        model, DS, sorsa=SorsaConfig(rank=5), precision=resolve_precision("fp32", None, "cpu"), device=CPU,
         factor_source=SOURCES[kind], storage=storage,
     )  # fmt: skip
     kept = [name for name, p in model.named_parameters() if before.get(name) == p.ds_id]
@@ -132,7 +132,7 @@ def test_a_partitioned_model_is_adapted_in_memory(folder, world):
 def _packed(folder, storage):
     """The packed tensors of the model loaded from disk."""
     model = load(
-        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"),
+        folder, loading=LoadingConfig(), sorsa=SorsaConfig(rank=5), precision=resolve_precision("fp32", None, "cpu"),
         placement=Whole(CPU), device=CPU, factor_source=exactly, storage=storage,
     ).model  # fmt: skip
     return {name: p.detach() for name, p in model.named_parameters() if p.dtype == torch.uint8}
@@ -153,7 +153,14 @@ def test_adopting_a_whole_model_is_refused(folder):
 
     model = AutoModelForCausalLM.from_pretrained(folder)
     with pytest.raises(ValueError, match="embed_tokens.weight is not partitioned by ZeRO-3"):
-        adopt(model, DS, sorsa=SorsaConfig(), precision=choose("fp32", None, "cpu"), device=CPU, factor_source=exactly)
+        adopt(
+            model,
+            DS,
+            sorsa=SorsaConfig(),
+            precision=resolve_precision("fp32", None, "cpu"),
+            device=CPU,
+            factor_source=exactly,
+        )
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])

@@ -33,7 +33,7 @@ from sorsa_ds.model.targets import select
 from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
-from sorsa_ds.runtime.precision import choose
+from sorsa_ds.runtime.precision import resolve_precision
 
 CPU = torch.device("cpu")
 RANK, CLIP, ALPHA = 3, 0.02, 6.0
@@ -84,7 +84,7 @@ def build(folder, method: str, ds: dict, precision: str = "fp32"):
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.sorsa.residual_storage import Dense
 
-    config, formats = config_of(method), choose(precision, None, "cpu")
+    config, formats = config_of(method), resolve_precision(precision, None, "cpu")
     loaded = load_operated(
         folder, methods.operation(config, formats, Dense(formats.residual_dtype), CPU), loading=LoadingConfig(),
         placement=Zero3(ds, CPU) if ds["zero_optimization"]["stage"] == 3 else Whole(CPU), device=CPU,
@@ -427,7 +427,7 @@ def test_gpt2s_transposed_linears_are_adapted_too(project, tmp_path, method):
     ],
 )
 def test_what_would_be_ignored_is_refused_by_name(config, stage, message):
-    formats = choose("fp32", None, "cpu")
+    formats = resolve_precision("fp32", None, "cpu")
     with pytest.raises(ValueError, match=message):
         settings.check(config, stage, formats)
     settings.check(settings.without_ignored(config), 2, formats)

@@ -11,7 +11,7 @@ from flops import flop_counter
 from test_engine import CASES, MICRO, build, ds_config, micro_losses, sequences
 from worlds import run_ranks
 
-from sorsa_ds.config import deepspeed_json as settings
+from sorsa_ds.config import deepspeed_sections
 from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.plan.command import configuration_of
 from sorsa_ds.plan.job import Hardware, Job
@@ -309,7 +309,7 @@ def test_counts_are_the_published_ones_without_weights(model, rank, trainable, f
     assert found.kept.counted
 
 
-@pytest.mark.parametrize("key", settings.BUFFERS)
+@pytest.mark.parametrize("key", deepspeed_sections.BUFFERS)
 def test_auto_is_deepspeeds_default(folder, key):
     for stage in (2, 3):
         auto, absent = (Job.of(RunConfig(), {"zero_optimization": {"stage": stage, **zero}}, Hardware(gpus=2))

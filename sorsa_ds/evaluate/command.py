@@ -127,7 +127,7 @@ def _products(options: Options, found: Found) -> tuple[torch.dtype | None, bool,
         name = "bf16" if found.computes == torch.bfloat16 else "fp32"
         return None, found.autocast, f"Products in {name}, as in training."
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    name, why = precision.for_inference(options.dtype, device)
+    name, why = precision.resolve_inference_dtype(options.dtype, device)
     return (torch.bfloat16 if name == "bf16" else torch.float32), False, why
 
 

@@ -95,7 +95,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _run(folder: Path, base: str | None) -> Found:
-    config = command_line.load(RunConfig, folder / CONFIG)
+    config = command_line.load_settings(RunConfig, folder / CONFIG)
     adapter_file.read_description(folder / ADAPTER).check_residual(config.residual)
     return _adapter(folder / ADAPTER, base, (folder, config))
 
@@ -107,7 +107,7 @@ def _adapter(folder: Path, base: str | None, run: tuple[Path, RunConfig] | None 
     def load(device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
         model = reload(folder, device, lambda rounds: tracked(rounds, len(rounds), "rebuilding", "round"), base).model
         model.eval().requires_grad_(False)
-        trained = precision.choose(described.precision, None, device.type)
+        trained = precision.resolve_precision(described.precision, None, device.type)
         return model if dtype is None else merge_dense(model, trained, dtype)
 
     return Found(

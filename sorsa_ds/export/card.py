@@ -9,7 +9,7 @@ from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
 from sorsa_ds.methods import METHODS
 from sorsa_ds.run.source import Source
 from sorsa_ds.sorsa import regularizer
-from sorsa_ds.sorsa.residual_storage import describe
+from sorsa_ds.sorsa.residual_storage import describe_storage
 
 CARD = "README.md"
 _KINDS = {
@@ -75,7 +75,7 @@ def _rows(source: Source, base: str) -> list[tuple[str, str]]:
         rows.append(("rank", " to ".join(map(str, ranks[:1] + ranks[1:][-1:]))))
         rows.append(("scale", "1" if sorsa.alpha is None else f"{sorsa.alpha:g} / rank"))
     if method == "sorsa":
-        reg = regularizer.resolve(
+        reg = regularizer.resolve_regularizer(
             config.regularizer,
             learning_rate=config.train.learning_rate,
             accumulation_steps=config.train.gradient_accumulation_steps or 1,
@@ -83,7 +83,7 @@ def _rows(source: Source, base: str) -> list[tuple[str, str]]:
         gamma = reg.coefficient * config.train.learning_rate
         strength = f"gamma = {gamma:.3g}, gamma / eta_d = {reg.coefficient:.4g}"
         rows.append(("regulariser", f"{reg.form}, {reg.reduction}, {strength}{reg.rhythm()}"))
-        rows.append(("residual", describe(source.described.residual)))
+        rows.append(("residual", describe_storage(source.described.residual)))
     rows += [
         ("learning rate", f"{config.train.learning_rate:g}"),
         ("global batch", str(config.train.global_batch_size)),

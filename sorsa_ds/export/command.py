@@ -16,7 +16,7 @@ from sorsa_ds.run.source import Progress, Source, check, open_run
 from sorsa_ds.runtime.console import say, tracked
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.runtime.whole_folder import whole_folder
-from sorsa_ds.sorsa.residual_storage import describe
+from sorsa_ds.sorsa.residual_storage import describe_storage
 
 Format = Literal["merged", "lora", "base", "adapter"]
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -120,7 +120,8 @@ def _requantised(source: Source, planned: merged.Plan, folder: Path, options: Op
     ]
     if source.storage.quantised:
         notes.append(
-            f"Training held the residual quantised too ({describe(source.described.residual)}), and U, s, V not."
+            f"Training held the residual quantised too ({describe_storage(source.described.residual)}), "
+            "and U, s, V not."
         )
     return notes
 
@@ -153,7 +154,9 @@ def _quantised_notes(source: Source, form: Format) -> list[str]:
     """What quantising the residual means for an export."""
     if not source.storage.quantised:
         return []
-    return [f"Training held the residual quantised ({describe(source.described.residual)}). {_OVER_QUANTISED[form]}"]
+    return [
+        f"Training held the residual quantised ({describe_storage(source.described.residual)}). {_OVER_QUANTISED[form]}"
+    ]
 
 
 def _check_options(options: Options) -> None:

@@ -24,8 +24,7 @@ from sorsa_ds.model.sorsa_recipe import SorsaRecipe
 from sorsa_ds.model.targets import Target, operate, select
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.regularizer import Regularizer
-from sorsa_ds.sorsa.residual_storage import Storage
-from sorsa_ds.sorsa.residual_storage import describe as describe_residual
+from sorsa_ds.sorsa.residual_storage import Storage, describe_storage
 
 METHODS = {
     "sorsa": "SORSA", "lora": "LoRA", "pissa": "PiSSA", "adalora": "AdaLoRA", "dora": "DoRA", "olora": "OLoRA",
@@ -139,7 +138,7 @@ def describe(config: RunConfig, targets: list[Target], trained: int, reg: Regula
         return [
             *rows,
             ("trained", f"{len(targets)} linears adapted, {trained:,} parameters"),
-            ("residual", describe_residual(config.residual)),
+            ("residual", describe_storage(config.residual)),
             ("regulariser", f"{reg.form}, {reg.reduction}, gamma / eta_d = {reg.coefficient:.4g}{reg.rhythm()}"),
         ]
     where = f"{len(targets)} linears" if targets else "every parameter"

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from sorsa_ds.config.fields import leaves
 from sorsa_ds.config.schema import ResidualConfig, RunConfig
 from sorsa_ds.runtime.precision import Precision
-from sorsa_ds.sorsa.residual_storage import settle
+from sorsa_ds.sorsa.residual_storage import resolve_residual
 
 ADAPTERS = ("lora", "pissa", "adalora", "dora", "olora")
 """The methods that PEFT's layers carry."""
@@ -43,7 +43,7 @@ def check(config: RunConfig, zero_stage: int, formats: Precision) -> None:
         ValueError: naming the settings, or the reason.
     """
     unused = ignored(config)
-    if config.residual.storage == settle(ResidualConfig(), formats).storage:
+    if config.residual.storage == resolve_residual(ResidualConfig(), formats).storage:
         unused.pop("residual.storage", None)  # filled in, as the frozen weights are kept
     if unused:
         listing = ", ".join(f"{path}={value}" for path, value in unused.items())

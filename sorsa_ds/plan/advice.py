@@ -149,7 +149,7 @@ def _with(job: Job, **train) -> Change | None:
 
 def _with_file(job: Job, name: str) -> Change | None:
     """With a DeepSpeed JSON that ships; what the job's own says of training is said on the command line."""
-    given = deepspeed_json.load(REPOSITORY / "ds_configs" / name)
+    given = deepspeed_json.read_ds_config(REPOSITORY / "ds_configs" / name)
     said = deepspeed_json.train_settings(job.given)
     words = {"--ds_config": f"ds_configs/{name}"} | {f"train.{field}": str(value) for field, value in said.items()}
     return _planned(job, words, given, train=replace(job.config.train, **said))

@@ -11,7 +11,7 @@ from sorsa_ds.plan.model_facts import Facts, facts
 from sorsa_ds.plan.speed import Speed, speed
 from sorsa_ds.plan.traffic import Traffic, traffic
 from sorsa_ds.runtime.console import table
-from sorsa_ds.sorsa.residual_storage import describe, settle
+from sorsa_ds.sorsa.residual_storage import describe_storage, resolve_residual
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def as_text(planned: Plan) -> str:
     """The table."""
     job, needed, expected, hardware = planned.job, planned.memory, planned.speed, planned.job.hardware
     sizes, targets = job.resolved, planned.facts.targets
-    kept = describe(settle(job.config.residual, job.precision))
+    kept = describe_storage(resolve_residual(job.config.residual, job.precision))
     what = f"residual {kept}" if job.config.method == "sorsa" else f"method {job.config.method}"
     rows = [
         ("model", job.config.model),

@@ -32,13 +32,13 @@ def load_adapter(folder: Path | str, base: str | None = None, device: torch.devi
 def reload(folder: Path, device: torch.device, progress: Progress = iter, base: str | None = None) -> Loaded:
     """The same, with all that is known of it; `progress` wraps the rounds. A collective call where there are ranks."""
     described = adapter_file.read_description(folder)
-    formats = precision.choose(described.precision, None, device.type)
+    formats = precision.resolve_precision(described.precision, None, device.type)
     if methods.keeps_initial(described.method):
         adapter_file.open_factors(folder, adapter_file.INITIAL, described)
     operation = methods.operation(
         described,
         formats,
-        residual_storage.choose(described.residual, formats, device),
+        residual_storage.resolve_storage(described.residual, formats, device),
         device,
         initial=folder / adapter_file.INITIAL,
         trained=adapter_file.open_factors(folder, adapter_file.TRAINED, described).values,

@@ -104,7 +104,7 @@ def open_run(run: Path, base: str | None = None) -> Source:
         raise ValueError(f"--run: {run / REPORT} is damaged: {error}") from error
     folder = run / ADAPTER
     described = adapter_file.read_description(folder)
-    config = command_line.load(RunConfig, run / CONFIG)
+    config = command_line.load_settings(RunConfig, run / CONFIG)
     described.check_residual(config.residual)
     if base is not None:
         place = Path(base).expanduser()
@@ -118,7 +118,7 @@ def open_run(run: Path, base: str | None = None) -> Source:
     weights = OnDisk(checkpoint, checkpoint.parameter_names(model), described.digests)
     targets = [] if described.method == "full" else select(model, described.sorsa)
     _check_layers(base_folder, targets, described)
-    formats = precision.choose(described.precision, None, "cpu")
+    formats = precision.resolve_precision(described.precision, None, "cpu")
     return Source(
         config,
         report,
@@ -128,7 +128,7 @@ def open_run(run: Path, base: str | None = None) -> Source:
         weights,
         targets,
         formats,
-        residual_storage.choose(described.residual, formats, torch.device("cpu")),
+        residual_storage.resolve_storage(described.residual, formats, torch.device("cpu")),
         adapter_file.open_factors(folder, adapter_file.INITIAL, described) if keeps_initial(described.method) else None,
         adapter_file.open_factors(folder, adapter_file.TRAINED, described),
     )

@@ -11,7 +11,7 @@ from torch import nn
 
 from sorsa_ds import methods
 from sorsa_ds.config import deepspeed_json
-from sorsa_ds.config.command_line import absolute
+from sorsa_ds.config.command_line import with_absolute_paths
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.examples import examples
@@ -48,8 +48,8 @@ def assemble(invocation: Invocation) -> Trainer:
     Raises:
         ValueError: whatever the user can mend, before the model is loaded where that is possible.
     """
-    config = absolute(invocation.config)
-    raw = deepspeed_json.load(invocation.ds_config)
+    config = with_absolute_paths(invocation.config)
+    raw = deepspeed_json.read_ds_config(invocation.ds_config)
     deepspeed_json.check_zero_keys(raw, invocation.ds_config)
     timeout = timedelta(minutes=config.train.timeout_minutes)
     device_type = start_process(timeout)
@@ -58,15 +58,17 @@ def assemble(invocation: Invocation) -> Trainer:
     resume = find(invocation.resume, config, device) if invocation.resume else None
     if resume is not None:
         config = replace(config, train=resume.regroup(config.train, world))
-    formats = precision.choose(config.train.precision, deepspeed_json.precision_from_json(raw), device_type)
-    resolved = deepspeed_json.resolve(raw, config.train, world, device_type, formats.name, ranks_of_each_node())
+    formats = precision.resolve_precision(config.train.precision, deepspeed_json.precision_from_json(raw), device_type)
+    resolved = deepspeed_json.resolve_ds_config(
+        raw, config.train, world, device_type, formats.name, ranks_of_each_node()
+    )
     config = _settled(config, resolved, formats)
     check(config, resolved.zero_stage, formats)
-    storage = collectives.together(lambda: residual_storage.choose(config.residual, formats, device), device)
+    storage = collectives.together(lambda: residual_storage.resolve_storage(config.residual, formats, device), device)
     if resume is None:
         reg = None
         if config.method == "sorsa":
-            reg = regularizer.resolve(
+            reg = regularizer.resolve_regularizer(
                 config.regularizer,
                 learning_rate=config.train.learning_rate,
                 accumulation_steps=resolved.gradient_accumulation_steps,
@@ -202,4 +204,4 @@ def _settled(config: RunConfig, resolved: deepspeed_json.Resolved, formats: prec
         global_batch_size=resolved.global_batch_size,
         gradient_clipping=resolved.gradient_clipping,
     )
-    return replace(config, train=train, residual=residual_storage.settle(config.residual, formats))
+    return replace(config, train=train, residual=residual_storage.resolve_residual(config.residual, formats))

@@ -105,7 +105,7 @@ def _reg(history: History, path: Path) -> Regularizer | None:
             return Regularizer(**source.report["regularizer"])
         except TypeError as error:
             raise ValueError(f"{path} is damaged: its regularizer is none of this program ({error})") from error
-    return regularizer.resolve(
+    return regularizer.resolve_regularizer(
         source.config.regularizer,
         learning_rate=source.config.train.learning_rate,
         accumulation_steps=source.config.train.gradient_accumulation_steps or 1,

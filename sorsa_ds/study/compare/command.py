@@ -119,7 +119,7 @@ def _compare(request: Request, runner: Runner) -> None:
 def _check(request: Request, runner: Runner) -> None:
     """Stop before the first run where a later one could not be made."""
     errors = command_line.Errors()
-    zero = deepspeed_json.load(request.ds_config).get("zero_optimization", {})
+    zero = deepspeed_json.read_ds_config(request.ds_config).get("zero_optimization", {})
     for method in request.methods:
         with errors.noted():
             check_stage(method, zero.get("stage", 0))
