@@ -143,7 +143,7 @@ def test_rewriting_keeps_head_and_values_and_explains_every_key(tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("# Mine.\n#\n#   run it\n\ntrain: {seed: 3}   # old\nsorsa:\n  # old\n  rank: 8\n")
     text = recipes.rewritten(recipe)
-    assert text.startswith("# Mine.\n#\n#   run it\n\n# Which linears are adapted")
+    assert text.startswith("# Mine.\n#\n#   run it\n\n# Which linear layers are adapted")
     assert "old" not in text
     assert re.search(r"# \(integer >= 1; default 16\)\n  rank: 8\n", text)
     assert re.search(r"# Seed of .*\n(  #.*\n)?  # \(integer >= 0; default 0\)\n  seed: 3\n", text)
