@@ -27,7 +27,7 @@ from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.model import adapter_file
 from sorsa_ds.runtime import plotting
 from sorsa_ds.runtime.files import write_text
-from sorsa_ds.sorsa.regularizer import resolve
+from sorsa_ds.sorsa.regularizer import resolve_regularizer
 from sorsa_ds.study.analysis import measures
 
 STRENGTHS = [0.002, 0.02, 0.2, 2.0, 20.0, 200.0, 2000.0]
@@ -127,7 +127,9 @@ def on_the_mean(folder: Path, matrices: int) -> float:
     """gamma / eta_d of a run, converted to the mean over its matrices; 0 where there is no regulariser."""
     config = command_line.load(RunConfig, folder / "config.yaml")
     accumulation = json.loads((folder / "ds_config.json").read_text(encoding="utf-8"))["gradient_accumulation_steps"]
-    found = resolve(config.regularizer, learning_rate=config.train.learning_rate, accumulation_steps=accumulation)
+    found = resolve_regularizer(
+        config.regularizer, learning_rate=config.train.learning_rate, accumulation_steps=accumulation
+    )
     return found.coefficient * (matrices if found.reduction == "sum" else 1)
 
 

@@ -32,10 +32,10 @@ def train(world_size: int, node_ranks: int, argv: Sequence[str]) -> str:
             resume.named_folder(invocation.resume)
         # They are regrouped for the ranks that there are.
         settings = replace(settings, micro_batch_size=None, gradient_accumulation_steps=None)
-    raw = deepspeed_json.load(invocation.ds_config)
+    raw = deepspeed_json.read_ds_config(invocation.ds_config)
     deepspeed_json.check_zero_keys(raw, invocation.ds_config)
     said = settings.precision if settings.precision != "auto" else deepspeed_json.precision_from_json(raw)
-    deepspeed_json.resolve(raw, settings, world_size, "cuda", said or "fp32", node_ranks)
+    deepspeed_json.resolve_ds_config(raw, settings, world_size, "cuda", said or "fp32", node_ranks)
     return invocation.config.output.name or ""
 
 

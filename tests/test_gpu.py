@@ -19,10 +19,10 @@ IDS = torch.arange(1, 25).view(2, 12) % 64
 
 def _train(folder, stage, precision, steps=5):
     """Logits at step 0 and losses of a few steps on one GPU, with TF32 allowed as the trainer does."""
-    from sorsa_ds.config.deepspeed_json import resolve
+    from sorsa_ds.config.deepspeed_json import resolve_ds_config
     from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.model.sharding import Whole, Zero3
-    from sorsa_ds.runtime.precision import allow_tf32, choose
+    from sorsa_ds.runtime.precision import allow_tf32, resolve_precision
     from sorsa_ds.sorsa.regularizer import Regularizer
     from sorsa_ds.train.loss import summed_loss
     from tests.helpers.sorsa_models import load_sorsa_model
@@ -75,7 +75,7 @@ def test_step_0_equals_the_base_model_although_tf32_is_allowed(results):
 
 def _packed():
     """Relative distance of each storage's matrix on the GPU from the CPU's."""
-    from sorsa_ds.sorsa.residual_storage import Int8, Nf4, Nf4Double
+    from sorsa_ds.sorsa.packed_storage import Int8, Nf4, Nf4Double
 
     torch.manual_seed(0)
     matrix, far = torch.randn(300, 501), {}
@@ -92,7 +92,7 @@ def test_a_packed_matrix_is_the_same_on_a_gpu():
 
 def _products():
     """Relative distance of 4-bit products from those of the dense matrix, by storage and number of tokens."""
-    from sorsa_ds.sorsa.residual_storage import Nf4, Nf4Double
+    from sorsa_ds.sorsa.packed_storage import Nf4, Nf4Double
 
     torch.manual_seed(0)
     matrix, far = torch.randn(384, 512, device="cuda"), {}

@@ -17,7 +17,7 @@ from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import Placement, Whole, Zero3
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.runtime import collectives, digest
-from sorsa_ds.runtime.precision import choose
+from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.runtime.process import this_device
 from sorsa_ds.sorsa import residual_storage
 from sorsa_ds.sorsa.regularizer import Regularizer
@@ -40,7 +40,7 @@ def ds_config(stage: int, precision: str = "mixed", zero: dict | None = None) ->
     raw = load(DS_CONFIGS / (f"zero{stage}.json" if stage else "stage0.json"))
     raw["zero_optimization"] |= zero or {}
     train = TrainConfig(precision=precision, micro_batch_size=1, global_batch_size=collectives.world_size())
-    return resolve(raw, train, collectives.world_size(), this_device().type, precision).ds
+    return resolve_ds_config(raw, train, collectives.world_size(), this_device().type, precision).ds
 
 
 def default_model(method: str, rank: int, stage: int, precision: str = "mixed", storage: str = "auto") -> AdaptedModel:

@@ -18,7 +18,7 @@ from sorsa_ds.model.schedule import Item, schedule
 from sorsa_ds.model.sharding import Whole, Zero3
 from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa, working_set
 from sorsa_ds.runtime import collectives
-from sorsa_ds.runtime.precision import choose
+from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.sorsa.decompose import Decomposition, decompose
 from sorsa_ds.sorsa.residual_storage import Dense
 

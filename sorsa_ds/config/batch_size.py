@@ -1,4 +1,4 @@
-"""The batch identity: global = micro-batch x accumulation x ranks. What is not said is derived from what is."""
+"""The batch identity: global = micro-batch x accumulation x ranks. Numbers left open follow from the others."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,21 @@ DEFAULT_MICRO = 2
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """Three numbers that satisfy the identity."""
+    """Sizes that satisfy the identity. global_size: examples per optimizer step; micro: per forward pass of a rank."""
 
     global_size: int
     micro: int
     accumulation: int
 
 
-def settle(world_size: int, global_size: int | None, micro: int | None, accumulation: int | None) -> BatchSizes:
-    """Derive the numbers that are None. ValueError with the numbers and the nearest valid ones if they don't fit."""
+def resolve_batch_sizes(
+    world_size: int, global_size: int | None, micro: int | None, accumulation: int | None
+) -> BatchSizes:
+    """Derive the numbers that are None from the others.
+
+    Raises:
+        ValueError: the given numbers contradict each other. The message names them and the nearest valid ones.
+    """
     if global_size is None:
         micro, accumulation = micro or DEFAULT_MICRO, accumulation or 1
         return BatchSizes(micro * accumulation * world_size, micro, accumulation)
@@ -32,6 +38,7 @@ def settle(world_size: int, global_size: int | None, micro: int | None, accumula
 
 
 def _message(global_size: int, unit: int, world_size: int, micro: int | None, accumulation: int | None) -> str:
+    """Why the given sizes do not fit together, and which would."""
     factors = [f"{world_size} ranks"]
     factors += [f"micro-batch {micro}"] if micro else []
     factors += [f"{accumulation} accumulation steps"] if accumulation else []

@@ -1,10 +1,12 @@
-"""The command line: argv -> configuration. Defaults < YAML file (--config) < overrides, in three spellings:
+"""From the words of a command line to a configuration.
+
+A setting's default gives way to the YAML file (--config), and the file to an override. Overrides have three spellings:
 
     train.py --config run.yaml sorsa.rank=64
     train.py --config run.yaml --sorsa.rank 64
     train.py --config run.yaml --sorsa.rank=64
 
-A command with other settings or options calls `split`, `load`, `find_file` and `help_text` with its own.
+A command with other settings or options calls `split`, `load_settings`, `find_file` and `help_text` with its own.
 """
 
 import contextlib
@@ -16,9 +18,9 @@ from typing import TypeVar
 
 from sorsa_ds.config.fields import Leaf, leaves, nearest, section_help, sections
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.config.yaml_io import Given, build, check, read_value, read_yaml, to_yaml, value_text
+from sorsa_ds.config.yaml_io import Given, build_settings, check_value, read_value, read_yaml, to_yaml, value_text
 
-__all__ = ["Errors", "absolute", "find_file", "help_text", "load", "split", "to_yaml"]
+__all__ = ["Errors", "find_file", "help_text", "load_settings", "split", "to_yaml", "with_absolute_paths"]
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,24 +28,29 @@ DEFAULT_DS_CONFIG = "ds_configs/zero3.json"
 
 
 class Errors(list[str]):
-    """Everything wrong with a command line, to be reported together."""
+    """All mistakes of a command line, which are collected and reported together."""
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
-        """Keep a ValueError of the body for the report, and go on."""
+        """A context that keeps a ValueError of its body for the report and goes on after it."""
         try:
             yield
         except ValueError as error:
             self.append(str(error))
 
     def stop(self) -> None:
-        """Raise them all, if there are any."""
+        """Raise one ValueError with all collected mistakes, if there are any."""
         if self:
             raise ValueError("\n".join(self))
 
 
 def split(argv: Sequence[str], options: Iterable[str], errors: Errors) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Tell the command's own options (`--config FILE`) from overrides (dotted path, text), in order."""
+    """Separate the command's own options (name -> text) from overrides of settings, (dotted path, text) in order.
+
+    Args:
+        options: names of the command's own options, such as `config` for `--config FILE`.
+        errors: takes up what is wrong.
+    """
     own: dict[str, str] = {}
     overrides: list[tuple[str, str]] = []
     words = list(argv)
@@ -54,7 +61,7 @@ def split(argv: Sequence[str], options: Iterable[str], errors: Errors) -> tuple[
             continue
         key, equals, text = word.removeprefix("--").partition("=")
         if not equals and not word.startswith("--"):
-            errors.append(f"{word!r} is no setting: write key=value, --key value or --key=value")
+            errors.append(f"{word!r} is not a setting: write key=value, --key value or --key=value")
             continue
         if not equals:
             if not words or words[0].startswith("--"):
@@ -71,12 +78,17 @@ def split(argv: Sequence[str], options: Iterable[str], errors: Errors) -> tuple[
     return own, overrides
 
 
-def load(
+def load_settings(
     schema: type[T], file: Path | None, overrides: Sequence[tuple[str, str]] = (), options: Iterable[str] = ()
 ) -> T:
-    """A configuration from a YAML file and overrides. Every unknown key and bad value is reported in one ValueError.
+    """A configuration from a YAML file and overrides.
 
-    `options` are the command's own, which an unknown key may have meant.
+    Args:
+        schema: the class of the configuration.
+        options: names of the command's own options, one of which an unknown setting may have been meant for.
+
+    Raises:
+        ValueError: a key is unknown or a value is bad. All mistakes are reported together.
     """
     errors = Errors()
     given: dict[str, Given] = {}
@@ -88,12 +100,13 @@ def load(
     values = {}
     for path, item in given.items():
         with errors.noted():
-            values[path] = check(_leaf(schema, path, item, options), item)
+            values[path] = check_value(_leaf(schema, path, item, options), item)
     errors.stop()
-    return build(schema, values)
+    return build_settings(schema, values)
 
 
 def _leaf(schema: type, path: str, item: Given, options: Iterable[str]) -> Leaf:
+    """The setting at a path; a ValueError that says which setting may have been meant where there is none."""
     known = leaves(schema)
     if path in known:
         return known[path]
@@ -114,7 +127,14 @@ def _leaf(schema: type, path: str, item: Given, options: Iterable[str]) -> Leaf:
 
 
 def find_file(option: str, name: str, shipped: str) -> Path:
-    """The file an option names, relative to the current folder or, if it is not there, to the repository."""
+    """The file that an option names, relative to the current folder or, if it is not there, to the repository.
+
+    Args:
+        shipped: glob of the files that the repository has for this option.
+
+    Raises:
+        ValueError: there is no such file. The message lists the shipped ones.
+    """
     for path in (Path(name), REPOSITORY / name):
         if path.is_file():
             return path
@@ -122,18 +142,23 @@ def find_file(option: str, name: str, shipped: str) -> Path:
     raise ValueError(f"{option} {name}: no such file; the repository has {listing}")
 
 
-def absolute(config: RunConfig) -> RunConfig:
-    """The same with paths as they are from any folder, so that a run can be continued and evaluated from there."""
-    model, path, eval_path = (
-        str(Path(p).expanduser().resolve()) if p is not None and Path(p).expanduser().exists() else p
-        for p in (config.model, config.data.path, config.data.eval_path)
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The configuration with absolute paths of all existing files, so that a run can be continued from any folder."""
+
+    def absolute(name: str) -> str:
+        """The absolute path of an existing file or folder; any other name, such as one on the hub, unchanged."""
+        path = Path(name).expanduser()
+        return str(path.resolve()) if path.exists() else name
+
+    data, held_out = config.data, config.data.eval_path
+    data = dataclasses.replace(
+        data, path=absolute(data.path), eval_path=None if held_out is None else absolute(held_out)
     )
-    data = dataclasses.replace(config.data, path=path, eval_path=eval_path)
-    return dataclasses.replace(config, model=model, data=data)
+    return dataclasses.replace(config, model=absolute(config.model), data=data)
 
 
 def help_text(schema: type, usage: str, options: Mapping[str, str]) -> str:
-    """Usage, the command's own options, then every setting with type, default and meaning, by section."""
+    """The text of `--help`: usage, the command's own options, then every setting with its type, default and meaning."""
     lines = [usage, "Each setting may be written --key value, --key=value or key=value, or stand in the --config file."]
     lines += ["", *(f"  --{name:<14} {text}" for name, text in options.items())]
     section = None
@@ -141,7 +166,9 @@ def help_text(schema: type, usage: str, options: Mapping[str, str]) -> str:
         head = path.rpartition(".")[0]
         if head != section:
             section = head
-            lines += ["", *textwrap.wrap(section_help(schema, head), 110)]
+            lines += ["", *textwrap.wrap(section_help(schema, head), 110, break_on_hyphens=False)]
         lines.append(f"  --{path} <{leaf.type_text}> (default {value_text(leaf.default)})")
-        lines += textwrap.wrap(leaf.help, 110, initial_indent=" " * 8, subsequent_indent=" " * 8)
+        lines += textwrap.wrap(
+            leaf.help, 110, initial_indent=" " * 8, subsequent_indent=" " * 8, break_on_hyphens=False
+        )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Which settings of a run may change while it goes on, and which of two runs differ."""
+"""Which settings may change when a run is continued, and in which settings two runs differ."""
 
 from dataclasses import asdict
 from typing import Any
@@ -19,15 +19,21 @@ FREE_OF_ONE_MODEL = (
     "train.max_start_gap",
     "train.timeout_minutes",
 )
-"""Settings, or sections of them, that may change between parts of a run, the model being named alike."""
+"""Settings and sections that may change between two parts of one run on the same model, because they move no result."""
 FREE = ("model", *FREE_OF_ONE_MODEL)
-"""Those that may change when a run is continued. The model may have moved: its weights' digests are checked."""
-SETTLED = ("train.precision", "train.global_batch_size", "train.gradient_clipping", "residual.storage")
-"""Settings that a run fills in where they are unset or `auto`: then they are as they were."""
+"""Settings and sections that may change when a run is continued. The model's folder may have moved: the digests of its
+weights are compared instead."""
+RESOLVED = ("train.precision", "train.global_batch_size", "train.gradient_clipping", "residual.storage")
+"""Settings that a run resolves where they are unset or `auto`. Left open again, they take the values they had."""
 
 
 def differences(config: RunConfig, saved: dict, free: tuple[str, ...] = FREE) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ from a saved run's (then, now), but for the free ones and those left to be settled."""
+    """Settings that differ from those of a saved run, as path -> (then, now).
+
+    Args:
+        saved: the saved run's settings as a nested dictionary.
+        free: settings and sections that may differ. Settings that are left open now are not compared either.
+    """
     then, now = flat(saved), flat(asdict(config))
     return {
         name: (then[name], value)
@@ -35,5 +41,5 @@ def differences(config: RunConfig, saved: dict, free: tuple[str, ...] = FREE) ->
         if name in then
         and value != then[name]
         and not name.startswith(free)
-        and not (name in SETTLED and value in (None, "auto"))
+        and not (name in RESOLVED and value in (None, "auto"))
     }

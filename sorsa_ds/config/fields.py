@@ -1,6 +1,7 @@
-"""What settings a configuration class has: path, type with its range, default, help. Read from the dataclasses alone.
+"""Which settings a configuration class has, each with its path, type, range, default and help.
 
-Works for any tree declared with `sorsa_ds.config.schema.settings`; nothing here knows a single setting by name.
+All of it is read from the dataclasses. It works for any class made with `sorsa_ds.config.declare.settings`, and no
+setting is known by name here.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One setting: its dotted path, type (with range), default and help text."""
+    """One setting: its dotted path, its type with the allowed range, its default and its help text."""
 
     path: str
     annotation: Any
@@ -27,16 +28,16 @@ class Leaf:
 
     @property
     def type_text(self) -> str:
-        """The type in words."""
-        return describe(self.annotation)
+        """The type and its range in words."""
+        return describe_type(self.annotation)
 
 
 @functools.cache
 def leaves(schema: type, prefix: str = "") -> dict[str, Leaf]:
-    """Every setting of a configuration class, by dotted path, in the order of declaration."""
-    hints = get_type_hints(schema, include_extras=True)
+    """Every setting of a configuration class: dotted path -> setting, in the order of declaration."""
+    hints: dict[str, Any] = get_type_hints(schema, include_extras=True)
     found: dict[str, Leaf] = {}
-    for name, field in schema.__pydantic_fields__.items():
+    for name, field in schema.__pydantic_fields__.items():  # type: ignore[attr-defined]  # pydantic sets it
         path = prefix + name
         if dataclasses.is_dataclass(hints[name]):
             found |= leaves(hints[name], f"{path}.")
@@ -49,45 +50,47 @@ def leaves(schema: type, prefix: str = "") -> dict[str, Leaf]:
 @functools.cache
 def sections(schema: type) -> dict[str, type]:
     """The sections of a configuration class: name -> its dataclass."""
-    return {name: hint for name, hint in get_type_hints(schema).items() if dataclasses.is_dataclass(hint)}
+    hints: dict[str, Any] = get_type_hints(schema)
+    return {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
 
 
 def section_help(schema: type, name: str) -> str:
-    """The first docstring of a section in one paragraph; of the whole class for the name ''."""
+    """The docstring of a section in one paragraph. The empty name stands for the whole configuration class."""
     owner = sections(schema)[name] if name else schema
     return " ".join((owner.__doc__ or "").split())
 
 
-def describe(annotation: Any) -> str:
-    """A type in words, with its range: `integer >= 1`, `auto | fp32`, `list of text or text`."""
+def describe_type(annotation: Any) -> str:
+    """A type with its range in words: `integer >= 1`, `auto | fp32`, `list of text or text`."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         rules = [rule for extra in args[1:] if isinstance(extra, FieldInfo) for rule in extra.metadata]
         limits = [
             f"{sign} {getattr(rule, key):g}" for rule in rules for key, sign in _SIGNS.items() if hasattr(rule, key)
         ]
-        return f"{describe(args[0])} {' and '.join(limits)}"
+        return f"{describe_type(args[0])} {' and '.join(limits)}"
     if origin is Literal:
         return " | ".join(map(str, args))
     if origin in (Union, types.UnionType):
-        return " or ".join(describe(arg) for arg in args)
+        return " or ".join(describe_type(arg) for arg in args)
     if origin is list:
-        return f"list of {describe(args[0])}"
+        return f"list of {describe_type(args[0])}"
     if origin is tuple:
-        return f"list [{', '.join(map(describe, args))}]"
+        return f"list [{', '.join(map(describe_type, args))}]"
     if origin is dict:
-        return f"mapping of {describe(args[0])} to {describe(args[1])}"
+        return f"mapping of {describe_type(args[0])} to {describe_type(args[1])}"
     return _NAMES[annotation]
 
 
 def nearest(path: str, known: Iterable[str]) -> list[str]:
-    """The valid keys that a wrong one probably means.
+    """The valid keys that a wrong key probably stands for.
 
-    Keys of the same last name come first (all of them, where no section was written), else the one whose last
-    name is most alike, else none.
+    These are the keys with the same last name (the most similar one of them, where the wrong key names a section); if
+    there are none, the key whose last name is most similar; if none is similar enough, no key.
     """
 
     def alike(a: str, b: str) -> float:
+        """The similarity of two texts, 0 to 1."""
         return difflib.SequenceMatcher(None, a, b).ratio()
 
     known = list(known)

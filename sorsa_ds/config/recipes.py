@@ -1,15 +1,15 @@
-"""The shipped YAML files: their comments are written by machine from the settings' own help.
+"""Writes the comments of the shipped YAML files from the help texts of the settings.
 
-    python -m sorsa_ds.config.recipes          # `make recipe`: after a change of sorsa_ds/config/schema.py
+    python -m sorsa_ds.config.recipes          # or `make recipe`, after a change of a setting's docstring
 
-A recipe is a head comment, written by hand, an empty line, and the keys that it sets; a key's help, type and default
-stand above it. `default.yaml` has no head and every key.
+A recipe consists of a head comment that is written by hand, an empty line, and the keys that it sets. The help, type
+and default of a key stand above it as a comment. `default.yaml` has no head, and sets every key.
 """
 
-import re
+from itertools import takewhile
 from pathlib import Path
 
-from sorsa_ds.config.command_line import REPOSITORY, load
+from sorsa_ds.config.command_line import REPOSITORY, load_settings
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.config.yaml_io import read_yaml, to_yaml
 from sorsa_ds.runtime.files import write_text
@@ -19,24 +19,25 @@ DEFAULT = "default.yaml"
 
 
 def rewritten(recipe: Path) -> str:
-    """What a recipe's file should hold: its own head and values, everything else from the settings as they are.
+    """The text that a recipe should have: its own head and values, with comments from the settings' help texts.
 
     Raises:
-        ValueError: it sets what is no setting, or a bad value; with file and line.
+        ValueError: the recipe sets an unknown key or a bad value. The message names file and line.
     """
     if recipe.name == DEFAULT:
         return to_yaml(RunConfig(), comments=True)
-    body = to_yaml(load(RunConfig, recipe), comments=True, only=read_yaml(recipe, RunConfig))
+    body = to_yaml(load_settings(RunConfig, recipe), comments=True, only=read_yaml(recipe, RunConfig))
     return f"{head(recipe)}\n{body.lstrip()}"
 
 
 def head(recipe: Path) -> str:
-    """The comment that a recipe begins with, up to the first line that is none."""
-    return re.match(r"(?:#.*\n)*", recipe.read_text(encoding="utf-8")).group()
+    """The comment lines at the beginning of a recipe."""
+    lines = recipe.read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(takewhile(lambda line: line.startswith("#"), lines))
 
 
 def main() -> None:
-    """Write all recipes anew."""
+    """Rewrite all recipes."""
     for recipe in sorted(FOLDER.glob("*.yaml")):
         write_text(recipe, rewritten(recipe))
 

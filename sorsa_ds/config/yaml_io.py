@@ -1,6 +1,6 @@
-"""Settings in and out of text: reading YAML and single values, checking them, writing YAML.
+"""From text to settings and back: reading YAML and single values, checking them, writing YAML.
 
-A value on its way in is a `Given`: it remembers where it was said, so that an error can name file and line.
+A value that has been read is a `Given`: it knows where it was read, so that an error message can name file and line.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class _Reader(yaml.SafeLoader):
-    """YAML as in version 1.2: 1e-3 is a number, `off` and `no` are text, dates stay text."""
+    """Reads YAML by the rules of version 1.2: 1e-3 is a number, `off` and `no` are text, and dates stay text."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's own class attribute; empty: none of version 1.1)
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's class attribute, emptied of the rules of version 1.1)
 
 
 class _Writer(yaml.SafeDumper):
-    """Quotes text that YAML 1.1 or 1.2 would read as something else, so that every reader sees text."""
+    """Writes YAML that quotes any text which YAML 1.1 or 1.2 would read as something else than text."""
 
 
 _EXPONENT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
@@ -47,7 +47,7 @@ _Writer.add_implicit_resolver(f"{_TAG}float", re.compile(f"^{_EXPONENT}$"), [*"-
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """A value as the user gave it: `text` is its spelling, if it was one word, `where` the file:line or argument."""
+    """A value as the user gave it. text: its spelling, if it is one word; where: its file and line, or argument."""
 
     value: Any
     text: str | None
@@ -55,7 +55,11 @@ class Given:
 
 
 def read_value(text: str, where: str) -> Given:
-    """One value from the command line. What is no YAML (`*.q_proj`) stays text unless it opens a list or mapping."""
+    """One value from the command line. Text that is not YAML, such as `*.q_proj`, stays text.
+
+    Raises:
+        ValueError: the text begins like a list or mapping and is not valid YAML.
+    """
     try:
         return Given(yaml.load(text, _Reader), text, where)
     except yaml.YAMLError as error:
@@ -66,7 +70,11 @@ def read_value(text: str, where: str) -> Given:
 
 
 def read_yaml(file: Path, schema: type) -> dict[str, Given]:
-    """A YAML file as dotted path -> value. Syntax and repeated keys are checked here, keys and values later."""
+    """A YAML file as dotted path -> value. Whether keys and values are valid is checked later.
+
+    Raises:
+        ValueError: the file cannot be read, is not valid YAML, or sets a key twice. The message names file and line.
+    """
     try:
         loader = _Reader(file.read_text(encoding="utf-8"))
         root = loader.get_single_node()
@@ -92,6 +100,7 @@ def read_yaml(file: Path, schema: type) -> dict[str, Given]:
 
 
 def _walk(node: yaml.MappingNode, prefix: str, schema: type) -> Iterator[tuple[str, yaml.Node]]:
+    """The dotted path and node of each setting below a node; only sections of the schema are descended into."""
     for key, value in node.value:
         path = f"{prefix}{key.value}"
         if path not in sections(schema):
@@ -102,8 +111,12 @@ def _walk(node: yaml.MappingNode, prefix: str, schema: type) -> Iterator[tuple[s
             yield path, value
 
 
-def check(leaf: Leaf, given: Given) -> Any:
-    """The value as its field's type, or a ValueError that names field, value and what is allowed."""
+def check_value(leaf: Leaf, given: Given) -> Any:
+    """The value in its setting's type.
+
+    Raises:
+        ValueError: the value has another type or lies outside the range. The message says what is allowed.
+    """
     value = given.value
     if leaf.annotation in (str, str | None) and isinstance(value, bool | int | float):
         value = given.text  # a run may be named 123
@@ -113,21 +126,26 @@ def check(leaf: Leaf, given: Given) -> Any:
         raise ValueError(f"{leaf.path} = {value!r}: must be {leaf.type_text} ({given.where})") from None
 
 
-def build(schema: type[T], values: Mapping[str, Any]) -> T:
-    """A configuration from checked values by dotted path; whatever is not said keeps its default."""
+def build_settings(schema: type[T], values: Mapping[str, Any]) -> T:
+    """A configuration from checked values by dotted path. Settings without a value keep their default.
+
+    Raises:
+        ValueError: values contradict each other.
+    """
+    owner: type = schema  # a `type[T]` is not hashable for the type checker
     parts = {path: value for path, value in values.items() if "." not in path}
-    for name, section in sections(schema).items():
+    for name, section in sections(owner).items():
         inner = {path.partition(".")[2]: value for path, value in values.items() if path.startswith(f"{name}.")}
-        parts[name] = build(section, inner)
+        parts[name] = build_settings(section, inner)
     try:
         return schema(**parts)
-    except ValidationError as error:  # of a class's own checks: each value alone has passed `check`
+    except ValidationError as error:  # raised by a class's own checks, as each value alone has passed `check_value`
         raise ValueError("\n".join(item["msg"].removeprefix("Value error, ") for item in error.errors())) from None
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted path -> value, tuples as lists."""
-    found = {}
+    """Nested settings as dotted path -> value, with tuples as lists."""
+    found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict) and key != "rank_pattern":
             found |= flat(value, f"{prefix}{key}.")
@@ -137,11 +155,13 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_yaml(config: Any, comments: bool = False, only: Collection[str] | None = None) -> str:
-    """A configuration as YAML that reads back to an equal one; with `comments`, help, type and default of each key.
+    """A configuration as YAML text, from which an equal configuration can be read.
 
-    only: the dotted paths to write, in the order of declaration; all if None.
+    Args:
+        comments: whether to write the help, type and default of each key above it.
+        only: the dotted paths to write; None: all. They are written in the order of declaration.
     """
-    schema = type(config)
+    schema: type = type(config)
     lines: list[str] = []
     section = ""
     for path, leaf in leaves(schema).items():
@@ -162,7 +182,7 @@ def to_yaml(config: Any, comments: bool = False, only: Collection[str] | None = 
 
 
 def value_text(value: Any) -> str:
-    """One value on one line of YAML."""
+    """A value as YAML on one line."""
     plain = list(value) if isinstance(value, tuple) else value
     style = '"' if isinstance(value, str) and "\n" in value else None
     text = yaml.dump(plain, Dumper=_Writer, default_flow_style=True, width=math.inf, default_style=style)
@@ -170,4 +190,6 @@ def value_text(value: Any) -> str:
 
 
 def _comment(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(text, 110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+    """A text as wrapped lines of comment."""
+    mark = f"{indent}# "
+    return textwrap.wrap(text, 110, initial_indent=mark, subsequent_indent=mark, break_on_hyphens=False)

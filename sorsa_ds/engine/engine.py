@@ -3,10 +3,11 @@
     accumulate, reduce  ->  clip grad L_train  ->  + (gamma / eta_d) grad L_reg  ->  AdamW  ->  scheduler
                                           (every so many steps: U and V made orthonormal after AdamW)
 
-The regulariser enters through a pre-hook of the inner torch optimizer's step: on every ZeRO stage that is the one
-place where DeepSpeed shows the fp32 masters together with averaged, unscaled and clipped gradients. (A second backward
-would not do: under ZeRO-3 it silently overwrites the first one's gradients.) A post-hook of the same step makes U and V
-orthonormal again where that is asked for: the masters have moved, and are not in the model yet.
+The regulariser enters through a pre-hook of the inner torch optimizer's step. On every ZeRO stage that is the one
+place where DeepSpeed shows the fp32 masters together with averaged, unscaled and clipped gradients. A second backward
+pass would not do: under ZeRO-3 it silently overwrites the gradients of the first. Where the settings ask for it, a
+post-hook of the same step makes U and V orthonormal again: the masters have then moved, and have not yet been copied
+into the model.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from sorsa_ds.config.deepspeed_json import fit_buckets
 from sorsa_ds.engine.grams import ShardedGrams
-from sorsa_ds.engine.masters import inner_optimizer, inner_steps, locate, trained_shapes
+from sorsa_ds.engine.masters import inner_optimizer, inner_steps, locate_masters, trained_shapes
 from sorsa_ds.engine.regularize import ShardedRegularizer
 from sorsa_ds.engine.reorthonormalize import Reorthonormalizer
 from sorsa_ds.model.sharding import Part
@@ -30,8 +31,9 @@ from sorsa_ds.sorsa.regularizer import Regularizer
 class StepReport:
     """What one optimizer step did. Norms are taken over the whole model.
 
-    grad_norm: of grad L_train, before the clip. reg_loss: L_reg before the step. reg_grad_norm: of the added term;
-    both None without a regulariser.
+    grad_norm: the norm of grad L_train before it is clipped.
+    reg_loss: L_reg before the step; None without a regulariser.
+    reg_grad_norm: the norm of the added term (gamma / eta_d) grad L_reg; None without a regulariser.
     """
 
     grad_norm: float
@@ -43,12 +45,13 @@ class SorsaEngine(DeepSpeedEngine):
     """A DeepSpeed engine that trains SORSA factors with the orthonormal regulariser on any ZeRO stage.
 
     Args:
-        model: a model with SorsaLinear layers, or any other; on ZeRO-3 partitioned already (`sorsa_ds.model.load`).
+        model: a model with SorsaLinear layers, or any other; on ZeRO-3 it is partitioned already
+            (`sorsa_ds.model.load`).
         ds_config: the resolved DeepSpeed configuration (`sorsa_ds.config.deepspeed_json`).
         optimizer: makes the optimizer from the trainable parameters.
         scheduler: makes the learning rate scheduler from the optimizer.
-        regularizer: with coefficient 0 it still measures L_reg, and adds nothing. None: there are no U and V.
-        exact_factors: fp32 values from which masters start where the model's own parameters are rounded to bf16.
+        regularizer: None for a model without U and V. With coefficient 0, L_reg is measured and nothing is added.
+        exact_factors: fp32 values with which masters begin where the model's own parameters are rounded to bf16.
     """
 
     def __init__(
@@ -72,13 +75,14 @@ class SorsaEngine(DeepSpeedEngine):
             config_class=deepspeed.runtime.config.DeepSpeedConfig(ds_config),
         )
         inner = inner_optimizer(self)
-        self.masters = locate(self)
+        self.masters = locate_masters(self)
         self.trained_shapes = trained_shapes(self)
         for fragment in self.masters.fragments:
             if (part := exact_factors.get(fragment.name)) is not None:
                 first = fragment.start - part.start
                 fragment.values().copy_(part.values[first : first + fragment.numel])
-        self._regularizer = self._reg_values = None
+        self._regularizer: ShardedRegularizer | None = None
+        self._reg_values: tuple[torch.Tensor, torch.Tensor] | None = None
         if regularizer is not None:
             grams = ShardedGrams(self.masters, self.trained_shapes, self.device)
             self._regularizer = ShardedRegularizer(regularizer, grams)
@@ -88,37 +92,40 @@ class SorsaEngine(DeepSpeedEngine):
                 self._inner_steps = inner_steps(self)
                 inner.register_step_post_hook(self._reorthonormalize)
         for state in inner.state.values():
-            # Some wrappers allocate the moments by one step on zero gradients; Adam must not count it.
+            # Some wrappers allocate the moments by a step on zero gradients, which Adam must not count.
             state["step"].zero_()
 
     def train_step(self, losses) -> StepReport:
-        """Backward over an iterable of micro-batch losses (one per accumulation step), then one optimizer step.
+        """Make a backward pass from each micro-batch loss, then one optimizer step.
 
-        Each loss is consumed before the next is computed. The gradients are averaged over ranks and micro-batches.
+        The gradients are averaged over ranks and micro-batches.
+
+        Args:
+            losses: an iterable of one loss per accumulation step. Each is used before the next is computed.
         """
         before = self.global_steps
         for loss in losses:
             self.backward(loss)
             self.step()
         assert self.global_steps == before + 1, "train_step needs gradient_accumulation_steps losses"
-        terms = [] if self._reg_values is None else [number.item() for number in self._reg_values]
+        terms: list[float] = [] if self._reg_values is None else [number.item() for number in self._reg_values]
         return StepReport(float(self.get_global_grad_norm()), *terms)
 
     @property
     def trained_numbers(self) -> int:
-        """How many numbers are trained."""
+        """How many numbers are trained, over all ranks."""
         return sum(shape.numel() for shape in self.trained_shapes.values())
 
     def method_state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint must hold beside values and moments, alike on every rank."""
+        """What a checkpoint must hold beside the values and moments; the same on every rank. SORSA needs nothing."""
         return {}
 
     def restore_method_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Put `method_state` back."""
-        assert not state, "of another method"
+        """Restore what `method_state` returned when the checkpoint was made."""
+        assert not state, "the checkpoint was made by another method"
 
     def continue_after(self, steps: int, scheduler_state: dict) -> None:
-        """Set every counter to what it is after so many optimizer steps."""
+        """Set all counters and the learning rate to what they are after so many optimizer steps."""
         self.lr_scheduler.load_state_dict(scheduler_state)
         for group, rate in zip(self.lr_scheduler.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
@@ -128,16 +135,16 @@ class SorsaEngine(DeepSpeedEngine):
 
     @property
     def regularizer(self) -> Regularizer | None:
-        """As every step applies it; None where there are no U and V."""
-        return self._regularizer and self._regularizer.regularizer
+        """The regulariser that every step applies; None for a model without U and V."""
+        return None if self._regularizer is None else self._regularizer.regularizer
 
     def clip_fp32_gradients(self) -> None:
-        """Stage 0 in fp32: clip, and keep the norm, which DeepSpeed would drop."""
+        """Clip the gradients on stage 0 in fp32. DeepSpeed's own method does not keep their norm; this one does."""
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         self._global_grad_norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clipping())
 
     def _take_model_step(self, lr_kwargs) -> None:
-        """Called once an optimizer step, before the clip: L_reg is taken on all masters while none has moved."""
+        """Measure L_reg, then take the step. DeepSpeed calls this once per optimizer step, before the clip."""
         self._inner_steps_taken = 0
         if self._regularizer is not None:
             self._reg_values = self._regularizer.prepare()
@@ -147,14 +154,19 @@ class SorsaEngine(DeepSpeedEngine):
         super()._take_model_step(lr_kwargs)
 
     def _add_regularizer(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
-        """Pre-hook of the inner optimizer's step; on ZeRO-3 it runs once a sub-group."""
+        """Add the regulariser's term, as a pre-hook of the inner optimizer's step (on ZeRO-3 once per sub-group)."""
+        assert self._regularizer is not None
         for group in optimizer.param_groups:
             for master in group["params"]:
                 self._regularizer.add_to(master)
 
     def _reorthonormalize(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
-        """Post-hook of the inner optimizer's step: all masters must have moved. ZeRO-3 has copied those of the earlier
-        sub-groups into the model by then: they are copied again. What persists on all ranks it gathers afterwards."""
+        """Make U and V orthonormal after the step that moves the last masters, as a post-hook of the inner optimizer.
+
+        ZeRO-3 has copied the masters of the earlier sub-groups into the model by then, so these are copied again.
+        Parameters that persist on all ranks are gathered by ZeRO-3 afterwards.
+        """
+        assert self._regularizer is not None
         self._inner_steps_taken += 1
         due = (self.global_steps + 1) % self._regularizer.regularizer.reorthonormalize == 0
         if due and self._inner_steps_taken == self._inner_steps:
@@ -164,7 +176,7 @@ class SorsaEngine(DeepSpeedEngine):
 
 
 def adamw(rate: float, betas: tuple[float, float], epsilon: float, weight_decay: float):
-    """A function that makes the one AdamW from the trainable parameters."""
+    """A function that makes AdamW from the trainable parameters, as `SorsaEngine` expects its optimizer."""
 
     def make(parameters) -> torch.optim.AdamW:
         return torch.optim.AdamW(
@@ -175,7 +187,7 @@ def adamw(rate: float, betas: tuple[float, float], epsilon: float, weight_decay:
 
 
 def cosine_with_warmup(steps: int, warmup_steps: int):
-    """A function that makes the one scheduler: linear warm-up to eta_d, then a cosine to 0 at the last step."""
+    """A function that makes an optimizer's scheduler: linear warm-up to eta_d, then a cosine to 0 at the last step."""
 
     def make(optimizer: torch.optim.Optimizer):
         return get_cosine_schedule_with_warmup(optimizer, warmup_steps, steps)

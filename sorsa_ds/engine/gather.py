@@ -1,4 +1,4 @@
-"""From the fp32 masters of a running engine to whole tensors on rank 0, and to one adapter file."""
+"""From the sharded fp32 masters of a running engine to whole tensors on rank 0, and to one adapter file."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,17 +14,18 @@ from sorsa_ds.runtime.files import write_atomic
 
 
 def save_factors(engine: SorsaEngine, path: Path) -> None:
-    """Gather the fp32 masters tensor by tensor to rank 0, which writes them, and reads them back. A collective call.
+    """Gather the fp32 masters tensor by tensor to rank 0, which writes them and checks the file. A collective call.
 
     Raises:
-        ValueError: on every rank, if rank 0 could not write or finds something else on the disk than it wrote.
+        ValueError: on rank 0, which cannot write the file or reads back something else than it wrote.
+        PeerError: on the other ranks then.
     """
     whole = gathered(engine, engine.trained_shapes)
     collectives.together(lambda: _write(path, whole), engine.device, on=0)
 
 
 def gathered(engine: SorsaEngine, names: Iterable[str]) -> dict[str, Tensor]:
-    """Copies of whole trained tensors, fp32 on the CPU; on rank 0 alone, elsewhere empty. A collective call."""
+    """Copies of whole trained tensors on rank 0, fp32 on the CPU; an empty dictionary elsewhere. A collective call."""
     mine = {fragment.name: fragment for fragment in engine.masters.fragments}
     whole: dict[str, Tensor] = {}
     for name in names:
@@ -35,6 +36,7 @@ def gathered(engine: SorsaEngine, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def _write(path: Path, whole: dict[str, Tensor]) -> None:
+    """Write tensors to a safetensors file, and compare what it reads back with them."""
     write_atomic(path, lambda temporary: save_file(whole, temporary, metadata={"format": "pt"}))
     file = FactorFile(path)
     for name, tensor in whole.items():

@@ -1,13 +1,14 @@
-"""Gram matrices of U and V on the fp32 masters, wherever ZeRO has put them: one all-reduce of all of them.
+"""Gram matrices of all U and V, computed from fp32 masters that ZeRO has partitioned, with a single all-reduce.
 
 A fragment of a factor X (P, R) is a flat range of its row-major numbers: whole rows, and at either end perhaps a piece
-of a row that a partition boundary has cut. Whole rows enter the rank's own sum X_i^T X_i. Cut rows (at most world - 1 a
-matrix, none where the world size divides) travel in the same all-reduce, so that every rank sees them whole.
+of a row that a partition boundary has cut. Whole rows enter the rank's own sum X_i^T X_i. Cut rows are completed in the
+same all-reduce, so that every rank sees them whole. There are at most world - 1 of them per matrix, and none where the
+world size divides P.
 
-A product X F with an (R, R) matrix needs nothing else: each rank multiplies its own rows.
+A product X F with an (R, R) matrix needs no further communication: each rank multiplies its own rows.
 
-Gram matrices are summed in float64: E = G - I is then exact for the fp32 masters even where it is rounding noise, and
-does not depend on how the rows are cut.
+Gram matrices are summed in float64. E = G - I is then exact for the fp32 masters even where it consists of rounding
+errors, and does not depend on how the rows are cut.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,8 +24,11 @@ from sorsa_ds.engine.masters import Fragment, Masters
 
 @dataclass(slots=True)
 class _Piece:
-    """Part of a cut row: columns [column, column + numel) of cut row number `slot` of its matrix, at `start` of the
-    fragment."""
+    """The part of a cut row that lies in a fragment.
+
+    It consists of columns [column, column + numel) of the cut row number `slot` of its matrix, and begins at flat
+    position `start` of the fragment.
+    """
 
     slot: int
     column: int
@@ -34,8 +38,10 @@ class _Piece:
 
 @dataclass(slots=True)
 class Rows:
-    """How a fragment of matrix number `matrix` falls into rows: `whole` ones from flat position `start` of the
-    fragment, and pieces of cut ones."""
+    """How a fragment of matrix number `matrix` divides into rows.
+
+    There are `whole` complete rows, which begin at flat position `start` of the fragment, and pieces of cut rows.
+    """
 
     fragment: Fragment
     matrix: int
@@ -44,10 +50,12 @@ class Rows:
     pieces: list[_Piece]
 
     def times(self, values: Tensor, cut_rows: Tensor, factor: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """The fragment's part of X F: ranges of the fragment and what belongs there, in F's dtype on its device.
+        """The fragment's part of X F, as pairs of a range of the fragment and its values, in F's dtype on F's device.
 
         Args:
-            values: the fragment's numbers of X. cut_rows: X's cut rows, whole. factor: F (R, R).
+            values: the fragment's numbers of X, flat.
+            cut_rows: the cut rows of X, whole (rows, R).
+            factor: F (R, R).
         """
         span = slice(self.start, self.start + self.whole * len(factor))
         yield span, (values[span].view(-1, len(factor)).to(factor) @ factor).view(-1)
@@ -57,15 +65,19 @@ class Rows:
 
 
 class ShardedGrams:
-    """The Gram matrices X^T X of all U and V, and their cut rows. Its constructor is a collective call.
+    """The Gram matrices X^T X of all U and V, and their cut rows. Constructing it is a collective call.
 
     Args:
         masters: this rank's fragments.
         shapes: full shapes of all trained tensors, in the same order on every rank.
-        device: where they are summed; fragments offloaded to the host are sent there.
+        device: where the Gram matrices are summed. Fragments that are offloaded to the host are sent there.
 
-    names: of the matrices, those of equal rank side by side. grams: (R, R) each, float64; batches: the same, those of
-    equal rank as one (count, R, R). cut_rows: (rows, R) of each matrix, float64. fragments: this rank's.
+    Attributes:
+        names: names of the matrices, sorted by rank.
+        grams: one Gram matrix (R, R) per matrix, float64.
+        batches: views of the Gram matrices, those of equal rank together as (count, R, R).
+        cut_rows: the cut rows (rows, R) of each matrix, float64.
+        fragments: how this rank's fragments divide into rows.
     """
 
     def __init__(self, masters: Masters, shapes: dict[str, torch.Size], device: torch.device):
@@ -90,7 +102,7 @@ class ShardedGrams:
 
     @torch.no_grad()
     def take(self) -> None:
-        """Sum the Gram matrices of the masters as they are now, and see their cut rows whole. A collective call."""
+        """Compute the Gram matrices and the cut rows of the masters as they are now. A collective call."""
         self._buffer.zero_()
         for part in self.fragments:
             values, gram = part.fragment.values().to(self.device), self.grams[part.matrix]
@@ -104,14 +116,15 @@ class ShardedGrams:
                 gram.addmm_(rows.t(), rows)
 
     def own_cut_rows(self, read: Callable[[Fragment], Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """This rank's pieces of the cut rows of other tensors that are laid out as the masters, in float64, zero where
-        others have theirs: to be summed over the ranks.
+        """This rank's pieces of the cut rows of other tensors that are laid out like the masters, such as moments.
+
+        They are zero where other ranks have pieces, so that their sum over the ranks gives the whole rows.
 
         Args:
-            read: a fragment's numbers.
+            read: returns the numbers of such a tensor for a fragment, flat.
 
         Returns:
-            all of them in one, and its views: (rows, R) of each matrix.
+            One flat float64 tensor with all of them, and its views (rows, R) for each matrix.
         """
         flat = torch.zeros(sum(map(Tensor.numel, self.cut_rows)), dtype=torch.float64, device=self.device)
         rows = self._per_matrix(flat)
@@ -121,18 +134,19 @@ class ShardedGrams:
         return flat, rows
 
     def _per_matrix(self, flat: Tensor) -> list[Tensor]:
-        """Views of the cut rows of each matrix."""
+        """Views (rows, R) into a flat tensor for the cut rows of each matrix."""
         sizes = [len(rows) * r for rows, r in zip(self._cut_at, self._ranks, strict=True)]
         return [rows.view(-1, r) for rows, r in zip(flat.split(sizes), self._ranks, strict=True)]
 
     @staticmethod
     def _put_pieces(part: Rows, values: Tensor, cut_rows: list[Tensor]) -> None:
+        """Copy a fragment's pieces of cut rows to their places."""
         for piece in part.pieces:
             row = cut_rows[part.matrix][piece.slot]
             row[piece.column : piece.column + piece.numel] = values[piece.start : piece.start + piece.numel]
 
     def _find_cut_rows(self, fragments: list[Fragment], index: dict[str, int]) -> list[list[int]]:
-        """For each matrix the rows that some rank's fragment begins or ends inside. A collective call."""
+        """For each matrix, the rows inside which some rank's fragment begins or ends. A collective call."""
         mine = [(index[f.name], f.start, f.start + f.numel) for f in fragments]
         everyone: list = [None] * dist.get_world_size()
         torch.distributed.all_gather_object(everyone, mine)

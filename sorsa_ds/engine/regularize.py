@@ -1,4 +1,4 @@
-"""The regulariser on the fp32 masters, wherever ZeRO has put them: values and gradients from the Gram matrices."""
+"""The regulariser on fp32 masters that ZeRO has partitioned: its value and gradient from the Gram matrices."""
 
 import torch
 from torch import Tensor
@@ -9,11 +9,11 @@ from sorsa_ds.sorsa.regularizer import Regularizer, gradient_factor, penalty
 
 
 class ShardedRegularizer:
-    """Computes L_reg once a step and adds (gamma / eta_d) grad L_reg to the masters' gradients.
+    """Computes L_reg once per step, and adds (gamma / eta_d) grad L_reg to the masters' gradients.
 
     Args:
         regularizer: the form, reduction and coefficient.
-        grams: of the factors that are regularised.
+        grams: Gram matrices of the factors that are regularised.
     """
 
     def __init__(self, regularizer: Regularizer, grams: ShardedGrams):
@@ -26,10 +26,10 @@ class ShardedRegularizer:
 
     @torch.no_grad()
     def prepare(self) -> tuple[Tensor, Tensor]:
-        """Sum the Gram matrices over the ranks and keep the gradient factors for `add_to`. A collective call.
+        """Compute L_reg, and keep what `add_to` needs of its gradient. A collective call.
 
         Returns:
-            (value of L_reg, Frobenius norm of the term (gamma / eta_d) grad L_reg that will be added), 0-D float64.
+            L_reg, and the Frobenius norm of the term (gamma / eta_d) grad L_reg that will be added; 0-D float64.
         """
         self._grams.take()
         reg = self.regularizer
@@ -41,13 +41,13 @@ class ShardedRegularizer:
             error = gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
             factor = reg.coefficient * weight * gradient_factor(error, reg.form)
             value += weight * penalty(error, reg.form).sum()
-            square += ((factor @ gram) * factor).sum()  # ||X F||^2 = tr(F X^T X F), F symmetric
+            square += ((factor @ gram) * factor).sum()  # ||X F||^2 = tr(F X^T X F) for a symmetric F
             self._factors.extend(factor.float().unbind())
         return value, square.clamp_min(0).sqrt()
 
     @torch.no_grad()
     def add_to(self, master: Tensor) -> None:
-        """Add (gamma / eta_d) grad L_reg to `master.grad`, for the fragments that lie in this master."""
+        """Add (gamma / eta_d) grad L_reg to `master.grad`, for all fragments that lie in this master."""
         with full_fp32_products():
             for part in self._by_master.get(id(master), ()):
                 factor, gradient = self._factors[part.matrix], part.fragment.gradient()

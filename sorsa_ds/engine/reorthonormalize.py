@@ -1,22 +1,24 @@
-"""U and V made orthonormal again, exactly, without changing what the layer computes.
+"""Makes U and V orthonormal again, to rounding, without changing what the layer computes.
 
-Of a layer's U (m, r), s (r), V (n, r) only the Gram matrices are needed:
+Of a layer's U (m, r) and V (n, r) only the Gram matrices are needed; s is (r,):
 
     U^T U = C_U^T C_U,  V^T V = C_V^T C_V       Cholesky
     C_U diag(s) C_V^T = A diag(s') B^T          singular value decomposition, (r, r)
     U' = U T_U,  T_U = C_U^-1 A,   V' = V T_V,  T_V = C_V^-1 B
 
-Then U' diag(s') V'^T = U diag(s) V^T and U'^T U' = V'^T V' = I. That leaves the order and the signs of the columns
-free. They are taken so that T_U and T_V are as near the identity as they can be: a column that has drifted a little
-moves a little. (A negative s_i stays negative.) Only columns whose singular values lie closer together than U and V
-have drifted from orthonormality turn among themselves, as they must.
+Then U' diag(s') V'^T = U diag(s) V^T and U'^T U' = V'^T V' = I. The order and the signs of the columns are still free.
+They are chosen so that T_U and T_V are as close to the identity as possible: a column that has drifted a little moves a
+little, and a negative s_i stays negative. Columns mix with each other only where their singular values lie closer
+together than U and V have drifted from orthonormality; there they have to.
 
-AdamW's moments belong to columns. The first moment of U is multiplied by T_U, that of V by T_V. It is a mean of U's
-gradients G V diag(s), G being the weight's, so the mean that U' would have had is exp_avg diag(1/s) T_V diag(s'). Where
-columns turn among themselves, their s are equal but for the drift, and T_U and T_V are one rotation: exp_avg T_U is
-that but for the drift, and divides by no s. Left as it is, it would belong to columns that are gone. The second moment
-is a mean of squares, which no matrix turns; columns that turn have like s, hence gradients of like size: it stays. So
-do both of s, which are numbers of their own.
+AdamW's moments belong to columns, so they must follow. Let G be the gradient of the weight.
+- The first moment of U is a mean of U's gradients G V diag(s). The mean that U' would have had is therefore
+  exp_avg diag(1/s) T_V diag(s'). Where columns mix, their s are equal up to the drift, and T_U and T_V are the same
+  rotation; so exp_avg T_U equals that mean up to the drift, and needs no division by s. The first moment of V is
+  multiplied by T_V for the same reason. Left unchanged, both would belong to columns that no longer exist.
+- The second moment is a mean of squares, to which no matrix can be applied. It stays unchanged: columns that mix have
+  almost equal s, hence gradients of almost equal size.
+- Both moments of s stay unchanged, because each s_i is a number of its own.
 """
 
 from collections.abc import Mapping
@@ -32,15 +34,16 @@ from sorsa_ds.sorsa.rotations import rotations
 
 
 class Reorthonormalizer:
-    """Replaces the factors of all layers on the masters, wherever ZeRO has put them.
+    """Replaces U, s and V of all layers on masters that ZeRO has partitioned.
 
-    A factor is only multiplied from the right, so its rows stay where they are. Over the wire go the Gram matrices, s,
-    the cut rows, and the rotations: one rank decomposes a layer, so that all turn by the same matrices, to the bit.
+    A factor is only multiplied from the right, so its rows stay where they are. Communicated are the Gram matrices, s,
+    the cut rows and the rotations. One rank decomposes a layer for all, so that every rank applies exactly the same
+    matrices.
 
     Args:
-        grams: of U and V.
+        grams: Gram matrices of U and V.
         masters: this rank's fragments.
-        state: the inner optimizer's, by master.
+        state: the state of the inner optimizer: master -> its moments.
     """
 
     def __init__(self, grams: ShardedGrams, masters: Masters, state: Mapping[Tensor, dict[str, Tensor]]):
@@ -53,10 +56,12 @@ class Reorthonormalizer:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Do it once, between the optimizer's step and the copy into the model. A collective call.
+        """Make all U and V orthonormal, after the optimizer's step and before the copy into the model.
+
+        A collective call.
 
         Raises:
-            ValueError: a U or V has no full rank any more, or holds what is no number; on every rank.
+            ValueError: on every rank, if some U or V no longer has full rank, or holds NaN or Inf.
         """
         self._grams.take()
         s, cut_moments = self._shared()
@@ -73,7 +78,7 @@ class Reorthonormalizer:
             fragment.values().copy_(values[layer][fragment.start : fragment.start + fragment.numel])
 
     def _shared(self) -> tuple[list[Tensor], list[Tensor]]:
-        """What ranks know only in part: s of every layer, and the first moments of the cut rows; float64."""
+        """s of every layer, and the first moments of the cut rows; float64. A rank alone knows only parts of them."""
         flat, s = _zeros([self._grams.grams[u][0] for u, _ in self._pairs])
         for layer, fragment in self._s:
             s[layer][fragment.start : fragment.start + fragment.numel] = fragment.values()
@@ -83,7 +88,7 @@ class Reorthonormalizer:
         return s, cut_moments
 
     def _decompose(self, s: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """T of every matrix and s' of every layer; this rank makes its share of them."""
+        """The rotation T of every matrix, and s' of every layer. Each rank computes a share and receives the rest."""
         grams = self._grams.grams
         flat, made = _zeros([*grams, *s])
         turns, values = made[: len(grams)], made[len(grams) :]
@@ -91,7 +96,7 @@ class Reorthonormalizer:
             u, v = self._pairs[layer]
             found = rotations(grams[u].cpu(), s[layer].cpu(), grams[v].cpu())
             if found is None:
-                values[layer].fill_(torch.nan)  # every rank will see it
+                values[layer].fill_(torch.nan)  # the sum over the ranks shows it to every rank
             else:
                 for place, tensor in zip((turns[u], values[layer], turns[v]), found, strict=True):
                     place.copy_(tensor)
@@ -100,15 +105,16 @@ class Reorthonormalizer:
             lost = [name for name, found in zip(self._layers, values, strict=True) if found.isnan().any()]
             raise ValueError(
                 f"regularizer.reorthonormalize: the columns of U or V of {', '.join(lost[:3])} ({len(lost)} linears) "
-                f"depend on each other, or are no numbers; lower train.learning_rate"
+                "depend on each other, or hold NaN or Inf; lower train.learning_rate"
             )
         return turns, values
 
     def _first_moment(self, fragment: Fragment) -> Tensor:
+        """AdamW's running mean of a fragment's gradients, a 1-D view."""
         return fragment.within(self._state[fragment.master]["exp_avg"])
 
 
 def _zeros(like: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Zeros in one flat tensor, and its views of the given shapes."""
+    """A flat tensor of zeros, and views into it with the shapes of the given tensors."""
     flat = like[0].new_zeros(sum(map(Tensor.numel, like)))
     return flat, [part.view_as(x) for part, x in zip(flat.split([x.numel() for x in like]), like, strict=True)]

@@ -8,7 +8,7 @@ from sorsa_ds.config.fields import leaves
 from sorsa_ds.config.schema import ResidualConfig, RunConfig
 from sorsa_ds.methods.registry import method_named, method_of
 from sorsa_ds.runtime.precision import Precision
-from sorsa_ds.sorsa.residual_storage import settle
+from sorsa_ds.sorsa.residual_storage import resolve_residual
 
 ZERO_STAGES = (0, 1, 2, 3)
 

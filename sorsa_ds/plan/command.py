@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> bool:
     with errors.noted():
         hardware = _hardware(options, errors)
     with errors.noted():
-        given = deepspeed_json.load(
+        given = deepspeed_json.read_ds_config(
             command_line.find_file(
                 "--ds_config", options.get("ds_config", command_line.DEFAULT_DS_CONFIG), "ds_configs/*.json"
             )
@@ -68,7 +68,7 @@ def run(argv: Sequence[str]) -> bool:
             else None
         )
     with errors.noted():
-        config = command_line.load(RunConfig, file, overrides, OPTIONS)
+        config = command_line.load_settings(RunConfig, file, overrides, OPTIONS)
     errors.stop()
     job = Job.of(config, given, hardware)
     planned = plan(configuration_of(config.model, config.loading), job)

@@ -48,7 +48,7 @@ def reload(folder: Path, device: torch.device, progress: RoundProgress = iter, b
     operation = method_of(described).operation(
         described,
         formats,
-        residual_storage.choose(described.residual, formats, device),
+        residual_storage.resolve_storage(described.residual, formats, device),
         device,
         initial=folder / adapter_file.INITIAL,
         trained=adapter_file.open_factors(folder, adapter_file.TRAINED, described).values,

@@ -1,4 +1,4 @@
-"""The folder in which this user's converted models and decompositions are kept."""
+"""The folder that keeps converted models and decompositions from one run to the next."""
 
 import os
 from pathlib import Path
@@ -7,5 +7,5 @@ import platformdirs
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: SORSA_CACHE, or the user's cache folder."""
+    """The folder that the environment variable SORSA_CACHE names, or else the user's cache folder."""
     return Path(os.environ.get("SORSA_CACHE") or platformdirs.user_cache_dir("sorsa_ds"))

@@ -1,4 +1,4 @@
-"""The few collectives that this project makes itself; each works without a process group too, as a world of one."""
+"""The few collectives that this project calls itself. Each works without a process group too, as a world of one."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -10,39 +10,47 @@ from torch import Tensor
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)
-"""How long a rank waits for the others where nothing else is said: that of `train.timeout_minutes`."""
+"""How long a rank waits for the others by default; equal to the default of `train.timeout_minutes`."""
 
 
 class PeerError(RuntimeError):
-    """Another rank failed; its own message has been, or is being, printed there."""
+    """Another rank failed, and that rank prints its own message."""
 
 
 def rank() -> int:
-    """This process's number, 0 without a process group."""
+    """The rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes, 1 without a process group."""
+    """The number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def cpu_group(timeout: timedelta) -> dist.ProcessGroup | None:
-    """A group of all ranks that talks through the CPUs: the default one, named None, where it does. A collective call.
+    """A group of all ranks that communicates between CPUs. A collective call.
 
-    timeout: of a new group's collectives.
+    Args:
+        timeout: how long a collective of the group may take.
+
+    Returns:
+        None, which names the default group, where that one runs over gloo; else a new gloo group.
     """
     beside = world_size() > 1 and dist.get_backend() != "gloo"
     return dist.new_group(backend="gloo", timeout=timeout) if beside else None
 
 
 def agree(error: Exception | None, device: torch.device) -> None:
-    """Stop on every rank if any rank failed: the failed rank raises its own error, the others name it.
+    """Stop every rank if any rank failed: a failed rank raises its own error, the others raise a PeerError.
 
-    A collective call. One number crosses the wire where all is well.
+    A collective call. Where no rank failed, only one number is communicated.
+
+    Args:
+        error: what went wrong on this rank; None if nothing did.
 
     Raises:
-        the given error, or PeerError with the failed ranks and their messages.
+        Exception: `error`, on a rank that gave one.
+        PeerError: on the other ranks, with the failed ranks and their messages.
     """
     if world_size() > 1:
         failed = torch.tensor(float(error is not None), device=device)
@@ -64,12 +72,18 @@ def together(action: Callable[[], T], device: torch.device, on: int | None) -> T
 
 
 def together(action: Callable[[], T], device: torch.device, on: int | None = None) -> T | None:
-    """Do something that may fail on every rank, or on rank `on` alone, and stop on all of them where it failed.
+    """Run an action that may fail, and stop every rank if it failed on any. A collective call.
 
-    A collective call. Returns the action's result, None on a rank that had nothing to do.
+    Args:
+        action: what to run.
+        on: the only rank that runs it; None: every rank runs it.
+
+    Returns:
+        The action's result; None on a rank that did not run it.
 
     Raises:
-        as `agree`.
+        Exception: the action's own error, on a rank where it failed.
+        PeerError: on the other ranks, with the failed ranks and their messages.
     """
     result, error = None, None
     if on is None or rank() == on:
@@ -82,7 +96,7 @@ def together(action: Callable[[], T], device: torch.device, on: int | None = Non
 
 
 def total(value: float | Tensor, device: torch.device) -> Tensor:
-    """Sum of a number over all ranks, 0-D float64 on the device. A collective call."""
+    """The sum of a number over all ranks, as a 0-D float64 tensor on the device. A collective call."""
     number = torch.as_tensor(value, device=device).detach().double()
     if world_size() > 1:
         number = number.clone()
@@ -91,7 +105,7 @@ def total(value: float | Tensor, device: torch.device) -> Tensor:
 
 
 def sum_over_ranks(tensors: list[Tensor]) -> None:
-    """Overwrite each tensor with its sum over the ranks; all are of one dtype. A collective call, in one message."""
+    """Overwrite each tensor with its sum over the ranks, in one all-reduce. All have one dtype. A collective call."""
     if world_size() > 1:
         message = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(message)
@@ -100,9 +114,15 @@ def sum_over_ranks(tensors: list[Tensor]) -> None:
 
 
 def exchange(send: Tensor, send_bytes: list[int], receive_bytes: list[int]) -> Tensor:
-    """All-to-all of byte strings, laid end to end in rank order; returns what the ranks sent here, laid out alike.
+    """Send bytes to every rank and receive bytes from every rank (all-to-all). A collective call.
 
-    send: 1-D uint8, `send_bytes[d]` of them for rank d. A collective call.
+    Args:
+        send: 1-D uint8; first the bytes for rank 0, then those for rank 1, and so on.
+        send_bytes: how many bytes go to each rank.
+        receive_bytes: how many bytes come from each rank.
+
+    Returns:
+        1-D uint8; first the bytes from rank 0, then those from rank 1, and so on.
     """
     if world_size() == 1:
         return send
@@ -112,7 +132,7 @@ def exchange(send: Tensor, send_bytes: list[int], receive_bytes: list[int]) -> T
 
 
 def gather_lists(mine: list) -> list:
-    """The ranks' lists of small objects, joined in rank order, on every rank. A collective call."""
+    """All ranks' lists of small objects, joined in rank order; the same on every rank. A collective call."""
     if world_size() == 1:
         return mine
     lists: list = [None] * world_size()
@@ -121,6 +141,6 @@ def gather_lists(mine: list) -> list:
 
 
 def broadcast(tensor: Tensor, source: int) -> None:
-    """Overwrite a tensor with rank `source`'s. A collective call."""
+    """Overwrite a tensor with the one that rank `source` has. A collective call."""
     if world_size() > 1:
         dist.broadcast(tensor, source)

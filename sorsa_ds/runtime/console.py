@@ -1,4 +1,4 @@
-"""What a person sees: lines and progress bars, on rank 0 only."""
+"""What a person sees while a command runs: printed lines and progress bars, as a rule from rank 0 only."""
 
 import logging
 import sys
@@ -18,12 +18,12 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line from whichever rank has something to tell."""
+    """Print a line on this rank, whichever it is, to stderr and with the rank in front."""
     tqdm.write(f"[rank {collectives.rank()}] {text}", file=sys.stderr)
 
 
 def bar(total: float, what: str, unit: str, done: int = 0) -> tqdm:
-    """A progress bar with ETA; invisible on other ranks."""
+    """A progress bar with an estimate of the time left. It is shown on rank 0 only."""
     hidden = collectives.rank() != 0
     percent = "{l_bar}{bar}| [{elapsed}<{remaining}]" if unit == "%" else None
     return tqdm(
@@ -33,7 +33,7 @@ def bar(total: float, what: str, unit: str, done: int = 0) -> tqdm:
 
 
 def tracked(items: Iterable, total: int, what: str, unit: str) -> Iterable:
-    """Iterate with a progress bar."""
+    """Iterate over items behind a progress bar that counts them."""
     with bar(total, what, unit) as progress:
         for item in items:
             yield item
@@ -41,7 +41,7 @@ def tracked(items: Iterable, total: int, what: str, unit: str) -> Iterable:
 
 
 def tracked_by_cost(items: Sequence, costs: Sequence[float], what: str) -> Iterable:
-    """The same for items of unequal cost: percent of all of it, and an ETA that knows what is left."""
+    """Iterate over items of unequal cost behind a progress bar that shows the percentage of the total cost done."""
     with bar(sum(costs), what, "%") as progress:
         for item, cost in zip(items, costs, strict=True):
             yield item
@@ -49,7 +49,7 @@ def tracked_by_cost(items: Sequence, costs: Sequence[float], what: str) -> Itera
 
 
 def quiet_libraries() -> None:
-    """Leave the console to the run: libraries speak from warnings up."""
+    """Silence what libraries print below the level of a warning, so that the console belongs to the run."""
     import datasets
     import deepspeed
     import transformers
@@ -63,6 +63,6 @@ def quiet_libraries() -> None:
 
 
 def table(rows: list[tuple[str, str]]) -> str:
-    """Two aligned columns."""
+    """Lines of two aligned columns, from (name, value) pairs."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)

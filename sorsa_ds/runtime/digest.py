@@ -1,13 +1,12 @@
 """Digests that tell whether two tensors or files are the same, bit for bit.
 
-XXH3 with 128 bits: as fast as memory, so that a whole model is hashed while it is read. It finds every accident; it is
-no protection against someone who wants two files to look alike.
+The hash is XXH3 with 128 bits. It is as fast as memory, so a whole model can be hashed while it is read. It detects
+accidental changes; it does not protect against someone who makes two different files on purpose that look alike.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 import xxhash
 from torch import Tensor
@@ -16,17 +15,17 @@ _CHUNK_BYTES = 2**24
 
 
 def of_tensor(tensor: Tensor) -> str:
-    """Of a tensor's numbers in row-major order; shape and dtype do not count."""
+    """The digest of a tensor's numbers in row-major order. Shape and dtype do not enter it."""
     return xxhash.xxh3_128_hexdigest(raw(tensor))
 
 
-def raw(tensor: Tensor) -> np.ndarray:
-    """The bytes of a tensor's numbers in row-major order; of a contiguous one on the CPU without a copy."""
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor's numbers in row-major order, uint8. A contiguous tensor on the CPU is not copied."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def of_tensors(tensors: Iterable[Tensor]) -> str:
-    """Of the numbers of several tensors, one after the other, without ever holding them as one."""
+    """The digest of several tensors' numbers, one tensor after the other, without joining them in memory."""
     state = xxhash.xxh3_128()
     for tensor in tensors:
         state.update(raw(tensor))
@@ -34,15 +33,15 @@ def of_tensors(tensors: Iterable[Tensor]) -> str:
 
 
 def of_bytes(data: bytes) -> str:
-    """Of bytes."""
+    """The digest of a byte string."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def of_file(path: Path) -> str:
-    """Of a file's bytes.
+    """The digest of a file's bytes.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     state = xxhash.xxh3_128()
     with path.open("rb") as file:

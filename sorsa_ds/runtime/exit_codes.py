@@ -1,10 +1,12 @@
-"""How a command ends when something is wrong: one message, the failing rank's first, a non-zero exit code, no hang.
+"""How a command ends when something is wrong: with one clear message and a non-zero exit code, and never with a hang.
 
-A rank that is cut off from the others ends too: its collectives have a time-out (`train.timeout_minutes`).
+The message of the rank that failed is printed before those of the ranks that suffer from it. A rank that is cut off
+from the others ends too, because its collectives have a time-out (`train.timeout_minutes`).
 
-Exit codes: 2 for what the user can mend (ValueError), 75 for a run that was told to stop and can be continued
-(`sorsa_ds.runtime.stop_signals`), 1 for everything else. Launchers may lose the code (torchrun makes 1 of each): the
-first rank to fail therefore writes it into the file that SORSA_EXIT_FILE names, unless that exists.
+The exit code is 2 for a mistake that the user can mend (ValueError), 75 for a run that was told to stop and can be
+continued (`sorsa_ds.runtime.stop_signals`), 130 for Ctrl-C, and 1 for everything else. Launchers may lose the code:
+torchrun turns each of them into 1. The first rank to fail therefore also writes the code into the file that the
+environment variable SORSA_EXIT_FILE names, unless that file exists.
 """
 
 import errno
@@ -36,11 +38,11 @@ _SILENCE_SIGNS = ("timed out waiting", "wait timeout", "operation timed out", "c
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main` and turn what it raises into a message and an exit code. Does not return.
+    """Call `main` and turn what it raises into a message and an exit code. This function does not return.
 
-    A rank that only suffers from another one's failure waits first, so that the cause is printed on top; the launcher
-    usually ends it meanwhile. The process leaves without unwinding, after success too: the destructors of process
-    groups can hang, or abort a run that is done.
+    A rank that only suffers from another rank's failure waits before it prints, so that the cause stands on top; the
+    launcher usually ends the rank in the meantime. The process exits without running destructors, also after success:
+    the destructors of process groups can hang, or abort a run that has finished.
     """
     rank = os.environ.get("RANK", "0")
     try:
@@ -54,7 +56,7 @@ def run(main: Callable[[], None]) -> None:
         _leave(str(stop) if rank == "0" else "", EXIT_CODE)
     except ValueError as error:
         if rank != "0":
-            _wait_for_the_end(_PEER_SECONDS / 2)  # most mistakes are found by every rank alike; rank 0 tells
+            _wait_for_the_end(_PEER_SECONDS / 2)  # every rank finds most mistakes; rank 0 reports them
         _leave(f"error: {error}", 2)
     except OSError as error:
         if error.errno in _FULL_OR_FORBIDDEN:
@@ -68,12 +70,13 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _wait_for_the_end(seconds: float) -> None:
-    """Give the launcher time to end this process, which no longer saves anything when it is told to."""
+    """Give the launcher time to end this process. From now on SIGTERM ends it at once, without saving anything."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(seconds)
 
 
 def _is_consequence(error: Exception) -> bool:
+    """Whether an error on this rank only says that another rank has failed or is gone."""
     if isinstance(error, PeerError):
         return True
     told = str(error).lower()
@@ -82,18 +85,19 @@ def _is_consequence(error: Exception) -> bool:
 
 
 def _cut_off(error: Exception) -> str:
-    """What the loss of another rank means, before the words of the library that has noticed it."""
+    """A message that explains the loss of another rank, followed by the library's own words for it."""
     if isinstance(error, PeerError):
         return str(error)
     silent = any(sign in str(error).lower() for sign in _SILENCE_SIGNS)
     lost = "has not answered within train.timeout_minutes" if silent else "cannot be reached"
     return (
-        f"node {os.uname().nodename}: stopped because another rank {lost}: it was killed, or its node is cut off. What "
-        f"was saved is whole; the same command with --resume auto goes on from there ({error})"
+        f"node {os.uname().nodename}: stopped because another rank {lost}: it was killed, or its node is cut off. The "
+        f"saved checkpoints are whole; the same command with --resume auto continues from the last one ({error})"
     )
 
 
 def _leave(message: str, code: int) -> None:
+    """Print a message, write the exit code where SORSA_EXIT_FILE asks for it, and end this process."""
     sys.stdout.flush()
     if message:
         print(f"\n{message}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Files that are never seen half-written: a temporary name, fsync, then a rename."""
+"""Writing files that nobody ever sees half-written: under a temporary name, then fsync, then a rename."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from typing import Any
 from safetensors import SafetensorError
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, make it durable, and rename it to `path`.
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, make that file durable, and rename it to `path`.
 
     Raises:
-        ValueError: naming the file, where the disk is full or the folder cannot be written; what stood at `path`
-            before still does.
+        ValueError: the disk is full or the folder cannot be written. The message names the file; an older file at
+            `path` is still there.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -24,7 +24,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         mode = temporary.stat().st_mode
         write(temporary)
         if temporary.stat().st_mode != mode:
-            temporary.chmod(mode)  # safetensors makes files that nobody else can read
+            temporary.chmod(mode)  # safetensors makes files that only their owner can read
         fsync(temporary)
         os.replace(temporary, path)
         fsync(path.parent)
@@ -37,17 +37,17 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a UTF-8 text file atomically."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically, indented."""
+    """Write a value as an indented JSON file, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def fsync(path: Path) -> None:
-    """Make a file, or the names in a folder, durable."""
+    """Make the content of a file, or the list of names in a folder, durable on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

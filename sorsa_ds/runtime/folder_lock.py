@@ -1,4 +1,4 @@
-"""Whether a process is at work in a folder: a lock that the kernel releases with the process, however it ends."""
+"""A lock that says whether a process is at work in a folder. The kernel releases it however the process ends."""
 
 import fcntl
 import time
@@ -7,23 +7,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-FILE = ".lock"
-_SECONDS = 1.0  # `is_held` of another process takes the lock for a moment
+LOCK_FILE = ".lock"
+_SECONDS = 1.0  # how long `acquire` tries: another process that asks `is_held` takes the lock for a moment
 
 
 class RunLock:
-    """The lock of one folder, held from `acquire` to `release`, or as long as this object and this process live.
-
-    Raises:
-        ValueError: `acquire`: another process holds it, or the folder cannot be written.
-    """
+    """The lock of one folder. It is held from `acquire` until `release`, or until this object or this process ends."""
 
     def __init__(self, folder: Path):
-        self._path = folder / FILE
+        self._path = folder / LOCK_FILE
         self._file: IO | None = None
 
     def acquire(self) -> None:
-        """Take the lock."""
+        """Take the lock.
+
+        Raises:
+            ValueError: another process holds it, or the folder cannot be written.
+        """
         try:
             file = self._path.open("a")
         except OSError as error:
@@ -37,9 +37,9 @@ class RunLock:
         self._file = file
 
     def release(self) -> None:
-        """Give it back; nothing where it is not held."""
+        """Give the lock back. Does nothing where it is not held."""
         if self._file is not None:
-            # Closing alone would leave it with children that this process has forked.
+            # Closing the file alone would leave the lock with children that this process has forked.
             fcntl.flock(self._file, fcntl.LOCK_UN)
             self._file.close()
             self._file = None
@@ -47,10 +47,10 @@ class RunLock:
 
 @contextmanager
 def at_work_in(output: Path) -> Iterator[None]:
-    """Context with the lock of a command's output folder, which is made.
+    """A context that makes a command's output folder and holds its lock.
 
     Raises:
-        ValueError: it cannot be made or written, or another process is at work in it.
+        ValueError: the folder cannot be made or written, or another process is at work in it.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -65,13 +65,14 @@ def at_work_in(output: Path) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process, this one too, holds the lock of a folder. The folder need not be writable."""
-    with suppress(FileNotFoundError), (folder / FILE).open() as file:
+    """Whether any process, this one included, holds the lock of a folder. The folder need not be writable."""
+    with suppress(FileNotFoundError), (folder / LOCK_FILE).open() as file:
         return not _taken(file, fcntl.LOCK_SH)
     return False
 
 
 def _taken(file: IO, kind: int) -> bool:
+    """Try to take a shared (LOCK_SH) or exclusive (LOCK_EX) lock without waiting, and say whether that worked."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:

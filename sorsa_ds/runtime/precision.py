@@ -1,4 +1,4 @@
-"""Which number formats a run uses on this machine, and how many threads; decided once and said in one sentence."""
+"""The number formats and the threads that a run uses on this machine, resolved once and explained in one sentence."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,12 @@ Name = Literal["fp32", "mixed", "bf16"]
 
 @dataclass(frozen=True)
 class Precision:
-    """Formats of products (compute), of the frozen residual and of U, s, V as the model holds them."""
+    """The number formats of a run.
+
+    compute_dtype: of the matrix products. residual_dtype: of the frozen W_r, where it is not quantised.
+    factor_dtype: of U, s and V as the model holds them; the optimizer's masters are always fp32.
+    why: a sentence that explains the choice.
+    """
 
     name: Name
     compute_dtype: torch.dtype
@@ -24,12 +29,17 @@ class Precision:
     why: str
 
 
-def choose(
+def resolve_precision(
     setting: Literal["auto", "fp32", "mixed", "bf16"], json_says: Name | None, device: Device, fast: bool | None = None
 ) -> Precision:
-    """Settle `train.precision` with the DeepSpeed JSON (`ds_config.precision_from_json`) and the hardware.
+    """Resolve `train.precision` against the DeepSpeed JSON and the hardware.
 
-    fast: whether bf16 products are fast on hardware that is not here; None: look at this machine's.
+    Args:
+        json_says: what the JSON asks for (`sorsa_ds.config.deepspeed_json.precision_from_json`).
+        fast: whether bf16 products are fast on a machine that is only planned for; None: look at this machine.
+
+    Raises:
+        ValueError: the two settings differ, or a GPU without bf16 is asked to compute in it.
     """
     if setting != "auto" and json_says not in (None, setting):
         raise ValueError(
@@ -49,8 +59,10 @@ def choose(
     return Precision(name, compute, compute, bf16 if name == "bf16" else fp32, why)
 
 
-def for_inference(setting: Literal["auto", "fp32", "bf16"], device: Device) -> tuple[Literal["fp32", "bf16"], str]:
-    """(format of weights and products of a model that does not train, a sentence on why)."""
+def resolve_inference_dtype(
+    setting: Literal["auto", "fp32", "bf16"], device: Device
+) -> tuple[Literal["fp32", "bf16"], str]:
+    """The format of weights and products of a model that is not trained, and a sentence on why it is that one."""
     fast, hardware = _bf16(device)
     name = setting if setting != "auto" else "bf16" if fast else "fp32"
     reason = "as asked" if setting != "auto" else "chosen"
@@ -59,7 +71,7 @@ def for_inference(setting: Literal["auto", "fp32", "bf16"], device: Device) -> t
 
 
 def _bf16(device: Device) -> tuple[bool, str]:
-    """Whether bf16 products are fast, by what the hardware can do (timing them would be noisy), and a clause on it."""
+    """Whether bf16 products are fast by what the hardware supports (timings would be noisy), and a clause on it."""
     if device == "cuda":
         gpu = torch.cuda.get_device_name()
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -75,24 +87,28 @@ _CPU_PROBES = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_
 def set_threads(local_world_size: int) -> int:
     """Share this machine's cores among its ranks, unless the user or the launcher has set OMP_NUM_THREADS.
 
-    DeepSpeed's launcher sets it only with --bind_cores_to_rank, torchrun always. Returns the threads of this rank.
+    DeepSpeed's launcher sets that variable only with --bind_cores_to_rank; torchrun always sets it.
+
+    Returns:
+        The number of threads of this rank.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count()
+        every = psutil.cpu_count() or 1
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
         cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
         torch.set_num_threads(max(1, cores // local_world_size))
     return torch.get_num_threads()
 
 
 def allow_tf32(device: Device) -> None:
-    """Let a GPU round the inputs of fp32 products to TF32. Where that would hurt, `full_fp32_products` forbids it."""
+    """Let a GPU round the inputs of fp32 products to TF32; `full_fp32_products` forbids it where it would hurt."""
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
 
 
 @contextmanager
 def full_fp32_products() -> Iterator[None]:
-    """Context in which fp32 matrix products are not rounded to TF32."""
+    """A context in which the inputs of fp32 matrix products are not rounded to TF32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,4 +1,4 @@
-"""This process: its process group, device, threads and memory."""
+"""How this process becomes a rank: its process group, device and threads, and how much memory it takes."""
 
 import os
 import re
@@ -12,16 +12,20 @@ from deepspeed.accelerator import get_accelerator
 
 from sorsa_ds.runtime import collectives, precision
 from sorsa_ds.runtime.console import quiet_libraries
+from sorsa_ds.runtime.precision import Device
 
 
-def start_process(timeout: timedelta = collectives.TIMEOUT) -> str:
-    """Settle this process: quiet libraries, threads, TF32, process group. Returns its device type, `cuda` or `cpu`.
+def start_process(timeout: timedelta = collectives.TIMEOUT) -> Device:
+    """Prepare this process: quiet libraries, threads, TF32 and the process group. A collective call.
+
+    Returns:
+        The type of the device on which it computes.
 
     Raises:
-        ValueError: as `init_distributed`.
+        ValueError: not all ranks have come within the timeout.
     """
     quiet_libraries()
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    device_type: Device = "cuda" if torch.cuda.is_available() else "cpu"
     if device_type == "cpu":
         precision.set_threads(local_ranks())
     precision.allow_tf32(device_type)
@@ -30,24 +34,25 @@ def start_process(timeout: timedelta = collectives.TIMEOUT) -> str:
 
 
 def local_ranks() -> int:
-    """Processes of this job on this machine, as the launcher says; 1 if it does not."""
+    """The number of ranks of this job on this machine, as the launcher says it; 1 if it does not say."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
 
 
 def ranks_of_each_node() -> int:
-    """As `local_ranks` where all nodes have as many, else 0; also 0 where no launcher says so. A collective call."""
+    """The number of ranks on every node; 0 where nodes differ or no launcher says it. A collective call."""
     said = collectives.world_size() == 1 or not {"LOCAL_WORLD_SIZE", "LOCAL_SIZE"}.isdisjoint(os.environ)
     found = set(collectives.gather_lists([local_ranks() if said else 0]))
     return found.pop() if len(found) == 1 else 0
 
 
 def init_distributed(timeout: timedelta = collectives.TIMEOUT) -> None:
-    """Start the process group, for one process too, without compiling extensions that the run does not need.
+    """Start the process group, also for a single process, without compiling extensions that the run does not need.
 
-    timeout: how long a rank waits for the others, here and in every collective afterwards.
+    Args:
+        timeout: how long a rank waits for the others, here and in every collective afterwards.
 
     Raises:
-        ValueError: not all ranks have come; says how many have, where that is known.
+        ValueError: not all ranks have come in time. The message says how many have, where that is known.
     """
     if not torch.cuda.is_available():
         # The first collective on a CPU would otherwise compile a shared-memory kernel for minutes.
@@ -61,14 +66,15 @@ def init_distributed(timeout: timedelta = collectives.TIMEOUT) -> None:
     except torch.distributed.DistError as error:
         raise ValueError(_not_all_came(str(error), timeout)) from error
     local_rank = int(os.environ["LOCAL_RANK"])
-    if local_rank < get_accelerator().device_count():  # else it is told by sorsa_ds.train.preflight, for all ranks
+    if local_rank < get_accelerator().device_count():  # else sorsa_ds.train.preflight reports it, for all ranks at once
         get_accelerator().set_device(local_rank)
 
 
 def _not_all_came(told: str, timeout: timedelta) -> str:
+    """A message for the rank that has waited in vain, from the words of torch's error."""
     rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
     master = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    came = re.search(r"(\d+)/\d+ clients joined", told)  # only rank 0 counts
+    came = re.search(r"(\d+)/\d+ clients joined", told)  # torch says it on rank 0 only
     if came:
         how_many = f"{came[1]} of {world} ranks came to {master}"
     elif "connect" in told:
@@ -76,10 +82,10 @@ def _not_all_came(told: str, timeout: timedelta) -> str:
     else:
         how_many = f"rank {rank} of {world} waited in vain for the others at {master}"
     return (
-        f"node {os.uname().nodename}: {how_many}, within {timeout.total_seconds():g} s (train.timeout_minutes). Look "
-        "whether every node has started its launcher, with its own node rank, the same number of nodes and the same "
-        "master address and port; whether that address is the first node's and no firewall is between; and whether "
-        "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME has to name the network"
+        f"node {os.uname().nodename}: {how_many}, within {timeout.total_seconds():g} s (train.timeout_minutes). "
+        "Check whether every node has started its launcher, with its own node rank, the same number of nodes and the "
+        "same master address and port; whether that address is the first node's and no firewall is between them; and "
+        "whether GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME has to name the network interface"
     )
 
 
@@ -89,17 +95,17 @@ def this_device() -> torch.device:
 
 
 def memory_gib() -> float:
-    """Peak GPU memory of this rank in GiB, or its resident memory now where there is no GPU."""
+    """The peak GPU memory of this rank in GiB; where there is no GPU, its resident memory at this moment."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return psutil.Process().memory_info().rss / 2**30
 
 
 def peak_resident_gib() -> float:
-    """The largest resident memory that this process ever had, in GiB."""
+    """The largest resident memory that this process has had so far, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def peak_memory_gib() -> float:
-    """Peak GPU memory of this rank in GiB, or its largest resident memory where there is no GPU."""
+    """The peak GPU memory of this rank in GiB; where there is no GPU, its largest resident memory so far."""
     return memory_gib() if torch.cuda.is_available() else peak_resident_gib()

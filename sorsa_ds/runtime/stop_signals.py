@@ -1,10 +1,10 @@
-"""SIGTERM and SIGUSR1: the warnings that a job is about to be ended. Every rank stops at the same micro-step.
+"""SIGTERM and SIGUSR1 warn that a job is about to be ended. All ranks then stop at the same micro-step.
 
-Schedulers send them to all processes of a job, to one, or to a launcher that passes them on at its leisure; the ranks
-therefore agree, before each micro-step and on the CPU alone, whether any of them has been warned.
+Schedulers send these signals to all processes of a job, to one of them, or to a launcher that passes them on some time
+later. The ranks therefore agree before each micro-step, between their CPUs, whether any of them has been warned.
 
-Python runs signal handlers in the main thread, which may be waiting inside a collective for a rank that is dead. A
-second thread, woken by the signal itself, then ends this process.
+Python runs signal handlers in the main thread, which may be waiting inside a collective for a rank that is dead. In
+that case a second thread, which the signal itself wakes, ends this process.
 """
 
 import os
@@ -22,49 +22,49 @@ from sorsa_ds.runtime import collectives
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: saved; the same command with `--resume auto` goes on."""
+"""EX_TEMPFAIL of sysexits.h: the run is saved, and the same command with `--resume auto` continues it."""
 
 
 class Preempted(Exception):
-    """The run was told to stop, and has; the message says what was saved and how to go on."""
+    """The run was told to stop, and has stopped. The message says what was saved and how to continue."""
 
 
 class StopRequest(Exception):
-    """The run is told to stop; the message is the signal's name."""
+    """The run is being told to stop. The message is the name of the signal."""
 
 
 def leave_when_told() -> None:
-    """Until training begins there is nothing to save: leave at a signal, to be started again."""
+    """End the process at a signal, with the exit code that asks to be started again: nothing is there to save yet."""
     for number in SIGNALS:
         signal.signal(number, lambda *_: os._exit(EXIT_CODE))
 
 
 class StopSignals:
-    """Listens for the signals from its making on. A collective call.
+    """Listens for the signals, from its construction on. Constructing it is a collective call.
 
     Args:
-        timeout: how long a rank waits for the others' answers.
+        timeout: how long a rank waits for the other ranks' answers.
     """
 
     def __init__(self, timeout: timedelta = collectives.TIMEOUT):
         self._received = 0
-        # Asking the GPU would make the CPU wait for it at every micro-step.
+        # Asking through the GPU would make the CPU wait for the GPU at every micro-step.
         self._group = collectives.cpu_group(timeout)
         host, pid = os.uname().nodename, os.getpid()
         self._peers = [p for h, p in collectives.gather_lists([(host, pid)]) if h == host and p != pid]
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         for number in SIGNALS:
-            signal.signal(number, lambda *_: None)  # a handler must be there for the pipe to be written
+            signal.signal(number, lambda *_: None)  # Python writes to the pipe only where a handler is set
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         for watch, arguments in ((self._listen, (reading,)), (self._watch_launcher, (_launcher(),))):
             threading.Thread(target=watch, args=arguments, name="signals", daemon=True).start()
 
     def check(self) -> None:
-        """Return if no rank has received a signal. A collective call.
+        """Do nothing if no rank has received a signal. A collective call.
 
         Raises:
-            StopRequest: on every rank.
+            StopRequest: on every rank, if any rank has received one.
         """
         number = torch.tensor(self._received)
         if collectives.world_size() > 1:
@@ -73,6 +73,7 @@ class StopSignals:
             raise StopRequest(signal.Signals(int(number)).name)
 
     def _listen(self, reading: int) -> None:
+        """Note every signal that arrives. Runs in a thread of its own."""
         while True:
             number = os.read(reading, 1)[0]
             if number in SIGNALS:
@@ -80,27 +81,28 @@ class StopSignals:
                 threading.Thread(target=self._leave_with_the_dead, daemon=True).start()
 
     def _watch_launcher(self, launcher: list[psutil.Process]) -> None:
-        """DeepSpeed's command, ended by a signal, leaves its ranks to themselves: they take that as SIGTERM."""
+        """Count the end of DeepSpeed's launcher as SIGTERM: a signal ends it without reaching its ranks."""
         while all(_alive(process.pid) for process in launcher):
             time.sleep(0.5)
         self._received = self._received or signal.SIGTERM
 
     def _leave_with_the_dead(self) -> None:
-        """Launchers send SIGTERM too when a rank has died; nobody can be saved then."""
+        """End this process if a peer is dead: launchers send SIGTERM then too, and no rank can save any more."""
         while True:
             if not all(map(_alive, self._peers)):
-                time.sleep(5)  # a peer that left in good order: this rank is about to
+                time.sleep(5)  # the peer may have left in good order, and then this rank is about to
                 print(f"\n[rank {collectives.rank()}] stopped because another rank is gone", flush=True)
                 os._exit(1)
             time.sleep(0.5)
 
 
 def _launcher() -> list[psutil.Process]:
-    """The processes of DeepSpeed's launcher above this one."""
+    """The processes of DeepSpeed's launcher among the parents of this process."""
     found = []
-    with suppress(psutil.Error):  # of a process that this user may not look at
+    with suppress(psutil.Error):  # a parent may belong to another user
         for process in psutil.Process().parents():
-            # python .../bin/deepspeed ..., python -u -m deepspeed.launcher.launch ...; a shell around may end first.
+            # These are `python .../bin/deepspeed` and `python -u -m deepspeed.launcher.launch`. A shell above them is
+            # not watched, because it may end before its children.
             words = process.cmdline()[1:4]
             if not any(word.endswith("/deepspeed") or word == "deepspeed.launcher.launch" for word in words):
                 break
@@ -109,6 +111,7 @@ def _launcher() -> list[psutil.Process]:
 
 
 def _alive(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""A folder that is there whole or not at all: filled under a temporary name, made durable, then renamed."""
+"""Writing a folder that is either complete or absent: under a temporary name, then fsync, then a rename."""
 
 import os
 import shutil
@@ -8,17 +8,17 @@ from glob import escape
 from pathlib import Path
 
 from sorsa_ds.runtime.files import fsync
-from sorsa_ds.runtime.folder_lock import FILE, RunLock, is_held
+from sorsa_ds.runtime.folder_lock import LOCK_FILE, RunLock, is_held
 
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Context with an empty folder beside `target` to be filled, which gets that name at the end.
+    """A context that gives an empty folder beside `target` to be filled, and renames it to `target` at the end.
 
-    An error in the body removes it; what a killed process has left is removed by the next one.
+    An error in the body removes the folder. A folder that a killed process has left is removed by the next process.
 
     Raises:
-        OSError: it cannot be made, or there is a `target` already that is not empty.
+        OSError: the folder cannot be made, or `target` exists and is not empty.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in target.parent.glob(f"{escape(target.name)}.tmp-*"):
@@ -30,7 +30,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         temporary.mkdir()
         lock.acquire()
         yield temporary
-        (temporary / FILE).unlink()
+        (temporary / LOCK_FILE).unlink()
         for path in [*temporary.rglob("*"), temporary]:
             fsync(path)
         os.replace(temporary, target)

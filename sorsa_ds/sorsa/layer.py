@@ -1,9 +1,9 @@
-"""SorsaLinear: the maths of one adapted linear, and nothing about processes (SORSA, eq. 8).
+"""SorsaLinear: one adapted linear layer, its forward and its backward pass (SORSA, eq. 8).
 
     y = x W_r^T + scale * ((x V) * s) U^T + bias
 
 Shapes, used as suffixes of tensor names: T tokens (all leading dimensions of x), M out_features, N in_features,
-R rank. W_r (the residual) and the bias are frozen; U, s and V are trained.
+R rank. The residual W_r and the bias are frozen; U, s and V are trained.
 """
 
 import torch
@@ -15,9 +15,10 @@ from sorsa_ds.sorsa.residual_storage import Dense, Storage
 class _SorsaFunction(torch.autograd.Function):
     """The layer's forward and backward without ever forming the (M, N) product U diag(s) V^T.
 
-    Kept for backward: x and x V, nothing else that scales with the tokens. The parameters are saved as they are:
-    ZeRO-3 frees and re-gathers their storage between forward and backward, and a saved cast or view would keep it. So
-    it is with a packed residual: it is made dense in forward and once more in backward, and dense it never stays.
+    Of the tensors that scale with the tokens only x and x V are kept for the backward pass. Parameters are saved as
+    they are: ZeRO-3 frees and re-gathers their storage between forward and backward, and a saved cast or view would
+    keep that storage alive. For the same reason a packed residual is made dense in the forward pass and again in the
+    backward pass, and the dense matrix is not kept.
     """
 
     @staticmethod
@@ -28,7 +29,7 @@ class _SorsaFunction(torch.autograd.Function):
         z_TR = p_TN @ V_NR.to(dtype)
         y_TM = storage.linear(kept, x_TN, len(U_MR), None if bias_M is None else bias_M.to(dtype))
         y_TM.addmm_((z_TR * (scale * s_R)).to(dtype), U_MR.t().to(dtype))
-        # Under autocast x may be wider than what was multiplied: keep the narrow one.
+        # Under autocast x may have a wider dtype than what was multiplied; the narrower copy is kept.
         ctx.save_for_backward(p_TN if ctx.needs_input_grad[4] else None, z_TR, U_MR, s_R, V_NR, *kept)
         ctx.scale, ctx.storage, ctx.dtype, ctx.x_shape, ctx.x_dtype = scale, storage, dtype, x.shape, x.dtype
         ctx.one_input = x_principal is x
@@ -62,7 +63,7 @@ class _SorsaFunction(torch.autograd.Function):
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that the products are made in: autocast's where it is on, else the input's."""
+    """The dtype of the matrix products: autocast's where autocast is on, else the input's."""
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
@@ -71,22 +72,23 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 class SorsaLinear(nn.Module):
     """A linear layer W = W_r + scale * U diag(s) V^T with frozen W_r (SORSA, eq. 8).
 
-    Parameters: `residual` and what else its storage names, frozen ((M, N) where it is not packed); `U` (M, R), `s`
-    (R,), `V` (N, R) trainable; `bias` (M,) frozen or None.
+    Its trainable parameters are `U` (M, R), `s` (R,) and `V` (N, R). Frozen are the tensors of the residual, which are
+    named by its storage (one tensor `residual` (M, N) where it is not packed), and `bias` (M,), which may be None.
     U and V are both stored with the long dimension first, so that a flat ZeRO partition is a block of rows.
 
     Args:
         in_features, out_features: N and M.
         rank: R, 1 <= R <= min(M, N).
-        bias: whether there is one.
-        scale: alpha / rank; 1 in the papers.
-        dropout: probability on the principal branch's input, in training.
-        device: where the (uninitialised) tensors are made; `meta` for the streaming loader.
-        storage: how W_r is kept.
-        factor_dtype, bias_dtype: dtypes of U, s, V, and of the bias.
+        bias: whether the layer has a bias.
+        scale: factor on U diag(s) V^T: alpha / rank, or 1 as in the papers.
+        dropout: dropout probability on the principal branch's input, in training.
+        device: where the tensors are made, uninitialised; `meta` for the streaming loader.
+        storage: how W_r is stored.
+        factor_dtype: dtype of U, s and V.
+        bias_dtype: dtype of the bias.
 
     Raises:
-        ValueError: rank out of range.
+        ValueError: the rank is not in 1 .. min(M, N).
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class SorsaLinear(nn.Module):
         self.scale, self.dropout, self.storage = scale, dropout, storage
 
         def empty(*shape: int, dtype: torch.dtype, trainable: bool) -> nn.Parameter:
+            """An uninitialised parameter."""
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype), requires_grad=trainable)
 
         for name, (shape, dtype) in storage.tensors(torch.Size((out_features, in_features))).items():
@@ -128,5 +131,5 @@ class SorsaLinear(nn.Module):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        """The shape line that `print(model)` shows."""
+        """The layer's shape, as `print(model)` shows it."""
         return f"in={self.in_features}, out={self.out_features}, rank={self.rank}, bias={self.bias is not None}"

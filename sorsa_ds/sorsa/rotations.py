@@ -1,14 +1,22 @@
-"""The rotations that make U and V orthonormal and leave U diag(s) V^T as it is."""
+"""The (r, r) matrices that make U and V orthonormal without changing U diag(s) V^T.
+
+The mathematics stands in `sorsa_ds.engine.reorthonormalize`, which applies them to the sharded factors.
+"""
 
 import torch
 from torch import Tensor
 
 
 def rotations(gram_u: Tensor, s: Tensor, gram_v: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """T_U (r, r), s' (r) and T_V (r, r) from U^T U, s and V^T V; all float64 on the CPU.
+    """T_U (r, r), s' (r,) and T_V (r, r) with U T_U and V T_V orthonormal and U T_U diag(s') T_V^T V^T = U diag(s) V^T.
+
+    Args:
+        gram_u: U^T U (r, r), float64 on the CPU; so are the others.
+        s: (r,).
+        gram_v: V^T V (r, r).
 
     Returns:
-        None where a column of U or V depends on the others, or something is no number.
+        The three tensors; None where a column of U or V depends on the others, or a value is NaN or Inf.
     """
     (c_u, bad_u), (c_v, bad_v) = (torch.linalg.cholesky_ex(gram, upper=True) for gram in (gram_u, gram_v))
     core = (c_u * s) @ c_v.T
@@ -24,7 +32,7 @@ def rotations(gram_u: Tensor, s: Tensor, gram_v: Tensor) -> tuple[Tensor, Tensor
 
 
 def _nearest(likeness: Tensor) -> Tensor:
-    """For each old column (row of `likeness`) its new one: the likest pair first, then the likest of the rest."""
+    """The new column for each old one (a row of `likeness`): the most similar pair first, then that of the rest."""
     left, r = likeness.clone(), len(likeness)
     order = torch.empty(r, dtype=torch.long)
     for _ in range(r):

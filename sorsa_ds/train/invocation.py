@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from sorsa_ds.config.command_line import DEFAULT_DS_CONFIG, Errors, find_file, help_text, load, split
+from sorsa_ds.config.command_line import DEFAULT_DS_CONFIG, Errors, find_file, help_text, load_settings, split
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.run.paths import CONFIG, GIVEN_DS_CONFIG, run_of
 
@@ -60,6 +60,6 @@ def parse(argv: Sequence[str]) -> Invocation:
     with errors.noted():
         file = find_file("--config", options["config"], "launch/recipes/*.yaml") if "config" in options else None
     with errors.noted():
-        config = load(RunConfig, file, overrides, TRAIN_OPTIONS)
+        config = load_settings(RunConfig, file, overrides, TRAIN_OPTIONS)
     errors.stop()
     return Invocation(config, ds_config, resume)

@@ -130,7 +130,7 @@ def test_all_errors_are_reported_together(yaml_file):
     file = yaml_file("sorsa:\n  rank: 0\n  dropuot: 1\n")
     text = error("stray", "--train.seed", "--config", file, "train.steps=-1", "--ds_config", "nowhere.json")
     assert len(text.splitlines()) == 6
-    assert "'stray' is no setting" in text
+    assert "'stray' is not a setting" in text
     assert "--train.seed needs a value" in text
     assert f"sorsa.rank = 0: must be integer >= 1 ({file}:2)" in text
     assert f"did you mean sorsa.dropout? ({file}:3)" in text

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from sorsa_ds.config.batch_size import BatchSizes, settle
+from sorsa_ds.config.batch_size import BatchSizes, resolve_batch_sizes
 from sorsa_ds.config.deepspeed_json import (
-    BUFFERS,
     REFUSED,
-    load,
     precision_from_json,
-    resolve,
+    read_ds_config,
+    resolve_ds_config,
     train_settings,
     unknown_zero_keys,
 )
+from sorsa_ds.config.deepspeed_sections import BUFFERS
 from sorsa_ds.config.schema import TrainConfig
 
 SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
@@ -22,7 +22,7 @@ shipped = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 
 
 def settled(raw, world_size=2, device="cpu", precision="fp32", node_ranks=None, **train):
-    return resolve(raw, TrainConfig(**train), world_size, device, precision, node_ranks)
+    return resolve_ds_config(raw, TrainConfig(**train), world_size, device, precision, node_ranks)
 
 
 def refusal(raw, **how) -> str:
@@ -90,7 +90,7 @@ def test_clipping_off_is_written_as_zero():
     ],
 )
 def test_batch_identity_on_three_ranks(given, expected):
-    found = settle(3, *given)
+    found = resolve_batch_sizes(3, *given)
     assert found == BatchSizes(*expected)
     assert found.global_size == found.micro * found.accumulation * 3
 
@@ -107,7 +107,7 @@ def test_batch_identity_on_three_ranks(given, expected):
 )
 def test_indivisible_batch_names_the_nearest(given, message):
     with pytest.raises(ValueError) as caught:
-        settle(3, *given)
+        resolve_batch_sizes(3, *given)
     assert message in str(caught.value)
 
 
@@ -283,14 +283,14 @@ def test_broken_json_names_the_place(tmp_path, text, message):
     path = tmp_path / "ds.json"
     path.write_text(text)
     with pytest.raises(ValueError) as caught:
-        load(path)
+        read_ds_config(path)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
 
 
 def test_missing_json(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere\.json: No such file"):
-        load(tmp_path / "nowhere.json")
+        read_ds_config(tmp_path / "nowhere.json")
 
 
 def test_unknown_zero_keys_are_found():
@@ -304,7 +304,7 @@ def test_all_files_are_shipped():
 
 @shipped
 def test_shipped_file_leaves_the_choices_to_the_trainer(path):
-    raw = load(path)
+    raw = read_ds_config(path)
     assert unknown_zero_keys(raw) == []
     assert precision_from_json(raw) is None
     own = {key: value for key, value in raw.items() if key != "zero_optimization"}
@@ -318,7 +318,7 @@ def test_deepspeed_accepts_the_resolved_file(path, precision):
     """What DeepSpeed itself understands must be what was resolved."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    found = settled(load(path), world_size=1, precision=precision, global_batch_size=6, gradient_clipping=0.5)
+    found = settled(read_ds_config(path), world_size=1, precision=precision, global_batch_size=6, gradient_clipping=0.5)
     understood = DeepSpeedConfig(found.ds)
     assert understood.zero_optimization_stage == found.zero_stage == int("".join(filter(str.isdigit, path.stem)))
     assert (understood.train_batch_size, understood.train_micro_batch_size_per_gpu) == (6, 2)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sorsa_ds.config import deepspeed_json, recipes
-from sorsa_ds.config.command_line import load
+from sorsa_ds.config.command_line import load_settings
 from sorsa_ds.config.schema import LoadingConfig, RunConfig
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import select_targets
@@ -30,7 +30,7 @@ TRAINABLE = {  # in millions; the papers' where they tell them, else r (m + n + 
 
 
 def config_of(name: str) -> RunConfig:
-    return load(RunConfig, recipes.FOLDER / f"{name}.yaml")
+    return load_settings(RunConfig, recipes.FOLDER / f"{name}.yaml")
 
 
 def hardware(name: str) -> tuple[str, int, int]:
@@ -43,8 +43,8 @@ def hardware(name: str) -> tuple[str, int, int]:
 
 def settled(name: str, world_size: int) -> deepspeed_json.Resolved:
     config = config_of(name)
-    raw = deepspeed_json.load(ROOT / hardware(name)[0])
-    return deepspeed_json.resolve(raw, config.train, world_size, "cuda", config.train.precision)
+    raw = deepspeed_json.read_ds_config(ROOT / hardware(name)[0])
+    return deepspeed_json.resolve_ds_config(raw, config.train, world_size, "cuda", config.train.precision)
 
 
 def bare(model: str):
@@ -106,13 +106,17 @@ def test_the_regulariser_is_as_strong_as_the_published_runs(name):
     gamma = 5e-4 if name.startswith("analysis") else 4e-4
 
     def strength(settings, accumulation):
-        return regularizer.resolve(settings, learning_rate=config.train.learning_rate, accumulation_steps=accumulation)
+        return regularizer.resolve_regularizer(
+            settings, learning_rate=config.train.learning_rate, accumulation_steps=accumulation
+        )
 
     published = strength(config.regularizer, settled(name, 1).gradient_accumulation_steps)
     assert published.coefficient == pytest.approx(gamma / 3e-5 / 64)
     assert (published.form, published.reduction) == ("norm", "mean")
     advice = re.findall(r"regularizer\.(\w+)=(\S+)", recipes.head(recipes.FOLDER / f"{name}.yaml"))
-    more = load(RunConfig, recipes.FOLDER / f"{name}.yaml", [(f"regularizer.{key}", text) for key, text in advice])
+    more = load_settings(
+        RunConfig, recipes.FOLDER / f"{name}.yaml", [(f"regularizer.{key}", text) for key, text in advice]
+    )
     assert len(advice) == 2
     assert strength(more.regularizer, 8) == published
     with pytest.raises(ValueError, match="128 is not 2 ranks x micro-batch 2 x 64 accumulation steps"):
@@ -139,13 +143,13 @@ def test_rewriting_keeps_head_and_values_and_explains_every_key(tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("# Mine.\n#\n#   run it\n\ntrain: {seed: 3}   # old\nsorsa:\n  # old\n  rank: 8\n")
     text = recipes.rewritten(recipe)
-    assert text.startswith("# Mine.\n#\n#   run it\n\n# Which linears are adapted")
+    assert text.startswith("# Mine.\n#\n#   run it\n\n# Which linear layers are adapted")
     assert "old" not in text
     assert re.search(r"# \(integer >= 1; default 16\)\n  rank: 8\n", text)
     assert re.search(r"# Seed of .*\n(  #.*\n)?  # \(integer >= 0; default 0\)\n  seed: 3\n", text)
-    before = load(RunConfig, recipe)
+    before = load_settings(RunConfig, recipe)
     recipe.write_text(text)
-    assert load(RunConfig, recipe) == before
+    assert load_settings(RunConfig, recipe) == before
     assert recipes.rewritten(recipe) == text
 
 

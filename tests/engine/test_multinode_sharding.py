@@ -216,7 +216,7 @@ def test_between_nodes_travel_gradients_factors_once_a_step_and_gram_matrices(
 
 def test_what_does_not_fit_is_advised_to_be_cut_over_all_ranks(tiny_llama):
     inside = job_of(3, gpus=2, nodes=8, zero={"zero_hpz_partition_size": "auto", "reduce_bucket_size": 10**8})
-    model, file = facts(tiny_llama, inside), settings.load(ROOT / "ds_configs" / "zero3.json")
+    model, file = facts(tiny_llama, inside), settings.read_ds_config(ROOT / "ds_configs" / "zero3.json")
     over_all = memory(Job.of(inside.config, file, inside.hardware), model)
     assert memory(inside, model).total > over_all.total
     tight = replace(inside, hardware=replace(inside.hardware, gpu_memory=math.ceil(over_all.total / (1 - HEADROOM))))

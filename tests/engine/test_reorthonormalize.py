@@ -233,7 +233,7 @@ def test_a_resumed_run_keeps_the_rhythm(project, capfd):
 
 
 def test_the_setting_belongs_to_sorsa_and_is_off_by_default():
-    assert resolve(RegularizerConfig(), learning_rate=1e-3, accumulation_steps=1).rhythm() == ""
+    assert resolve_regularizer(RegularizerConfig(), learning_rate=1e-3, accumulation_steps=1).rhythm() == ""
     config = RunConfig(method="pissa", regularizer=RegularizerConfig(reorthonormalize=4))
     with pytest.raises(ValueError, match="pissa has no use for regularizer.reorthonormalize=4"):
         check_settings(config, 2, choose("fp32", None, "cpu"))

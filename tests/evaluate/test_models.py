@@ -13,7 +13,8 @@ from sorsa_ds.export.command import export
 from sorsa_ds.run.merge import merge_dense
 from sorsa_ds.runtime import precision
 from sorsa_ds.sorsa.layer import SorsaLinear
-from sorsa_ds.sorsa.residual_storage import Dense, Nf4
+from sorsa_ds.sorsa.packed_storage import Nf4
+from sorsa_ds.sorsa.residual_storage import Dense
 from sorsa_ds.train.invocation import parse
 from sorsa_ds.train.setup import assemble
 from tests.helpers.evaluated import asked, run
@@ -137,7 +138,7 @@ def _layer(storage):
 
 
 def _precision(name):
-    return precision.choose(name, None, "cpu")
+    return precision.resolve_precision(name, None, "cpu")
 
 
 def test_merging_makes_plain_linears_that_compute_the_same_and_leaves_buffers_alone():

@@ -27,7 +27,7 @@ from sorsa_ds.export.lora import served_by_vllm
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.sharding import Whole
 from sorsa_ds.runtime.folder_lock import RunLock, is_held
-from sorsa_ds.runtime.precision import choose
+from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.sorsa import residual_storage
 from tests.helpers.architectures import exactly, save
 from tests.helpers.chat_tokenizer import chat_tokenizer
@@ -44,10 +44,10 @@ REPORT = {"steps": 7, "loss_first": 2.5, "loss_last": 1.25, "eval_loss_start": 2
 
 def finished_run(base: Path, folder: Path, precision="fp32", size=0.1, storage="auto", **sorsa) -> Path:
     """The folder of a run that has moved every factor by about `size`, made without the trainer."""
-    formats = choose(precision, None, "cpu")
+    formats = resolve_precision(precision, None, "cpu")
     config = RunConfig(
         model=str(base), sorsa=SorsaConfig(**{"rank": 4, **sorsa}),
-        residual=residual_storage.settle(ResidualConfig(storage=storage), formats),
+        residual=residual_storage.resolve_residual(ResidualConfig(storage=storage), formats),
         train=TrainConfig(precision=precision, learning_rate=1e-3, global_batch_size=8),
     )  # fmt: skip
     initial, trained = {}, {}

@@ -441,7 +441,7 @@ def test_gpt2s_transposed_linears_are_adapted_too(project, tmp_path, method):
     ],
 )
 def test_what_would_be_ignored_is_refused_by_name(config, stage, message):
-    formats = choose("fp32", None, "cpu")
+    formats = resolve_precision("fp32", None, "cpu")
     with pytest.raises(ValueError, match=message):
         settings.check_settings(config, stage, formats)
     settings.check_settings(settings.without_ignored(config), 2, formats)

@@ -11,15 +11,15 @@ from sorsa_ds.model.factor_source import factor_source
 from sorsa_ds.model.init_report import as_json, table
 from sorsa_ds.model.sharding import Whole
 from sorsa_ds.model.targets import Target
-from sorsa_ds.runtime.precision import choose as choose_precision
-from sorsa_ds.sorsa.residual_storage import choose
+from sorsa_ds.runtime.precision import resolve_precision
+from sorsa_ds.sorsa.residual_storage import resolve_storage
 from sorsa_ds.train.start_check import largest_gap
 from tests.helpers.architectures import exactly, save
 from tests.helpers.sorsa_models import load_sorsa_model
 
 CPU = torch.device("cpu")
 LAYERS = ["model.layers.3.self_attn.q_proj", "model.layers.20.self_attn.v_proj", "model.layers.12.mlp.down_proj"]
-FP32 = choose_precision("fp32", None, "cpu")
+FP32 = resolve_precision("fp32", None, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def weights(embedded_model):
 def refined(weight, name, rank, rounds, *, storage="nf4", alpha=None, precision=FP32, cache="off"):
     """The factors that a run would start from, and what is lost then: ||W - (Q + U s V^T)|| / ||W||, in float64."""
     config, sorsa = ResidualConfig(storage=storage, iterations=rounds), SorsaConfig(svd_cache=cache, alpha=alpha)
-    kept = choose(config, precision, CPU)
+    kept = resolve_storage(config, precision, CPU)
     target = Target(name, *weight.shape, rank, False, False)
     factors = factor_source(sorsa, config, kept, precision)(target, weight)
     U, V = (x.to(precision.compute_dtype).double() for x in (factors.U, factors.V))
@@ -47,7 +47,7 @@ def refined(weight, name, rank, rounds, *, storage="nf4", alpha=None, precision=
 @pytest.mark.parametrize("storage", ["nf4", "nf4_double", "int8"])
 def test_the_error_is_below_plain_quantisation_and_falls_with_rounds_and_rank(weights, name, storage):
     weight = weights[name]
-    kept = choose(ResidualConfig(storage=storage), FP32, CPU)
+    kept = resolve_storage(ResidualConfig(storage=storage), FP32, CPU)
     plain = ((weight - kept.dense(kept.pack(weight), tuple(weight.shape), torch.float32)).norm() / weight.norm()).item()
     errors = {(r, t): refined(weight, name, r, t, storage=storage)[1] for r in (16, 64) for t in (1, 3)}
     assert errors[16, 1] < 0.97 * plain
@@ -62,7 +62,7 @@ def test_the_error_is_below_plain_quantisation_and_falls_with_rounds_and_rank(we
 def test_refined_factors_are_a_decomposition_of_what_quantising_left(weights):
     weight = weights[LAYERS[1]]
     first, _ = refined(weight, LAYERS[1], 8, 1)
-    kept = choose(ResidualConfig(storage="nf4"), FP32, CPU)
+    kept = resolve_storage(ResidualConfig(storage="nf4"), FP32, CPU)
     rest = (weight.double() - (first.U.double() * first.s.double()) @ first.V.double().T).float()
     left = weight - kept.dense(kept.pack(rest), tuple(rest.shape), torch.float32)
     second, _ = refined(weight, LAYERS[1], 8, 2)
@@ -79,7 +79,7 @@ def test_rounds_go_with_a_scale_and_with_rounded_factors(weights):
     weight = weights[LAYERS[1]]
     once, thrice = (refined(weight, LAYERS[1], 16, t, alpha=8.0)[1] for t in (1, 3))
     assert thrice < 0.9 * once  # with half the factors in W_r, the second round has the more to give
-    mixed = choose_precision("mixed", None, "cpu")
+    mixed = resolve_precision("mixed", None, "cpu")
     assert refined(weight, LAYERS[1], 16, 3, precision=mixed)[1] < 0.97 * refined(weight, LAYERS[1], 16, 1)[1]
 
 
@@ -97,7 +97,7 @@ def test_the_cache_knows_the_quantisation(weights, tmp_path):
     assert files("nf4", 2) == 2
     assert files("nf4", 3) == 3
     assert files("nf4_double", 2) == 4
-    assert files("nf4", 2, choose_precision("mixed", None, "cpu")) == 5
+    assert files("nf4", 2, resolve_precision("mixed", None, "cpu")) == 5
 
 
 def test_the_report_has_both_errors(tmp_path):

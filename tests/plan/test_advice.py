@@ -40,11 +40,13 @@ def recipe_lines():
 @pytest.mark.parametrize("words", recipe_lines())
 def test_every_recipe_fits_the_hardware_that_it_names(words):
     options = {word[2:]: words[i + 1] for i, word in enumerate(words) if word.startswith("--")}
-    config = command_line.load(RunConfig, ROOT / options["config"])
+    config = command_line.load_settings(RunConfig, ROOT / options["config"])
     if "rwkv" in options["config"]:
         pytest.importorskip("fla", reason="needs flash-linear-attention: pip install -e '.[rwkv]'")
     hardware = Hardware(gpus=int(options["gpus"]), nodes=int(options["nodes"]), gpu_memory=size(options["gpu_memory"]))
-    planned = plan(shipped(config.model), Job.of(config, settings.load(ROOT / options["ds_config"]), hardware))
+    planned = plan(
+        shipped(config.model), Job.of(config, settings.read_ds_config(ROOT / options["ds_config"]), hardware)
+    )
     assert planned.fits, as_text(planned)
     assert not planned.advice
 
@@ -75,10 +77,10 @@ def test_advice_is_what_planning_with_it_gives(given, gpus, limit):
     for way in planned.advice:
         options, overrides = command_line.split(way.settings.split(), ["ds_config"], command_line.Errors())
         # The command line is the user's own, which says the model and leaves to the JSON what the JSON says.
-        advised = command_line.load(RunConfig, None, [("model", LLAMA), *overrides])
+        advised = command_line.load_settings(RunConfig, None, [("model", LLAMA), *overrides])
         own = {key: "auto" if f"train.{settings.ONE_PLACE.get(key)}" in dict(overrides) else value
                for key, value in given.items()}  # fmt: skip
-        file = settings.load(ROOT / options["ds_config"]) if options else own
+        file = settings.read_ds_config(ROOT / options["ds_config"]) if options else own
         as_told = Job.of(advised, file, hardware)
         needed = memory(as_told, facts(shipped(LLAMA), as_told))
         assert (way.gpu, way.host) == (needed.total, gpus * needed.total_host)
@@ -88,7 +90,7 @@ def test_advice_is_what_planning_with_it_gives(given, gpus, limit):
 
 
 def test_memory_of_the_node_is_judged_where_it_is_known():
-    config, given = RunConfig(model=LLAMA), settings.load(ROOT / "ds_configs" / "zero3_offload.json")
+    config, given = RunConfig(model=LLAMA), settings.read_ds_config(ROOT / "ds_configs" / "zero3_offload.json")
     unknown = Job.of(config, given, Hardware(gpus=4))
     needed = memory(unknown, facts(shipped(LLAMA), unknown))
     assert needed.total_host > 3 * GIB

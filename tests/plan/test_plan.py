@@ -262,7 +262,7 @@ def test_counts_are_the_published_ones_without_weights(model, rank, trainable, f
     assert found.kept.counted
 
 
-@pytest.mark.parametrize("key", settings.BUFFERS)
+@pytest.mark.parametrize("key", deepspeed_sections.BUFFERS)
 def test_auto_is_deepspeeds_default(folder, key):
     for stage in (2, 3):
         auto, absent = (Job.of(RunConfig(), {"zero_optimization": {"stage": stage, **zero}}, Hardware(gpus=2))

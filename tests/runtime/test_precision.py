@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sorsa_ds.runtime import precision
-from sorsa_ds.runtime.precision import choose, set_threads
+from sorsa_ds.runtime.precision import resolve_precision, set_threads
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def hardware(monkeypatch):
 )
 def test_auto_goes_by_the_hardware(hardware, machine, device, name):
     hardware(**machine)
-    chosen = choose("auto", None, device)
+    chosen = resolve_precision("auto", None, device)
     assert chosen.name == name
     assert chosen.why.startswith(f"Precision {name} (chosen): ")
 
@@ -43,7 +43,7 @@ def test_probes_that_this_torch_lacks_count_as_no(hardware, monkeypatch):
     hardware(amx=True, avx=True)
     for probe in precision._CPU_PROBES.values():
         monkeypatch.delattr(torch.cpu, probe)
-    assert choose("auto", None, "cpu").name == "fp32"
+    assert resolve_precision("auto", None, "cpu").name == "fp32"
 
 
 def test_dtypes_of_each_precision(hardware):
@@ -51,7 +51,7 @@ def test_dtypes_of_each_precision(hardware):
     dtypes = {
         name: (p.compute_dtype, p.residual_dtype, p.factor_dtype)
         for name in ("fp32", "mixed", "bf16")
-        for p in [choose(name, None, "cpu")]
+        for p in [resolve_precision(name, None, "cpu")]
     }
     assert dtypes == {
         "fp32": (torch.float32, torch.float32, torch.float32),
@@ -62,7 +62,7 @@ def test_dtypes_of_each_precision(hardware):
 
 def test_json_decides_where_the_setting_is_auto(hardware):
     hardware()
-    chosen = choose("auto", "bf16", "cpu")
+    chosen = resolve_precision("auto", "bf16", "cpu")
     assert chosen.name == "bf16"
     assert "as the DeepSpeed JSON asks" in chosen.why
     assert "slow" in chosen.why
@@ -70,16 +70,16 @@ def test_json_decides_where_the_setting_is_auto(hardware):
 
 def test_setting_and_json_may_not_differ(hardware):
     hardware(avx=True)
-    assert choose("bf16", "bf16", "cpu").name == "bf16"
+    assert resolve_precision("bf16", "bf16", "cpu").name == "bf16"
     with pytest.raises(ValueError, match=r"train\.precision is fp32, but the DeepSpeed JSON asks for bf16"):
-        choose("fp32", "bf16", "cpu")
+        resolve_precision("fp32", "bf16", "cpu")
 
 
 @pytest.mark.parametrize("name", ["mixed", "bf16"])
 def test_gpu_without_bf16_refuses(hardware, name):
     hardware()
     with pytest.raises(ValueError, match=f"precision {name} needs a GPU with bf16, but Some GPU does not"):
-        choose(name, None, "cuda")
+        resolve_precision(name, None, "cuda")
 
 
 @pytest.fixture

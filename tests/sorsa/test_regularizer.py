@@ -90,14 +90,14 @@ def test_fragments_of_any_world_size_make_the_gradient_of_the_whole(world, form,
 
 def test_default_preset_is_independent_of_accumulation():
     for steps in (1, 64):
-        resolved = resolve(RegularizerConfig(), learning_rate=3e-5, accumulation_steps=steps)
+        resolved = resolve_regularizer(RegularizerConfig(), learning_rate=3e-5, accumulation_steps=steps)
         assert resolved == Regularizer("norm", "mean", 0.2)
 
 
 def test_published_setups():
     """Llama 2 7B (lr 3e-5, accumulation 64): the two readings of one gamma differ by 448 x 64 (method, section 2)."""
     reference, paper = (
-        resolve(RegularizerConfig(preset=preset), learning_rate=3e-5, accumulation_steps=64)
+        resolve_regularizer(RegularizerConfig(preset=preset), learning_rate=3e-5, accumulation_steps=64)
         for preset in ("reference", "paper")
     )
     assert reference == Regularizer("norm", "mean", pytest.approx(4e-4 / 3e-5 / 64))
@@ -110,9 +110,9 @@ def test_published_setups():
 
 def test_own_fields_win_over_the_preset():
     config = RegularizerConfig(preset="paper", form="squared", gamma="0.5 * lr", reduction="mean")
-    assert resolve(config, learning_rate=1e-3, accumulation_steps=8) == Regularizer("squared", "mean", 0.5)
+    assert resolve_regularizer(config, learning_rate=1e-3, accumulation_steps=8) == Regularizer("squared", "mean", 0.5)
     config = RegularizerConfig(gamma=0.0)
-    assert resolve(config, learning_rate=1e-3, accumulation_steps=8).coefficient == 0
+    assert resolve_regularizer(config, learning_rate=1e-3, accumulation_steps=8).coefficient == 0
 
 
 @pytest.mark.parametrize("gamma", ["0.2", "lr", "0.2*rate", "-1*lr", "nan*lr", "inf*lr"])

@@ -117,7 +117,7 @@ def test_large_matrices_are_packed_piece_by_piece(name, monkeypatch):
     torch.manual_seed(0)
     matrix = torch.randn(40, 77)
     whole = PACKED[name].pack(matrix)
-    monkeypatch.setattr("sorsa_ds.sorsa.residual_storage._CHUNK", 1024)
+    monkeypatch.setattr("sorsa_ds.sorsa.packed_storage._CHUNK", 1024)
     assert all(torch.equal(a, b) for a, b in zip(PACKED[name].pack(matrix), whole, strict=True))
 
 
@@ -155,14 +155,14 @@ def test_a_product_is_that_of_the_dense_matrix(name, dtype, bias):
 
 
 def test_a_4_bit_product_is_left_to_bitsandbytes(monkeypatch):
-    calls, ops = [], sorsa_ds.sorsa.residual_storage._ops()
+    calls, ops = [], sorsa_ds.sorsa.packed_storage._ops()
 
     class Watched:
         def gemm_4bit(self, *arguments):
             calls.append(arguments)
             return ops.gemm_4bit(*arguments)
 
-    monkeypatch.setattr("sorsa_ds.sorsa.residual_storage._ops", Watched)
+    monkeypatch.setattr("sorsa_ds.sorsa.packed_storage._ops", Watched)
     for storage in (PACKED["nf4"], PACKED["nf4_double"]):
         kept = [_in_a_buffer(t, offset=3) for t in storage.pack(torch.randn(30, 128))]
         storage.linear(kept, torch.randn(5, 128), 30, None)
@@ -212,14 +212,14 @@ def test_no_tokens_at_all_go_through_as_through_a_linear(storage):
 @pytest.mark.parametrize(("features", "in_forward"), [(70, 1), (128, 0)])  # 128: the product is bitsandbytes' own
 def test_nothing_dense_is_kept_for_backward(monkeypatch, features, in_forward):
     layer = quantised_layer(PACKED["nf4"], n=features, dtype=torch.float32)
-    kept, made, matrix = [], [], sorsa_ds.sorsa.residual_storage._matrix
+    kept, made, matrix = [], [], sorsa_ds.sorsa.packed_storage._matrix
 
     def watched(*arguments):
         dense = matrix(*arguments)
         made.append(weakref.ref(dense))
         return dense
 
-    monkeypatch.setattr("sorsa_ds.sorsa.residual_storage._matrix", watched)
+    monkeypatch.setattr("sorsa_ds.sorsa.packed_storage._matrix", watched)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         y = layer(torch.randn(5, features, requires_grad=True))
     assert [ref() for ref in made] == [None] * in_forward
@@ -370,17 +370,19 @@ def test_a_bf16_engine_leaves_codes_and_scales_alone(llama):
 
 def test_auto_is_what_the_precision_says():
     for precision, name, dtype in (("fp32", "fp32", torch.float32), ("mixed", "bf16", torch.bfloat16)):
-        formats = choose_precision(precision, None, "cpu")
-        assert settle(ResidualConfig(), formats).storage == name
-        assert choose(ResidualConfig(), formats, CPU) == Dense(dtype)
-    assert choose(ResidualConfig(storage="bf16"), choose_precision("fp32", None, "cpu"), CPU) == Dense(torch.bfloat16)
+        formats = resolve_precision(precision, None, "cpu")
+        assert resolve_residual(ResidualConfig(), formats).storage == name
+        assert resolve_storage(ResidualConfig(), formats, CPU) == Dense(dtype)
+    assert resolve_storage(ResidualConfig(storage="bf16"), resolve_precision("fp32", None, "cpu"), CPU) == Dense(
+        torch.bfloat16
+    )
     asked = ResidualConfig(storage="nf4_double", block_size=128)
-    assert choose(asked, choose_precision("mixed", None, "cpu"), CPU) == Nf4Double(128)
+    assert resolve_storage(asked, resolve_precision("mixed", None, "cpu"), CPU) == Nf4Double(128)
 
 
 def test_what_cannot_be_is_refused_with_the_reason(monkeypatch):
     with pytest.raises(ValueError, match="fp32 does not go with precision bf16"):
-        choose(ResidualConfig(storage="fp32"), choose_precision("bf16", None, "cpu"), CPU)
+        resolve_storage(ResidualConfig(storage="fp32"), resolve_precision("bf16", None, "cpu"), CPU)
     with pytest.raises(ValueError, match="2 rounds need a quantised residual.storage, not auto"):
         ResidualConfig(iterations=2)
 
@@ -389,4 +391,4 @@ def test_what_cannot_be_is_refused_with_the_reason(monkeypatch):
 
     monkeypatch.setattr("bitsandbytes.functional.quantize_blockwise", without_kernel)
     with pytest.raises(ValueError, match="residual.storage: int8 does not work on cpu: no kernel for this device"):
-        choose(ResidualConfig(storage="int8"), choose_precision("fp32", None, "cpu"), CPU)
+        resolve_storage(ResidualConfig(storage="int8"), resolve_precision("fp32", None, "cpu"), CPU)

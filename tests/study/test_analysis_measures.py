@@ -193,7 +193,7 @@ def test_a_chain_of_close_values_is_cut():
 
 def kept_as(run: Path, precision: str, storage: str) -> None:
     """Let a handmade run have been one of that precision and residual."""
-    config = command_line.load(RunConfig, run / "config.yaml")
+    config = command_line.load_settings(RunConfig, run / "config.yaml")
     config = replace(config, train=replace(config.train, precision=precision), residual=ResidualConfig(storage=storage))
     model = skeleton(Path(config.model), LoadingConfig())
     adapter_file.describe_adapter(

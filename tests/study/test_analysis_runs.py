@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
-from sorsa_ds.config.command_line import load
+from sorsa_ds.config.command_line import load_settings
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, RegularizerConfig, RunConfig
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.run.recorder import SnapshotRecorder
@@ -74,7 +74,7 @@ def test_without_snapshots_the_settings_name_the_linears(tmp_path):
 
 def test_a_run_that_goes_on_stores_the_same_linears(tmp_path):
     run, _ = handmade(tmp_path, "llama", "sorsa", analysis=ONE)
-    config = load(RunConfig, run / "config.yaml")
+    config = load_settings(RunConfig, run / "config.yaml")
     model = skeleton(Path(config.model), LoadingConfig())
     check_continues(model, config, run, 4)
 

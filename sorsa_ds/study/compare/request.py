@@ -80,7 +80,7 @@ def parse(argv: Sequence[str]) -> Request:
             else None
         )
     with errors.noted():
-        base = command_line.absolute(command_line.load(RunConfig, file, overrides, OPTIONS))
+        base = command_line.with_absolute_paths(command_line.load_settings(RunConfig, file, overrides, OPTIONS))
         _refuse_own(base)
     with errors.noted():
         methods = read_methods(options["methods"])

@@ -1,0 +1,153 @@
+"""The settings of SORSA and of the methods that it is compared with. A field's docstring is its help text."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sorsa_ds.config.declare import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, settings
+
+MethodName = Literal["sorsa", "lora", "pissa", "adalora", "dora", "olora", "full", "partial"]
+
+
+def relative_gamma(text: str) -> float:
+    """The factor of a gamma that is given relative to the learning rate, such as 0.2 from `0.2*lr`.
+
+    Raises:
+        ValueError: the text has another form, or the factor is negative or infinite.
+    """
+    number, star, rate = text.replace(" ", "").partition("*")
+    try:
+        factor = float(number)
+    except ValueError:
+        factor = -1.0
+    if star != "*" or rate != "lr" or not 0 <= factor < float("inf"):
+        raise ValueError(f"regularizer.gamma: {text!r} is neither a number >= 0 nor `<number>*lr`, as in `0.2*lr`")
+    return factor
+
+
+@settings
+class SorsaConfig:
+    """Which linear layers are adapted, and how (SORSA, eq. 8)."""
+
+    targets: list[str] | str = "all-linear"
+    """`all-linear` (every linear layer but the output head and RWKV6's small mixing projections), or a list of module
+    names, name suffixes (`q_proj`) or globs."""
+
+    rank: PositiveInt = 16
+    """Number r of singular triplets that are trained in each adapted linear layer. It may not exceed min(out, in) of
+    any of these layers."""
+
+    rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
+    """Ranks of single layers: name, suffix or glob -> rank. The first match takes the place of `rank`."""
+
+    alpha: PositiveFloat | None = None
+    """The principal branch U diag(s) V^T is scaled by alpha / rank, and W_r is computed accordingly. Unset: the scale
+    is 1, as in the papers."""
+
+    dropout: Fraction = 0.0
+    """Dropout probability on the input of the principal branch, in training only."""
+
+    svd: Literal["randomized", "exact"] = "randomized"
+    """`randomized`: block Krylov iteration to `svd_tolerance`, seeded by the layer's name, or the exact decomposition
+    where that is faster. `exact`: always the exact decomposition."""
+
+    svd_tolerance: PositiveFloat = 1e-2
+    """The iteration ends when the energy of W_r exceeds the smallest possible one by at most this fraction."""
+
+    svd_max_iterations: PositiveInt = 16
+    """Largest number of iterations. Layers that reach it before the tolerance are named."""
+
+    svd_cache: str = "auto"
+    """Folder that keeps decompositions for later runs, which may use another number of ranks. `auto`: the user's cache
+    folder (SORSA_CACHE). `off`: keep none. A layer takes about 4 rank (out + in) bytes."""
+
+
+@settings
+class BaselineConfig:
+    """Settings that only one of the other methods has. All methods share sorsa.targets, rank, rank_pattern, alpha and
+    dropout. LoRA's product is scaled by alpha / rank too, and by 1 where alpha is unset, as in the papers'
+    comparisons."""
+
+    pissa_iterations: NonNegativeInt = 0
+    """PiSSA: iterations of PEFT's fast decomposition (`pissa_niter_4` has 4). 0: the exact decomposition."""
+
+    adalora_init_rank: PositiveInt | None = None
+    """AdaLoRA: rank of every linear layer at the beginning. Unset: sorsa.rank."""
+
+    adalora_target_rank: PositiveInt | None = None
+    """AdaLoRA: mean rank at the end. Unset: sorsa.rank, as in the papers, where the rank is therefore not reduced."""
+
+    adalora_t_init: NonNegativeInt | None = None
+    """AdaLoRA: steps before the ranks are first reduced. Unset: a tenth of all steps."""
+
+    adalora_t_final: NonNegativeInt | None = None
+    """AdaLoRA: steps at the end in which the ranks stay as they are. Unset: half of all steps."""
+
+    adalora_delta_t: PositiveInt = 10
+    """AdaLoRA: steps between two allocations of ranks."""
+
+    adalora_beta1: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    """AdaLoRA: decay rate of the averaged importance."""
+
+    adalora_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    """AdaLoRA: decay rate of the averaged uncertainty of the importance."""
+
+    adalora_orthogonal_weight: NonNegativeFloat = 0.5
+    """AdaLoRA: coefficient of the orthogonality term that PEFT adds to the loss."""
+
+
+@settings
+class ResidualConfig:
+    """How the frozen residual W_r is stored. U, s and V are trained in full precision with any storage."""
+
+    storage: Literal["auto", "fp32", "bf16", "nf4", "nf4_double", "int8"] = "auto"
+    """Number format of W_r. With blocks of 64 weights, `nf4` takes 4.5 bits per weight (4 bits, and an fp32 scale per
+    block), `nf4_double` 4.13 (the scales take 8 bits), `int8` 8.5. `auto`: fp32 or bf16, as `train.precision` says."""
+
+    block_size: Literal[64, 128, 256, 512, 1024] = 64
+    """Number of weights that share a scale, where the storage is quantised."""
+
+    iterations: PositiveInt = 1
+    """1: decompose the weight W, then quantise W_r. More: decompose again what quantising left out, W - Q, and keep
+    the best of so many rounds. Each round costs one decomposition."""
+
+    def __post_init__(self) -> None:
+        if self.iterations > 1 and self.storage in ("auto", "fp32", "bf16"):
+            raise ValueError(
+                f"residual.iterations: {self.iterations} rounds need a quantised residual.storage, not {self.storage}"
+            )
+
+
+@settings
+class RegularizerConfig:
+    """The orthonormal regulariser L_reg and its strength gamma / eta_d (SORSA, eq. 9 to 11).
+
+    Fields left unset take the preset's value.
+    """
+
+    preset: Literal["default", "reference", "paper"] = "default"
+    """`default`: form norm, reduction mean, gamma 0.2*lr. This is the effective strength of the published runs, made
+    independent of gradient accumulation. `reference`: what the published code computes: norm, mean, gamma 4e-4,
+    divided by the accumulation steps. `paper`: eq. 9 and 11 as printed: norm, sum, gamma 4e-4. That is thousands of
+    times stronger and drowns the training loss."""
+
+    form: Literal["norm", "squared"] | None = None
+    """`norm`: ||U^T U - I||_F + ||V^T V - I||_F. `squared`: the sum of the squares of these norms."""
+
+    reduction: Literal["mean", "sum"] | None = None
+    """Whether L_reg is the mean or the sum over the 2 L matrices U and V of L layers."""
+
+    gamma: NonNegativeFloat | str | None = None
+    """Strength of the regulariser: a number gamma (its gradient is scaled by gamma / eta_d), or one relative to the
+    learning rate, such as `0.2*lr`. 0: no regulariser."""
+
+    divide_by_accumulation: bool | None = None
+    """Divide the coefficient by the gradient accumulation steps, as the published code does without saying so."""
+
+    reorthonormalize: NonNegativeInt = 0
+    """Optimizer steps after which U and V are made orthonormal again, to rounding, without changing U diag(s) V^T. It
+    works beside L_reg, or in its place with gamma 0. 0: never."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.gamma, str):
+            relative_gamma(self.gamma)
