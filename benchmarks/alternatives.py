@@ -139,7 +139,7 @@ def zero3(a: argparse.Namespace) -> dict:
     """A step with the settings of each variant against one with ds_configs/zero3.json."""
     if not enough_devices():
         return {}
-    base = deepspeed_json.load(DS_CONFIGS / "zero3.json")["zero_optimization"]
+    base = deepspeed_json.read_ds_config(DS_CONFIGS / "zero3.json")["zero_optimization"]
     result, collectives = {}, {}
     for group in VARIANTS:
         variants = {SHIPPED: base} | {name: {**base, **changed} for name, changed in group.items()}

@@ -125,7 +125,7 @@ def train(choice: Choice, a: argparse.Namespace) -> dict[str, float]:
 
 def on_the_mean(folder: Path, matrices: int) -> float:
     """gamma / eta_d of a run, converted to the mean over its matrices; 0 where there is no regulariser."""
-    config = command_line.load(RunConfig, folder / "config.yaml")
+    config = command_line.load_settings(RunConfig, folder / "config.yaml")
     accumulation = json.loads((folder / "ds_config.json").read_text(encoding="utf-8"))["gradient_accumulation_steps"]
     found = resolve_regularizer(
         config.regularizer, learning_rate=config.train.learning_rate, accumulation_steps=accumulation

@@ -89,8 +89,8 @@ def predicted() -> list[dict]:
 
 
 def _curve(storage: str, inside: bool) -> Iterator[dict]:
-    config = command_line.load(RunConfig, ROOT / "launch" / "recipes" / f"{RECIPE}.yaml")
-    given = deepspeed_json.load(DS_CONFIGS / "zero3_multinode.json")
+    config = command_line.load_settings(RunConfig, ROOT / "launch" / "recipes" / f"{RECIPE}.yaml")
+    given = deepspeed_json.read_ds_config(DS_CONFIGS / "zero3_multinode.json")
     if not inside:
         given["zero_optimization"].pop("zero_hpz_partition_size")
     models: dict[int, Facts] = {}  # by micro-batch; they do not depend on the hardware

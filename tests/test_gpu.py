@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from sorsa_ds.config.deepspeed_json import resolve_ds_config
 from sorsa_ds.config.schema import DataConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.runtime.precision import resolve_precision
 from tests.helpers.architectures import exactly, save
 from tests.helpers.worlds import run_ranks
 
@@ -19,19 +21,18 @@ IDS = torch.arange(1, 25).view(2, 12) % 64
 
 def _train(folder, stage, precision, steps=5):
     """Logits at step 0 and losses of a few steps on one GPU, with TF32 allowed as the trainer does."""
-    from sorsa_ds.config.deepspeed_json import resolve_ds_config
     from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.model.sharding import Whole, Zero3
-    from sorsa_ds.runtime.precision import allow_tf32, resolve_precision
+    from sorsa_ds.runtime.precision import allow_tf32
     from sorsa_ds.sorsa.regularizer import Regularizer
     from sorsa_ds.train.loss import summed_loss
     from tests.helpers.sorsa_models import load_sorsa_model
 
     allow_tf32("cuda")
     device = torch.device("cuda", 0)
-    ds = resolve({"zero_optimization": {"stage": stage}}, TrainConfig(), 1, "cuda", precision).ds
+    ds = resolve_ds_config({"zero_optimization": {"stage": stage}}, TrainConfig(), 1, "cuda", precision).ds
     loaded = load_sorsa_model(
-        folder, sorsa=SorsaConfig(rank=5), precision=choose(precision, None, "cuda"),
+        folder, sorsa=SorsaConfig(rank=5), precision=resolve_precision(precision, None, "cuda"),
         placement=Zero3(ds, device) if stage == 3 else Whole(device), device=device, factor_source=exactly,
     )  # fmt: skip
     engine = SorsaEngine(

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.helpers.common import DS_CONFIGS
-from sorsa_ds.config.deepspeed_json import load, resolve
+from sorsa_ds.config.deepspeed_json import read_ds_config, resolve_ds_config
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.methods.registry import method_of
@@ -37,7 +37,7 @@ def ds_config(stage: int, precision: str = "mixed", zero: dict | None = None) ->
 
     zero: settings of `zero_optimization` that replace the shipped ones.
     """
-    raw = load(DS_CONFIGS / (f"zero{stage}.json" if stage else "stage0.json"))
+    raw = read_ds_config(DS_CONFIGS / (f"zero{stage}.json" if stage else "stage0.json"))
     raw["zero_optimization"] |= zero or {}
     train = TrainConfig(precision=precision, micro_batch_size=1, global_batch_size=collectives.world_size())
     return resolve_ds_config(raw, train, collectives.world_size(), this_device().type, precision).ds
@@ -78,9 +78,9 @@ def _placement(stage: int, precision: str) -> Placement:
 
 def _operation(method: str, sorsa: SorsaConfig, storage: str, precision: str) -> AdaptModel:
     config, device = RunConfig(method=method, sorsa=sorsa, residual=ResidualConfig(storage=storage)), this_device()
-    formats = choose(precision, None, device.type)
+    formats = resolve_precision(precision, None, device.type)
     return method_of(config).operation(
-        config, formats, residual_storage.choose(config.residual, formats, device), device
+        config, formats, residual_storage.resolve_storage(config.residual, formats, device), device
     )
 
 

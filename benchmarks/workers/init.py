@@ -64,7 +64,7 @@ def load_model(a: argparse.Namespace) -> dict:
     loaded = load_adapted_model(
         folder,
         lambda model: adapt_to_sorsa(
-            model, SorsaConfig(rank=a.rank), choose("fp32", None, "cpu"), Dense(torch.float32), CPU,
+            model, SorsaConfig(rank=a.rank), resolve_precision("fp32", None, "cpu"), Dense(torch.float32), CPU,
             lambda target, weight: found(weight, target.rank, target.name, a.method, a.tolerance),
         ),
         loading=LoadingConfig(), placement=placement, device=CPU,
@@ -136,7 +136,7 @@ def peak_memory(a: argparse.Namespace) -> dict:
     """Peak resident memory above the start of a ZeRO-3 initialisation, and the budget it should keep to."""
     placement, sorsa = Zero3(DS, CPU), SorsaConfig(rank=a.rank, svd=a.method)
     with Peak() as peak:
-        formats = choose("mixed", None, "cpu")
+        formats = resolve_precision("mixed", None, "cpu")
         loaded = load_adapted_model(
             a.folder,
             lambda model: adapt_to_sorsa(

@@ -145,7 +145,7 @@ def _products(options: Options, found: FoundModel) -> Products:
         name = "bf16" if found.computes == torch.bfloat16 else "fp32"
         return Products(None, found.autocast, f"Products in {name}, as in training.")
     device: precision.Device = "cuda" if torch.cuda.is_available() else "cpu"
-    name, why = precision.for_inference(options.dtype, device)
+    name, why = precision.resolve_inference_dtype(options.dtype, device)
     return Products(torch.bfloat16 if name == "bf16" else torch.float32, False, why)
 
 

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, ModelCardData
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
 from sorsa_ds.export.options import Format
 from sorsa_ds.run.source import Source
-from sorsa_ds.sorsa.residual_storage import describe
+from sorsa_ds.sorsa.residual_storage import describe_storage
 
 CARD = "README.md"
 
@@ -116,7 +116,7 @@ def _method_rows(source: Source) -> list[tuple[str, str]]:
         gamma = reg.coefficient * config.train.learning_rate
         strength = f"gamma = {gamma:.3g}, gamma / eta_d = {reg.coefficient:.4g}"
         rows.append(("regulariser", f"{reg.form}, {reg.reduction}, {strength}{reg.rhythm()}"))
-        rows.append(("residual", describe(source.described.residual)))
+        rows.append(("residual", describe_storage(source.described.residual)))
     return rows
 
 

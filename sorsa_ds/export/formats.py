@@ -14,7 +14,7 @@ from sorsa_ds.export.adapter import copy_adapter, write_peft_adapter
 from sorsa_ds.export.options import DTYPES, Format, Options
 from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime.console import tracked
-from sorsa_ds.sorsa.residual_storage import describe
+from sorsa_ds.sorsa.residual_storage import describe_storage
 
 _OVER_QUANTISED: dict[Format, str] = {
     "merged": "These weights are what it computed with, made dense.",
@@ -118,7 +118,8 @@ def _write_requantised(
     ]
     if source.storage.quantised:
         notes.append(
-            f"Training held the residual quantised too ({describe(source.described.residual)}), and U, s, V not."
+            f"Training held the residual quantised too ({describe_storage(source.described.residual)}), "
+            "and U, s, V not."
         )
     return notes
 
@@ -151,7 +152,9 @@ def _quantised_notes(source: Source, form: Format) -> list[str]:
     """What it means for an export that training held the residual quantised."""
     if not source.storage.quantised:
         return []
-    return [f"Training held the residual quantised ({describe(source.described.residual)}). {_OVER_QUANTISED[form]}"]
+    return [
+        f"Training held the residual quantised ({describe_storage(source.described.residual)}). {_OVER_QUANTISED[form]}"
+    ]
 
 
 def shown_per_tensor(what: str) -> TensorProgress:

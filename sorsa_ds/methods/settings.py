@@ -32,7 +32,7 @@ def check_settings(config: RunConfig, zero_stage: int, formats: Precision) -> No
         ValueError: naming the settings, or the reason.
     """
     unused = ignored(config)
-    if config.residual.storage == settle(ResidualConfig(), formats).storage:
+    if config.residual.storage == resolve_residual(ResidualConfig(), formats).storage:
         unused.pop("residual.storage", None)  # resolved settings name the dtype in which the frozen weights are kept
     if unused:
         listing = ", ".join(f"{path}={value}" for path, value in unused.items())

@@ -53,7 +53,7 @@ class Sorsa(Method):
         return max(sorsa_recipe.working_set(target, settings.sorsa, storage, refined) for target in targets)
 
     def regularizer(self, config: RunConfig) -> Regularizer:
-        return regularizer.resolve(
+        return regularizer.resolve_regularizer(
             config.regularizer,
             learning_rate=config.train.learning_rate,
             accumulation_steps=config.train.gradient_accumulation_steps or 1,
@@ -66,12 +66,13 @@ class Sorsa(Method):
         return [
             ("method", self.name),
             ("trained", f"{len(targets)} linears adapted, {trained:,} parameters"),
-            ("residual", residual_storage.describe(config.residual)),
+            ("residual", residual_storage.describe_storage(config.residual)),
             ("regulariser", f"{reg.form}, {reg.reduction}, gamma / eta_d = {reg.coefficient:.4g}{reg.rhythm()}"),
         ]
 
     def summary(self, settings: Settings, precision: Precision) -> str:
-        return f"residual {residual_storage.describe(residual_storage.settle(settings.residual, precision))}"
+        resolved = residual_storage.resolve_residual(settings.residual, precision)
+        return f"residual {residual_storage.describe_storage(resolved)}"
 
     def residual_names(self, target: Target, storage: Storage) -> list[str]:
         return [f"{target.name}.{leaf}" for leaf in storage.names]

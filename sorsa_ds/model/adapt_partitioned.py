@@ -78,8 +78,10 @@ def adapt_partitioned_model(
     """
     _check_partitioned(model)
     sorsa, residual, device = sorsa or SorsaConfig(), residual or ResidualConfig(), this_device()
-    formats = precisions.choose(precision, precision_from_json(ds_config), cast(precisions.Device, device.type))
-    storage = residual_storage.choose(residual, formats, device)
+    formats = precisions.resolve_precision(
+        precision, precision_from_json(ds_config), cast(precisions.Device, device.type)
+    )
+    storage = residual_storage.resolve_storage(residual, formats, device)
     targets = select_targets(model, sorsa)
     linears = {target.name: model.get_submodule(target.name) for target in targets}
     biases = {name: linear.bias for name, linear in linears.items()}

@@ -156,7 +156,7 @@ def _with(job: Job, **train) -> Change | None:
 
 def _with_file(job: Job, name: str) -> Change | None:
     """The job with a DeepSpeed JSON that ships; what its own JSON says of training moves to the command line."""
-    given = deepspeed_json.load(REPOSITORY / "ds_configs" / name)
+    given = deepspeed_json.read_ds_config(REPOSITORY / "ds_configs" / name)
     said = deepspeed_json.train_settings(job.given)
     words = {"--ds_config": f"ds_configs/{name}"} | {f"train.{field}": str(value) for field, value in said.items()}
     return _planned(job, words, given, train=replace(job.config.train, **said))

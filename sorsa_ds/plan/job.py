@@ -68,8 +68,10 @@ class Job:
             ValueError: the settings, or the number of ranks, do not go together.
         """
         wanted = deepspeed_json.precision_from_json(given)
-        formats = precision.choose(config.train.precision, wanted, "cuda", fast=True)
-        resolved = deepspeed_json.resolve(given, config.train, hardware.ranks, "cuda", formats.name, hardware.gpus)
+        formats = precision.resolve_precision(config.train.precision, wanted, "cuda", fast=True)
+        resolved = deepspeed_json.resolve_ds_config(
+            given, config.train, hardware.ranks, "cuda", formats.name, hardware.gpus
+        )
         check_settings(config, resolved.zero_stage, formats)
         return cls(config, given, resolved, formats, residual_storage.storage_of(config.residual, formats), hardware)
 

@@ -54,7 +54,7 @@ class RunState:
         Raises:
             ValueError: the file holds something that this version does not know.
         """
-        return command_line.load(RunConfig, self.folder / CONFIG)
+        return command_line.load_settings(RunConfig, self.folder / CONFIG)
 
     def check_is_run(self, option: str) -> None:
         """Stop where the folder is not a run's.

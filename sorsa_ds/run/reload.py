@@ -42,7 +42,7 @@ def reload(folder: Path, device: torch.device, progress: RoundProgress = iter, b
         ValueError: the adapter is missing, damaged, or of another base model.
     """
     described = adapter_file.read_description(folder)
-    formats = precision.choose(described.precision, None, device.type)
+    formats = precision.resolve_precision(described.precision, None, device.type)
     if method_of(described).keeps_initial:
         adapter_file.open_factors(folder, adapter_file.INITIAL, described)
     operation = method_of(described).operation(

@@ -108,7 +108,7 @@ def open_run(run: Path, base: str | None = None) -> Source:
     method = method_of(described)
     targets = method.select_targets(model, described.sorsa)
     _check_layers(base_folder, targets, described)
-    formats = precision.choose(cast(precision.Name, described.precision), None, "cpu")
+    formats = precision.resolve_precision(cast(precision.Name, described.precision), None, "cpu")
     return Source(
         config,
         report,
@@ -118,7 +118,7 @@ def open_run(run: Path, base: str | None = None) -> Source:
         weights,
         targets,
         formats,
-        residual_storage.choose(described.residual, formats, torch.device("cpu")),
+        residual_storage.resolve_storage(described.residual, formats, torch.device("cpu")),
         adapter_file.open_factors(folder, adapter_file.INITIAL, described) if method.keeps_initial else None,
         adapter_file.open_factors(folder, adapter_file.TRAINED, described),
     )

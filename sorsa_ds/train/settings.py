@@ -7,7 +7,7 @@ from datetime import timedelta
 import torch
 
 from sorsa_ds.config import deepspeed_json
-from sorsa_ds.config.command_line import absolute
+from sorsa_ds.config.command_line import with_absolute_paths
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.settings import check_settings
 from sorsa_ds.runtime import collectives, precision
@@ -60,8 +60,8 @@ def start_job(invocation: Invocation) -> StartedJob:
     Raises:
         ValueError: a broken file, ranks that did not come, or whatever the preflight finds.
     """
-    config = absolute(invocation.config)
-    ds_config = deepspeed_json.load(invocation.ds_config)
+    config = with_absolute_paths(invocation.config)
+    ds_config = deepspeed_json.read_ds_config(invocation.ds_config)
     deepspeed_json.check_zero_keys(ds_config, invocation.ds_config)
     timeout = timedelta(minutes=config.train.timeout_minutes)
     device_type = start_process(timeout)
@@ -79,13 +79,15 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
     world_size = collectives.world_size()
     config = replace(job.config, train=origin.split_batch(job.config.train, world_size))
     json_says = deepspeed_json.precision_from_json(job.ds_config)
-    formats = precision.choose(config.train.precision, json_says, job.device_type)
-    resolved = deepspeed_json.resolve(
+    formats = precision.resolve_precision(config.train.precision, json_says, job.device_type)
+    resolved = deepspeed_json.resolve_ds_config(
         job.ds_config, config.train, world_size, job.device_type, formats.name, ranks_of_each_node()
     )
     config = _resolved_config(config, resolved, formats)
     check_settings(config, resolved.zero_stage, formats)
-    storage = collectives.together(lambda: residual_storage.choose(config.residual, formats, job.device), job.device)
+    storage = collectives.together(
+        lambda: residual_storage.resolve_storage(config.residual, formats, job.device), job.device
+    )
     origin.check_settings(config)
     return RunSettings(
         config=config,
@@ -108,4 +110,4 @@ def _resolved_config(config: RunConfig, resolved: deepspeed_json.Resolved, forma
         global_batch_size=resolved.global_batch_size,
         gradient_clipping=resolved.gradient_clipping,
     )
-    return replace(config, train=train, residual=residual_storage.settle(config.residual, formats))
+    return replace(config, train=train, residual=residual_storage.resolve_residual(config.residual, formats))

@@ -5,8 +5,8 @@ import torch
 
 from sorsa_ds.config.schema import RegularizerConfig, RunConfig
 from sorsa_ds.methods.settings import check_settings
-from sorsa_ds.runtime.precision import choose
-from sorsa_ds.sorsa.regularizer import resolve
+from sorsa_ds.runtime.precision import resolve_precision
+from sorsa_ds.sorsa.regularizer import resolve_regularizer
 from sorsa_ds.sorsa.rotations import rotations
 from tests.helpers.engines import (
     MICRO,
@@ -236,4 +236,4 @@ def test_the_setting_belongs_to_sorsa_and_is_off_by_default():
     assert resolve_regularizer(RegularizerConfig(), learning_rate=1e-3, accumulation_steps=1).rhythm() == ""
     config = RunConfig(method="pissa", regularizer=RegularizerConfig(reorthonormalize=4))
     with pytest.raises(ValueError, match="pissa has no use for regularizer.reorthonormalize=4"):
-        check_settings(config, 2, choose("fp32", None, "cpu"))
+        check_settings(config, 2, resolve_precision("fp32", None, "cpu"))

@@ -64,7 +64,7 @@ def finished_run(base: Path, folder: Path, precision="fp32", size=0.1, storage="
 
     loaded = load_sorsa_model(
         base, sorsa=config.sorsa, precision=formats, placement=Whole(CPU), device=CPU,
-        factor_source=source, storage=residual_storage.choose(config.residual, formats, CPU),
+        factor_source=source, storage=residual_storage.resolve_storage(config.residual, formats, CPU),
     )  # fmt: skip
     (folder / "adapter").mkdir(parents=True)
     save_file(initial, folder / "adapter" / adapter_file.INITIAL)

@@ -50,14 +50,14 @@ def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None, c
     """A SorsaEngine on the tiny model, from disk, as the trainer makes it."""
     from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.model.sharding import Whole, Zero3
-    from sorsa_ds.runtime.precision import choose
+    from sorsa_ds.runtime.precision import resolve_precision
     from sorsa_ds.sorsa.regularizer import Regularizer
     from sorsa_ds.train.setup import checkpoint_activations
 
     device = torch.device("cpu")
     stage3 = ds["zero_optimization"]["stage"] == 3
     loaded = load_sorsa_model(
-        folder, sorsa=SorsaConfig(rank=RANK), precision=choose(precision, None, "cpu"),
+        folder, sorsa=SorsaConfig(rank=RANK), precision=resolve_precision(precision, None, "cpu"),
         placement=Zero3(ds, device) if stage3 else Whole(device), device=device, factor_source=exactly,
         storage=storage,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from sorsa_ds.sorsa.residual_storage import Int8, Nf4, Nf4Double
+from sorsa_ds.sorsa.packed_storage import Int8, Nf4, Nf4Double
 
 PACKED = {"nf4": Nf4(64), "nf4_double": Nf4Double(64), "int8": Int8(64)}
 LEVELS = np.array([

@@ -28,7 +28,7 @@ from sorsa_ds.model.targets import select_targets
 from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
-from sorsa_ds.runtime.precision import choose
+from sorsa_ds.runtime.precision import resolve_precision
 from tests.helpers.engines import MICRO, RATE, STEPS, WARMUP, ds_config, micro_losses, sequences, whole_factors
 from tests.helpers.plans import bytes_by_kind, bytes_saved
 from tests.helpers.projects import metrics
@@ -84,7 +84,7 @@ def build(folder, method: str, ds: dict, precision: str = "fp32"):
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.sorsa.residual_storage import Dense
 
-    config, formats = config_of(method), choose(precision, None, "cpu")
+    config, formats = config_of(method), resolve_precision(precision, None, "cpu")
     loaded = load_adapted_model(
         folder, method_of(config).operation(config, formats, Dense(formats.residual_dtype), CPU),
         loading=LoadingConfig(),

@@ -16,8 +16,8 @@ from sorsa_ds.model.init_report import as_json, table
 from sorsa_ds.model.schedule import Item, describe_schedule, schedule
 from sorsa_ds.model.sharding import Whole
 from sorsa_ds.model.targets import Target
-from sorsa_ds.runtime.precision import choose
-from sorsa_ds.sorsa.residual_storage import Nf4
+from sorsa_ds.runtime.precision import resolve_precision
+from sorsa_ds.sorsa.packed_storage import Nf4
 from tests.helpers.architectures import CONFIGS, exactly, randomly, save
 from tests.helpers.sorsa_models import load_sorsa_model
 from tests.helpers.worlds import run_ranks
@@ -41,7 +41,7 @@ def _load(folder, source, zero3):
     from sorsa_ds.model.sharding import Zero3
 
     loaded = load_sorsa_model(
-        folder, sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"),
+        folder, sorsa=SorsaConfig(rank=5), precision=resolve_precision("fp32", None, "cpu"),
         placement=Zero3(DS, CPU) if zero3 else Whole(CPU), device=CPU, factor_source=source,
     )  # fmt: skip
     if not zero3:
@@ -74,7 +74,7 @@ def _iterated(folder):
     """Factors of the MLPs of a model that is large enough for the iteration, and how they were made."""
     loaded = load_sorsa_model(
         folder, sorsa=SorsaConfig(rank=8, targets=["*.mlp.*"]),
-        precision=choose("fp32", None, "cpu"), placement=Whole(CPU), device=CPU, factor_source=randomly,
+        precision=resolve_precision("fp32", None, "cpu"), placement=Whole(CPU), device=CPU, factor_source=randomly,
     )  # fmt: skip
     trained = {name: p.detach().clone() for name, p in loaded.model.named_parameters() if p.requires_grad}
     return trained, {report.way for report in loaded.reports}
@@ -141,7 +141,7 @@ def test_a_partitioned_model_is_adapted_in_memory(folder, world):
 def _packed(folder, storage):
     """The packed tensors of the model loaded from disk."""
     model = load_sorsa_model(
-        folder, sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"),
+        folder, sorsa=SorsaConfig(rank=5), precision=resolve_precision("fp32", None, "cpu"),
         placement=Whole(CPU), device=CPU, factor_source=exactly, storage=storage,
     ).model  # fmt: skip
     return {name: p.detach() for name, p in model.named_parameters() if p.dtype == torch.uint8}

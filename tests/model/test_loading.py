@@ -8,7 +8,7 @@ from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.model.sharding import Whole
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import insert_sorsa_layers, select_targets
-from sorsa_ds.runtime.precision import choose
+from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.sorsa.residual_storage import Dense
 from tests.helpers.architectures import CONFIGS, exactly, save
 from tests.helpers.engines import INPUT, logits_and_gradients
@@ -29,7 +29,7 @@ def load_whole(folder, precision="fp32", **sorsa):
     """The model in one process."""
     return load_sorsa_model(
         folder, sorsa=SorsaConfig(**{"rank": 5, **sorsa}),
-        precision=choose(precision, None, "cpu"), placement=Whole(CPU), device=CPU, factor_source=exactly,
+        precision=resolve_precision(precision, None, "cpu"), placement=Whole(CPU), device=CPU, factor_source=exactly,
     )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def _zero3_logits_and_gradients(folders, checkpointing):
         ds = {"train_micro_batch_size_per_gpu": 2, "gradient_clipping": 0.0, "zero_allow_untested_optimizer": True,
               "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 100}}  # fmt: skip
         loaded = load_sorsa_model(
-            folder, sorsa=SorsaConfig(rank=5), precision=choose("fp32", None, "cpu"),
+            folder, sorsa=SorsaConfig(rank=5), precision=resolve_precision("fp32", None, "cpu"),
             placement=Zero3(ds, CPU), device=CPU, factor_source=exactly,
         )  # fmt: skip
         held = sum(p.numel() for p in loaded.model.parameters())
@@ -121,7 +121,7 @@ def test_parameter_counts_are_the_published_ones(tmp_path, shape, rank, expected
     model = skeleton(tmp_path, LoadingConfig())
     config = SorsaConfig(rank=rank)
     targets = select_targets(model, config)
-    insert_sorsa_layers(model, targets, config, choose("fp32", None, "cpu"), Dense(torch.float32))
+    insert_sorsa_layers(model, targets, config, resolve_precision("fp32", None, "cpu"), Dense(torch.float32))
     counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert counted == sum(t.trainable for t in targets)
     assert counted == pytest.approx(expected, rel=5e-4)

@@ -102,7 +102,7 @@ def test_the_cache_knows_the_quantisation(weights, tmp_path):
 
 def test_the_report_has_both_errors(tmp_path):
     folder = save("llama", tmp_path / "m")
-    storage = choose(ResidualConfig(storage="nf4"), FP32, CPU)
+    storage = resolve_storage(ResidualConfig(storage="nf4"), FP32, CPU)
     loaded = load_sorsa_model(
         folder, sorsa=SorsaConfig(rank=8), precision=FP32, placement=Whole(CPU), device=CPU,
         factor_source=exactly, storage=storage,

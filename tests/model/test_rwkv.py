@@ -9,10 +9,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, RwkvConfig, RwkvForCausalLM
 
+from sorsa_ds.config.deepspeed_json import resolve_ds_config
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.model import architectures
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import select_targets
+from sorsa_ds.runtime.precision import resolve_precision
 from tests.helpers.architectures import exactly, save
 from tests.helpers.forked import launch_forked
 from tests.helpers.projects import ROOT, launch, metrics
@@ -91,19 +93,17 @@ def test_rwkv4_trains_through_the_command_on_two_ranks(origin, request, project,
 
 def _train(folder, steps=4):
     """Losses of a few ZeRO-3 steps of a random model on the same tokens."""
-    from sorsa_ds.config.deepspeed_json import resolve_ds_config
     from sorsa_ds.config.schema import TrainConfig
     from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.model.sharding import Zero3
-    from sorsa_ds.runtime.precision import resolve_precision
     from sorsa_ds.sorsa.regularizer import Regularizer
     from sorsa_ds.train.loss import summed_loss
     from tests.helpers.sorsa_models import load_sorsa_model
 
     device = torch.device("cpu")
-    ds = resolve({"zero_optimization": {"stage": 3}}, TrainConfig(), 2, "cpu", "fp32").ds
+    ds = resolve_ds_config({"zero_optimization": {"stage": 3}}, TrainConfig(), 2, "cpu", "fp32").ds
     loaded = load_sorsa_model(
-        folder, sorsa=SorsaConfig(rank=4), precision=choose("fp32", None, "cpu"),
+        folder, sorsa=SorsaConfig(rank=4), precision=resolve_precision("fp32", None, "cpu"),
         placement=Zero3(ds, device), device=device, factor_source=exactly,
     )  # fmt: skip
     engine = SorsaEngine(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.helpers.flops import flop_counter
-from sorsa_ds.config import deepspeed_json as settings
+from sorsa_ds.config import deepspeed_sections
 from sorsa_ds.config.schema import ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.plan.command import configuration_of
 from sorsa_ds.plan.job import Hardware, Job

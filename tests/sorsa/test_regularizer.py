@@ -7,7 +7,7 @@ from sorsa_ds.config.schema import RegularizerConfig
 from sorsa_ds.engine.grams import ShardedGrams
 from sorsa_ds.engine.masters import Fragment, Masters
 from sorsa_ds.engine.regularize import ShardedRegularizer
-from sorsa_ds.sorsa.regularizer import Regularizer, gradient_factor, penalty, resolve
+from sorsa_ds.sorsa.regularizer import Regularizer, gradient_factor, penalty, resolve_regularizer
 from tests.helpers.worlds import run_ranks
 
 SHAPES = {

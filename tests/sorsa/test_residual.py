@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM
 import sorsa_ds.sorsa.residual_storage
 from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
 from sorsa_ds.model.sharding import Whole
-from sorsa_ds.runtime.precision import choose as choose_precision
+from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.sorsa.decompose import residual as rest_of
 from sorsa_ds.sorsa.layer import SorsaLinear
-from sorsa_ds.sorsa.residual_storage import Dense, Int8, Nf4, Nf4Double, choose, settle
+from sorsa_ds.sorsa.packed_storage import Int8, Nf4, Nf4Double
+from sorsa_ds.sorsa.residual_storage import Dense, resolve_residual, resolve_storage
 from tests.helpers.architectures import exactly, save
 from tests.helpers.engines import (
     CASES,
@@ -234,7 +235,7 @@ def loaded_whole(folder, storage, precision="fp32"):
     """The quantised model in one process."""
     return load_sorsa_model(
         folder, sorsa=SorsaConfig(rank=5), storage=storage, device=CPU,
-        precision=choose_precision(precision, None, "cpu"), placement=Whole(CPU), factor_source=exactly,
+        precision=resolve_precision(precision, None, "cpu"), placement=Whole(CPU), factor_source=exactly,
     )  # fmt: skip
 
 
@@ -279,7 +280,7 @@ def _zero3(folder, names, checkpointing):
     for name in names:
         loaded = load_sorsa_model(
             folder, sorsa=SorsaConfig(rank=5), storage=PACKED[name], device=CPU,
-            precision=choose_precision("fp32", None, "cpu"), placement=Zero3(ZERO3, CPU), factor_source=exactly,
+            precision=resolve_precision("fp32", None, "cpu"), placement=Zero3(ZERO3, CPU), factor_source=exactly,
         )  # fmt: skip
         packed = {n: p for n, p in loaded.model.named_parameters() if p.dtype == torch.uint8}
         blocks = {n: (p.ds_tensor.nbytes, p.numel()) for n, p in packed.items()}

@@ -103,7 +103,7 @@ def test_a_resumed_run_tells_the_regulariser_of_its_beginning_and_is_analysed(pr
     )
     assert "analysis.layers: model.layers.0.self_attn.q_proj is stored in" in printed
     launch_forked(project, "other-layers", *settings, *resume, ranks=1)
-    assert load(RunConfig, run / "config.yaml").train.gradient_accumulation_steps == 4
+    assert load_settings(RunConfig, run / "config.yaml").train.gradient_accumulation_steps == 4
     opened_again = Run.of("other-layers", run)
     assert asdict(opened_again.reg) == begun
     assert [target.name.rpartition(".")[2] for target in opened_again.history.linears] == ["q_proj"] * 2
