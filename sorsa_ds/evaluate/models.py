@@ -111,7 +111,8 @@ def _adapter(folder: Path, base: str | None, run: tuple[Path, RunConfig] | None 
     def load(device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
         model = reload(folder, device, lambda rounds: tracked(rounds, len(rounds), "rebuilding", "round"), base).model
         model.eval().requires_grad_(False)
-        trained = precision.choose(described.precision, None, device.type)
+        kept = cast(precision.Name, described.precision)  # the description has the name that training resolved
+        trained = precision.choose(kept, None, cast(precision.Device, device.type))
         return model if dtype is None else merge_dense(model, trained, dtype)
 
     return FoundModel(
