@@ -107,7 +107,7 @@ def _adapter(folder: Path, base: str | None, run: tuple[Path, RunConfig] | None 
     def load(device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
         model = reload(folder, device, lambda rounds: tracked(rounds, len(rounds), "rebuilding", "round"), base).model
         model.eval().requires_grad_(False)
-        trained = precision.resolve_precision(described.precision, None, device.type)
+        trained = precision.resolve_precision(described.precision, None, cast(precision.Device, device.type))
         return model if dtype is None else merge_dense(model, described.method, trained, dtype)
 
     return FoundModel(

@@ -19,6 +19,7 @@ from sorsa_ds.config.schema import BaselineConfig, LoadingConfig, MethodName, Re
 from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.files import write_json
+from sorsa_ds.runtime.precision import Name as PrecisionName
 
 TRAINED, INITIAL, CONFIG = "adapter_model.safetensors", "initial_factors.safetensors", "adapter_config.json"
 
@@ -38,7 +39,7 @@ class Description:
 
     base_model: str
     loading: LoadingConfig
-    precision: str
+    precision: PrecisionName
     sorsa: SorsaConfig
     layers: dict[str, dict[str, int]]
     digests: dict[str, str]
@@ -63,6 +64,7 @@ class Description:
 
 def describe_adapter(folder: Path, config: RunConfig, targets: list[Target], digests: dict[str, str]) -> None:
     """Write the description of a run's adapter; `train.precision` and `residual.storage` must be resolved."""
+    assert config.train.precision != "auto", "the settings are resolved"
     layers = {t.name: {"out": t.out_features, "in": t.in_features, "rank": t.rank} for t in targets}
     description = Description(
         config.model, config.loading, config.train.precision, config.sorsa, layers, digests, config.residual,
@@ -105,6 +107,8 @@ def read_description(folder: Path) -> Description:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["method"] not in get_args(MethodName):
             raise ValueError(f"the method {found['method']!r} is not known")
+        if found["precision"] not in get_args(PrecisionName):
+            raise ValueError(f"the precision {found['precision']!r} is not known")
         found["loading"], found["sorsa"] = LoadingConfig(**found["loading"]), SorsaConfig(**found["sorsa"])
         found["residual"] = ResidualConfig(**found.get("residual", {}))
         found["baseline"] = BaselineConfig(**found.get("baseline", {}))

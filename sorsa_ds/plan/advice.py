@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.command_line import REPOSITORY
@@ -126,7 +127,7 @@ def _zero3(job: Job) -> Change | None:
     return _with_file(job, "zero3.json")
 
 
-def _packed(storage: str) -> Callable[[Job], Change | None]:
+def _packed(storage: Literal["nf4", "nf4_double", "int8"]) -> Callable[[Job], Change | None]:
     def pack(job: Job) -> Change | None:
         if job.storage.quantised:
             return None

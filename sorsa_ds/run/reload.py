@@ -1,6 +1,7 @@
 """A trained model, put back together from its base model and an adapter, in the precision in which it was trained."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -42,7 +43,7 @@ def reload(folder: Path, device: torch.device, progress: RoundProgress = iter, b
         ValueError: the adapter is missing, damaged, or of another base model.
     """
     described = adapter_file.read_description(folder)
-    formats = precision.resolve_precision(described.precision, None, device.type)
+    formats = precision.resolve_precision(described.precision, None, cast(precision.Device, device.type))
     if method_of(described).keeps_initial:
         adapter_file.open_factors(folder, adapter_file.INITIAL, described)
     operation = method_of(described).operation(

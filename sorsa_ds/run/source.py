@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -108,7 +107,7 @@ def open_run(run: Path, base: str | None = None) -> Source:
     method = method_of(described)
     targets = method.select_targets(model, described.sorsa)
     _check_layers(base_folder, targets, described)
-    formats = precision.resolve_precision(cast(precision.Name, described.precision), None, "cpu")
+    formats = precision.resolve_precision(described.precision, None, "cpu")
     return Source(
         config,
         report,

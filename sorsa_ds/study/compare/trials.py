@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
+from typing import cast
 
-from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.config.schema import MethodName, RunConfig
 from sorsa_ds.methods.registry import METHODS as ALL_METHODS
 from sorsa_ds.methods.registry import VARIANTS
 from sorsa_ds.methods.settings import ignored, with_values, without_ignored
@@ -40,7 +41,7 @@ class Trial:
         method, changed = VARIANTS.get(self.method, (self.method, {}))
         return replace(
             with_values(base, changed),
-            method=method,
+            method=cast(MethodName, method),
             train=replace(base.train, learning_rate=self.learning_rate, seed=self.seed),
             output=replace(base.output, folder=str(output / RUNS), name=self.name, keep_checkpoints=1),
         )
