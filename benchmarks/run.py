@@ -17,7 +17,6 @@ import re
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -26,6 +25,7 @@ import torch
 from benchmarks.helpers.common import TINY_LLAMA, say
 from benchmarks.helpers.peers import reference_layers
 from sorsa_ds.plan.shapes import shipped
+from sorsa_ds.runtime.versions import package_versions
 
 FOLDER = Path(__file__).parent
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "accelerate", "bitsandbytes", "sorsa")
@@ -145,13 +145,7 @@ def run(command: list[str], folder: Path) -> tuple[dict, bool]:
 
 def versions() -> dict[str, str | None]:
     """The versions of Python and of the packages; None for a package that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    return {"python": platform.python_version(), **dict.fromkeys(PACKAGES), **package_versions(PACKAGES)}
 
 
 def commit() -> str | None:

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.helpers.common import DS_CONFIGS
 from sorsa_ds.config.deepspeed_json import read_ds_config, resolve_ds_config
-from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import BaselineConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.embedded import ensure_embedded_model
@@ -77,7 +77,11 @@ def _placement(stage: int, precision: str) -> Placement:
 
 
 def _operation(method: str, sorsa: SorsaConfig, storage: str, precision: str) -> AdaptModel:
-    config, device = RunConfig(method=method, sorsa=sorsa, residual=ResidualConfig(storage=storage)), this_device()
+    device = this_device()
+    config = RunConfig(
+        method=method, sorsa=sorsa, residual=ResidualConfig(storage=storage),
+        baseline=BaselineConfig(pissa_iterations=4),  # PEFT's fast PiSSA: its exact one takes minutes at 7B
+    )  # fmt: skip
     formats = resolve_precision(precision, None, device.type)
     return method_of(config).operation(
         config, formats, residual_storage.resolve_storage(config.residual, formats, device), device

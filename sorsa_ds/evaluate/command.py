@@ -4,10 +4,9 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -30,6 +29,7 @@ from sorsa_ds.run.finished import FinishedRun
 from sorsa_ds.runtime import collectives, precision
 from sorsa_ds.runtime.console import quiet_libraries, say, table
 from sorsa_ds.runtime.process import start_process, this_device
+from sorsa_ds.runtime.versions import package_versions
 
 BUILD: dict[str, Callable[[Options, Setting], Task]] = {
     "gsm8k": gsm8k.build, "math": math.build, "humaneval": humaneval.build, "mmlu": mmlu.build, "loss": loss.build
@@ -84,7 +84,7 @@ def evaluate(options: Options) -> dict:
                 "batch_size": options.batch_size,
             },
             "settings": {**settings, **identity},
-            "versions": _versions((*PACKAGES, *_GRADERS, "vllm")),
+            "versions": package_versions((*PACKAGES, *_GRADERS, "vllm")),
         }  # fmt: skip
         records.finish(results)
         rows = [*task.rows(results), *_speed_rows(results["speed"]), ("written to", str(records.folder / RESULTS))]
@@ -198,7 +198,7 @@ def _judged_by(task: str) -> str:
     if task == "humaneval":
         return f"Python {platform.python_version()}"
     if task in ("gsm8k", "math"):
-        return ", ".join([f"rules {RULES}", *(f"{name} {found}" for name, found in _versions(_GRADERS).items())])
+        return ", ".join([f"rules {RULES}", *(f"{name} {found}" for name, found in package_versions(_GRADERS).items())])
     return "likelihood"
 
 
@@ -222,14 +222,3 @@ def _speed_rows(speed: dict) -> list[tuple[str, str]]:
         return []
     ranks = "1 rank" if speed["ranks"] == 1 else f"{speed['ranks']} ranks"
     return [("speed", f"{speed['tokens_per_second']:.1f} tokens/s, {speed['seconds']:.1f} s on {ranks}")]
-
-
-def _versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those packages that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -78,9 +78,8 @@ def adapt_partitioned_model(
     """
     _check_partitioned(model)
     sorsa, residual, device = sorsa or SorsaConfig(), residual or ResidualConfig(), this_device()
-    formats = precisions.resolve_precision(
-        precision, precision_from_json(ds_config), cast(precisions.Device, device.type)
-    )
+    wanted = precision_from_json(ds_config)
+    formats = precisions.resolve_precision(precision, wanted, cast(precisions.Device, device.type))
     storage = residual_storage.resolve_storage(residual, formats, device)
     targets = select_targets(model, sorsa)
     linears = {target.name: model.get_submodule(target.name) for target in targets}

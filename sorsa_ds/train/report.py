@@ -1,7 +1,6 @@
 """The end of a run: what report.json holds, a short table on the console, a picture of the loss in the run folder."""
 
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 from sorsa_ds.config.schema import RunConfig
@@ -14,6 +13,7 @@ from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say, table
 from sorsa_ds.runtime.process import memory_gib, peak_memory_gib
+from sorsa_ds.runtime.versions import package_versions
 
 
 def build_report(
@@ -49,7 +49,7 @@ def build_report(
         "memory_gib": memory_gib(),
         "peak_memory_gib": max(collectives.gather_lists([peak_memory_gib()])),
         "world_size": collectives.world_size(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": package_versions(PACKAGES),
     }
 
 

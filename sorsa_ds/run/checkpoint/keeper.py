@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
 from torch import Tensor
@@ -16,6 +15,7 @@ from sorsa_ds.run.checkpoint.manifest import Manifest, RunProgress, digest_of_in
 from sorsa_ds.run.checkpoint.saver import CheckpointSaver
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import note
+from sorsa_ds.runtime.versions import package_versions
 
 PACKAGES = ("sorsa_ds", "torch", "deepspeed", "transformers")
 
@@ -106,7 +106,7 @@ class CheckpointKeeper:
             base=self._base,
             initial_factors=self._initial_digest,
             data=self._data,
-            versions={name: version(name) for name in PACKAGES},
+            versions=package_versions(PACKAGES),
         )
         tensors = fragments.snapshot(self._engine) | (self._random or random_state.take())
         self._saver.begin(tensors, manifest)

@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from sorsa_ds.run.paths import run_of
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.cache import cache_folder
 from sorsa_ds.runtime.memory import free_memory
+from sorsa_ds.runtime.versions import package_versions
 from sorsa_ds.train.invocation import Invocation
 
 PACKAGES = ("torch", "deepspeed", "transformers")
@@ -70,7 +70,7 @@ def gather_facts(invocation: Invocation, ds_config: dict, argv: list[str]) -> Ra
         versions={
             "python": platform.python_version(),
             "sorsa_ds": sorsa_ds.__version__,
-            **{name: version(name) for name in PACKAGES},
+            **package_versions(PACKAGES),
         },
         said=_said(invocation, ds_config, argv) if local_rank == 0 else {},
         memory=free_memory(),
