@@ -35,7 +35,7 @@ from benchmarks.run import LLAMA_7B, LLAMA_70B, commit, hardware, versions
 
 WORKER = "benchmarks.workers.gpu_check"
 PARTS = ("tests", "train", "layer", "step_2", "step_16", "nf4", "profile")
-LIMITS = {"tests": 150, "train": 60, "layer": 40, "step_2": 110, "step_16": 110, "nf4": 240, "profile": 60}
+LIMITS = {"tests": 150, "train": 60, "layer": 40, "step_2": 110, "step_16": 120, "nf4": 180, "profile": 60}
 """Seconds after which a part is stopped."""
 GOLDEN = ROOT / "tests" / "golden"
 
@@ -49,7 +49,7 @@ def commands(tiny: bool, shape: Path, folder: Path) -> dict[str, list[str]]:
     if not tiny:
         layer = ["--shape", "4096", "4096", "--tokens", "1024", "8192", "--ranks", "128", "--rounds", "9"]
     return {
-        "tests": [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider",
+        "tests": [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-s", "-p", "no:cacheprovider",
                   "--continue-on-collection-errors", "tests"],
         "train": [
             sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "1", "launch/train.py",
@@ -70,19 +70,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts")
     parser.add_argument("--tiny", action="store_true", help="in tiny sizes")
-    parser.add_argument("--output", type=Path, default=Path("gpu_check"), help="of the .json and the .md file")
+    parser.add_argument("--output", type=Path, default=Path("gpu_check"), help="of the .json, .md and .log files")
     a = parser.parse_args()
     if not a.tiny and not torch.cuda.is_available():
         parser.error("there is no GPU that torch can see; --tiny proves the parts on a CPU")
     wanted = [name for name in PARTS if a.only is None or name in a.only]
     parts: dict[str, dict] = {}
     a.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, a.output.with_suffix(".log").open("w") as log:
         shape = Path(folder) / "tiny_llama"
         shape.mkdir()
         (shape / "config.json").write_text(json.dumps(TINY_LLAMA))
         for name in wanted:
-            parts[name] = run_part(name, commands(a.tiny, shape, Path(folder))[name], Path(folder))
+            parts[name], printed = run_part(name, commands(a.tiny, shape, Path(folder))[name], Path(folder))
+            log.write(f"# {name}\n{printed}\n")
+            log.flush()
             told = told_of(a.tiny, parts)
             a.output.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")
     table = "\n".join(rows(parts))
@@ -102,8 +104,8 @@ def told_of(tiny: bool, parts: dict[str, dict]) -> dict:
     }  # fmt: skip
 
 
-def run_part(name: str, command: list[str], folder: Path) -> dict:
-    """One part: whether it ended well, its seconds, the JSON of its last line, and the end of what it said if not."""
+def run_part(name: str, command: list[str], folder: Path) -> tuple[dict, str]:
+    """One part: whether it ended well, its seconds and its result; and everything that it printed."""
     print(f"# {name}", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SORSA_CACHE": str(folder / "cache")}
     if not torch.cuda.is_available():
@@ -121,9 +123,9 @@ def run_part(name: str, command: list[str], folder: Path) -> dict:
     if code == 5 and name == "tests":
         part["ok"] = True  # nothing was selected
     if not part["ok"]:
-        part["error"] = printed[-3000:] if code != -1 else f"stopped after {LIMITS[name]} s: " + printed[-3000:]
-        print(part["error"], flush=True)
-    return part
+        part["error"] = f"exit code {code}" if code != -1 else f"stopped after {LIMITS[name]} s"
+        print(f"{part['error']}:\n{printed[-3000:]}", flush=True)
+    return part, printed
 
 
 def result_of(name: str, printed: str, folder: Path) -> dict:

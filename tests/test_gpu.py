@@ -145,6 +145,7 @@ def _peaks(folder, cases):
         held = torch.cuda.memory_allocated()  # the libraries' workspaces of the cases before
         planned, allocated = _peak(folder, *case)
         found[case] = planned, allocated - held
+        print(f"{case}: planned {planned / 2**20:.0f} MiB, allocated {(allocated - held) / 2**20:.0f} MiB", flush=True)
     return found
 
 

@@ -4,6 +4,7 @@ import argparse
 import gc
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -48,7 +49,11 @@ def steps(a: argparse.Namespace) -> dict:
     """Every side, one after the other: the model is made, stepped, and freed."""
     device = this_device()
     speed = product_speed(device, torch.bfloat16) / 1e12 if device.type == "cuda" else None
-    return {"product_tflops": speed, "sides": {name: tried(a, *side) for name, side in SIDES.items()}}
+    sides = {}
+    for name, side_of_it in SIDES.items():
+        sides[name] = tried(a, *side_of_it)
+        print(f"{name}: {json.dumps(sides[name])}", file=sys.stderr, flush=True)  # if a later side takes too long
+    return {"product_tflops": speed, "sides": sides}
 
 
 def nf4(a: argparse.Namespace) -> dict:
