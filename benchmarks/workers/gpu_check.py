@@ -148,7 +148,9 @@ def profiled(a: argparse.Namespace) -> dict:
     events = profiler.key_averages()
     own = {event.key: event.self_device_time_total if gpu else event.self_cpu_time_total for event in events}
     if gpu:  # operators carry their kernels' time too
-        kernels = {e.key for e in events if e.device_type == torch.autograd.DeviceType.CUDA}
+        kernels = {
+            e.key for e in events if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation
+        }
         own = {name: micros for name, micros in own.items() if name in kernels}
     total = sum(own.values())
     ten = sorted(own.items(), key=lambda pair: -pair[1])[:10]
