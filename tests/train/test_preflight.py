@@ -145,7 +145,7 @@ def _check_with(gather, arguments: list[str]) -> str:
     from sorsa_ds.train.preflight.check import check_job
 
     if collectives.rank() == 1:
-        check_job.__globals__["gather"] = gather
+        check_job.__globals__["gather_facts"] = gather
     return _check(arguments, ["a", "b"])
 
 
