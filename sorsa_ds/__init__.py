@@ -25,6 +25,8 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
+from sorsa_ds.runtime.versions import VERSION as __version__  # noqa: F401
+
 if TYPE_CHECKING:
     from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
     from sorsa_ds.model.adapt_partitioned import adapt_partitioned_model
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 # transformers imports bitsandbytes, which warns of an optional inference kernel that nothing here uses.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in record.msg)
 
-__version__ = "0.1.0"
 __all__ = ["ResidualConfig", "SorsaConfig", "adapt_partitioned_model", "load_adapter"]
 
 _MODULES = {

@@ -65,7 +65,10 @@ def upward_imports(package: Path = PACKAGE) -> list[str]:
         room = room_of(module, package)
         for line, name in imports_of(module):
             parts = name.split(".")
-            if room and parts[0] == "sorsa_ds" and len(parts) > 1 and height.get(parts[1], 0) > height[room]:
+            if not room or parts[0] != "sorsa_ds":
+                continue
+            root = len(parts) == 1 or parts[1] not in height  # the root imports from every room
+            if root or height[parts[1]] > height[room]:
                 found.append(f"{place_of(module, package)}:{line} imports {name}")
     return found
 

@@ -45,6 +45,8 @@ def test_modules_at_the_root_are_counted(tmp_path):
         "from sorsa_ds.train.trainer import Trainer\n",
         "import sorsa_ds.study.compare\n",
         "from sorsa_ds import train\n",
+        "import sorsa_ds\n",
+        "from sorsa_ds import __version__\n",
         "def f():\n    from sorsa_ds.train import trainer\n",
     ],
 )

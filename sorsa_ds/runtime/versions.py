@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
-import sorsa_ds
+VERSION = "0.1.0"
+"""The version of this package; pyproject.toml reads it from here."""
 
 OWN = "sorsa_ds"
 
@@ -16,7 +17,7 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
     found = {}
     for name in names:
         try:
-            found[name] = sorsa_ds.__version__ if name == OWN else version(name)
+            found[name] = VERSION if name == OWN else version(name)
         except PackageNotFoundError:
             continue
     return found

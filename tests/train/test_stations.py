@@ -5,14 +5,14 @@ import dataclasses
 import inspect
 import textwrap
 import typing
-from pathlib import Path
 
 import pytest
 
 from sorsa_ds.train import inputs, origin, settings, setup
 from sorsa_ds.train.origin import NewRun, Origin, ResumedRun
+from tests.helpers.projects import ROOT
 
-LAUNCH = Path(__file__).resolve().parents[1] / "launch"
+LAUNCH = ROOT / "launch"
 MODULES = (setup, settings, inputs)
 LONGEST_STATION = 40
 

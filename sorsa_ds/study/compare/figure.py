@@ -1,5 +1,6 @@
 """Loss and gradient norm against steps, as in Figure 4 of the papers: one colour per method, its seeds as a band."""
 
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from sorsa_ds.runtime.plotting import against_steps, legend, picture, scaled, sm
 from sorsa_ds.study.compare.results import MethodResult
 from sorsa_ds.study.compare.trials import METHODS
 
-LOOKS = dict(zip(METHODS, plotting.LOOKS, strict=True))
+LOOKS = dict(zip(METHODS, cycle(plotting.LOOKS), strict=False))
 """Colour and line style of each method, the same in every picture."""
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-import sorsa_ds
 from sorsa_ds.config.yaml_io import flat
 from sorsa_ds.run.paths import run_of
 from sorsa_ds.runtime import collectives
@@ -69,8 +68,7 @@ def gather_facts(invocation: Invocation, ds_config: dict, argv: list[str]) -> Ra
         launcher=int(os.environ.get("CROSS_RANK", os.environ.get("GROUP_RANK", "0"))),
         versions={
             "python": platform.python_version(),
-            "sorsa_ds": sorsa_ds.__version__,
-            **package_versions(PACKAGES),
+            **package_versions(("sorsa_ds", *PACKAGES)),
         },
         said=_said(invocation, ds_config, argv) if local_rank == 0 else {},
         memory=free_memory(),
