@@ -2,7 +2,7 @@
 
 method.py        `Method`: everything that a way of fine-tuning says about itself, member by member
 registry.py      name -> `Method`; the only list of them
-settings.py      settings that would do nothing are refused by name
+settings.py      refuses settings that have no effect for the method
 sorsa.py         SORSA
 peft_adapters.py LoRA, PiSSA, DoRA and OLoRA, by way of PEFT
 adalora.py       AdaLoRA, which also has steps of its own (adalora_engine.py)

@@ -134,7 +134,7 @@ class Method(ABC):
         """The linears that it adapts, in module order; none where every parameter is trained.
 
         Raises:
-            ValueError: bad targets or ranks, as `model.targets.select`.
+            ValueError: `model.targets.select_targets` finds bad targets or ranks.
         """
         return select_targets(model, sorsa)
 
@@ -142,7 +142,7 @@ class Method(ABC):
         """All linears whose weight training changes, in module order, the output head left out.
 
         Raises:
-            ValueError: bad targets or ranks, as `model.targets.select`.
+            ValueError: `model.targets.select_targets` finds bad targets or ranks.
         """
         return self.select_targets(model, sorsa)
 
@@ -263,7 +263,8 @@ class Method(ABC):
 
         Args:
             name: the parameter's, one of `changed_parameters`, and `target` what that has for it.
-            untrained: as SORSA's training began. Other methods began with the base model, and are not asked.
+            untrained: return the weight before training. Only SORSA's differs from the base model's, so only SORSA is
+                asked.
 
         Raises:
             ValueError: a file is damaged, or the base model is not the one that was trained on.

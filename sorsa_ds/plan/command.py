@@ -23,7 +23,7 @@ OPTIONS = {
     "gpus": "GPUs per node (default 1)",
     "nodes": "number of nodes (default 1)",
     "gpu_memory": "memory of one GPU, as 80GiB or 80GB (default 80GiB)",
-    "host_memory": "memory of a node's CPUs that the job may take (default: unknown; the need is told and not judged)",
+    "host_memory": "memory of a node's CPUs that the job may take (default: unknown, and then only printed)",
     "gpu_tflops": "dense bf16 TFLOP/s of a GPU, as its maker says (default 989: H100)",
     "efficiency": "share of --gpu_tflops that training reaches (default 0.4)",
     "gpu_bandwidth": "GB/s that a GPU receives inside its node (default 360: NVLink 4 at 80 %)",

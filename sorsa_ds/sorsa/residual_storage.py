@@ -24,7 +24,7 @@ class Storage(Protocol):
 
     @property
     def quantised(self) -> bool:
-        """Whether more is lost than by rounding to 16 bits."""
+        """Whether the storage has fewer than 16 bits per weight."""
 
     def tensors(self, shape: torch.Size) -> Layout:
         """Shape and dtype of each tensor of a matrix (M, N), by name."""

@@ -24,7 +24,7 @@ def sandbox_or_skip(walls: str) -> Sandbox:
 
 
 def see_that_nothing_is_left(before: set[int]) -> None:
-    """Of programs, and of what walls them in. before: the processes that were there.
+    """Wait until no process of a program or of its walls is left, and fail where one stays. before: the processes that were there.
 
     Those of another of pytest-xdist's processes do not count: only descendants of this one, and orphans.
     """

@@ -54,7 +54,7 @@ def help_of(script: str) -> str:
 
 
 def script_of(words: list[str]) -> tuple[str, list[str]] | None:
-    """(one of our scripts, what is given to it), of a command that starts one."""
+    """Split a command that starts one of our scripts into (the script, the words given to it); None for others."""
     if words[0] == "sorsa":
         return f"launch/{words[1]}.py", words[2:]
     for place, word in enumerate(words):
@@ -65,7 +65,7 @@ def script_of(words: list[str]) -> tuple[str, list[str]] | None:
 
 
 def training_words(given: list[str]) -> list[str]:
-    """Of what is given to a script: the settings, and the options of the training command."""
+    """Keep only the settings and the options of the training command."""
     kept = [word for word in given if "=" in word and not word.startswith("--") and "$" not in word]
     for place, word in enumerate(given):
         name, equals, value = word.removeprefix("--").partition("=")
@@ -128,7 +128,7 @@ def run(script: str, folder: Path) -> str:
 
 @pytest.mark.slow
 def test_the_walk_of_the_readme_ends_with_an_answer_and_two_exports(place, small_real_model):
-    """As it stands there, on two of the default model's layers instead of all thirty."""
+    """Run the walk on two of the default model's layers instead of all thirty."""
     walk = "".join(blocks(section(README.read_text(encoding="utf-8"), "## Your own data")))
     shorter = walk.replace("data.path=mine.jsonl", f"data.path=mine.jsonl model='{small_real_model}'")
     assert shorter != walk and "my-model" in walk and "my-lora" in walk

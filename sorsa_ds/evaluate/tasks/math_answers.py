@@ -23,7 +23,7 @@ RULES = 2
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A row of the data. answer: the reference. groups: names under which the accuracy is told too."""
+    """A row of the data. answer: the reference. groups: names under which the accuracy is reported too."""
 
     text: str
     solution: str
