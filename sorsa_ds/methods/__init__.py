@@ -9,5 +9,6 @@ adalora.py       AdaLoRA, which also has steps of its own (adalora_engine.py)
 whole_weights.py full and partial fine-tuning
 peft_layers.py   PEFT's layers on the rank that owns them; imported only where such a layer is made
 
-To add a baseline, write its file, name it in `registry.METHODS`, and add its name to `config.schema.MethodName`.
+To add a baseline, write its file, name it in `registry.METHODS`, and add its name to
+`config.method_settings.MethodName`.
 """

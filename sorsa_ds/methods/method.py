@@ -94,7 +94,7 @@ class Method(ABC):
     """A way of fine-tuning. It has no state: the settings of a run are arguments of its members."""
 
     name: str
-    """Its name in settings, tables and run folders, one of `config.schema.MethodName`."""
+    """Its name in settings, tables and run folders, one of `config.method_settings.MethodName`."""
 
     title: str
     """Its name in text."""

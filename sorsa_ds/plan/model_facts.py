@@ -57,7 +57,7 @@ class Facts:
     """What a plan needs of the model.
 
     parameters: every parameter; tied ones stand there once.
-    targets: as `Method.operation` gives them; none where everything is trained.
+    targets: as `methods.method.Method.operation` gives them; none where everything is trained.
     linears: every linear, adapted or not.
     kept: what a forward pass of one micro-batch keeps for backward.
     attention: numbers in one token's queries, of all heads of a block together; 0 without attention.

@@ -103,7 +103,7 @@ def held(engine) -> dict[str, torch.Tensor]:
 
 def _all_runs(folder, runs):
     """Start every run; returns, on every rank, the trained tensors at its start and end (on rank 0), the gradient norms
-    and AdaLoRA's ranks by step, what this rank held at the start and at the end, and the bytes of its tensors by kind."""
+    and AdaLoRA's ranks by step, what this rank held at the start and the end, and the bytes of its tensors by kind."""
     from sorsa_ds.runtime import collectives
 
     results = []
