@@ -141,7 +141,7 @@ def merge(layer: DenseSorsa) -> tuple[nn.Linear, float]:
 def main() -> None:
     """Adapt the model at rank 8, train it without and with the regulariser, and merge it."""
     torch.set_num_threads(1)  # the matrices are so small that threads would only wait for one another
-    steps, rate, x = 150, 1e-2, torch.arange(32)[None]
+    steps, rate, x = 200, 1e-2, torch.arange(32)[None]
     for coefficient in (0.0, 0.2):
         torch.manual_seed(0)
         model = TinyLanguageModel().requires_grad_(False)
