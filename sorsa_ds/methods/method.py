@@ -157,7 +157,7 @@ class Method(ABC):
         initial: Path | None = None,
         trained: Values | None = None,
     ) -> AdaptModel:
-        """What it makes of a model without memory: its layers, what is trained, and how every tensor is filled.
+        """What the method makes of a model without memory: its layers, what is trained, and how every tensor is filled.
 
         Args:
             storage: how SORSA's residual is kept.

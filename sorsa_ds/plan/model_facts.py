@@ -96,7 +96,7 @@ def facts(folder: Path, job: Job) -> Facts:
         folder: has the model's config.json; weights are not needed.
 
     Raises:
-        ValueError: it is not a causal language model, or has no such targets or ranks.
+        ValueError: the model is not a causal language model, or lacks a target or has no room for a rank.
     """
     model = skeleton(folder, job.config.loading)
     cast(nn.Module, model).to("meta")  # the decorator of transformers' own `to` hides its arguments' types

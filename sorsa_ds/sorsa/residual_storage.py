@@ -83,7 +83,7 @@ def storage_of(config: ResidualConfig, precision: Precision) -> Storage:
     """The storage that the settings of the residual mean.
 
     Raises:
-        ValueError: this storage does not go with the precision.
+        ValueError: the storage cannot be used with the precision.
     """
     name = resolve_residual(config, precision).storage
     if name in _QUANTISED:
