@@ -1,4 +1,7 @@
-"""Dotted names in backticks, in docstrings of `sorsa_ds`, name something that exists: nothing is imported to see it."""
+"""Dotted names in backticks, in docstrings of `sorsa_ds`, name something that exists.
+
+Modules are read as syntax trees; only the names of settings come from an imported module.
+"""
 
 import ast
 import functools
