@@ -37,7 +37,7 @@ PREFETCH, LIVE, REUSE, PERSIST = (
                                 "param_persistence_threshold")
 )  # fmt: skip
 SMALL = {LIVE: 10_000_000, REUSE: 10_000_000}
-"""As large for the default model as the shipped 1e9 are for a model of 13 billion parameters."""
+"""In proportion to the default model what the shipped 1e9 is to a model of 13 billion parameters."""
 
 VARIANTS = [
     {"prefetch 0": {PREFETCH: 0}, "prefetch 1e7": {PREFETCH: 10_000_000}, "persist 0": {PERSIST: 0},

@@ -14,8 +14,9 @@ step_16    the same in micro-batches of 16
 nf4        a model of Llama 2 70B's shape over a residual in nf4 with quantised scales: initialised and stepped
 profile    the ten kernels that take most of a step in micro-batches of 16
 
-Each part is a process of its own with a time limit; one that fails is told and the others go on. The output is a table
-in Markdown, a file of JSON with everything, and one JSON line, the last, whose `gpu` is null where there is none.
+Each part is a process of its own with a time limit; a failed part is reported, and the others still run. The output is
+a table in Markdown, a file of JSON with everything, and one JSON line, the last, whose `gpu` is null where there is
+none.
 """
 
 import argparse
@@ -178,7 +179,7 @@ def told_of_side(one: dict) -> str:
     """One side in words."""
     if "error" in one:
         return one["error"]
-    told = [f"initialised in {one['initialisation_seconds']:.1f} s", f"{1e3 * one['step_seconds']:.0f} ms a step",
+    told = [f"initialised in {one['initialisation_seconds']:.1f} s", f"{1e3 * one['step_seconds']:.0f} ms per step",
             f"{one['tokens_per_second']:,.0f} tokens/s"]  # fmt: skip
     if one["utilisation"] is not None:
         told.append(f"{one['utilisation']:.1%} of {one['peak_tflops']:.0f} TFLOP/s")

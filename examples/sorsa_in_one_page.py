@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 Sequences = list[tuple[Tensor, Tensor]]
-"""Token ids and labels, (1, length) each; label -100 marks a token whose prediction does not count."""
+"""Token ids and labels, (B, length) each; label -100 marks a token whose prediction does not count."""
 
 
 class DenseSorsa(nn.Module):
@@ -119,14 +119,14 @@ class TinyLanguageModel(nn.Module):
         self.embedding, self.up, self.down = nn.Embedding(32, 48), nn.Linear(48, 96, False), nn.Linear(96, 32, False)
 
     def forward(self, input_ids: Tensor) -> SimpleNamespace:
-        """Logits (1, length, 32) of token ids (1, length)."""
+        """Logits (B, length, 32) of token ids (B, length)."""
         return SimpleNamespace(logits=self.down(torch.tanh(self.up(self.embedding(input_ids)))))
 
 
 def counting_in_threes(count: int) -> Sequences:
     """Sequences like 5, 8, 11, ... modulo 32; the first four tokens are the question, and only the rest is learned."""
-    ids = [(torch.randint(32, (1, 1)) + 3 * torch.arange(12)) % 32 for _ in range(count)]
-    return [(x, torch.where(torch.arange(12) < 4, -100, x)) for x in ids]
+    ids = (torch.randint(32, (count, 1)) + 3 * torch.arange(12)) % 32
+    return [(ids, torch.where(torch.arange(12) < 4, -100, ids))]
 
 
 def merge(layer: DenseSorsa) -> tuple[nn.Linear, float]:
@@ -140,6 +140,7 @@ def merge(layer: DenseSorsa) -> tuple[nn.Linear, float]:
 
 def main() -> None:
     """Adapt the model at rank 8, train it without and with the regulariser, and merge it."""
+    torch.set_num_threads(1)  # the matrices are so small that threads would only wait for one another
     steps, rate, x = 200, 1e-2, torch.arange(32)[None]
     for coefficient in (0.0, 0.2):
         torch.manual_seed(0)

@@ -43,7 +43,7 @@ def evaluate(argv: Sequence[str]) -> str:
     """The options, and whether the model is there, as far as that can be told without the hub; returns its name.
 
     Raises:
-        ValueError: they are wrong.
+        ValueError: an option is invalid, or the model does not exist.
     """
     from sorsa_ds.evaluate import models, options
 

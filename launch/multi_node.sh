@@ -4,7 +4,7 @@
 #   launch/multi_node.sh --hostfile hostfile --config launch/recipes/llama3_70b_2nodes.yaml \
 #       --ds_config ds_configs/zero3_multinode.json output.name=mine
 #
-#   --hostfile FILE    a line a node: `NAME slots=NUMBER_OF_GPUS`. The first one's rank 0 is where all ranks meet
+#   --hostfile FILE    one line per node: `NAME slots=NUMBER_OF_GPUS`. The first one's rank 0 is where all ranks meet
 #   --node_rank K      which line of it this node is, from 0 (default: the one with this host's name or address)
 #   --master_addr A    address of the first node (default: its name in the hostfile)
 #   --master_port P    TCP port there (default 29500)
@@ -35,7 +35,7 @@ while (($#)); do
     shift "$taken"
 done
 
-[[ -n $hostfile ]] || die "--hostfile is missing: one line a node, NAME slots=NUMBER_OF_GPUS"
+[[ -n $hostfile ]] || die "--hostfile is missing: one line per node, NAME slots=NUMBER_OF_GPUS"
 file --hostfile "$hostfile"
 nodes=() slots=() world_size=0
 while read -r name rest || [[ -n $name ]]; do

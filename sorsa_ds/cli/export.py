@@ -24,7 +24,7 @@ def _export(argv: Sequence[str]) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Reads the options; their names are those of `sorsa_ds.export.command.Options`."""
+    """Reads the options; their names are those of `sorsa_ds.export.options.Options`."""
     parser = argparse.ArgumentParser(description=DESCRIPTION)
     add = parser.add_argument
     add("--run", type=Path, required=True, help="the run folder that launch/train.py wrote")

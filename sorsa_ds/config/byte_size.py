@@ -16,7 +16,7 @@ def read_bytes(text: str, option: str, hint: str, smallest: str = "1B", largest:
         smallest: bound, as `largest`.
 
     Raises:
-        ValueError: it reads otherwise, has no unit, or is out of bounds.
+        ValueError: the text is not a number with a unit, or the size is out of bounds.
     """
     # Pydantic alone would take a number without a unit, bits, and anything behind the unit.
     if not re.fullmatch(r"\s*[0-9]+(\.[0-9]+)?\s*[A-Za-z]*[bB]\s*", text):

@@ -190,7 +190,7 @@ def check_zero_keys(raw: Json, file: Path) -> None:
     """Check that DeepSpeed knows all keys of zero_optimization: with a misspelt `stage` it would train without ZeRO.
 
     Raises:
-        ValueError: it does not know some of them. The message names these keys and the file.
+        ValueError: DeepSpeed does not know some of the keys. The message names these keys and the file.
     """
     unknown = unknown_zero_keys(raw)
     if unknown:

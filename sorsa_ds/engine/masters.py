@@ -104,7 +104,7 @@ def _check_masters(masters: Masters, trainable: dict[str, torch.nn.Parameter], d
     without any other sign.
 
     Raises:
-        RuntimeError: they do not.
+        RuntimeError: the fragments differ from the model or overlap, or a trained number is in none.
     """
     for fragment in masters.fragments:
         parameter = trainable[fragment.name]

@@ -39,10 +39,10 @@ _GRADERS = ("math-verify", "latex2sympy2_extended", "antlr4-python3-runtime", "s
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """How a model computes its products.
+    """Dtypes of a loaded model's matrix products.
 
     dtype: the weights' dtype; None: as they were trained. autocast: whether products need torch.autocast. sentence:
-    what the user is told of it.
+    explains them to the user.
     """
 
     dtype: torch.dtype | None

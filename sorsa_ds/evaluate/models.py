@@ -66,7 +66,7 @@ def find_evaluated_model(model: str, base: str | None = None, trust_remote_code:
     """The model that `--model` names; no weights are read.
 
     Args:
-        base: folder or hub name of the base model, where it is no longer the one that an adapter names.
+        base: folder or hub name of the base model, if it is no longer where an adapter says.
 
     Raises:
         ValueError: there is no such model, or it is an unfinished run.

@@ -47,8 +47,8 @@ def prepare(source: Source, options: Options) -> Prepared:
     refused = source.method.refused_exports
     if options.format in refused:
         raise ValueError(
-            f"--format {options.format}: not for method {source.method.name}: {refused[options.format]}; --format "
-            f"merged is always there"
+            f"--format {options.format}: not for method {source.method.name}: {refused[options.format]}; "
+            f"--format merged works for every method"
         )
     return _PREPARE[options.format](source, options)
 

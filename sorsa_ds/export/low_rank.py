@@ -22,7 +22,7 @@ class LowRank:
 
 
 def low_rank_change(source: Source, target: Target, rank: int) -> LowRank:
-    """The best approximation of dW of this rank, which is dW itself from `Method.exact_rank` on.
+    """The best approximation of dW of this rank, which is dW itself from `methods.method.Method.exact_rank` on.
 
     The method gives dW = left right^T. That would be a LoRA already; but with SORSA, and wherever a first product was
     taken off the weight, its parts nearly cancel, and a server that rounds them to bf16 would lose much of the change.

@@ -39,7 +39,7 @@ class Options:
         """The size of the largest file.
 
         Raises:
-            ValueError: it cannot be read.
+            ValueError: `--max_shard_size` is not a size such as 5GB.
         """
         return read_bytes(self.max_shard_size or MAX_SHARD_SIZE, "--max_shard_size", "write it as 5GB or 500MB")
 

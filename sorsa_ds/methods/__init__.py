@@ -2,12 +2,13 @@
 
 method.py        `Method`: everything that a way of fine-tuning says about itself, member by member
 registry.py      name -> `Method`; the only list of them
-settings.py      settings that would do nothing are refused by name
+settings.py      refuses settings that have no effect for the method
 sorsa.py         SORSA
 peft_adapters.py LoRA, PiSSA, DoRA and OLoRA, by way of PEFT
 adalora.py       AdaLoRA, which also has steps of its own (adalora_engine.py)
 whole_weights.py full and partial fine-tuning
 peft_layers.py   PEFT's layers on the rank that owns them; imported only where such a layer is made
 
-To add a baseline, write its file, name it in `registry.METHODS`, and add its name to `config.schema.MethodName`.
+To add a baseline, write its file, name it in `registry.METHODS`, and add its name to
+`config.method_settings.MethodName`.
 """

@@ -1,8 +1,9 @@
 """AdaLoRA's steps: its orthogonal term in the loss, and its ranks taken away after each step, both computed by PEFT.
 
 PEFT works on a model whose parameters and gradients are whole. Under ZeRO the fp32 masters and their gradients lie in
-fragments over the ranks; after each step they are summed into whole ones (8 bytes a trained number travel, the factors
-are small), which every rank shows to PEFT's allocator alike. What it masks goes back into masters and model.
+fragments over the ranks. After each step they are summed into whole ones: 8 bytes per trained number are communicated,
+and the factors are small. Every rank shows the whole ones to PEFT's allocator alike, and what it masks goes back into
+masters and model.
 """
 
 from types import SimpleNamespace

@@ -94,7 +94,7 @@ class Method(ABC):
     """A way of fine-tuning. It has no state: the settings of a run are arguments of its members."""
 
     name: str
-    """Its name in settings, tables and run folders, one of `config.schema.MethodName`."""
+    """Its name in settings, tables and run folders, one of `config.method_settings.MethodName`."""
 
     title: str
     """Its name in text."""
@@ -134,7 +134,7 @@ class Method(ABC):
         """The linears that it adapts, in module order; none where every parameter is trained.
 
         Raises:
-            ValueError: bad targets or ranks, as `model.targets.select`.
+            ValueError: `model.targets.select_targets` finds bad targets or ranks.
         """
         return select_targets(model, sorsa)
 
@@ -142,7 +142,7 @@ class Method(ABC):
         """All linears whose weight training changes, in module order, the output head left out.
 
         Raises:
-            ValueError: bad targets or ranks, as `model.targets.select`.
+            ValueError: `model.targets.select_targets` finds bad targets or ranks.
         """
         return self.select_targets(model, sorsa)
 
@@ -157,7 +157,7 @@ class Method(ABC):
         initial: Path | None = None,
         trained: Values | None = None,
     ) -> AdaptModel:
-        """What it makes of a model without memory: its layers, what is trained, and how every tensor is filled.
+        """What the method makes of a model without memory: its layers, what is trained, and how every tensor is filled.
 
         Args:
             storage: how SORSA's residual is kept.
@@ -263,7 +263,8 @@ class Method(ABC):
 
         Args:
             name: the parameter's, one of `changed_parameters`, and `target` what that has for it.
-            untrained: as SORSA's training began. Other methods began with the base model, and are not asked.
+            untrained: return the weight before training. Only SORSA's differs from the base model's, so only SORSA is
+                asked.
 
         Raises:
             ValueError: a file is damaged, or the base model is not the one that was trained on.

@@ -132,7 +132,7 @@ class PeftMethod(Method):
         return scale_of(target, run.described.sorsa) * torch.cat(signed, 1), torch.cat(A).t()
 
     def peft_config(self, settings: Settings, targets: Sequence[Target]) -> LoraConfig:
-        """It has the commonest rank, and by name those that differ."""
+        """PEFT's configuration. It names the most common rank; other ranks stand in `rank_pattern`."""
         ranks = {target.name: self.rank(target, settings.baseline) for target in targets}
         [(rank, _)] = Counter(ranks.values()).most_common(1)
         config = self.layers(settings).config(rank, list(ranks), any(target.transposed for target in targets))

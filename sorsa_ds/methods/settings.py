@@ -1,4 +1,4 @@
-"""Which settings mean something to which method; what would be ignored silently is refused by name."""
+"""Which settings have an effect for which method; a setting that would have none is refused by name."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +14,7 @@ ZERO_STAGES = (0, 1, 2, 3)
 
 
 def ignored(config: RunConfig) -> dict[str, object]:
-    """The settings that are not as they are by default though the method has no use for them: path -> value."""
+    """Settings that differ from their defaults although this method ignores them: path -> value."""
     found = {}
     patterns = method_of(config).ignored_settings
     for path, leaf in leaves(RunConfig).items():

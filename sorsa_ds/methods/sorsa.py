@@ -25,7 +25,7 @@ from sorsa_ds.sorsa.residual_storage import Storage
 
 
 class Sorsa(Method):
-    """SORSA itself."""
+    """SORSA: the leading singular triplets are trained over a frozen residual."""
 
     name, title = "sorsa", "SORSA"
     about = (

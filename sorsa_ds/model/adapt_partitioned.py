@@ -50,9 +50,9 @@ def adapt_partitioned_model(
 ) -> Adaptation:
     """Replace the target linears of a ZeRO-3 model by SORSA layers, in place. A collective call.
 
-    It is for a program of your own that builds its model under `deepspeed.zero.Init`; `sorsa train` reads the weights
-    from disk instead, which needs one exchange less. No rank ever holds more than its own shards and the layer that it
-    is decomposing:
+    It is for a program of your own that builds its model under `deepspeed.zero.Init`; `launch/train.py` reads the
+    weights from disk instead, which needs one exchange less. No rank ever holds more than its own shards and the layer
+    that it is decomposing:
 
         keep = HfDeepSpeedConfig(ds_config)                    # from_pretrained then cuts the model for ZeRO-3
         model = AutoModelForCausalLM.from_pretrained("mistralai/Mistral-7B-v0.1")

@@ -38,7 +38,7 @@ class FactorCache:
     Args:
         folder: where the files lie; made when the first is written.
         settings: everything besides weight, rank and name that decides the factors.
-        warn: is told when a file is made anew or cannot be written; neither stops a run.
+        warn: called with a message when a file is made anew or cannot be written; neither stops a run.
     """
 
     def __init__(self, folder: Path, settings: dict, warn: Callable[[str], None]):

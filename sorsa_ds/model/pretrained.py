@@ -198,7 +198,7 @@ class PretrainedWeights:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor Inf. NaN comes through aminmax, forty times as fast as isfinite."""
+    """Whether a tensor holds neither NaN nor Inf. `aminmax` propagates NaN and is 40 times faster than `isfinite`."""
     low, high = tensor.aminmax() if tensor.numel() else (torch.zeros(()), torch.zeros(()))
     return bool(low.isfinite() and high.isfinite())
 

@@ -62,7 +62,7 @@ class DiskWeightSource:
         """The target's pre-trained weight (M, N) in its dtype on disk, on the CPU.
 
         Raises:
-            ValueError: it cannot be read, or is not the one that is expected.
+            ValueError: the tensor cannot be read, or its digest is not the expected one.
         """
         weight = self.parameter(f"{target.name}.weight")
         return weight.t() if target.transposed else weight
@@ -71,7 +71,7 @@ class DiskWeightSource:
         """A pre-trained parameter in its shape and dtype on disk, on the CPU.
 
         Raises:
-            ValueError: it cannot be read, or is not the one that is expected.
+            ValueError: the tensor cannot be read, or its digest is not the expected one.
         """
         tensor = self.pretrained.read(self.stored[name])
         if name not in self.digests:

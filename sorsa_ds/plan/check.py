@@ -52,7 +52,7 @@ def check_memory(
                 raise ValueError(
                     f"the run needs about {wanted / GIB:.2f} GiB per rank, more than the {limit / GIB:.2f} GiB {where} "
                     f"that it may take here: launch/plan.py with the same settings tells what would fit; "
-                    f"train.check_memory=false tries all the same"
+                    f"train.check_memory=false skips this check"
                 )
 
     collectives.together(refuse, process.this_device())

@@ -23,7 +23,7 @@ OPTIONS = {
     "gpus": "GPUs per node (default 1)",
     "nodes": "number of nodes (default 1)",
     "gpu_memory": "memory of one GPU, as 80GiB or 80GB (default 80GiB)",
-    "host_memory": "memory of a node's CPUs that the job may take (default: unknown; the need is told and not judged)",
+    "host_memory": "memory of a node's CPUs that the job may take (default: unknown, and then only printed)",
     "gpu_tflops": "dense bf16 TFLOP/s of a GPU, as its maker says (default 989: H100)",
     "efficiency": "share of --gpu_tflops that training reaches (default 0.4)",
     "gpu_bandwidth": "GB/s that a GPU receives inside its node (default 360: NVLink 4 at 80 %)",
@@ -125,6 +125,6 @@ def size(text: str, option: str = "--gpu_memory") -> int:
     """The bytes of a memory size such as `80GiB`, `24 GB` or `1.5TiB`.
 
     Raises:
-        ValueError: it cannot be read, or is less than 1 GiB or more than 1024 TiB.
+        ValueError: the text is not a size, or the size is less than 1 GiB or more than 1024 TiB.
     """
     return read_bytes(text, option, "write a number and a unit, as 80GiB or 80GB", smallest="1GiB")

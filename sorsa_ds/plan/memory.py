@@ -47,7 +47,7 @@ class Memory:
 
 
 def memory(job: Job, facts: Facts) -> Memory:
-    """What the rank needs that holds most."""
+    """Memory of the rank that needs most."""
     gpu = {"residual": 0, "frozen": 0, "trained": 0, "secondary": 0, "masters": 0, "moments": 0, "gradients": 0}
     host = dict(gpu)
     parameters_at = host if job.offloaded("param") else gpu
@@ -125,7 +125,7 @@ def _gradients(job: Job, facts: Facts) -> int:
 
 
 def _buffers(job: Job, facts: Facts, gone: int) -> int:
-    """Bytes of the buckets in which gradients and updated parameters travel.
+    """Bytes of the buckets for communicating gradients and updated parameters.
 
     Args:
         gone: bytes of activations that are freed by then; without ZeRO the buckets take their place.
@@ -196,9 +196,9 @@ def _cast(job: Job, facts: Facts) -> int:
 def _activations(job: Job, facts: Facts) -> tuple[int, int]:
     """Bytes of (activations, logits) at the moment when both together are largest.
 
-    Forward ends with all that blocks keep, and with three copies of the logits (`objective.summed_loss`): as the model
-    gives them, the learned ones, and their log-probabilities, two of them in fp32. With checkpointing, blocks keep
-    their inputs, and backward makes one of them whole again when the logits are gone.
+    Forward ends with all that blocks keep, and with three copies of the logits (`train.loss.summed_loss`): as the
+    model gives them, the learned ones, and their log-probabilities, two of them in fp32. With checkpointing, blocks
+    keep their inputs, and backward makes one of them whole again when the logits are gone.
     """
     kept, compute = facts.kept, job.precision.compute_dtype.itemsize
     logits = job.tokens * facts.vocabulary * 12  # in fp32: 3 x 4; in bf16: 2 + 2 + 4 + 4

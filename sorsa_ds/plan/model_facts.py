@@ -57,7 +57,7 @@ class Facts:
     """What a plan needs of the model.
 
     parameters: every parameter; tied ones stand there once.
-    targets: as `Method.operation` gives them; none where everything is trained.
+    targets: as `methods.method.Method.operation` gives them; none where everything is trained.
     linears: every linear, adapted or not.
     kept: what a forward pass of one micro-batch keeps for backward.
     attention: numbers in one token's queries, of all heads of a block together; 0 without attention.
@@ -96,7 +96,7 @@ def facts(folder: Path, job: Job) -> Facts:
         folder: has the model's config.json; weights are not needed.
 
     Raises:
-        ValueError: it is not a causal language model, or has no such targets or ranks.
+        ValueError: the model is not a causal language model, or lacks a target or has no room for a rank.
     """
     model = skeleton(folder, job.config.loading)
     cast(nn.Module, model).to("meta")  # the decorator of transformers' own `to` hides its arguments' types

@@ -71,7 +71,10 @@ class RunState:
 
 @dataclass(frozen=True, slots=True)
 class FinishedRun(RunState):
-    """The folder of a run that came to its end. `open` checks that; who knows it already makes the object directly."""
+    """The folder of a run that came to its end. `open` checks that.
+
+    Construct it directly only where the report is known to exist.
+    """
 
     @classmethod
     def open(cls, folder: Path, option: str) -> "FinishedRun":

@@ -8,6 +8,7 @@ checkpoints/                   states from which the run can go on (`run.checkpo
 analysis/                      snapshots of the trained tensors, if asked for (`run.snapshots`)
 adapter/                       the trained factors, the initial ones, and their description (`model.adapter_file`)
 report.json, loss.png          what the run measured of itself, written at its end
+evaluation/                    results of evaluations (`evaluate.command`)
 """
 
 from pathlib import Path

@@ -42,7 +42,7 @@ class SnapshotRecorder:
     def take(self, step: int) -> None:
         """Store the tensors as they are now; returns when they are gathered. A collective call.
 
-        Where the disk refuses the file, that is told and training goes on.
+        If the file cannot be written, a warning is printed and training continues.
         """
         self.finish()
         whole = gathered(self._engine, self._names)

@@ -21,7 +21,7 @@ def load_adapter(folder: Path | str, base: str | None = None, device: torch.devi
 
     Args:
         folder: an adapter (`adapter/` of a run, or an export).
-        base: folder or hub name of the base model, where it is no longer the one that the adapter names.
+        base: folder or hub name of the base model, if it is no longer where the adapter says.
         device: where the model goes.
 
     Raises:
@@ -37,7 +37,7 @@ def reload(folder: Path, device: torch.device, progress: RoundProgress = iter, b
         folder: an adapter (`adapter/` of a run, or an export).
         device: where the model goes.
         progress: wraps the rounds in which the model is filled, to show them.
-        base: folder or hub name of the base model, where it is no longer the one that the adapter names.
+        base: folder or hub name of the base model, if it is no longer where the adapter says.
 
     Raises:
         ValueError: the adapter is missing, damaged, or of another base model.

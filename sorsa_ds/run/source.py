@@ -84,7 +84,7 @@ def open_run(run: Path, base: str | None = None) -> Source:
     """Open the run of a folder; no weight is read yet.
 
     Args:
-        base: folder or hub name of the base model, where it is no longer the one that the run names.
+        base: folder or hub name of the base model, if it has moved since the run.
 
     Raises:
         ValueError: it is not a run, still trains, is unfinished or damaged, or the base model has other layers.

@@ -24,7 +24,7 @@ class Storage(Protocol):
 
     @property
     def quantised(self) -> bool:
-        """Whether more is lost than by rounding to 16 bits."""
+        """Whether the storage has fewer than 16 bits per weight."""
 
     def tensors(self, shape: torch.Size) -> Layout:
         """Shape and dtype of each tensor of a matrix (M, N), by name."""
@@ -83,7 +83,7 @@ def storage_of(config: ResidualConfig, precision: Precision) -> Storage:
     """The storage that the settings of the residual mean.
 
     Raises:
-        ValueError: this storage does not go with the precision.
+        ValueError: the storage cannot be used with the precision.
     """
     name = resolve_residual(config, precision).storage
     if name in _QUANTISED:

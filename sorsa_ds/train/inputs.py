@@ -27,7 +27,7 @@ class Inputs:
     batches: the micro-batches of every step, for this rank.
     data_digest: digest of the training examples, the same on every rank.
     eval_examples: held-out examples, possibly none.
-    stored: the linears of which snapshots are taken; none without `analysis.every`.
+    stored: the linears to snapshot; empty if `analysis.every` is 0.
     """
 
     model_folder: Path

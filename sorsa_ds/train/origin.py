@@ -137,7 +137,7 @@ class NewRun:
     base_digests: ClassVar[None] = None
 
     def split_batch(self, train: TrainConfig, world_size: int) -> TrainConfig:
-        """The settings as they are: `deepspeed_json.resolve` splits the batch."""
+        """The settings as they are: `resolve_ds_config` splits the batch."""
         return train
 
     def check_settings(self, config: RunConfig) -> None:

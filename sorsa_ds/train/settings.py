@@ -37,7 +37,7 @@ class StartedJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """Everything that was chosen for a run.
+    """All settings of a run, with open ones filled in.
 
     config: the settings with what was left open filled in, as config.yaml keeps them.
     ds_config: the DeepSpeed JSON as given. resolved: what DeepSpeed gets, and the figures that follow from it.

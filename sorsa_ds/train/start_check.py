@@ -23,11 +23,11 @@ LARGEST_GAP, LARGEST_GAP_4BIT = 0.02, 0.5
 """The values of `train.max_start_gap` where it is unset, over a residual of 8 bits or more and over one of 4.
 
 Rounding to 16 or 8 bits moves a loss by less than 1 %. Rounding to 4 bits moves it by an amount that depends on the
-model, 13 % on the default one, and that is told. A model that is put together wrongly is off by far more."""
+model, 13 % on the default one; the run prints it. A model that is put together wrongly is off by far more."""
 
 
 def largest_gap(asked: float | None, storage: str) -> float:
-    """The relative gap of the loss at step 0 that is let through.
+    """The largest relative gap of the loss at step 0 that is allowed.
 
     Args:
         asked: `train.max_start_gap`.
@@ -76,8 +76,9 @@ def check_start(
     start = mean_loss(engine, [batch], device)
     if not abs(start - base) <= tolerance * abs(base):
         raise ValueError(
-            f"the model's loss at step 0 is {start:.6f}, but the pre-trained model's is {base:.6f}: the decomposition "
-            f"or the precision loses the model. train.max_start_gap ({tolerance}) is the gap that is let through"
+            f"the model's loss at step 0 is {start:.6f}, but the pre-trained model's is {base:.6f}: the adapted "
+            f"model does not reproduce it. The largest allowed relative gap is train.max_start_gap={tolerance}; check "
+            f"the decomposition and the precision"
         )
     return base, start
 

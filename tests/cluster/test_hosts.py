@@ -72,7 +72,7 @@ def test_hosts_of_a_process_that_is_gone_are_removed():
 
 
 def start(hosts, project, tmp_path, *arguments: str, on_b=(), **more: str) -> list[subprocess.Popen]:
-    """The same command on both hosts, `on_b` added on one; each finds its line in the hostfile by its address."""
+    """Start one command on both hosts, `on_b` added on one; each finds its line in the hostfile by its address."""
     hostfile = tmp_path / "hostfile"
     hostfile.write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
     return [

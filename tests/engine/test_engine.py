@@ -89,7 +89,7 @@ def test_a_second_backward_would_lose_the_loss_under_zero3(tiny_llama):
 
 
 def _most_bytes(folder, stages):
-    """Of what an engine is made of and what its first step makes, at once, by stage."""
+    """The largest number of bytes that building an engine and its first step hold at once, by stage."""
     found = {}
     for stage in stages:
         ds = ds_config(stage, "", 0.0, 1)

@@ -111,8 +111,8 @@ def check_model_holds_masters(engine):
 
 
 def _train(folder, setups, precision):
-    """Of each setup, on rank 0: masters at the start, before and after each re-orthonormalisation with its step, and
-    at the end; and the log."""
+    """Train each setup; returns, on rank 0, masters at the start, before and after each re-orthonormalisation with its
+    step, and at the end; and the log."""
     from sorsa_ds.runtime import collectives
 
     results = []

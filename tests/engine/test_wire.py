@@ -17,7 +17,7 @@ WORLD, CASE = 2, CASES[1]
 GRAMS = 8 * 28 * RANK**2
 """Bytes of the Gram matrices of U and V of 14 linears, in fp64."""
 CUT_ROWS = 8 * RANK
-"""Of the one row that lies on two ranks, half of it on each, in fp64: it is added to the Gram matrix as a whole."""
+"""Bytes of the one row that lies on two ranks, half of it on each, in fp64; the whole row enters the Gram matrix."""
 
 
 def sent(folder, stage):

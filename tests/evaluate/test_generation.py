@@ -145,7 +145,7 @@ def test_a_prompt_that_leaves_no_room_is_counted_and_not_asked(trained):
 
 
 class _Output(SimpleNamespace):
-    """As vLLM answers: `outputs[0].token_ids`, with the stop token, and `finish_reason`."""
+    """Imitates an answer of vLLM: `outputs[0].token_ids`, with the stop token, and `finish_reason`."""
 
 
 def _stand_in_for_vllm(asked_with):

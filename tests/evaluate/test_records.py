@@ -24,7 +24,7 @@ def whole(trained):
 
 
 def _interrupted(trained, name, kept, half):
-    """The same after `kept` samples, spread over three ranks' files, the last one's last line cut."""
+    """An evaluation that stopped after `kept` samples; three ranks' files hold them, and the last file's end is cut."""
     folder = trained / name
     shutil.copytree(trained / "whole", folder)
     lines = (folder / "samples.jsonl").read_text().splitlines(keepends=True)

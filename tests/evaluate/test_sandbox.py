@@ -286,7 +286,7 @@ for folder in {[str(neighbour), "/"]}:
 
 
 def test_an_environment_behind_a_symbolic_link_can_be_used(tmp_path):
-    """As uv's interpreters are, and an environment on another disk."""
+    """The interpreter lies in another folder, like uv's interpreters and an environment on another disk."""
     sandbox_or_skip("namespaces")
     for target in (sys.prefix, os.path.relpath(sys.prefix, tmp_path)):
         link = tmp_path / f"a link to {'an absolute' if os.path.isabs(target) else 'a relative'} path"

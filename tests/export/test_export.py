@@ -98,7 +98,7 @@ def base_of(run: Path) -> Path:
 
 
 def logits(model) -> torch.Tensor:
-    """On a fixed input."""
+    """The logits of a model on a fixed input."""
     with torch.no_grad():
         return model.eval()(INPUT).logits.float()
 

@@ -136,7 +136,7 @@ INPUT = torch.arange(1, 25).view(2, 12) % 64
 
 
 def logits_and_gradients(model, ds):
-    """Of a DeepSpeed engine around a model: logits at step 0, and gradient norms after one backward."""
+    """Run a model in a DeepSpeed engine; returns its logits at step 0, and gradient norms after one backward."""
     import deepspeed
 
     trainable = [p for p in model.parameters() if p.requires_grad]

@@ -21,7 +21,7 @@ def need(*programs: str) -> None:
         pytest.skip("needs root: makes network namespaces, runs Slurm's daemons")
     missing = [program for program in programs if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")]
     if missing:
-        pytest.skip(f"needs {', '.join(missing)}; see docs/launching.md for the packages")
+        pytest.skip(f"needs {', '.join(missing)}; see CONTRIBUTING.md for the packages")
 
 
 def same(run: Path, other: Path) -> bool:

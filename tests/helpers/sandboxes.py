@@ -24,9 +24,12 @@ def sandbox_or_skip(walls: str) -> Sandbox:
 
 
 def see_that_nothing_is_left(before: set[int]) -> None:
-    """Of programs, and of what walls them in. before: the processes that were there.
+    """Wait until no process of a program or of its walls is left, and fail if one stays.
 
-    Those of another of pytest-xdist's processes do not count: only descendants of this one, and orphans.
+    Only descendants of this process and orphans count, not the children of pytest-xdist's other processes.
+
+    Args:
+        before: the processes that were there before.
     """
     until = time.monotonic() + 10
     while time.monotonic() < until:

@@ -17,14 +17,15 @@ from tests.helpers.documented import blocks, commands, section
 from tests.helpers.projects import ROOT
 
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    README, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md")),
+]  # fmt: skip
 EVERY = [
-    pytest.param(words, id=f"{page.name}:{number}")
+    pytest.param(words, id=f"{page.relative_to(ROOT)}:{number}")
     for page in PAGES
-    if page.exists()
     for number, words in enumerate(commands(page))
 ]
-NOT_OURS = {"source", "printf", "cat", "cd", "pip", "apt-get", "git", "pre-commit", "export"}
+NOT_OURS = {"source", "printf", "cat", "cd", "pip", "apt-get", "git", "pre-commit", "export", "for", "done"}
 PARTS = [field.name for field in fields(RunConfig)]
 TRAINING = {"train.py", "single_gpu.sh", "multi_gpu.sh", "multi_node.sh", "train.sbatch"}
 """Scripts that take the settings of a run."""
@@ -54,9 +55,7 @@ def help_of(script: str) -> str:
 
 
 def script_of(words: list[str]) -> tuple[str, list[str]] | None:
-    """(one of our scripts, what is given to it), of a command that starts one."""
-    if words[0] == "sorsa":
-        return f"launch/{words[1]}.py", words[2:]
+    """Split a command that starts one of our scripts into (the script, the words given to it); None for others."""
     for place, word in enumerate(words):
         if re.fullmatch(r"(\./)?(launch|benchmarks|examples|tests)/[\w/]+\.(py|sh|sbatch)", word):
             before = [one for one in words[:place] if one.startswith("--")] if words[0] == "sbatch" else []
@@ -64,8 +63,16 @@ def script_of(words: list[str]) -> tuple[str, list[str]] | None:
     return None
 
 
+def _is_our_module(words: list[str]) -> bool:
+    """Whether a command starts a module of this repository with `python -m`."""
+    if words[:2] != ["python", "-m"]:
+        return False
+    place = ROOT.joinpath(*words[2].split("."))
+    return place.with_suffix(".py").is_file() or (place / "__main__.py").is_file()
+
+
 def training_words(given: list[str]) -> list[str]:
-    """Of what is given to a script: the settings, and the options of the training command."""
+    """Keep only the settings and the options of the training command."""
     kept = [word for word in given if "=" in word and not word.startswith("--") and "$" not in word]
     for place, word in enumerate(given):
         name, equals, value = word.removeprefix("--").partition("=")
@@ -83,8 +90,7 @@ def test_a_documented_command_is_understood(words, place):
         makefile = (ROOT / "Makefile").read_text()
         assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     elif found is None:
-        module = words[0] == "python" and words[1] == "-m"
-        assert words[0] in NOT_OURS or module or not words[0].startswith(("python", "deepspeed", "sbatch", "launch"))
+        assert words[0] in NOT_OURS or _is_our_module(words), f"neither ours nor one that is known: {' '.join(words)}"
     else:
         script, given = found
         assert (ROOT / script).is_file(), f"there is no {script}"
@@ -92,7 +98,7 @@ def test_a_documented_command_is_understood(words, place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if page.exists()], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_option_that_a_page_shows_is_one_of_its_script(page):
     for words in commands(page):
         script, given = script_of(words) or ("", [])
@@ -128,7 +134,7 @@ def run(script: str, folder: Path) -> str:
 
 @pytest.mark.slow
 def test_the_walk_of_the_readme_ends_with_an_answer_and_two_exports(place, small_real_model):
-    """As it stands there, on two of the default model's layers instead of all thirty."""
+    """Run the walk on two of the default model's layers instead of all thirty."""
     walk = "".join(blocks(section(README.read_text(encoding="utf-8"), "## Your own data")))
     shorter = walk.replace("data.path=mine.jsonl", f"data.path=mine.jsonl model='{small_real_model}'")
     assert shorter != walk and "my-model" in walk and "my-lora" in walk
@@ -146,8 +152,17 @@ def test_the_plan_of_the_readme_fits(place):
         assert "fits" in run(block, place)
 
 
-@pytest.mark.parametrize("words", [["make", "no-such-target"], ["deepspeed", "launch/train.py", "sorsa.rnk=3"],
-                                   ["python", "launch/nothing.py"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["make", "no-such-target"],
+        ["deepspeed", "launch/train.py", "sorsa.rnk=3"],
+        ["python", "launch/nothing.py"],
+        ["python", "-m", "sorsa_ds.nothing"],
+        ["sorsa", "train"],
+        ["torchrun", "train.py"],
+    ],
+)
 def test_a_wrong_command_is_found(words, place):
     with pytest.raises((AssertionError, ValueError)):
         test_a_documented_command_is_understood(words, place)

@@ -66,7 +66,7 @@ def config_of(method: str) -> RunConfig:
 
 
 def job_of(method: str, stage: int, world: int, precision: str = "fp32", length: int = 12) -> Job:
-    """The same for the planner."""
+    """The job that the planner plans for a method."""
     config = config_of(method)
     config = replace(
         config, data=replace(config.data, max_length=length),
@@ -102,8 +102,8 @@ def held(engine) -> dict[str, torch.Tensor]:
 
 
 def _all_runs(folder, runs):
-    """Of every run, on every rank: the trained tensors at its start and end (on rank 0), the gradient norms and
-    AdaLoRA's ranks by step, what this rank held at the start and at the end, and the bytes of its tensors by kind."""
+    """Start every run; returns, on every rank, the trained tensors at its start and end (on rank 0), the gradient norms
+    and AdaLoRA's ranks by step, what this rank held at the start and the end, and the bytes of its tensors by kind."""
     from sorsa_ds.runtime import collectives
 
     results = []

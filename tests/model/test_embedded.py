@@ -86,7 +86,7 @@ def test_tokenizer_round_trip_and_special_tokens(tokenizer):
 
 @pytest.mark.slow
 def test_tokenizer_splits_digits_before_spaces(tokenizer):
-    """As SmolLM2's own tokenizer does; GPT-2's rules alone give 'Ġ', 'Ġ', '1', '2'."""
+    """Digits are split as SmolLM2's own tokenizer splits them; GPT-2's rules alone give 'Ġ', 'Ġ', '1', '2'."""
     assert tokenizer.convert_ids_to_tokens(tokenizer("x  12").input_ids) == ["x", "ĠĠ", "1", "2"]
 
 

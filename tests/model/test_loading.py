@@ -173,7 +173,7 @@ def test_bad_checkpoints_are_named(tmp_path):
 
 
 def _shards(folder):
-    """The same checkpoint in several files with an index."""
+    """Save the weights of a folder again, in several files with an index."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="20kB")

@@ -138,7 +138,7 @@ def test_a_mistake_is_not_taken_for_a_kernel(folder, monkeypatch):
 
 
 def _flops(folder, length):
-    """Of a step's matrix products, without attention's."""
+    """The flops of a step's matrix products, without attention's."""
     engine = build(folder, ds_config(0, "", 0.0, 1), CASES[0])
     ids = torch.zeros(MICRO, length, dtype=torch.int64)
     from sorsa_ds.train.loss import summed_loss

@@ -32,7 +32,7 @@ def whole(project):
 
 @pytest.fixture(scope="module")
 def plain(project):
-    """The same without dropout: it does not depend on the number of ranks."""
+    """A run without dropout, so that it does not depend on the number of ranks."""
     return train(project, "plain")[0]
 
 
@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(project, plai
 
 
 def _train_on_a_full_disk(project, name, failing_steps):
-    """As `train_rank`; rank 1 finds no space for its file of some steps."""
+    """Train like `train_rank`, but rank 1 finds no space for its file of some steps."""
     from sorsa_ds.run.checkpoint import saver
     from sorsa_ds.runtime import collectives
 

@@ -173,7 +173,7 @@ def test_a_4_bit_product_is_left_to_bitsandbytes(monkeypatch):
 
 
 def _in_a_buffer(packed, offset):
-    """The same bytes at another place of a larger buffer, as ZeRO-3 gathers them."""
+    """Copy the bytes to another place of a larger buffer, as ZeRO-3 gathers them."""
     buffer = torch.zeros(len(packed) + offset, dtype=torch.uint8)
     buffer[offset:] = packed
     return buffer[offset:]
@@ -247,7 +247,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    """The same without biases."""
+    """A tiny Llama, whose linears have no biases."""
     return save("llama", tmp_path_factory.mktemp("model") / "llama")
 
 

@@ -131,7 +131,7 @@ def runs(tmp_path):
 
 
 def methods_of(runs) -> list[MethodResult]:
-    """As a comparison makes them."""
+    """Summarise runs by method, as a comparison does."""
     return by_method(runs, ["sorsa", "pissa", "lora"], lambda method: best_rate(runs, method, 1))
 
 

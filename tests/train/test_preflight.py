@@ -16,7 +16,7 @@ SAID = {"sorsa.rank": 16, "DeepSpeed JSON: zero_optimization.stage": 3, "command
 
 
 def facts(rank: int, **others) -> RankFacts:
-    """Of one of four ranks, two a node, on GPUs."""
+    """The facts of one of four ranks on GPUs, two per node."""
     node, local_rank = f"gpu-{'ab'[rank // 2]}", rank % 2
     healthy = RankFacts(
         rank=rank,

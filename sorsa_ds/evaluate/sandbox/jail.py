@@ -155,7 +155,10 @@ def _read(pipe: int) -> str:
 
 
 def _unused_uid() -> int:
-    """The id of a user without a name and without a process. The next id, its killer's, is as unused."""
+    """The id of a user without a name and without a process.
+
+    The next id is unused too; the process that kills leftovers runs under it.
+    """
     taken = {user.pw_uid for user in pwd.getpwall()} | _users_at_work()
     # Jails and containers that start at the same time begin their search at different ids.
     start = os.getpid() + zlib.crc32(os.uname().nodename.encode())

@@ -22,7 +22,7 @@ TOO_LONG = "too long"
 class Question:
     """What is asked. prompt: the text that the model continues. key: the reference or the tests that judge its answer.
 
-    groups: names, as `level 5`, under which the accuracy is told too.
+    groups: names such as `level 5`, under which the accuracy is reported too.
     """
 
     id: str

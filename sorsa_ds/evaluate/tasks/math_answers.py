@@ -23,7 +23,7 @@ RULES = 2
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A row of the data. answer: the reference. groups: names under which the accuracy is told too."""
+    """A row of the data. answer: the reference. groups: names under which the accuracy is reported too."""
 
     text: str
     solution: str
@@ -41,7 +41,7 @@ def math_task(
         read: makes a problem of a row.
 
     Raises:
-        ValueError: a split or a column is missing; or what `read` raises.
+        ValueError: a split or a column is missing, or a row cannot be read.
     """
     style = options.prompt
     opening = STEP_BY_STEP if style == "papers" else ""

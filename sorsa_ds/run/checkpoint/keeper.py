@@ -64,7 +64,7 @@ class CheckpointKeeper:
     def step_ends(self) -> None:
         """After an optimizer step: save if it is time, and see to a save that is under way.
 
-        A save that fails is told and training goes on; the earlier checkpoints are as they were.
+        A failed save is reported; training continues and earlier checkpoints stay valid.
         """
         self._random = {}
         self._try(self._saver.poll)
@@ -86,7 +86,7 @@ class CheckpointKeeper:
         return wanted
 
     def _try(self, saving: Callable[[], None]) -> None:
-        """Save; what goes wrong is told, and training goes on."""
+        """Save; a failure is reported, and training continues."""
         try:
             saving()
         except ValueError as error:

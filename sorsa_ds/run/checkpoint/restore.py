@@ -39,7 +39,7 @@ def restore_training(checkpoint: WholeCheckpoint, engine: SorsaEngine, seed: int
 
 
 def _go_back_to(run: Path, step: int) -> None:
-    """Remove what is no longer so in the folder of a run that takes another way from `step` on."""
+    """Delete the report of a run, and set aside its checkpoints that are later than `step`."""
     (run / REPORT).unlink(missing_ok=True)  # a finished run may go on from an earlier checkpoint
     for path in folder.set_aside_after(run, step):
         note(f"a later checkpoint is set aside: {path}")

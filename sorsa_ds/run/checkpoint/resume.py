@@ -145,7 +145,7 @@ def _check_not_running(run: RunState) -> None:
 
 
 def _checkpoints_of(run: RunState) -> list[Path]:
-    """The run's checkpoints, newest first; a file `latest` that names none of them is told."""
+    """The run's checkpoints, newest first; warns if the file `latest` names none of them."""
     dangling = dangling_latest(run.folder)
     if dangling is not None:
         note(f"{run.folder / CHECKPOINTS / LATEST} names {dangling!r}, which is not there; passed over")

@@ -138,7 +138,8 @@ def measure_linear(
     """(step, figures) of one linear at each of the steps; the matrix of the start is decomposed once.
 
     Raises:
-        ValueError: what `History.weight` raises, or a weight has no decomposition.
+        ValueError: a snapshot is damaged, the base model is not the one that was trained on, or a weight has no
+            decomposition.
     """
     start = _spectrum(history, target, 0, dtype)
     for step in steps:

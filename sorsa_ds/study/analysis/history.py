@@ -76,7 +76,8 @@ def open_history(run: Path, base: str | None = None) -> History:
         base: folder or hub name of the base model, where it has moved.
 
     Raises:
-        ValueError: what `open_run` raises; a snapshot is damaged, or the snapshots have no linear in common.
+        ValueError: the folder holds no finished run or a damaged one, the base model has other layers, a snapshot is
+            damaged, or the snapshots have no linear in common.
     """
     source, snapshots = open_run(run, base), existing_snapshots(run)
     _check_report(source.report, run / REPORT)

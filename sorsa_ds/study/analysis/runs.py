@@ -34,7 +34,8 @@ class Run:
         """The run of a folder, before anything of it is measured.
 
         Raises:
-            ValueError: what `open_history` raises, or the report or the metrics lack something.
+            ValueError: the folder holds no finished run, a file of it is damaged, the base model has other layers, or
+                the report or the metrics lack something.
         """
         history = open_history(folder, base)
         return cls(name, folder, history, _metrics(folder), _reg(history, folder / REPORT))

@@ -86,7 +86,7 @@ class Table:
         """Add a row, which is on the disk when this returns.
 
         Raises:
-            ValueError: it cannot be written, for instance because the disk is full.
+            ValueError: the row cannot be written, for instance because the disk is full.
         """
         self.rows[row.key] = row
         try:

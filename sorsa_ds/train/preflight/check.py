@@ -1,4 +1,4 @@
-"""The exchange between the ranks: everybody's facts, a file in the run folder, one all-reduce under a time limit."""
+"""The exchange between the ranks: the facts of all ranks, a file in the run folder, a timed all-reduce with a limit."""
 
 import os
 import time
@@ -60,7 +60,7 @@ def check_job(
 
 
 def _stop_on(found: Iterable[str | None]) -> None:
-    """Stop where a rank has found something, told once however many ranks have found it."""
+    """Stop if any rank found a fault; print each distinct fault once."""
     if found := list(dict.fromkeys(fault for fault in found if fault)):
         raise ValueError("preflight: nothing was started:\n  " + "\n  ".join(found))
 
