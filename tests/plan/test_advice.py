@@ -16,13 +16,14 @@ from sorsa_ds.config.schema import RunConfig, SorsaConfig
 from sorsa_ds.plan.advice import larger
 from sorsa_ds.plan.check import check_memory
 from sorsa_ds.plan.command import print_plan
-from sorsa_ds.plan.job import GIB, Hardware, Job
+from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.plan.options import parse as parse_plan
 from sorsa_ds.plan.options import size
 from sorsa_ds.plan.report import as_text, plan
 from sorsa_ds.plan.shapes import shipped
+from sorsa_ds.runtime.memory import GIB
 from sorsa_ds.train.options import parse
 from tests.helpers.architectures import save
 from tests.helpers.plans import job_of

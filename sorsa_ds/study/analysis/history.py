@@ -11,7 +11,7 @@ from sorsa_ds.model.targets import Target
 from sorsa_ds.run.merge import merged
 from sorsa_ds.run.paths import REPORT
 from sorsa_ds.run.snapshots import adapted_linears, existing_snapshots, held_linears, stored_linears
-from sorsa_ds.run.source import Source, open_run
+from sorsa_ds.run.source import Source, open_finished_run
 from sorsa_ds.sorsa.decompose import Factors
 
 
@@ -76,9 +76,9 @@ def open_history(run: Path, base: str | None = None) -> History:
         base: folder or hub name of the base model, where it has moved.
 
     Raises:
-        ValueError: what `open_run` raises; a snapshot is damaged, or the snapshots have no linear in common.
+        ValueError: what `open_finished_run` raises; a snapshot is damaged, or the snapshots have no linear in common.
     """
-    source, snapshots = open_run(run, base), existing_snapshots(run)
+    source, snapshots = open_finished_run(run, base), existing_snapshots(run)
     _check_report(source.report, run / REPORT)
     if snapshots:
         linears = held_linears(adapted_linears(source.model, source.config), snapshots.values())
