@@ -44,7 +44,7 @@ def checkpoints(folder: Path, rank: int) -> dict:
     from sorsa_ds.run.checkpoint import fragments, manifest
     from sorsa_ds.run.checkpoint.saved import SavedTensors
     from sorsa_ds.runtime.stop_signals import StopSignals
-    from sorsa_ds.train.invocation import parse
+    from sorsa_ds.train.options import parse
     from sorsa_ds.train.setup import assemble
 
     trainer = assemble(parse([

@@ -4,7 +4,8 @@
 
 root_modules: modules at the root beside `__init__`. rooms: folders at the root. upward_imports: imports of a room by a
 lower one, in the order that pyproject.toml gives import-linter. method_name_branches: comparisons with a method's name,
-and tables and lists of such names, outside of methods/ and config/. longest_function, longest_module: lines.
+tables and lists of such names, one method taken by its name, and questions for a method's class, outside of methods/
+and config/. longest_function, longest_module: lines.
 golden_equal: whether short training runs give the golden numbers to the last bit (`tests/golden/run.py`).
 """
 
@@ -22,6 +23,8 @@ PACKAGE = ROOT / "sorsa_ds"
 TESTS = ROOT / "tests"
 KNOW_METHODS = ("methods", "config")
 """Rooms that may look at a method's name."""
+AMBIGUOUS = ("sorsa", "lora")
+"""Methods' names that are also a section of the settings, or a format of an export."""
 
 
 def modules(package: Path = PACKAGE) -> list[Path]:
@@ -74,17 +77,18 @@ def upward_imports(package: Path = PACKAGE) -> list[str]:
 
 
 def method_name_branches(package: Path = PACKAGE) -> list[str]:
-    """Places that look at a method's name, in words: comparisons, beginnings of a text, tables and lists of names."""
+    """Places that look at which method it is, in words: comparisons, tables and lists of names, look-ups, classes."""
     sys.path.insert(0, str(ROOT))
     from sorsa_ds.config.schema import MethodName
 
     names = set(get_args(MethodName))
+    classes = method_classes()
     found = []
     for module in modules(package):
         if room_of(module, package) in KNOW_METHODS:
             continue
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-            if _looks_at_a_name(node, names):
+            if _looks_at_a_name(node, names) or _looks_at_a_class(node, classes):
                 found.append(f"{place_of(module, package)}:{node.lineno}")
     return list(dict.fromkeys(found))
 
@@ -92,15 +96,51 @@ def method_name_branches(package: Path = PACKAGE) -> list[str]:
 def _looks_at_a_name(node: ast.AST, names: set[str]) -> bool:
     if isinstance(node, ast.Dict | ast.Tuple | ast.List | ast.Set):  # one name may be a section's, or a format's
         listed = node.keys if isinstance(node, ast.Dict) else node.elts
-        return sum(isinstance(one, ast.Constant) and one.value in names for one in listed) > 1
+        named = [one.value for one in listed if isinstance(one, ast.Constant) and one.value in names]
+        return len(named) > 1 or (isinstance(node, ast.Dict) and any(name not in AMBIGUOUS for name in named))
     compared: list[ast.expr] = []
+    if isinstance(node, ast.Subscript) and _last_name(node.value) == "METHODS":
+        compared = [node.slice]
+    elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Dict):  # a table that is asked on the spot
+        compared = [key for key in node.value.keys if key]
     if isinstance(node, ast.Compare):
         compared = [node.left, *node.comparators]
     elif isinstance(node, ast.MatchValue):
         compared = [node.value]
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        compared = node.args if node.func.attr in ("startswith", "endswith") else []
+        looked_up = node.func.attr == "get" and _last_name(node.func.value) == "METHODS"
+        compared = node.args if looked_up or node.func.attr in ("startswith", "endswith") else []
+        if node.func.attr == "get" and isinstance(node.func.value, ast.Dict):
+            compared = [key for key in node.func.value.keys if key]
     return any(constant in names for one in compared for constant in _constants(one))
+
+
+def method_classes(package: Path = PACKAGE) -> set[str]:
+    """The names of the classes of methods: `Method` and everything that inherits from it in methods/."""
+    bases = {
+        node.name: {_last_name(base) for base in node.bases}
+        for module in modules(package / "methods")
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+    found = {"Method"}
+    while more := {name for name, above in bases.items() if above & found} - found:
+        found |= more
+    return found
+
+
+def _looks_at_a_class(node: ast.AST, classes: set[str]) -> bool:
+    """Whether the node is isinstance or issubclass with a method's class, or compares with one."""
+    if isinstance(node, ast.Call) and _last_name(node.func) in ("isinstance", "issubclass"):
+        return any(_last_name(part) in classes for argument in node.args[1:] for part in ast.walk(argument))
+    if isinstance(node, ast.Compare):
+        return any(_last_name(one) in classes for one in (node.left, *node.comparators))
+    return isinstance(node, ast.MatchClass) and _last_name(node.cls) in classes
+
+
+def _last_name(node: ast.AST) -> str:
+    """The name that the node is, without what stands before its last dot; empty where it is none."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
 def _constants(node: ast.expr) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The command `compare`: train several methods alike. Its options are in `sorsa_ds.study.compare.request`."""
+"""The command `compare`: train several methods alike. Its options are in `sorsa_ds.study.compare.options`."""
 
 import sys
 from collections.abc import Sequence
@@ -12,6 +12,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _compare(argv: Sequence[str]) -> None:
+    from sorsa_ds.study.compare.options import parse
+
+    request = parse(argv)
     from sorsa_ds.study.compare.command import compare
 
-    compare(argv)
+    compare(request)

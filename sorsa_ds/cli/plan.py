@@ -1,4 +1,4 @@
-"""The command `plan`: what a run will need. Its options are in `sorsa_ds.plan.command`."""
+"""The command `plan`: what a run will need. Its options are in `sorsa_ds.plan.options`."""
 
 import sys
 from collections.abc import Sequence
@@ -20,8 +20,9 @@ def _plan(argv: Sequence[str]) -> None:
 
     with redirect_stdout(sys.stderr):  # DeepSpeed's logger keeps the stream that its import finds: --json owns stdout
         quiet_libraries()
-    from sorsa_ds.plan.command import run
+    from sorsa_ds.plan.command import print_plan
+    from sorsa_ds.plan.options import parse
 
-    if not run(argv):
+    if not print_plan(parse(argv)):
         sys.stdout.flush()
         sys.exit(DOES_NOT_FIT)

@@ -1,4 +1,4 @@
-"""The command `train`: fine-tune a model. Its options are in `sorsa_ds.train.invocation`."""
+"""The command `train`: fine-tune a model. Its options are in `sorsa_ds.train.options`."""
 
 import sys
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _train(argv: Sequence[str]) -> None:
-    from sorsa_ds.train.invocation import parse
+    from sorsa_ds.train.options import parse
 
     invocation = parse(argv)
     leave_when_told()

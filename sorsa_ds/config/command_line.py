@@ -6,7 +6,8 @@ A setting's default gives way to the YAML file (--config), and the file to an ov
     train.py --config run.yaml --sorsa.rank 64
     train.py --config run.yaml --sorsa.rank=64
 
-A command with other settings or options calls `split`, `load_settings`, `find_file` and `help_text` with its own.
+A command with other settings or options calls `split`, `load_settings`, `find_file` and `help_text` with its own. The
+files of --config and --ds_config are found by `find_settings_file` and `find_ds_config` for all commands.
 """
 
 import contextlib
@@ -20,7 +21,10 @@ from sorsa_ds.config.fields import Leaf, leaves, nearest, section_help, sections
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.config.yaml_io import Given, build_settings, check_value, read_value, read_yaml, to_yaml, value_text
 
-__all__ = ["Errors", "find_file", "help_text", "load_settings", "split", "to_yaml", "with_absolute_paths"]
+__all__ = [
+    "Errors", "find_ds_config", "find_file", "find_settings_file", "help_text", "load_settings", "split", "to_yaml",
+    "with_absolute_paths",
+]  # fmt: skip
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -140,6 +144,24 @@ def find_file(option: str, name: str, shipped: str) -> Path:
             return path
     listing = ", ".join(str(path.relative_to(REPOSITORY)) for path in sorted(REPOSITORY.glob(shipped)))
     raise ValueError(f"{option} {name}: no such file; the repository has {listing}")
+
+
+def find_settings_file(options: Mapping[str, str]) -> Path | None:
+    """The YAML file that --config names among a command's options; None where the option is not given.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    return find_file("--config", options["config"], "launch/recipes/*.yaml") if "config" in options else None
+
+
+def find_ds_config(options: Mapping[str, str], default: str = DEFAULT_DS_CONFIG) -> Path:
+    """The DeepSpeed JSON that --ds_config names among a command's options, or the command's default.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    return find_file("--ds_config", options.get("ds_config", default), "ds_configs/*.json")
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -43,7 +43,7 @@ REFUSED = {
     "amp": "write bf16",
     "prescale_gradients": "the gradients' order of averaging and clipping is part of the method",
     "gradient_predivide_factor": "the gradients' order of averaging and clipping is part of the method",
-    "communication_data_type": "gradients travel in the precision that train.precision chooses",
+    "communication_data_type": "gradients travel in the precision that train.precision sets",
 }
 REFUSED_ZERO = {
     "round_robin_gradients": "it deals the masters out in an order that DeepSpeed does not record",

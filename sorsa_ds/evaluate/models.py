@@ -58,7 +58,7 @@ def check_model(model: str) -> None:
     """
     pretrained.check_model_name(model)
     folder = Path(model).expanduser()
-    if _is_run(folder):
+    if _names_run(folder):
         FinishedRun.open(folder, "--model")
 
 
@@ -73,7 +73,7 @@ def find_evaluated_model(model: str, base: str | None = None, trust_remote_code:
     """
     check_model(model)
     folder = Path(model).expanduser()
-    if _is_run(folder):
+    if _names_run(folder):
         return _run(folder, base)
     if (folder / adapter_file.CONFIG).exists():
         try:
@@ -90,7 +90,8 @@ def find_evaluated_model(model: str, base: str | None = None, trust_remote_code:
     )
 
 
-def _is_run(folder: Path) -> bool:
+def _names_run(folder: Path) -> bool:
+    """Whether --model names a run. A folder that holds a model's config.json too is taken as that model."""
     return RunState(folder).is_run and not (folder / "config.json").exists()
 
 

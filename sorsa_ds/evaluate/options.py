@@ -1,8 +1,8 @@
 """The command line of launch/evaluate.py."""
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,6 +18,9 @@ NEW_TOKENS = {"gsm8k": 1024, "math": 2048, "humaneval": 2048}
 
 SHOTS = {"mmlu": 5}
 """Number of few-shot examples by default; tasks that are not named here have none."""
+
+WINDOW = 1024
+"""Tokens that the loss sees at once by default, where the model takes as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,27 +87,36 @@ def parse(argv: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(
         "evaluate.py", description=DESCRIPTION, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )  # what is not given has the default of `Options`
-    add = parser.add_argument
+    add, default = parser.add_argument, {field.name: field.default for field in fields(Options)}
     add("--model", required=True, help="run, adapter (SORSA's or PEFT's), folder of a model, or hub name")
     add("--task", required=True, choices=get_args(TaskName), help="what to measure")
     add("--data", help="folder, file or hub name (default: the task's own on the hub; loss: a run's held-out data)")
     add("--base", help="an adapter's base model, where it has moved")
     add("--limit", type=int, help="only the first so many samples")
-    add("--num_few_shot", type=int, help="examples before the question (default: mmlu 5, else 0)")
-    add("--batch_size", type=int, help="samples at once on each rank (default: 16)")
-    add("--max_new_tokens", type=int, help="most tokens of an answer (default: gsm8k 1024, math and humaneval 2048)")
+    add("--num_few_shot", type=int, help=f"examples before the question (default: {_per_task(SHOTS)}, else 0)")
+    add("--batch_size", type=int, help=f"samples at once on each rank (default: {default['batch_size']})")
+    add("--max_new_tokens", type=int, help=f"most tokens of an answer (default: {_per_task(NEW_TOKENS)})")
     add(
         "--prompt", choices=get_args(Style),
         help="papers: the layout of training; chat: the tokenizer's chat template; plain: for a base model",
     )  # fmt: skip
-    add("--window", type=int, help="loss: tokens seen at once (default: 1024, or what the model takes)")
+    add("--window", type=int, help=f"loss: tokens seen at once (default: {WINDOW}, or what the model takes)")
     add("--stride", type=int, help="loss: tokens from window to window (default: half; window - 1: chunks)")
     add("--output", type=Path, help="folder of the results (default: RUN/evaluation/TASK or evaluations/MODEL-TASK)")
-    add("--backend", choices=get_args(Backend), help="what generates (default: transformers)")
-    add("--dtype", choices=get_args(Dtype), help="of weights and products (default: auto, bf16 on hardware fast at it)")
+    add("--backend", choices=get_args(Backend), help=f"what generates (default: {default['backend']})")
+    add(
+        "--dtype", choices=get_args(Dtype),
+        help=f"of weights and products (default: {default['dtype']}, bf16 on hardware fast at it)",
+    )  # fmt: skip
     add("--allow_code_execution", action="store_true", help="humaneval: run the model's programs, in a sandbox")
     add("--trust_remote_code", action="store_true", help="run code that comes with the model")
     add("--local_rank", type=int, help="added by DeepSpeed's launcher; ignored")
     given = vars(parser.parse_args(argv))
     given.pop("local_rank", None)
     return Options(**given)
+
+
+def _per_task(numbers: Mapping[str, int]) -> str:
+    """The numbers in words, as in `gsm8k 1024, math and humaneval 2048`."""
+    tasks = {number: [task for task in numbers if numbers[task] == number] for number in numbers.values()}
+    return ", ".join(f"{' and '.join(names)} {number}" for number, names in tasks.items())

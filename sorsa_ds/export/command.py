@@ -6,7 +6,7 @@ from pathlib import Path
 from sorsa_ds.export.card import CARD, model_card, publish
 from sorsa_ds.export.formats import prepare, shown_per_tensor
 from sorsa_ds.export.options import Options, check_options
-from sorsa_ds.run.source import check_source, open_run
+from sorsa_ds.run.source import check_source, open_finished_run
 from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.runtime.whole_folder import whole_folder
@@ -22,7 +22,7 @@ def export(options: Options) -> Path:
     check_options(options)
     output = options.output.expanduser().resolve()
     _check_free(output)
-    source = open_run(options.run.expanduser(), options.base)
+    source = open_finished_run(options.run.expanduser(), options.base)
     prepared = prepare(source, options)
     _check_room(output, prepared.nbytes)
     check_source(source, shown_per_tensor("checking the base model"))

@@ -11,7 +11,7 @@ import torch
 
 from sorsa_ds.export import lora, merged, requantise
 from sorsa_ds.export.adapter import copy_adapter, write_peft_adapter
-from sorsa_ds.export.options import DTYPES, Format, Options
+from sorsa_ds.export.options import DTYPES, Format, Options, Quantised
 from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime.console import tracked
 from sorsa_ds.sorsa.residual_storage import describe_storage
@@ -100,7 +100,7 @@ def _write_merged(source: Source, planned: merged.MergedPlan, form: Format, fold
 
 
 def _write_requantised(
-    source: Source, planned: merged.MergedPlan, storage: str, shard_bytes: int, folder: Path
+    source: Source, planned: merged.MergedPlan, storage: Quantised, shard_bytes: int, folder: Path
 ) -> list[str]:
     """Fill a folder with the merged model in 4 or 8 bits, by way of the dense one."""
     dense = folder / ".merged"

@@ -1,14 +1,20 @@
-"""The options of launch/export.py, and which of them go together."""
+"""The command line of launch/export.py: its options, and which of them go together."""
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from sorsa_ds.config.byte_size import read_bytes
 
+DESCRIPTION = "Export a finished run: `python launch/export.py --run runs/NAME --format FORMAT --output FOLDER`."
+
 Format = Literal["merged", "lora", "base", "adapter"]
+Quantised = Literal["nf4", "nf4_double", "int8"]
+"""Values of --quantize."""
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Values of --dtype; None: every tensor as the base model has it."""
@@ -28,7 +34,7 @@ class Options:
     output: Path
     base: str | None = None
     dtype: str | None = None
-    quantize: str | None = None
+    quantize: Quantised | None = None
     max_shard_size: str | None = None
     rank: int | None = None
     push_to_hub: str | None = None
@@ -42,6 +48,34 @@ class Options:
             ValueError: `--max_shard_size` is not a size such as 5GB.
         """
         return read_bytes(self.max_shard_size or MAX_SHARD_SIZE, "--max_shard_size", "write it as 5GB or 500MB")
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Read the command line. `--help`, and what argparse refuses, end the process."""
+    parser = argparse.ArgumentParser(description=DESCRIPTION)
+    add = parser.add_argument
+    add("--run", type=Path, required=True, help="the run folder that launch/train.py wrote")
+    add(
+        "--format", choices=get_args(Format), required=True,
+        help="merged: a plain Hugging Face model; lora: for the untouched base model, in PEFT's format; "
+             "base: over a quantised residual, the model on which the LoRA is exact; "
+             "adapter: U, s and V themselves, for sorsa_ds.load_adapter",
+    )  # fmt: skip
+    add("--output", type=Path, required=True, help="folder to make; it must not hold anything")
+    add("--base", help="folder or hub name of the base model, where it has moved")
+    add(
+        "--dtype", choices=DTYPES,
+        help="merged, base: of the weights (auto: the base's)",
+    )  # fmt: skip
+    add(
+        "--quantize", choices=get_args(Quantised),
+        help="merged: in 4 or 8 bits, for transformers and bitsandbytes",
+    )  # fmt: skip
+    add("--max_shard_size", help=f"merged, base: largest file, as 500MB (default {MAX_SHARD_SIZE})")
+    add("--rank", type=int, help="lora: cut it to this rank (default: twice the trained one, exact)")
+    add("--push_to_hub", metavar="NAME", help="publish the folder as this model")
+    add("--private", action="store_true", help="with --push_to_hub: only you can see the model")
+    return Options(**vars(parser.parse_args(argv)))
 
 
 def check_options(options: Options) -> None:

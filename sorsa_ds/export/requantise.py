@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.export.merged import CONFIG, MergedPlan, companions
+from sorsa_ds.export.options import Quantised
 from sorsa_ds.export.tensor_file import nbytes
 from sorsa_ds.model.pretrained import PretrainedWeights
 from sorsa_ds.model.skeleton import skeleton
@@ -27,12 +28,14 @@ _CPU = (
     "On a CPU with AVX512-BF16, bitsandbytes multiplies only with linears whose out-features are a multiple of 32 "
     "(seen in 0.50.2)."
 )
-LIMITS = {"nf4": _CPU, "nf4_double": _CPU, "int8": "LLM.int8 rounds the inputs of these linears as well."}
+LIMITS: dict[Quantised, str] = {
+    "nf4": _CPU, "nf4_double": _CPU, "int8": "LLM.int8 rounds the inputs of these linears as well.",
+}  # fmt: skip
 """What to know of each form, besides the error of its weights."""
 
 
 def write_requantised(
-    source: Source, form: str, merged: Path, folder: Path, max_shard_bytes: int, progress: TensorProgress
+    source: Source, form: Quantised, merged: Path, folder: Path, max_shard_bytes: int, progress: TensorProgress
 ) -> dict[str, float]:
     """Quantise the adapted linears of a merged model and write it to `folder`; all other weights stay as they are.
 
@@ -86,7 +89,7 @@ def largest_size(planned: MergedPlan) -> int:
     return sum(nbytes(entry.spec) if entry.changed is None else 5 * entry.spec.shape.numel() // 4 for entry in entries)
 
 
-def _config(form: str, others: list[str]) -> BitsAndBytesConfig:
+def _config(form: Quantised, others: list[str]) -> BitsAndBytesConfig:
     if form == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=others)
     return BitsAndBytesConfig(

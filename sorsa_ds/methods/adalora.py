@@ -52,5 +52,5 @@ class AdaLora(PeftMethod):
 
 def first_and_last_rank(config: RunConfig) -> tuple[int, int]:
     """The rank with which every linear begins, and the mean rank that is left at the end."""
-    chosen = config.baseline
-    return chosen.adalora_init_rank or config.sorsa.rank, chosen.adalora_target_rank or config.sorsa.rank
+    baseline = config.baseline
+    return baseline.adalora_init_rank or config.sorsa.rank, baseline.adalora_target_rank or config.sorsa.rank

@@ -30,10 +30,10 @@ def schedule(config: RunConfig, steps: int) -> AdaLoraConfig:
     Raises:
         ValueError: the target rank is above the one at the start, or no step is left in which ranks are taken away.
     """
-    chosen = config.baseline
+    baseline = config.baseline
     begin, end = first_and_last_rank(config)
-    t_init = steps // 10 if chosen.adalora_t_init is None else chosen.adalora_t_init
-    t_final = steps // 2 if chosen.adalora_t_final is None else chosen.adalora_t_final
+    t_init = steps // 10 if baseline.adalora_t_init is None else baseline.adalora_t_init
+    t_final = steps // 2 if baseline.adalora_t_final is None else baseline.adalora_t_final
     if end > begin:
         raise ValueError(f"baseline.adalora_target_rank is {end}, above the {begin} with which the linears begin")
     if begin == end:
@@ -44,8 +44,8 @@ def schedule(config: RunConfig, steps: int) -> AdaLoraConfig:
             f"ranks could be taken away"
         )
     return AdaLoraConfig(
-        init_r=begin, target_r=end, tinit=t_init, tfinal=t_final, deltaT=chosen.adalora_delta_t, total_step=steps,
-        beta1=chosen.adalora_beta1, beta2=chosen.adalora_beta2, orth_reg_weight=chosen.adalora_orthogonal_weight,
+        init_r=begin, target_r=end, tinit=t_init, tfinal=t_final, deltaT=baseline.adalora_delta_t, total_step=steps,
+        beta1=baseline.adalora_beta1, beta2=baseline.adalora_beta2, orth_reg_weight=baseline.adalora_orthogonal_weight,
     )  # fmt: skip
 
 

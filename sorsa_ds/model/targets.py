@@ -57,21 +57,21 @@ def select_targets(model: nn.Module, config: SorsaConfig) -> list[Target]:
         find_head = getattr(model, "get_output_embeddings", None)
         head = find_head() if find_head else None
         kept = mixing_linears(model)
-        chosen = {n for n, module in linears.items() if module is not head and not any(matches(n, p) for p in kept)}
+        selected = {n for n, module in linears.items() if module is not head and not any(matches(n, p) for p in kept)}
     else:
         patterns = [config.targets] if isinstance(config.targets, str) else config.targets
-        chosen = {name for name in linears for pattern in patterns if matches(name, pattern)}
+        selected = {name for name in linears for pattern in patterns if matches(name, pattern)}
         check_all_match("sorsa.targets", patterns, linears)
-        _check_called(chosen, uncalled_linears(model))
-    if not chosen:
+        _check_called(selected, uncalled_linears(model))
+    if not selected:
         raise ValueError(
             "sorsa.targets selects no linear: the list is empty, or the model has no linear but its output head"
         )
-    check_all_match("sorsa.rank_pattern", config.rank_pattern, chosen)
+    check_all_match("sorsa.rank_pattern", config.rank_pattern, selected)
 
     targets = []
     for name in linears:
-        if name in chosen:
+        if name in selected:
             rank = next((r for p, r in config.rank_pattern.items() if matches(name, p)), config.rank)
             targets.append(_target(name, linears[name], rank))
     return targets
@@ -117,9 +117,9 @@ def _target(name: str, module: nn.Linear | Conv1D, rank: int) -> Target:
     return Target(name, m, n, rank, bias=module.bias is not None, transposed=transposed)
 
 
-def _check_called(chosen: Iterable[str], uncalled: Iterable[str]) -> None:
+def _check_called(selected: Iterable[str], uncalled: Iterable[str]) -> None:
     """Stop at the first target whose weight the model reads without calling the linear."""
-    for name in sorted(chosen):
+    for name in sorted(selected):
         if any(matches(name, pattern) for pattern in uncalled):
             raise ValueError(
                 f"sorsa.targets: {name} cannot be adapted: the model reads its weight without calling it; leave it out"

@@ -6,13 +6,13 @@ import torch
 
 from sorsa_ds.config.deepspeed_json import Resolved
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.plan.job import GIB, Hardware, Job
+from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.plan.report import short
 from sorsa_ds.runtime import collectives, process
 from sorsa_ds.runtime.console import say
-from sorsa_ds.runtime.memory import free_memory
+from sorsa_ds.runtime.memory import GIB, free_memory
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.residual_storage import Storage
 

@@ -6,11 +6,10 @@ from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.settings import check_settings
 from sorsa_ds.runtime import precision
+from sorsa_ds.runtime.memory import GIB
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import residual_storage
 from sorsa_ds.sorsa.residual_storage import Storage
-
-GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

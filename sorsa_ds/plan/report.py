@@ -6,12 +6,13 @@ from pathlib import Path
 
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.plan.advice import Way, advice
-from sorsa_ds.plan.job import GIB, Job
+from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import Memory, fits, memory, of_a_node, room
 from sorsa_ds.plan.model_facts import Facts, facts
 from sorsa_ds.plan.speed import Speed, speed
 from sorsa_ds.plan.traffic import Traffic, traffic
 from sorsa_ds.runtime.console import table
+from sorsa_ds.runtime.memory import GIB
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import yaml
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.run.checkpoint.folder import existing_checkpoints
-from sorsa_ds.run.paths import CONFIG, REPORT
+from sorsa_ds.run.paths import CONFIG, METRICS, REPORT
 from sorsa_ds.runtime.folder_lock import is_held
 
 
@@ -24,6 +24,11 @@ class RunState:
     def is_run(self) -> bool:
         """Whether the folder is a run's: training writes the settings into it before the first step."""
         return (self.folder / CONFIG).exists()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the folder is taken by a run, even one that ended before its settings were written into it."""
+        return (self.folder / METRICS).exists()
 
     @property
     def is_running(self) -> bool:

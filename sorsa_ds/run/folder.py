@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from sorsa_ds.config.schema import OutputConfig, RunConfig
 from sorsa_ds.config.yaml_io import to_yaml
+from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.paths import CONFIG, DS_CONFIG, GIVEN_DS_CONFIG, INIT, METRICS, REPORT
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import note
@@ -36,7 +37,7 @@ def make_run_folder(output: OutputConfig, model: str, method: str, device: torch
     folder = Path(output.folder).expanduser().resolve() / proposal[0]
 
     def make() -> None:
-        if (folder / METRICS).exists() and not again:
+        if RunState(folder).has_begun and not again:
             raise ValueError(
                 f"output.name: {folder} holds a run already; go on with it (--resume {folder}), choose another name, "
                 f"or remove it"

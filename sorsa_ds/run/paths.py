@@ -16,8 +16,15 @@ from pathlib import Path
 METRICS, INIT, REPORT, ADAPTER, CHECKPOINTS = "metrics.jsonl", "init.json", "report.json", "adapter", "checkpoints"
 SNAPSHOTS = "analysis"
 CONFIG, DS_CONFIG, GIVEN_DS_CONFIG = "config.yaml", "ds_config.json", "ds_config.given.json"
+AUTO = "auto"
+"""What --resume says where the program is to find the run itself."""
 
 
 def run_of(path: Path) -> Path:
     """The folder of a run, from that folder or from the folder of one of its checkpoints."""
     return path.parent.parent if path.parent.name == CHECKPOINTS else path
+
+
+def named_run(request: str | None) -> Path | None:
+    """The absolute folder of the run that --resume names; None without --resume, and where it says `auto`."""
+    return run_of(Path(request).expanduser().absolute()) if request and request != AUTO else None

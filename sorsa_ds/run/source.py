@@ -80,7 +80,7 @@ class Source:
         return METHODS[self.described.method]
 
 
-def open_run(run: Path, base: str | None = None) -> Source:
+def open_finished_run(run: Path, base: str | None = None) -> Source:
     """Open the run of a folder; no weight is read yet.
 
     Args:

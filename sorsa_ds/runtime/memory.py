@@ -5,6 +5,8 @@ from pathlib import Path
 
 import psutil
 
+GIB = 2**30
+
 
 def free_memory() -> int:
     """The bytes that this process can still take: those free on the host, or in its control group if that has fewer."""

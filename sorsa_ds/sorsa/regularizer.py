@@ -58,14 +58,14 @@ def resolve_regularizer(config: RegularizerConfig, *, learning_rate: float, accu
         learning_rate: eta_d, the maximum of the learning rate schedule.
         accumulation_steps: micro-batches per optimizer step. They matter only with `divide_by_accumulation`.
     """
-    chosen = {
+    resolved = {
         key: value if (own := getattr(config, key)) is None else own for key, value in _PRESETS[config.preset].items()
     }
-    gamma = chosen["gamma"]
+    gamma = resolved["gamma"]
     coefficient = relative_gamma(gamma) if isinstance(gamma, str) else gamma / learning_rate
-    if chosen["divide_by_accumulation"]:
+    if resolved["divide_by_accumulation"]:
         coefficient /= accumulation_steps
-    return Regularizer(chosen["form"], chosen["reduction"], coefficient, config.reorthonormalize)
+    return Regularizer(resolved["form"], resolved["reduction"], coefficient, config.reorthonormalize)
 
 
 def penalty(error: Tensor, form: Form) -> Tensor:

@@ -15,7 +15,7 @@ from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.runtime.process import ranks_of_each_node, start_process, this_device
 from sorsa_ds.sorsa import residual_storage
 from sorsa_ds.sorsa.residual_storage import Storage
-from sorsa_ds.train.invocation import Invocation
+from sorsa_ds.train.options import Invocation
 from sorsa_ds.train.origin import Origin
 from sorsa_ds.train.preflight.check import check_job
 

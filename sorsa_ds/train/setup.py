@@ -23,7 +23,7 @@ from sorsa_ds.runtime.console import say, table, tracked, tracked_by_cost
 from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.train.inputs import Inputs, read_inputs
-from sorsa_ds.train.invocation import Invocation
+from sorsa_ds.train.options import Invocation
 from sorsa_ds.train.origin import Origin, find_origin
 from sorsa_ds.train.settings import RunSettings, resolve_settings, start_job
 from sorsa_ds.train.trainer import Trainer
@@ -38,7 +38,7 @@ def assemble(invocation: Invocation) -> Trainer:
     job = start_job(invocation)
     origin = find_origin(invocation.resume, job.config, job.device)
     settings = resolve_settings(job, origin)
-    run = open_run(settings, origin)
+    run = hold_run(settings, origin)
     inputs = read_inputs(settings, origin)
     model = build_model(settings, origin, inputs)
     engine = build_engine(settings, run, inputs, model)
@@ -70,7 +70,7 @@ class BuiltModel:
     initialisation: dict | None
 
 
-def open_run(settings: RunSettings, origin: Origin) -> OpenedRun:
+def hold_run(settings: RunSettings, origin: Origin) -> OpenedRun:
     """Make the run's folder or take the one that it has, and hold it. A collective call.
 
     Raises:
@@ -161,7 +161,7 @@ def build_trainer(
         config=config,
         engine=engine,
         loaded=model.loaded,
-        plan=inputs.batches,
+        batches=inputs.batches,
         eval_examples=inputs.eval_examples,
         folder=folder,
         log=log,

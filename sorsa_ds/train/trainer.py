@@ -39,7 +39,7 @@ from sorsa_ds.train.start_check import check_start, largest_gap
 class Trainer:
     """One run, assembled by `sorsa_ds.train.setup`.
 
-    plan: the micro-batches of every step, for this rank.
+    batches: the micro-batches of every step, for this rank.
     eval_examples: held-out examples, possibly none.
     folder: the run's. lock: held on it, to be released at the end.
     keeper: makes the checkpoints; its `progress` is the run's account of how far it is.
@@ -50,7 +50,7 @@ class Trainer:
     config: RunConfig
     engine: SorsaEngine
     loaded: AdaptedModel
-    plan: BatchPlan
+    batches: BatchPlan
     eval_examples: list[Example]
     folder: Path
     log: RunLog
@@ -83,13 +83,13 @@ class Trainer:
             StopRequest: a signal came; nothing is saved for it yet.
         """
         progress = self.progress
-        if progress.base_loss is None:
-            self.start(self.folder / ADAPTER)
-        else:
+        if progress.started:
             self.measure_on_the_way()
+        else:
+            self.start(self.folder / ADAPTER)
         losses = collectives.gather_lists(self.log.losses())
-        with bar(self.plan.steps, "training", "step", progress.step) as shown:
-            while progress.step < self.plan.steps:
+        with bar(self.batches.steps, "training", "step", progress.step) as shown:
+            while progress.step < self.batches.steps:
                 with progress.timed():
                     losses.append(self.logged_step(shown))
                 with progress.timed():
@@ -133,7 +133,7 @@ class Trainer:
             losses: of all steps of the run.
         """
         adapter = self.folder / ADAPTER
-        eval_loss = self.evaluate(self.plan.steps)
+        eval_loss = self.evaluate(self.batches.steps)
         self.recorder.finish()
         self.keeper.save()
         save_factors(self.engine, adapter / TRAINED)
@@ -142,7 +142,7 @@ class Trainer:
             config=self.config,
             engine=self.engine,
             progress=self.progress,
-            steps=self.plan.steps,
+            steps=self.batches.steps,
             losses=losses,
             eval_loss=eval_loss,
         )
@@ -152,14 +152,13 @@ class Trainer:
 
     def stopped(self, request: StopRequest) -> Preempted:
         """Save what there is after a signal; returns the message that ends the run. A collective call."""
-        started = self.progress.base_loss is not None
         self.recorder.finish()
-        where = f"all of it is in {self.keeper.save()}" if started else "there was nothing to save yet"
+        where = f"all of it is in {self.keeper.save()}" if self.progress.started else "there was nothing to save yet"
         self.log.close(None)
         self.lock.release()
         return Preempted(
-            f"{request}: stopped after step {self.progress.step} of {self.plan.steps}; {where}. The same command with "
-            f"--resume auto goes on"
+            f"{request}: stopped after step {self.progress.step} of {self.batches.steps}; {where}. The same command "
+            f"with --resume auto goes on"
         )
 
     def see_to_checkpoints(self) -> None:
@@ -185,7 +184,7 @@ class Trainer:
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps follows the last step; 0 stands for never."""
         step = self.progress.step
-        return every > 0 and step % every == 0 and 0 < step < self.plan.steps
+        return every > 0 and step % every == 0 and 0 < step < self.batches.steps
 
     def start(self, adapter: Path) -> None:
         """Before the first step: check the model against the pre-trained one, measure it, keep its initial factors.
@@ -220,7 +219,7 @@ class Trainer:
             ValueError: the loss is no number; on every rank, before it can reach the weights.
             StopRequest: a signal came; the weights are as they were.
         """
-        micro_batches = [self.to_device(batch) for batch in self.plan.micro_batches(step)]
+        micro_batches = [self.to_device(batch) for batch in self.batches.micro_batches(step)]
         learned = self.total(map(learned_tokens, micro_batches))
         tokens = self.total(int(batch["attention_mask"].sum()) for batch in micro_batches)
         # DeepSpeed averages gradients over ranks and micro-batches; this makes it a mean over the batch's tokens.
@@ -251,14 +250,14 @@ class Trainer:
         """
         if not self.eval_examples:
             return None
-        batches = eval_batches(
+        held_out = eval_batches(
             self.eval_examples,
             collectives.rank(),
             collectives.world_size(),
-            self.plan.micro_batch_size,
-            self.plan.pad_token_id,
+            self.batches.micro_batch_size,
+            self.batches.pad_token_id,
         )
-        loss = mean_loss(self.engine, self.interruptible(batches), self.device)
+        loss = mean_loss(self.engine, self.interruptible(held_out), self.device)
         self.stop_on_nan(loss, "held-out loss", step)
         say(f"Step {step}: held-out loss {loss:.4f} nats per token.")
         self.log.write(step, eval_loss=loss)
@@ -276,7 +275,7 @@ class Trainer:
 
     def probe(self) -> dict[str, Tensor]:
         """The batch on which the model at step 0 is compared with the base model: this rank's first micro-batch."""
-        return self.plan.micro_batches(0)[0]
+        return self.batches.micro_batches(0)[0]
 
     def stop_on_nan(self, loss: float, what: str, step: int) -> None:
         """Stop where a loss, which is the same number on all ranks, is NaN or infinite.

@@ -2,25 +2,17 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from sorsa_ds.runtime.cache import cache_folder
+from sorsa_ds.runtime.ports import free_port
 from tests.helpers.hosts import ADDRESSES, INTERFACE, NAMES, Hosts
 from tests.helpers.jobs import SECONDS, Hold, need, same
-from tests.helpers.projects import ROOT, default_settings, metrics, settings
-from tests.helpers.worlds import free_port
+from tests.helpers.projects import ROOT, default_settings, environment_of, metrics, settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-
-
-def environment(project, **more: str) -> dict[str, str]:
-    return {
-        **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1", "SORSA_CACHE": str(project / "cache"), **more,
-    }  # fmt: skip
 
 
 def command(hostfile: Path, *arguments: str) -> list[str]:
@@ -41,7 +33,7 @@ def test_two_launchers_on_one_machine_train_the_default_job_as_one(project, defa
     processes = [
         subprocess.Popen(
             command(hostfile, "--node_rank", str(k), *where, *default_settings(project, "loopback")),
-            cwd=project, env=environment(project, SORSA_CACHE=str(cache_folder())), text=True,
+            cwd=project, env=environment_of(project, SORSA_CACHE=str(cache_folder())), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for k in range(2)
@@ -79,7 +71,7 @@ def start(hosts, project, tmp_path, *arguments: str, on_b=(), **more: str) -> li
         hosts.start(
             host, command(hostfile, *arguments, *(on_b if host else ())), cwd=project, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=environment(project, GLOO_SOCKET_IFNAME=INTERFACE, **more),
+            env=environment_of(project, GLOO_SOCKET_IFNAME=INTERFACE, **more),
         )
         for host in range(2)
     ]  # fmt: skip

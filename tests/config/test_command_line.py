@@ -7,7 +7,7 @@ import pytest
 from sorsa_ds.config.command_line import to_yaml
 from sorsa_ds.config.fields import leaves
 from sorsa_ds.config.schema import DataConfig, OutputConfig, RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.train.invocation import parse
+from sorsa_ds.train.options import parse
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = sorted((REPOSITORY / "launch" / "recipes").glob("*.yaml"))

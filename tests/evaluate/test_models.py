@@ -15,7 +15,7 @@ from sorsa_ds.runtime import precision
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.packed_storage import Nf4
 from sorsa_ds.sorsa.residual_storage import Dense
-from sorsa_ds.train.invocation import parse
+from sorsa_ds.train.options import parse
 from sorsa_ds.train.setup import assemble
 from tests.helpers.evaluated import asked, run
 from tests.helpers.projects import settings

@@ -55,7 +55,7 @@ def settings(folder: Path, name: str, more: tuple[str, ...]) -> list[str]:
 
 def rank_of_run(arguments: list[str]) -> None:
     """One rank's part of a run."""
-    from sorsa_ds.train.invocation import parse
+    from sorsa_ds.train.options import parse
     from sorsa_ds.train.setup import assemble
 
     assemble(parse(arguments)).train()

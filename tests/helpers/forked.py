@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from sorsa_ds.runtime.ports import free_port
 from tests.helpers.projects import ROOT, environment_of, settings, words_of
-from tests.helpers.worlds import FORK, free_port, import_once
+from tests.helpers.worlds import FORK, import_once
 
 
 def launch_forked(project: Path, name: str, *arguments: str, code=0, ranks=2, ds="zero3", job=settings, **environment):

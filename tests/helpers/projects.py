@@ -10,9 +10,9 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM
 
+from sorsa_ds.runtime.ports import free_port
 from tests.helpers.architectures import CONFIGS
 from tests.helpers.chat_tokenizer import chat_tokenizer
-from tests.helpers.worlds import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6

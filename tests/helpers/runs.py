@@ -7,7 +7,7 @@ import signal
 from safetensors.torch import load_file
 
 from sorsa_ds.run.checkpoint import folder as folders
-from sorsa_ds.train.invocation import parse
+from sorsa_ds.train.options import parse
 from tests.helpers.projects import ROOT, settings
 from tests.helpers.worlds import run_ranks
 

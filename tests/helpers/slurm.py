@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.helpers.worlds import free_port
+from sorsa_ds.runtime.ports import free_port
 
 SECONDS = 60
 """How long a daemon may take to come up."""

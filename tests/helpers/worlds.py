@@ -6,7 +6,6 @@ import io
 import multiprocessing
 import os
 import queue
-import socket
 import threading
 import traceback
 from collections.abc import Callable
@@ -14,6 +13,8 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
+
+from sorsa_ds.runtime.ports import free_port
 
 FORK = multiprocessing.get_context("fork")
 
@@ -88,10 +89,3 @@ def _rank(rank: int, world_size: int, port: int, results, function: Callable, ar
         results.put((rank, True, stored.getvalue()))
     except BaseException:
         results.put((rank, False, traceback.format_exc()))
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.train.invocation import TRAIN_OPTIONS, parse
+from sorsa_ds.train.options import TRAIN_OPTIONS, parse
 from tests.helpers.documented import blocks, commands, section
 from tests.helpers.projects import ROOT
 

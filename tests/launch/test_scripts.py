@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sorsa_ds.runtime.ports import free_port
 from tests.helpers.projects import ROOT, settings
-from tests.helpers.worlds import free_port
 
 SCRIPTS = ("single_gpu.sh", "multi_gpu.sh", "multi_node.sh", "slurm/train.sbatch", "slurm/evaluate.sbatch")
 ENVIRONMENT = {

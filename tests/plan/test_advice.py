@@ -15,13 +15,16 @@ from sorsa_ds.config import deepspeed_json as settings
 from sorsa_ds.config.schema import RunConfig, SorsaConfig
 from sorsa_ds.plan.advice import larger
 from sorsa_ds.plan.check import check_memory
-from sorsa_ds.plan.command import run, size
-from sorsa_ds.plan.job import GIB, Hardware, Job
+from sorsa_ds.plan.command import print_plan
+from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
+from sorsa_ds.plan.options import parse as parse_plan
+from sorsa_ds.plan.options import size
 from sorsa_ds.plan.report import as_text, plan
 from sorsa_ds.plan.shapes import shipped
-from sorsa_ds.train.invocation import parse
+from sorsa_ds.runtime.memory import GIB
+from sorsa_ds.train.options import parse
 from tests.helpers.architectures import save
 from tests.helpers.plans import job_of
 from tests.helpers.projects import ROOT
@@ -135,13 +138,13 @@ def test_the_command_prints_one_json_object_and_leaves_with_3_where_it_does_not_
 
 
 def test_the_command_says_that_it_fits(capsys):
-    assert run(["--ds_config", "ds_configs/stage0.json", "--host_memory", "64GiB", f"model={LLAMA}"])
+    assert print_plan(parse_plan(["--ds_config", "ds_configs/stage0.json", "--host_memory", "64GiB", f"model={LLAMA}"]))
     assert "of 64.0 GiB of its own memory" in capsys.readouterr().out
 
 
 def refusal(*arguments) -> str:
     with pytest.raises(ValueError) as caught:
-        run(arguments)
+        print_plan(parse_plan(arguments))
     return str(caught.value)
 
 

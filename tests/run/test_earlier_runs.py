@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 import sorsa_ds
+from sorsa_ds.runtime.ports import free_port
 from tests.helpers.projects import ROOT, metrics
-from tests.helpers.worlds import free_port
 
 pytestmark = pytest.mark.slow
 

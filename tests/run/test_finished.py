@@ -34,6 +34,9 @@ def test_a_finished_run_tells_what_it_was(finished):
 def test_a_folder_that_is_no_run_says_so(tmp_path):
     state = RunState(tmp_path)
     assert (state.is_run, state.is_running, state.is_finished, state.checkpoints) == (False, False, False, [])
+    assert not state.has_begun
+    (tmp_path / "metrics.jsonl").touch()
+    assert state.has_begun
     with pytest.raises(ValueError, match=r"--model: .* is not the folder of a run: it has no config\.yaml"):
         FinishedRun.open(tmp_path, "--model")
     with pytest.raises(ValueError, match="--resume: .* is not the folder of a run"):

@@ -22,7 +22,7 @@ from sorsa_ds.study.analysis import measures
 from sorsa_ds.study.analysis.command import analyze
 from sorsa_ds.study.analysis.history import names_of, open_history
 from sorsa_ds.study.analysis.measures import Spectrum, turn
-from sorsa_ds.study.analysis.request import Options
+from sorsa_ds.study.analysis.options import Options
 from tests.helpers.analysed import STEPS, by_hand, handmade, table
 from tests.helpers.architectures import save
 from tests.helpers.forked import launch_forked

@@ -38,7 +38,7 @@ from sorsa_ds.study.analysis.command import analyze
 from sorsa_ds.study.analysis.compute import Job, measure_linear, workers_for
 from sorsa_ds.study.analysis.history import open_history
 from sorsa_ds.study.analysis.measures import NEARLY, Spectrum, tolerance, turn
-from sorsa_ds.study.analysis.request import Options
+from sorsa_ds.study.analysis.options import Options
 from sorsa_ds.study.analysis.table import Figures
 from tests.helpers.analysed import by_hand, handmade
 from tests.helpers.architectures import save

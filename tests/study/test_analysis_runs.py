@@ -26,7 +26,8 @@ from sorsa_ds.study.analysis import figures
 from sorsa_ds.study.analysis import table as tables
 from sorsa_ds.study.analysis.command import analyze
 from sorsa_ds.study.analysis.history import open_history
-from sorsa_ds.study.analysis.request import Options, _rank, open_request
+from sorsa_ds.study.analysis.options import Options
+from sorsa_ds.study.analysis.request import _rank, open_request
 from sorsa_ds.study.analysis.runs import Run
 from sorsa_ds.study.analysis.table import Figures, Key, Row, Table
 from sorsa_ds.train.trainer import Trainer

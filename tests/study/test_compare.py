@@ -20,7 +20,7 @@ from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.runtime import plotting
 from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.study.compare import command, figure, tables
-from sorsa_ds.study.compare.request import parse
+from sorsa_ds.study.compare.options import parse
 from sorsa_ds.study.compare.results import MethodResult, Result, Spread, best_rate, by_method
 from sorsa_ds.study.compare.runner import Runner
 from sorsa_ds.study.compare.score import Evaluation
@@ -82,7 +82,7 @@ def test_a_bad_command_is_refused_by_name(arguments, message):
 def test_a_later_run_that_could_not_be_made_is_refused_before_the_first(tmp_path):
     arguments = ["--methods=lora,adalora", f"--output={tmp_path}", f"--ds_config={ROOT}/ds_configs/zero3.json"]
     with pytest.raises(ValueError, match="adalora needs ZeRO stage 0, 1 or 2"):
-        command.compare(arguments)
+        command.compare(parse(arguments))
     assert not any(tmp_path.iterdir())
 
 
@@ -233,7 +233,7 @@ ARGUMENTS = ["--methods=sorsa,lora", "--seeds=4,5,6", "--learning_rates=1e-3,1e-
 
 def test_rates_are_tried_with_the_first_seed_and_the_other_seeds_run_at_the_best(monkeypatch, tmp_path):
     made = pretended(monkeypatch)
-    command.compare([*ARGUMENTS, f"--output={tmp_path}"])
+    command.compare(parse([*ARGUMENTS, f"--output={tmp_path}"]))
     assert made == [
         "sorsa-lr0.001-seed4", "sorsa-lr0.01-seed4", "lora-lr0.01-seed4", "lora-lr0.1-seed4",
         "sorsa-lr0.001-seed5", "lora-lr0.01-seed5", "sorsa-lr0.001-seed6", "lora-lr0.01-seed6",
@@ -244,7 +244,7 @@ def test_rates_are_tried_with_the_first_seed_and_the_other_seeds_run_at_the_best
     ]  # fmt: skip
     assert data["methods"][0]["figures"]["eval_loss_end"]["mean"] == pytest.approx(1.5)
     made.clear()
-    command.compare([*ARGUMENTS, f"--output={tmp_path}"])
+    command.compare(parse([*ARGUMENTS, f"--output={tmp_path}"]))
     assert made == [], "all was finished"
 
 
@@ -253,10 +253,10 @@ def test_two_comparisons_in_one_folder_do_not_mix(monkeypatch, tmp_path):
     lock = RunLock(tmp_path)
     lock.acquire()
     with pytest.raises(ValueError, match="is in use"):
-        command.compare([*ARGUMENTS, f"--output={tmp_path}"])
+        command.compare(parse([*ARGUMENTS, f"--output={tmp_path}"]))
     assert made == []
     lock.release()
-    command.compare([*ARGUMENTS, f"--output={tmp_path}"])
+    command.compare(parse([*ARGUMENTS, f"--output={tmp_path}"]))
     assert made
 
 
@@ -264,11 +264,11 @@ def test_a_run_that_fails_is_told_and_tried_again(monkeypatch, tmp_path, capsys)
     broken = ("lora-lr0.1-seed4", "sorsa-lr0.001-seed5")
     pretended(monkeypatch, broken)
     with pytest.raises(ValueError, match=f"failed: {', '.join(broken)}; the same command tries again"):
-        command.compare([*ARGUMENTS, f"--output={tmp_path}"])
+        command.compare(parse([*ARGUMENTS, f"--output={tmp_path}"]))
     assert f"{broken[0]} failed: the loss is nan" in capsys.readouterr().out
     assert f"- {broken[1]} failed: the loss is nan" in (tmp_path / "comparison.md").read_text()
     made = pretended(monkeypatch)
-    command.compare([*ARGUMENTS, f"--output={tmp_path}"])
+    command.compare(parse([*ARGUMENTS, f"--output={tmp_path}"]))
     assert made == list(broken)
 
 
@@ -290,7 +290,7 @@ def test_accuracies_are_asked_of_the_base_model_and_of_every_method_at_its_best_
     monkeypatch.setattr(Runner, "launch", launch)
     arguments = [*ARGUMENTS, f"--output={tmp_path}", "--task=gsm8k", "--task_options=--limit 20", "model=base"]
     with pytest.raises(ValueError, match="failed: sorsa-lr0.001-seed6, lora-lr0.01-seed6"):
-        command.compare(arguments)
+        command.compare(parse(arguments))
     runs = [f"{method}-seed{seed}" for method, seed in (
         ("sorsa-lr0.001", 4), ("lora-lr0.01", 4), ("sorsa-lr0.001", 5), ("lora-lr0.01", 5), ("sorsa-lr0.001", 6),
         ("lora-lr0.01", 6),
@@ -305,7 +305,7 @@ def test_accuracies_are_asked_of_the_base_model_and_of_every_method_at_its_best_
     assert "sorsa-lr0.001-seed6 failed: it was trained, but not evaluated: out of memory" in text
     called.clear()
     with pytest.raises(ValueError, match="seed6"):
-        command.compare(arguments)
+        command.compare(parse(arguments))
     assert [model for _, model, *_ in called] == models, "results are its own only if launch/evaluate.py says so"
 
 
@@ -321,7 +321,7 @@ def test_perplexity_is_told_as_it_is(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Runner, "launch", launch)
     wanted = ["--task=loss", "--task_options=--data general.txt"]
-    command.compare([*ARGUMENTS, f"--output={tmp_path}", *wanted])
+    command.compare(parse([*ARGUMENTS, f"--output={tmp_path}", *wanted]))
     text = (tmp_path / "comparison.md").read_text()
     assert "perplexity before | perplexity after" in text
     assert next(line for line in text.splitlines() if line.startswith("| lora")).endswith("| 6.25 | 8.50 |")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from sorsa_ds.runtime.memory import free_memory
-from sorsa_ds.train.invocation import parse
+from sorsa_ds.train.options import parse
 from sorsa_ds.train.preflight.faults import GIB, faults, rank_map
 from sorsa_ds.train.preflight.rank_facts import RankFacts
 from tests.helpers.projects import settings

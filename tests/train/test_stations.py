@@ -8,7 +8,7 @@ import typing
 
 import pytest
 
-from sorsa_ds.train import inputs, origin, settings, setup
+from sorsa_ds.train import inputs, options, origin, settings, setup, trainer
 from sorsa_ds.train.origin import NewRun, Origin, ResumedRun
 from tests.helpers.projects import ROOT
 
@@ -34,7 +34,7 @@ def test_the_way_passes_every_station_once_whatever_the_run_comes_from():
     assert all(isinstance(step, ast.Assign) and isinstance(step.value, ast.Call) for step in steps)
     assert isinstance(last, ast.Return)
     assert [station.__name__ for station in stations()] == [
-        "start_job", "find_origin", "resolve_settings", "open_run", "read_inputs", "build_model", "build_engine",
+        "start_job", "find_origin", "resolve_settings", "hold_run", "read_inputs", "build_model", "build_engine",
         "build_trainer",
     ]  # fmt: skip
 
@@ -60,21 +60,43 @@ def test_new_and_resumed_runs_have_one_interface():
                 assert inspect.signature(vars(kind)[name]) == inspect.signature(member), name
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-def test_no_station_asks_whether_the_run_is_resumed(module):
-    for node in ast.walk(tree_of(module)):
+TELLS_APART = ("resume", "origin", "initialisation", "base_loss")
+
+
+def asked_in(tree: ast.AST) -> list[str]:
+    """Everything in a syntax tree on which its way depends: conditions, operands of and/or, subjects of match."""
+    found: list[ast.expr] = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.If | ast.IfExp | ast.While):
-            asked = ast.unparse(node.test)
-            assert not any(word in asked for word in ("resume", "origin", "initialisation")), asked
-        if isinstance(node, ast.BoolOp):
-            assert "origin" not in ast.unparse(node)
+            found.append(node.test)
+        elif isinstance(node, ast.BoolOp):
+            found.append(node)
+        elif isinstance(node, ast.Match):
+            found += [node.subject, *(case.guard for case in node.cases if case.guard)]
+        elif isinstance(node, ast.comprehension):
+            found += node.ifs
+    return [ast.unparse(expression) for expression in found]
+
+
+@pytest.mark.parametrize("module", [*MODULES, options, trainer], ids=lambda module: module.__name__)
+def test_no_station_asks_whether_the_run_is_resumed(module):
+    for asked in asked_in(tree_of(module)):
+        assert not any(word in asked for word in TELLS_APART), asked
+
+
+@pytest.mark.parametrize(
+    "branch",
+    ["if run.origin: go()", "run.origin and go()", "match origin:\n    case None: go()", "go() if resume else 0"],
+)
+def test_every_kind_of_branch_is_seen(branch):
+    assert any(word in asked for asked in asked_in(ast.parse(branch)) for word in TELLS_APART)
 
 
 def test_only_the_origin_tells_new_and_resumed_runs_apart():
     assert isinstance(origin.find_origin(None, None, None), NewRun)
 
 
-@pytest.mark.parametrize("script", sorted(set(LAUNCH.glob("*.py")) - {LAUNCH / "check.py"}), ids=lambda path: path.name)
+@pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.py")), ids=lambda path: path.name)
 def test_a_launch_script_only_calls_its_command(script):
     docstring, imported, guard = ast.parse(script.read_text()).body
     assert f"launch/{script.name} " in ast.literal_eval(docstring.value)

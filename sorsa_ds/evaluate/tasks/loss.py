@@ -16,12 +16,9 @@ from sorsa_ds.data.source import open_splits
 from sorsa_ds.data.tokenize import IGNORED, Example, encode, encode_all
 from sorsa_ds.evaluate.backends.likelihood import Likelihood, batch_by_length
 from sorsa_ds.evaluate.datasets import DATA_OPTION, first_rows, rows_of
-from sorsa_ds.evaluate.options import Options
+from sorsa_ds.evaluate.options import WINDOW, Options
 from sorsa_ds.evaluate.tasks.task import Emit, Engine, Setting
 from sorsa_ds.runtime import digest
-
-WINDOW = 1024
-"""Number of tokens of a window by default, where the model takes as many."""
 
 _UNLIMITED = 2**31
 

@@ -35,6 +35,11 @@ class RunProgress:
     eval_loss_start: float | None = None
     reg_loss: float | None = None
 
+    @property
+    def started(self) -> bool:
+        """Whether the model at step 0 has been measured, which comes before the first step."""
+        return self.base_loss is not None
+
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Context whose time is added to `seconds` when its body ends without an error."""

@@ -14,11 +14,9 @@ from sorsa_ds.run.checkpoint.folder import LATEST, dangling_latest
 from sorsa_ds.run.checkpoint.manifest import Manifest, digest_of_initial, file_faults, read_manifest
 from sorsa_ds.run.checkpoint.saved import SavedTensors
 from sorsa_ds.run.finished import RunState
-from sorsa_ds.run.paths import ADAPTER, CHECKPOINTS, CONFIG, run_of
+from sorsa_ds.run.paths import ADAPTER, AUTO, CHECKPOINTS, CONFIG, run_of
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import note
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sorsa_ds.run.checkpoint import folder
 from sorsa_ds.run.checkpoint.manifest import Manifest
+from sorsa_ds.run.finished import RunState
 from sorsa_ds.runtime import collectives, digest
 from sorsa_ds.runtime.files import write_atomic
 
@@ -105,7 +106,7 @@ class CheckpointSaver:
             raise
 
     def _failed(self, step: int, error: Exception) -> ValueError:
-        kept = folder.existing_checkpoints(self._run)
+        kept = RunState(self._run).checkpoints
         still = f"{kept[0]} is still valid" if kept else "there is no earlier one"
         return ValueError(f"the checkpoint of step {step} was not saved: {error}; {still}")
 

@@ -8,7 +8,8 @@ from sorsa_ds.runtime.folder_lock import at_work_in
 from sorsa_ds.runtime.memory import free_memory
 from sorsa_ds.study.analysis import figures, report
 from sorsa_ds.study.analysis.compute import compute, missing_jobs, workers_for
-from sorsa_ds.study.analysis.request import Options, Request, open_request
+from sorsa_ds.study.analysis.options import Options
+from sorsa_ds.study.analysis.request import Request, open_request
 from sorsa_ds.study.analysis.table import Table
 
 TABLE = "measures.csv"

@@ -20,9 +20,9 @@ from sorsa_ds.runtime.console import bar
 from sorsa_ds.study.analysis import measures
 from sorsa_ds.study.analysis.history import History, open_history
 from sorsa_ds.study.analysis.measures import Spectrum
+from sorsa_ds.study.analysis.options import DTYPES
 from sorsa_ds.study.analysis.table import Figures, Key, Row, Table, block_of
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
 MATRICES = 16
 """The most matrices of a weight's size that a process holds at once: 13 were seen in float64, and merging adds more."""
 

@@ -11,7 +11,7 @@ from sorsa_ds.model.targets import Target
 from sorsa_ds.run.merge import merged
 from sorsa_ds.run.paths import REPORT
 from sorsa_ds.run.snapshots import adapted_linears, existing_snapshots, held_linears, stored_linears
-from sorsa_ds.run.source import Source, open_run
+from sorsa_ds.run.source import Source, open_finished_run
 from sorsa_ds.sorsa.decompose import Factors
 
 
@@ -79,7 +79,7 @@ def open_history(run: Path, base: str | None = None) -> History:
         ValueError: the folder holds no finished run or a damaged one, the base model has other layers, a snapshot is
             damaged, or the snapshots have no linear in common.
     """
-    source, snapshots = open_run(run, base), existing_snapshots(run)
+    source, snapshots = open_finished_run(run, base), existing_snapshots(run)
     _check_report(source.report, run / REPORT)
     if snapshots:
         linears = held_linears(adapted_linears(source.model, source.config), snapshots.values())

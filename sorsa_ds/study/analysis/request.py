@@ -1,7 +1,6 @@
-"""What an analysis is asked for: its options, the opened runs, and whether the output folder holds another analysis."""
+"""What an analysis is asked for: its opened runs, and whether the output folder holds another analysis."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,11 @@ from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.runtime.files import write_json
-from sorsa_ds.study.analysis.compute import DTYPES
 from sorsa_ds.study.analysis.history import names_of
+from sorsa_ds.study.analysis.options import DTYPES, Options
 from sorsa_ds.study.analysis.runs import Run
 
 SETTINGS = "analysis.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The command line's options. None stands for one that was not given."""
-
-    run: Sequence[Path]
-    output: Path
-    base: str | None = None
-    workers: int | None = None
-    dtype: str = "float64"
-    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

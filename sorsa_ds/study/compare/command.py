@@ -1,6 +1,5 @@
 """The way of a comparison: read what is asked for, make the runs one after the other, write the tables after each."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from tqdm import tqdm
@@ -10,7 +9,7 @@ from sorsa_ds.methods.settings import check_stage
 from sorsa_ds.runtime.console import bar, say
 from sorsa_ds.runtime.folder_lock import at_work_in
 from sorsa_ds.study.compare import figure, tables
-from sorsa_ds.study.compare.request import Request, parse
+from sorsa_ds.study.compare.options import Request
 from sorsa_ds.study.compare.results import Result, best_rate, by_method
 from sorsa_ds.study.compare.runner import Runner
 from sorsa_ds.study.compare.score import BASE, Evaluation
@@ -93,14 +92,14 @@ class Comparing:
         figure.draw_comparison(methods, request.output)
 
 
-def compare(argv: Sequence[str]) -> None:
+def compare(request: Request) -> None:
     """Make a whole comparison. All learning rates are tried with the first seed; the others run at the best rate.
 
     Raises:
-        ValueError: before anything runs, bad arguments or a folder that is in use; at the end, the runs that failed.
+        ValueError: before anything runs, settings that do not go together or a folder that is in use; at the end, the
+            runs that failed.
         Preempted: this process was told to stop; the same command goes on.
     """
-    request = parse(argv)
     runner = Runner(request.base, request.ds_config, request.output, request.num_gpus)
     _check_trials(request, runner)
     with at_work_in(request.output):

@@ -4,7 +4,6 @@ import contextlib
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.run.paths import CHECKPOINTS, GIVEN_DS_CONFIG
 from sorsa_ds.runtime.files import write_text
+from sorsa_ds.runtime.ports import free_port
 from sorsa_ds.runtime.stop_signals import SIGNALS, Preempted
 from sorsa_ds.study.compare.trials import RUNS, Trial
 
@@ -116,7 +116,7 @@ class Runner:
         command = [
             str(Path(sys.executable).with_name("deepspeed")),
             *(["--num_gpus", str(self.num_gpus)] if self.num_gpus else []),
-            *("--master_port", str(_free_port())),
+            *("--master_port", str(free_port())),
             str(REPOSITORY / "launch" / script), *arguments,
         ]  # fmt: skip
         with log.open("a", encoding="utf-8") as printed, self._stopping():
@@ -174,9 +174,3 @@ def _reason(log: Path, begin: int, code: int) -> str:
 
 def _json(path: Path) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]

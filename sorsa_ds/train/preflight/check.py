@@ -15,9 +15,9 @@ import torch.distributed as dist
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.files import write_text
-from sorsa_ds.train.invocation import Invocation
+from sorsa_ds.train.options import Invocation
 from sorsa_ds.train.preflight.faults import faults, rank_map, ranks_by_node
-from sorsa_ds.train.preflight.rank_facts import gather_facts, run_folder
+from sorsa_ds.train.preflight.rank_facts import gather_facts, runs_folder
 
 T = TypeVar("T")
 _NUMBERS = 2**22
@@ -52,7 +52,7 @@ def check_job(
     say(rank_map(facts))
     _stop_on(faults(facts))
     if len(ranks_by_node(facts)) > 1:
-        _stop_on(_folder_faults(run_folder(invocation), node, group))
+        _stop_on(_folder_faults(runs_folder(invocation), node, group))
     if collectives.world_size() > 1:
         seconds, wrong = _all_reduce(device, min(timeout, _LONGEST))
         _stop_on(_from_all(f"node {node}: {wrong}" if wrong else None, group))

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from sorsa_ds.runtime.memory import GIB
 from sorsa_ds.train.preflight.rank_facts import COMMAND_LINE, RankFacts
 
-GIB = 2**30
 LEAST_DISK, LEAST_MEMORY = GIB, GIB // 2
 """Free bytes below which no job is started, on a disk and for each rank of a node. Any model needs more: the limits are
 for finding the node whose disk is full or whose memory another process holds."""

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from sorsa_ds.config.yaml_io import flat
-from sorsa_ds.run.paths import run_of
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.cache import cache_folder
 from sorsa_ds.runtime.memory import free_memory
 from sorsa_ds.runtime.versions import package_versions
-from sorsa_ds.train.invocation import Invocation
+from sorsa_ds.train.options import Invocation
 
 PACKAGES = ("torch", "deepspeed", "transformers")
 COMMAND_LINE = "command line"
@@ -60,7 +59,7 @@ def gather_facts(invocation: Invocation, ds_config: dict, argv: list[str]) -> Ra
         argv: the command line without the program.
     """
     local_rank = int(os.environ["LOCAL_RANK"])
-    folders = {"run folder": run_folder(invocation), "cache": cache_folder()}
+    folders = {"run folder": runs_folder(invocation), "cache": cache_folder()}
     return RankFacts(
         rank=collectives.rank(),
         local_rank=local_rank,
@@ -77,10 +76,10 @@ def gather_facts(invocation: Invocation, ds_config: dict, argv: list[str]) -> Ra
     )
 
 
-def run_folder(invocation: Invocation) -> Path:
+def runs_folder(invocation: Invocation) -> Path:
     """The folder in which the folder of the job's run lies, or will lie."""
-    if invocation.resume and invocation.resume != "auto":
-        return run_of(Path(invocation.resume).expanduser().absolute()).parent
+    if invocation.named_run is not None:
+        return invocation.named_run.parent
     return Path(invocation.config.output.folder).expanduser().absolute()
 
 

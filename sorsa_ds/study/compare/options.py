@@ -10,17 +10,19 @@ from sorsa_ds.methods.registry import VARIANTS
 from sorsa_ds.study.compare.score import Evaluation
 from sorsa_ds.study.compare.trials import Trial, read_learning_rates, read_methods, read_seeds
 
+DEFAULT_DS_CONFIG = "ds_configs/zero2.json"
+DEFAULT_SEEDS = "1,2,3"
 OPTIONS = {
     "methods": f"what is compared, as in sorsa,lora; also {', '.join(VARIANTS)}: SORSA without its regulariser",
     "output": "folder of the comparison; the same command again goes on in it",
-    "seeds": "seeds of each method (default 1,2,3)",
+    "seeds": f"seeds of each method (default {DEFAULT_SEEDS})",
     "learning_rates": "1e-4,3e-4 for every method, lora=1e-3 for one; of several the best on the first seed is used",
     "num_gpus": "ranks: GPUs of this machine, or processes where it has none (default: all GPUs, or one process)",
     "task": "what to measure of every model and of the base model: accuracy in gsm8k, math, humaneval or mmlu, or the "
     "perplexity of a text (loss, with --data in --task_options); default: nothing",
     "task_options": 'further options of launch/evaluate.py, as in --task_options="--data DIR --limit 200"',
     "config": "YAML file with settings that all runs share",
-    "ds_config": "DeepSpeed JSON of all runs (default ds_configs/zero2.json)",
+    "ds_config": f"DeepSpeed JSON of all runs (default {DEFAULT_DS_CONFIG})",
 }
 USAGE = """\
 Compare SORSA with other methods: the same training for each, one after the other, in one table and one picture.
@@ -70,15 +72,9 @@ def parse(argv: Sequence[str]) -> Request:
     methods, seeds, rates, evaluation = [], [], {}, None
     ranks = options.get("num_gpus")
     with errors.noted():
-        json_file = command_line.find_file(
-            "--ds_config", options.get("ds_config", "ds_configs/zero2.json"), "ds_configs/*.json"
-        )
+        json_file = command_line.find_ds_config(options, DEFAULT_DS_CONFIG)
     with errors.noted():
-        file = (
-            command_line.find_file("--config", options["config"], "launch/recipes/*.yaml")
-            if "config" in options
-            else None
-        )
+        file = command_line.find_settings_file(options)
     with errors.noted():
         base = command_line.with_absolute_paths(command_line.load_settings(RunConfig, file, overrides, OPTIONS))
         _refuse_own(base)
@@ -86,7 +82,7 @@ def parse(argv: Sequence[str]) -> Request:
         methods = read_methods(options["methods"])
         rates = read_learning_rates(options.get("learning_rates", ""), methods, base.train.learning_rate)
     with errors.noted():
-        seeds = read_seeds(options.get("seeds", "1,2,3"))
+        seeds = read_seeds(options.get("seeds", DEFAULT_SEEDS))
     if ranks is not None and not (ranks.isascii() and ranks.isdigit() and int(ranks) > 0):
         errors.append(f"--num_gpus: {ranks!r} is no integer >= 1")
     with errors.noted():

@@ -4,9 +4,17 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from sorsa_ds.config.command_line import DEFAULT_DS_CONFIG, Errors, find_file, help_text, load_settings, split
+from sorsa_ds.config.command_line import (
+    DEFAULT_DS_CONFIG,
+    Errors,
+    find_ds_config,
+    find_settings_file,
+    help_text,
+    load_settings,
+    split,
+)
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.run.paths import CONFIG, GIVEN_DS_CONFIG, run_of
+from sorsa_ds.run.paths import CONFIG, GIVEN_DS_CONFIG, named_run
 
 TRAIN_OPTIONS = {
     "config": "YAML file with settings",
@@ -34,6 +42,11 @@ class Invocation:
     ds_config: Path
     resume: str | None = None
 
+    @property
+    def named_run(self) -> Path | None:
+        """The absolute folder of the run that --resume names; None of a new run, and with `--resume auto`."""
+        return named_run(self.resume)
+
 
 def parse(argv: Sequence[str]) -> Invocation:
     """Read the command line of the training command. `--help` prints, on one rank, and ends the process.
@@ -49,16 +62,14 @@ def parse(argv: Sequence[str]) -> Invocation:
         raise SystemExit(0)
     ds_config = file = config = None
     resume = options.get("resume")
-    run = run_of(Path(resume).expanduser()) if resume and resume != "auto" else None
-    defaults = {"ds_config": DEFAULT_DS_CONFIG}
+    run = named_run(resume)
     if run is not None:  # what the command line does not say is as the run has it
         kept = {"config": run / CONFIG, "ds_config": run / GIVEN_DS_CONFIG}
-        defaults |= {option: str(path) for option, path in kept.items() if path.exists()}
-    options = defaults | options
+        options = {option: str(path) for option, path in kept.items() if path.exists()} | options
     with errors.noted():
-        ds_config = find_file("--ds_config", options["ds_config"], "ds_configs/*.json")
+        ds_config = find_ds_config(options)
     with errors.noted():
-        file = find_file("--config", options["config"], "launch/recipes/*.yaml") if "config" in options else None
+        file = find_settings_file(options)
     with errors.noted():
         config = load_settings(RunConfig, file, overrides, TRAIN_OPTIONS)
     errors.stop()
