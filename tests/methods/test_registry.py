@@ -123,6 +123,10 @@ def test_no_module_outside_of_methods_and_config_looks_at_a_methods_name():
         'found = {"lora": 1, "pissa": 2}[method]',
         'found = method.startswith("ada" "lora")',
         'CHANGING = ["pissa", "olora"]',
+        'found = METHODS["lora"]',
+        'found = registry.METHODS.get("lora")',
+        'found = {"dora": 1}.get(method, 0)',
+        "found = isinstance(method, Method)",
     ],
 )
 def test_a_branch_on_a_methods_name_would_be_found(tmp_path, branch):
