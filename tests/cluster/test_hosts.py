@@ -102,7 +102,7 @@ def test_a_host_that_goes_away_ends_the_other_and_the_job_goes_on(hosts, project
     for name, (code, printed) in zip(NAMES, ended(processes), strict=True):
         assert code == 1, printed[-3000:]
         assert f"node {name}: stopped because another rank has not answered within train.timeout" in printed, printed
-        assert "--resume auto goes on" in printed
+        assert "--resume auto continues from the last one" in printed
     hosts.mend(1)
     assert len(metrics(run, "loss")) == 5
 
