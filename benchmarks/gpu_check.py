@@ -62,7 +62,8 @@ def commands(tiny: bool, shape: Path, folder: Path) -> dict[str, list[str]]:
         "step_2": [*here, "steps", "--shape", small, "--batch", "2", *sizes],
         "step_16": [*here, "steps", "--shape", small, "--batch", "16", *sizes],
         "nf4": [*here, "nf4", "--shape", large, "--batch", "1", *sizes],
-        "profile": [*here, "profile", "--shape", small, "--batch", "16", *sizes],
+        "profile": [sys.executable, "benchmarks/profile_step.py", "--precision", "mixed", "--shape", small,
+                    "--batch", "16", *sizes],
     }  # fmt: skip
 
 

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.helpers.flops import flop_counter, product_speed
 from benchmarks.helpers.models import RATE, batch_of, engine_of, peak_gib, shaped_model
@@ -34,7 +33,7 @@ BYTES = 2**30
 def main() -> None:
     """Run the part that is named."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("steps", "nf4", "profile"))
+    parser.add_argument("what", choices=("steps", "nf4"))
     parser.add_argument("--shape", type=Path, required=True, help="folder with a config.json")
     parser.add_argument("--rank", type=int, default=128)
     parser.add_argument("--batch", type=int, default=2, help="sequences of a step")
@@ -42,7 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="steps that are timed")
     a = parser.parse_args()
     init_distributed()
-    print(json.dumps({"steps": steps, "nf4": nf4, "profile": profiled}[a.what](a)))
+    print(json.dumps({"steps": steps, "nf4": nf4}[a.what](a)))
 
 
 def steps(a: argparse.Namespace) -> dict:
@@ -131,34 +130,6 @@ def planned(a: argparse.Namespace, method: str, storage: str, checkpointing: boo
     job = Job.of(config, {"zero_optimization": {"stage": 0}}, Hardware())
     needed = memory(job, facts(a.shape, job))
     return needed.total - CONTEXT
-
-
-def profiled(a: argparse.Namespace) -> dict:
-    """The ten kernels (operators on a CPU) that take most of a step, with their shares; and the launches of a step."""
-    device = this_device()
-    model = shaped_model(a.shape, "sorsa", a.rank, 0, "mixed")
-    engine = engine_of(model, 0, "mixed")
-    batch, learned = batch_of(a.length, model.config.vocab_size, device, a.batch), a.batch * (a.length - 1)
-    for _ in range(2):
-        engine.train_step([summed_loss(engine, batch) / learned])
-    gpu = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
-        engine.train_step([summed_loss(engine, batch) / learned])
-        synchronise()
-    events = profiler.key_averages()
-    own = {event.key: event.self_device_time_total if gpu else event.self_cpu_time_total for event in events}
-    if gpu:  # operators carry their kernels' time too
-        kernels = {
-            e.key for e in events if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation
-        }
-        own = {name: micros for name, micros in own.items() if name in kernels}
-    total = sum(own.values())
-    ten = sorted(own.items(), key=lambda pair: -pair[1])[:10]
-    launches = sum(event.count for event in events if event.key in ("cudaLaunchKernel", "cudaLaunchKernelExC"))
-    return {
-        "profile": [[name, micros / total] for name, micros in ten], "seconds_in_kernels": total / 1e6,
-        "launches": launches if gpu else None,
-    }  # fmt: skip
 
 
 if __name__ == "__main__":
