@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import init_empty_weights
 from torch import nn
 
-from sorsa_ds.methods.peft_adapters import ADAPTER
+from sorsa_ds.methods.families.peft_adapters import ADAPTER
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, write_description
 from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime import digest

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.engine.engine import SorsaEngine, StepReport
 from sorsa_ds.engine.masters import inner_optimizer
-from sorsa_ds.methods.adalora import first_and_last_rank
-from sorsa_ds.methods.peft_adapters import ADAPTER
+from sorsa_ds.methods.families.adalora import first_and_last_rank
+from sorsa_ds.methods.families.peft_adapters import ADAPTER
 from sorsa_ds.runtime.collectives import sum_over_ranks
 
 _AVERAGES = ("exp_avg_ipt", "exp_avg_unc")

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config.schema import BaselineConfig, SorsaConfig
+from sorsa_ds.methods.families.peft_adapters import ADAPTER, PeftMethod
 from sorsa_ds.methods.method import Values
-from sorsa_ds.methods.peft_adapters import ADAPTER, PeftMethod
 from sorsa_ds.model.fill import Produced, check_finite
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import TensorSpec

@@ -1,17 +1,33 @@
-"""The methods that there are, by name: the one place to which a new baseline is added."""
+"""The methods that there are, by name, gathered from families/."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from inspect import isabstract
+from pkgutil import iter_modules
+from typing import get_args
 
-from sorsa_ds.methods.adalora import AdaLora
+from sorsa_ds.config.schema import MethodName
+from sorsa_ds.methods import families
 from sorsa_ds.methods.method import Method, Settings
-from sorsa_ds.methods.peft_adapters import Dora, Lora, Olora, Pissa
-from sorsa_ds.methods.sorsa import Sorsa
-from sorsa_ds.methods.whole_weights import Full, Partial
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (Sorsa(), Lora(), Pissa(), AdaLora(), Dora(), Olora(), Full(), Partial())
-}  # fmt: skip
+
+def _methods() -> Iterator[Method]:
+    for file in iter_modules(families.__path__, f"{families.__name__}."):
+        for member in vars(import_module(file.name)).values():
+            own = isinstance(member, type) and member.__module__ == file.name
+            if own and issubclass(member, Method) and not isabstract(member):
+                yield member()
+
+
+def _by_name() -> dict[str, Method]:
+    methods = list(_methods())
+    found = {method.name: method for method in methods}
+    assert len(found) == len(methods), f"two methods share a name: {[method.name for method in methods]}"
+    assert set(found) == set(get_args(MethodName)), f"families/ has {sorted(found)}, MethodName {get_args(MethodName)}"
+    return {name: found[name] for name in get_args(MethodName)}
+
+
+METHODS = _by_name()
 """Name in the settings -> method, in the order in which tables and pictures show them."""
 
 VARIANTS: dict[str, tuple[str, Mapping[str, object]]] = {

@@ -9,9 +9,9 @@ from transformers import LlamaConfig
 
 from sorsa_ds.config.schema import LoadingConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
 from sorsa_ds.export.options import Format
+from sorsa_ds.methods.families.whole_weights import Partial
 from sorsa_ds.methods.registry import METHODS, VARIANTS, method_named, method_of
 from sorsa_ds.methods.settings import ZERO_STAGES, check_settings, check_stage
-from sorsa_ds.methods.whole_weights import Partial
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.report import as_text, plan
@@ -71,7 +71,7 @@ class Fake(Partial):
 
 
 def fake_config(**settings) -> RunConfig:
-    """Settings that name it; config.schema.MethodName is the one place besides the registry that would have to."""
+    """Settings that name it; `MethodName` is the one line that a new method adds outside of its file."""
     config = RunConfig(**settings)
     object.__setattr__(config, "method", "fake")
     return config

@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sorsa_ds.config.schema import BaselineConfig, RunConfig
+from sorsa_ds.methods.families.peft_adapters import Dora, PeftMethod
 from sorsa_ds.methods.method import SORSA_SETTINGS
-from sorsa_ds.methods.peft_adapters import Dora, PeftMethod
 from sorsa_ds.model.targets import Target
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""One file per family of methods. The registry reads every file here."""
