@@ -12,6 +12,7 @@ WORKERS ?= 2
 HAS_GPU = $(shell nvidia-smi -L 2>/dev/null | grep -q . && echo yes)
 LAUNCH = $(if $(HAS_GPU),$(BIN)/deepspeed,DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus $(NPROC))
 
+# Tests of GPUs run by themselves: a process that has started CUDA must not fork, and the other tests do.
 # A file's tests share what they have trained, so that a file stays on one process; tests/conftest.py orders the files.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -42,6 +43,7 @@ train: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" $(LAUNCH) launch/train.py --ds_config $(DS_CONFIG) $(ARGS)
 
 test: $(STAMP)
+	$(if $(HAS_GPU),PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m gpu)
 	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) --cov --cov-report=term:skip-covered $(ARGS)
 
 test-fast: $(STAMP)

@@ -18,6 +18,17 @@ torch.set_num_threads(1)
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs, unless the tests of GPUs are asked for by themselves (`pytest -m gpu`).
+
+    The other tests compute on the CPU and fork. A process that has started CUDA must not fork, and importing peft or
+    bitsandbytes starts it where a GPU can be seen.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+
 LONGEST = (
     "run/test_resume.py", "launch/test_commands.py", "methods/test_methods.py", "engine/test_engine.py",
     "cluster/test_slurm.py", "cluster/test_hosts.py", "evaluate/test_sandbox.py", "plan/test_plan.py",

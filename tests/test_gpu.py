@@ -158,7 +158,7 @@ def _peak(folder, stage, precision, storage, checkpointing):
     from sorsa_ds.plan.job import Hardware, Job
     from sorsa_ds.plan.memory import memory
     from sorsa_ds.plan.model_facts import facts
-    from sorsa_ds.runtime.process import this_device
+    from sorsa_ds.runtime.device import this_device
     from sorsa_ds.sorsa.regularizer import Regularizer
     from sorsa_ds.train.loss import summed_loss
     from sorsa_ds.train.setup import checkpoint_activations

@@ -17,8 +17,8 @@ from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import Placement, Whole, Zero3
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.runtime import collectives, digest
+from sorsa_ds.runtime.device import this_device
 from sorsa_ds.runtime.precision import resolve_precision
-from sorsa_ds.runtime.process import this_device
 from sorsa_ds.sorsa import residual_storage
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.train.setup import checkpoint_activations

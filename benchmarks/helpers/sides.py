@@ -27,7 +27,7 @@ from benchmarks.helpers.models import RATE, batch_of, default_model, engine_of, 
 from benchmarks.helpers.peers import as_reference, reference_layers
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.model.embedded import ensure_embedded_model
-from sorsa_ds.runtime.process import this_device
+from sorsa_ds.runtime.device import this_device
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.train.loss import summed_loss
 

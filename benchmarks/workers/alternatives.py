@@ -23,7 +23,7 @@ from sorsa_ds.data.batches import collate
 from sorsa_ds.data.order import GlobalOrder
 from sorsa_ds.data.tokenize import IGNORED
 from sorsa_ds.engine.masters import inner_optimizer
-from sorsa_ds.runtime.process import this_device
+from sorsa_ds.runtime.device import this_device
 from sorsa_ds.train.loss import summed_loss
 
 ADAMW = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False, "fused": False}}

@@ -17,7 +17,8 @@ from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaC
 from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import CONTEXT, memory
 from sorsa_ds.plan.model_facts import facts
-from sorsa_ds.runtime.process import init_distributed, this_device
+from sorsa_ds.runtime.device import this_device
+from sorsa_ds.runtime.process import init_distributed
 from sorsa_ds.train.loss import summed_loss
 
 SIDES = {

@@ -17,7 +17,7 @@ from benchmarks.helpers.sides import step_of
 from benchmarks.helpers.turns import in_turns, synchronise
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.runtime import collectives
-from sorsa_ds.runtime.process import this_device
+from sorsa_ds.runtime.device import this_device
 from sorsa_ds.train.loss import summed_loss
 from sorsa_ds.train.options import parse
 from sorsa_ds.train.setup import assemble

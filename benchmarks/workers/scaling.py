@@ -16,7 +16,7 @@ from sorsa_ds.model.sharding import Zero3
 from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa
 from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.runtime import collectives
-from sorsa_ds.runtime.process import this_device
+from sorsa_ds.runtime.device import this_device
 from sorsa_ds.sorsa.decompose import decompose
 from sorsa_ds.train.loss import summed_loss
 

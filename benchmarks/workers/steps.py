@@ -15,7 +15,7 @@ from benchmarks.helpers.memory import Made, held_bytes
 from benchmarks.helpers.sides import Step, add_engine, add_sizes, step_of
 from benchmarks.helpers.turns import in_turns
 from sorsa_ds.runtime import collectives
-from sorsa_ds.runtime.process import this_device
+from sorsa_ds.runtime.device import this_device
 
 
 def main() -> None:

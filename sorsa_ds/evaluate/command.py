@@ -28,7 +28,8 @@ from sorsa_ds.run.checkpoint.keeper import PACKAGES
 from sorsa_ds.run.finished import FinishedRun
 from sorsa_ds.runtime import collectives, precision
 from sorsa_ds.runtime.console import quiet_libraries, say, table
-from sorsa_ds.runtime.process import start_process, this_device
+from sorsa_ds.runtime.device import device_type, this_device
+from sorsa_ds.runtime.process import start_process
 from sorsa_ds.runtime.versions import package_versions
 
 BUILD: dict[str, Callable[[Options, Setting], Task]] = {
@@ -144,8 +145,7 @@ def _products(options: Options, found: FoundModel) -> Products:
     if options.task == "loss" and options.dtype == "auto" and found.computes is not None:
         name = "bf16" if found.computes == torch.bfloat16 else "fp32"
         return Products(None, found.autocast, f"Products in {name}, as in training.")
-    device: precision.Device = "cuda" if torch.cuda.is_available() else "cpu"
-    name, why = precision.resolve_inference_dtype(options.dtype, device)
+    name, why = precision.resolve_inference_dtype(options.dtype, device_type())
     return Products(torch.bfloat16 if name == "bf16" else torch.float32, False, why)
 
 

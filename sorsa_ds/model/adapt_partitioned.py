@@ -20,7 +20,7 @@ from sorsa_ds.model.sorsa_recipe import SorsaRecipe
 from sorsa_ds.model.targets import Target, insert_sorsa_layers, select_targets
 from sorsa_ds.model.weight_sources import ShardedWeightSource
 from sorsa_ds.runtime import precision as precisions
-from sorsa_ds.runtime.process import this_device
+from sorsa_ds.runtime.device import this_device
 from sorsa_ds.sorsa import residual_storage
 
 

@@ -12,6 +12,7 @@ from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.plan.report import short
 from sorsa_ds.runtime import collectives, process
 from sorsa_ds.runtime.console import say
+from sorsa_ds.runtime.device import device_type, this_device
 from sorsa_ds.runtime.memory import GIB, free_memory
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.residual_storage import Storage
@@ -34,10 +35,10 @@ def check_memory(
     if not config.train.check_memory:
         return
     job = Job(config, given, resolved, formats, storage, Hardware(gpus=collectives.world_size()))
-    needed = collectives.together(lambda: memory(job, facts(folder, job)), process.this_device())
+    needed = collectives.together(lambda: memory(job, facts(folder, job)), this_device())
     assert needed is not None  # every rank has planned
     free = free_memory() // process.local_ranks()
-    if torch.cuda.is_available():
+    if device_type() == "cuda":
         places = {
             "on its GPU": (needed.total, torch.cuda.mem_get_info()[1]),
             "of its node's memory": (needed.total_host, free),
@@ -55,4 +56,4 @@ def check_memory(
                     f"train.check_memory=false skips this check"
                 )
 
-    collectives.together(refuse, process.this_device())
+    collectives.together(refuse, this_device())

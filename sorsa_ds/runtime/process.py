@@ -10,7 +10,7 @@ import psutil
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from sorsa_ds.runtime import collectives, precision
+from sorsa_ds.runtime import collectives, device, precision
 from sorsa_ds.runtime.console import quiet_libraries
 from sorsa_ds.runtime.precision import Device
 
@@ -22,10 +22,10 @@ def start_process(timeout: timedelta = collectives.TIMEOUT) -> Device:
         The type of the device on which it computes.
 
     Raises:
-        ValueError: not all ranks have come within the timeout.
+        ValueError: not all ranks have come within the timeout, or there is a GPU that torch cannot use.
     """
     quiet_libraries()
-    device_type: Device = "cuda" if torch.cuda.is_available() else "cpu"
+    device_type = device.device_type()
     if device_type == "cpu":
         precision.set_threads(local_ranks())
     precision.allow_tf32(device_type)
@@ -54,7 +54,7 @@ def init_distributed(timeout: timedelta = collectives.TIMEOUT) -> None:
     Raises:
         ValueError: not all ranks have come in time. The message says how many have, where that is known.
     """
-    if not torch.cuda.is_available():
+    if device.device_type() == "cpu":
         # The first collective on a CPU would otherwise compile a shared-memory kernel for minutes.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if "RANK" not in os.environ:
@@ -89,14 +89,9 @@ def _not_all_came(told: str, timeout: timedelta) -> str:
     )
 
 
-def this_device() -> torch.device:
-    """The device on which this rank computes."""
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def memory_gib() -> float:
     """The peak GPU memory of this rank in GiB; where there is no GPU, its resident memory at this moment."""
-    if torch.cuda.is_available():
+    if device.device_type() == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return psutil.Process().memory_info().rss / 2**30
 
@@ -108,4 +103,4 @@ def peak_resident_gib() -> float:
 
 def peak_memory_gib() -> float:
     """The peak GPU memory of this rank in GiB; where there is no GPU, its largest resident memory so far."""
-    return memory_gib() if torch.cuda.is_available() else peak_resident_gib()
+    return memory_gib() if device.device_type() == "cuda" else peak_resident_gib()

@@ -11,8 +11,9 @@ from sorsa_ds.config.command_line import with_absolute_paths
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.settings import check_settings
 from sorsa_ds.runtime import collectives, precision
+from sorsa_ds.runtime.device import this_device
 from sorsa_ds.runtime.precision import Precision
-from sorsa_ds.runtime.process import ranks_of_each_node, start_process, this_device
+from sorsa_ds.runtime.process import ranks_of_each_node, start_process
 from sorsa_ds.sorsa import residual_storage
 from sorsa_ds.sorsa.residual_storage import Storage
 from sorsa_ds.train.options import Invocation

@@ -169,9 +169,9 @@ def test_everything_wrong_with_a_command_is_told_at_once(monkeypatch):
 def test_a_run_says_the_numbers_that_it_is_refused_for(tmp_path, monkeypatch, capsys, gpu, free):
     """gpu, free: GiB and MiB of memory; 700 MiB are too little on a CPU, and enough beside a GPU."""
     monkeypatch.setattr("sorsa_ds.plan.check.free_memory", lambda: free * 2**20)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu is not None)
+    monkeypatch.setattr("sorsa_ds.plan.check.device_type", lambda: "cpu" if gpu is None else "cuda")
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, (gpu or 0) * GIB))
-    monkeypatch.setattr("sorsa_ds.runtime.process.this_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("sorsa_ds.plan.check.this_device", lambda: torch.device("cpu"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     job = job_of(0)
     arguments = (save("llama", tmp_path), job.config, job.given, job.resolved, job.precision, job.storage)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sorsa_ds.runtime.device import device_type
+
 PREFIX = "random/"
 _TORCH, _CUDA, _OTHERS = f"{PREFIX}torch", f"{PREFIX}cuda", f"{PREFIX}python_and_numpy"
 
@@ -28,5 +30,5 @@ def put_back(states: dict[str, Tensor]) -> None:
     (version, words, gauss), (name, keys, *rest) = json.loads(bytes(states[_OTHERS].tolist()))
     random.setstate((version, tuple(words), gauss))
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    if _CUDA in states and torch.cuda.is_available():
+    if _CUDA in states and device_type() == "cuda":
         torch.cuda.set_rng_state(states[_CUDA])

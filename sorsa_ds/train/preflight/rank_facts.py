@@ -14,6 +14,7 @@ import torch
 from sorsa_ds.config.yaml_io import flat
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.cache import cache_folder
+from sorsa_ds.runtime.device import device_type
 from sorsa_ds.runtime.memory import free_memory
 from sorsa_ds.runtime.versions import package_versions
 from sorsa_ds.train.options import Invocation
@@ -93,7 +94,7 @@ def _said(invocation: Invocation, ds_config: dict, argv: list[str]) -> dict[str,
 
 
 def _device(local_rank: int) -> dict[str, Any]:
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = torch.cuda.device_count() if device_type() == "cuda" else 0
     if local_rank >= gpus:
         return {"device": "no GPU" if gpus else "CPU", "device_id": "", "gpus": gpus}
     found = torch.cuda.get_device_properties(local_rank)
