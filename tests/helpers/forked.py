@@ -59,6 +59,7 @@ def _command(rank: int, world: int, port: int, words: list[str], environment: di
         for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
                 handler.setStream(sys.stderr)
+    sys.settrace(None)  # a rank ends without saying which lines it ran: measuring them would only take time
     tqdm.set_lock(threading.RLock())
     torch.set_num_threads(1)
     gc.freeze()

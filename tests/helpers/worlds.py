@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import queue
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -69,6 +70,7 @@ def import_once() -> None:
 
 def _rank(rank: int, world_size: int, port: int, results, function: Callable, args: tuple) -> None:
     try:
+        sys.settrace(None)  # a rank ends without saying which lines it ran: measuring them would only take time
         torch.set_num_threads(1)
         # tqdm's own lock is shared with the process that was forked: a rank that is killed while it holds it, at the
         # end of a test or in the middle, would stop every later progress bar.
