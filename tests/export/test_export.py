@@ -646,6 +646,7 @@ def test_publishing(runs, tmp_path, monkeypatch):
     PeftModel.from_pretrained(plainly(base_of(runs("llama"))), tmp_path / "kept")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shard"), [("embedded", "30MB"), ("stories260k", "300KB")])
 def test_a_real_model(name, shard, request, tmp_path):
     if name == "embedded":

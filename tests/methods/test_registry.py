@@ -37,6 +37,7 @@ def test_a_variant_is_known_by_its_method():
     check_stage("sorsa-no-reg", 3)
 
 
+@pytest.mark.slow
 def test_the_registry_and_what_reads_it_import_neither_peft_nor_deepspeed():
     """Analysis workers would pay seconds each, and importing PEFT initialises CUDA."""
     modules = "sorsa_ds.run.snapshots, sorsa_ds.run.merge, sorsa_ds.export.command, sorsa_ds.plan.report"

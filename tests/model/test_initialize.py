@@ -202,6 +202,7 @@ def test_a_model_adapted_in_memory_starts_as_the_base_and_trains_on_plain_deepsp
         assert losses[-1] < losses[0] - 0.1
 
 
+@pytest.mark.slow
 def test_the_public_names_are_imported_at_their_first_use():
     lines = [
         "import sys, sorsa_ds",

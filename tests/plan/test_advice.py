@@ -63,6 +63,7 @@ SMALL_BUFFERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "gpus", "limit"),
     [
@@ -92,6 +93,7 @@ def test_advice_is_what_planning_with_it_gives(given, gpus, limit):
         assert way.settings in as_text(planned)
 
 
+@pytest.mark.slow
 def test_memory_of_the_node_is_judged_where_it_is_known():
     config, given = RunConfig(model=LLAMA), settings.read_ds_config(ROOT / "ds_configs" / "zero3_offload.json")
     unknown = Job.of(config, given, Hardware(gpus=4))

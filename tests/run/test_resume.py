@@ -308,6 +308,7 @@ def _refused(project, name, arguments):
     return None
 
 
+@pytest.mark.slow
 def test_a_log_that_rank_0_cannot_read_stops_every_rank(project, plain):
     run = rewound(project, plain, "unreadable", 4)
     (run / "metrics.jsonl").write_text("{\n")

@@ -156,6 +156,7 @@ def analysed(tmp_path_factory):
     return folder, (first, second), weights, report
 
 
+@pytest.mark.slow
 def test_the_table_is_what_numpy_computes_from_the_merged_weights(analysed):
     folder, _, weights, _ = analysed
     rows = table(folder / "out" / "measures.csv")
@@ -180,6 +181,7 @@ def test_the_table_is_what_numpy_computes_from_the_merged_weights(analysed):
     assert all(row["condition_u"] == "" for row in rows if row["run"] == "llama-lora")
 
 
+@pytest.mark.slow
 def test_the_report_holds_everything_and_asks_for_nothing(analysed):
     folder, _, _, report = analysed
     text = report.read_text()
@@ -193,6 +195,7 @@ def test_the_report_holds_everything_and_asks_for_nothing(analysed):
         assert "</svg>" in (folder / "out" / f"{name}.svg").read_text()
 
 
+@pytest.mark.slow
 def test_an_analysis_goes_on_where_it_was_interrupted(analysed):
     folder, runs, _, _ = analysed
     path = folder / "out" / "measures.csv"
@@ -210,6 +213,7 @@ def test_an_analysis_goes_on_where_it_was_interrupted(analysed):
         path.write_text(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -226,6 +230,7 @@ def test_what_does_not_fit_is_refused_by_name(analysed, change, message):
         analyze(Options(**{"run": runs, "output": folder / "out", **change}))
 
 
+@pytest.mark.slow
 def test_a_folder_that_another_process_works_in_is_refused(analysed):
     folder, runs, _, _ = analysed
     lock = RunLock(folder / "out")
@@ -237,6 +242,7 @@ def test_a_folder_that_another_process_works_in_is_refused(analysed):
         lock.release()
 
 
+@pytest.mark.slow
 def test_another_run_of_the_same_name_and_an_unfinished_one_are_refused(analysed, tmp_path):
     folder, _, _, _ = analysed
     other, _ = handmade(tmp_path, "llama", "lora")

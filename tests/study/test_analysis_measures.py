@@ -274,6 +274,7 @@ def column(rows: list[dict], run: str, step: int, name: str) -> np.ndarray:
     return np.array([float(row[name]) for row in rows if row["run"] == run and int(row["step"]) == step])
 
 
+@pytest.mark.slow
 def test_the_report_gives_means_over_linears_under_their_own_names(shown):
     after = shown.report.split("At the end, mean over linears", 1)[1].split("</table>")[0]
     heads = [unescape(head) for head in re.findall(r"<th>(.*?)</th>", after)]
@@ -294,6 +295,7 @@ def test_the_report_gives_means_over_linears_under_their_own_names(shown):
     assert [cells[0] for cells in body] == ["llama-sorsa", "llama-lora"]
 
 
+@pytest.mark.slow
 def test_the_condition_of_weights_is_drawn_against_that_of_the_start(shown):
     ax = shown.axes["condition"][2]
     for line, run in zip(ax.get_lines(), ("llama-sorsa", "llama-lora"), strict=True):
@@ -301,6 +303,7 @@ def test_the_condition_of_weights_is_drawn_against_that_of_the_start(shown):
         assert line.get_ydata() == pytest.approx((kappa / kappa[0]).mean(axis=1))
 
 
+@pytest.mark.slow
 def test_the_picture_of_swapping_stacks_turn_mixing_and_swapping(shown):
     for ax, run in zip(shown.axes["swapping"], ("llama-sorsa", "llama-lora"), strict=False):
         literal, matched, clustered = (
@@ -318,6 +321,7 @@ def test_the_picture_of_swapping_stacks_turn_mixing_and_swapping(shown):
         assert f"{turned:.0%}" != f"{1 - turned:.0%}"
 
 
+@pytest.mark.slow
 def test_rows_have_the_share_that_is_no_turn(shown):
     for row in shown.rows:
         literal, clustered = float(row["delta_d"]), float(row["delta_d_clustered"])
@@ -325,6 +329,7 @@ def test_rows_have_the_share_that_is_no_turn(shown):
         assert float(row["swapping"]) == pytest.approx((literal - clustered) / literal if literal else 0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_an_analysis_remembers_the_runs_that_a_later_command_leaves_out(shown, tmp_path):
     first, second = shown.runs
     analyze(Options([second], shown.folder / "out", workers=1))

@@ -159,6 +159,7 @@ def test_a_weight_that_is_no_number_is_named_and_the_rows_before_it_stay(tmp_pat
     assert [row["step"] for row in table(tmp_path / "out" / "measures.csv")] == ["0", "2"]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_name_when_a_folder_gets_further_ones(tmp_path):
     first, _ = handmade(tmp_path / "a", "llama", "lora", analysis=ONE)
     second, _ = handmade(tmp_path / "b", "llama", "sorsa", analysis=ONE)
@@ -225,6 +226,7 @@ def shown(monkeypatch):
     return texts
 
 
+@pytest.mark.slow
 def test_runs_of_any_name_are_in_every_legend(tmp_path, shown):
     first, _ = handmade(tmp_path, "llama", "lora", analysis=ONE)
     second, _ = handmade(tmp_path, "llama", "sorsa", analysis=ONE)
@@ -237,6 +239,7 @@ def test_runs_of_any_name_are_in_every_legend(tmp_path, shown):
     assert r">$\frac{$_50$<" in (out / "figure2.svg").read_text()  # above its panel
 
 
+@pytest.mark.slow
 def test_a_kind_that_the_first_panel_lacks_has_its_marker_in_the_legend(tmp_path, monkeypatch):
     first, _ = handmade(tmp_path, "llama", "lora", analysis=ONE)
     second, _ = handmade(tmp_path, "llama", "sorsa", analysis=AnalysisConfig(layers=["layers.0.mlp.up_proj"]))
