@@ -20,7 +20,7 @@ import torch
 from benchmarks.helpers.common import heavy_tailed
 from benchmarks.helpers.turns import synchronise
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.runtime.precision import full_fp32_products
+from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.sorsa.decompose import decompose, residual
 
 SHAPES = {

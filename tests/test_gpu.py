@@ -23,12 +23,12 @@ def _train(folder, stage, precision, steps=5):
     """Logits at step 0 and losses of a few steps on one GPU, with TF32 allowed as the trainer does."""
     from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.model.sharding import Whole, Zero3
-    from sorsa_ds.runtime.precision import allow_tf32
+    from sorsa_ds.runtime.numerics import set_numerics
     from sorsa_ds.sorsa.regularizer import Regularizer
     from sorsa_ds.train.loss import summed_loss
     from tests.helpers.sorsa_models import load_sorsa_model
 
-    allow_tf32("cuda")
+    set_numerics("cuda")
     device = torch.device("cuda", 0)
     ds = resolve_ds_config({"zero_optimization": {"stage": stage}}, TrainConfig(), 1, "cuda", precision).ds
     loaded = load_sorsa_model(

@@ -15,6 +15,7 @@ FREE_OF_ONE_MODEL = (
     "train.gradient_accumulation_steps",
     "train.gradient_checkpointing",
     "train.check_memory",
+    "train.deterministic",
     "train.eval_every",
     "train.max_start_gap",
     "train.timeout_minutes",

@@ -118,6 +118,10 @@ class TrainConfig:
     seed: NonNegativeInt = 0
     """Seed of the data order, the held-out rows, the generated data and the dropout."""
 
+    deterministic: bool = False
+    """Take only kernels that give the same bits in every run on the same hardware (docs/reproducibility.md). On a GPU
+    it costs time; on CPUs nothing."""
+
     timeout_minutes: PositiveFloat = 10.0
     """Minutes that a rank waits for the others, at the start and in every exchange, before it ends with a message."""
 

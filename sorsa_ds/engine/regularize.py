@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sorsa_ds.engine.grams import Rows, ShardedGrams
-from sorsa_ds.runtime.precision import full_fp32_products
+from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.sorsa.regularizer import Regularizer, gradient_factor, penalty
 
 

@@ -25,7 +25,8 @@ from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.model.targets import Target, select_targets
 from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime import digest
-from sorsa_ds.runtime.precision import Precision, full_fp32_products
+from sorsa_ds.runtime.numerics import full_fp32_products
+from sorsa_ds.runtime.precision import Precision
 
 
 @dataclass(frozen=True, slots=True)

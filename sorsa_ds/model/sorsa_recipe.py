@@ -17,7 +17,8 @@ from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.model.targets import Target, insert_sorsa_layers, select_targets
 from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime import collectives
-from sorsa_ds.runtime.precision import Precision, full_fp32_products
+from sorsa_ds.runtime.numerics import full_fp32_products
+from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import truncated_svd
 from sorsa_ds.sorsa.decompose import Decomposition, residual
 from sorsa_ds.sorsa.layer import SorsaLinear

@@ -1,8 +1,6 @@
 """The number formats and the threads that a run uses on this machine, resolved once and explained in one sentence."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,20 +96,3 @@ def set_threads(local_world_size: int) -> int:
         cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
         torch.set_num_threads(max(1, cores // local_world_size))
     return torch.get_num_threads()
-
-
-def allow_tf32(device: Device) -> None:
-    """Let a GPU round the inputs of fp32 products to TF32; `full_fp32_products` forbids it where it would hurt."""
-    if device == "cuda":
-        torch.set_float32_matmul_precision("high")
-
-
-@contextmanager
-def full_fp32_products() -> Iterator[None]:
-    """A context in which the inputs of fp32 matrix products are not rounded to TF32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -10,13 +10,13 @@ import psutil
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from sorsa_ds.runtime import collectives, device, precision
+from sorsa_ds.runtime import collectives, device, numerics, precision
 from sorsa_ds.runtime.console import quiet_libraries
 from sorsa_ds.runtime.precision import Device
 
 
 def start_process(timeout: timedelta = collectives.TIMEOUT) -> Device:
-    """Prepare this process: quiet libraries, threads, TF32 and the process group. A collective call.
+    """Prepare this process: quiet libraries, threads, numerics and the process group. A collective call.
 
     Returns:
         The type of the device on which it computes.
@@ -28,7 +28,7 @@ def start_process(timeout: timedelta = collectives.TIMEOUT) -> Device:
     device_type = device.device_type()
     if device_type == "cpu":
         precision.set_threads(local_ranks())
-    precision.allow_tf32(device_type)
+    numerics.set_numerics(device_type)
     init_distributed(timeout)
     return device_type
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,6 +20,7 @@ from sorsa_ds.run.recorder import SnapshotRecorder
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say, table, tracked, tracked_by_cost
 from sorsa_ds.runtime.folder_lock import RunLock
+from sorsa_ds.runtime.numerics import seed_rank, set_numerics
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.train.inputs import Inputs, read_inputs
 from sorsa_ds.train.options import Invocation
@@ -80,6 +80,7 @@ def hold_run(settings: RunSettings, origin: Origin) -> OpenedRun:
     folder = origin.run_folder(settings.config, settings.device)
     lock = lock_run_folder(folder, settings.device)
     say(settings.formats.why)
+    say(set_numerics(settings.device_type, deterministic=settings.config.train.deterministic))
     return OpenedRun(origin=origin, folder=folder, lock=lock, regularizer=regularizer)
 
 
@@ -90,7 +91,7 @@ def build_model(settings: RunSettings, origin: Origin, inputs: Inputs) -> BuiltM
         ValueError: a bad target, rank or weight, or not the weights that the run began with; on every rank.
     """
     config, device = settings.config, settings.device
-    torch.manual_seed(config.train.seed + collectives.rank())  # dropout differs between ranks
+    seed_rank(config.train.seed, collectives.rank())
     began = time.perf_counter()
     operation = method_of(config).operation(
         config,

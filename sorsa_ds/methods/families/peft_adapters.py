@@ -16,7 +16,8 @@ from sorsa_ds.config.schema import BaselineConfig, RunConfig
 from sorsa_ds.methods.method import SORSA_SETTINGS, Making, Method, Settings, TrainedRun, reading_bytes
 from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.targets import Target, scale_of
-from sorsa_ds.runtime.precision import Precision, full_fp32_products
+from sorsa_ds.runtime.numerics import full_fp32_products
+from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.sorsa.residual_storage import Storage
 

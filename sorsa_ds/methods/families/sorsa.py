@@ -16,7 +16,8 @@ from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa
 from sorsa_ds.model.targets import Target, scale_of
-from sorsa_ds.runtime.precision import Precision, full_fp32_products
+from sorsa_ds.runtime.numerics import full_fp32_products
+from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import regularizer, residual_storage
 from sorsa_ds.sorsa.decompose import Factors, as_used, residual
 from sorsa_ds.sorsa.layer import SorsaLinear
