@@ -31,6 +31,7 @@ from sorsa_ds.runtime.console import quiet_libraries, say, table
 from sorsa_ds.runtime.device import device_type, this_device
 from sorsa_ds.runtime.process import start_process
 from sorsa_ds.runtime.versions import package_versions
+from sorsa_ds.runtime.waiting import first_of_job
 
 BUILD: dict[str, Callable[[Options, Setting], Task]] = {
     "gsm8k": gsm8k.build, "math": math.build, "humaneval": humaneval.build, "mmlu": mmlu.build, "loss": loss.build
@@ -64,7 +65,7 @@ def evaluate(options: Options) -> dict:
     setting = Setting(load_tokenizer(found.tokenizer, found.loading), found.tokenizer, _positions(found))
     task = _build(options, found, setting)
     settings = {"model": options.model, "kind": found.kind, "task": options.task, "data": options.data}
-    identity = _identity(options, found, task, products.dtype, device)
+    identity = _identity(options, found, task, products.dtype)
     with closing(task):
         records = Records(_folder(options, found), settings, identity, device)
         for line in task.notes():
@@ -178,11 +179,11 @@ class _VllmEngine:
         raise AssertionError("options refuse --backend vllm for tasks that need likelihoods")
 
 
-def _identity(options: Options, found: FoundModel, task: Task, dtype: torch.dtype | None, device: torch.device) -> dict:
+def _identity(options: Options, found: FoundModel, task: Task, dtype: torch.dtype | None) -> dict:
     """Everything that a sample depends on, which excludes the number of ranks and the batches."""
     return {
         "task": options.task,
-        "weights": collectives.together(found.digest, device, on=0),
+        "weights": first_of_job(found.digest, "hashing the weights"),
         "samples": len(task.ids),
         "questions": task.digest(),
         "judged_by": _judged_by(options.task),

@@ -16,6 +16,7 @@ from sorsa_ds.model.architectures import register_architecture
 from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.console import say
+from sorsa_ds.runtime.waiting import first_of_node
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
 INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -43,7 +44,9 @@ def find_model(model: str, loading: LoadingConfig) -> Path:
 
 
 def find_folder(model: str, revision: str | None) -> Path:
-    """The folder of a model given as a folder or a hub name (downloaded into Hugging Face's cache).
+    """The folder of a model given as a folder or a hub name, which one rank of each node downloads for all.
+
+    A collective call. The download goes into Hugging Face's cache.
 
     Raises:
         ValueError: the model is neither a folder nor one that the hub gives.
@@ -52,13 +55,17 @@ def find_folder(model: str, revision: str | None) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
+    return Path(first_of_node(lambda: _downloaded(model, revision), f"downloading {model}"))
+
+
+def _downloaded(model: str, revision: str | None) -> str:
     try:
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
         others = [] if any(folder.glob("*.safetensors")) else HfApi().list_repo_files(model, revision=revision)
     except Exception as error:
         raise ValueError(f"model: {model!r} is no folder here, and the hub does not give it: {error}") from error
     _refuse_pickle(model, others)
-    return folder
+    return str(folder)
 
 
 def check_model_name(model: str) -> None:
