@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sorsa_ds.config.schema import LoadingConfig, RunConfig
+from sorsa_ds.evaluate.backends.placement import place
 from sorsa_ds.model import adapter_file, pretrained
 from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.run.finished import FinishedRun, RunState
@@ -18,7 +19,7 @@ from sorsa_ds.run.merge import merge_dense
 from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.run.reload import reload
 from sorsa_ds.runtime import digest, precision
-from sorsa_ds.runtime.console import tracked
+from sorsa_ds.runtime.console import say, tracked
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _AS_TRAINED = {"fp32": torch.float32, "mixed": torch.bfloat16, "bf16": torch.bfloat16}
@@ -153,11 +154,14 @@ def _peft(folder: Path, described: dict, base: str | None, trust_remote_code: bo
 def _plain(folder: Path, loading: LoadingConfig, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
     """A model as transformers loads it, which may be a quantised one."""
     attention = None if loading.attn_implementation == "auto" else loading.attn_implementation
+    placement = place(folder, dtype, device)
+    if placement.told:
+        say(placement.told)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
-            device_map={"": device},
+            **placement.arguments,
             attn_implementation=attention,
             trust_remote_code=loading.trust_remote_code,
             use_safetensors=True,

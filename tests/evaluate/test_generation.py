@@ -6,10 +6,11 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
 
 from sorsa_ds.evaluate import sharing
 from sorsa_ds.evaluate.backends.generation import Prompt, Transformers, batch_prompts
+from sorsa_ds.evaluate.backends.vllm import tensor_parallel_size
 from sorsa_ds.evaluate.command import evaluate
 from sorsa_ds.runtime import collectives
 from tests.helpers.architectures import CONFIGS
@@ -186,6 +187,17 @@ def test_what_vllm_generates_is_recorded_as_any_other_answer(trained, reference,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("heads", "keys", "gpus", "size"),
+    [(32, 8, 8, 8), (28, 4, 8, 4), (40, 40, 8, 8), (14, 2, 8, 2), (32, 8, 6, 4), (9, 3, 8, 3)],
+)
+def test_vllm_cuts_a_model_among_as_many_gpus_as_divide_its_heads(tmp_path, capsys, heads, keys, gpus, size):
+    LlamaConfig(hidden_size=heads * 8, num_attention_heads=heads, num_key_value_heads=keys).save_pretrained(tmp_path)
+    assert tensor_parallel_size(tmp_path, gpus) == size
+    told = capsys.readouterr().out
+    assert (f"takes {size} of {gpus} GPUs" in told) == (size < gpus)
+
+
 def test_vllm_that_is_not_installed_or_started_on_ranks_is_a_clear_error(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ValueError, match="the package vllm is not installed"):

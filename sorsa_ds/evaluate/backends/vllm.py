@@ -4,11 +4,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
 from sorsa_ds.evaluate.backends.generation import Answer, Prompt, Receive
+from sorsa_ds.runtime.console import say
 
 PROMPTS_A_CALL = 512
 """Number of prompts that vLLM is given at once; an interruption loses as many answers at the most."""
+
+
+def tensor_parallel_size(folder: Path, gpus: int, trust_remote_code: bool = False) -> int:
+    """The most GPUs, up to `gpus`, among which vLLM can cut the model: they have to divide its attention heads, and
+    its key and value heads, or be a multiple of these. Fewer than there are is said.
+
+    Args:
+        folder: a model in the format of transformers.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
+    heads = getattr(config, "num_attention_heads", None) or 1
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    size = next(n for n in range(gpus, 0, -1) if heads % n == 0 and (keys % n == 0 or n % keys == 0))
+    if size < gpus:
+        say(f"vLLM takes {size} of {gpus} GPUs: {heads} attention heads and {keys} key heads do not divide among more.")
+    return size
 
 
 class Vllm:
@@ -36,9 +54,10 @@ class Vllm:
         )
         self._ends = set(end_tokens)
         try:
+            gpus = tensor_parallel_size(folder, max(1, torch.cuda.device_count()), trust_remote_code)
             self._model = LLM(
                 model=str(folder), dtype=str(dtype).removeprefix("torch."), trust_remote_code=trust_remote_code,
-                tensor_parallel_size=max(1, torch.cuda.device_count()), generation_config="vllm",
+                tensor_parallel_size=gpus, generation_config="vllm",
             )  # fmt: skip
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"--backend vllm: {folder}: {error}") from error

@@ -1,0 +1,72 @@
+"""Where a model of transformers lies: on one device, or spread over the GPUs, memory and disk by accelerate."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sorsa_ds.model.pretrained import PretrainedWeights
+from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.memory import GIB, free_memory
+
+ROOM = 1.15
+"""Factor on the weights' bytes: what a device needs for activations and keys and values beside them."""
+
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The arguments of `from_pretrained` that place a model, and a sentence where it does not lie on one device."""
+
+    arguments: Mapping[str, Any]
+    told: str = ""
+
+
+def place(folder: Path, dtype: torch.dtype | None, device: torch.device) -> Placement:
+    """Put a model on the device if it fits there, else spread it over all that this process may use.
+
+    Args:
+        folder: the model in the format of transformers.
+        dtype: of its weights once it is loaded; None: as on disk.
+        device: where this rank computes.
+
+    Raises:
+        ValueError: it does not fit on one device, and several ranks share the machine.
+    """
+    needed = weight_bytes(folder, dtype)
+    here = _free(device)
+    if needed * ROOM <= here:
+        return Placement({"device_map": {"": device}})
+    size = f"the model's weights take {needed / GIB:.1f} GiB, and {here / GIB:.1f} GiB are free on {device}"
+    if collectives.world_size() > 1:
+        raise ValueError(
+            f"--model: {size}. One process without launcher spreads a model over all GPUs: python launch/evaluate.py "
+            f"...; or give --backend vllm (a run or an adapter is merged for it: launch/export.py --format merged)"
+        )
+    limits: dict[int | str, int] = {"cpu": int(free_memory() / ROOM)}
+    gpus = range(torch.cuda.device_count() if device.type == "cuda" else 0)
+    limits |= {index: int(_free(torch.device("cuda", index)) / ROOM) for index in gpus}
+    on_gpus = sum(limits[index] for index in gpus)
+    where = f"{len(gpus)} GPUs" if needed <= on_gpus else "memory and disk" if not gpus else "GPUs, memory and disk"
+    slow = "" if needed <= on_gpus else "; expect it to be slow, since every token reads what is not on a GPU"
+    return Placement(
+        {"device_map": "auto", "max_memory": limits},
+        f"Spread over {where}: {size}{slow}.",
+    )
+
+
+def weight_bytes(folder: Path, dtype: torch.dtype | None) -> int:
+    """The bytes of all weights of a model once they are loaded in a dtype; None: as on disk."""
+    weights, total = PretrainedWeights(folder), 0
+    for name in weights.names:
+        stored, shape = weights.header(name)
+        floating = stored in ("F64", "F32", "F16", "BF16")
+        total += shape.numel() * (dtype.itemsize if dtype and floating else _ITEM_BYTES.get(stored, 1))
+    return total
+
+
+def _free(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
