@@ -33,6 +33,13 @@ if ! has_gpu; then
     ranks=${ranks:-2}
 fi
 world_size=${ranks:-$(count_gpus)}
+if [[ -n $ranks && -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
+    # deepspeed would forget the variable where it is given a number: GPUs that are in use by others.
+    ((ranks <= $(count_gpus))) || die "--ranks $ranks: CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES names fewer GPUs"
+    CUDA_VISIBLE_DEVICES=$(cut -d, -f"1-$ranks" <<<"$CUDA_VISIBLE_DEVICES")
+    export CUDA_VISIBLE_DEVICES
+    ranks=''
+fi
 check train "$world_size" "$world_size" "${settings[@]}" >/dev/null
 
 # shellcheck disable=SC2086

@@ -54,8 +54,17 @@ submit_or_parse() {
 
 # read_sbatch_options " WORD WORD... ": node_count and, unless it is set, ranks; as sbatch reads them, the last counts.
 read_sbatch_options() {
+    local total
     [[ ! $1 =~ .*\ (--nodes[=\ ]|-N\ ?)([^\ ]+) ]] || node_count=${BASH_REMATCH[2]}
     [[ ! $1 =~ .*\ --(gpus-per-node[=\ ]|gres[=\ ]([^\ ]*,)?gpu:)([^\ ,]*:)?([0-9]+) ]] || ranks=${ranks:-${BASH_REMATCH[4]}}
+    if [[ -z $ranks && $1 =~ .*\ (--gpus[=\ ]|-G\ ?)([^\ ,]*:)?([0-9]+)\  ]]; then # of the whole job
+        total=${BASH_REMATCH[3]}
+        number --gpus "$total" 1
+        number --nodes "$node_count" 1
+        ((10#$total % 10#$node_count == 0)) ||
+            die "--gpus $total does not divide among $node_count nodes: say --gpus-per-node=N"
+        ranks=$((10#$total / 10#$node_count))
+    fi
 }
 
 # run_on_nodes WORD...: launch/multi_node.sh with these words on every node of the job; sets `code`.

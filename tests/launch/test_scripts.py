@@ -110,6 +110,9 @@ def test_no_shell_variable_stands_in_an_sbatch_line():
         ("slurm/train.sbatch GPUS -- --resume nowhere", "--resume: there is no folder"),
         ("slurm/train.sbatch -N 3 GPUS -- train.global_batch_size=8", "8 is not 6 ranks x a whole number"),
         ("slurm/train.sbatch --gres=gpu:a100:3 -- train.global_batch_size=8", "8 is not 3 ranks x a whole number"),
+        ("slurm/train.sbatch -N 2 --gpus=6 -- train.global_batch_size=8", "8 is not 6 ranks x a whole number"),
+        ("slurm/train.sbatch -N2 -G a100:6 -- train.global_batch_size=8", "8 is not 6 ranks x a whole number"),
+        ("slurm/train.sbatch -N 2 -G5 --", "--gpus 5 does not divide among 2 nodes: say --gpus-per-node=N"),
         ("slurm/evaluate.sbatch GPUS -- ", "arguments are required: --model, --task"),
         ("slurm/evaluate.sbatch GPUS -- --model m --task loss --bogus=3", "unrecognized arguments: --bogus=3"),
         ("slurm/evaluate.sbatch GPUS -- --model m --task loss --shots 3", "unrecognized arguments: --shots 3"),
@@ -161,6 +164,30 @@ def test_a_job_that_cannot_be_queued_again_still_ends_with_the_code_of_its_ranks
     done = run("slurm/train.sbatch", "--logs", "logs", cwd=tmp_path, env={**environment, **job})
     assert done.returncode == 75, done.stderr
     assert "Slurm refuses to queue the job again" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("visible", "ranks", "taken"),
+    [("4,5,6,7", "2", "4,5 and"), ("4,5,6,7", None, "4,5,6,7 and"), (None, "2", " and --num_gpus 2")],
+)
+def test_ranks_are_taken_from_the_gpus_that_are_visible(tmp_path, visible, ranks, taken):
+    environment = programs(
+        tmp_path, deepspeed='echo "$CUDA_VISIBLE_DEVICES and ${@:3}"', **{"nvidia-smi": "printf 'GPU 0\nGPU 1\n'"}
+    )
+    words = ["--ranks", ranks] if ranks else []
+    chosen = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    done = run("multi_gpu.sh", *words, cwd=tmp_path, env={**environment, **chosen})
+    assert done.stdout.startswith(taken), done.stdout + done.stderr
+    assert ("--num_gpus" in done.stdout) == (visible is None)
+
+
+@pytest.mark.slow
+def test_more_ranks_than_visible_gpus_are_refused(tmp_path):
+    environment = programs(tmp_path, **{"nvidia-smi": "printf 'GPU 0\nGPU 1\n'"})
+    done = run("multi_gpu.sh", "--ranks=3", cwd=tmp_path, env={**environment, "CUDA_VISIBLE_DEVICES": "0,1"})
+    assert done.returncode == 2 and "--ranks 3: CUDA_VISIBLE_DEVICES=0,1 names fewer GPUs" in done.stderr
 
 
 @pytest.mark.slow
