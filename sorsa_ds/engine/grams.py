@@ -20,6 +20,7 @@ from deepspeed import comm as dist
 from torch import Tensor
 
 from sorsa_ds.engine.masters import Fragment, Masters
+from sorsa_ds.runtime import collectives
 
 
 @dataclass(slots=True)
@@ -148,10 +149,8 @@ class ShardedGrams:
     def _find_cut_rows(self, fragments: list[Fragment], index: dict[str, int]) -> list[list[int]]:
         """For each matrix, the rows inside which some rank's fragment begins or ends. A collective call."""
         mine = [(index[f.name], f.start, f.start + f.numel) for f in fragments]
-        everyone: list = [None] * dist.get_world_size()
-        torch.distributed.all_gather_object(everyone, mine)
         cut_rows: list[set[int]] = [set() for _ in index]
-        for matrix, start, end in (edge for rank in everyone for edge in rank):
+        for matrix, start, end in collectives.gather_lists(mine):
             r = self._ranks[matrix]
             cut_rows[matrix].update(edge // r for edge in (start, end) if edge % r)
         return [sorted(rows) for rows in cut_rows]

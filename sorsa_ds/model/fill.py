@@ -5,6 +5,7 @@ In each round a rank holds no more than one layer's `working_set` besides its fi
 
 import ctypes
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import partial
 from typing import Protocol
 
@@ -95,7 +96,8 @@ def fill_parameters(
             return_freed_memory()
             passed = 0
     order = {target.name: i for i, target in enumerate(targets)}
-    return exact, sorted(collectives.gather_lists(mine), key=lambda report: order[report.name])
+    reports = map(LayerReport.from_json, collectives.gather_lists([asdict(report) for report in mine]))
+    return exact, sorted(reports, key=lambda report: order[report.name])
 
 
 def return_freed_memory() -> None:

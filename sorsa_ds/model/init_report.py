@@ -70,6 +70,12 @@ class LayerReport:
     loss: QuantisationLoss | None
 
     @classmethod
+    def from_json(cls, told: dict) -> "LayerReport":
+        """The report of which `told` is the `dataclasses.asdict`, after a way through JSON."""
+        loss = told["loss"] and QuantisationLoss(**told["loss"])
+        return cls(**{**told, "shape": tuple(told["shape"]), "loss": loss})
+
+    @classmethod
     def of(
         cls,
         target: Target,

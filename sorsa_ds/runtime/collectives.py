@@ -1,8 +1,12 @@
-"""The few collectives that this project calls itself. Each works without a process group too, as a world of one."""
+"""The few collectives that this project calls itself. Each works without a process group too, as a world of one.
 
+Ranks tell each other numbers and JSON, and nothing pickled: whoever reaches their connections could run code with that.
+"""
+
+import json
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import torch
 import torch.distributed as dist
@@ -56,8 +60,7 @@ def agree(error: Exception | None, device: torch.device) -> None:
         failed = torch.tensor(float(error is not None), device=device)
         dist.all_reduce(failed)
         if failed.item():
-            messages: list = [None] * world_size()
-            dist.all_gather_object(messages, None if error is None else f"{type(error).__name__}: {error}")
+            messages = gather_json(None if error is None else f"{type(error).__name__}: {error}")
             if error is None:
                 told = "; ".join(f"rank {r}: {m}" for r, m in enumerate(messages) if m is not None)
                 raise PeerError(f"stopped because another rank failed: {told}")
@@ -131,13 +134,33 @@ def exchange(send: Tensor, send_bytes: list[int], receive_bytes: list[int]) -> T
     return incoming
 
 
-def gather_lists(mine: list) -> list:
-    """All ranks' lists of small objects, joined in rank order; the same on every rank. A collective call."""
+def gather_json(mine: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """What every rank has to tell, in rank order; the same on every rank. A collective call.
+
+    Args:
+        mine: a small value that JSON knows. Tuples come back as lists.
+        group: of all ranks; None: the default group.
+
+    Raises:
+        TypeError: `mine` is not such a value; on this rank alone.
+    """
+    told = json.dumps(mine).encode()
     if world_size() == 1:
-        return mine
-    lists: list = [None] * world_size()
-    dist.all_gather_object(lists, mine)
-    return [entry for part in lists for entry in part]
+        return [json.loads(told)]
+    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    size = torch.tensor([len(told)], device=device)
+    sizes = [torch.empty_like(size) for _ in range(world_size())]
+    dist.all_gather(sizes, size, group=group)
+    longest = max(int(one) for one in sizes)
+    padded = torch.frombuffer(bytearray(told.ljust(longest)), dtype=torch.uint8).to(device)
+    received = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(received, padded, group=group)
+    return [json.loads(one.cpu().numpy().tobytes()) for one in received]
+
+
+def gather_lists(mine: list) -> list:
+    """All ranks' lists of small values, as `gather_json` takes them, joined in rank order. A collective call."""
+    return [entry for part in gather_json(mine) for entry in part]
 
 
 def broadcast(tensor: Tensor, source: int) -> None:

@@ -48,11 +48,15 @@ def ranks_of_each_node() -> int:
 def init_distributed(timeout: timedelta = collectives.TIMEOUT) -> None:
     """Start the process group, also for a single process, without compiling extensions that the run does not need.
 
+    The ranks meet at a TCP port of rank 0, into which every computer that reaches it can write. A single process opens
+    no such port.
+
     Args:
         timeout: how long a rank waits for the others, here and in every collective afterwards.
 
     Raises:
-        ValueError: not all ranks have come in time. The message says how many have, where that is known.
+        ValueError: the group cannot be made. The message says why: the port is taken, so many ranks have come in time,
+            or what the library says.
     """
     if device.device_type() == "cpu":
         # The first collective on a CPU would otherwise compile a shared-memory kernel for minutes.
@@ -62,18 +66,29 @@ def init_distributed(timeout: timedelta = collectives.TIMEOUT) -> None:
         os.environ.update(alone)
     backend = get_accelerator().communication_backend_name()
     try:
+        if os.environ["WORLD_SIZE"] == "1" and not torch.distributed.is_initialized():
+            store = torch.distributed.HashStore()
+            torch.distributed.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
-    except torch.distributed.DistError as error:
-        raise ValueError(_not_all_came(str(error), timeout)) from error
+    except RuntimeError as error:
+        raise ValueError(_not_joined(str(error), timeout)) from error
     local_rank = int(os.environ["LOCAL_RANK"])
     if local_rank < get_accelerator().device_count():  # else sorsa_ds.train.preflight reports it, for all ranks at once
         get_accelerator().set_device(local_rank)
 
 
-def _not_all_came(told: str, timeout: timedelta) -> str:
-    """A message for the rank that has waited in vain, from the words of torch's error."""
-    rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
-    master = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+def _not_joined(told: str, timeout: timedelta) -> str:
+    """A message for a rank that could not join the others, from the words of torch's error."""
+    node, rank, world = os.uname().nodename, os.environ["RANK"], os.environ["WORLD_SIZE"]
+    port = os.environ["MASTER_PORT"]
+    master = f"{os.environ['MASTER_ADDR']}:{port}"
+    if "EADDRINUSE" in told:
+        return (
+            f"node {node}: port {port}, at which the ranks were to meet, is in use already, by another job perhaps: "
+            f"choose another one (--master_port PORT; launch/multi_gpu.sh calls it --port) ({told})"
+        )
+    if not any(sign in told.lower() for sign in ("timed out", "timeout")):
+        return f"node {node}: rank {rank} of {world} cannot join the others at {master}: {told}"
     came = re.search(r"(\d+)/\d+ clients joined", told)  # torch says it on rank 0 only
     if came:
         how_many = f"{came[1]} of {world} ranks came to {master}"
@@ -82,10 +97,10 @@ def _not_all_came(told: str, timeout: timedelta) -> str:
     else:
         how_many = f"rank {rank} of {world} waited in vain for the others at {master}"
     return (
-        f"node {os.uname().nodename}: {how_many}, within {timeout.total_seconds():g} s (train.timeout_minutes). "
+        f"node {node}: {how_many}, within {timeout.total_seconds():g} s (train.timeout_minutes). "
         "Check whether every node has started its launcher, with its own node rank, the same number of nodes and the "
         "same master address and port; whether that address is the first node's and no firewall is between them; and "
-        "whether GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME has to name the network interface"
+        f"whether GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME has to name the network interface ({told})"
     )
 
 

@@ -1,14 +1,11 @@
 """Writing a folder that is either complete or absent: under a temporary name, then fsync, then a rename."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from glob import escape
 from pathlib import Path
 
-from sorsa_ds.runtime.files import fsync
-from sorsa_ds.runtime.folder_lock import LOCK_FILE, RunLock, is_held
+from sorsa_ds.runtime.files import fsync, private_folder
 
 
 @contextmanager
@@ -21,22 +18,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
         OSError: the folder cannot be made, or `target` exists and is not empty.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f"{escape(target.name)}.tmp-*"):
-        if not is_held(leftover):
-            shutil.rmtree(leftover)
-    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    lock = RunLock(temporary)
-    try:
-        temporary.mkdir()
-        lock.acquire()
-        yield temporary
-        (temporary / LOCK_FILE).unlink()
-        for path in [*temporary.rglob("*"), temporary]:
+    with private_folder(target) as private:
+        folder = private / target.name
+        folder.mkdir()
+        yield folder
+        for path in [*folder.rglob("*"), folder]:
             fsync(path)
-        os.replace(temporary, target)
-        fsync(target.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    finally:
-        lock.release()
+        os.replace(folder, target)
+    fsync(target.parent)

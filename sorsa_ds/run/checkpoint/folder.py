@@ -2,25 +2,24 @@
 
 import os
 import re
+import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from sorsa_ds.run.paths import CHECKPOINTS
+from sorsa_ds.run.paths import CHECKPOINTS, run_of
+from sorsa_ds.runtime.console import note
 from sorsa_ds.runtime.files import fsync, write_text
 
 LATEST = "latest"
 _NAME = re.compile(r"step-(\d{6,})")
+_UNFINISHED = re.compile(r"\.step-\d{6,}(\.[0-9a-f]{16})?\.tmp")
+"""Names of folders that become checkpoints; those of earlier versions had no random part."""
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
     """The folder of the checkpoint after `step` optimizer steps."""
     return run / CHECKPOINTS / f"step-{step:06d}"
-
-
-def temporary_path(run: Path, step: int) -> Path:
-    """The folder in which that checkpoint is written before it is whole."""
-    return run / CHECKPOINTS / f".step-{step:06d}.tmp"
 
 
 def rank_file(checkpoint: Path, rank: int) -> Path:
@@ -42,28 +41,39 @@ def existing_checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def make_temporary(run: Path, step: int) -> None:
-    """Make an empty temporary folder for a checkpoint, and remove what killed runs left unfinished.
+def make_temporary(run: Path, step: int) -> Path:
+    """Make an empty folder for a checkpoint to be written into; its name is one that nobody can foresee.
+
+    What killed runs have left unfinished is removed. The caller holds the lock of the run.
 
     Raises:
         OSError: the folder cannot be made.
     """
-    temporary = temporary_path(run, step)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in temporary.parent.glob(".step-*"):
-        shutil.rmtree(leftover)
+    folder = run / CHECKPOINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.iterdir():
+        if _UNFINISHED.fullmatch(leftover.name) and leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+            if leftover.exists():
+                note(f"{leftover}: left by a run that was killed, and cannot be removed")
+    temporary = folder / f".step-{step:06d}.{secrets.token_hex(8)}.tmp"
     temporary.mkdir()
+    return temporary
 
 
-def commit_checkpoint(run: Path, step: int, keep: int) -> None:
+def commit_checkpoint(temporary: Path, step: int, keep: int) -> None:
     """Give a whole checkpoint its name, point `latest` to it, and remove those older than the `keep` newest.
 
     At any moment before the renaming the earlier checkpoints are untouched; after it, this one is valid.
 
+    Args:
+        temporary: the folder that `make_temporary` has made.
+
     Raises:
         OSError: the disk refuses.
     """
-    temporary, final = temporary_path(run, step), checkpoint_path(run, step)
+    run = run_of(temporary)
+    final = checkpoint_path(run, step)
     fsync(temporary)
     os.replace(temporary, final)  # a run that went back has set aside what it had of this step
     fsync(final.parent)

@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -16,8 +17,11 @@ from torch import Tensor
 from sorsa_ds.run.checkpoint import folder
 from sorsa_ds.run.checkpoint.manifest import Manifest
 from sorsa_ds.run.finished import RunState
+from sorsa_ds.run.paths import CHECKPOINTS
 from sorsa_ds.runtime import collectives, digest
 from sorsa_ds.runtime.files import write_atomic
+
+T = TypeVar("T")
 
 
 class CheckpointSaver:
@@ -45,8 +49,9 @@ class CheckpointSaver:
         """
         assert self._pending is None
         step = manifest.progress.step
-        self._together(step, lambda: folder.make_temporary(self._run, step), on=0)
-        path = folder.rank_file(folder.temporary_path(self._run, step), collectives.rank())
+        made = self._together(step, lambda: folder.make_temporary(self._run, step), on=0)
+        [name] = collectives.gather_lists([made.name] if made else [])
+        path = folder.rank_file(self._run / CHECKPOINTS / name, collectives.rank())
         self._pending = _Writing(path, tensors, manifest)
 
     def poll(self) -> None:
@@ -69,41 +74,41 @@ class CheckpointSaver:
         if self._pending is None:
             return
         writing, self._pending = self._pending, None
-        step = writing.manifest.progress.step
-        self._together(step, writing.wait)
-        files = collectives.gather_lists([(writing.path.name, {"bytes": writing.bytes, "digest": writing.digest})])
+        step, temporary = writing.manifest.progress.step, writing.path.parent
 
         def make_valid() -> None:
-            self._check_shared(writing.path.parent, files)
+            self._check_shared(temporary, files)
             writing.manifest.files = dict(files)
-            writing.manifest.write(writing.path.parent)
-            folder.commit_checkpoint(self._run, step, self._keep)
+            writing.manifest.write(temporary)
+            folder.commit_checkpoint(temporary, step, self._keep)
 
-        self._together(step, make_valid, on=0)
+        try:
+            self._together(step, writing.wait)
+            files = collectives.gather_lists([(writing.path.name, {"bytes": writing.bytes, "digest": writing.digest})])
+            self._together(step, make_valid, on=0)
+        except (ValueError, collectives.PeerError):
+            if collectives.rank() == 0:
+                shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the room
+            raise
         self.last = folder.checkpoint_path(self._run, step)
 
-    def _together(self, step: int, action: Callable[[], None], on: int | None = None) -> None:
+    def _together(self, step: int, action: Callable[[], T], on: int | None = None) -> T | None:
         """Do something on every rank, or on rank `on` alone, and stop on all of them where it failed.
 
-        What was written of a checkpoint that failed is removed: a full disk needs the room. A collective call.
+        A collective call. Returns the action's result; None on a rank that did not run it.
 
         Raises:
             ValueError: where it failed, with what is still valid.
             PeerError: on the other ranks.
         """
 
-        def tried() -> None:
+        def tried() -> T:
             try:
-                action()
+                return action()
             except Exception as error:
                 raise self._failed(step, error) from error
 
-        try:
-            collectives.together(tried, self._device, on)
-        except (ValueError, collectives.PeerError):
-            if collectives.rank() == 0:
-                shutil.rmtree(folder.temporary_path(self._run, step), ignore_errors=True)
-            raise
+        return collectives.together(tried, self._device, on)
 
     def _failed(self, step: int, error: Exception) -> ValueError:
         kept = RunState(self._run).checkpoints
@@ -140,7 +145,8 @@ class _Writing:
 
     def _write(self) -> None:
         try:
-            write_atomic(self.path, lambda temporary: save_file(self._tensors, temporary))
+            # Without parents: a folder that was taken away is not made anew, since it may be another run's by now.
+            write_atomic(self.path, lambda temporary: save_file(self._tensors, temporary), parents=False)
             self._tensors = {}
             self.bytes, self.digest = self.path.stat().st_size, digest.of_file(self.path)
         except Exception as error:

@@ -5,9 +5,9 @@ import time
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,9 +17,8 @@ from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.train.options import Invocation
 from sorsa_ds.train.preflight.faults import faults, rank_map, ranks_by_node
-from sorsa_ds.train.preflight.rank_facts import gather_facts, runs_folder
+from sorsa_ds.train.preflight.rank_facts import RankFacts, gather_facts, runs_folder
 
-T = TypeVar("T")
 _NUMBERS = 2**22
 """fp32 numbers of the all-reduce: enough to tell a fast network from a slow one, 16 MiB."""
 _LONGEST = timedelta(minutes=2)
@@ -46,16 +45,16 @@ def check_job(
         mine = gather_facts(invocation, ds_config, argv)
     except Exception as error:  # the others wait for this rank
         wrong = f"node {node} (rank {collectives.rank()}): {type(error).__name__}: {error}"
-    _stop_on(_from_all(wrong, group))
+    _stop_on(collectives.gather_json(wrong, group))
     assert mine is not None
-    facts = _from_all(mine, group)
+    facts = [RankFacts(**told) for told in collectives.gather_json(asdict(mine), group)]
     say(rank_map(facts))
     _stop_on(faults(facts))
     if len(ranks_by_node(facts)) > 1:
         _stop_on(_folder_faults(runs_folder(invocation), node, group))
     if collectives.world_size() > 1:
         seconds, wrong = _all_reduce(device, min(timeout, _LONGEST))
-        _stop_on(_from_all(f"node {node}: {wrong}" if wrong else None, group))
+        _stop_on(collectives.gather_json(f"node {node}: {wrong}" if wrong else None, group))
         say(f"  all-reduce of {_NUMBERS * 4 / 2**20:.0f} MiB over all ranks: {seconds * 1e3:.0f} ms")
 
 
@@ -63,15 +62,6 @@ def _stop_on(found: Iterable[str | None]) -> None:
     """Stop if any rank found a fault; print each distinct fault once."""
     if found := list(dict.fromkeys(fault for fault in found if fault)):
         raise ValueError("preflight: nothing was started:\n  " + "\n  ".join(found))
-
-
-def _from_all(mine: T, group: dist.ProcessGroup | None) -> list[T]:
-    """What every rank has to tell, in rank order. A collective call."""
-    if collectives.world_size() == 1:
-        return [mine]
-    told: list = [None] * collectives.world_size()
-    dist.all_gather_object(told, mine, group=group)
-    return told
 
 
 def _folder_faults(folder: Path, node: str, group: dist.ProcessGroup | None) -> list[str | None]:
@@ -86,11 +76,11 @@ def _folder_faults(folder: Path, node: str, group: dist.ProcessGroup | None) -> 
             write_text(written, "")
         except ValueError as error:
             wrong = f"node {node}: {error}"
-    name = _from_all(written.name, group)[0]
-    refused: list[str | None] = [fault for fault in _from_all(wrong, group) if fault]
+    name = collectives.gather_json(written.name, group)[0]
+    refused: list[str | None] = [fault for fault in collectives.gather_json(wrong, group) if fault]
     if not refused and not os.path.exists(folder / name):  # nor where it may not look
         wrong = f"node {node}: output.folder {folder} is not that of rank 0: all nodes need one shared folder"
-    found = refused or _from_all(wrong, group)
+    found = refused or collectives.gather_json(wrong, group)
     with suppress(OSError):
         written.unlink(missing_ok=True)
     return found

@@ -1,0 +1,43 @@
+"""The folder in which a checkpoint is written before it is one, and what lies beside it."""
+
+import pytest
+
+from sorsa_ds.run.checkpoint.folder import commit_checkpoint, existing_checkpoints, make_temporary
+from sorsa_ds.run.paths import CHECKPOINTS
+
+
+@pytest.fixture
+def beside(tmp_path):
+    """The folder of a run's checkpoints."""
+    folder = tmp_path / CHECKPOINTS
+    folder.mkdir()
+    return folder
+
+
+def test_what_others_have_put_under_such_names_stays_and_no_save_fails(tmp_path, beside):
+    (beside / ".step-000004.tmp").touch()
+    (tmp_path / "precious").mkdir()
+    (beside / ".step-000005.tmp").symlink_to(tmp_path / "precious")
+    (beside / ".step-000004.notes").mkdir()
+    for step in (4, 5):
+        commit_checkpoint(make_temporary(tmp_path, step), step, keep=2)
+    assert [path.name for path in existing_checkpoints(tmp_path)] == ["step-000005", "step-000004"]
+    assert (beside / "latest").read_text() == "step-000005\n"
+    others = {".step-000004.tmp", ".step-000005.tmp", ".step-000004.notes"}
+    assert others < {path.name for path in beside.iterdir()}
+    assert (tmp_path / "precious").is_dir()
+
+
+def test_what_killed_runs_have_left_is_removed(tmp_path, beside):
+    first = make_temporary(tmp_path, 4)
+    (first / "rank-00000.safetensors").touch()
+    (beside / ".step-000002.tmp").mkdir()  # as earlier versions named it
+    second = make_temporary(tmp_path, 4)
+    assert list(beside.iterdir()) == [second] != [first]
+
+
+def test_what_cannot_be_removed_is_told_and_no_save_fails(tmp_path, beside, monkeypatch, capsys):
+    (beside / ".step-000002.tmp").mkdir()
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    make_temporary(tmp_path, 4)
+    assert ".step-000002.tmp: left by a run that was killed, and cannot be removed" in capsys.readouterr().err
