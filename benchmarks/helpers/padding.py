@@ -72,7 +72,7 @@ def data(folder: Path | None, limit: int | None) -> dict[str, list[Example]]:
     for name, path in {**places, "word problems": EMBEDDED_DATA}.items():
         rows = open_splits(path, None, 0)["train"]
         rows = rows.select(range(min(limit or len(rows), len(rows))))
-        found[name], _ = encode_all(rows, "auto", tokenizer, DataConfig().max_length, name)
+        found[name] = encode_all(rows, "auto", tokenizer, DataConfig().max_length, name).examples
     return found
 
 

@@ -1,12 +1,24 @@
 """Conversations in the tokenizer's own chat template, and which of their characters the assistant has to learn."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from sorsa_ds.runtime.line_process import LineProcess
+
 Message = Mapping[str, Any]
+
+SECONDS = 10.0
+"""How long a template may take to render a conversation, which should take it a millisecond."""
+
+_MEMORY = 2**30
+_process = LineProcess("sorsa_ds.data.chat_process", seconds=SECONDS, memory=_MEMORY)
+
+
+def end_rendering() -> None:
+    """End the child process that renders templates; the next conversation starts another."""
+    _process.end()
 
 
 def render_chat(
@@ -22,9 +34,9 @@ def render_chat(
         token, so that the tokenizer's end token has to be appended.
 
     Raises:
-        ValueError: the tokenizer has no template; the messages are not a list of messages, or the template refuses
-            them; the conversation starts with the assistant; or the template rewrites earlier messages, so that the
-            beginning of a conversation is not the beginning of its text.
+        ValueError: the tokenizer has no template; the messages are not a list of messages; the template refuses them,
+            fails, or takes too much time or memory; the conversation starts with the assistant; or the template
+            rewrites earlier messages, so that the beginning of a conversation is not the beginning of its text.
     """
     _check_template(tokenizer)
     _check_messages(messages)
@@ -33,8 +45,8 @@ def render_chat(
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prompt = _apply(tokenizer, messages[:turn], add_generation_prompt=True)
-        answered = _apply(tokenizer, messages[: turn + 1]).rstrip()
+        prompt, answered = _render(tokenizer, messages[: turn + 1], (turn, True), (turn + 1, False))
+        answered = answered.rstrip()
         if not prompt.startswith(text) or not answered.startswith(prompt):
             raise ValueError(
                 f"the chat template rewrites what came before message {turn + 1}, so a turn's place in the text "
@@ -49,10 +61,11 @@ def render_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBas
     """Render a conversation that ends with the user, up to where the assistant answers.
 
     Raises:
-        ValueError: the tokenizer has no template, or the template refuses the conversation.
+        ValueError: the tokenizer has no template; or the template refuses the conversation, fails, or takes too much
+            time or memory.
     """
     _check_template(tokenizer)
-    return _apply(tokenizer, messages, add_generation_prompt=True)
+    return _render(tokenizer, messages, (len(messages), True))[0]
 
 
 def _check_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -70,14 +83,31 @@ def _check_messages(messages: Sequence[Message]) -> None:
         raise ValueError("column 'messages' starts with the assistant: there is no prompt to answer")
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *beginnings: tuple[int, bool]
+) -> list[str]:
+    """The texts that `tokenizer.apply_chat_template` makes, made in the child process and under its limits.
+
+    Args:
+        beginnings: for each text, how many of the messages it has, and whether the prompt for an answer follows them.
+    """
+    question = {
+        "template": tokenizer.get_chat_template(),
+        "tokens": tokenizer.special_tokens_map,
+        # Storage by columns gives every message every field; apply_chat_template leaves out those without a value too.
+        "messages": [{key: value for key, value in message.items() if value is not None} for message in messages],
+        "beginnings": beginnings,
+    }
+    whose = f"the chat template of {tokenizer.name_or_path or 'the tokenizer'}"
     try:
-        text = tokenizer.apply_chat_template(
-            cast(list[dict[str, str]], messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except TemplateError as error:
-        raise ValueError(f"the tokenizer's chat template refuses the conversation: {error}") from error
-    return cast(str, text)  # it is text, because it was not tokenised
+        told = _process.ask(question)
+    except TimeoutError:
+        raise ValueError(f"{whose} does not come to an end: it was stopped after {SECONDS:g} s") from None
+    except ChildProcessError as error:
+        raise ValueError(f"{whose} ended its process, most likely for want of memory ({error})") from None
+    if "fault" in told:
+        raise ValueError(f"{whose} {told['fault']}")
+    return told["texts"]
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

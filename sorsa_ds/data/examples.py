@@ -1,8 +1,10 @@
 """The examples of a run: rows of its data, in its format, as token ids and labels."""
 
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.config.schema import DataConfig
+from sorsa_ds.data.chat import end_rendering
 from sorsa_ds.data.source import load_rows
 from sorsa_ds.data.tokenize import Example, encode_all
 from sorsa_ds.runtime.console import say
@@ -13,6 +15,8 @@ def load_examples(
 ) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples as token ids and labels; the held-out list may be empty.
 
+    Says how many rows are cut at `data.max_length`, and how many are left out.
+
     Args:
         seed: of the generated data.
 
@@ -20,9 +24,23 @@ def load_examples(
         ValueError: the data cannot be read, does not fit the format, or holds nothing to learn.
     """
     train_rows, eval_rows = load_rows(data, seed)
-    train, dropped = encode_all(train_rows, data.format, tokenizer, data.max_length, "training data")
+    try:
+        train = _examples(train_rows, data, data.path, tokenizer, "training")
+        if eval_rows is None:
+            return train, []
+        return train, _examples(eval_rows, data, data.eval_path or data.path, tokenizer, "held-out")
+    finally:
+        end_rendering()
+
+
+def _examples(
+    rows: Dataset, data: DataConfig, path: str, tokenizer: PreTrainedTokenizerBase, kind: str
+) -> list[Example]:
+    """The examples of some rows. What is cut or left out of the rows is counted, and said."""
+    most = data.max_length
+    examples, dropped, cut = encode_all(rows, data.format, tokenizer, most, f"{kind} data ({path})")
+    if cut:
+        say(f"{cut} of {len(rows)} {kind} examples are cut at {most} tokens (data.max_length).")
     if dropped:
-        say(f"{dropped} training examples are left out: their first {data.max_length} tokens hold nothing to learn.")
-    if eval_rows is None:
-        return train, []
-    return train, encode_all(eval_rows, data.format, tokenizer, data.max_length, "held-out data")[0]
+        say(f"{dropped} of {len(rows)} {kind} examples are left out: their first {most} tokens hold nothing to learn.")
+    return examples

@@ -7,7 +7,7 @@ Shapes: T tokens of one example.
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from datasets import Dataset
@@ -26,6 +26,18 @@ class Example(TypedDict):
     labels: np.ndarray
 
 
+class Encoded(NamedTuple):
+    """The examples that rows have become.
+
+    dropped: the number of rows that are no example, because nothing is learned in them, or in what `max_length` leaves.
+    cut: the number of examples that lost their end to `max_length`.
+    """
+
+    examples: list[Example]
+    dropped: int
+    cut: int
+
+
 def encode(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:
     """Tokens and labels of one text, cut at `max_length` tokens.
 
@@ -35,19 +47,14 @@ def encode(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, max_length: i
     Raises:
         ValueError: the tokenizer cannot say where its tokens lie, or has no end token.
     """
-    return next(_encoded([rendered], tokenizer, max_length))
+    return _cut(next(_encoded([rendered], tokenizer)), max_length)
 
 
-def encode_all(
-    rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int, what: str
-) -> tuple[list[Example], int]:
-    """Tokenise all rows in the format `name`, and drop those in which nothing is learned.
+def encode_all(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int, what: str) -> Encoded:
+    """Tokenise all rows in the format `name`, cut them, and drop those in which nothing is learned.
 
     Args:
-        what: a name for the rows, for error messages.
-
-    Returns:
-        (examples, number of rows dropped).
+        what: a name for the rows and the place they come from, for error messages.
 
     Raises:
         ValueError: a column of the format is missing, a row cannot be rendered, or no example is left.
@@ -57,16 +64,20 @@ def encode_all(
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
     examples: list[Example] = []
+    cut = 0
     for start in range(0, len(rows), ROWS_PER_CALL):
         part = rows.select(range(start, min(start + ROWS_PER_CALL, len(rows))))
-        rendered = list(_rendered(part, start, name, tokenizer, what))
-        examples += (one for one in _encoded(rendered, tokenizer, max_length) if (one["labels"] != IGNORED).any())
+        for whole in _encoded(list(_rendered(part, start, name, tokenizer, what)), tokenizer):
+            example = _cut(whole, max_length)
+            if (example["labels"] != IGNORED).any():
+                examples.append(example)
+                cut += len(whole["labels"]) > max_length
     if not examples:
         raise ValueError(
             f"{what}: no token to learn in any of {len(rows)} rows: either the prompts alone fill data.max_length "
             f"({max_length}), then raise it, or the responses are empty or not where data.format={name} looks for them"
         )
-    return examples, len(rows) - len(examples)
+    return Encoded(examples, len(rows) - len(examples), cut)
 
 
 def show_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -90,7 +101,11 @@ def _rendered(
             raise ValueError(f"{what}, row {number}: {error}") from error
 
 
-def _encoded(texts: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[Example]:
+def _cut(example: Example, max_length: int) -> Example:
+    return {"input_ids": example["input_ids"][:max_length], "labels": example["labels"][:max_length]}
+
+
+def _encoded(texts: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Example]:
     if not tokenizer.is_fast:
         raise ValueError(
             f"{type(tokenizer).__name__} does not say where its tokens lie in the text (offsets), so the response "
@@ -107,7 +122,7 @@ def _encoded(texts: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, max_
     )
     columns = (tokens["input_ids"], tokens["offset_mapping"], tokens["special_tokens_mask"])
     for rendered, ids, offsets, added in zip(texts, *columns, strict=True):
-        yield _labelled(rendered, ids, offsets, added, tokenizer, max_length)
+        yield _labelled(rendered, ids, offsets, added, tokenizer)
 
 
 def _labelled(
@@ -116,9 +131,8 @@ def _labelled(
     offsets: list[tuple[int, int]],
     added: list[int],
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
 ) -> Example:
-    """The tokens that are kept of a text, with their labels.
+    """The tokens that are kept of a text of any length, with their labels.
 
     Tokens that the tokenizer put before the text are kept, unless the text brings its own BOS. Those that it put behind
     the text are dropped; an end token is appended where the rendered text is `closed`.
@@ -138,7 +152,7 @@ def _labelled(
         ids_T, learned_T = np.append(ids_T, np.int32(tokenizer.eos_token_id)), np.append(learned_T, True)
     learned_T[:1] = False
     labels_T = np.where(learned_T, ids_T, np.int32(IGNORED))
-    return {"input_ids": ids_T[:max_length], "labels": labels_T[:max_length]}
+    return {"input_ids": ids_T, "labels": labels_T}
 
 
 def _starts_with_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:

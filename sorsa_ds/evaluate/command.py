@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, GenerationConfig
 
+from sorsa_ds.data.chat import end_rendering
 from sorsa_ds.data.examples import load_examples
 from sorsa_ds.evaluate.backends.generation import end_tokens
 from sorsa_ds.evaluate.backends.likelihood import Likelihood
@@ -63,7 +64,10 @@ def evaluate(options: Options) -> dict:
     products = _products(options, found)
     say(products.sentence)
     setting = Setting(load_tokenizer(found.tokenizer, found.loading), found.tokenizer, _positions(found))
-    task = _build(options, found, setting)
+    try:
+        task = _build(options, found, setting)
+    finally:
+        end_rendering()  # all prompts are made by now
     settings = {"model": options.model, "kind": found.kind, "task": options.task, "data": options.data}
     identity = _identity(options, found, task, products.dtype)
     with closing(task):

@@ -28,16 +28,23 @@ class Shot:
 
 
 def render_question(
-    style: Style, tokenizer: PreTrainedTokenizerBase, question: str, shots: list[Shot], opening: str = "", ask: str = ""
+    style: Style,
+    tokenizer: PreTrainedTokenizerBase,
+    id_: str,
+    question: str,
+    shots: list[Shot],
+    opening: str = "",
+    ask: str = "",
 ) -> str:
     """The text that a model continues.
 
     Args:
+        id_: of the question, for error messages.
         opening: what a response in the papers' layout begins with; the model goes on behind it.
         ask: an instruction on the form of the answer, for a chat model, which was not trained on a layout.
 
     Raises:
-        ValueError: the style is `chat`, and the tokenizer has no chat template.
+        ValueError: the style is `chat`, and the tokenizer has no chat template, or it fails with this question.
     """
     if style == "papers":
         return "\n\n".join([f"{prompt_for(s.question)} {s.answer}" for s in shots] + [prompt_for(question) + opening])
@@ -47,7 +54,10 @@ def render_question(
     messages = []
     for shot in shots:
         messages += [{"role": "user", "content": shot.question + ask}, {"role": "assistant", "content": shot.answer}]
-    return render_prompt([*messages, {"role": "user", "content": question + ask}], tokenizer)
+    try:
+        return render_prompt([*messages, {"role": "user", "content": question + ask}], tokenizer)
+    except ValueError as error:
+        raise ValueError(f"--prompt chat, question {id_}: {error}") from error
 
 
 def prompt_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

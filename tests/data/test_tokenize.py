@@ -166,15 +166,25 @@ def test_examples_without_a_learned_token_are_dropped_and_counted(tokenizer):
     rows = Dataset.from_list(
         [{"question": "q", "answer": "a"}, {"question": "long " * 500, "answer": "a"}, {"question": "q", "answer": ""}]
     )
-    examples, dropped = encode_all(rows, "auto", tokenizer, 400, "data.jsonl")
-    assert (len(examples), dropped) == (1, 2)
+    examples, dropped, cut = encode_all(rows, "auto", tokenizer, 400, "data.jsonl")
+    assert (len(examples), dropped, cut) == (1, 2, 0)
     assert learned_text(examples[0], tokenizer) == "a" + tokenizer.eos_token
+
+
+def test_examples_that_lose_their_end_are_counted(tokenizer):
+    whole = encode(Rendered("a b c", ((0, 5),), closed=True), tokenizer, 1000)
+    most = len(whole["input_ids"])
+    rows = Dataset.from_list([{"text": "a b c"}, {"text": "a b c d"}, {"text": "a b c d e f g"}])
+    for max_length, cut in ((1000, 0), (most, 2), (most - 1, 3)):
+        found = encode_all(rows, "text", tokenizer, max_length, "stories")
+        assert (found.cut, found.dropped, len(found.examples)) == (cut, 0, 3)
+        assert max(len(example["input_ids"]) for example in found.examples) <= max_length
 
 
 def test_many_rows_keep_their_order_and_equal_single_ones(monkeypatch, tokenizer):
     monkeypatch.setattr("sorsa_ds.data.tokenize.ROWS_PER_CALL", 3)
     rows = Dataset.from_list([{"text": f"story {number} " * (number % 4 + 1)} for number in range(10)])
-    examples, dropped = encode_all(rows, "text", tokenizer, 50, "stories")
+    examples, dropped, _ = encode_all(rows, "text", tokenizer, 50, "stories")
     assert dropped == 0
     for row, example in zip(rows, examples, strict=True):
         alone = encode(render(row, "text", tokenizer), tokenizer, 50)

@@ -228,6 +228,51 @@ for pid in ({bystander.pid}, {os.getpid()}, os.getppid()):
         bystander.wait()
 
 
+SIGNALS_TO_OTHERS = """
+import os, signal
+for number in sorted(signal.valid_signals()):
+    for target in (1, os.getppid()):
+        try:
+            os.kill(target, number)
+        except PermissionError:
+            pass
+"""
+SIGNALS_TO_THE_GROUP = """
+import os, signal
+for number in sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}):
+    signal.signal(number, signal.SIG_IGN)
+    os.kill(0, number)
+"""
+FILES_OF_THE_FIRST_PROCESS = """
+import os
+for path in ("/proc/1/fd", "/proc/1/map_files", "/proc/1/task/1/fd"):
+    try:
+        os.listdir(path)
+    except (PermissionError, FileNotFoundError):
+        continue
+    raise AssertionError(path)
+for name in ("oom_score_adj", "comm", "mem", "coredump_filter", "sched"):
+    try:
+        os.close(os.open(f"/proc/1/{name}", os.O_WRONLY))
+    except (PermissionError, FileNotFoundError):
+        continue
+    raise AssertionError(name)
+"""
+
+
+def test_no_signal_ends_more_than_the_program_that_sends_it(sandbox):
+    """In namespaces the walls' own process is the program's parent, pid 1 and a member of its process group."""
+    assert sandbox.run(SIGNALS_TO_OTHERS, SHORT) == "passed"
+    assert sandbox.run(SIGNALS_TO_THE_GROUP, SHORT) == "passed"
+    assert sandbox.run("import os; os.kill(0, 2)", SHORT) == "KeyboardInterrupt"
+    assert sandbox.run("import os; os.kill(0, 9)", SHORT) == "signal 9"
+    assert sandbox.run("import os; os.kill(0, 19)", BRIEF) == "timeout"
+
+
+def test_the_files_of_the_first_process_are_closed(sandbox):
+    assert sandbox.run(FILES_OF_THE_FIRST_PROCESS, SHORT) == "passed"
+
+
 def test_there_is_no_network_and_no_root(sandbox):
     source = """
 import ctypes, os, socket
@@ -300,13 +345,16 @@ def test_an_ordinary_user_is_walled_in_too(tmp_path_factory):
     if os.geteuid() != 0 or not Path("/usr/bin/python3").exists():
         pytest.skip("needs root, to become another user, and a system interpreter")
     script = (
+        "import json, os\n"
         "from sorsa_ds.evaluate.sandbox.runner import Limits, Sandbox\n"
         "try:\n sandbox = Sandbox()\nexcept ValueError as error:\n raise SystemExit(f'refused: {error}')\n"
         "assert sandbox.walls == 'namespaces'\n"
         "assert sandbox.run('x = 1') == 'passed'\n"
         "assert sandbox.run('import os\\nwhile True: os.fork()', Limits(seconds=5, cpu_seconds=1)) != 'passed'\n"
         "assert sandbox.run('import os, socket\\nos.kill(os.getppid(), 9)\\nsocket.socket()') == 'PermissionError'\n"
-        "import os\n"
+        "for source in json.loads(os.environ['HARMLESS']):\n"
+        " told = sandbox.run(source)\n"
+        " assert told == 'passed', (told, source)\n"
         "for harm in ('os.remove', 'open'):\n"
         " extra = ', \"w\"' if harm == 'open' else ''\n"
         " told = sandbox.run(f'import os\\n{harm}({os.environ[\"OWN\"]!r}{extra})')\n"
@@ -326,7 +374,10 @@ def test_an_ordinary_user_is_walled_in_too(tmp_path_factory):
         done = subprocess.run(
             ["/usr/bin/python3", "-c", script], user=12345, group=12345, extra_groups=[], text=True,
             capture_output=True, check=False, cwd="/",
-            env={"PYTHONPATH": str(place), "OWN": str(own), "TMPDIR": str(place), "PATH": "/usr/bin:/bin"},
+            env={
+                "PYTHONPATH": str(place), "OWN": str(own), "TMPDIR": str(place), "PATH": "/usr/bin:/bin",
+                "HARMLESS": json.dumps([SIGNALS_TO_OTHERS, SIGNALS_TO_THE_GROUP, FILES_OF_THE_FIRST_PROCESS]),
+            },
         )  # fmt: skip
         if "refused" in done.stderr:
             pytest.skip(done.stderr)

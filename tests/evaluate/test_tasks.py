@@ -105,6 +105,9 @@ def test_chat_and_plain_prompts(setting, data):
     without = Setting(chat_tokenizer(template=None), setting.folder, None)
     with pytest.raises(ValueError, match="chat template"):
         gsm8k.build(Options(model="m", task="gsm8k", data=data, limit=1, prompt="chat"), without)
+    broken = Setting(chat_tokenizer(template="{{ 1 / 0 }}"), setting.folder, None)
+    with pytest.raises(ValueError, match=r"--prompt chat, question gsm8k/0: .* fails, in its line 1: ZeroDivision"):
+        gsm8k.build(Options(model="m", task="gsm8k", data=data, limit=1, prompt="chat"), broken)
 
 
 def test_math_is_read_in_the_published_layout_and_as_rows(setting, tmp_path):

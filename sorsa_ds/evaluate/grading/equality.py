@@ -4,17 +4,15 @@ Run as a program this is the grader's child process (`sorsa_ds.evaluate.grading.
 JSON with another. It must start without torch.
 """
 
-import json
 import logging
 import re
-import resource
-import sys
 from typing import Literal
 
 from math_verify import parse, verify
 from sympy import Basic, Eq, FiniteSet, Float, Interval, Tuple
 
 from sorsa_ds.evaluate.grading.quantities import measured
+from sorsa_ds.runtime.line_process import serve
 
 Verdict = Literal["right", "wrong", "unparsable"]
 
@@ -103,17 +101,17 @@ def _holds(equation: Eq) -> bool:
 
 
 def main() -> None:
-    """Answer requests until the input ends; the command's argument is the memory that it may take, in bytes."""
+    """Answer the grader's questions."""
     logging.disable(logging.WARNING)  # math-verify warns that its time limits are switched off
-    limit = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    print(json.dumps("ready"), flush=True)
-    for line in sys.stdin:
-        try:
-            verdict = grade_answer(*json.loads(line))
-        except Exception:  # sympy may raise anything, also MemoryError and RecursionError
-            verdict = "unparsable"
-        print(json.dumps(verdict), flush=True)
+    serve(_answer)
+
+
+def _answer(question: list[str]) -> Verdict:
+    reference, answer = question
+    try:
+        return grade_answer(reference, answer)
+    except Exception:  # sympy may raise anything, also MemoryError and RecursionError
+        return "unparsable"
 
 
 if __name__ == "__main__":

@@ -4,17 +4,13 @@ math-verify limits its time by signals. These work in a main thread only, and Py
 operation that is under way: `9^{9^{9^9}}` would never be interrupted, and would take all memory meanwhile.
 """
 
-import json
-import selectors
-import subprocess
-import sys
-from contextlib import suppress
 from typing import Literal
+
+from sorsa_ds.runtime.line_process import LineProcess
 
 Outcome = Literal["right", "wrong", "unparsable", "timeout"]
 
 SECONDS = 10.0
-_START_SECONDS = 300.0  # importing sympy, on a machine that is busy
 _MEMORY = 4 * 2**30
 
 
@@ -26,14 +22,13 @@ class Grader:
     """
 
     def __init__(self, seconds: float = SECONDS):
-        self._seconds = seconds
-        self._child: subprocess.Popen[str] | None = None
+        self._process = LineProcess("sorsa_ds.evaluate.grading.equality", seconds=seconds, memory=_MEMORY)
 
     def __enter__(self) -> "Grader":
         return self
 
     def __exit__(self, *_) -> None:
-        self._end()
+        self._process.end()
 
     def grade(self, reference: str, answer: str) -> Outcome:
         """Whether the answer means the same as the reference, by the rules of `equality.grade_answer`.
@@ -44,40 +39,9 @@ class Grader:
         Raises:
             RuntimeError: the child process cannot be started.
         """
-        if self._child is None:
-            self._child = self._start()
-        child = self._child
-        assert child.stdin is not None
-        with suppress(BrokenPipeError):
-            child.stdin.write(json.dumps([reference, answer]) + "\n")
-            child.stdin.flush()
-        line = _next_line(child, self._seconds)
-        if line:
-            return json.loads(line)
-        self._end()
-        return "timeout" if line is None else "unparsable"  # a child that died has most likely run out of memory
-
-    @staticmethod
-    def _start() -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "sorsa_ds.evaluate.grading.equality", str(_MEMORY)]
-        child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        if not _next_line(child, _START_SECONDS):
-            child.kill()
-            raise RuntimeError(f"the grader does not start:\n{child.communicate()[1][-2000:]}")
-        return child
-
-    def _end(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child.communicate()
-            self._child = None
-
-
-def _next_line(child: subprocess.Popen[str], seconds: float) -> str | None:
-    """The child's next line; empty where the child has ended, None where none comes within so many seconds."""
-    assert child.stdout is not None
-    with selectors.DefaultSelector() as selector:
-        selector.register(child.stdout, selectors.EVENT_READ)
-        return child.stdout.readline() if selector.select(seconds) else None
+        try:
+            return self._process.ask([reference, answer])
+        except TimeoutError:
+            return "timeout"
+        except ChildProcessError:  # most likely it has run out of memory
+            return "unparsable"

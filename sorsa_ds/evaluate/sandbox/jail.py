@@ -104,6 +104,7 @@ def _wall_in(alone: bool, folder: Path, uid: int | None, settings: dict, last: i
     for name in ("CPU", "AS", "FSIZE", "NPROC", "NOFILE", "CORE"):
         spared = 1 if name == "CPU" else 0  # at the limit comes SIGXCPU; what that does not end gets SIGKILL
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (settings[name], settings[name] + spared))
+    walls.close_proc_entry()
     walls.no_new_rights()
     walls.filter_calls(seccomp.instructions())
     walls.end_with_parent()
@@ -111,10 +112,15 @@ def _wall_in(alone: bool, folder: Path, uid: int | None, settings: dict, last: i
 
 
 def _be_init() -> None:
-    """Fork, return in the child, and wait for it: this is the first process of a PID namespace, which takes no signals.
+    """Fork, return in the child, and wait for it: this is the first process of a PID namespace.
 
+    The kernel keeps from such a process every signal, even SIGKILL, that comes from inside its namespace and that it
+    does not handle. It therefore handles none: Python's own handler of SIGINT would end it, and the evaluation with it.
     The exit code is the signal that ended the child, or 0.
     """
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
     child = os.fork()
     if child == 0:
         return

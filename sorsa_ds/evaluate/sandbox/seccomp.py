@@ -7,11 +7,18 @@ import platform
 import struct
 
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-REFUSED = {  # name of a call -> its numbers on each of the machines
+REFUSED: dict[str, tuple[int, int | None]] = {  # name of a call -> its numbers on the machines; None: there is none
     # calls that reach other processes, or open a way to them
     "socket": (41, 198), "io_uring_setup": (425, 425), "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188),
     "msgctl": (71, 187), "semget": (64, 190), "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192),
     "mq_open": (240, 180), "mq_unlink": (241, 181),
+    # calls with which a debugger looks into other processes, and changes them
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
+    "pidfd_getfd": (438, 438), "perf_event_open": (298, 241),
+    # calls that tell what others do with files, or hold the kernel up at a page of memory
+    "inotify_init": (253, None), "inotify_init1": (294, 26), "inotify_add_watch": (254, 27),
+    "inotify_rm_watch": (255, 28), "fanotify_init": (300, 262), "fanotify_mark": (301, 263),
+    "userfaultfd": (323, 282),
     # calls for memory that no limit of a process counts, and that may outlive it
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "memfd_create": (319, 279),
     "memfd_secret": (447, 447), "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
@@ -49,7 +56,8 @@ def instructions(machine: str | None = None) -> bytes:
         (_LOAD, 0, 0, _NUMBER), (_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, REFUSE),
     ]  # fmt: skip
     for numbers in REFUSED.values():
-        steps += _at(numbers[column], [(_RETURN, 0, 0, REFUSE)])
+        if (number := numbers[column]) is not None:
+            steps += _at(number, [(_RETURN, 0, 0, REFUSE)])
     steps += _at(CLONE3[column], [(_RETURN, 0, 0, UNKNOWN)])
     steps += _at(
         CLONE[column],

@@ -12,7 +12,7 @@ from pathlib import Path
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 _RDONLY, _NOSUID, _NODEV, _BIND, _REC, _PRIVATE = 1, 2, 4, 4096, 16384, 1 << 18
 _DETACH = 2
-_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 22, 36, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 _MOUNT_SETATTR = 442  # the call's number, the same on every machine
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -91,6 +91,11 @@ def filter_calls(instructions: bytes) -> None:
 def no_new_rights() -> None:
     """From now on no set-user-id program gives this process or its children rights that they do not have."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def close_proc_entry() -> None:
+    """Close this process's files under /proc to others of its user, until it becomes another program (execve)."""
+    _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def end_with_parent() -> None:

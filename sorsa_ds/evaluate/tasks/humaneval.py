@@ -32,9 +32,7 @@ def build(options: Options, setting: Setting) -> Generated:
     sandbox = Sandbox()
     rows = first_rows(rows_of(open_data(options.data or HUB), ("test",), COLUMNS), options.limit)
     questions = [
-        Question(
-            row["task_id"], _prompt(options.prompt, setting, row["prompt"]), f"{row['entry_point']}\n{row['test']}"
-        )
+        Question(row["task_id"], _prompt(options.prompt, setting, row), f"{row['entry_point']}\n{row['test']}")
         for row in rows
     ]
     by_id = {row["task_id"]: row for row in rows}
@@ -84,7 +82,7 @@ def _function(text: str) -> str:
     return _END_OF_FUNCTION.split(text, maxsplit=1)[0]
 
 
-def _prompt(style: Style, setting: Setting, prompt: str) -> str:
+def _prompt(style: Style, setting: Setting, row: dict) -> str:
     if style == "plain":  # a base model continues the function itself
-        return prompt
-    return render_question(style, setting.tokenizer, INSTRUCTION.format(prompt=prompt), [])
+        return row["prompt"]
+    return render_question(style, setting.tokenizer, row["task_id"], INSTRUCTION.format(prompt=row["prompt"]), [])

@@ -145,4 +145,4 @@ def _documents(options: Options, setting: Setting) -> list[Example]:
         return [encode(Rendered(text, ((0, len(text)),), closed=False), setting.tokenizer, _UNLIMITED)]
     rows = rows_of(open_splits(options.data, None, 0, DATA_OPTION), ("test", "validation", "train"), ())
     rows = Dataset.from_list(first_rows(rows, options.limit))
-    return encode_all(rows, "auto", setting.tokenizer, _UNLIMITED, DATA_OPTION)[0]
+    return encode_all(rows, "auto", setting.tokenizer, _UNLIMITED, f"{DATA_OPTION} {options.data}").examples

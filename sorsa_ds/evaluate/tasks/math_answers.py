@@ -49,8 +49,9 @@ def math_task(
     questions = []
     for number, row in enumerate(first_rows(rows_of(splits, ("test",), columns), options.limit)):
         problem = read(row)
-        prompt = render_question(style, setting.tokenizer, problem.text, shots, opening, ASK)
-        questions.append(Question(f"{options.task}/{number}", prompt, problem.answer, problem.groups))
+        id_ = f"{options.task}/{number}"
+        prompt = render_question(style, setting.tokenizer, id_, problem.text, shots, opening, ASK)
+        questions.append(Question(id_, prompt, problem.answer, problem.groups))
     return Generated(questions, setting, options.new_tokens, judge_expressions(questions))
 
 

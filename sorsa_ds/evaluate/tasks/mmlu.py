@@ -144,7 +144,7 @@ class Mmlu:
     def _text(self, item: Item, shots: list[Item]) -> str:
         examples = [Shot(shot.text(), LETTERS[shot.answer]) for shot in shots]
         if self._style == "chat":
-            return render_question("chat", self._setting.tokenizer, item.text(), examples, ask=ASK)
+            return render_question("chat", self._setting.tokenizer, item.id, item.text(), examples, ask=ASK)
         subject = item.subject.replace("_", " ")
         answered = [f"{shot.question}\nAnswer: {shot.answer}" for shot in examples]
         return INTRODUCTION.format(subject=subject) + "\n\n".join([*answered, f"{item.text()}\nAnswer:"])

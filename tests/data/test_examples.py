@@ -1,0 +1,39 @@
+"""The examples of a run, and what a user is told of rows that are not learned whole."""
+
+import json
+
+import pytest
+
+from sorsa_ds.config.schema import DataConfig
+from sorsa_ds.data.examples import load_examples
+from tests.helpers.chat_tokenizer import chat_tokenizer
+
+
+@pytest.fixture
+def stories(tmp_path):
+    """Five training rows and two held-out rows; two and one of them are long, and one teaches nothing."""
+    texts = {"train": ["once", "once " * 30, "", "once " * 40, "twice"], "held_out": ["once", "once " * 30]}
+    files = {}
+    for name, rows in texts.items():
+        files[name] = tmp_path / f"{name}.jsonl"
+        files[name].write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    return files
+
+
+def test_rows_that_are_cut_or_left_out_are_counted(stories, capsys):
+    data = DataConfig(path=str(stories["train"]), eval_path=str(stories["held_out"]), max_length=20)
+    train, held_out = load_examples(data, chat_tokenizer(), seed=0)
+    assert (len(train), len(held_out)) == (4, 2)
+    assert capsys.readouterr().out.splitlines() == [
+        "2 of 5 training examples are cut at 20 tokens (data.max_length).",
+        "1 of 5 training examples are left out: their first 20 tokens hold nothing to learn.",
+        "1 of 2 held-out examples are cut at 20 tokens (data.max_length).",
+    ]
+
+
+def test_errors_name_the_file_and_the_row(stories):
+    with stories["held_out"].open("a") as file:
+        file.write(json.dumps({"text": None}) + "\n")
+    data = DataConfig(path=str(stories["train"]), eval_path=str(stories["held_out"]))
+    with pytest.raises(ValueError, match=r"^held-out data \(.*held_out\.jsonl\), row 3: column 'text' holds nothing"):
+        load_examples(data, chat_tokenizer(), seed=0)
