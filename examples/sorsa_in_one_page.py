@@ -20,6 +20,9 @@ from torch import Tensor, nn
 Sequences = list[tuple[Tensor, Tensor]]
 """Token ids and labels, (B, length) each; label -100 marks a token whose prediction does not count."""
 
+ROUNDING = 32 * 2.0**-24
+"""The ||X^T X - I||_F / sqrt(r) up to which the fp32 columns of a U or V are orthonormal but for rounding errors."""
+
 
 class DenseSorsa(nn.Module):
     """A linear whose weight is W = W_r + U diag(s) V^T: W_r (m, n) frozen; U (m, r), s (r) and V (n, r) trained."""
@@ -49,13 +52,16 @@ def regularizer_loss(model: nn.Module, form: str = "norm", reduction: str = "mea
     """L_reg: how far the U and V of all layers are from orthonormal, by definition, in float64.
 
     form: `norm` as in eq. 9, or `squared` as in the paper's later version. reduction: over the matrices, `mean` as the
-    authors' code takes it, or `sum`.
+    authors' code takes it, or `sum`. Where E is no more than rounding, as at step 0, it has a value but no gradient:
+    that of the norm would have full length in the direction of the rounding errors.
     """
     values = []
     for layer in (module for module in model.modules() if isinstance(module, DenseSorsa)):
         for X in (layer.U, layer.V):
             E = X.double().T @ X.double() - torch.eye(X.shape[1], dtype=torch.float64)
             square = (E**2).sum()
+            if square.sqrt() <= ROUNDING * math.sqrt(X.shape[1]):
+                square = square.detach()
             values.append(square if form == "squared" else square.sqrt())  # eq. 9:  ||U^T U - I||_F + ||V^T V - I||_F
     return torch.stack(values).mean() if reduction == "mean" else torch.stack(values).sum()
 
@@ -96,9 +102,10 @@ def train(
         if clip:
             nn.utils.clip_grad_norm_(trained, clip)
         regularizer = regularizer_loss(model, form, reduction)
-        for p, gradient in zip(trained, torch.autograd.grad(regularizer, trained, allow_unused=True), strict=True):
-            if gradient is not None:  # s is not regularised
-                p.grad += coefficient * gradient  # grad L_train, clipped, + (gamma / eta_d) grad L_reg
+        if regularizer.requires_grad:  # some U or V is no longer orthonormal
+            for p, gradient in zip(trained, torch.autograd.grad(regularizer, trained, allow_unused=True), strict=True):
+                if gradient is not None:  # s is not regularised
+                    p.grad += coefficient * gradient  # grad L_train, clipped, + (gamma / eta_d) grad L_reg
         optimizer.step()  # eq. 10, 11:  W_p,t+1 = W_p,t - eta_t (the sum), by AdamW
         yield {"loss": loss.item() / count, "grad_norm": norm.item(), "reg_loss": regularizer.item()}
 

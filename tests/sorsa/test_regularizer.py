@@ -7,7 +7,14 @@ from sorsa_ds.config.schema import RegularizerConfig
 from sorsa_ds.engine.grams import ShardedGrams
 from sorsa_ds.engine.masters import Fragment, Masters
 from sorsa_ds.engine.regularize import ShardedRegularizer
-from sorsa_ds.sorsa.regularizer import Regularizer, gradient_factor, penalty, resolve_regularizer
+from sorsa_ds.sorsa.decompose import decompose
+from sorsa_ds.sorsa.regularizer import (
+    Regularizer,
+    gradient_factor,
+    penalty,
+    resolve_regularizer,
+    rounding_level,
+)
 from tests.helpers.worlds import run_ranks
 
 SHAPES = {
@@ -42,8 +49,40 @@ def test_closed_form_gradient(form):
     torch.testing.assert_close(x.detach() @ gradient_factor(error.detach(), form), expected)
 
 
-def test_gradient_of_the_norm_is_zero_at_exact_orthonormality():
-    assert gradient_factor(torch.zeros(2, 3, 3), "norm").eq(0).all()
+def off_by(share, rank, form):
+    """E = X^T X - I of a Frobenius norm that is this share of the rounding level, and F from it."""
+    error = torch.randn(2, rank, rank, generator=torch.Generator().manual_seed(rank), dtype=torch.float64)
+    error *= share * rounding_level(rank) / torch.linalg.matrix_norm(error)[:, None, None]
+    return error, gradient_factor(error, form)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 128])
+@pytest.mark.parametrize("form", ["norm", "squared"])
+def test_the_gradient_is_zero_up_to_rounding_and_the_definition_s_above(form, rank):
+    for share in (0.0, 1e-6, 0.99):
+        assert off_by(share, rank, form)[1].eq(0).all()
+    error, factor = off_by(1.01, rank, form)
+    assert torch.equal(factor, 4 * error if form == "squared" else 2 * error / error.norm(dim=(1, 2), keepdim=True))
+    error, factor = off_by(1.01, rank, form)
+    error[0] *= 0.5
+    assert gradient_factor(error, form)[0].eq(0).all()  # each matrix counts by itself
+    assert torch.equal(gradient_factor(error, form)[1], factor[1])
+    assert penalty(error, "norm") == pytest.approx([rounding_level(rank) * share for share in (0.505, 1.01)])
+
+
+@pytest.mark.parametrize("rows", [4, 40, 4096])
+@pytest.mark.parametrize("rank", [1, 4])
+def test_factors_of_an_initialisation_and_of_exact_columns_count_as_orthonormal(rows, rank):
+    """What one step of AdamW at a learning rate of 1e-6 makes of them does not."""
+    generator = torch.Generator().manual_seed(rows)
+    weight = torch.randn(rows, 64, generator=generator)
+    exact, _ = torch.linalg.qr(torch.randn(rows, rank, generator=generator, dtype=torch.float64))
+    made = decompose(weight, rank)
+    for x in (made.U, made.V, exact.float()):
+        moved = x + 1e-6 * x.sign()
+        for columns, zero in ((x, True), (moved, False)):
+            error = columns.double().T @ columns.double() - torch.eye(rank, dtype=torch.float64)
+            assert gradient_factor(error, "norm").eq(0).all() == zero
 
 
 def _cut_evenly(form, reduction):
