@@ -12,6 +12,7 @@ from deepspeed.accelerator import get_accelerator
 
 from sorsa_ds.runtime import collectives, device, numerics, precision
 from sorsa_ds.runtime.console import quiet_libraries
+from sorsa_ds.runtime.launcher import take_place
 from sorsa_ds.runtime.precision import Device
 
 
@@ -61,14 +62,17 @@ def init_distributed(timeout: timedelta = collectives.TIMEOUT) -> None:
     if device.device_type() == "cpu":
         # The first collective on a CPU would otherwise compile a shared-memory kernel for minutes.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if "RANK" not in os.environ:
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-        os.environ.update(alone)
+    take_place()
     backend = get_accelerator().communication_backend_name()
     try:
-        if os.environ["WORLD_SIZE"] == "1" and not torch.distributed.is_initialized():
-            store = torch.distributed.HashStore()
-            torch.distributed.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
+        if not torch.distributed.is_initialized():
+            # DeepSpeed would name the GPU here, at which NCCL connects at once. It is to connect in the preflight,
+            # where the ranks can still tell each other over gloo what NCCL says.
+            if os.environ["WORLD_SIZE"] == "1":
+                alone = torch.distributed.HashStore()
+                torch.distributed.init_process_group(backend, timeout=timeout, store=alone, rank=0, world_size=1)
+            else:
+                torch.distributed.init_process_group(backend, timeout=timeout)
         deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
     except RuntimeError as error:
         raise ValueError(_not_joined(str(error), timeout)) from error

@@ -80,10 +80,31 @@ def test_a_rank_that_waits_in_vain_says_how_many_came(rank_0_of_2):
     ],
 )
 def test_other_errors_keep_their_own_text(rank_0_of_2, monkeypatch, error):
-    def fail(**_):
+    def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(process.deepspeed, "init_distributed", fail)
+    monkeypatch.setattr("torch.distributed.init_process_group", fail)
     with pytest.raises(ValueError, match=f"rank 0 of 2 cannot join the others at .*: {error}") as told:
         process.init_distributed()
     assert "firewall" not in str(told.value) and "within" not in str(told.value)
+
+
+SEEN = """
+import torch, deepspeed
+from sorsa_ds.runtime import process
+asked = []
+made = torch.distributed.init_process_group
+torch.distributed.init_process_group = lambda *a, **k: asked.append(k) or made(*a, **k)
+process.init_distributed()
+print(len(asked), "device_id" in asked[0])
+"""
+
+
+@pytest.mark.slow
+def test_the_library_of_the_gpus_does_not_connect_before_the_preflight():
+    """With `device_id` NCCL connects in init_process_group, where no rank can tell the others what is wrong."""
+    done = subprocess.run(
+        [sys.executable, "-c", SEEN], text=True, capture_output=True, check=True, cwd=ROOT,
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "1 False"

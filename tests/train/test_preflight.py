@@ -1,6 +1,7 @@
 """What preflight finds, by node; and on real ranks, that one node's fault ends all of them with the same message."""
 
 import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -168,3 +169,36 @@ def _in_own_folder(tmp_path) -> str:
     own.mkdir()
     os.chdir(own)
     return _check([], ["a", "b"])
+
+
+NCCL_MEMORY = "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"
+
+
+def _with_broken_nccl(arguments: list[str]) -> str:
+    """Rank 1's library refuses to connect, and rank 0's waits for it without end, as NCCL does."""
+    import time
+
+    import torch.distributed as dist
+
+    from sorsa_ds.runtime import collectives
+
+    def all_reduce(*_, **__):
+        if collectives.rank() == 1:
+            raise RuntimeError(NCCL_MEMORY)
+        time.sleep(600)
+
+    before, dist.all_reduce = dist.all_reduce, all_reduce
+    try:
+        return _check(arguments, ["a", "b"])
+    finally:
+        dist.all_reduce = before
+
+
+@pytest.mark.slow
+def test_what_nccl_says_on_one_rank_is_told_by_all_and_soon(project):
+    (project / "runs").mkdir(exist_ok=True)
+    began = time.monotonic()
+    told = run_ranks(2, _with_broken_nccl, [*settings(project, "x")])
+    assert time.monotonic() - began < 50  # the rank that waits would wait for 60 s, and longer
+    assert told[0] == told[1]
+    assert f"node b: an all-reduce over gloo fails ({NCCL_MEMORY})" in told[0] and "node a" not in told[0]

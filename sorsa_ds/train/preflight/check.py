@@ -1,6 +1,7 @@
 """The exchange between the ranks: the facts of all ranks, a file in the run folder, a timed all-reduce with a limit."""
 
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterable
@@ -21,7 +22,8 @@ from sorsa_ds.train.preflight.rank_facts import RankFacts, gather_facts, runs_fo
 
 _NUMBERS = 2**22
 """fp32 numbers of the all-reduce: enough to tell a fast network from a slow one, 16 MiB."""
-_LONGEST = timedelta(minutes=2)
+_LONGEST, _GRACE_SECONDS = timedelta(minutes=2), 5.0
+_FAILED = "sorsa_ds/preflight/failed"
 
 
 def check_job(
@@ -89,11 +91,34 @@ def _folder_faults(folder: Path, node: str, group: dist.ProcessGroup | None) -> 
 def _all_reduce(device: torch.device, limit: timedelta) -> tuple[float, str | None]:
     """Sum ones over all ranks, twice, because the first time sets up connections. A collective call.
 
+    On GPUs this is where NCCL connects, which may wait without end for a rank whose own NCCL has failed. So it runs in
+    a thread, and the rank that fails says so in the store, where the others see it.
+
     Returns:
         (seconds of the second time, what is wrong or None).
     """
-    ones, seconds = torch.empty(_NUMBERS, device=device), 0.0
+    store, backend = dist.distributed_c10d._get_default_store(), dist.get_backend()
+    found: dict[str, float | str] = {}
+    thread = threading.Thread(target=_sum_ones, args=(device, limit, found), daemon=True)
+    thread.start()
+    until = time.monotonic() + limit.total_seconds() + _GRACE_SECONDS  # the library's own words come first
+    while thread.is_alive() and time.monotonic() < until and not store.check([_FAILED]):
+        thread.join(0.1)
+    if "wrong" in found:
+        store.set(_FAILED, "yes")
+        return 0.0, (
+            f"an all-reduce over {backend} fails ({found['wrong']}); {backend.upper()}_SOCKET_IFNAME may have to name "
+            f"the network, and NCCL_DEBUG=INFO tells more"
+        )
+    if "seconds" in found or store.check([_FAILED]):  # a rank that has failed tells why
+        return float(found.get("seconds", 0.0)), None
+    return 0.0, f"an all-reduce over {backend} does not end within {limit.total_seconds():g} s"
+
+
+def _sum_ones(device: torch.device, limit: timedelta, found: dict[str, float | str]) -> None:
+    """Fill in `seconds` of the second all-reduce, or what is `wrong`."""
     try:
+        ones = torch.empty(_NUMBERS, device=device)
         for _ in range(2):
             ones.fill_(1)
             began = time.perf_counter()
@@ -101,9 +126,9 @@ def _all_reduce(device: torch.device, limit: timedelta) -> tuple[float, str | No
             total = ones[-1].item()
             seconds = time.perf_counter() - began
     except RuntimeError as error:
-        return seconds, (
-            f"an all-reduce over {dist.get_backend()} fails within {limit.total_seconds():g} s ({error}); "
-            f"{dist.get_backend().upper()}_SOCKET_IFNAME may have to name the network"
-        )
-    right = total == collectives.world_size()
-    return seconds, None if right else f"an all-reduce of ones over {collectives.world_size()} ranks gives {total:g}"
+        found["wrong"] = str(error)
+        return
+    if total == collectives.world_size():
+        found["seconds"] = seconds
+    else:
+        found["wrong"] = f"the sum of ones over {collectives.world_size()} ranks is {total:g}"
