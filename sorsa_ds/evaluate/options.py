@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
+from sorsa_ds.runtime.console import OptionParser
+
 DESCRIPTION = "Evaluate a model: deepspeed launch/evaluate.py --model runs/NAME --task gsm8k (or torchrun, or python)."
 
 TaskName = Literal["gsm8k", "math", "humaneval", "mmlu", "loss"]
@@ -84,7 +86,7 @@ def parse(argv: Sequence[str]) -> Options:
     Raises:
         ValueError: the options do not go together.
     """
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         "evaluate.py", description=DESCRIPTION, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )  # what is not given has the default of `Options`
     add, default = parser.add_argument, {field.name: field.default for field in fields(Options)}

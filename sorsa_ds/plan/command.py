@@ -11,7 +11,7 @@ from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.options import Request
 from sorsa_ds.plan.report import as_json, as_text, plan
 from sorsa_ds.plan.shapes import shipped
-from sorsa_ds.runtime.console import say
+from sorsa_ds.runtime.console import printable, say
 
 
 def print_plan(request: Request) -> bool:
@@ -23,7 +23,7 @@ def print_plan(request: Request) -> bool:
     config = request.config
     job = Job.of(config, request.ds_config, request.hardware)
     planned = plan(configuration_of(config.model, config.loading), job)
-    print(json.dumps(as_json(planned)) if request.as_json else as_text(planned))
+    print(json.dumps(as_json(planned)) if request.as_json else printable(as_text(planned)))
     return planned.fits
 
 
