@@ -2,9 +2,10 @@
 # What the launch scripts have in common; they source it. `set -euo pipefail` is theirs.
 : "${repository:?is set by the script that sources this}"
 
-# Says what is wrong with the command and ends it, as launch/train.py does with a setting.
+# Says what is wrong with the command and ends it, as launch/train.py does with a setting. Control characters of file
+# names and settings do not reach the terminal.
 die() {
-    echo "error: $*" >&2
+    echo "error: ${*//[[:cntrl:]]/?}" >&2
     exit 2
 }
 

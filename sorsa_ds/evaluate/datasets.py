@@ -1,14 +1,20 @@
 """The questions: rows of a file, a folder, or a data set on the hub, in the layouts in which they were published."""
 
 import json
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice, zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 from datasets import Dataset, DatasetDict
 
 from sorsa_ds.data.source import open_splits
 
 DATA_OPTION = "--data"
+_SEED = 0
+
+T = TypeVar("T")
 
 
 def open_data(data: str, config: str | None = None) -> DatasetDict:
@@ -60,6 +66,25 @@ def shots_of(splits: DatasetDict, names: Sequence[str], columns: Iterable[str], 
 def first_rows(rows: Dataset, limit: int | None) -> list[dict]:
     """The first `limit` rows, or all rows where `limit` is None."""
     return rows.select(range(len(rows) if limit is None else min(limit, len(rows)))).to_list()
+
+
+def drawn_evenly(items: Sequence[T], limit: int | None, subject_of: Callable[[T], str]) -> list[T]:
+    """So many items of a list that goes from subject to subject, in the order of the list; all where `limit` is None.
+
+    Of each subject there are as many as of any other, or one more, as long as it has so many. They are drawn with a
+    fixed seed, and a smaller limit draws a part of what a larger one draws. Of a single subject the first are taken.
+    """
+    places: dict[str, list[int]] = {}
+    for place, item in enumerate(items):
+        places.setdefault(subject_of(item), []).append(place)
+    subjects = list(places.values())
+    if len(subjects) > 1:
+        drawing = random.Random(_SEED)
+        drawing.shuffle(subjects)
+        for subject in subjects:
+            drawing.shuffle(subject)
+    turns = (place for place in chain.from_iterable(zip_longest(*subjects)) if place is not None)
+    return [items[place] for place in sorted(islice(turns, limit))]
 
 
 def read_json(file: Path) -> dict:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
+from sorsa_ds.runtime.console import OptionParser
+
 DESCRIPTION = "Evaluate a model: deepspeed launch/evaluate.py --model runs/NAME --task gsm8k (or torchrun, or python)."
 
 TaskName = Literal["gsm8k", "math", "humaneval", "mmlu", "loss"]
@@ -84,7 +86,7 @@ def parse(argv: Sequence[str]) -> Options:
     Raises:
         ValueError: the options do not go together.
     """
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         "evaluate.py", description=DESCRIPTION, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )  # what is not given has the default of `Options`
     add, default = parser.add_argument, {field.name: field.default for field in fields(Options)}
@@ -92,7 +94,7 @@ def parse(argv: Sequence[str]) -> Options:
     add("--task", required=True, choices=get_args(TaskName), help="what to measure")
     add("--data", help="folder, file or hub name (default: the task's own on the hub; loss: a run's held-out data)")
     add("--base", help="an adapter's base model, where it has moved")
-    add("--limit", type=int, help="only the first so many samples")
+    add("--limit", type=int, help="only so many samples: the first, or of mmlu and math as many per subject")
     add("--num_few_shot", type=int, help=f"examples before the question (default: {_per_task(SHOTS)}, else 0)")
     add("--batch_size", type=int, help=f"samples at once on each rank (default: {default['batch_size']})")
     add("--max_new_tokens", type=int, help=f"most tokens of an answer (default: {_per_task(NEW_TOKENS)})")

@@ -1,6 +1,5 @@
 """The command line of launch/export.py: its options, and which of them go together."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Literal, get_args
 import torch
 
 from sorsa_ds.config.byte_size import read_bytes
+from sorsa_ds.runtime.console import OptionParser
 
 DESCRIPTION = "Export a finished run: `python launch/export.py --run runs/NAME --format FORMAT --output FOLDER`."
 
@@ -52,7 +52,7 @@ class Options:
 
 def parse(argv: Sequence[str]) -> Options:
     """Read the command line. `--help`, and what argparse refuses, end the process."""
-    parser = argparse.ArgumentParser(description=DESCRIPTION)
+    parser = OptionParser(description=DESCRIPTION)
     add = parser.add_argument
     add("--run", type=Path, required=True, help="the run folder that launch/train.py wrote")
     add(

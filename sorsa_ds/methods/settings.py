@@ -1,6 +1,10 @@
-"""Which settings have an effect for which method; a setting that would have none is refused by name."""
+"""Which settings have an effect for which method.
 
-from collections.abc import Mapping
+One that would have none is refused by name where the command line sets it. Where a file sets it, which may be made for
+several methods, it is left out with a note.
+"""
+
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -35,8 +39,7 @@ def check_settings(config: RunConfig, zero_stage: int, formats: Precision) -> No
     if config.residual.storage == resolve_residual(ResidualConfig(), formats).storage:
         unused.pop("residual.storage", None)  # resolved settings name the dtype in which the frozen weights are kept
     if unused:
-        listing = ", ".join(f"{path}={value}" for path, value in unused.items())
-        raise ValueError(f"method {config.method} has no use for {listing}; leave it out")
+        raise ValueError(f"method {config.method} has no use for {listed(unused)}; leave it out")
     check_stage(config.method, zero_stage)
 
 
@@ -57,8 +60,30 @@ def check_stage(method: str, zero_stage: int) -> None:
 
 def without_ignored(config: RunConfig) -> RunConfig:
     """The settings with those for which the method has no use put back to their defaults."""
-    defaults = leaves(RunConfig)
-    return with_values(config, {path: defaults[path].default for path in ignored(config)})
+    return _with_defaults(config, ignored(config))
+
+
+def without_unused_of_file(config: RunConfig, on_command_line: Collection[str]) -> tuple[RunConfig, dict[str, object]]:
+    """The settings with those of a file for which the method has no use put back to their defaults.
+
+    Args:
+        on_command_line: the settings that the command line sets. They stay, for `check_settings` to refuse.
+
+    Returns:
+        (the settings, those that were put back: path -> value in the file).
+    """
+    unused = {path: value for path, value in ignored(config).items() if path not in on_command_line}
+    return _with_defaults(config, unused), unused
+
+
+def unused_note(method: str, unused: Mapping[str, object], file: object) -> str:
+    """A sentence on the settings of a file that `without_unused_of_file` has left out."""
+    return f"Method {method} has no use for {listed(unused)} in {file}: left out."
+
+
+def listed(settings: Mapping[str, object]) -> str:
+    """Settings as a command line would set them."""
+    return ", ".join(f"{path}={value}" for path, value in settings.items())
 
 
 def with_values(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
@@ -67,6 +92,11 @@ def with_values(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
         section, _, name = path.partition(".")
         config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
     return config
+
+
+def _with_defaults(config: RunConfig, paths: Collection[str]) -> RunConfig:
+    defaults = leaves(RunConfig)
+    return with_values(config, {path: defaults[path].default for path in paths})
 
 
 def _value(config: RunConfig, path: str) -> object:

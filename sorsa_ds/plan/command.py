@@ -1,17 +1,19 @@
 """What launch/plan.py does: find the model's configuration, plan, print."""
 
 import json
+import sys
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
 from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig
+from sorsa_ds.methods.settings import unused_note, without_unused_of_file
 from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.options import Request
 from sorsa_ds.plan.report import as_json, as_text, plan
 from sorsa_ds.plan.shapes import shipped
-from sorsa_ds.runtime.console import say
+from sorsa_ds.runtime.console import printable, say
 
 
 def print_plan(request: Request) -> bool:
@@ -20,10 +22,12 @@ def print_plan(request: Request) -> bool:
     Raises:
         ValueError: settings that do not go together, or a model that cannot be found or built.
     """
-    config = request.config
+    config, unused = without_unused_of_file(request.config, request.on_command_line)
+    if unused:  # --json owns stdout
+        print(printable(unused_note(config.method, unused, request.file)), file=sys.stderr)
     job = Job.of(config, request.ds_config, request.hardware)
     planned = plan(configuration_of(config.model, config.loading), job)
-    print(json.dumps(as_json(planned)) if request.as_json else as_text(planned))
+    print(json.dumps(as_json(planned)) if request.as_json else printable(as_text(planned)))
     return planned.fits
 
 

@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sorsa_ds.config import command_line, deepspeed_json
 from sorsa_ds.config.byte_size import read_bytes
@@ -41,12 +42,15 @@ class Request:
     """What one command line asks for.
 
     ds_config: the DeepSpeed JSON as the user wrote it. as_json: whether the plan is printed as one JSON object.
+    file: the YAML file with settings, if there is one. on_command_line: the settings that the command line itself sets.
     """
 
     config: RunConfig
     ds_config: dict
     hardware: Hardware
     as_json: bool
+    file: Path | None = None
+    on_command_line: frozenset[str] = frozenset()
 
 
 def parse(argv: Sequence[str]) -> Request:
@@ -71,7 +75,8 @@ def parse(argv: Sequence[str]) -> Request:
     with errors.noted():
         config = command_line.load_settings(RunConfig, file, overrides, OPTIONS)
     errors.stop()
-    return Request(config, given, hardware, as_json=len(words) < len(argv))
+    set_here = frozenset(path for path, _ in overrides)
+    return Request(config, given, hardware, as_json=len(words) < len(argv), file=file, on_command_line=set_here)
 
 
 def _hardware(options: dict[str, str], errors: command_line.Errors) -> Hardware:

@@ -1,25 +1,50 @@
-"""What a person sees while a command runs: printed lines and progress bars, as a rule from rank 0 only."""
+"""What a person sees while a command runs: printed lines and progress bars, as a rule from rank 0 only.
 
+Much of it is text of others: rows of data, names of files, answers of models, errors of libraries. Whatever may hold
+such text is printed by `say` and `note`, or made `printable` first, so that it cannot command the terminal.
+"""
+
+import argparse
+import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from sorsa_ds.runtime import collectives
 
+_CONTROLS = (
+    *(code for code in range(0x20) if chr(code) not in "\n\t"),
+    *range(0x7F, 0xA0),
+    *(0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)),  # change the direction of writing
+    *(0x2028, 0x2029),  # separate lines and paragraphs
+    *range(0xD800, 0xE000),  # halves of surrogate pairs, which cannot be written as UTF-8
+)
+_ESCAPED = {code: ascii(chr(code))[1:-1] for code in _CONTROLS}
+
+
+def printable(text: str) -> str:
+    r"""The text with all control characters but newlines and tabs escaped, as in `\x1b`.
+
+    These are what terminals obey: C0, DEL, C1 and the controls that change the direction of writing.
+    """
+    return text.translate(_ESCAPED)
+
 
 def say(text: str) -> None:
-    """Print a line on rank 0, above a running progress bar."""
+    """Print a line on rank 0, above a running progress bar. Control characters are escaped."""
     if collectives.rank() == 0:
-        tqdm.write(text, file=sys.stdout)
+        tqdm.write(printable(text), file=sys.stdout)
         sys.stdout.flush()
 
 
 def note(text: str) -> None:
-    """Print a line on this rank, whichever it is, to stderr and with the rank in front."""
-    tqdm.write(f"[rank {collectives.rank()}] {text}", file=sys.stderr)
+    """Print a line on this rank, whichever it is, to stderr and with the rank in front. See `say`."""
+    tqdm.write(printable(f"[rank {collectives.rank()}] {text}"), file=sys.stderr)
 
 
 def bar(total: float, what: str, unit: str, done: int = 0) -> tqdm:
@@ -46,6 +71,48 @@ def tracked_by_cost(items: Sequence, costs: Sequence[float], what: str) -> Itera
         for item, cost in zip(items, costs, strict=True):
             yield item
             progress.update(cost)
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Python's parser of options; its errors repeat words of the command line, and escape their control characters."""
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        super().exit(status, None if message is None else printable(message))
+
+
+class _Outlet(io.FileIO):
+    """A stream whose reader may leave, as `| head` does after some lines. What is written then goes nowhere."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())  # also for the processes that this one starts
+            os.close(nowhere)
+            return super().write(data)
+
+
+def outlive_readers() -> None:
+    """Let a command go on with its work where nobody reads what it prints: its stdout or stderr is a closed pipe.
+
+    A stream that is closed from the start goes nowhere, too.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(io.FileIO(os.devnull, "w"))))
+        elif stream is getattr(sys, f"__{name}__"):
+            stream.flush()
+            outlet = _Outlet(stream.fileno(), "w", closefd=False)
+            wrapped = io.TextIOWrapper(
+                outlet if stream.write_through else io.BufferedWriter(outlet),  # type: ignore[type-var]
+                encoding=stream.encoding,
+                errors=stream.errors,
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, wrapped)
 
 
 def quiet_libraries() -> None:

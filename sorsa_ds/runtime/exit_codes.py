@@ -21,6 +21,7 @@ from contextlib import suppress
 import torch
 
 from sorsa_ds.runtime.collectives import PeerError
+from sorsa_ds.runtime.console import outlive_readers, printable
 from sorsa_ds.runtime.stop_signals import EXIT_CODE, Preempted
 
 EXIT_FILE = "SORSA_EXIT_FILE"
@@ -45,10 +46,12 @@ def run(main: Callable[[], None]) -> None:
     the destructors of process groups can hang, or abort a run that has finished.
     """
     rank = os.environ.get("RANK", "0")
+    outlive_readers()
     try:
         main()
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
+        sys.stdout.flush()
         _leave("", 0)
     except KeyboardInterrupt:
         _leave("interrupted", 130)
@@ -98,9 +101,10 @@ def _cut_off(error: Exception) -> str:
 
 def _leave(message: str, code: int) -> None:
     """Print a message, write the exit code where SORSA_EXIT_FILE asks for it, and end this process."""
-    sys.stdout.flush()
+    with suppress(OSError):  # a full disk is an error of its own, which `run` reports
+        sys.stdout.flush()
     if message:
-        print(f"\n{message}", file=sys.stderr, flush=True)
+        print(f"\n{printable(message)}", file=sys.stderr, flush=True)
     if code and (file := os.environ.get(EXIT_FILE)):
         with suppress(OSError), open(file, "x") as first:
             first.write(f"{code}\n")

@@ -36,11 +36,14 @@ class Invocation:
     """What one command line of the training command asks for.
 
     config: the settings. ds_config: path of the DeepSpeed JSON. resume: what --resume says; None without it.
+    file: the YAML file with settings, if there is one. on_command_line: the settings that the command line itself sets.
     """
 
     config: RunConfig
     ds_config: Path
     resume: str | None = None
+    file: Path | None = None
+    on_command_line: frozenset[str] = frozenset()
 
     @property
     def named_run(self) -> Path | None:
@@ -73,4 +76,4 @@ def parse(argv: Sequence[str]) -> Invocation:
     with errors.noted():
         config = load_settings(RunConfig, file, overrides, TRAIN_OPTIONS)
     errors.stop()
-    return Invocation(config, ds_config, resume)
+    return Invocation(config, ds_config, resume, file, frozenset(path for path, _ in overrides))

@@ -9,8 +9,10 @@ import torch
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.command_line import with_absolute_paths
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.methods.settings import check_settings
+from sorsa_ds.methods.settings import check_settings, unused_note, without_unused_of_file
+from sorsa_ds.run.paths import CONFIG
 from sorsa_ds.runtime import collectives, precision
+from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.device import this_device
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.runtime.process import ranks_of_each_node, start_process
@@ -25,7 +27,7 @@ from sorsa_ds.train.preflight.check import check_job
 class StartedJob:
     """The processes of a job, which have found each other, and what they were asked for.
 
-    config: the settings as given, with absolute paths.
+    config: the settings as given, with absolute paths, and without those of a file that the method does not use.
     ds_config: the DeepSpeed JSON as given.
     device: where this rank computes. device_type: the same on all ranks.
     """
@@ -68,6 +70,10 @@ def start_job(invocation: Invocation) -> StartedJob:
     device_type = start_process(timeout)
     device = this_device()
     check_job(invocation, ds_config, device, timeout, sys.argv[1:])
+    config, unused = without_unused_of_file(config, invocation.on_command_line)
+    run = invocation.named_run
+    if unused and (run is None or invocation.file != run / CONFIG):  # a run's own file has only what was resolved
+        say(unused_note(config.method, unused, invocation.file))
     return StartedJob(config=config, ds_config=ds_config, device=device, device_type=device_type)
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pandas
@@ -11,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sorsa_ds.data.tokenize import IGNORED
+from sorsa_ds.evaluate.datasets import drawn_evenly
 from sorsa_ds.evaluate.options import Options
 from sorsa_ds.evaluate.prompts import prompt_tokens
 from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, mmlu
@@ -257,6 +259,36 @@ def test_mmlu_is_the_argmax_of_independent_log_likelihoods(trained):
     assert results["macro_accuracy"] == pytest.approx(sum(sum(p) / len(p) for p in parts) / 3)
 
 
+def test_a_limited_number_is_drawn_evenly_over_subjects():
+    sizes = {"algebra": 30, "biology": 2, "chemistry": 20, "dance": 9}
+    items = [f"{subject}/{number}" for subject, size in sizes.items() for number in range(size)]
+
+    def drawn(limit):
+        return drawn_evenly(items, limit, lambda item: item.partition("/")[0])
+
+    for limit in (1, 3, 4, 10, 30, 60, 61, 99, None):
+        found = drawn(limit)
+        assert len(set(found)) == len(found) == min(limit or 61, 61)
+        assert found == drawn(limit) == [item for item in items if item in found]
+        counts = {subject: sum(item.startswith(subject) for item in found) for subject in sizes}
+        even = max(counts.values())
+        assert all(min(sizes[subject], even) - count in (0, 1) for subject, count in counts.items())
+        assert set(found) <= set(drawn(limit and limit + 1))
+    assert drawn(40) != items[:40]
+    assert [int(item.partition("/")[2]) for item in drawn(8)] != [0, 1] * 4  # not the first of each
+    assert drawn_evenly(items, 5, lambda item: "") == items[:5]
+
+
+def test_mmlu_and_math_draw_over_their_subjects(setting, tmp_path):
+    options = Options(model="m", task="mmlu", data=str(_mmlu(tmp_path)), limit=6, num_few_shot=1)
+    ids = mmlu.build(options, setting).ids
+    assert Counter(id_.partition("/")[0] for id_ in ids) == dict.fromkeys(("high_school_sums", "logic", "spelling"), 2)
+    rows = [{**MATH[0], "type": subject} for subject in ("Algebra", "Geometry") for _ in range(9)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ids = math_task.build(Options(model="m", task="math", data=str(tmp_path / "rows.jsonl"), limit=4), setting).ids
+    assert [int(id_.partition("/")[2]) // 9 for id_ in ids] == [0, 0, 1, 1]
+
+
 @pytest.mark.slow
 def test_mmlu_takes_fewer_examples_where_the_model_has_no_room(trained):
     options = dict(task="mmlu", data=str(_mmlu(trained)), max_new_tokens=None, num_few_shot=5, limit=4)
@@ -297,7 +329,7 @@ def test_all_of_mmlu_is_read(setting, data):
     assert len(examples) == 57 * 5
     options = Options(model="m", task="mmlu", data=str(folder), limit=3)
     task = mmlu.build(options, setting)
-    assert task.ids == ["abstract_algebra/0", "abstract_algebra/1", "abstract_algebra/2"]
+    assert len({id_.partition("/")[0] for id_ in task.ids}) == 3
     assert {asked.shots for asked in task._asked.values()} == {5}
 
 

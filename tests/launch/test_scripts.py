@@ -60,6 +60,11 @@ def test_help_names_every_option(script, tmp_path):
     assert "#" not in done.stdout.replace("   # the same", "")
 
 
+def test_errors_command_no_terminal():
+    done = run("single_gpu.sh", "--gpu", "\x1b[31m\x07one")
+    assert (done.returncode, done.stderr) == (2, "error: --gpu is '?[31m?one': a whole number is needed\n")
+
+
 def test_no_shell_variable_stands_in_an_sbatch_line():
     for script in SCRIPTS[3:]:
         lines = [line for line in (ROOT / "launch" / script).read_text().splitlines() if line.startswith("#SBATCH")]

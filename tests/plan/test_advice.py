@@ -144,6 +144,16 @@ def test_the_command_says_that_it_fits(capsys):
     assert "of 64.0 GiB of its own memory" in capsys.readouterr().out
 
 
+def test_a_recipe_is_planned_for_a_method_that_does_not_use_all_of_it(capsys):
+    words = ["--config", "launch/recipes/llama2_7b_metamath.yaml", "--ds_config", "ds_configs/zero3.json"]
+    print_plan(parse_plan([*words, "method=full", "--json"]))
+    told = capsys.readouterr()
+    assert json.loads(told.out)["trainable"] > 6e9
+    assert told.err.startswith("Method full has no use for sorsa.rank=128")
+    assert told.err.endswith("llama2_7b_metamath.yaml: left out.\n")
+    assert "method full has no use for sorsa.rank=8; leave it out" in refusal(*words, "method=full", "sorsa.rank=8")
+
+
 def refusal(*arguments) -> str:
     with pytest.raises(ValueError) as caught:
         print_plan(parse_plan(arguments))

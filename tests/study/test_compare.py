@@ -72,11 +72,20 @@ def test_bad_lists_are_refused_by_name(read, message):
         (["--methods=lora", "--output=x", "--task=math", "--task_options=--data 'y"], "No closing quotation"),
         (["--methods=lora", "--output=x", "--num_gpus=0"], "'0' is no integer >= 1"),
         (["--methods=lora", "--output=x", "sorsa.rnak=3"], "did you mean .*sorsa.rank"),
+        (["--methods=lora,full", "--output=x", "sorsa.svd=exact"], "none of the methods lora, full has .* sorsa.svd"),
     ],
 )
 def test_a_bad_command_is_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         parse(arguments)
+
+
+def test_what_some_methods_use_or_a_file_sets_is_left_out_of_the_others(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("sorsa: {svd: exact}\n")
+    request = parse(["--methods=lora,full", "--output=x", f"--config={file}", "sorsa.rank=8"])
+    assert request.left_out("full") == {"sorsa.rank": 8, "sorsa.svd": "exact"}
+    assert request.left_out("lora") == {"sorsa.svd": "exact"}
 
 
 def test_a_later_run_that_could_not_be_made_is_refused_before_the_first(tmp_path):

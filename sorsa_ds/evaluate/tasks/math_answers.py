@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from datasets import DatasetDict
 
-from sorsa_ds.evaluate.datasets import first_rows, rows_of, shots_of
+from sorsa_ds.evaluate.datasets import drawn_evenly, first_rows, rows_of, shots_of
 from sorsa_ds.evaluate.grading.answers import ANNOUNCEMENT, announced
 from sorsa_ds.evaluate.grading.grader import Grader
 from sorsa_ds.evaluate.options import Options
@@ -36,6 +36,8 @@ def math_task(
 ) -> Generated:
     """The task of the test split, with few-shot examples from the training split.
 
+    A limited number of rows is drawn evenly over the subjects that they name in `type` or `subject`.
+
     Args:
         columns: those that a row must have.
         read: makes a problem of a row.
@@ -46,13 +48,18 @@ def math_task(
     style = options.prompt
     opening = STEP_BY_STEP if style == "papers" else ""
     shots = [_solved(read(row), opening) for row in shots_of(splits, ("train",), columns, options.shots)]
+    rows = list(enumerate(first_rows(rows_of(splits, ("test",), columns), None)))
     questions = []
-    for number, row in enumerate(first_rows(rows_of(splits, ("test",), columns), options.limit)):
+    for number, row in drawn_evenly(rows, options.limit, lambda numbered: _subject(numbered[1])):
         problem = read(row)
         id_ = f"{options.task}/{number}"
         prompt = render_question(style, setting.tokenizer, id_, problem.text, shots, opening, ASK)
         questions.append(Question(id_, prompt, problem.answer, problem.groups))
     return Generated(questions, setting, options.new_tokens, judge_expressions(questions))
+
+
+def _subject(row: dict) -> str:
+    return str(row.get("type") or row.get("subject") or "")
 
 
 def _solved(problem: Problem, opening: str) -> Shot:

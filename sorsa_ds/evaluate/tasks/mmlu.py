@@ -14,7 +14,7 @@ import torch
 
 from sorsa_ds.data.tokenize import Example
 from sorsa_ds.evaluate.backends.likelihood import Likelihood, batch_by_length
-from sorsa_ds.evaluate.datasets import DATA_OPTION, first_rows, open_data, rows_of
+from sorsa_ds.evaluate.datasets import DATA_OPTION, drawn_evenly, first_rows, open_data, rows_of
 from sorsa_ds.evaluate.options import Options, Style
 from sorsa_ds.evaluate.prompts import Shot, prompt_tokens, render_question
 from sorsa_ds.evaluate.tasks.generated import accuracy, accuracy_row
@@ -161,7 +161,7 @@ def build(options: Options, setting: Setting) -> Mmlu:
         ValueError: the data cannot be read, or has fewer examples than are wanted.
     """
     items, examples = _published(options.data) or _rows(options)
-    items = items if options.limit is None else items[: options.limit]
+    items = drawn_evenly(items, options.limit, lambda item: item.subject)
     shots: dict[str, list[Item]] = {}
     for example in examples:
         if len(shots.setdefault(example.subject, [])) < options.shots:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from sorsa_ds.runtime.console import OptionParser
+
 DESCRIPTION = """\
 Analyse finished runs: `python launch/analyze.py --run runs/A [--run runs/B ...] --output DIR`.
 
@@ -34,7 +36,7 @@ class Options:
 
 def parse(argv: Sequence[str]) -> Options:
     """Read the command line. `--help`, and what argparse refuses, end the process."""
-    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OptionParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     told = " or ".join(f"{name} (default)" if name == DTYPE else name for name in DTYPES)
     add("--run", type=Path, required=True, action="append", help="a finished run's folder; repeat it")

@@ -7,6 +7,7 @@ from pathlib import Path
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.registry import VARIANTS
+from sorsa_ds.methods.settings import listed
 from sorsa_ds.study.compare.score import Evaluation
 from sorsa_ds.study.compare.trials import Trial, read_learning_rates, read_methods, read_seeds
 
@@ -30,7 +31,8 @@ Compare SORSA with other methods: the same training for each, one after the othe
   python launch/compare.py --methods sorsa,pissa,lora,adalora,full --seeds 1,2,3 --output comparisons/first
   python launch/compare.py --config run.yaml --methods sorsa,lora --learning_rates 1e-4,3e-4,1e-3 --output DIR
 
-Settings are those of launch/train.py. A setting that a method has no use for is left out of its runs, and named.
+Settings are those of launch/train.py. A setting that a method has no use for is left out of its runs, and named; one
+of the command line that none of the methods uses is refused.
 """
 _OWN = {"method": "--methods", "train.seed": "--seeds", "output.folder": "--output", "output.name": "--output"}
 
@@ -92,7 +94,22 @@ def parse(argv: Sequence[str]) -> Request:
             raise ValueError("--task_options: there is no --task")
     errors.stop()
     output = Path(options["output"]).expanduser().resolve()
-    return Request(base, json_file, output, methods, seeds, rates, int(ranks) if ranks else None, evaluation)
+    request = Request(base, json_file, output, methods, seeds, rates, int(ranks) if ranks else None, evaluation)
+    _refuse_unused(request, [path for path, _ in overrides])
+    return request
+
+
+def _refuse_unused(request: Request, on_command_line: Sequence[str]) -> None:
+    """Stop where the command line sets what none of the methods uses. One that some of them use is left out of others.
+
+    Raises:
+        ValueError: the message names these settings.
+    """
+    left_out = [request.left_out(method) for method in request.methods]
+    unused = {path: left_out[0][path] for path in on_command_line if all(path in found for found in left_out)}
+    if unused:
+        methods = ", ".join(request.methods)
+        raise ValueError(f"none of the methods {methods} has a use for {listed(unused)}; leave it out")
 
 
 def _refuse_own(base: RunConfig) -> None:

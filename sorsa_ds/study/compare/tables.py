@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.methods.settings import listed
 from sorsa_ds.runtime.files import write_json, write_text
 from sorsa_ds.study.compare.results import MethodResult, Result, Spread
 from sorsa_ds.study.compare.score import Evaluation
@@ -80,8 +81,7 @@ def markdown(comparison: Comparison) -> str:
             "",
         ]
     for method, settings in comparison.left_out.items():
-        listing = ", ".join(f"{path}={value}" for path, value in settings.items())
-        lines += [f"- {method} has no use for {listing}, and ran without."]
+        lines += [f"- {method} has no use for {listed(settings)}, and ran without."]
     for trial, reason in comparison.failed.items():
         lines += [f"- {trial.name} failed: {reason}"]
     return "\n".join(lines).rstrip() + "\n"
