@@ -19,6 +19,7 @@ from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import note
 from sorsa_ds.runtime.files import write_json, write_text
 from sorsa_ds.runtime.folder_lock import RunLock
+from sorsa_ds.runtime.json_text import parse_json
 
 
 def make_run_folder(output: OutputConfig, model: str, method: str, device: torch.device, again: bool) -> Path:
@@ -152,7 +153,7 @@ def read_metrics(folder: Path) -> list[dict]:
     read: list[dict] = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            read.append(json.loads(line))
+            read.append(parse_json(line))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error}); the file is damaged") from error
         if not isinstance(read[-1], dict) or not isinstance(read[-1].get("step"), int):

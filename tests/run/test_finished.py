@@ -60,6 +60,13 @@ def test_damaged_files_are_named(finished):
     (finished / "report.json").write_text("{")
     with pytest.raises(ValueError, match=r"report\.json is damaged"):
         FinishedRun.open(finished, "--run").report()
+    (finished / "report.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"report\.json is damaged: more than 64 lists and objects"):
+        FinishedRun.open(finished, "--run").report()
+    for text, fault in (("a: &a [1]\nb: *a\n", "an alias"), ("[" * 100_000, "more than 64"), ("- 1\n", "no settings")):
+        (finished / "config.yaml").write_text(text)
+        with pytest.raises(ValueError, match=rf"config\.yaml.*{fault}"):
+            RunState(finished).saved_settings()
     (finished / "config.yaml").write_text("sorsa: {rnk: 7}\n")
     with pytest.raises(ValueError, match=r"did you mean sorsa\.rank"):
         RunState(finished).settings()
