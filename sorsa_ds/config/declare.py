@@ -31,11 +31,22 @@ Rank = Annotated[int, Field(ge=1, le=2**16)]
 """A number of singular triplets; no linear of a known model has as many columns and rows."""
 Rounds = Annotated[int, Field(ge=1, le=1000)]
 """A number of decompositions, or of passes over a weight, each of which takes as long as the first."""
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-"""What NumPy and PyTorch both take."""
+MOST_SEED = 2**32 - 1
+"""The largest seed that NumPy and PyTorch both take."""
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 """A digest as `sorsa_ds.runtime.digest` writes it."""
+
+
+def check_count(option: str, value: int, least: int = 1, most: int = MOST) -> None:
+    """Check the whole number that a command's option has.
+
+    Raises:
+        ValueError: it lies outside of `least` to `most`.
+    """
+    if not least <= value <= most:
+        raise ValueError(f"{option}: {value} is no integer from {least} to {most:,}")
 
 
 def check_text(text: str) -> str:

@@ -17,7 +17,7 @@ import torch
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.files import write_json, write_text
 from sorsa_ds.runtime.folder_lock import RunLock
-from sorsa_ds.runtime.json_text import parse_json, read_json
+from sorsa_ds.runtime.json_text import finite_json, parse_json, read_json
 
 SETTINGS, SAMPLES, RESULTS = "settings.json", "samples.jsonl", "results.json"
 _PARTS = "samples-*.jsonl"
@@ -48,7 +48,7 @@ class Records:
 
     def write(self, record: dict) -> None:
         """Add a sample, which is in the file when this returns."""
-        self._part.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        self._part.write(finite_json(record, ensure_ascii=False) + "\n")
         self._part.flush()
 
     def collect(self, order: list[str]) -> list[dict]:

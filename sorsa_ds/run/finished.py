@@ -28,8 +28,12 @@ class RunState:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the folder is taken by a run, even one that ended before its settings were written into it."""
-        return (self.folder / METRICS).exists()
+        """Whether the folder is taken by a run: one that has measured something, or has saved or finished.
+
+        A run that fails before that leaves an empty log, which takes nobody's name.
+        """
+        metrics = self.folder / METRICS
+        return self.is_finished or bool(self.checkpoints) or (metrics.exists() and metrics.stat().st_size > 0)
 
     @property
     def is_running(self) -> bool:

@@ -1,6 +1,5 @@
 """Writing files that nobody ever sees half-written: under a temporary name, then fsync, then a rename."""
 
-import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
+from sorsa_ds.runtime.json_text import finite_json
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -42,8 +43,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as an indented JSON file, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write a value as an indented JSON file, atomically.
+
+    Raises:
+        ValueError: the file cannot be written, or a number is NaN or infinite; the message names it and the file.
+    """
+    try:
+        text = finite_json(value, indent=2, ensure_ascii=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    write_text(path, text + "\n")
 
 
 def fsync(path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Reading JSON that others have written: whatever is wrong with it is a ValueError in words."""
+"""JSON as text: whatever is wrong with it, read or to be written, is a ValueError in words."""
 
 import json
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,29 @@ def parse_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] 
         raise ValueError(_too_deep()) from None
     check_depth(value)
     return value
+
+
+def finite_json(value: Any, indent: int | None = None, ensure_ascii: bool = True) -> str:
+    """The JSON text of a value.
+
+    Raises:
+        ValueError: a number in it is NaN or infinite, which JSON cannot hold. The message names the number's place.
+    """
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+    except ValueError as error:
+        place, number = next(_not_finite(value, ""), ("", error))
+        raise ValueError(f"{place or 'a number'} is {number}, which JSON cannot hold") from error
+
+
+def _not_finite(value: Any, place: str) -> Iterator[tuple[str, float]]:
+    """The dotted place and the value of every number that is NaN or infinite."""
+    if isinstance(value, dict | list | tuple):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in pairs:
+            yield from _not_finite(inner, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield place, value
 
 
 def read_json(path: Path) -> Any:

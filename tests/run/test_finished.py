@@ -36,11 +36,21 @@ def test_a_folder_that_is_no_run_says_so(tmp_path):
     assert (state.is_run, state.is_running, state.is_finished, state.checkpoints) == (False, False, False, [])
     assert not state.has_begun
     (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "init.json").write_text("{}")
+    assert not state.has_begun  # it failed before it had measured anything
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     assert state.has_begun
     with pytest.raises(ValueError, match=r"--model: .* is not the folder of a run: it has no config\.yaml"):
         FinishedRun.open(tmp_path, "--model")
     with pytest.raises(ValueError, match="--resume: .* is not the folder of a run"):
         state.check_is_run("--resume")
+
+
+def test_a_name_is_taken_by_what_was_measured_saved_or_finished(finished):
+    run = RunState(finished)
+    assert run.has_begun
+    (finished / "report.json").unlink()
+    assert run.has_begun  # it has checkpoints
 
 
 def test_a_run_that_trains_or_is_unfinished_is_refused(finished):

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sorsa_ds.config.declare import check_count
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.adapter_file import TRAINED
@@ -54,8 +55,8 @@ def open_request(options: Options) -> Request:
         ValueError: an option is bad, or a run is unfinished or damaged.
     """
     for name in ("workers", "rank"):
-        if (given := getattr(options, name)) is not None and given < 1:
-            raise ValueError(f"--{name}: {given} is no integer >= 1")
+        if (given := getattr(options, name)) is not None:
+            check_count(f"--{name}", given, most=2**16)
     if options.dtype not in DTYPES:
         raise ValueError(f"--dtype: there is no {options.dtype!r}; there are {', '.join(DTYPES)}")
     folders = [run.expanduser().resolve() for run in options.run]
