@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from sorsa_ds.config.declare import MOST_EXAMPLES
+
 DEFAULT_MICRO = 2
 
 
@@ -20,11 +22,18 @@ def resolve_batch_sizes(
     """Derive the numbers that are None from the others.
 
     Raises:
-        ValueError: the given numbers contradict each other. The message names them and the nearest valid ones.
+        ValueError: the given numbers contradict each other, or make a larger batch than there can be. The message names
+            them and the nearest valid ones.
     """
     if global_size is None:
         micro, accumulation = micro or DEFAULT_MICRO, accumulation or 1
-        return BatchSizes(micro * accumulation * world_size, micro, accumulation)
+        global_size = micro * accumulation * world_size
+        if global_size > MOST_EXAMPLES:
+            raise ValueError(
+                f"{world_size} ranks x micro-batch {micro} x {accumulation} accumulation steps are {global_size:,} "
+                f"examples per optimizer step; there can be up to {MOST_EXAMPLES:,}"
+            )
+        return BatchSizes(global_size, micro, accumulation)
     unit = world_size * (micro or 1) * (accumulation or 1)  # the global size must be a multiple of this
     if global_size % unit or (micro and accumulation and global_size != unit):
         raise ValueError(_message(global_size, unit, world_size, micro, accumulation))

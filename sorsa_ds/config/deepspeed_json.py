@@ -5,19 +5,14 @@ as not said); what both say differently is refused. Defaults of DeepSpeed that m
 resolved JSON shows all that DeepSpeed will do.
 """
 
-import copy
-import difflib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sorsa_ds.config.batch_size import resolve_batch_sizes
+from sorsa_ds.config.deepspeed_keys import Json, checked, without_auto
 from sorsa_ds.config.deepspeed_sections import (
-    Json,
-    integer,
-    number,
     resolve_buffers,
     resolve_node_sharding,
     resolve_number_formats,
@@ -27,42 +22,7 @@ from sorsa_ds.config.deepspeed_sections import (
     subsection,
 )
 from sorsa_ds.config.schema import TrainConfig
-
-_ONE_OPTIMIZER = "there is one optimizer and one scheduler, set by train.learning_rate, train.warmup_ratio and so on"
-REFUSED = {
-    "optimizer": _ONE_OPTIMIZER,
-    "scheduler": _ONE_OPTIMIZER,
-    "elasticity": "the batch size is fixed for a run",
-    "tensor_parallel": "SORSA layers are not cut inside a layer",
-    "autotp": "SORSA layers are not cut inside a layer",
-    "expert_parallel": "experts are not spread over ranks",
-    "hybrid_engine": "it is for generation inside RLHF",
-    "pipeline": "layers are not spread over pipeline stages",
-    "sequence_parallel_size": "sequences are not cut over ranks",
-    "bfloat16": "write bf16",
-    "amp": "write bf16",
-    "prescale_gradients": "the gradients' order of averaging and clipping is part of the method",
-    "gradient_predivide_factor": "the gradients' order of averaging and clipping is part of the method",
-    "communication_data_type": "gradients travel in the precision that train.precision sets",
-}
-REFUSED_ZERO = {
-    "round_robin_gradients": "it deals the masters out in an order that DeepSpeed does not record",
-    "zero_quantized_weights": "gathered weights would not be the ones that were decomposed",
-    "zero_quantized_nontrainable_weights": "gathered weights would not be the ones that were decomposed",
-    "zero_quantized_gradients": "it is not tested with SORSA",
-    "cpu_offload": "write offload_optimizer",
-    "cpu_offload_params": "write offload_param",
-    "cpu_offload_use_pin_memory": "write offload_optimizer.pin_memory",
-    "zenflow": "its optimizer step does not pass the regulariser",
-    "mics_shard_size": "DeepSpeed has removed MiCS; zero_hpz_partition_size keeps the residual inside a node",
-}
-KNOWN = {
-    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "bf16",
-    "fp16", "torch_autocast", "zero_optimization", "data_types", "zero_force_ds_cpu_optimizer",
-    "zero_allow_untested_optimizer", "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state",
-    "comms_logger", "flops_profiler", "aio",
-}  # fmt: skip
-"""Top-level keys that are passed on to DeepSpeed. Any other key is an error, because DeepSpeed would ignore it."""
+from sorsa_ds.runtime.json_text import parse_json
 
 ONE_PLACE = {
     "train_batch_size": "global_batch_size",
@@ -86,13 +46,16 @@ class Resolved:
 
 
 def read_ds_config(path: Path) -> Json:
-    """Read a DeepSpeed JSON.
+    """Read a DeepSpeed JSON, as it is written; every key and value by itself is checked.
 
     Raises:
-        ValueError: the file cannot be read, or is not valid JSON; with file, line and column.
+        ValueError: the file cannot be read, or is not valid JSON (with file, line and column), or a key or value in it
+            cannot be used.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_repeats)
+        raw = parse_json(path.read_text(encoding="utf-8"), pairs=_no_repeats)
+        if isinstance(raw, dict):
+            checked(raw)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}:{error.colno}: not valid JSON ({error.msg})") from None
     except (OSError, ValueError) as error:
@@ -104,11 +67,12 @@ def read_ds_config(path: Path) -> Json:
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> Json:
     """A JSON object from its pairs; a ValueError where a key appears twice, of which Python would keep the last."""
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    found: Json = {}
+    for key, value in pairs:
+        if key in found:
             raise ValueError(f'"{key}" is set twice')
-    return dict(pairs)
+        found[key] = value
+    return found
 
 
 def precision_from_json(raw: Json) -> Literal["bf16", "mixed"] | None:
@@ -139,9 +103,8 @@ def resolve_ds_config(
         ValueError: a key or value cannot be used. The message names the key, both values where two differ, and what to
             write instead.
     """
-    _check_keys(raw)
-    ds = copy.deepcopy(raw)
-    zero = ds["zero_optimization"] = subsection(raw, "zero_optimization")
+    ds = without_auto(checked(raw))
+    zero = ds["zero_optimization"] = subsection(ds, "zero_optimization")
     stage = resolve_stage(zero)
     resolve_offload(zero, "offload_optimizer", range(1, 4), device)
     resolve_offload(zero, "offload_param", range(3, 4), device)
@@ -151,11 +114,11 @@ def resolve_ds_config(
 
     sizes = resolve_batch_sizes(
         world_size,
-        global_size=_once(raw, "train_batch_size", train, integer),
-        micro=_once(raw, "train_micro_batch_size_per_gpu", train, integer),
-        accumulation=_once(raw, "gradient_accumulation_steps", train, integer),
+        global_size=_once(ds, "train_batch_size", train),
+        micro=_once(ds, "train_micro_batch_size_per_gpu", train),
+        accumulation=_once(ds, "gradient_accumulation_steps", train),
     )
-    clipping = _once(raw, "gradient_clipping", train, number)
+    clipping = _once(ds, "gradient_clipping", train)
     clipping = 1.0 if clipping is None else float(clipping)
     ds |= {
         "train_batch_size": sizes.global_size,
@@ -164,62 +127,10 @@ def resolve_ds_config(
         "gradient_clipping": clipping,
         "zero_force_ds_cpu_optimizer": False,  # the optimizer is PyTorch's AdamW, which DeepSpeed wraps
         "zero_allow_untested_optimizer": True,
-        "steps_per_print": integer(raw, "steps_per_print") or 10**9,  # the trainer prints
-        "wall_clock_breakdown": bool(said(raw, "wall_clock_breakdown")),
+        "steps_per_print": ds.get("steps_per_print", 10**9),  # the trainer prints
+        "wall_clock_breakdown": ds.get("wall_clock_breakdown", False),
     }
     return Resolved(ds, sizes.micro, sizes.accumulation, sizes.global_size, clipping, stage)
-
-
-def _check_keys(raw: Json) -> None:
-    """Raise a ValueError for a key that is not supported, with the reason, or that is not known."""
-    for key, reason in REFUSED.items():
-        if key in raw:
-            raise ValueError(f'DeepSpeed JSON: "{key}" is not supported: {reason}; remove it')
-    for key in raw:
-        if key not in KNOWN and not key.startswith("_"):
-            near = difflib.get_close_matches(key, KNOWN, n=1)
-            hint = f'; did you mean "{near[0]}"?' if near else f"; known are {', '.join(sorted(KNOWN))}"
-            raise ValueError(f'DeepSpeed JSON: "{key}" is not a key that this trainer passes on{hint}')
-    zero = subsection(raw, "zero_optimization")
-    for key, reason in REFUSED_ZERO.items():
-        if zero.get(key):
-            raise ValueError(f'DeepSpeed JSON: "zero_optimization.{key}" is not supported: {reason}; remove it')
-
-
-def check_zero_keys(raw: Json, file: Path) -> None:
-    """Check that DeepSpeed knows all keys of zero_optimization: with a misspelt `stage` it would train without ZeRO.
-
-    Raises:
-        ValueError: DeepSpeed does not know some of the keys. The message names these keys and the file.
-    """
-    unknown = unknown_zero_keys(raw)
-    if unknown:
-        raise ValueError(f"{file}: zero_optimization has no {', '.join(map(repr, unknown))}; DeepSpeed would ignore it")
-
-
-def unknown_zero_keys(raw: Json) -> list[str]:
-    """The keys of zero_optimization and its offload sections that DeepSpeed does not know and would silently ignore.
-
-    Keys that `resolve_ds_config` refuses are left out: that error explains them better.
-    """
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from deepspeed.runtime.zero.offload_config import (
-        DeepSpeedZeroOffloadOptimizerConfig,
-        DeepSpeedZeroOffloadParamConfig,
-    )
-
-    models = {
-        "": DeepSpeedZeroConfig,
-        "offload_optimizer": DeepSpeedZeroOffloadOptimizerConfig,
-        "offload_param": DeepSpeedZeroOffloadParamConfig,
-    }
-    zero = subsection(raw, "zero_optimization")
-    unknown = []
-    for name, model in models.items():
-        known = {field.alias or key for key, field in model.model_fields.items()} | set(model.model_fields)
-        prefix = f"zero_optimization.{name}." if name else "zero_optimization."
-        unknown += [prefix + key for key in (subsection(zero, name) if name else zero) if key not in known]
-    return [key for key in unknown if key.removeprefix("zero_optimization.") not in REFUSED_ZERO]
 
 
 def fit_buckets(ds: Json, trained: int) -> Json:
@@ -245,14 +156,14 @@ def train_settings(raw: Json) -> dict[str, Any]:
     return stated if precision is None else stated | {"precision": precision}
 
 
-def _once(raw: Json, key: str, train: TrainConfig, read: Callable[[Json, str], Any]) -> Any:
+def _once(ds: Json, key: str, train: TrainConfig) -> Any:
     """The value of a quantity that the JSON or the run configuration may state; None where neither does.
 
     Raises:
         ValueError: both state it, and differ.
     """
     field = ONE_PLACE[key]
-    in_json, in_run = read(raw, key), getattr(train, field)
+    in_json, in_run = ds.get(key), getattr(train, field)
     if in_json is not None and in_run is not None and in_json != in_run:
         raise ValueError(
             f'"{key}" is {in_json} in the DeepSpeed JSON, but train.{field} is {in_run}; '

@@ -1,7 +1,8 @@
 """The sections of the DeepSpeed JSON: each is checked, and what it leaves open is resolved.
 
-The word "auto" counts as not said. Every function that takes `zero` works on a copy of the zero_optimization section
-and changes it in place.
+Each value by itself has been checked before (`sorsa_ds.config.deepspeed_keys`); here is what depends on others. "auto"
+counts as not said. Every function that takes `zero` works on a copy of the zero_optimization section and changes
+it in place.
 """
 
 import json
@@ -9,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-Json = dict[str, Any]
+from sorsa_ds.config.deepspeed_keys import Json
 
 BUFFERS = ("overlap_comm", "reduce_bucket_size", "stage3_max_live_parameters", "stage3_prefetch_bucket_size",
            "stage3_param_persistence_threshold")  # fmt: skip
@@ -24,54 +25,20 @@ def said(section: Json, key: str) -> Any:
 
 
 def subsection(parent: Json, key: str) -> Json:
-    """A copy of an object inside another, empty where it is absent.
-
-    Raises:
-        ValueError: the value is not an object.
-    """
-    value = said(parent, key)
-    if not isinstance(value, dict | None):
-        raise ValueError(f'DeepSpeed JSON: "{key}" is {json.dumps(value)}: must be an object {{...}}')
-    return dict(value or {})
-
-
-def number(section: Json, key: str, minimum: float = 0) -> float | None:
-    """A finite number of at least `minimum`; None where it is not said.
-
-    Raises:
-        ValueError: the value is something else.
-    """
-    value = said(section, key)
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and minimum <= value < 1e308):
-        return value
-    raise ValueError(f'DeepSpeed JSON: "{key}" is {json.dumps(value)}: must be a number >= {minimum}, or "auto"')
-
-
-def integer(section: Json, key: str, minimum: int = 1) -> int | None:
-    """A whole number of at least `minimum`; None where it is not said.
-
-    Raises:
-        ValueError: the value is something else.
-    """
-    value = number(section, key, minimum)
-    if not isinstance(value, int | None):
-        raise ValueError(f'DeepSpeed JSON: "{key}" is {value}: must be a whole number')
-    return value
+    """A copy of an object inside another, empty where it is absent."""
+    return dict(said(parent, key) or {})
 
 
 def resolve_stage(zero: Json) -> int:
     """The ZeRO stage, which is written into the section; 0 where the JSON has none.
 
     Raises:
-        ValueError: the stage is none of 0, 1, 2 and 3.
+        ValueError: the stage is "auto".
     """
     if zero.get("stage") == "auto":
         raise ValueError('DeepSpeed JSON: "zero_optimization.stage" is "auto": write 0, 1, 2 or 3')
-    stage = integer(zero, "stage", minimum=0) or 0
-    if stage > 3:
-        raise ValueError(f'DeepSpeed JSON: "zero_optimization.stage" is {stage}: must be 0, 1, 2 or 3')
-    zero["stage"] = stage
-    return stage
+    zero["stage"] = int(zero.get("stage", 0))
+    return zero["stage"]
 
 
 def resolve_offload(zero: Json, name: str, stages: range, device: str) -> None:
@@ -115,7 +82,7 @@ def resolve_node_sharding(zero: Json, world_size: int, node_ranks: int) -> None:
     label = f'DeepSpeed JSON: "zero_optimization.{key}"'
     if zero["stage"] != 3:
         raise ValueError(f"{label} needs ZeRO stage 3, not {zero['stage']}")
-    size = integer(zero, key) or node_ranks
+    size = said(zero, key) or node_ranks
     if node_ranks == 0 or world_size % node_ranks:
         raise ValueError(
             f"{label} needs as many ranks on every node and a launcher that says how many (LOCAL_WORLD_SIZE); remove it"
@@ -165,19 +132,20 @@ def resolve_number_formats(ds: Json, precision: str, stage: int) -> None:
                 f'(train.precision); write "auto" in the JSON'
             )
         ds[name] = section | {"enabled": wanted}
-    if any(ds["bf16"].get(key) for key in ("bf16_master_weights_and_grads", "bf16_optimizer_states")):
-        raise ValueError('DeepSpeed JSON: "bf16" without fp32 masters is not supported: the regulariser works on them')
     if precision == "mixed":
-        dtype = said(ds["torch_autocast"], "dtype") or "bfloat16"
-        if dtype not in ("bfloat16", "bf16", "torch.bfloat16"):
-            raise ValueError(f'DeepSpeed JSON: "torch_autocast.dtype" is {dtype}: only bfloat16 is supported')
-        ds["torch_autocast"]["dtype"] = dtype
+        ds["torch_autocast"].setdefault("dtype", "bfloat16")
         # By default DeepSpeed averages the gradients of every nn.Linear in bf16. SorsaLinear is none, but the other
         # methods train such layers, and would be compared at a lower precision.
         ds["torch_autocast"].setdefault("lower_precision_safe_modules", [])
-    if precision == "bf16":
-        types = ds["data_types"] = subsection(ds, "data_types")
-        accumulated = said(types, "grad_accum_dtype")
-        types.pop("grad_accum_dtype", None)
-        if stage > 0:  # stage 0 has no fp32 accumulation: DeepSpeed raises NotImplementedError
-            types["grad_accum_dtype"] = accumulated or "fp32"
+    types = subsection(ds, "data_types")
+    accumulated = types.pop("grad_accum_dtype", None)
+    if precision == "bf16" and stage > 0:  # stage 0 has no fp32 accumulation: DeepSpeed raises NotImplementedError
+        types["grad_accum_dtype"] = accumulated or "fp32"
+    elif precision != "bf16" and accumulated == "bf16":
+        raise ValueError(
+            f'DeepSpeed JSON: "data_types.grad_accum_dtype" is "bf16", but the precision is {precision}; remove it'
+        )
+    if types or precision == "bf16":
+        ds["data_types"] = types
+    else:
+        ds.pop("data_types", None)

@@ -61,14 +61,15 @@ def section_help(schema: type, name: str) -> str:
 
 
 def describe_type(annotation: Any) -> str:
-    """A type with its range in words: `integer >= 1`, `auto | fp32`, `list of text or text`."""
+    """A type with its range in words: `integer from 1 to 65,536`, `auto | fp32`, `list of text or text`."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         rules = [rule for extra in args[1:] if isinstance(extra, FieldInfo) for rule in extra.metadata]
-        limits = [
-            f"{sign} {getattr(rule, key):g}" for rule in rules for key, sign in _SIGNS.items() if hasattr(rule, key)
-        ]
-        return f"{describe_type(args[0])} {' and '.join(limits)}"
+        limits = {key: f"{getattr(rule, key):,}" for rule in rules for key in _SIGNS if hasattr(rule, key)}
+        if limits.keys() == {"ge", "le"}:
+            return f"{describe_type(args[0])} from {limits['ge']} to {limits['le']}"
+        signed = " and ".join(f"{_SIGNS[key]} {limit}" for key, limit in limits.items())
+        return f"{describe_type(args[0])} {signed}".rstrip()
     if origin is Literal:
         return " | ".join(map(str, args))
     if origin in (Union, types.UnionType):

@@ -4,7 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sorsa_ds.config.declare import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, settings
+from sorsa_ds.config.declare import (
+    MOST,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Rank,
+    Rounds,
+    settings,
+)
 
 MethodName = Literal["sorsa", "lora", "pissa", "adalora", "dora", "olora", "full", "partial"]
 
@@ -13,15 +23,17 @@ def relative_gamma(text: str) -> float:
     """The factor of a gamma that is given relative to the learning rate, such as 0.2 from `0.2*lr`.
 
     Raises:
-        ValueError: the text has another form, or the factor is negative or infinite.
+        ValueError: the text has another form, or the factor is negative or larger than any setting may be.
     """
     number, star, rate = text.replace(" ", "").partition("*")
     try:
         factor = float(number)
     except ValueError:
         factor = -1.0
-    if star != "*" or rate != "lr" or not 0 <= factor < float("inf"):
-        raise ValueError(f"regularizer.gamma: {text!r} is neither a number >= 0 nor `<number>*lr`, as in `0.2*lr`")
+    if star != "*" or rate != "lr" or not 0 <= factor <= MOST:
+        raise ValueError(
+            f"regularizer.gamma: {text!r} is neither a number from 0 to {MOST:,} nor `<number>*lr`, as in `0.2*lr`"
+        )
     return factor
 
 
@@ -33,11 +45,11 @@ class SorsaConfig:
     """`all-linear` (every linear layer but the output head and RWKV6's small mixing projections), or a list of module
     names, name suffixes (`q_proj`) or globs."""
 
-    rank: PositiveInt = 16
+    rank: Rank = 16
     """Number r of singular triplets that are trained in each adapted linear layer. It may not exceed min(out, in) of
     any of these layers."""
 
-    rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
+    rank_pattern: dict[str, Rank] = Field(default_factory=dict)
     """Ranks of single layers: name, suffix or glob -> rank. The first match takes the place of `rank`."""
 
     alpha: PositiveFloat | None = None
@@ -54,7 +66,7 @@ class SorsaConfig:
     svd_tolerance: PositiveFloat = 1e-2
     """The iteration ends when the energy of W_r exceeds the smallest possible one by at most this fraction."""
 
-    svd_max_iterations: PositiveInt = 16
+    svd_max_iterations: Rounds = 16
     """Largest number of iterations. Layers that reach it before the tolerance are named."""
 
     svd_cache: str = "auto"
@@ -68,13 +80,13 @@ class BaselineConfig:
     dropout. LoRA's product is scaled by alpha / rank too, and by 1 where alpha is unset, as in the papers'
     comparisons."""
 
-    pissa_iterations: NonNegativeInt = 0
+    pissa_iterations: Annotated[int, Field(ge=0, le=1000)] = 0
     """PiSSA: iterations of PEFT's fast decomposition (`pissa_niter_4` has 4). 0: the exact decomposition."""
 
-    adalora_init_rank: PositiveInt | None = None
+    adalora_init_rank: Rank | None = None
     """AdaLoRA: rank of every linear layer at the beginning. Unset: sorsa.rank."""
 
-    adalora_target_rank: PositiveInt | None = None
+    adalora_target_rank: Rank | None = None
     """AdaLoRA: mean rank at the end. Unset: sorsa.rank, as in the papers, where the rank is therefore not reduced."""
 
     adalora_t_init: NonNegativeInt | None = None
@@ -107,7 +119,7 @@ class ResidualConfig:
     block_size: Literal[64, 128, 256, 512, 1024] = 64
     """Number of weights that share a scale, where the storage is quantised."""
 
-    iterations: PositiveInt = 1
+    iterations: Rounds = 1
     """1: decompose the weight W, then quantise W_r. More: decompose again what quantising left out, W - Q, and keep
     the best of so many rounds. Each round costs one decomposition."""
 

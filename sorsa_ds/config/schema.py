@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sorsa_ds.config.declare import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, settings
+from sorsa_ds.config.declare import (
+    BatchSize,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    settings,
+)
 from sorsa_ds.config.method_settings import BaselineConfig, MethodName, RegularizerConfig, ResidualConfig, SorsaConfig
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
@@ -58,7 +67,7 @@ class DataConfig:
     eval_size: NonNegativeInt = 16
     """Largest number of held-out rows. 0: no evaluation."""
 
-    max_length: Annotated[int, Field(ge=8)] = 512
+    max_length: Annotated[int, Field(ge=8, le=10**7)] = 512
     """Largest number of tokens of one example, prompt and response together. Longer examples are cut."""
 
 
@@ -72,14 +81,14 @@ class TrainConfig:
     epochs: PositiveFloat = 1.0
     """Passes over the data, where `steps` is unset."""
 
-    global_batch_size: PositiveInt | None = None
+    global_batch_size: BatchSize | None = None
     """Examples per optimizer step, over all ranks and accumulation steps (JSON: train_batch_size). Unset: micro-batch x
     ranks x accumulation."""
 
-    micro_batch_size: PositiveInt | None = None
+    micro_batch_size: BatchSize | None = None
     """Examples per forward pass of one rank (JSON: train_micro_batch_size_per_gpu). Unset: 2."""
 
-    gradient_accumulation_steps: PositiveInt | None = None
+    gradient_accumulation_steps: BatchSize | None = None
     """Forward passes of a rank per optimizer step. Unset: what follows from the two batch sizes, else 1."""
 
     gradient_clipping: NonNegativeFloat | None = None
@@ -98,7 +107,7 @@ class TrainConfig:
     adam_betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moment."""
 
-    adam_epsilon: PositiveFloat = 1e-8
+    adam_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """AdamW's epsilon."""
 
     gradient_checkpointing: bool = False
@@ -115,14 +124,14 @@ class TrainConfig:
     eval_every: NonNegativeInt = 0
     """Optimizer steps between held-out evaluations. The start and the end are always evaluated. 0: only these two."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the data order, the held-out rows, the generated data and the dropout."""
 
     deterministic: bool = False
     """Take only kernels that give the same bits in every run on the same hardware (docs/reproducibility.md). On a GPU
     it costs time; on CPUs nothing."""
 
-    timeout_minutes: PositiveFloat = 10.0
+    timeout_minutes: Annotated[float, Field(gt=0, le=30 * 24 * 60)] = 10.0
     """Minutes that a rank waits for the others, at the start and in every exchange, before it ends with a message."""
 
     max_start_gap: PositiveFloat | None = None

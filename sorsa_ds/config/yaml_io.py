@@ -16,33 +16,18 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from sorsa_ds.config.declare import check_text
 from sorsa_ds.config.fields import Leaf, leaves, section_help, sections
+from sorsa_ds.config.yaml_reader import EXPONENT, MOST_BYTES, TAG, Reader, fault_of, line_of, parse_yaml
 
 T = TypeVar("T")
-_TAG = "tag:yaml.org,2002:"
-
-
-class _Reader(yaml.SafeLoader):
-    """Reads YAML by the rules of version 1.2: 1e-3 is a number, `off` and `no` are text, and dates stay text."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's class attribute, emptied of the rules of version 1.1)
 
 
 class _Writer(yaml.SafeDumper):
     """Writes YAML that quotes any text which YAML 1.1 or 1.2 would read as something else than text."""
 
 
-_EXPONENT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
-for _name, _pattern, _first in (
-    ("bool", "true|True|TRUE|false|False|FALSE", [*"tTfF"]),
-    ("null", "~|null|Null|NULL|", [*"~nN", ""]),
-    ("int", "[-+]?[0-9]+", [*"-+0123456789"]),
-    ("float", rf"{_EXPONENT}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", [*"-+0123456789."]),
-):
-    _Reader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(f"^(?:{_pattern})$"), _first)
-_Reader.add_constructor(f"{_TAG}int", lambda loader, node: int(node.value))
-_Reader.add_constructor(f"{_TAG}float", lambda loader, node: float(re.sub(r"\.(?=[in])", "", node.value.lower())))
-_Writer.add_implicit_resolver(f"{_TAG}float", re.compile(f"^{_EXPONENT}$"), [*"-+0123456789."])
+_Writer.add_implicit_resolver(f"{TAG}float", re.compile(f"^{EXPONENT}$"), [*"-+0123456789."])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +46,12 @@ def read_value(text: str, where: str) -> Given:
         ValueError: the text begins like a list or mapping and is not valid YAML.
     """
     try:
-        return Given(yaml.load(text, _Reader), text, where)
+        return Given(parse_yaml(text), text, where)
     except yaml.YAMLError as error:
         if text.lstrip()[:1] in ("[", "{"):
-            problem = getattr(error, "problem", None) or error
-            raise ValueError(f"cannot read the value ({problem}); quote names with * in a list ({where})") from None
+            raise ValueError(
+                f"cannot read the value ({fault_of(error)}); quote names with * in a list ({where})"
+            ) from None
         return Given(text, text, where)
 
 
@@ -76,7 +62,9 @@ def read_yaml(file: Path, schema: type) -> dict[str, Given]:
         ValueError: the file cannot be read, is not valid YAML, or sets a key twice. The message names file and line.
     """
     try:
-        loader = _Reader(file.read_text(encoding="utf-8"))
+        if file.stat().st_size > MOST_BYTES:
+            raise ValueError(f"{file}: is larger than the {MOST_BYTES:,} bytes that settings may have")
+        loader = Reader(file.read_text(encoding="utf-8"))
         root = loader.get_single_node()
         if root is None:
             return {}
@@ -91,9 +79,8 @@ def read_yaml(file: Path, schema: type) -> dict[str, Given]:
             text = node.value if isinstance(node, yaml.ScalarNode) else None
             given[path] = Given(loader.construct_object(node, deep=True), text, where)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ValueError(f"{file}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+        line = f":{line_of(error)}" if line_of(error) else ""
+        raise ValueError(f"{file}{line}: not valid YAML ({fault_of(error)})") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     return given
@@ -102,12 +89,14 @@ def read_yaml(file: Path, schema: type) -> dict[str, Given]:
 def _walk(node: yaml.MappingNode, prefix: str, schema: type) -> Iterator[tuple[str, yaml.Node]]:
     """The dotted path and node of each setting below a node; only sections of the schema are descended into."""
     for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(problem="a key must be the name of a setting", problem_mark=key.start_mark)
         path = f"{prefix}{key.value}"
         if path not in sections(schema):
             yield path, value
         elif isinstance(value, yaml.MappingNode):
             yield from _walk(value, f"{path}.", schema)
-        elif value.tag != f"{_TAG}null":  # an empty section says nothing
+        elif value.tag != f"{TAG}null":  # an empty section says nothing
             yield path, value
 
 
@@ -121,9 +110,29 @@ def check_value(leaf: Leaf, given: Given) -> Any:
     if leaf.annotation in (str, str | None) and isinstance(value, bool | int | float):
         value = given.text  # a run may be named 123
     try:
+        for text in texts_in(value):
+            check_text(text)
         return TypeAdapter(leaf.annotation).validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError:
-        raise ValueError(f"{leaf.path} = {value!r}: must be {leaf.type_text} ({given.where})") from None
+        raise ValueError(f"{leaf.path} = {_shown(value)}: must be {leaf.type_text} ({given.where})") from None
+    except ValueError as error:
+        raise ValueError(f"{leaf.path} = {_shown(value)}: {error} ({given.where})") from None
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in a value: the keys and values of dictionaries, and the elements of lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        yield from (text for element in value for text in texts_in(element))
+    elif isinstance(value, dict):
+        yield from (text for pair in value.items() for element in pair for text in texts_in(element))
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def build_settings(schema: type[T], values: Mapping[str, Any]) -> T:

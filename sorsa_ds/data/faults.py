@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from sorsa_ds.runtime.json_text import parse_json
+
 JSON_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
@@ -40,7 +42,7 @@ def _line_faults(lines: Iterable[bytes]) -> Iterator[str]:
             continue
         rows += 1
         try:
-            row = json.loads(line.decode("utf-8-sig"))
+            row = parse_json(line.decode("utf-8-sig"))
         except ValueError as error:
             yield f", line {number}: {error}"
         else:
@@ -52,12 +54,14 @@ def _line_faults(lines: Iterable[bytes]) -> Iterator[str]:
 
 def _array_faults(content: bytes) -> Iterator[str]:
     try:
-        rows = json.loads(content.decode("utf-8-sig"))
+        rows = parse_json(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         yield f", line {error.lineno}: {error.msg}"
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         yield f", line {line}: {error}"
+    except ValueError as error:
+        yield f": {error}"
     else:
         if not rows:
             yield " is empty"

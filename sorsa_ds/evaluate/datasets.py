@@ -1,6 +1,5 @@
 """The questions: rows of a file, a folder, or a data set on the hub, in the layouts in which they were published."""
 
-import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice, zip_longest
@@ -10,6 +9,7 @@ from typing import TypeVar
 from datasets import Dataset, DatasetDict
 
 from sorsa_ds.data.source import open_splits
+from sorsa_ds.runtime.json_text import parse_json
 
 DATA_OPTION = "--data"
 _SEED = 0
@@ -94,7 +94,7 @@ def read_json(file: Path) -> dict:
         ValueError: the file holds no JSON object; the message names the file.
     """
     try:
-        row = json.loads(file.read_text(encoding="utf-8"))
+        row = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{DATA_OPTION}: {file}: {error}") from error
     if not isinstance(row, dict):

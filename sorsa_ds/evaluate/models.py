@@ -1,6 +1,5 @@
 """What `--model` may name: a run, an adapter, a PEFT adapter, a model's folder or a hub name."""
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,9 @@ from typing import cast
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from sorsa_ds.config.declare import Rank
 from sorsa_ds.config.schema import LoadingConfig, RunConfig
+from sorsa_ds.config.typed_json import typed
 from sorsa_ds.evaluate.backends.placement import place
 from sorsa_ds.model import adapter_file, pretrained
 from sorsa_ds.model.pretrained import find_model
@@ -20,6 +21,7 @@ from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.run.reload import reload
 from sorsa_ds.runtime import digest, precision
 from sorsa_ds.runtime.console import say, tracked
+from sorsa_ds.runtime.json_text import parse_json
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _AS_TRAINED = {"fp32": torch.float32, "mixed": torch.bfloat16, "bf16": torch.bfloat16}
@@ -78,10 +80,12 @@ def find_evaluated_model(model: str, base: str | None = None, trust_remote_code:
         return _run(folder, base)
     if (folder / adapter_file.CONFIG).exists():
         try:
-            described = json.loads((folder / adapter_file.CONFIG).read_text(encoding="utf-8"))
-        except ValueError as error:
+            described = parse_json((folder / adapter_file.CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise ValueError(f"--model: {folder / adapter_file.CONFIG} is damaged: {error}") from error
-        return _peft(folder, described, base, trust_remote_code) if "peft_type" in described else _adapter(folder, base)
+        if isinstance(described, dict) and "peft_type" in described:
+            return _peft(folder, described, base, trust_remote_code)
+        return _adapter(folder, base)
     if base is not None:
         raise ValueError(f"--base goes with a run or an adapter; {model} is neither")
     loading = LoadingConfig(trust_remote_code=trust_remote_code)
@@ -124,9 +128,41 @@ def _adapter(folder: Path, base: str | None, run: tuple[Path, RunConfig] | None 
     )
 
 
-def _peft(folder: Path, described: dict, base: str | None, trust_remote_code: bool) -> FoundModel:
+@dataclass(frozen=True, slots=True)
+class _PeftDescription:
+    """What is looked at of PEFT's adapter_config.json before PEFT itself reads it."""
+
+    peft_type: str
+    base_model_name_or_path: str | None = None
+    r: Rank | None = None
+    init_r: Rank | None = None
+    target_r: Rank | None = None
+    rank_pattern: dict[str, Rank | list[Rank]] | None = None
+
+
+def _read_peft(folder: Path, found: dict) -> _PeftDescription:
+    """The checked description of an adapter in PEFT's format.
+
+    Raises:
+        ValueError: PEFT is not installed or does not know the type, or an entry has another type or is out of range.
+    """
+    try:
+        from peft import PeftType
+    except ImportError as error:
+        raise ValueError(f"--model: {folder} needs the package peft, which is not installed") from error
+    try:
+        described = typed(_PeftDescription, found)
+        if described.peft_type not in PeftType.__members__:
+            raise ValueError(f"peft_type: the installed PEFT knows no {described.peft_type!r}")
+    except ValueError as error:
+        raise ValueError(f"--model: {folder / PEFT_CONFIG}: not PEFT's description of an adapter ({error})") from error
+    return described
+
+
+def _peft(folder: Path, found: dict, base: str | None, trust_remote_code: bool) -> FoundModel:
     """The model of an adapter in PEFT's format, with its base model."""
-    name = base or described.get("base_model_name_or_path")
+    described = _read_peft(folder, found)
+    name = base or described.base_model_name_or_path
     if not name:
         raise ValueError(f"--model: {folder / PEFT_CONFIG} names no base model; say it: --base FOLDER")
     if not (folder / PEFT_WEIGHTS).exists():
@@ -135,13 +171,14 @@ def _peft(folder: Path, described: dict, base: str | None, trust_remote_code: bo
     place = find_model(name, loading)
 
     def load(device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
-        try:
-            from peft import PeftModel
-        except ImportError as error:
-            raise ValueError(f"--model: {folder} needs the package peft, which is not installed") from error
+        from peft import PeftModel
+
         model = _plain(place, loading, device, dtype)
         quantised = getattr(model, "hf_quantizer", None) is not None
-        adapted = PeftModel.from_pretrained(model, folder, torch_device=str(device)).eval()
+        try:
+            adapted = PeftModel.from_pretrained(model, folder, torch_device=str(device)).eval()
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"--model: PEFT cannot put {folder} on {place}: {error}") from error
         # A PeftModel is no PreTrainedModel, but it passes all calls on to the one that it wraps.
         return cast(PreTrainedModel, adapted if quantised else adapted.merge_and_unload())
 

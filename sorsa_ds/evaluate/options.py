@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
+from sorsa_ds.config.declare import check_count
 from sorsa_ds.runtime.console import OptionParser
 
 DESCRIPTION = "Evaluate a model: deepspeed launch/evaluate.py --model runs/NAME --task gsm8k (or torchrun, or python)."
@@ -49,10 +50,10 @@ class Options:
     def __post_init__(self):
         for name in ("limit", "batch_size", "max_new_tokens", "window", "stride"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name}: {value} is not a positive number")
-        if self.num_few_shot is not None and self.num_few_shot < 0:
-            raise ValueError(f"--num_few_shot: {self.num_few_shot} is negative")
+            if value is not None:
+                check_count(f"--{name}", value)
+        if self.num_few_shot is not None:
+            check_count("--num_few_shot", self.num_few_shot, least=0)
         self._check_goes_with("max_new_tokens", GENERATED)
         self._check_goes_with("num_few_shot", ("gsm8k", "math", "mmlu"))
         self._check_goes_with("window", ("loss",))

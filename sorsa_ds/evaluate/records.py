@@ -17,6 +17,7 @@ import torch
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.files import write_json, write_text
 from sorsa_ds.runtime.folder_lock import RunLock
+from sorsa_ds.runtime.json_text import finite_json, parse_json, read_json
 
 SETTINGS, SAMPLES, RESULTS = "settings.json", "samples.jsonl", "results.json"
 _PARTS = "samples-*.jsonl"
@@ -47,7 +48,7 @@ class Records:
 
     def write(self, record: dict) -> None:
         """Add a sample, which is in the file when this returns."""
-        self._part.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        self._part.write(finite_json(record, ensure_ascii=False) + "\n")
         self._part.flush()
 
     def collect(self, order: list[str]) -> list[dict]:
@@ -67,7 +68,7 @@ class Records:
                 raise ValueError(f"--output: {self.folder} holds something that is no evaluation; name another folder")
             write_json(self.folder / SETTINGS, {**settings, "identity": identity})
         self._lock.acquire()
-        before = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
+        before = read_json(self.folder / SETTINGS)
         differ = [name for name, value in identity.items() if before["identity"].get(name) != value]
         if differ:
             was = ", ".join(f"{name} {before[name]}" for name in settings)
@@ -95,5 +96,5 @@ def read_samples(folder: Path) -> list[dict]:
     records = []
     for file in [folder / SAMPLES, *sorted(folder.glob(_PARTS))]:
         text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-        records += [json.loads(line) for line in text.split("\n")[:-1]]
+        records += [parse_json(line) for line in text.split("\n")[:-1]]
     return records

@@ -6,19 +6,22 @@ the model's parameters: `<layer>.U`, `<layer>.s`, `<layer>.V`. The methods that 
 tensors, because theirs are the base model's own.
 """
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sorsa_ds.config.declare import Digest, PositiveInt
 from sorsa_ds.config.schema import BaselineConfig, LoadingConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
+from sorsa_ds.config.typed_json import typed
 from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.files import write_json
+from sorsa_ds.runtime.json_text import parse_json
 from sorsa_ds.runtime.precision import Name as PrecisionName
 
 TRAINED, INITIAL, CONFIG = "adapter_model.safetensors", "initial_factors.safetensors", "adapter_config.json"
@@ -37,14 +40,16 @@ class Description:
     method, baseline: the method of fine-tuning, and the settings that only the baselines have.
     """
 
-    base_model: str
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    base_model: Annotated[str, Field(min_length=1)]
     loading: LoadingConfig
     precision: PrecisionName
     sorsa: SorsaConfig
-    layers: dict[str, dict[str, int]]
-    digests: dict[str, str]
+    layers: dict[str, dict[str, PositiveInt]]
+    digests: dict[str, Digest]
     residual: ResidualConfig = field(default_factory=ResidualConfig)
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Digest] = field(default_factory=dict)
     method: MethodName = "sorsa"
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
 
@@ -100,21 +105,30 @@ def read_description(folder: Path) -> Description:
     """Read adapter_config.json.
 
     Raises:
-        ValueError: the file is missing or broken.
+        ValueError: the file is missing, broken, or not such a description; the message names the file and the entry.
     """
     path = folder / CONFIG
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["method"] not in get_args(MethodName):
-            raise ValueError(f"the method {found['method']!r} is not known")
-        if found["precision"] not in get_args(PrecisionName):
-            raise ValueError(f"the precision {found['precision']!r} is not known")
-        found["loading"], found["sorsa"] = LoadingConfig(**found["loading"]), SorsaConfig(**found["sorsa"])
-        found["residual"] = ResidualConfig(**found.get("residual", {}))
-        found["baseline"] = BaselineConfig(**found.get("baseline", {}))
-        return Description(**found)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        found = typed(Description, parse_json(path.read_text(encoding="utf-8")))
+        for name, layer in found.layers.items():
+            _check_layer(name, layer)
+        if unknown := found.files.keys() - {TRAINED, INITIAL}:
+            raise ValueError(f"files: {', '.join(sorted(unknown))} is no file of an adapter")
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not the description of an adapter of this program ({error})") from error
+    return found
+
+
+def _check_layer(name: str, layer: dict[str, int]) -> None:
+    """Stop where a layer has other entries than its shape and rank, or a rank that its shape cannot have.
+
+    Raises:
+        ValueError: naming the layer.
+    """
+    if layer.keys() != {"out", "in", "rank"}:
+        raise ValueError(f"layers.{name}: has {', '.join(layer) or 'nothing'} instead of out, in and rank")
+    if layer["rank"] > min(layer["out"], layer["in"]):
+        raise ValueError(f"layers.{name}: rank {layer['rank']} exceeds min(out, in)")
 
 
 class FactorFile:

@@ -19,6 +19,7 @@ from torch import Tensor
 from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.files import write_atomic
+from sorsa_ds.runtime.json_text import parse_json
 from sorsa_ds.sorsa.decompose import Accuracy, Decomposition
 
 FORMAT = 2
@@ -93,7 +94,7 @@ def _read(path: Path, key: str, device: torch.device) -> CachedDecomposition:
         raise ValueError("it was made from another weight or with other settings")
     if metadata.get("checksum") != _checksum(tensors):
         raise ValueError("its numbers do not fit its checksum")
-    accuracy = Accuracy(**json.loads(metadata["accuracy"]))
+    accuracy = Accuracy(**parse_json(metadata["accuracy"]))
     U, s, V = (tensors[name].to(device) for name in ("U", "s", "V"))
     return CachedDecomposition(U, s, V, accuracy)
 

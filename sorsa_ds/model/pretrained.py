@@ -1,6 +1,5 @@
 """The pre-trained weights on disk: find their folder, learn which file holds which parameter, read one at a time."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from sorsa_ds.model.architectures import register_architecture
 from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.console import say
+from sorsa_ds.runtime.json_text import parse_json
 from sorsa_ds.runtime.waiting import first_of_node
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -193,7 +193,7 @@ class PretrainedWeights:
         index = self.folder / INDEX
         if index.exists():
             try:
-                shards = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+                shards = sorted({str(name) for name in parse_json(index.read_text())["weight_map"].values()})
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise ValueError(f"{index}: not a safetensors index: {error}") from error
             missing = [shard for shard in shards if not (self.folder / shard).exists()]

@@ -1,6 +1,5 @@
 """The state of a run, as its folder tells it: does it still train, is it finished, and what can be read from it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,11 @@ import yaml
 
 from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.config.yaml_reader import fault_of, parse_yaml
 from sorsa_ds.run.checkpoint.folder import existing_checkpoints
 from sorsa_ds.run.paths import CONFIG, METRICS, REPORT
 from sorsa_ds.runtime.folder_lock import is_held
+from sorsa_ds.runtime.json_text import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,12 @@ class RunState:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the folder is taken by a run, even one that ended before its settings were written into it."""
-        return (self.folder / METRICS).exists()
+        """Whether the folder is taken by a run: one that has measured something, or has saved or finished.
+
+        A run that fails before that leaves an empty log, which takes nobody's name.
+        """
+        metrics = self.folder / METRICS
+        return self.is_finished or bool(self.checkpoints) or (metrics.exists() and metrics.stat().st_size > 0)
 
     @property
     def is_running(self) -> bool:
@@ -45,13 +50,20 @@ class RunState:
         """The checkpoints that were saved completely, newest first. Damage since then is for `file_faults` to find."""
         return existing_checkpoints(self.folder)
 
-    def saved_settings(self) -> Any:
+    def saved_settings(self) -> dict:
         """The settings as they stand in the file: nested dictionaries where another version wrote them, too.
 
         Raises:
-            OSError, yaml.YAMLError: the file cannot be read.
+            OSError, ValueError: the file cannot be read, or holds no settings.
         """
-        return yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8"))
+        path = self.folder / CONFIG
+        try:
+            found = parse_yaml(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: not valid YAML ({fault_of(error)})") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"{path}: holds no settings")
+        return found
 
     def settings(self) -> RunConfig:
         """The settings, checked.
@@ -110,6 +122,6 @@ class FinishedRun(RunState):
         """
         path = self.folder / REPORT
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return parse_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from error

@@ -19,6 +19,7 @@ from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import note
 from sorsa_ds.runtime.files import write_json, write_text
 from sorsa_ds.runtime.folder_lock import RunLock
+from sorsa_ds.runtime.json_text import finite_json, parse_json
 
 
 def make_run_folder(output: OutputConfig, model: str, method: str, device: torch.device, again: bool) -> Path:
@@ -112,12 +113,20 @@ class RunLog:
             )
 
     def write(self, step: int, **values: float | None) -> None:
-        """Log one line; `step` is the number of finished optimizer steps. Values that are None are left out."""
+        """Log one line; `step` is the number of finished optimizer steps. Values that are None are left out.
+
+        Raises:
+            ValueError: a value is NaN or infinite; the message names it and the step.
+        """
         if self._file is None:
             return
         values = {key: value for key, value in values.items() if value is not None}
         try:
-            self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+            line = finite_json({"step": step, **values})
+        except ValueError as error:
+            raise ValueError(f"{self.folder / METRICS}: step {step} is not logged: {error}") from error
+        try:
+            self._file.write(line + "\n")
             self._file.flush()
         except OSError as error:
             note(f"{self.folder / METRICS}: step {step} is not logged ({error.strerror})")
@@ -152,7 +161,7 @@ def read_metrics(folder: Path) -> list[dict]:
     read: list[dict] = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            read.append(json.loads(line))
+            read.append(parse_json(line))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error}); the file is damaged") from error
         if not isinstance(read[-1], dict) or not isinstance(read[-1].get("step"), int):

@@ -4,7 +4,6 @@ What is being written lies in a folder beside its place that only this user can 
 foresee: no link can be planted there for this process to follow.
 """
 
-import json
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from sorsa_ds.runtime.folder_lock import RunLock
+from sorsa_ds.runtime.json_text import finite_json
 
 _RANDOM = r"[a-z0-9_]{8}"
 """What `tempfile` puts into a name."""
@@ -57,8 +57,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as an indented JSON file, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write a value as an indented JSON file, atomically.
+
+    Raises:
+        ValueError: the file cannot be written, or a number is NaN or infinite; the message names it and the file.
+    """
+    try:
+        text = finite_json(value, indent=2, ensure_ascii=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    write_text(path, text + "\n")
 
 
 def fsync(path: Path) -> None:

@@ -16,11 +16,13 @@ A Gram matrix is a sum over rows, so processes that hold different rows need to 
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
 
+from sorsa_ds.config.declare import Amount, NonNegativeInt
 from sorsa_ds.config.method_settings import RegularizerConfig, relative_gamma
 
 ROUNDING = 32 * 2.0**-24
@@ -50,10 +52,12 @@ class Regularizer:
     reorthonormalize: steps from one re-orthonormalisation (`sorsa_ds.engine.reorthonormalize`) to the next; 0: none.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     form: Form
     reduction: Reduction
-    coefficient: float
-    reorthonormalize: int = 0
+    coefficient: Amount
+    reorthonormalize: NonNegativeInt = 0
 
     def rhythm(self) -> str:
         """A clause that says how often U and V are made orthonormal; empty where they never are."""

@@ -26,7 +26,6 @@ def check_invocation(invocation: Invocation, world_size: int, node_ranks: int) -
         # The saved batch is regrouped for the ranks that there are.
         settings = replace(settings, micro_batch_size=None, gradient_accumulation_steps=None)
     raw = deepspeed_json.read_ds_config(invocation.ds_config)
-    deepspeed_json.check_zero_keys(raw, invocation.ds_config)
     # The GPUs are not known here: fp32, which every device has, stands for a precision that is left open.
     json_says = deepspeed_json.precision_from_json(raw)
     precision = resolve_precision(settings.precision, json_says, "cpu", fast=False).name

@@ -104,12 +104,18 @@ class Trainer:
 
         Args:
             shown: the progress bar.
+
+        Raises:
+            ValueError: something that was measured is NaN or infinite; on every rank, and before it is saved.
         """
         progress, rate = self.progress, self.engine.get_lr()[0]
         tick = time.perf_counter()
         self.keeper.step_begins()
         loss, tokens, done = self.step(progress.step)
         seconds = time.perf_counter() - tick
+        self.stop_unless_finite(done.grad_norm, "norm of the loss's gradient", progress.step + 1)
+        self.stop_unless_finite(done.reg_loss, "regulariser's value L_reg", progress.step + 1)
+        self.stop_unless_finite(done.reg_grad_norm, "norm of the regulariser's gradient", progress.step + 1)
         progress.step, progress.tokens, progress.reg_loss = progress.step + 1, progress.tokens + tokens, done.reg_loss
         self.log.write(
             progress.step,
@@ -235,7 +241,7 @@ class Trainer:
                 summed.add_(loss.detach())
                 if i == len(micro_batches):
                     mean = collectives.total(summed, self.device).item() / learned
-                    self.stop_on_nan(mean, "loss", step + 1)
+                    self.stop_unless_finite(mean, "loss", step + 1)
                 yield loss * scale
 
         done = self.engine.train_step(losses())
@@ -258,7 +264,7 @@ class Trainer:
             self.batches.pad_token_id,
         )
         loss = mean_loss(self.engine, self.interruptible(held_out), self.device)
-        self.stop_on_nan(loss, "held-out loss", step)
+        self.stop_unless_finite(loss, "held-out loss", step)
         say(f"Step {step}: held-out loss {loss:.4f} nats per token.")
         self.log.write(step, eval_loss=loss)
         return loss
@@ -277,17 +283,20 @@ class Trainer:
         """The batch on which the model at step 0 is compared with the base model: this rank's first micro-batch."""
         return self.batches.micro_batches(0)[0]
 
-    def stop_on_nan(self, loss: float, what: str, step: int) -> None:
-        """Stop where a loss, which is the same number on all ranks, is NaN or infinite.
+    def stop_unless_finite(self, number: float | None, what: str, step: int) -> None:
+        """Stop where a measured number, which is the same on all ranks, is NaN or infinite. A collective call.
+
+        A save that is under way is finished first: what it holds is from before that number.
 
         Raises:
             ValueError: on every rank alike, with the last checkpoint.
         """
-        if not math.isfinite(loss):
+        if number is not None and not math.isfinite(number):
+            self.keeper.finish_saving()
             saved = RunState(self.folder).checkpoints
             kept = f"the last checkpoint is {saved[0]}" if saved else "nothing was saved before it"
             raise ValueError(
-                f"the {what} is {loss} at step {step}: lower train.learning_rate (now "
+                f"the {what} is {number} at step {step}: lower train.learning_rate (now "
                 f"{self.config.train.learning_rate}) or look at the data of that step; {kept}"
             )
 

@@ -1,5 +1,6 @@
 """The command line: spellings, precedence, error messages, help, and YAML that reads back."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -105,19 +106,29 @@ def test_unknown_key_like_no_other_lists_the_section():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sorsa.rank=0", "sorsa.rank = 0: must be integer >= 1"),
-        ("sorsa.rank=many", "sorsa.rank = 'many': must be integer >= 1"),
-        ("sorsa.rank=1.5", "sorsa.rank = 1.5: must be integer >= 1"),
-        ("sorsa.rank=true", "sorsa.rank = True: must be integer >= 1"),
-        ("sorsa.rank=", "sorsa.rank = None: must be integer >= 1"),
+        ("sorsa.rank=0", "sorsa.rank = 0: must be integer from 1 to 65,536"),
+        ("sorsa.rank=many", "sorsa.rank = 'many': must be integer from 1 to 65,536"),
+        ("sorsa.rank=1.5", "sorsa.rank = 1.5: must be integer from 1 to 65,536"),
+        ("sorsa.rank=true", "sorsa.rank = True: must be integer from 1 to 65,536"),
+        ("sorsa.rank=", "sorsa.rank = None: must be integer from 1 to 65,536"),
         ("sorsa.dropout=1", "sorsa.dropout = 1: must be number >= 0 and < 1"),
         ("train.learning_rate=.inf", "train.learning_rate = inf: must be number > 0"),
         ("train.warmup_ratio=.nan", "train.warmup_ratio = nan: must be number >= 0 and < 1"),
         ("train.precision=fp16", "train.precision = 'fp16': must be auto | fp32 | mixed | bf16"),
-        ("train.steps=0", "train.steps = 0: must be integer >= 1 or null"),
+        ("train.steps=0", "train.steps = 0: must be integer from 1 to 1,000,000,000 or null"),
         ("train.gradient_checkpointing=1", "train.gradient_checkpointing = 1: must be true or false"),
-        ("regularizer.gamma=-1", "regularizer.gamma = -1: must be number >= 0 or text"),
-        ("sorsa.rank_pattern={q: 0}", "sorsa.rank_pattern = {'q': 0}: must be mapping of text to integer >= 1"),
+        ("regularizer.gamma=-1", "regularizer.gamma = -1: must be number from 0 to 1,000,000,000 or text"),
+        ("sorsa.rank_pattern={q: 0}", "sorsa.rank_pattern = {'q': 0}: must be mapping of text to integer from 1"),
+        ("regularizer.gamma=1e10*lr", "regularizer.gamma: '1e10*lr' is neither a number from 0 to 1,000,000,000 nor"),
+        ("train.steps=1" + "0" * 4000, "0000...: must be integer from 1 to 1,000,000,000 or null"),
+        ("train.steps=1" + "0" * 5000, "must be integer from 1"),
+        ("sorsa.rank_pattern={q: 1, q: 2}", "a key stands twice in this mapping"),
+        ("sorsa.targets=[" + "[" * 1000, "more than 64 lists and mappings are inside one another"),
+        ("sorsa.targets=[*q]", "an alias (*name) is not read"),
+        ('model="a\\0b"', "model = 'a\\x00b': it holds a NUL character (command line"),
+        ('sorsa.targets=["a\\0b"]', "it holds a NUL character"),
+        ('sorsa.rank_pattern={"a\\0b": 3}', "it holds a NUL character"),
+        ("output.name=\udcff", "it holds something that is no character"),
         ("sorsa=8", "sorsa is a section, not a setting"),
         ("sorsa.targets=[*.q]", "quote names with *"),
     ],
@@ -132,9 +143,9 @@ def test_all_errors_are_reported_together(yaml_file):
     assert len(text.splitlines()) == 6
     assert "'stray' is not a setting" in text
     assert "--train.seed needs a value" in text
-    assert f"sorsa.rank = 0: must be integer >= 1 ({file}:2)" in text
+    assert f"sorsa.rank = 0: must be integer from 1 to 65,536 ({file}:2)" in text
     assert f"did you mean sorsa.dropout? ({file}:3)" in text
-    assert "train.steps = -1: must be integer >= 1 or null (command line: train.steps=-1)" in text
+    assert "train.steps = -1: must be integer from 1 to 1,000,000,000 or null (command line: train.steps=-1)" in text
     assert "--ds_config nowhere.json: no such file; the repository has ds_configs/stage0.json" in text
 
 
@@ -147,7 +158,15 @@ def test_all_errors_are_reported_together(yaml_file):
         ("sorsa: 3\n", "sorsa is a section, not a setting"),
         ("sorsa:\n  rank: 3\n  rank: 4\n", "sorsa.rank is set twice"),
         ("sorsa:\n  rank_pattern: {[1]: 2}\n", ":2: not valid YAML"),
-        ("output: {name: !!python/name:os.system x}\n", "not valid YAML"),
+        ("output: {name: !!python/name:os.system x}\n", ":1: not valid YAML (a tag (!name) is not read"),
+        ("model: !!binary aGVsbG8=\n", ":1: not valid YAML (a tag (!name) is not read"),
+        ("train:\n  steps: !!bool 5\n", ":2: not valid YAML (a tag (!name) is not read"),
+        ("sorsa: &a {rank: 3}\ntrain: *a\n", ":2: not valid YAML (an alias (*name) is not read"),
+        ("? [a, b]\n: 3\n", ":1: not valid YAML (a key must be the name of a setting"),
+        ("train:\n  steps: 1" + "0" * 5000, ":2: not valid YAML (a number has too many digits"),
+        ("model: " + "[" * 100_000, ":1: not valid YAML (more than 64 lists and mappings"),
+        ("model:\n" + "".join(f"{' ' * n}- \n" for n in range(200)), "not valid YAML (more than 64 lists and"),
+        ("model: x" + " " * 2**20, "is larger than the 1,048,576 bytes that settings may have"),
     ],
 )
 def test_broken_yaml_names_file_and_line(yaml_file, text, message):
@@ -155,6 +174,24 @@ def test_broken_yaml_names_file_and_line(yaml_file, text, message):
     found = error("--config", file)
     assert message in found
     assert file in found
+
+
+def test_few_lines_cannot_stand_for_a_billion(yaml_file):
+    """An alias bomb: ten levels of ten aliases each; it used to take minutes."""
+    levels = [f"x{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 11)]
+    file = yaml_file("\n".join(["x0: &a0 [lol]", *levels]) + "\n")
+    began = time.perf_counter()
+    assert f"{file}:2: not valid YAML (an alias (*name) is not read" in error("--config", file)
+    assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize("path", leaves(RunConfig))
+def test_every_number_has_a_largest_value_and_a_smallest(path):
+    """Whatever is no text: 10^18 and 1e30 are refused, and so are negative numbers and numbers that are none."""
+    kind = leaves(RunConfig)[path].type_text
+    if "text" not in kind or path == "regularizer.gamma":
+        for value in ("1" + "0" * 18, "1e30", "-1", "-1e-3", ".inf", ".nan"):
+            assert f"{path} = " in error(f"{path}={value}")
 
 
 def test_missing_yaml_and_unreadable_yaml(tmp_path):
@@ -187,7 +224,7 @@ def test_help_explains_every_field(capsys):
         assert leaf.help, f"{path} has no docstring"
         assert f"--{path} <{leaf.type_text}>" in flat
         assert leaf.help[:60] in flat
-    assert "--train.learning_rate <number > 0> (default 0.0002)" in flat
+    assert "--train.learning_rate <number > 0 and <= 1,000,000,000> (default 0.0002)" in flat
     assert "deepspeed launch/train.py --ds_config ds_configs/zero3.json" in flat
     assert "--config" in flat
 

@@ -6,14 +6,7 @@ from pathlib import Path
 import pytest
 
 from sorsa_ds.config.batch_size import BatchSizes, resolve_batch_sizes
-from sorsa_ds.config.deepspeed_json import (
-    REFUSED,
-    precision_from_json,
-    read_ds_config,
-    resolve_ds_config,
-    train_settings,
-    unknown_zero_keys,
-)
+from sorsa_ds.config.deepspeed_json import precision_from_json, read_ds_config, resolve_ds_config, train_settings
 from sorsa_ds.config.deepspeed_sections import BUFFERS
 from sorsa_ds.config.schema import TrainConfig
 
@@ -150,11 +143,6 @@ def test_nothing_said_about_precision():
     assert precision_from_json({}) is None
 
 
-@pytest.mark.parametrize("key", REFUSED)
-def test_sections_that_are_not_supported(key):
-    assert f'"{key}" is not supported' in refusal({key: {}})
-
-
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
@@ -166,7 +154,8 @@ def test_sections_that_are_not_supported(key):
         ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "write offload_optimizer"),
         ({"amp": {"enabled": True}}, "write bf16"),
         ({"bf16": {"bf16_master_weights_and_grads": True}}, "fp32 masters"),
-        ({"zero_optimization": {"stage": 4}}, "must be 0, 1, 2 or 3"),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, 'is "bf16", but the precision is fp32'),
+        ({"zero_optimization": {"stage": 4}}, "must be integer from 0 to 3"),
         ({"zero_optimization": True}, "must be an object"),
         (
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
@@ -174,10 +163,14 @@ def test_sections_that_are_not_supported(key):
         ),
         ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "needs ZeRO stage 1 or 2 or 3"),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "needs ZeRO stage 3, not 2"),
-        ({"train_batch_size": 2.5}, "must be a whole number"),
-        ({"train_batch_size": 0}, "must be a number >= 1"),
-        ({"gradient_clipping": "much"}, '"gradient_clipping" is "much": must be a number >= 0'),
-        ({"gradient_clipping": True}, "must be a number"),
+        ({"train_batch_size": 2.5}, "must be integer from 1 to 1,000,000"),
+        ({"train_batch_size": 10**18}, "must be integer from 1 to 1,000,000"),
+        ({"gradient_clipping": "much"}, '"gradient_clipping" is "much": must be number from 0'),
+        ({"gradient_clipping": True}, "must be number"),
+        (
+            {"train_micro_batch_size_per_gpu": 10**6, "gradient_accumulation_steps": 10**6},
+            "are 2,000,000,000,000 examples per optimizer step; there can be up to 1,000,000",
+        ),
     ],
 )
 def test_refusals_say_why(raw, message):
@@ -205,7 +198,7 @@ def test_frozen_tensors_are_cut_among_the_ranks_of_a_node(size, world_size, node
         ("auto", 3, 3, 2, "needs as many ranks on every node"),
         (4, 3, 4, 2, 'is 4, but a node has 2 ranks; write "auto"'),
         (1, 3, 4, 2, 'is 1, but a node has 2 ranks; write "auto"'),
-        ("all", 3, 4, 2, 'is "all": must be a number'),
+        ("all", 3, 4, 2, 'is "all": must be integer'),
     ],
 )
 def test_node_sharding_that_cannot_be_is_refused(size, stage, world_size, node_ranks, message):
@@ -214,7 +207,6 @@ def test_node_sharding_that_cannot_be_is_refused(size, stage, world_size, node_r
 
 def test_what_deepspeed_has_removed_is_refused_with_the_reason():
     raw = {"zero_optimization": {"stage": 3, "mics_shard_size": 2}}
-    assert unknown_zero_keys(raw) == []
     assert "DeepSpeed has removed MiCS; zero_hpz_partition_size keeps the residual inside a node" in refusal(raw)
 
 
@@ -242,7 +234,7 @@ def test_a_whole_number_may_be_written_as_a_power():
 )  # fmt: skip
 def test_what_deepspeed_would_not_take_is_refused_by_name(key, value):
     message = refusal({"zero_optimization": {"stage": 3, key: value}})
-    assert f'"zero_optimization.{key}" is {json.dumps(value)}: Input should be' in message
+    assert f'"zero_optimization.{key}" is {json.dumps(value)}: must be ' in message
 
 
 def test_what_the_json_says_of_training_can_be_said_elsewhere():
@@ -258,7 +250,7 @@ def test_what_the_json_says_of_training_can_be_said_elsewhere():
 
 
 def test_autocast_in_fp16_is_refused():
-    assert "only bfloat16" in refusal({"torch_autocast": {"enabled": True, "dtype": "fp16"}}, precision="mixed")
+    assert "must be bfloat16" in refusal({"torch_autocast": {"enabled": True, "dtype": "fp16"}}, precision="mixed")
 
 
 def test_offload_pins_memory_only_beside_a_gpu():
@@ -293,11 +285,6 @@ def test_missing_json(tmp_path):
         read_ds_config(tmp_path / "nowhere.json")
 
 
-def test_unknown_zero_keys_are_found():
-    raw = {"zero_optimization": {"stge": 3, "stage3_max_live_parameters": 1, "offload_param": {"devise": "cpu"}}}
-    assert unknown_zero_keys(raw) == ["zero_optimization.stge", "zero_optimization.offload_param.devise"]
-
-
 def test_all_files_are_shipped():
     assert {path.stem for path in SHIPPED} == {"stage0", "zero1", "zero2", "zero3", "zero3_offload", "zero3_multinode"}
 
@@ -305,7 +292,6 @@ def test_all_files_are_shipped():
 @shipped
 def test_shipped_file_leaves_the_choices_to_the_trainer(path):
     raw = read_ds_config(path)
-    assert unknown_zero_keys(raw) == []
     assert precision_from_json(raw) is None
     own = {key: value for key, value in raw.items() if key != "zero_optimization"}
     assert own.pop("bf16") == {"enabled": "auto"}

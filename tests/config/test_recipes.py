@@ -145,8 +145,8 @@ def test_rewriting_keeps_head_and_values_and_explains_every_key(tmp_path):
     text = recipes.rewritten(recipe)
     assert text.startswith("# Mine.\n#\n#   run it\n\n# Which linear layers are adapted")
     assert "old" not in text
-    assert re.search(r"# \(integer >= 1; default 16\)\n  rank: 8\n", text)
-    assert re.search(r"# Seed of .*\n(  #.*\n)?  # \(integer >= 0; default 0\)\n  seed: 3\n", text)
+    assert re.search(r"# \(integer from 1 to 65,536; default 16\)\n  rank: 8\n", text)
+    assert re.search(r"# Seed of .*\n(  #.*\n)?  # \(integer from 0 to 4,294,967,295; default 0\)\n  seed: 3\n", text)
     before = load_settings(RunConfig, recipe)
     recipe.write_text(text)
     assert load_settings(RunConfig, recipe) == before

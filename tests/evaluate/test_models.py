@@ -126,6 +126,35 @@ def test_what_is_no_model_is_refused_by_name(project, tmp_path):
         models.find_evaluated_model(str(tmp_path / "peft"))
 
 
+@pytest.mark.parametrize(
+    ("found", "named"),
+    [
+        ({"peft_type": "SPELL"}, "the installed PEFT knows no 'SPELL'"),
+        ({"peft_type": ["LORA"]}, "peft_type"),
+        ({"peft_type": "LORA", "base_model_name_or_path": 5}, "base_model_name_or_path"),
+        ({"peft_type": "LORA", "base_model_name_or_path": "a\0b"}, "NUL"),
+        ({"peft_type": "LORA", "r": 10**9}, "r: Input should be less than or equal to 65536"),
+        ({"peft_type": "LORA", "r": "8"}, "r: "),
+        ({"peft_type": "ADALORA", "init_r": 0}, "init_r: "),
+        ({"peft_type": "LORA", "rank_pattern": {"q_proj": -1}}, "rank_pattern.q_proj"),
+        (["peft_type"], "not the description of an adapter of this program"),
+        (5, "not the description of an adapter of this program"),
+    ],
+)
+def test_a_description_that_peft_could_not_use_is_refused_by_name(tmp_path, found, named):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError) as caught:
+        models.find_evaluated_model(str(tmp_path))
+    assert named in str(caught.value)
+    assert str(tmp_path / "adapter_config.json") in str(caught.value)
+
+
+def test_a_description_without_end_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="is damaged: more than 64 lists and objects"):
+        models.find_evaluated_model(str(tmp_path))
+
+
 def _layer(storage):
     torch.manual_seed(0)
     layer = SorsaLinear(24, 16, 3, bias=True, scale=0.5, storage=storage)

@@ -400,3 +400,11 @@ def test_loss_options_that_do_not_fit_are_refused(trained, setting):
         loss.build(Options(model="m", task="loss", data=str(trained / "empty.txt")), setting)
     with pytest.raises(AssertionError, match="--task loss needs --data"):
         run_ranks(1, run, asked(trained, "no-text", task="loss", data=None, max_new_tokens=None))
+
+
+@pytest.mark.parametrize("name", ["limit", "batch_size", "max_new_tokens", "window", "stride", "num_few_shot"])
+def test_numbers_of_options_have_bounds(name):
+    tasks = {"window": "loss", "stride": "loss"}
+    for value in (-1, 10**18):
+        with pytest.raises(ValueError, match=f"--{name}: {value} is no integer from [01] to 1,000,000,000"):
+            Options(model="m", task=tasks.get(name, "gsm8k"), **{name: value})

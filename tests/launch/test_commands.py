@@ -99,7 +99,7 @@ def test_wandb_offline(project):
         (["data.max_length=512", "data.path=PROJECT/long.jsonl"], "the model takes 256; lower it"),
         (["output.folder=/proc/nowhere"], "/proc/nowhere"),
         (["data.path=nowhere.jsonl"], "nowhere.jsonl"),
-        (["train.learning_rate=1e30", "train.max_start_gap=1e9"], "the loss is nan at step 2"),
+        (["train.learning_rate=1e9", "train.max_start_gap=1e9"], "the loss is nan at step 2"),
     ],
 )
 def test_mistakes_end_with_one_message_and_soon(project, arguments, message):

@@ -36,11 +36,21 @@ def test_a_folder_that_is_no_run_says_so(tmp_path):
     assert (state.is_run, state.is_running, state.is_finished, state.checkpoints) == (False, False, False, [])
     assert not state.has_begun
     (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "init.json").write_text("{}")
+    assert not state.has_begun  # it failed before it had measured anything
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     assert state.has_begun
     with pytest.raises(ValueError, match=r"--model: .* is not the folder of a run: it has no config\.yaml"):
         FinishedRun.open(tmp_path, "--model")
     with pytest.raises(ValueError, match="--resume: .* is not the folder of a run"):
         state.check_is_run("--resume")
+
+
+def test_a_name_is_taken_by_what_was_measured_saved_or_finished(finished):
+    run = RunState(finished)
+    assert run.has_begun
+    (finished / "report.json").unlink()
+    assert run.has_begun  # it has checkpoints
 
 
 def test_a_run_that_trains_or_is_unfinished_is_refused(finished):
@@ -60,6 +70,13 @@ def test_damaged_files_are_named(finished):
     (finished / "report.json").write_text("{")
     with pytest.raises(ValueError, match=r"report\.json is damaged"):
         FinishedRun.open(finished, "--run").report()
+    (finished / "report.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"report\.json is damaged: more than 64 lists and objects"):
+        FinishedRun.open(finished, "--run").report()
+    for text, fault in (("a: &a [1]\nb: *a\n", "an alias"), ("[" * 100_000, "more than 64"), ("- 1\n", "no settings")):
+        (finished / "config.yaml").write_text(text)
+        with pytest.raises(ValueError, match=rf"config\.yaml.*{fault}"):
+            RunState(finished).saved_settings()
     (finished / "config.yaml").write_text("sorsa: {rnk: 7}\n")
     with pytest.raises(ValueError, match=r"did you mean sorsa\.rank"):
         RunState(finished).settings()

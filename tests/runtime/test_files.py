@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from sorsa_ds.runtime import files
-from sorsa_ds.runtime.files import private_folder, write_atomic, write_text
+from sorsa_ds.runtime.files import private_folder, write_atomic, write_json, write_text
 from sorsa_ds.runtime.whole_folder import whole_folder
 
 
@@ -101,3 +101,13 @@ def test_an_error_leaves_the_older_file_and_nothing_beside_it(tmp_path):
         write_atomic(tmp_path / "text", full)
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
     assert (tmp_path / "text").read_text() == "old"
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+def test_a_number_that_json_cannot_hold_is_named_with_its_place_and_file(tmp_path, number):
+    file = tmp_path / "report.json"
+    write_json(file, {"loss": 1.5})
+    with pytest.raises(ValueError) as caught:
+        write_json(file, {"layers": [{"error": 0.5}, {"error": number}]})
+    assert str(caught.value) == f"{file}: layers.1.error is {number}, which JSON cannot hold"
+    assert file.read_text() == '{\n  "loss": 1.5\n}\n'

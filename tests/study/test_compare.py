@@ -49,6 +49,9 @@ def test_learning_rates_are_for_all_methods_or_for_one():
         (lambda: read_seeds("3,3"), "3 is named twice"),
         (lambda: read_learning_rates("pissa=1e-3", ["lora"], 1.0), "'pissa' is none of --methods lora"),
         (lambda: read_learning_rates("1e-3,fast", ["lora"], 1.0), "'fast' is no number > 0"),
+        (lambda: read_learning_rates("1e30", ["lora"], 1.0), "'1e30' is no number > 0 and <= 1,000"),
+        (lambda: read_seeds("4294967296"), "4294967296 is no integer from 0 to 4,294,967,295"),
+        (lambda: read_seeds("1" * 5000), "is no list of integers from 0"),
         (lambda: read_learning_rates("inf", ["lora"], 1.0), "no number > 0"),
         (lambda: read_learning_rates("0.001,1e-3", ["lora"], 1.0), "named twice"),
     ],
@@ -70,7 +73,7 @@ def test_bad_lists_are_refused_by_name(read, message):
         (["--methods=lora", "--output=x", "--task_options=--limit 3"], "there is no --task"),
         (["--methods=lora", "--output=x", "--task=math", "--task_options=--model=y"], "--model=y is set by"),
         (["--methods=lora", "--output=x", "--task=math", "--task_options=--data 'y"], "No closing quotation"),
-        (["--methods=lora", "--output=x", "--num_gpus=0"], "'0' is no integer >= 1"),
+        (["--methods=lora", "--output=x", "--num_gpus=0"], "'0' is no integer from 1 to 999,999"),
         (["--methods=lora", "--output=x", "sorsa.rnak=3"], "did you mean .*sorsa.rank"),
         (["--methods=lora,full", "--output=x", "sorsa.svd=exact"], "none of the methods lora, full has .* sorsa.svd"),
     ],
@@ -339,7 +342,7 @@ def test_perplexity_is_told_as_it_is(monkeypatch, tmp_path):
 def start(project: Path, output: Path) -> subprocess.Popen:
     """The real command: SORSA, and LoRA with a rate at which it breaks down."""
     arguments = [
-        "--methods", "sorsa,lora", "--seeds", "1", "--learning_rates", "3e-3,lora=1e30", "--num_gpus", "2",
+        "--methods", "sorsa,lora", "--seeds", "1", "--learning_rates", "3e-3,lora=1e9", "--num_gpus", "2",
         "--output", str(output), f"model={project / 'model'}", f"data.path={project / 'data.jsonl'}",
         "data.eval_size=7", "sorsa.rank=4", "train.global_batch_size=8", "train.precision=fp32",
     ]  # fmt: skip
@@ -366,7 +369,7 @@ def test_a_comparison_is_stopped_goes_on_and_survives_a_run_that_fails(project, 
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert "the same command goes on" in ended(process, 75)
-    broken = "lora-lr1e+30-seed1"
+    broken = "lora-lr1000000000.0-seed1"
     assert (first / "checkpoints").exists() and not (tmp_path / "runs" / broken).exists()
 
     printed = ended(start(project, tmp_path), 2)

@@ -69,7 +69,7 @@ class CheckpointKeeper:
         self._random = {}
         self._try(self._saver.poll)
         if self.is_due:
-            self._try(self._saver.finish)
+            self.finish_saving()
             self._try(self._begin)
 
     def save(self) -> Path:
@@ -78,12 +78,16 @@ class CheckpointKeeper:
         Raises:
             ValueError: it cannot be written; on every rank.
         """
-        self._try(self._saver.finish)
+        self.finish_saving()
         wanted = checkpoint_path(self._run, self.progress.step)
         if self._saver.last != wanted:
             self._begin()
             self._saver.finish()
         return wanted
+
+    def finish_saving(self) -> None:
+        """Wait until a save that is under way is valid; a failed one is reported."""
+        self._try(self._saver.finish)
 
     def _try(self, saving: Callable[[], None]) -> None:
         """Save; a failure is reported, and training continues."""

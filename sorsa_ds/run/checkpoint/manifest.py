@@ -6,15 +6,28 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import ConfigDict, Field
+
+from sorsa_ds.config.declare import Amount, BatchSize, Digest, NonNegativeInt, PositiveInt
+from sorsa_ds.config.fields import leaves
+from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.config.typed_json import typed
+from sorsa_ds.config.yaml_io import Given, check_value, flat
 from sorsa_ds.model.adapter_file import INITIAL
 from sorsa_ds.run.checkpoint.folder import step_of
 from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.files import write_json
+from sorsa_ds.runtime.json_text import parse_json
+from sorsa_ds.sorsa.regularizer import Regularizer
 
 FILE = "checkpoint.json"
 FORMAT = 1
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""The name of a file in the checkpoint's own folder."""
 
 
 @dataclass(slots=True)
@@ -27,13 +40,15 @@ class RunProgress:
     reg_loss: L_reg before the last finished step.
     """
 
-    step: int = 0
-    seconds: float = 0.0
-    tokens: float = 0.0
-    base_loss: float | None = None
-    start_loss: float | None = None
-    eval_loss_start: float | None = None
-    reg_loss: float | None = None
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    step: NonNegativeInt = 0
+    seconds: Amount = 0.0
+    tokens: Amount = 0.0
+    base_loss: Finite | None = None
+    start_loss: Finite | None = None
+    eval_loss_start: Finite | None = None
+    reg_loss: Amount | None = None
 
     @property
     def started(self) -> bool:
@@ -65,18 +80,20 @@ class Manifest:
     files: name -> bytes and digest, of every rank's file.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     progress: RunProgress
-    world_size: int
-    zero_stage: int
-    scheduler: dict
-    regularizer: dict
-    config: dict
-    ds_config: dict
-    base: dict[str, str]
-    initial_factors: str
-    data: str
+    world_size: PositiveInt
+    zero_stage: Literal[0, 1, 2, 3]
+    scheduler: dict[str, bool | int | Finite | list[Finite] | list[dict[str, Any] | None]]
+    regularizer: dict[str, Any]
+    config: dict[str, Any]
+    ds_config: dict[str, Any]
+    base: dict[str, Digest]
+    initial_factors: Digest | Literal[""]
+    data: Digest
     versions: dict[str, str]
-    files: dict[str, dict] = field(default_factory=dict)
+    files: dict[FileName, dict[str, Any]] = field(default_factory=dict)
 
     def write(self, checkpoint: Path) -> None:
         """Write the manifest into a checkpoint's folder, durably."""
@@ -92,16 +109,68 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """
     path = checkpoint / FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found.pop("digest") != _digest_of(found):
+        found = parse_json(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or found.pop("digest", None) != _digest_of(found):
             raise ValueError("its content does not fit its digest: damaged")
-        if found.pop("format") != FORMAT:
+        if found.pop("format", None) != FORMAT:
             raise ValueError("written by another version of this program")
-        if step_of(checkpoint) != found["progress"]["step"]:
-            raise ValueError(f"it is that of step {found['progress']['step']}")
-        return Manifest(**{**found, "progress": RunProgress(**found["progress"])})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        manifest = typed(Manifest, found)
+        if step_of(checkpoint) != manifest.progress.step:
+            raise ValueError(f"it is that of step {manifest.progress.step}")
+        _check_sections(manifest)
+        return manifest
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a checkpoint ({error})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _SavedFile:
+    """An entry of `Manifest.files`."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    bytes: Annotated[int, Field(ge=0)]
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class _SavedBatch:
+    """The batch of `Manifest.config`, which is split anew where the number of ranks has changed."""
+
+    global_batch_size: BatchSize
+    micro_batch_size: BatchSize
+
+
+def _check_sections(manifest: Manifest) -> None:
+    """Check what stands in the sections of a manifest.
+
+    Settings that this version does not know are not looked at: another version may have written them.
+
+    Raises:
+        ValueError: an entry has another type, or lies outside its range; the message names it.
+    """
+    if manifest.scheduler.get("last_epoch") != manifest.progress.step:
+        raise ValueError("scheduler: it is that of another step")
+    if manifest.regularizer:
+        typed(Regularizer, manifest.regularizer)
+    for name, entry in manifest.files.items():
+        with _named(f"files.{name}"):
+            typed(_SavedFile, entry)
+    with _named("config.train"):
+        typed(_SavedBatch, manifest.config.get("train"))
+    known = leaves(RunConfig)
+    for path, value in flat(manifest.config).items():
+        if path in known:
+            check_value(known[path], Given(value, None, "config"))
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Context that puts the name of a place in front of the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
 def file_faults(checkpoint: Path, manifest: Manifest, part: int = 0, parts: int = 1) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sorsa_ds.runtime.device import device_type
+from sorsa_ds.runtime.json_text import parse_json
 
 PREFIX = "random/"
 _TORCH, _CUDA, _OTHERS = f"{PREFIX}torch", f"{PREFIX}cuda", f"{PREFIX}python_and_numpy"
@@ -27,7 +28,7 @@ def take() -> dict[str, Tensor]:
 def put_back(states: dict[str, Tensor]) -> None:
     """Set the generators to states that `take` has returned."""
     torch.set_rng_state(states[_TORCH])
-    (version, words, gauss), (name, keys, *rest) = json.loads(bytes(states[_OTHERS].tolist()))
+    (version, words, gauss), (name, keys, *rest) = parse_json(bytes(states[_OTHERS].tolist()))
     random.setstate((version, tuple(words), gauss))
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     if _CUDA in states and device_type() == "cuda":

@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-import yaml
 
 from sorsa_ds.config.differences import FREE_OF_ONE_MODEL, differences
 from sorsa_ds.config.schema import RunConfig
@@ -157,9 +156,9 @@ def _unfinished_runs(base: Path, config: RunConfig) -> list[RunState]:
         if run.is_run and not run.is_finished and not run.is_running:
             try:
                 saved = run.saved_settings()
-            except (OSError, yaml.YAMLError):
+            except (OSError, ValueError):
                 continue
-            if isinstance(saved, dict) and not differences(config, saved, FREE_OF_ONE_MODEL):
+            if not differences(config, saved, FREE_OF_ONE_MODEL):
                 found.append(run)
     return sorted(found, key=lambda run: (run.folder / CONFIG).stat().st_mtime, reverse=True)
 

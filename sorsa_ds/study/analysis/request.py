@@ -1,14 +1,15 @@
 """What an analysis is asked for: its opened runs, and whether the output folder holds another analysis."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sorsa_ds.config.declare import check_count
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.runtime.files import write_json
+from sorsa_ds.runtime.json_text import parse_json
 from sorsa_ds.study.analysis.history import names_of
 from sorsa_ds.study.analysis.options import DTYPES, Options
 from sorsa_ds.study.analysis.runs import Run
@@ -54,8 +55,8 @@ def open_request(options: Options) -> Request:
         ValueError: an option is bad, or a run is unfinished or damaged.
     """
     for name in ("workers", "rank"):
-        if (given := getattr(options, name)) is not None and given < 1:
-            raise ValueError(f"--{name}: {given} is no integer >= 1")
+        if (given := getattr(options, name)) is not None:
+            check_count(f"--{name}", given, most=2**16)
     if options.dtype not in DTYPES:
         raise ValueError(f"--dtype: there is no {options.dtype!r}; there are {', '.join(DTYPES)}")
     folders = [run.expanduser().resolve() for run in options.run]
@@ -96,7 +97,7 @@ def _rank(runs: list[Run]) -> int:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         return {key: found[key] for key in ("dtype", "subspace_rank")} | {"runs": dict(found["runs"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not of an analysis of this program ({error})") from error

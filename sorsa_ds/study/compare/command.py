@@ -129,7 +129,7 @@ def _compare(request: Request, runner: Runner) -> None:
 def _check_trials(request: Request, runner: Runner) -> None:
     """Stop before the first run where one of the runs could not be made."""
     errors = command_line.Errors()
-    zero = deepspeed_json.read_ds_config(request.ds_config).get("zero_optimization", {})
+    zero = deepspeed_json.read_ds_config(request.ds_config).get("zero_optimization") or {}
     for method in request.methods:
         with errors.noted():
             check_stage(method, zero.get("stage", 0))

@@ -1,5 +1,6 @@
 """The command line of a comparison: its options, its usage, and what one command line asks for."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,8 +86,8 @@ def parse(argv: Sequence[str]) -> Request:
         rates = read_learning_rates(options.get("learning_rates", ""), methods, base.train.learning_rate)
     with errors.noted():
         seeds = read_seeds(options.get("seeds", DEFAULT_SEEDS))
-    if ranks is not None and not (ranks.isascii() and ranks.isdigit() and int(ranks) > 0):
-        errors.append(f"--num_gpus: {ranks!r} is no integer >= 1")
+    if ranks is not None and not re.fullmatch("[1-9][0-9]{0,5}", ranks):
+        errors.append(f"--num_gpus: {ranks!r} is no integer from 1 to 999,999")
     with errors.noted():
         if "task" in options:
             evaluation = Evaluation(options["task"], options.get("task_options", ""))

@@ -1,7 +1,6 @@
 """One run of a comparison: launch/train.py in processes of its own, started by DeepSpeed's launcher."""
 
 import contextlib
-import json
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.run.paths import CHECKPOINTS, GIVEN_DS_CONFIG
 from sorsa_ds.runtime.files import write_text
+from sorsa_ds.runtime.json_text import read_json
 from sorsa_ds.runtime.ports import free_port
 from sorsa_ds.runtime.stop_signals import SIGNALS, Preempted
 from sorsa_ds.study.compare.trials import RUNS, Trial
@@ -173,4 +173,4 @@ def _reason(log: Path, begin: int, code: int) -> str:
 
 
 def _json(path: Path) -> dict | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read_json(path) if path.exists() else None

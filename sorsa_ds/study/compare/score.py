@@ -1,6 +1,5 @@
 """The scores of a comparison's models, measured by launch/evaluate.py, which goes on where it was interrupted."""
 
-import json
 import shlex
 from dataclasses import dataclass
 from typing import get_args
@@ -8,6 +7,7 @@ from typing import get_args
 from sorsa_ds.evaluate.options import TaskName
 from sorsa_ds.evaluate.records import RESULTS
 from sorsa_ds.runtime import digest
+from sorsa_ds.runtime.json_text import read_json
 from sorsa_ds.study.compare.runner import Runner
 
 BASE = "base"
@@ -59,5 +59,5 @@ class Evaluation:
         failure = runner.launch("evaluate.py", arguments, f"{name}-{kind}", lambda: None)
         if failure is not None:
             return None, failure
-        found = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        found = read_json(folder / RESULTS)
         return found["perplexity"] if self.task == "loss" else 100 * found["accuracy"], None

@@ -1,11 +1,12 @@
 """The runs of a comparison: each is a method, a learning rate and a seed; everything else is the same for all."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 from typing import cast
 
+from sorsa_ds.config.declare import MOST, MOST_SEED, check_count
 from sorsa_ds.config.schema import MethodName, RunConfig
 from sorsa_ds.methods.registry import METHODS as ALL_METHODS
 from sorsa_ds.methods.registry import VARIANTS
@@ -64,11 +65,13 @@ def read_seeds(text: str) -> list[int]:
     """The seeds of `1,2,3`.
 
     Raises:
-        ValueError: a seed is no integer >= 0 or named twice, or none is named.
+        ValueError: a seed is none that `train.seed` may have or named twice, or none is named.
     """
     words = _words(text)
-    if not words or not all(word.isascii() and word.isdigit() for word in words):
-        raise ValueError(f"--seeds: {text!r} is no list of integers >= 0, as in 1,2,3")
+    if not words or not all(re.fullmatch("[0-9]{1,10}", word) for word in words):
+        raise ValueError(f"--seeds: {text!r} is no list of integers from 0 to {MOST_SEED:,}, as in 1,2,3")
+    for word in words:
+        check_count("--seeds", int(word), least=0, most=MOST_SEED)
     return _each_once([int(word) for word in words], "--seeds")
 
 
@@ -93,8 +96,8 @@ def read_learning_rates(text: str, methods: Sequence[str], default: float) -> di
             rate = float(number)
         except ValueError:
             rate = 0.0
-        if not rate > 0 or not isfinite(rate):
-            raise ValueError(f"--learning_rates: {word}: {number!r} is no number > 0")
+        if not 0 < rate <= MOST:
+            raise ValueError(f"--learning_rates: {word}: {number!r} is no number > 0 and <= {MOST:,}")
         (own.setdefault(method, []) if equals else shared).append(rate)
     found = {method: own.get(method) or shared or [default] for method in methods}
     return {method: _each_once(rates, "--learning_rates") for method, rates in found.items()}

@@ -1,0 +1,90 @@
+"""JSON as text: whatever is wrong with it, read or to be written, is a ValueError in words."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+DEEPEST = 64
+"""The largest number of lists and objects inside one another that is read. What this program writes has less than ten;
+functions that walk through a value call themselves once or more for each."""
+
+
+def parse_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value that a JSON text stands for.
+
+    Args:
+        pairs: makes an object of its (key, value) pairs; None: a dictionary, in which the last of equal keys counts.
+
+    Raises:
+        ValueError: the text is not JSON or not UTF-8, is nested more than DEEPEST deep, or holds NaN or Infinity, which
+            are no JSON; a `json.JSONDecodeError` where there is a line and a column.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=pairs, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError(_too_deep()) from None
+    check_depth(value)
+    return value
+
+
+def finite_json(value: Any, indent: int | None = None, ensure_ascii: bool = True) -> str:
+    """The JSON text of a value.
+
+    Raises:
+        ValueError: a number in it is NaN or infinite, which JSON cannot hold. The message names the number's place.
+    """
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+    except ValueError as error:
+        place, number = next(_not_finite(value, ""), ("", error))
+        raise ValueError(f"{place or 'a number'} is {number}, which JSON cannot hold") from error
+
+
+def _not_finite(value: Any, place: str) -> Iterator[tuple[str, float]]:
+    """The dotted place and the value of every number that is NaN or infinite."""
+    if isinstance(value, dict | list | tuple):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in pairs:
+            yield from _not_finite(inner, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield place, value
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        ValueError: the file cannot be read, or `parse_json` refuses what is in it. The message names the file.
+    """
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def check_depth(value: Any) -> None:
+    """Stop where lists and dictionaries are nested too deeply.
+
+    Raises:
+        ValueError: more than DEEPEST of them are inside one another.
+    """
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in _within(outer)]
+    if any(isinstance(inner, list | dict) for inner in level):
+        raise ValueError(_too_deep())
+
+
+def _within(outer: Any) -> Iterable[Any]:
+    """What is directly inside a list or dictionary; nothing where the value is neither."""
+    return outer if isinstance(outer, list) else outer.values() if isinstance(outer, dict) else ()
+
+
+def _too_deep() -> str:
+    return f"more than {DEEPEST} lists and objects are inside one another"
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")

@@ -1,0 +1,77 @@
+"""adapter_config.json, which comes with an adapter from anywhere: what is wrong with it is said by name."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sorsa_ds.model.adapter_file import CONFIG, read_description
+
+ADAPTER = Path(__file__).parents[1] / "fixtures" / "run_of_0.1.0" / "adapter"
+WHOLE = json.loads((ADAPTER / CONFIG).read_text())
+LAYER = "model.layers.0.mlp.up_proj"
+
+
+def refusal(folder, text: str) -> str:
+    (folder / CONFIG).write_text(text)
+    with pytest.raises(ValueError) as caught:
+        read_description(folder)
+    assert str(caught.value).startswith(f"{folder / CONFIG}: not the description of an adapter of this program (")
+    return str(caught.value)
+
+
+def test_a_description_of_an_earlier_version_is_read():
+    found = read_description(ADAPTER)
+    assert found.base_model == WHOLE["base_model"]
+    assert found.layers == WHOLE["layers"]
+    assert found.sorsa.rank == 4
+
+
+def with_entry(path: str, value) -> str:
+    """The description with one entry set; its path has slashes, because names of layers have dots."""
+    found = json.loads(json.dumps(WHOLE))
+    section = found
+    *sections, last = path.split("/")
+    for name in sections:
+        section = section[name]
+    section[last] = value
+    return json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("base_model", 5, "base_model"),
+        ("base_model", "", "base_model"),
+        ("base_model", "a\0b", "NUL"),
+        ("base_model", "\ud800", "no character"),
+        ("files", None, "files"),
+        ("files", {"../../other.safetensors": "0" * 32}, "../../other.safetensors is no file of an adapter"),
+        ("digests", [], "digests"),
+        ("digests/model.layers.0.mlp.up_proj.weight", "x", "digests.model.layers.0.mlp.up_proj.weight"),
+        ("method", "magic", "method"),
+        ("method", [], "method"),
+        ("precision", "fp8", "precision"),
+        ("layers", [], "layers"),
+        ("sorsa/rank", 10**9, "sorsa.rank"),
+        ("sorsa/rank", "4", "sorsa.rank"),
+        ("sorsa/rank_pattern", {"q": -1}, "sorsa.rank_pattern.q"),
+        ("sorsa/unheard", 1, "sorsa.unheard"),
+        ("unheard", 1, "unheard"),
+        ("residual", [], "residual"),
+        ("residual/iterations", 3, "residual.iterations"),
+        (f"layers/{LAYER}", {"out": 48, "in": 32}, f"layers.{LAYER}: has out, in instead of out, in and rank"),
+        (f"layers/{LAYER}/rank", 33, f"layers.{LAYER}: rank 33 exceeds min(out, in)"),
+        (f"layers/{LAYER}/out", 0, f"layers.{LAYER}.out"),
+        (f"layers/{LAYER}/out", True, f"layers.{LAYER}.out"),
+        (f"layers/{LAYER}/out", 1e300, f"layers.{LAYER}.out"),
+        ("loading", "x", "loading"),
+    ],
+)
+def test_an_entry_of_another_type_or_out_of_range_is_named(tmp_path, path, value, named):
+    assert named in refusal(tmp_path, with_entry(path, value))
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", "5", "[" * 100_000, '{"base_model": NaN}', "{"])
+def test_what_is_no_description_is_refused(tmp_path, text):
+    assert len(refusal(tmp_path, text)) < 400
