@@ -88,8 +88,7 @@ def _swapping(runs: list[Run], output: Path) -> Picture:
             )  # fmt: skip
             ax.plot(run.steps, literal, color="black", linewidth=1.4, label="ΔD as defined")
             ax.plot(run.steps, subspace, "o--", color="#D55E00", markersize=3, linewidth=1.2, label="leading subspace")
-            share = 1 - clustered[-1] / literal[-1] if literal[-1] > 0 else 0.0
-            told = f"at the end ΔD = {literal[-1]:.2g},\n{share:.0%} of it no turn"
+            told = f"at the end ΔD = {literal[-1]:.2g},\n{run.means_at_end()['swapping']:.0%} of it no turn"
             ax.text(0.04, 0.97, told, transform=ax.transAxes, va="top", fontsize=8)
             ax.set_ylabel("ΔD, mean over linears")
             against_steps(ax, run.steps[-1])

@@ -57,7 +57,12 @@ class Turn:
     @property
     def swapping(self) -> float:
         """The fraction of `literal` that is swapped order or mixing of nearly equal vectors, between 0 and 1."""
-        return (self.literal - self.clustered) / self.literal if self.literal > 0 else 0.0
+        return swapping_share(self.literal, self.clustered)
+
+
+def swapping_share(literal: float, clustered: float) -> float:
+    """The fraction of Delta-D that is no turn: of one linear, or of several by the means of their two measures."""
+    return (literal - clustered) / literal if literal > 0 else 0.0
 
 
 def turn(now: Spectrum, start: Spectrum, rank: int) -> Turn:

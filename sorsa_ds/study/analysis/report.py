@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
-
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.study.analysis.figures import Picture
@@ -48,9 +46,9 @@ def write_report(runs: list[Run], pictures: list[Picture], rank: int, dtype: str
         _table(["run", "step", "linears", *_NAMES.values()], map(_end_cells, runs)),
         f'<p class="note">Full decompositions of merged weights in {_safe(dtype)} on the CPU, against the weights with '
         f"which training began. ΔΣ, ΔD: SORSA, eq. 1 to 4. Matched: under the best one-to-one matching of singular "
-        f"triplets. Clustered: those with nearly equal singular values as one subspace; what of ΔD is no turn, as a "
-        f"share, is the rest. Subspace: of the first {rank} triplets. κ: largest over smallest nonzero singular value."
-        f"</p>",
+        f"triplets. Clustered: those with nearly equal singular values as one subspace; no turn: the share of ΔD that "
+        f"is the rest, here of the mean ΔD. Subspace: of the first {rank} triplets. κ: largest over smallest nonzero "
+        f"singular value.</p>",
         *(_figure(picture, output) for picture in pictures),
         "<h2>Every linear and step</h2><details><summary>all rows of measures.csv</summary>",
         _table(COLUMNS, ([*_values(row.key), *_values(row.figures)] for run in runs for row in run.rows)),
@@ -84,12 +82,8 @@ def _run_cells(run: Run) -> list:
 
 def _end_cells(run: Run) -> list:
     end = run.steps[-1]
-    rows = [row for row in run.rows if row.key.step == end]
-    means = []
-    for field in fields(Figures):
-        found = [value for row in rows if (value := getattr(row.figures, field.name)) is not None]
-        means.append(float(np.mean(found)) if found else None)
-    return [run.name, end, len(rows), *means]
+    linears = sum(row.key.step == end for row in run.rows)
+    return [run.name, end, linears, *run.means_at_end().values()]
 
 
 def _figure(picture: Picture, output: Path) -> str:

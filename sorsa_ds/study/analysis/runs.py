@@ -1,6 +1,6 @@
 """A run as the pictures and tables of an analysis show it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ from sorsa_ds.run.paths import METRICS, REPORT
 from sorsa_ds.runtime.plotting import plain
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.study.analysis.history import History, open_history
-from sorsa_ds.study.analysis.table import Row, Table
+from sorsa_ds.study.analysis.measures import swapping_share
+from sorsa_ds.study.analysis.table import Figures, Row, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,22 @@ class Run:
         linears = sorted({place[1:] for place in at})
         found = np.array([[at[(step, *linear)] for linear in linears] for step in self.steps], dtype=float)
         return None if np.isnan(found).all() else found
+
+    def means_at_end(self) -> dict[str, float | None]:
+        """Each of `table.Figures` at the last step as the mean over linears; None where the run's method has no such.
+
+        `swapping` is the share of the mean Delta-D. The mean of the linears' shares would be another number, in which a
+        linear that has hardly moved counts as much as one that has turned far.
+        """
+        end = self.steps[-1]
+        at_end = [row.figures for row in self.rows if row.key.step == end]
+        means: dict[str, float | None] = {}
+        for name in (one.name for one in fields(Figures)):
+            found = [value for figures in at_end if (value := getattr(figures, name)) is not None]
+            means[name] = float(np.mean(found)) if found else None
+        literal, clustered = means["delta_d"], means["delta_d_clustered"]
+        assert literal is not None and clustered is not None, "every method has weights, which these figures are of"
+        return means | {"swapping": swapping_share(literal, clustered)}
 
 
 def _metrics(folder: Path) -> list[dict]:
