@@ -22,7 +22,7 @@ def export(options: Options) -> Path:
     check_options(options)
     output = options.output.expanduser().resolve()
     _check_free(output)
-    source = open_finished_run(options.run.expanduser(), options.base)
+    source = open_finished_run(options.run.expanduser(), options.base, options.trust_remote_code)
     prepared = prepare(source, options)
     _check_room(output, prepared.nbytes)
     check_source(source, shown_per_tensor("checking the base model"))

@@ -1,6 +1,7 @@
 """The folder of one run, and everything that is logged into it; written by rank 0 alone."""
 
 import json
+import os
 import re
 import time
 from contextlib import suppress
@@ -37,11 +38,8 @@ def make_run_folder(output: OutputConfig, model: str, method: str, device: torch
     folder = Path(output.folder).expanduser().resolve() / proposal[0]
 
     def make() -> None:
-        if RunState(folder).has_begun and not again:
-            raise ValueError(
-                f"output.name: {folder} holds a run already; go on with it (--resume {folder}), choose another name, "
-                f"or remove it"
-            )
+        if not again:
+            RunState(folder).check_unused()
         write_text(folder / METRICS, "")
 
     collectives.together(make, device, on=0)
@@ -99,17 +97,7 @@ class RunLog:
         write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         if config.output.wandb != "off":
-            import wandb
-
-            self._wandb = wandb.init(
-                project=config.output.wandb_project,
-                name=folder.name,
-                id=re.sub(r"[^\w-]", "-", folder.name),
-                resume="allow",
-                dir=folder,
-                mode=config.output.wandb,
-                config=asdict(config),
-            )
+            self._wandb = _wandb_run(folder, config)
 
     def write(self, step: int, **values: float | None) -> None:
         """Log one line; `step` is the number of finished optimizer steps. Values that are None are left out."""
@@ -139,6 +127,36 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.summary.update(report or {})
             self._wandb.finish(exit_code=0 if report else 1)
+
+
+def _wandb_run(folder: Path, config: RunConfig) -> Any:
+    """The run on Weights & Biases, or in its local files.
+
+    Raises:
+        ValueError: wandb refuses, or cannot reach its server.
+    """
+    mode = config.output.wandb
+    assert mode != "off"
+    if mode == "offline":
+        # Where wandb itself fails it would tell its makers; it asks once, when it is imported.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    try:
+        return wandb.init(
+            project=config.output.wandb_project,
+            name=folder.name,
+            id=re.sub(r"[^\w-]", "-", folder.name),
+            resume="allow",
+            dir=folder,
+            mode=mode,
+            config=asdict(config),
+        )
+    except Exception as error:  # its client, the network and the server fail in many ways
+        raise ValueError(
+            f"output.wandb={mode}: {error}\noutput.wandb=offline writes local files, which `wandb sync` "
+            f"uploads later; output.wandb=off leaves it out"
+        ) from error
 
 
 def read_metrics(folder: Path) -> list[dict]:

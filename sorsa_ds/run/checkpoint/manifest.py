@@ -62,6 +62,7 @@ class Manifest:
     initial_factors: digest of the run's file of initial factors; empty where whole weights are trained.
     data: digest of the training examples.
     versions: of Python packages.
+    numerics: what decides the base model's numbers besides its weights (`model.numerics`); empty in older checkpoints.
     files: name -> bytes and digest, of every rank's file.
     """
 
@@ -76,6 +77,7 @@ class Manifest:
     initial_factors: str
     data: str
     versions: dict[str, str]
+    numerics: dict = field(default_factory=dict)
     files: dict[str, dict] = field(default_factory=dict)
 
     def write(self, checkpoint: Path) -> None:
