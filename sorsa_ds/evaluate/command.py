@@ -138,7 +138,7 @@ def _build(options: Options, found: FoundModel, setting: Setting) -> Task:
     _, held_out = load_examples(config.data, setting.tokenizer, config.train.seed)
     if not held_out or reported is None:
         raise ValueError(f"--model: {folder} was trained without held-out data (data.eval_size, data.eval_split)")
-    return loss.held_out(held_out[: options.limit], reported)
+    return loss.held_out(held_out[: options.limit], reported, config.data.eval_path or config.data.path)
 
 
 def _products(options: Options, found: FoundModel) -> Products:

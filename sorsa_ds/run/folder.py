@@ -1,7 +1,6 @@
 """The folder of one run, and everything that is logged into it; written by rank 0 alone."""
 
 import json
-import os
 import re
 import time
 from contextlib import suppress
@@ -137,9 +136,6 @@ def _wandb_run(folder: Path, config: RunConfig) -> Any:
     """
     mode = config.output.wandb
     assert mode != "off"
-    if mode == "offline":
-        # Where wandb itself fails it would tell its makers; it asks once, when it is imported.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     try:

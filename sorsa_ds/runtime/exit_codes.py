@@ -22,6 +22,7 @@ import torch
 
 from sorsa_ds.runtime.collectives import PeerError
 from sorsa_ds.runtime.stop_signals import EXIT_CODE, Preempted
+from sorsa_ds.runtime.telemetry import turn_off_telemetry
 
 EXIT_FILE = "SORSA_EXIT_FILE"
 _PEER_SECONDS = 5.0
@@ -45,6 +46,7 @@ def run(main: Callable[[], None]) -> None:
     the destructors of process groups can hang, or abort a run that has finished.
     """
     rank = os.environ.get("RANK", "0")
+    turn_off_telemetry()
     try:
         main()
         if torch.distributed.is_initialized():

@@ -89,14 +89,34 @@ def fetched(name: str, revision: str | None, download: Callable[[bool], str], sa
     return path
 
 
-def has_copy_of_data(name: str) -> bool:
-    """Whether a cache of Hugging Face's has something of a data set of the hub, which need not be all of it."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
+def check_logged_in() -> None:
+    """Stop where the hub does not know this user, so that nothing could be published.
 
-    converted = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
-    downloaded = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
-    return downloaded.is_dir() or (converted / name.replace("/", "___").lower()).is_dir()
+    Raises:
+        ValueError: there is no token, the hub refuses it, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.utils import httpx
+
+    if (token := get_token()) is None:
+        raise ValueError("you are not logged in to the hub: hf auth login, or set HF_TOKEN")
+    try:
+        _within(SECONDS, lambda: HfApi(token=token).whoami())
+    except (OfflineModeIsEnabled, httpx.TransportError, TimeoutError) as error:
+        raise ValueError(f"the hub ({constants.ENDPOINT}) cannot be reached") from error
+    except HfHubHTTPError as error:
+        if error.response.status_code not in _PASSING:
+            raise ValueError(f"the hub does not accept your token: {error}; log in anew (hf auth login)") from error
+
+
+def has_copy_of_data(name: str) -> bool:
+    """Whether `datasets` has a data set of the hub in its cache, some configuration of it at least."""
+    from huggingface_hub import constants
+
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    # It keeps `Owner/SomeName` as Owner___some_name.
+    return any(_letters(folder.name) == _letters(name.replace("/", "___")) for folder in cache.glob("*___*"))
 
 
 def unreachable(what: str) -> str:
@@ -115,6 +135,10 @@ def unreachable(what: str) -> str:
     )
 
 
+def _letters(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
 def _page(kind: Kind, name: str) -> str:
     from huggingface_hub import constants
 
@@ -131,7 +155,7 @@ def _ask(kind: Kind, name: str, file: str, revision: str | None) -> None:
     hf_raise_for_status(answer)
 
 
-def _within(seconds: float, action: Callable[[], None]) -> None:
+def _within(seconds: float, action: Callable[[], object]) -> None:
     """Do something that may hang, such as looking up an address, and raise what it raises.
 
     Raises:

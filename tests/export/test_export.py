@@ -24,6 +24,7 @@ from sorsa_ds.export import card, tensor_file
 from sorsa_ds.export.command import Options, export
 from sorsa_ds.export.lora import served_by_vllm
 from sorsa_ds.model import adapter_file
+from sorsa_ds.runtime import hub
 from sorsa_ds.runtime.folder_lock import RunLock, is_held
 from tests.helpers.architectures import save
 from tests.helpers.chat_tokenizer import chat_tokenizer
@@ -592,6 +593,7 @@ class Hub:
 
 def test_publishing(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(card, "HfApi", Hub)
+    monkeypatch.setattr(hub, "check_logged_in", lambda: None)
     export(Options(runs("llama"), "lora", tmp_path / "out", push_to_hub="mine", private=True))
     assert Hub.called == [
         ("create", "mine", True),
@@ -601,6 +603,13 @@ def test_publishing(runs, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"--push_to_hub mine: 401: no token\nThe export itself is whole: .*kept"):
         export(Options(runs("llama"), "lora", tmp_path / "kept", push_to_hub="mine"))
     PeftModel.from_pretrained(plainly(base_of(runs("llama"))), tmp_path / "kept")
+
+
+def test_publishing_without_a_login_is_refused_before_anything_is_exported(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(ValueError, match=r"--push_to_hub mine: you are not logged in .*hf auth login.*hf upload mine"):
+        export(Options(runs("llama"), "lora", tmp_path / "out", push_to_hub="mine"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("name", "shard"), [("embedded", "30MB"), ("stories260k", "300KB")])

@@ -1,5 +1,6 @@
 """No command reaches beyond this machine, unless a name on the hub, wandb or publishing asks for it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -34,13 +35,37 @@ def audit(event, arguments):
 
 sys.addaudithook(audit)
 """
+"""What Python runs at the start of every process here: it notes each host that is looked up or connected to."""
+
+COMMANDS = """
+import importlib
+import json
+import os
+import sys
+
+from sorsa_ds.runtime import exit_codes
+
+
+def run_all():
+    import sorsa_ds.evaluate.command, sorsa_ds.export.command, sorsa_ds.plan.command, sorsa_ds.train.setup
+
+    for name, words in json.loads(sys.argv[1]):
+        if (child := os.fork()) == 0:
+            importlib.import_module(f"sorsa_ds.cli.{name}").main(words)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code == 0, f"{name} {words}: exit code {code}"
+
+
+exit_codes.run(run_all)  # as every command begins
+"""
+"""Several commands, one after the other, in a process that has imported once what they need; it is watched too."""
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    """Runs a command of launch/ in a process that notes every host which it, or a child, looks up or connects to."""
+def watched(tmp_path_factory):
+    """Runs Python with some words, and gives its outcome and the hosts that it or a child has reached."""
     folder = tmp_path_factory.mktemp("hook")
-    (folder / "sitecustomize.py").write_text(HOOK)  # Python runs it at its start
+    (folder / "sitecustomize.py").write_text(HOOK)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "WANDB_"))},
         "PYTHONPATH": f"{folder}:{ROOT}", "REACHED": str(folder / "reached"), "DS_ACCELERATOR": "cpu",
@@ -59,65 +84,38 @@ def command(tmp_path_factory):
     return run
 
 
-@pytest.fixture(scope="module")
-def run(project, command):
-    """A run, trained by the command."""
-    words = [*settings(project, "quiet"), "train.steps=2", "output.save_every=1", "analysis.every=1"]
-    done, reached = command("launch/train.py", "--ds_config", "ds_configs/stage0.json", *words)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_commands_on_what_lies_here_reach_nobody(watched, project, tmp_path):
+    data, folder = gsm8k(tmp_path / "gsm8k"), tmp_path / "folder"
+    folder.mkdir()
+    (folder / "train.jsonl").write_bytes((project / "data.jsonl").read_bytes())
+    stage0 = ["--ds_config", "ds_configs/stage0.json"]
+    run, model = project / "quiet", project / "model"
+    commands = [
+        ("train", [*stage0, *settings(project, "quiet"), "train.steps=2", "output.save_every=1", "analysis.every=1"]),
+        ("train", [*stage0, *settings(project, "noted"), f"data.path={folder}", "output.wandb=offline"]),
+        ("evaluate", ["--model", run, "--task", "loss"]),
+        ("evaluate", ["--model", model, "--task", "gsm8k", "--data", data, "--max_new_tokens", 2,
+                      "--output", tmp_path / "gsm8k-of-model"]),
+        ("export", ["--run", run, "--format", "merged", "--output", tmp_path / "merged"]),
+        ("export", ["--run", run, "--format", "lora", "--output", tmp_path / "lora"]),
+        ("evaluate", ["--model", tmp_path / "lora", "--task", "loss", "--data", project / "data.jsonl",
+                      "--output", tmp_path / "loss-of-lora"]),
+        ("analyze", ["--run", run, "--output", tmp_path / "analysis", "--workers", 1]),
+        ("plan", [f"model={model}", "sorsa.rank=4"]),
+    ]  # fmt: skip
+    done, reached = watched("-c", COMMANDS, json.dumps([(name, list(map(str, words))) for name, words in commands]))
+    assert done.returncode == 0, done.stderr[-4000:]
     assert reached == ""
-    return project / "quiet"
-
-
-def test_the_hook_sees_who_is_asked(command):
-    done, reached = command(
-        "-c", "import socket\ntry: socket.create_connection(('nowhere.invalid', 1))\nexcept OSError: 0"
-    )
-    assert (done.returncode, reached) == (0, "socket.getaddrinfo nowhere.invalid\n")
-
-
-def test_training_a_folder_and_resuming(run, command, project):
-    (project / "folder").mkdir(exist_ok=True)
-    (project / "folder" / "train.jsonl").write_bytes((project / "data.jsonl").read_bytes())
-    words = [*settings(project, "of-a-folder"), f"data.path={project / 'folder'}", "train.steps=1"]
-    done, reached = command("launch/train.py", "--ds_config", "ds_configs/stage0.json", *words)
-    assert (done.returncode, reached) == (0, ""), done.stderr[-3000:]
-
-
-@pytest.mark.parametrize("kind", ["run", "model"])
-def test_evaluating(run, command, project, tmp_path, kind):
-    data = gsm8k(tmp_path / "gsm8k")
-    words = {
-        "run": ["--model", run, "--task", "loss"],
-        "model": ["--model", project / "model", "--task", "gsm8k", "--data", data, "--max_new_tokens", 2,
-                  "--output", tmp_path / "out"],
-    }  # fmt: skip
-    done, reached = command("launch/evaluate.py", *words[kind])
-    assert (done.returncode, reached) == (0, ""), done.stderr[-3000:]
-
-
-@pytest.mark.parametrize("form", ["merged", "lora"])
-def test_exporting(run, command, tmp_path, form):
-    done, reached = command("launch/export.py", "--run", run, "--format", form, "--output", tmp_path / "out")
-    assert (done.returncode, reached) == (0, ""), done.stderr[-3000:]
-
-
-def test_planning_and_analysing(run, command, project, tmp_path):
-    done, reached = command("launch/plan.py", f"model={project / 'model'}", "sorsa.rank=4")
-    assert (done.returncode, reached) == (0, ""), done.stderr[-3000:]
-    done, reached = command("launch/analyze.py", "--run", run, "--output", tmp_path / "out", "--workers", 1)
-    assert (done.returncode, reached) == (0, ""), done.stderr[-3000:]
-
-
-def test_wandb_offline(command, project):
-    words = [*settings(project, "noted"), "train.steps=1", "output.wandb=offline"]
-    done, reached = command("launch/train.py", "--ds_config", "ds_configs/stage0.json", *words)
-    assert (done.returncode, reached) == (0, ""), done.stderr[-3000:]
     assert list((project / "noted" / "wandb").glob("offline-run-*"))
 
 
-def test_a_name_on_the_hub_asks_for_the_network(command):
-    done, reached = command("launch/plan.py", "model=nobody/nothing")
+def test_the_hook_sees_who_is_asked(watched):
+    program = "import socket\ntry: socket.create_connection(('nowhere.invalid', 1))\nexcept OSError: pass"
+    done, reached = watched("-c", program)
+    assert (done.returncode, reached) == (0, "socket.getaddrinfo nowhere.invalid\n")
+
+
+def test_a_name_on_the_hub_is_asked_for_once(watched):
+    done, reached = watched("launch/plan.py", "model=nobody/nothing")
     assert done.returncode == 2
-    assert set(reached.splitlines()) <= {"socket.getaddrinfo huggingface.co"}
-    assert len(reached.splitlines()) <= 1, "it is asked once, not again and again"
+    assert len(reached.splitlines()) <= 1, "it is asked again and again"
