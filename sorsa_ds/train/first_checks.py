@@ -42,7 +42,7 @@ def check_first(invocation: Invocation, logs: bool) -> None:
 
 
 def check_own_node(invocation: Invocation) -> None:
-    """Like `check_first`, by the first rank of each node alone: the others would find the same."""
+    """Like `check_first`, by the first rank of each node: the others would find the same. Only rank 0 writes logs."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         check_first(invocation, logs=os.environ.get("RANK", "0") == "0")
 
