@@ -61,18 +61,6 @@ class RunState:
         """
         return command_line.load_settings(RunConfig, self.folder / CONFIG)
 
-    def check_unused(self) -> None:
-        """Stop where a new run would get the folder of another.
-
-        Raises:
-            ValueError: the folder holds a run.
-        """
-        if self.has_begun:
-            raise ValueError(
-                f"output.name: {self.folder} holds a run already; go on with it (--resume {self.folder}), choose "
-                f"another name, or remove it"
-            )
-
     def check_is_run(self, option: str) -> None:
         """Stop where the folder is not a run's.
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from sorsa_ds.config.schema import OutputConfig, RunConfig
 from sorsa_ds.config.yaml_io import to_yaml
+from sorsa_ds.run.checkpoint.named import check_unused
 from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.paths import CONFIG, DS_CONFIG, GIVEN_DS_CONFIG, INIT, METRICS, REPORT
 from sorsa_ds.runtime import collectives
@@ -38,7 +39,7 @@ def make_run_folder(output: OutputConfig, model: str, method: str, device: torch
 
     def make() -> None:
         if not again:
-            RunState(folder).check_unused()
+            check_unused(RunState(folder))
         write_text(folder / METRICS, "")
 
     collectives.together(make, device, on=0)

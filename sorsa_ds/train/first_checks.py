@@ -12,7 +12,7 @@ from sorsa_ds.config.schema import EMBEDDED_MODEL, DataConfig, LoadingConfig, Ou
 from sorsa_ds.data.data_files import check_data
 from sorsa_ds.model.embedded import check_embedded_model
 from sorsa_ds.model.model_files import CONFIG, check_model_files, check_model_name
-from sorsa_ds.run.checkpoint.named import named_checkpoints
+from sorsa_ds.run.checkpoint.named import check_unused, named_checkpoints
 from sorsa_ds.run.finished import RunState
 from sorsa_ds.runtime import hub
 from sorsa_ds.train.options import Invocation
@@ -61,7 +61,7 @@ def _check_run(invocation: Invocation) -> None:
         return
     folder = Path(output.folder).expanduser().absolute()
     if output.name is not None and invocation.resume is None:
-        RunState(folder / output.name).check_unused()
+        check_unused(RunState(folder / output.name))
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"output.folder: {folder} cannot be made or written: {existing} does not allow it")

@@ -1,4 +1,7 @@
-"""What --resume names, as far as the names of files and folders tell: no checkpoint is read, nothing heavy imported."""
+"""Which runs --resume and output.name mean, as far as the names of files and folders tell.
+
+No checkpoint is read, and nothing heavy imported.
+"""
 
 from pathlib import Path
 
@@ -43,6 +46,19 @@ def named_checkpoints(request: str) -> list[Path]:
             f"--resume: {run.folder} has no checkpoint; start it anew (output.save_every says how often it saves)"
         )
     return run.checkpoints
+
+
+def check_unused(run: RunState) -> None:
+    """Stop where a new run would get the folder of another.
+
+    Raises:
+        ValueError: the folder holds a run.
+    """
+    if run.has_begun:
+        raise ValueError(
+            f"output.name: {run.folder} holds a run already; go on with it (--resume {run.folder}), choose another "
+            f"name, or remove it"
+        )
 
 
 def check_not_running(run: RunState) -> None:
