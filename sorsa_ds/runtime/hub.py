@@ -15,18 +15,18 @@ Kind = Literal["model", "dataset"]
 SECONDS = 5.0
 """How long the hub may take to answer, looking up its address included."""
 
-
 _PASSING = (408, 429, 500, 502, 503, 504)
 """Answers of a hub that is busy, which its client asks again."""
 
 
-def can_be_read(kind: Kind, name: str, file: str, revision: str | None = None) -> bool:
+def can_be_read(kind: Kind, name: str, file: str, revision: str | None = None, needed: bool = False) -> bool:
     """Whether the hub gives a repository to this user now; False where the hub cannot be reached.
 
     Args:
         name: of the repository, as `owner/name`.
-        file: one that models or data sets have; whether a data set has it does not matter.
+        file: one of its files.
         revision: branch, tag or commit; None: the main branch.
+        needed: whether a repository without that file is refused.
 
     Raises:
         ValueError: the hub was reached and refuses: there is no such repository, revision or file, or access to it has
@@ -48,8 +48,8 @@ def can_be_read(kind: Kind, name: str, file: str, revision: str | None = None) -
     except (OfflineModeIsEnabled, httpx.TransportError, TimeoutError):
         return False
     except EntryNotFoundError as error:
-        if kind == "model":
-            raise ValueError(f"{name} on the hub has no {file}, so it is not a model of transformers") from error
+        if needed:
+            raise ValueError(f"{name} on the hub has no {file}") from error
     except GatedRepoError as error:
         raise ValueError(
             f"{name} is open only to those who have asked: ask on {_page(kind, name)}, then log in (hf auth login, or "

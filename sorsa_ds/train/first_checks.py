@@ -79,7 +79,7 @@ def _check_model(model: str, loading: LoadingConfig) -> None:
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        there = hub.can_be_read("model", model, CONFIG, loading.revision) or isinstance(
+        there = hub.can_be_read("model", model, CONFIG, loading.revision, needed=True) or isinstance(
             try_to_load_from_cache(model, CONFIG, revision=loading.revision), str
         )
     except ValueError as error:

@@ -74,7 +74,7 @@ def test_what_can_be_read_is_asked_for_once(asked):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("me/empty", "has no config.json, so it is not a model"),
+        ("me/empty", "me/empty on the hub has no config.json"),
         ("me/old", "no branch, tag or commit 'v1'"),
         ("me/none", r"there is no model 'me/none' on the hub, or it is private: .*hf auth login"),
         ("me/gated", r"open only to those who have asked: ask on http://127.*/me/gated, then log in"),
@@ -84,7 +84,7 @@ def test_what_can_be_read_is_asked_for_once(asked):
 )
 def test_a_refusal_says_what_to_do(asked, name, told):
     with pytest.raises(ValueError, match=told):
-        hub.can_be_read("model", name, "config.json", "v1")
+        hub.can_be_read("model", name, "config.json", "v1", needed=True)
 
 
 def test_a_hub_that_cannot_be_reached_costs_no_time(monkeypatch):

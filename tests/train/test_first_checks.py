@@ -109,7 +109,7 @@ def test_names_of_runs_are_looked_at(work):
 def test_names_on_the_hub_are_asked_for_once(work, monkeypatch, setting):
     asked = []
 
-    def answer(kind, name, file, revision=None):
+    def answer(kind, name, file, revision=None, needed=False):
         asked.append((kind, name))
         return name == "me/there"
 
@@ -119,7 +119,7 @@ def test_names_on_the_hub_are_asked_for_once(work, monkeypatch, setting):
     kind = "model" if setting == "model" else "dataset"
     assert asked == [(kind, "me/there"), (kind, "me/away")]
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise ValueError("me/gated is open only to those who have asked")
 
     monkeypatch.setattr(hub, "can_be_read", refuse)
