@@ -16,10 +16,11 @@ from pathlib import Path
 
 from benchmarks.helpers.common import in_ranks, say
 from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.plan.job import GIB, Hardware, Job
+from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.plan.shapes import shipped
+from sorsa_ds.runtime.memory import GIB
 
 WORKER = "benchmarks.workers.quantized"
 LLAMA_70B = "meta-llama/Llama-2-70b-hf"

@@ -21,12 +21,13 @@ from benchmarks.helpers.common import DS_CONFIGS, ROOT, in_ranks, say
 from benchmarks.workers.scaling import small_job
 from sorsa_ds.config import command_line, deepspeed_json
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.plan.job import GIB, Hardware, Job
+from sorsa_ds.plan.job import Hardware, Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import Facts, facts
 from sorsa_ds.plan.shapes import shipped
 from sorsa_ds.plan.speed import flops, speed
 from sorsa_ds.plan.traffic import traffic
+from sorsa_ds.runtime.memory import GIB
 
 FIGURE = ROOT / "docs" / "results" / "scaling.png"
 LAYOUTS = [(1, 1, False), (1, 2, False), (2, 1, True), (1, 4, False), (2, 2, False), (2, 2, True)]

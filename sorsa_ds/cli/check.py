@@ -33,6 +33,9 @@ def _train(world_size: int, node_ranks: int, argv: Sequence[str]) -> str:
     from sorsa_ds.train.options import parse
 
     invocation = parse(argv)
+    from sorsa_ds.train.first_checks import check_first
+
+    check_first(invocation, logs=False)  # which node will write the logs is not known here
     from sorsa_ds.train.before_launch import check_invocation
 
     check_invocation(invocation, world_size, node_ranks)

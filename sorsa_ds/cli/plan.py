@@ -16,13 +16,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _plan(argv: Sequence[str]) -> None:
+    from sorsa_ds.plan.options import parse
+
+    request = parse(argv)
+    from sorsa_ds.plan.configuration import configuration_of
+
+    configuration_of(request.config.model, request.config.loading)  # a wrong name shows before libraries take seconds
     from sorsa_ds.runtime.console import quiet_libraries
 
     with redirect_stdout(sys.stderr):  # DeepSpeed's logger keeps the stream that its import finds: --json owns stdout
         quiet_libraries()
     from sorsa_ds.plan.command import print_plan
-    from sorsa_ds.plan.options import parse
 
-    if not print_plan(parse(argv)):
+    if not print_plan(request):
         sys.stdout.flush()
         sys.exit(DOES_NOT_FIT)

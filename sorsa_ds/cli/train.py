@@ -17,7 +17,10 @@ def _train(argv: Sequence[str]) -> None:
 
     invocation = parse(argv)
     leave_when_told()
+    from sorsa_ds.train.first_checks import check_first, on_one_node
 
+    if on_one_node():  # where every rank finds the same; else the preflight looks, which can tell the other nodes
+        check_first(invocation, logs=True)
     from sorsa_ds.train.report import show_report
     from sorsa_ds.train.setup import assemble
 

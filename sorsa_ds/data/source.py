@@ -5,20 +5,25 @@ memory. Only the generated problems are random, and they are seeded, so all rank
 """
 
 import glob
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import datasets
 from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets, load_dataset
+from datasets.data_files import _get_data_files_patterns, resolve_pattern
+from datasets.features.features import require_decoding
 
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
-from sorsa_ds.data.faults import JSON_SUFFIXES, find_fault
+from sorsa_ds.data.data_files import builder_of, check_data, files_of
+from sorsa_ds.data.faults import find_fault
 from sorsa_ds.data.word_problems import word_problems
+from sorsa_ds.runtime import hub
+from sorsa_ds.runtime.console import say
 
-BUILDERS = dict.fromkeys(JSON_SUFFIXES, "json") | {".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv"}
-"""Which reader of `datasets` opens a file, by its suffix."""
-
-_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+# `datasets` would tell the hub of every file that is opened, to count what is used.
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
 
 class RowRange(NamedTuple):
@@ -87,13 +92,11 @@ def open_splits(path: str, name: str | None, seed: int, setting: str = "data.pat
     if path == EMBEDDED_DATA:
         return DatasetDict(train=word_problems(seed))
     if local.is_file():
-        return _read(setting, local, _builder(setting, local), data_files={"train": glob.escape(str(local))})
+        return _read(setting, local, {"train": [local]})
     if local.is_dir():
-        _check_folder(setting, local)
-        return _read(setting, local, str(local))
-    if _HUB_NAME.fullmatch(path) and _suffix(local) is None:
-        return _read_hub(setting, path, name)
-    raise ValueError(f"{setting}: no file or folder {path!r} here, and no name of a data set on the hub either")
+        return _read(setting, local, _splits_of(local, setting))
+    check_data(path, setting)
+    return _read_hub(setting, path, name)
 
 
 def resolve_split(splits: DatasetDict, spec: str, setting: str) -> list[RowRange]:
@@ -118,52 +121,83 @@ def take_rows(splits: DatasetDict, selected: list[RowRange]) -> Dataset:
     return concatenate_datasets([splits[one.split].select(range(one.start, one.end)) for one in selected])
 
 
-def _read(setting: str, local: Path, *arguments, **named) -> DatasetDict:
+def _read(setting: str, local: Path, files: dict[str, list[Path]]) -> DatasetDict:
+    """Read the files of each split, and nothing that a file beside them names."""
+    builder = builder_of(local, setting)
+    named = {split: [glob.escape(str(file)) for file in those] for split, those in files.items()}
     try:
-        splits = load_dataset(*arguments, **named)
+        splits = load_dataset(builder, data_files=named)
         for rows in splits.values():
             rows.data.validate(full=True)  # because text that is not UTF-8 passes the JSON reader
     except Exception as error:  # each reader has its own kinds of error, even StopIteration for an empty file
-        fault = find_fault(_data_files(local)) or f"{local}: {_reason(error)}"
+        fault = find_fault(files_of(local)) or f"{local}: {_reason(error)}"
         raise ValueError(f"{setting}: {fault}") from error
+    return _without_media(splits)
+
+
+def _splits_of(folder: Path, setting: str) -> dict[str, list[Path]]:
+    """The files of each split of a folder, by the names that `datasets` knows: `train.jsonl`, `test/a.csv`, and so on.
+
+    A README.md is not asked: what it says could name files elsewhere, or on other machines.
+
+    Raises:
+        ValueError: the folder's files are not of one kind.
+    """
+    builder_of(folder, setting)
+    root = folder.resolve()
+    ours = {str(file) for file in files_of(root)}
+
+    def matching(pattern: str) -> list[str]:
+        found = [file for file in resolve_pattern(pattern, glob.escape(str(root))) if file in ours]
+        if not found:
+            raise FileNotFoundError(pattern)
+        return found
+
+    splits: dict[str, list[Path]] = {}
+    for split, patterns in _get_data_files_patterns(matching).items():
+        for pattern in patterns:
+            with suppress(FileNotFoundError):
+                splits.setdefault(str(split), []).extend(map(Path, matching(pattern)))
+    return splits
+
+
+@contextmanager
+def _from_cache() -> Iterator[None]:
+    """A context in which `datasets` takes what is in its cache, and does not ask the hub again and again."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _without_media(splits: DatasetDict) -> DatasetDict:
+    """The splits without columns of pictures or sound: reading a row would open what they name, files or addresses."""
+    for split, rows in splits.items():
+        media = [name for name, kind in rows.features.items() if require_decoding(kind)]
+        if media:
+            say(f"Columns of pictures or sound are left out of {split}: {', '.join(media)}")
+            splits[split] = rows.remove_columns(media)
     return splits
 
 
 def _read_hub(setting: str, path: str, name: str | None) -> DatasetDict:
+    online = True
     try:
-        return load_dataset(path, name)
+        online = hub.can_be_read("dataset", path, "README.md")
+        with nullcontext() if online else _from_cache():
+            return _without_media(load_dataset(path, name))
     except Exception as error:
         raise ValueError(
             f"{setting}: there is no file or folder {path!r} here, and reading it from the hub failed "
-            f"(data.name: {name}): {_reason(error)}"
+            f"(data.name: {name}): {_reason(error) if online else hub.unreachable(setting)}"
         ) from error
 
 
 def _reason(error: Exception) -> str:
     """What went wrong: `datasets` wraps the real error in one that only says that something went wrong."""
     return str(error.__cause__ or error).strip()
-
-
-def _check_folder(setting: str, folder: Path) -> None:
-    kinds = {BUILDERS[suffix] for file in _data_files(folder) if (suffix := _suffix(file))}
-    if len(kinds) != 1:
-        found = f"mixes {', '.join(sorted(kinds))}" if kinds else "has no data file"
-        raise ValueError(f"{setting}: the folder {folder} {found}; it takes files of one kind: {', '.join(BUILDERS)}")
-
-
-def _builder(setting: str, file: Path) -> str:
-    suffix = _suffix(file)
-    if suffix is None:
-        raise ValueError(f"{setting}: {file} is of no known kind ({', '.join(BUILDERS)})")
-    return BUILDERS[suffix]
-
-
-def _data_files(local: Path) -> list[Path]:
-    return sorted(file for file in local.rglob("*") if _suffix(file)) if local.is_dir() else [local]
-
-
-def _suffix(file: Path) -> str | None:
-    return next((suffix for suffix in BUILDERS if file.name.endswith(suffix)), None)
 
 
 def _absolute(path: str) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from sorsa_ds.data.chat import end_rendering
 from sorsa_ds.data.examples import load_examples
@@ -24,6 +24,7 @@ from sorsa_ds.evaluate.sharing import Board
 from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, math, mmlu
 from sorsa_ds.evaluate.tasks.math_answers import RULES
 from sorsa_ds.evaluate.tasks.task import Engine, Generate, LocalEngine, Setting, Task
+from sorsa_ds.model.skeleton import read_config
 from sorsa_ds.model.tokenizer import load_tokenizer
 from sorsa_ds.run.checkpoint.keeper import PACKAGES
 from sorsa_ds.run.finished import FinishedRun
@@ -143,7 +144,7 @@ def _build(options: Options, found: FoundModel, setting: Setting) -> Task:
     _, held_out = load_examples(config.data, setting.tokenizer, config.train.seed)
     if not held_out or reported is None:
         raise ValueError(f"--model: {folder} was trained without held-out data (data.eval_size, data.eval_split)")
-    return loss.held_out(held_out[: options.limit], reported)
+    return loss.held_out(held_out[: options.limit], reported, config.data.eval_path or config.data.path)
 
 
 def _products(options: Options, found: FoundModel) -> Products:
@@ -218,8 +219,7 @@ def _folder(options: Options, found: FoundModel) -> Path:
 
 
 def _positions(found: FoundModel) -> int | None:
-    config = AutoConfig.from_pretrained(found.tokenizer, trust_remote_code=found.loading.trust_remote_code)
-    return getattr(config, "max_position_embeddings", None)
+    return getattr(read_config(found.folder, found.loading), "max_position_embeddings", None)
 
 
 def _speed_rows(speed: dict) -> list[tuple[str, str]]:

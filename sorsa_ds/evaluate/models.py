@@ -2,19 +2,21 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sorsa_ds.config.declare import Rank
-from sorsa_ds.config.schema import LoadingConfig, RunConfig
-from sorsa_ds.config.typed_json import typed
+from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig, RunConfig
+from sorsa_ds.evaluate import peft_adapter
 from sorsa_ds.evaluate.backends.placement import place
-from sorsa_ds.model import adapter_file, pretrained
-from sorsa_ds.model.pretrained import find_model
+from sorsa_ds.model import adapter_file
+from sorsa_ds.model.model_files import check_model_name
+from sorsa_ds.model.numerics import check_numerics
+from sorsa_ds.model.pretrained import find_folder, find_model
+from sorsa_ds.model.skeleton import attention_of, read_config
 from sorsa_ds.run.finished import FinishedRun, RunState
 from sorsa_ds.run.merge import merge_dense
 from sorsa_ds.run.paths import ADAPTER
@@ -23,7 +25,6 @@ from sorsa_ds.runtime import digest, precision
 from sorsa_ds.runtime.console import say, tracked
 from sorsa_ds.runtime.json_text import parse_json
 
-PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _AS_TRAINED = {"fp32": torch.float32, "mixed": torch.bfloat16, "bf16": torch.bfloat16}
 
 Load = Callable[[torch.device, torch.dtype | None], PreTrainedModel]
@@ -33,7 +34,8 @@ Load = Callable[[torch.device, torch.dtype | None], PreTrainedModel]
 class FoundModel:
     """A model that has been found and not been loaded yet.
 
-    kind: what it is, in words. weights: the files that tell it from other models. tokenizer: folder of its tokenizer.
+    kind: what it is, in words. weights: the files that tell it from other models. folder: of the model, or of the base
+    model under an adapter. tokenizer: folder of its tokenizer. loading: how both are read.
     load: puts it on a device in a dtype (None: as it was trained), ready to be called. computes: the dtype of products
     where it is loaded as it was trained. autocast: whether such products need torch.autocast. run: the folder and the
     settings of the run that it comes from.
@@ -41,6 +43,7 @@ class FoundModel:
 
     kind: str
     weights: list[Path]
+    folder: Path
     tokenizer: Path
     loading: LoadingConfig
     load: Load
@@ -59,7 +62,7 @@ def check_model(model: str) -> None:
     Raises:
         ValueError: there is no such folder, or it is that of an unfinished run.
     """
-    pretrained.check_model_name(model)
+    check_model_name(model)
     folder = Path(model).expanduser()
     if _names_run(folder):
         FinishedRun.open(folder, "--model")
@@ -70,29 +73,44 @@ def find_evaluated_model(model: str, base: str | None = None, trust_remote_code:
 
     Args:
         base: folder or hub name of the base model, if it is no longer where an adapter says.
+        trust_remote_code: allow Python code that comes with the model.
 
     Raises:
-        ValueError: there is no such model, or it is an unfinished run.
+        ValueError: there is no such model, it is an unfinished run, or it needs code that is not allowed.
     """
     check_model(model)
     folder = Path(model).expanduser()
     if _names_run(folder):
-        return _run(folder, base)
+        return _run(folder, base, trust_remote_code)
+    loading = LoadingConfig(trust_remote_code=trust_remote_code)
+    if model != EMBEDDED_MODEL:
+        folder = find_folder(model, loading)  # what the hub gives may be an adapter too
     if (folder / adapter_file.CONFIG).exists():
-        try:
-            described = parse_json((folder / adapter_file.CONFIG).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"--model: {folder / adapter_file.CONFIG} is damaged: {error}") from error
-        if isinstance(described, dict) and "peft_type" in described:
-            return _peft(folder, described, base, trust_remote_code)
-        return _adapter(folder, base)
+        described = _json_object(folder / adapter_file.CONFIG)
+        if "peft_type" in described:
+            return _peft(folder, described, base, loading)
+        return _adapter(folder, base, trust_remote_code)
     if base is not None:
         raise ValueError(f"--base goes with a run or an adapter; {model} is neither")
-    loading = LoadingConfig(trust_remote_code=trust_remote_code)
     place = find_model(model, loading)
     return FoundModel(
-        "model", _weights(place), place, loading, lambda device, dtype: _plain(place, loading, device, dtype)
+        "model", _weights(place), place, place, loading, lambda device, dtype: _plain(place, loading, device, dtype)
     )
+
+
+def _json_object(path: Path) -> dict:
+    """The content of a description.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        found = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model: {path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"--model: {path} is damaged: {type(found).__name__} where an object is needed")
+    return found
 
 
 def _names_run(folder: Path) -> bool:
@@ -100,26 +118,37 @@ def _names_run(folder: Path) -> bool:
     return RunState(folder).is_run and not (folder / "config.json").exists()
 
 
-def _run(folder: Path, base: str | None) -> FoundModel:
+def _run(folder: Path, base: str | None, trust_remote_code: bool) -> FoundModel:
     config = RunState(folder).settings()
-    adapter_file.read_description(folder / ADAPTER).check_residual(config.residual)
-    return _adapter(folder / ADAPTER, base, (folder, config))
+    adapter_file.read_description(folder / ADAPTER, trust_remote_code).check_residual(config.residual)
+    return _adapter(folder / ADAPTER, base, trust_remote_code, (folder, config))
 
 
-def _adapter(folder: Path, base: str | None, run: tuple[Path, RunConfig] | None = None) -> FoundModel:
+def _adapter(
+    folder: Path, base: str | None, trust_remote_code: bool, run: tuple[Path, RunConfig] | None = None
+) -> FoundModel:
     """The model of an adapter's folder that training has written: U, s and V, or what another method trains."""
-    described = adapter_file.read_description(folder)
+    described = adapter_file.read_description(folder, trust_remote_code)
+    place = find_model(base or described.base_model, described.loading)
+    check_numerics(described.numerics, place, described.loading, say)
 
     def load(device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
-        model = reload(folder, device, lambda rounds: tracked(rounds, len(rounds), "rebuilding", "round"), base).model
-        model.eval().requires_grad_(False)
+        rebuilt = reload(
+            folder,
+            device,
+            lambda rounds: tracked(rounds, len(rounds), "rebuilding", "round"),
+            base,
+            trust_remote_code,
+        )
+        model = rebuilt.model.eval().requires_grad_(False)
         trained = precision.resolve_precision(described.precision, None, cast(precision.Device, device.type))
         return model if dtype is None else merge_dense(model, described.method, trained, dtype)
 
     return FoundModel(
         kind="run" if run else "adapter",
         weights=[file for name in (adapter_file.INITIAL, adapter_file.TRAINED) if (file := folder / name).exists()],
-        tokenizer=find_model(base or described.base_model, described.loading),
+        folder=place,
+        tokenizer=place,
         loading=described.loading,
         load=load,
         computes=_AS_TRAINED[described.precision],
@@ -128,69 +157,31 @@ def _adapter(folder: Path, base: str | None, run: tuple[Path, RunConfig] | None 
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _PeftDescription:
-    """What is looked at of PEFT's adapter_config.json before PEFT itself reads it."""
-
-    peft_type: str
-    base_model_name_or_path: str | None = None
-    r: Rank | None = None
-    init_r: Rank | None = None
-    target_r: Rank | None = None
-    rank_pattern: dict[str, Rank | list[Rank]] | None = None
-
-
-def _read_peft(folder: Path, found: dict) -> _PeftDescription:
-    """The checked description of an adapter in PEFT's format.
-
-    Raises:
-        ValueError: PEFT is not installed or does not know the type, or an entry has another type or is out of range.
-    """
-    try:
-        from peft import PeftType
-    except ImportError as error:
-        raise ValueError(f"--model: {folder} needs the package peft, which is not installed") from error
-    try:
-        described = typed(_PeftDescription, found)
-        if described.peft_type not in PeftType.__members__:
-            raise ValueError(f"peft_type: the installed PEFT knows no {described.peft_type!r}")
-    except ValueError as error:
-        raise ValueError(f"--model: {folder / PEFT_CONFIG}: not PEFT's description of an adapter ({error})") from error
-    return described
-
-
-def _peft(folder: Path, found: dict, base: str | None, trust_remote_code: bool) -> FoundModel:
+def _peft(folder: Path, described: dict, base: str | None, loading: LoadingConfig) -> FoundModel:
     """The model of an adapter in PEFT's format, with its base model."""
-    described = _read_peft(folder, found)
-    name = base or described.base_model_name_or_path
-    if not name:
-        raise ValueError(f"--model: {folder / PEFT_CONFIG} names no base model; say it: --base FOLDER")
-    if not (folder / PEFT_WEIGHTS).exists():
-        raise ValueError(f"--model: {folder} has no {PEFT_WEIGHTS}; other formats are not read")
-    loading = LoadingConfig(trust_remote_code=trust_remote_code)
+    name = peft_adapter.base_model_of(folder, described, base)
+    revision = None if base else described.get("revision")
+    loading = replace(loading, revision=revision if isinstance(revision, str) else None)
     place = find_model(name, loading)
 
     def load(device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
-        from peft import PeftModel
-
-        model = _plain(place, loading, device, dtype)
-        quantised = getattr(model, "hf_quantizer", None) is not None
-        try:
-            adapted = PeftModel.from_pretrained(model, folder, torch_device=str(device)).eval()
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-            raise ValueError(f"--model: PEFT cannot put {folder} on {place}: {error}") from error
-        # A PeftModel is no PreTrainedModel, but it passes all calls on to the one that it wraps.
-        return cast(PreTrainedModel, adapted if quantised else adapted.merge_and_unload())
+        return peft_adapter.put_on(_plain(place, loading, device, dtype), folder, device)
 
     own_tokenizer = (folder / "tokenizer.json").exists()
     return FoundModel(
-        "PEFT adapter", [folder / PEFT_WEIGHTS, *_weights(place)], folder if own_tokenizer else place, loading, load
+        "PEFT adapter",
+        [folder / peft_adapter.WEIGHTS, *_weights(place)],
+        place,
+        folder if own_tokenizer else place,
+        loading,
+        load,
     )
 
 
 def _plain(folder: Path, loading: LoadingConfig, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
     """A model as transformers loads it, which may be a quantised one."""
-    attention = None if loading.attn_implementation == "auto" else loading.attn_implementation
+    read_config(folder, loading)
+    attention = attention_of(loading)
     placement = place(folder, dtype, device)
     if placement.told:
         say(placement.told)

@@ -112,7 +112,7 @@ def parse(argv: Sequence[str]) -> Options:
         help=f"of weights and products (default: {default['dtype']}, bf16 on hardware fast at it)",
     )  # fmt: skip
     add("--allow_code_execution", action="store_true", help="humaneval: run the model's programs, in a sandbox")
-    add("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    add("--trust_remote_code", action="store_true", help="allow Python code that comes with the model")
     add("--local_rank", type=int, help="added by DeepSpeed's launcher; ignored")
     given = vars(parser.parse_args(argv))
     given.pop("local_rank", None)

@@ -7,6 +7,7 @@ from sorsa_ds.export.card import CARD, model_card, publish
 from sorsa_ds.export.formats import prepare, shown_per_tensor
 from sorsa_ds.export.options import Options, check_options
 from sorsa_ds.run.source import check_source, open_finished_run
+from sorsa_ds.runtime import hub
 from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.runtime.whole_folder import whole_folder
@@ -22,7 +23,9 @@ def export(options: Options) -> Path:
     check_options(options)
     output = options.output.expanduser().resolve()
     _check_free(output)
-    source = open_finished_run(options.run.expanduser(), options.base)
+    if options.push_to_hub:
+        _check_publishing(options.push_to_hub, output)
+    source = open_finished_run(options.run.expanduser(), options.base, options.trust_remote_code)
     prepared = prepare(source, options)
     _check_room(output, prepared.nbytes)
     check_source(source, shown_per_tensor("checking the base model"))
@@ -48,6 +51,21 @@ def _check_free(output: Path) -> None:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output: {output} exists and is not an empty folder; name another one")
+
+
+def _check_publishing(name: str, output: Path) -> None:
+    """Stop where what is exported could not be published.
+
+    Raises:
+        ValueError: the hub does not know this user, or cannot be reached.
+    """
+    try:
+        hub.check_logged_in()
+    except ValueError as error:
+        raise ValueError(
+            f"--push_to_hub {name}: {error}. Nothing was exported; without that option it can be, and uploaded later: "
+            f"hf upload {name} {output}"
+        ) from error
 
 
 def _check_room(output: Path, wanted: int) -> None:

@@ -95,8 +95,8 @@ _PREPARE: dict[Format, Callable[[Source, Options], Prepared]] = {
 
 
 def _write_merged(source: Source, planned: merged.MergedPlan, form: Format, folder: Path) -> list[str]:
-    merged.write_merged(source, planned, folder, shown_per_tensor("merging"))
-    return _quantised_notes(source, form)
+    left_out = merged.write_merged(source, planned, folder, shown_per_tensor("merging"))
+    return [*_quantised_notes(source, form), *left_out]
 
 
 def _write_requantised(
@@ -105,7 +105,7 @@ def _write_requantised(
     """Fill a folder with the merged model in 4 or 8 bits, by way of the dense one."""
     dense = folder / ".merged"
     dense.mkdir()
-    merged.write_merged(source, planned, dense, shown_per_tensor("merging"))
+    left_out = merged.write_merged(source, planned, dense, shown_per_tensor("merging"))
     errors = requantise.write_requantised(
         source, storage, dense, folder, shard_bytes, shown_per_tensor("measuring the error")
     )
@@ -121,7 +121,7 @@ def _write_requantised(
             f"Training held the residual quantised too ({describe_storage(source.described.residual)}), "
             "and U, s, V not."
         )
-    return notes
+    return [*notes, *left_out]
 
 
 def _lora_notes(source: Source, planned: lora.LoraPlan, errors: dict[str, float]) -> list[str]:

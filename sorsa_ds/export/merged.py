@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -15,13 +16,16 @@ from torch import Tensor
 
 from sorsa_ds.export.tensor_file import DTYPES, nbytes, write_tensors
 from sorsa_ds.model.fill import return_freed_memory
-from sorsa_ds.model.pretrained import COMPANIONS, INDEX, PretrainedWeights, all_finite
+from sorsa_ds.model.model_files import CODE, COMPANIONS, CONFIG, INDEX
+from sorsa_ds.model.pretrained import PretrainedWeights, all_finite
 from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.run import merge
 from sorsa_ds.run.source import Source, TensorProgress
-from sorsa_ds.runtime.files import write_atomic, write_json
+from sorsa_ds.runtime.files import write_atomic, write_json, write_text
 
-CONFIG = "config.json"
+_NAMES_CODE = ("auto_map", "custom_pipelines")
+"""Fields of a configuration that name a model's own code."""
+
 _WIDE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _NOT_COPIED = ("*.index.json", "*.pkl", "*.pickle", "*.bin", "*.pt", "*.pth", "*.safetensors")
 
@@ -92,8 +96,11 @@ def plan_merged(source: Source, dtype: torch.dtype | None, max_shard_bytes: int,
     return MergedPlan(files, split.metadata["total_size"], dtype, untied, untrained)
 
 
-def write_merged(source: Source, planned: MergedPlan, folder: Path, progress: TensorProgress) -> None:
+def write_merged(source: Source, planned: MergedPlan, folder: Path, progress: TensorProgress) -> list[str]:
     """Fill a folder as planned. One tensor is in memory at a time, an adapted one in fp32 and as it is written.
+
+    Returns:
+        What is left out of the base model's files, in a sentence, if anything is.
 
     Raises:
         ValueError: the disk refuses, or a number is too large for the dtype.
@@ -107,26 +114,67 @@ def write_merged(source: Source, planned: MergedPlan, folder: Path, progress: Te
         index = {"metadata": {"total_size": planned.total_bytes}, "weight_map": dict(sorted(where.items()))}
         write_json(folder / INDEX, index)
     PretrainedWeights(folder)  # every header reads back, and every file is as long as it says
-    for path in companions(source.base):
-        copy = folder / path.relative_to(source.base)
-        write_atomic(copy, partial(shutil.copyfile, path))
-    config = json.loads((source.base / CONFIG).read_text(encoding="utf-8"))
+    left_out = _copy_companions(source.base, folder, source.trust_remote_code)
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if planned.dtype is not None:
         config.setdefault("dtype", "")
         _set_dtype(config, str(planned.dtype).removeprefix("torch."))
     if planned.untied:
         config["tie_word_embeddings"] = False
     write_json(folder / CONFIG, config)
+    if not left_out:
+        return []
+    return [
+        f"The base model's own code is left out ({', '.join(left_out)}): transformers' code was used in training; "
+        f"--trust_remote_code copies it along."
+    ]
 
 
-def companions(base: Path) -> list[Path]:
-    """The base model's files that go with any weights: configuration, tokenizer, chat templates, its own code."""
+def companions(base: Path, code: bool) -> list[Path]:
+    """The base model's files that go with any weights: configuration, tokenizer, chat templates.
+
+    Args:
+        code: whether its own Python belongs to them.
+    """
     found = [*base.iterdir(), *base.glob("additional_chat_templates/*")]
+    left_out = _NOT_COPIED if code else (*_NOT_COPIED, CODE)
     return sorted(
         path for path in found
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in COMPANIONS)
-        and not any(fnmatch(path.name, pattern) for pattern in _NOT_COPIED)
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in (*COMPANIONS, CODE))
+        and not any(fnmatch(path.name, pattern) for pattern in left_out)
     )  # fmt: skip
+
+
+def _copy_companions(base: Path, folder: Path, code: bool) -> list[str]:
+    """Copy what goes with any weights; returns the names of the files of code that are not copied.
+
+    Without the code nothing may refer to it: whoever loads the copy with trust_remote_code would miss it, or get it
+    from another repository that the reference names.
+    """
+    for path in companions(base, code):
+        copy = folder / path.relative_to(base)
+        text = None if code or path.suffix != ".json" else _without_code(path)
+        if text is None:
+            write_atomic(copy, partial(shutil.copyfile, path))
+        else:
+            write_text(copy, text)
+    return [] if code else sorted(path.name for path in base.glob(CODE))
+
+
+def _without_code(path: Path) -> str | None:
+    """A JSON file without its references to code; None where it has none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # it is nobody's configuration then
+        return None
+    cleaned = _stripped(content)
+    return None if cleaned == content else json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n"
+
+
+def _stripped(content: Any) -> Any:
+    if not isinstance(content, dict):
+        return content
+    return {key: _stripped(value) for key, value in content.items() if key not in _NAMES_CODE}
 
 
 def _entry(source: Source, name: str, stored: str, changed: str | None, dtype: torch.dtype | None) -> Entry:

@@ -39,6 +39,7 @@ class Options:
     rank: int | None = None
     push_to_hub: str | None = None
     private: bool = False
+    trust_remote_code: bool = False
 
     @property
     def shard_bytes(self) -> int:
@@ -73,6 +74,10 @@ def parse(argv: Sequence[str]) -> Options:
     )  # fmt: skip
     add("--max_shard_size", help=f"merged, base: largest file, as 500MB (default {MAX_SHARD_SIZE})")
     add("--rank", type=int, help="lora: cut it to this rank (default: twice the trained one, exact)")
+    add(
+        "--trust_remote_code", action="store_true",
+        help="allow Python code of the base model, if the run used it, and copy it along",
+    )  # fmt: skip
     add("--push_to_hub", metavar="NAME", help="publish the folder as this model")
     add("--private", action="store_true", help="with --push_to_hub: only you can see the model")
     return Options(**vars(parser.parse_args(argv)))

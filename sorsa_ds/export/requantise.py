@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
-from sorsa_ds.export.merged import CONFIG, MergedPlan, companions
+from sorsa_ds.export.merged import MergedPlan, companions
 from sorsa_ds.export.options import Quantised
 from sorsa_ds.export.tensor_file import nbytes
+from sorsa_ds.model.model_files import CONFIG
 from sorsa_ds.model.pretrained import PretrainedWeights
-from sorsa_ds.model.skeleton import skeleton
+from sorsa_ds.model.skeleton import attention_of, skeleton
 from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime.files import write_atomic, write_json
 
@@ -61,7 +62,7 @@ def write_requantised(
     ]  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(
         merged, quantization_config=_config(form, others), device_map={"": "cpu"}, dtype="auto",
-        trust_remote_code=loading.trust_remote_code,
+        trust_remote_code=loading.trust_remote_code, attn_implementation=attention_of(loading),
     )  # fmt: skip
     errors = {}
     # Before any forward pass: at the first one on a CPU bitsandbytes lays the codes out anew, and would save them so.
@@ -75,7 +76,7 @@ def write_requantised(
         raise ValueError(f"{folder}: cannot be written ({error})") from error
     for file in folder.glob("*.safetensors"):
         file.chmod((folder / CONFIG).stat().st_mode)  # safetensors makes files that nobody else can read
-    for path in companions(merged):
+    for path in companions(merged, code=True):
         copy = folder / path.relative_to(merged)
         if not copy.exists():  # config.json says how the weights are quantised now
             write_atomic(copy, partial(shutil.copyfile, path))

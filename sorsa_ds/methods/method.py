@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import BaselineConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
 from sorsa_ds.model import fill, pretrained
-from sorsa_ds.model.adapter_file import FactorFile
+from sorsa_ds.model.adapter_file import INITIAL, TRAINED, FactorFile
 from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.load import AdaptModel
 from sorsa_ds.model.targets import Target, select_targets
@@ -129,6 +129,11 @@ class Method(ABC):
     layers_cast_weights: bool = False
     """Whether its layers cast their trained tensors one layer at a time. Otherwise torch.autocast casts them, and keeps
     every copy until the forward pass ends."""
+
+    @property
+    def adapter_files(self) -> tuple[str, ...]:
+        """Names of the files of tensors in a run's adapter."""
+        return (INITIAL, TRAINED) if self.keeps_initial else (TRAINED,)
 
     def select_targets(self, model: nn.Module, sorsa: SorsaConfig) -> list[Target]:
         """The linears that it adapts, in module order; none where every parameter is trained.

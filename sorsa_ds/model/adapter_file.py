@@ -6,9 +6,10 @@ the model's parameters: `<layer>.U`, `<layer>.s`, `<layer>.V`. The methods that 
 tensors, because theirs are the base model's own.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import ConfigDict, Field
@@ -18,12 +19,14 @@ from torch import Tensor
 from sorsa_ds.config.declare import Digest, PositiveInt
 from sorsa_ds.config.schema import BaselineConfig, LoadingConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
 from sorsa_ds.config.typed_json import typed
+from sorsa_ds.model.pretrained import all_finite
 from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.files import write_json
 from sorsa_ds.runtime.json_text import parse_json
 from sorsa_ds.runtime.precision import Name as PrecisionName
 
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 TRAINED, INITIAL, CONFIG = "adapter_model.safetensors", "initial_factors.safetensors", "adapter_config.json"
 
 
@@ -38,6 +41,7 @@ class Description:
     residual: how the residual was kept to which U, s and V belong.
     files: digests of the files of tensors; empty until training has ended.
     method, baseline: the method of fine-tuning, and the settings that only the baselines have.
+    numerics: what decides the base model's numbers besides its weights (`model.numerics`); empty in older files.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -52,6 +56,22 @@ class Description:
     files: dict[str, Digest] = field(default_factory=dict)
     method: MethodName = "sorsa"
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    numerics: dict[str, Any] = field(default_factory=dict)
+
+    def unchecked(self, files: Iterable[str], parameters: Iterable[str]) -> str | None:
+        """A sentence on what has no digest here, so that nobody takes it for checked; None where nothing lacks one.
+
+        Args:
+            files: names of the files of tensors that are read.
+            parameters: names of the base model's parameters.
+        """
+        parameters = list(parameters)
+        lacking = [name for name in files if name not in self.files]
+        if unknown := sum(name not in self.digests for name in parameters):
+            lacking.append(f"{unknown} of {len(parameters)} parameters of the base model")
+        if not lacking:
+            return None
+        return f"{CONFIG} has no digest of {', '.join(lacking)}: whether they are those of training is not checked."
 
     def check_residual(self, wanted: ResidualConfig) -> None:
         """Stop where U, s and V would be put on a residual that is not kept as it was in training.
@@ -67,13 +87,24 @@ class Description:
             )
 
 
-def describe_adapter(folder: Path, config: RunConfig, targets: list[Target], digests: dict[str, str]) -> None:
-    """Write the description of a run's adapter; `train.precision` and `residual.storage` must be resolved."""
+def describe_adapter(
+    folder: Path,
+    config: RunConfig,
+    targets: list[Target],
+    digests: dict[str, str],
+    numerics: dict[str, Any] | None = None,
+) -> None:
+    """Write the description of a run's adapter; `train.precision` and `residual.storage` must be resolved.
+
+    Args:
+        digests: of the base model's parameters.
+        numerics: what decides its numbers besides them (`model.numerics`); None where that is not known.
+    """
     assert config.train.precision != "auto", "the settings are resolved"
     layers = {t.name: {"out": t.out_features, "in": t.in_features, "rank": t.rank} for t in targets}
     description = Description(
         config.model, config.loading, config.train.precision, config.sorsa, layers, digests, config.residual,
-        method=config.method, baseline=config.baseline,
+        method=config.method, baseline=config.baseline, numerics=numerics or {},
     )  # fmt: skip
     write_description(folder, description)
 
@@ -81,7 +112,8 @@ def describe_adapter(folder: Path, config: RunConfig, targets: list[Target], dig
 def record_digests(folder: Path) -> None:
     """Write the digests of a finished adapter's files into its description."""
     files = {name: digest.of_file(folder / name) for name in (INITIAL, TRAINED) if (folder / name).exists()}
-    write_description(folder, replace(read_description(folder), files=files))
+    described = read_description(folder, trust_remote_code=True)  # the run's own; nothing is loaded
+    write_description(folder, replace(described, files=files))
 
 
 def open_factors(folder: Path, name: str, described: Description) -> "FactorFile":
@@ -101,11 +133,16 @@ def write_description(folder: Path, description: Description) -> None:
     write_json(folder / CONFIG, asdict(description))
 
 
-def read_description(folder: Path) -> Description:
+def read_description(folder: Path, trust_remote_code: bool = False) -> Description:
     """Read adapter_config.json.
 
+    Args:
+        trust_remote_code: whether the caller allows Python code that comes with the base model. A description may ask
+            for such code, and cannot allow it: an adapter may be anybody's.
+
     Raises:
-        ValueError: the file is missing, broken, or not such a description; the message names the file and the entry.
+        ValueError: the file is missing, broken, or not such a description (the message names the file and the entry),
+            or it asks for code that the caller has not allowed.
     """
     path = folder / CONFIG
     try:
@@ -116,6 +153,12 @@ def read_description(folder: Path) -> Description:
             raise ValueError(f"files: {', '.join(sorted(unknown))} is no file of an adapter")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not the description of an adapter of this program ({error})") from error
+    if found.loading.trust_remote_code and not trust_remote_code:
+        raise ValueError(
+            f"{path} asks to run Python code that comes with the base model {found.base_model!r} "
+            f"(loading.trust_remote_code), which only you can allow: if you trust that model's author, add "
+            f"--trust_remote_code (in Python: load_adapter(..., trust_remote_code=True))"
+        )
     return found
 
 
@@ -162,16 +205,24 @@ class FactorFile:
         return tensor
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor, on the CPU.
+        """Read one tensor, on the CPU, in fp32.
 
         Raises:
-            ValueError: the file has no tensor of that name, or it cannot be read.
+            ValueError: the file has no tensor of that name, it cannot be read, it is not of floating-point numbers, or
+                one of them is NaN or infinite.
         """
         file = self._opened()  # opened each time: an open file keeps every page resident that was ever read
         try:
-            return file.get_tensor(name)
+            stored = file.get_tensor(name)
         except SafetensorError as error:
             raise ValueError(f"{self._path}: has no {name}; is it the adapter of another model?") from error
+        if stored.dtype not in _FLOATS:
+            kind = str(stored.dtype).removeprefix("torch.")
+            raise ValueError(f"{self._path}: {name} is stored as {kind}, and what was trained is floating-point")
+        tensor = stored.float()
+        if not all_finite(tensor):
+            raise ValueError(f"{self._path}: {name} holds NaN or Inf (as fp32)")
+        return tensor
 
     def _opened(self) -> safe_open:
         try:

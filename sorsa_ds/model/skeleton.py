@@ -1,25 +1,65 @@
-"""A model on the meta device: all its modules, without memory for its parameters."""
+"""A model's configuration, and the model on the meta device: all its modules, without memory for its parameters."""
 
+import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from sorsa_ds.config.schema import LoadingConfig
 from sorsa_ds.model.architectures import register_architecture
+
+_KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+_FLASH = "flash_attention_2"
+
+
+def read_config(folder: Path | str, loading: LoadingConfig) -> PreTrainedConfig:
+    """The configuration of a model's folder.
+
+    Raises:
+        ValueError: it cannot be read, needs code that is not allowed, or asks for a kernel from the hub.
+    """
+    register_architecture(folder)
+    values: dict[str, Any] = {}
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=loading.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        hint = " (here: loading.trust_remote_code=true or --trust_remote_code)" if "auto_map" in values else ""
+        raise ValueError(f"model: {folder} has no configuration that can be read: {error}{hint}") from error
+    if kernel := next(_hub_kernels(values), None):
+        raise ValueError(
+            f"model: {folder}/config.json asks for the kernel {kernel!r} of the hub, which is code from the network; "
+            f"remove that field, and choose by loading.attn_implementation"
+        )
+    return config
+
+
+def attention_of(loading: LoadingConfig) -> str | None:
+    """The attention kernel to ask transformers for; None leaves the choice to it, whatever config.json says.
+
+    Raises:
+        ValueError: the kernel's package is not installed, for which transformers would take code from the hub.
+    """
+    if loading.attn_implementation == _FLASH and importlib.util.find_spec("flash_attn") is None:
+        raise ValueError(
+            f"loading.attn_implementation={_FLASH} needs the package flash-attn, which is not installed here: "
+            f"install it, or write sdpa where that is set"
+        )
+    return None if loading.attn_implementation == "auto" else loading.attn_implementation
 
 
 def skeleton(folder: Path | str, loading: LoadingConfig) -> PreTrainedModel:
     """The model of a folder with its parameters on the meta device; its buffers (rotary frequencies) are real.
 
     Raises:
-        ValueError: the folder's configuration is not one of a causal language model, or its architecture needs a
-            package that is not installed.
+        ValueError: the folder's configuration is not one of a causal language model, its architecture needs a package
+            that is not installed, or it needs code that is not allowed.
     """
-    register_architecture(folder)
-    attention = None if loading.attn_implementation == "auto" else loading.attn_implementation
+    config, attention = read_config(folder, loading), attention_of(loading)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=loading.trust_remote_code)
         if getattr(config, "rescale_every", 0):
             # At inference RWKV halves its output projections in place every few layers, so that fp16 does not
             # overflow; nothing else changes by it, and SORSA's layers have no such weight to halve.
@@ -35,3 +75,15 @@ def skeleton(folder: Path | str, loading: LoadingConfig) -> PreTrainedModel:
         raise ValueError(f"model: {folder} cannot be built as a causal language model: {error}") from error
     model.tie_weights()
     return model
+
+
+def _hub_kernels(values: Any) -> Iterator[str]:
+    """The kernels of the hub that a configuration names, at any depth: transformers knows them by their slash."""
+    if isinstance(values, list):
+        values = dict(enumerate(values))
+    if not isinstance(values, dict):
+        return
+    for key, value in values.items():
+        if key in _KERNEL_KEYS and "/" in str(value):
+            yield str(value)
+        yield from _hub_kernels(value)

@@ -5,44 +5,11 @@ from dataclasses import dataclass
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.settings import check_settings
+from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.runtime import precision
-from sorsa_ds.runtime.memory import GIB
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import residual_storage
 from sorsa_ds.sorsa.residual_storage import Storage
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hardware:
-    """What a run is planned for.
-
-    gpus: number of GPUs per node.
-    nodes: number of nodes.
-    gpu_memory: bytes of one GPU.
-    tflops: dense bf16 TFLOP/s of one GPU, as its maker says.
-    efficiency: the share of `tflops` that training reaches.
-    gpu_bandwidth: GB/s that a GPU receives from the others of its node.
-    node_bandwidth: GB/s that a node receives from the others.
-    memory_bandwidth: GB/s at which a GPU reads and writes its own memory.
-    host_memory: bytes of a node's own memory that the job may take; None: unknown.
-
-    The defaults are an H100 SXM with NVLink 4 (450 GB/s per direction) and one 400 Gb/s card per GPU, at 80 % of both.
-    """
-
-    gpus: int = 1
-    nodes: int = 1
-    gpu_memory: int = 80 * GIB
-    tflops: float = 989.0
-    efficiency: float = 0.4
-    gpu_bandwidth: float = 360.0
-    node_bandwidth: float = 320.0
-    memory_bandwidth: float = 3350.0
-    host_memory: int | None = None
-
-    @property
-    def ranks(self) -> int:
-        """Number of ranks, one per GPU."""
-        return self.gpus * self.nodes
 
 
 @dataclass(frozen=True, slots=True)

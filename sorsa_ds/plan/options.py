@@ -9,7 +9,7 @@ from pathlib import Path
 from sorsa_ds.config import command_line, deepspeed_json
 from sorsa_ds.config.byte_size import read_bytes
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.plan.job import Hardware
+from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.runtime.memory import GIB
 
 _H100 = Hardware()

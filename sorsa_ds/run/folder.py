@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from sorsa_ds.config.schema import OutputConfig, RunConfig
 from sorsa_ds.config.yaml_io import to_yaml
+from sorsa_ds.run.checkpoint.named import check_unused
 from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.paths import CONFIG, DS_CONFIG, GIVEN_DS_CONFIG, INIT, METRICS, REPORT
 from sorsa_ds.runtime import collectives
@@ -38,11 +39,8 @@ def make_run_folder(output: OutputConfig, model: str, method: str, device: torch
     folder = Path(output.folder).expanduser().resolve() / proposal[0]
 
     def make() -> None:
-        if RunState(folder).has_begun and not again:
-            raise ValueError(
-                f"output.name: {folder} holds a run already; go on with it (--resume {folder}), choose another name, "
-                f"or remove it"
-            )
+        if not again:
+            check_unused(RunState(folder))
         write_text(folder / METRICS, "")
 
     collectives.together(make, device, on=0)
@@ -100,17 +98,7 @@ class RunLog:
         write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         if config.output.wandb != "off":
-            import wandb
-
-            self._wandb = wandb.init(
-                project=config.output.wandb_project,
-                name=folder.name,
-                id=re.sub(r"[^\w-]", "-", folder.name),
-                resume="allow",
-                dir=folder,
-                mode=config.output.wandb,
-                config=asdict(config),
-            )
+            self._wandb = _wandb_run(folder, config)
 
     def write(self, step: int, **values: float | None) -> None:
         """Log one line; `step` is the number of finished optimizer steps. Values that are None are left out.
@@ -148,6 +136,33 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.summary.update(report or {})
             self._wandb.finish(exit_code=0 if report else 1)
+
+
+def _wandb_run(folder: Path, config: RunConfig) -> Any:
+    """The run on Weights & Biases, or in its local files.
+
+    Raises:
+        ValueError: wandb refuses, or cannot reach its server.
+    """
+    mode = config.output.wandb
+    assert mode != "off"
+    import wandb
+
+    try:
+        return wandb.init(
+            project=config.output.wandb_project,
+            name=folder.name,
+            id=re.sub(r"[^\w-]", "-", folder.name),
+            resume="allow",
+            dir=folder,
+            mode=mode,
+            config=asdict(config),
+        )
+    except Exception as error:  # its client, the network and the server fail in many ways
+        raise ValueError(
+            f"output.wandb={mode}: {error}\noutput.wandb=offline writes local files, which `wandb sync` "
+            f"uploads later; output.wandb=off leaves it out"
+        ) from error
 
 
 def read_metrics(folder: Path) -> list[dict]:

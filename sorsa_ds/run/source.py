@@ -12,6 +12,7 @@ from sorsa_ds.methods.method import Method
 from sorsa_ds.methods.registry import METHODS, method_of
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.adapter_file import Description, FactorFile
+from sorsa_ds.model.numerics import check_numerics
 from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Target
@@ -19,6 +20,7 @@ from sorsa_ds.model.weight_sources import DiskWeightSource
 from sorsa_ds.run.finished import FinishedRun
 from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.runtime import precision
+from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import residual_storage
 from sorsa_ds.sorsa.residual_storage import Storage
@@ -34,6 +36,7 @@ class Source:
     report: what the run itself measured.
     adapter: the folder of what was trained.
     described: the adapter's description; its `base_model` is the one that was found, perhaps in another place.
+    trust_remote_code: whether the caller allows Python code that comes with the base model.
     model: the base model without memory for its parameters.
     weights: the base model's weights on disk.
     targets: the adapted linears, in module order; none where every parameter was trained.
@@ -46,6 +49,7 @@ class Source:
     report: dict
     adapter: Path
     described: Description
+    trust_remote_code: bool
     model: PreTrainedModel
     weights: DiskWeightSource
     targets: list[Target]
@@ -80,19 +84,21 @@ class Source:
         return METHODS[self.described.method]
 
 
-def open_finished_run(run: Path, base: str | None = None) -> Source:
+def open_finished_run(run: Path, base: str | None = None, trust_remote_code: bool = False) -> Source:
     """Open the run of a folder; no weight is read yet.
 
     Args:
         base: folder or hub name of the base model, if it has moved since the run.
+        trust_remote_code: allow Python code that comes with the base model, where the adapter was trained with it.
 
     Raises:
-        ValueError: it is not a run, still trains, is unfinished or damaged, or the base model has other layers.
+        ValueError: it is not a run, still trains, is unfinished or damaged, the base model has other layers, or the run
+            needs code that is not allowed.
     """
     finished = FinishedRun.open(run, "--run")
     report = finished.report()
     folder = run / ADAPTER
-    described = adapter_file.read_description(folder)
+    described = adapter_file.read_description(folder, trust_remote_code)
     config = finished.settings()
     described.check_residual(config.residual)
     if base is not None:
@@ -102,24 +108,29 @@ def open_finished_run(run: Path, base: str | None = None) -> Source:
         base_folder = find_model(described.base_model, described.loading)
     except ValueError as error:
         raise ValueError(f"{error}; say where the base model is: --base FOLDER") from error
+    check_numerics(described.numerics, base_folder, described.loading, say)
     model = skeleton(base_folder, described.loading)
     weights = DiskWeightSource.of_model(base_folder, model, described.digests)
     method = method_of(described)
     targets = method.select_targets(model, described.sorsa)
     _check_layers(base_folder, targets, described)
+    opened = {name: adapter_file.open_factors(folder, name, described) for name in method.adapter_files}
+    if unchecked := described.unchecked(opened, [name for name, _ in model.named_parameters()]):
+        say(f"{folder}: {unchecked}")
     formats = precision.resolve_precision(described.precision, None, "cpu")
     return Source(
         config,
         report,
         folder,
         described,
+        trust_remote_code,
         model,
         weights,
         targets,
         formats,
         residual_storage.resolve_storage(described.residual, formats, torch.device("cpu")),
-        adapter_file.open_factors(folder, adapter_file.INITIAL, described) if method.keeps_initial else None,
-        adapter_file.open_factors(folder, adapter_file.TRAINED, described),
+        opened.get(adapter_file.INITIAL),
+        opened[adapter_file.TRAINED],
     )
 
 

@@ -23,6 +23,7 @@ import torch
 from sorsa_ds.runtime.collectives import PeerError
 from sorsa_ds.runtime.console import outlive_readers, printable
 from sorsa_ds.runtime.stop_signals import EXIT_CODE, Preempted
+from sorsa_ds.runtime.telemetry import turn_off_telemetry
 
 EXIT_FILE = "SORSA_EXIT_FILE"
 _PEER_SECONDS = 5.0
@@ -47,6 +48,7 @@ def run(main: Callable[[], None]) -> None:
     """
     rank = os.environ.get("RANK", "0")
     outlive_readers()
+    turn_off_telemetry()
     try:
         main()
         if torch.distributed.is_initialized():

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from sorsa_ds.config import deepspeed_json
+from sorsa_ds.run.checkpoint.named import named_folder
 from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.train.options import Invocation
 
@@ -20,8 +21,6 @@ def check_invocation(invocation: Invocation, world_size: int, node_ranks: int) -
     settings = invocation.config.train
     if invocation.resume:
         if invocation.named_run is not None:
-            from sorsa_ds.run.checkpoint.resume import named_folder  # takes a second to import
-
             named_folder(invocation.resume)
         # The saved batch is regrouped for the ranks that there are.
         settings = replace(settings, micro_batch_size=None, gradient_accumulation_steps=None)

@@ -6,6 +6,7 @@ from pathlib import Path
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.examples import load_examples
 from sorsa_ds.data.tokenize import Example, show_example
+from sorsa_ds.model.numerics import Numerics, numerics_of
 from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Target
@@ -24,6 +25,7 @@ class Inputs:
     """What a run reads.
 
     model_folder: where the pre-trained model lies on this machine.
+    numerics: what decides that model's numbers besides its weights.
     batches: the micro-batches of every step, for this rank.
     data_digest: digest of the training examples, the same on every rank.
     eval_examples: held-out examples, possibly none.
@@ -31,6 +33,7 @@ class Inputs:
     """
 
     model_folder: Path
+    numerics: Numerics
     batches: BatchPlan
     data_digest: str
     eval_examples: list[Example]
@@ -46,6 +49,8 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     config, resolved = settings.config, settings.resolved
     model_folder = find_model(config.model, config.loading)
     tokenizer = load_tokenizer(model_folder, config.loading)
+    numerics = numerics_of(model_folder, config.loading, tokenizer)
+    origin.check_numerics(numerics, model_folder, config.loading)
     train_examples, eval_examples = load_examples(config.data, tokenizer, config.train.seed)
     batches = BatchPlan(
         train_examples,
@@ -66,6 +71,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     say(show_example(train_examples[0], tokenizer))
     return Inputs(
         model_folder=model_folder,
+        numerics=numerics,
         batches=batches,
         data_digest=data_digest,
         eval_examples=eval_examples,

@@ -29,6 +29,7 @@ Fine-tune a causal language model with SORSA on DeepSpeed.
   deepspeed --num_gpus 1 launch/train.py --ds_config ds_configs/stage0.json --config run.yaml sorsa.rank=64
   deepspeed launch/train.py --resume runs/NAME
 """
+_TRUST = "loading.trust_remote_code"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +67,21 @@ def parse(argv: Sequence[str]) -> Invocation:
     ds_config = file = config = None
     resume = options.get("resume")
     run = named_run(resume)
+    of_run: dict[str, str] = {}
     if run is not None:  # what the command line does not say is as the run has it
         kept = {"config": run / CONFIG, "ds_config": run / GIVEN_DS_CONFIG}
-        options = {option: str(path) for option, path in kept.items() if path.exists()} | options
+        of_run = {option: str(path) for option, path in kept.items() if path.exists() and option not in options}
+        options |= of_run
     with errors.noted():
         ds_config = find_ds_config(options)
     with errors.noted():
         file = find_settings_file(options)
     with errors.noted():
         config = load_settings(RunConfig, file, overrides, TRAIN_OPTIONS)
+        if config.loading.trust_remote_code and "config" in of_run and _TRUST not in dict(overrides):
+            raise ValueError(
+                f"--resume: {file} asks to run Python code that comes with the model {config.model!r} ({_TRUST}), "
+                f"which a run's folder cannot allow: if you trust that model's author, add {_TRUST}=true"
+            )
     errors.stop()
     return Invocation(config, ds_config, resume, file, frozenset(path for path, _ in overrides))

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sorsa_ds.config.schema import RunConfig, TrainConfig
+from sorsa_ds.config.schema import LoadingConfig, RunConfig, TrainConfig
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import init_report
 from sorsa_ds.model.adapter_file import INITIAL
 from sorsa_ds.model.load import AdaptedModel
+from sorsa_ds.model.numerics import Numerics, check_numerics
 from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.checkpoint.restore import restore_training
 from sorsa_ds.run.checkpoint.resume import WholeCheckpoint, find_checkpoint
@@ -75,6 +76,17 @@ class Origin(Protocol):
 
         Raises:
             ValueError: it holds another run, or it cannot be made.
+        """
+
+    def check_numerics(self, numerics: Numerics, folder: Path, loading: LoadingConfig) -> None:
+        """Stop where the base model's folder does not give the numbers that it gave when the run began.
+
+        Args:
+            numerics: what decides them now, besides the weights.
+            folder: of the base model.
+
+        Raises:
+            ValueError: naming each field that differs.
         """
 
     def check_data(self, digest: str) -> None:
@@ -151,6 +163,9 @@ class NewRun:
     def run_folder(self, config: RunConfig, device: torch.device) -> Path:
         """A folder that is made now."""
         return make_run_folder(config.output, config.model, config.method, device, self.again)
+
+    def check_numerics(self, numerics: Numerics, folder: Path, loading: LoadingConfig) -> None:
+        """Nothing to check: no run has read the base model."""
 
     def check_data(self, digest: str) -> None:
         """Nothing to check: no examples have been learned from."""
@@ -229,6 +244,13 @@ class ResumedRun:
     def run_folder(self, config: RunConfig, device: torch.device) -> Path:
         """The folder that the run has."""
         return self.saved.run
+
+    def check_numerics(self, numerics: Numerics, folder: Path, loading: LoadingConfig) -> None:
+        """Compare with what the checkpoint holds; one of an earlier version holds nothing of it."""
+        try:
+            check_numerics(self.saved.manifest.numerics, folder, loading, say, numerics)
+        except ValueError as error:
+            raise ValueError(f"--resume: {error}") from error
 
     def check_data(self, digest: str) -> None:
         """Compare with the digest that the checkpoint holds."""

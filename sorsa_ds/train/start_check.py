@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from sorsa_ds.config.schema import LoadingConfig
 from sorsa_ds.data.tokenize import Example
 from sorsa_ds.model.load import AdaptedModel
+from sorsa_ds.model.skeleton import read_config
 from sorsa_ds.sorsa.layer import compute_dtype
 from sorsa_ds.train.loss import mean_loss
 
@@ -89,7 +89,7 @@ def check_fits(folder: Path, loading: LoadingConfig, some: list[Example]) -> Non
     Raises:
         ValueError: the message names the number and the limit.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=loading.trust_remote_code)
+    config = read_config(folder, loading)
     positions = getattr(config, "max_position_embeddings", None)
     longest = max(len(example["input_ids"]) for example in some)
     if positions is not None and longest > positions:

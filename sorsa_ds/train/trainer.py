@@ -19,6 +19,7 @@ from sorsa_ds.engine.gather import save_factors
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, describe_adapter, record_digests
 from sorsa_ds.model.load import AdaptedModel
+from sorsa_ds.model.numerics import Numerics
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
 from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.finished import RunState
@@ -39,6 +40,7 @@ from sorsa_ds.train.start_check import check_start, largest_gap
 class Trainer:
     """One run, assembled by `sorsa_ds.train.setup`.
 
+    numerics: what decides the base model's numbers besides its weights; its adapter will say it.
     batches: the micro-batches of every step, for this rank.
     eval_examples: held-out examples, possibly none.
     folder: the run's. lock: held on it, to be released at the end.
@@ -50,6 +52,7 @@ class Trainer:
     config: RunConfig
     engine: SorsaEngine
     loaded: AdaptedModel
+    numerics: Numerics
     batches: BatchPlan
     eval_examples: list[Example]
     folder: Path
@@ -210,7 +213,9 @@ class Trainer:
         if method_of(self.config).keeps_initial:
             save_factors(self.engine, adapter / INITIAL)
         collectives.together(
-            lambda: describe_adapter(adapter, self.config, self.loaded.targets, self.loaded.digests), self.device, on=0
+            lambda: describe_adapter(adapter, self.config, self.loaded.targets, self.loaded.digests, self.numerics),
+            self.device,
+            on=0,
         )
         progress.eval_loss_start = self.evaluate(step=0)
         progress.base_loss, progress.start_loss = base, start

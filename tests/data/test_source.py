@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -16,6 +19,7 @@ from sorsa_ds.data import source
 from sorsa_ds.data.faults import find_fault
 from sorsa_ds.data.formats import detect_format
 from sorsa_ds.data.source import load_rows
+from sorsa_ds.runtime import hub
 from tests.helpers import small_data
 
 ROWS = [{"question": f"q{number} é🙂", "answer": f"line\r\n{number}"} for number in range(10)]
@@ -251,6 +255,7 @@ def test_a_hub_name_goes_to_the_hub(monkeypatch):
         return DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:2]))
 
     monkeypatch.setattr(source, "load_dataset", answer)
+    monkeypatch.setattr(hub, "can_be_read", lambda *_: True)
     assert load("openai/gsm8k", name="main", eval_split="test", eval_size=5) == (ROWS, ROWS[:2])
     assert asked == [("openai/gsm8k", "main")]
 
@@ -260,9 +265,54 @@ def test_a_hub_that_fails_is_an_error_that_says_why(monkeypatch):
         raise ConnectionError("Couldn't reach the Hub")
 
     monkeypatch.setattr(source, "load_dataset", fail)
+    monkeypatch.setattr(hub, "can_be_read", lambda *_: True)
     said = error("nobody/nothing", name="main")
     assert said.startswith("data.path: there is no file or folder 'nobody/nothing' here, and reading it from the hub")
     assert said.endswith("failed (data.name: main): Couldn't reach the Hub")
+
+
+def test_a_hub_that_cannot_be_reached_is_not_waited_for(monkeypatch):
+    offline = []
+
+    def fail(*_):
+        offline.append(datasets.config.HF_HUB_OFFLINE)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(source, "load_dataset", fail)
+    monkeypatch.setattr(hub, "can_be_read", lambda *_: False)
+    assert "cannot be reached, and Hugging Face's cache has no copy" in error("nobody/nothing")
+    assert (offline, datasets.config.HF_HUB_OFFLINE) == ([True], False)
+
+
+@pytest.mark.parametrize("named", ["README.md", ".huggingface.yaml"])
+@pytest.mark.parametrize("place", ["../secret.jsonl", "https://example.com/evil.jsonl", "hf://datasets/a/b/evil.jsonl"])
+def test_a_folder_is_what_lies_in_it_whatever_its_readme_says(named, place, tmp_path):
+    write(tmp_path, "secret.jsonl", [{"question": "secret", "answer": "secret"}])
+    write(tmp_path, "data/train.jsonl", ROWS[:7])
+    write(tmp_path, "data/test.jsonl", ROWS[7:])
+    front = f"configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {place}\n"
+    (tmp_path / "data" / named).write_text(f"---\n{front}---\n" if named == "README.md" else front)
+    assert load(tmp_path / "data") == (ROWS[:7], None)
+    assert load(tmp_path / "data", train_split="test")[0] == ROWS[7:]
+
+
+def test_other_files_in_a_folder_do_not_name_its_splits(tmp_path):
+    write(tmp_path, "data [1]/train.jsonl", ROWS[:7])
+    write(tmp_path, "data [1]/test.jsonl", ROWS[7:])
+    write(tmp_path, "data [1]/.hidden/train.csv")
+    (tmp_path / "data [1]" / "instruction.md").write_text("a file that `datasets` takes for a test split")
+    assert load(tmp_path / "data [1]") == (ROWS[:7], None)
+
+
+def test_rows_do_not_open_the_pictures_that_they_name(tmp_path, capsys):
+    named = [{"path": str(tmp_path / "secret.png"), "bytes": None}, {"path": "hf://datasets/a/b/c.png", "bytes": None}]
+    features = {"text": {"dtype": "string", "_type": "Value"}, "picture": {"_type": "Image"}}
+    picture = pyarrow.array(named, pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())]))
+    table = pyarrow.table({"text": ["a", "b"], "picture": picture})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert load(tmp_path / "a.parquet")[0] == [{"text": "a"}, {"text": "b"}]
+    assert "Columns of pictures or sound are left out of train: picture" in capsys.readouterr().out
 
 
 def test_the_embedded_problems():

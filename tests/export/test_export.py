@@ -19,60 +19,22 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sorsa_ds import load_adapter
-from sorsa_ds.config.schema import ResidualConfig, RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.config.yaml_io import to_yaml
+from sorsa_ds.config.schema import ResidualConfig
 from sorsa_ds.export import card, tensor_file
 from sorsa_ds.export.command import Options, export
 from sorsa_ds.export.lora import served_by_vllm
 from sorsa_ds.model import adapter_file
-from sorsa_ds.model.sharding import Whole
+from sorsa_ds.runtime import hub
 from sorsa_ds.runtime.folder_lock import RunLock, is_held
-from sorsa_ds.runtime.precision import resolve_precision
-from sorsa_ds.sorsa import residual_storage
-from tests.helpers.architectures import exactly, save
+from tests.helpers.architectures import save
 from tests.helpers.chat_tokenizer import chat_tokenizer
+from tests.helpers.finished import base_of, finished_run
 from tests.helpers.forked import launch_forked
-from tests.helpers.sorsa_models import load_sorsa_model
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 INPUT = torch.arange(1, 25).view(2, 12) % 64
 ARCHITECTURES = ["llama", "llama-tied-bias", "gpt2", "qwen2", "phi3", "rwkv"]
-REPORT = {"steps": 7, "loss_first": 2.5, "loss_last": 1.25, "eval_loss_start": 2.0, "eval_loss_end": 1.125,
-          "reg_loss_end": 0.01, "trainable_parameters": 1234, "versions": {"torch": "2"}}  # fmt: skip
-
-
-def finished_run(base: Path, folder: Path, precision="fp32", size=0.1, storage="auto", **sorsa) -> Path:
-    """The folder of a run that has moved every factor by about `size`, made without the trainer."""
-    formats = resolve_precision(precision, None, "cpu")
-    config = RunConfig(
-        model=str(base), sorsa=SorsaConfig(**{"rank": 4, **sorsa}),
-        residual=residual_storage.resolve_residual(ResidualConfig(storage=storage), formats),
-        train=TrainConfig(precision=precision, learning_rate=1e-3, global_batch_size=8),
-    )  # fmt: skip
-    initial, trained = {}, {}
-    generator = torch.Generator().manual_seed(0)
-
-    def source(target, weight):
-        found = exactly(target, weight)
-        for leaf in ("U", "s", "V"):
-            factor = getattr(found, leaf)
-            noise = torch.randn(factor.shape, generator=generator)
-            initial[f"{target.name}.{leaf}"] = factor
-            trained[f"{target.name}.{leaf}"] = factor + size * factor.std(correction=0) * noise
-        return found
-
-    loaded = load_sorsa_model(
-        base, sorsa=config.sorsa, precision=formats, placement=Whole(CPU), device=CPU,
-        factor_source=source, storage=residual_storage.resolve_storage(config.residual, formats, CPU),
-    )  # fmt: skip
-    (folder / "adapter").mkdir(parents=True)
-    save_file(initial, folder / "adapter" / adapter_file.INITIAL)
-    save_file(trained, folder / "adapter" / adapter_file.TRAINED)
-    adapter_file.describe_adapter(folder / "adapter", config, loaded.targets, loaded.digests)
-    (folder / "config.yaml").write_text(to_yaml(config))
-    (folder / "report.json").write_text(json.dumps(REPORT))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +52,6 @@ def runs(tmp_path_factory):
         return made[key]
 
     return run
-
-
-def base_of(run: Path) -> Path:
-    """The folder of a run's base model."""
-    return Path(adapter_file.read_description(run / "adapter").base_model)
 
 
 def logits(model) -> torch.Tensor:
@@ -348,7 +305,8 @@ def test_files_beside_the_weights_are_copied_and_no_pickle(tmp_path):
     output = export(Options(finished_run(base, tmp_path / "run"), "merged", tmp_path / "out"))
     names = {path.name for path in output.iterdir()}
     assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "LICENSE",
-                     "tokenizer_config.json", "chat_template.jinja", "modeling_own.py", "README.md"}  # fmt: skip
+                     "tokenizer_config.json", "chat_template.jinja", "README.md"}  # fmt: skip
+    assert "modeling_own.py" in (output / "README.md").read_text()
     for name in names - {"config.json", "model.safetensors", "README.md"}:
         assert (output / name).read_bytes() == (base / name).read_bytes(), name
     assert json.loads((output / "config.json").read_text()) == json.loads((base / "config.json").read_text())
@@ -636,6 +594,7 @@ class Hub:
 
 def test_publishing(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(card, "HfApi", Hub)
+    monkeypatch.setattr(hub, "check_logged_in", lambda: None)
     export(Options(runs("llama"), "lora", tmp_path / "out", push_to_hub="mine", private=True))
     assert Hub.called == [
         ("create", "mine", True),
@@ -645,6 +604,13 @@ def test_publishing(runs, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"--push_to_hub mine: 401: no token\nThe export itself is whole: .*kept"):
         export(Options(runs("llama"), "lora", tmp_path / "kept", push_to_hub="mine"))
     PeftModel.from_pretrained(plainly(base_of(runs("llama"))), tmp_path / "kept")
+
+
+def test_publishing_without_a_login_is_refused_before_anything_is_exported(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(ValueError, match=r"--push_to_hub mine: you are not logged in .*hf auth login.*hf upload mine"):
+        export(Options(runs("llama"), "lora", tmp_path / "out", push_to_hub="mine"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

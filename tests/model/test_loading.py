@@ -269,8 +269,9 @@ def test_a_pickle_only_repository_on_the_hub_is_refused_with_the_way_to_convert_
 
     monkeypatch.setattr(pretrained, "snapshot_download", lambda *_, **__: tmp_path)
     monkeypatch.setattr(pretrained, "HfApi", Hub)
+    monkeypatch.setattr(pretrained.hub, "can_be_read", lambda *_: True)
     with pytest.raises(ValueError, match=r"someone/old: only pickle files.*T.from_pretrained\('someone/old'\)"):
-        pretrained.find_folder("someone/old", None)
+        pretrained.find_folder("someone/old", LoadingConfig())
 
 
 def test_missing_parameter_and_nan_weight_are_named(tmp_path):

@@ -23,6 +23,7 @@ from sorsa_ds.plan.options import parse as parse_plan
 from sorsa_ds.plan.options import size
 from sorsa_ds.plan.report import as_text, plan
 from sorsa_ds.plan.shapes import shipped
+from sorsa_ds.runtime import hub
 from sorsa_ds.runtime.memory import GIB
 from sorsa_ds.train.options import parse
 from tests.helpers.architectures import save
@@ -160,7 +161,7 @@ def refusal(*arguments) -> str:
     return str(caught.value)
 
 
-def test_everything_wrong_with_a_command_is_told_at_once(monkeypatch):
+def test_everything_wrong_with_a_command_is_told_at_once():
     told = refusal("--gpus", "none", "--nodes", "1000000000", "--gpu_memory", "1MiB", "--host_memory", "80",
                    "--efficiency", "nan", "--ds_config", "m.json", "--ds_config", "n.json", "sorsa.rnk=3")  # fmt: skip
     for wrong in ("--gpus none: must be a whole number from 1 to 999999", "--nodes 1000000000: must be a whole",
@@ -168,13 +169,13 @@ def test_everything_wrong_with_a_command_is_told_at_once(monkeypatch):
                   "n.json: no such file", "--ds_config is given twice", "did you mean sorsa.rank"):  # fmt: skip
         assert wrong in told
 
-    def no_network(*_, **__):
-        raise OSError("no network")
 
-    monkeypatch.setattr("sorsa_ds.plan.command.hf_hub_download", no_network)
-    assert "no shape of it ships with sorsa_ds, and the hub does not give its config.json: no network" in refusal(
+def test_a_model_that_is_nowhere_is_named(monkeypatch):
+    monkeypatch.setattr(hub, "can_be_read", lambda *_: False)
+    assert "'nobody/nothing' is not a folder here, and no shape of it ships with sorsa_ds: the hub" in refusal(
         "model=nobody/nothing"
     )
+    assert "there is no folder './nothing'" in refusal("model=./nothing")
 
 
 @pytest.mark.parametrize(("gpu", "free"), [(None, 700), (80, 0), (0, 700)])

@@ -275,6 +275,21 @@ def test_mistakes_are_named_before_anything_is_loaded(project, plain):
         train(project, "mistaken", f"--resume={run}", f"model={other}")
 
 
+@pytest.mark.slow
+def test_a_base_model_that_gives_other_numbers_is_named(project, plain):
+    """The same weights, whose configuration or tokenizer has been changed since the run began."""
+    copy = rewound(project, plain, "other-numbers", 2)
+    kept = manifest.read_manifest(copy / "checkpoints" / "step-000002").numerics
+    assert kept == json.loads((plain / "adapter" / "adapter_config.json").read_text())["numerics"]
+    model = shutil.copytree(project / "model", project / "other-model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    (model / "chat_template.jinja").write_text("another")
+    told = r"--resume: .*other-model .*config.rms_norm_eps was 1e-06 and is 0.5 now; tokenizer.chat_template was"
+    with pytest.raises(AssertionError, match=told):
+        train(project, "other-numbers", f"model={model}", f"--resume={copy}")
+
+
 def test_a_setting_that_is_unset_now_is_a_difference_unless_the_run_settles_it():
     saved = asdict(RunConfig(sorsa=SorsaConfig(alpha=16), train=TrainConfig(steps=9, global_batch_size=8)))
     assert differences(RunConfig(), saved) == {"sorsa.alpha": (16.0, None), "train.steps": (9, None)}

@@ -132,6 +132,22 @@ def test_one_nodes_fault_ends_all_ranks_with_the_same_message(project):
 
 
 @pytest.mark.slow
+def test_what_one_node_lacks_is_told_to_all_before_anything_is_read(project):
+    told = run_ranks(2, _check_on_two_nodes, project)
+    assert told[0] == told[1]
+    assert re.search(r"nothing was started:\n  node b: data.path: no file or folder '/nowhere/1.jsonl' here", told[0])
+
+
+def _check_on_two_nodes(project) -> str:
+    import os
+
+    os.environ["LOCAL_WORLD_SIZE"] = "1"
+    (project / "0.jsonl").write_bytes((project / "data.jsonl").read_bytes())
+    place = {"0": str(project), "1": "/nowhere"}[os.environ["RANK"]]
+    return _check([*settings(project, "x"), f"data.path={place}/RANK.jsonl"], ["a", "b"])
+
+
+@pytest.mark.slow
 def test_a_rank_that_cannot_tell_of_itself_ends_all_of_them(project):
     def gather(*_):
         raise PermissionError("the disk does not let itself be measured")

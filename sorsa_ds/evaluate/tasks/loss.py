@@ -86,10 +86,14 @@ class Loss:
         """Nothing to do."""
 
 
-def held_out(examples: list[Example], reported: float) -> Loss:
-    """The task of a run's own held-out examples. Each is a window of its own, as in training."""
+def held_out(examples: list[Example], reported: float, place: str) -> Loss:
+    """The task of a run's own held-out examples. Each is a window of its own, as in training.
+
+    Args:
+        place: where the run's settings say that they are.
+    """
     windows = {f"held-out/{number}": example for number, example in enumerate(examples)}
-    return Loss(windows, "The run's own held-out examples, each whole.", reported)
+    return Loss(windows, f"The run's own held-out examples, each whole, from {place}.", reported)
 
 
 def build(options: Options, setting: Setting) -> Loss:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.engine.engine import SorsaEngine
+from sorsa_ds.model.numerics import Numerics
 from sorsa_ds.run.checkpoint import fragments, random_state
 from sorsa_ds.run.checkpoint.folder import checkpoint_path
 from sorsa_ds.run.checkpoint.manifest import Manifest, RunProgress, digest_of_initial
@@ -28,6 +29,7 @@ class CheckpointKeeper:
         config: the settings as resolved.
         ds_config: the DeepSpeed JSON as it was given.
         base: digests of the pre-trained parameters.
+        numerics: what decides the base model's numbers besides them.
         data: digest of the training examples.
         progress: how far the run is; the trainer keeps it up to date.
         last: the checkpoint from which the run goes on; None of a new run.
@@ -41,12 +43,13 @@ class CheckpointKeeper:
         ds_config: dict,
         engine: SorsaEngine,
         base: dict[str, str],
+        numerics: Numerics,
         data: str,
         progress: RunProgress,
         last: Path | None,
     ):
         self._run, self._config, self._ds_config, self._engine = run, config, ds_config, engine
-        self._base, self._data = base, data
+        self._base, self._numerics, self._data = base, numerics, data
         self._saver = CheckpointSaver(run, config.output.keep_checkpoints, engine.device, last)
         self._random: dict[str, Tensor] = {}
         self.progress = progress
@@ -108,6 +111,7 @@ class CheckpointKeeper:
             config=asdict(self._config),
             ds_config=self._ds_config,
             base=self._base,
+            numerics=self._numerics,
             initial_factors=self._initial_digest,
             data=self._data,
             versions=package_versions(PACKAGES),

@@ -77,6 +77,7 @@ class Manifest:
     initial_factors: digest of the run's file of initial factors; empty where whole weights are trained.
     data: digest of the training examples.
     versions: of Python packages.
+    numerics: what decides the base model's numbers besides its weights (`model.numerics`); empty in older checkpoints.
     files: name -> bytes and digest, of every rank's file.
     """
 
@@ -93,6 +94,7 @@ class Manifest:
     initial_factors: Digest | Literal[""]
     data: Digest
     versions: dict[str, str]
+    numerics: dict[str, Any] = field(default_factory=dict)
     files: dict[FileName, dict[str, Any]] = field(default_factory=dict)
 
     def write(self, checkpoint: Path) -> None:

@@ -11,6 +11,7 @@ from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.model.adapter_file import INITIAL
 from sorsa_ds.run.checkpoint.folder import LATEST, dangling_latest
 from sorsa_ds.run.checkpoint.manifest import Manifest, digest_of_initial, file_faults, read_manifest
+from sorsa_ds.run.checkpoint.named import check_not_running, named_checkpoints
 from sorsa_ds.run.checkpoint.saved import SavedTensors
 from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.paths import ADAPTER, AUTO, CHECKPOINTS, CONFIG, run_of
@@ -85,41 +86,12 @@ def find_checkpoint(request: str, config: RunConfig, device: torch.device) -> Wh
     raise ValueError("--resume: " + "; ".join(damaged) + f"; {way}")
 
 
-def named_folder(request: str) -> Path:
-    """The folder that --resume names: a run's, or a checkpoint's.
-
-    Raises:
-        ValueError: there is none, or it is neither a run's nor a checkpoint's.
-    """
-    path = Path(request).expanduser().absolute()
-    run = RunState(run_of(path))
-    if not path.is_dir():
-        hint = f"; the run's newest is {run.checkpoints[0]}" if run.checkpoints else ""
-        raise ValueError(f"--resume: there is no folder {path}{hint}")
-    if path == run.folder:
-        run.check_is_run("--resume")
-    return path
-
-
 def _candidates(request: str, config: RunConfig) -> list[Path]:
     """Checkpoints to try, the best first; an empty list stands for a new run. Rank 0 alone looks."""
     if request == AUTO:
         return _automatic_candidates(config)
-    path = named_folder(request)
-    run = RunState(run_of(path))
-    if path != run.folder:
-        _check_not_running(run)
-        return [path]
-    if run.is_finished:
-        raise ValueError(
-            f"--resume: {run.folder} is finished; name one of its checkpoints to go on from there once more"
-        )
-    _check_not_running(run)
-    found = _checkpoints_of(run)
-    if not found:
-        raise ValueError(
-            f"--resume: {run.folder} has no checkpoint; start it anew (output.save_every says how often it saves)"
-        )
+    found = named_checkpoints(request)
+    _note_dangling(run_of(found[0]))
     return found
 
 
@@ -130,23 +102,18 @@ def _automatic_candidates(config: RunConfig) -> list[Path]:
     for run in runs:
         if run.is_finished:
             raise ValueError(f"--resume: {run.folder} is finished")
-        _check_not_running(run)
-        if found := _checkpoints_of(run):
+        check_not_running(run)
+        _note_dangling(run.folder)
+        if found := run.checkpoints:
             return found
     return []
 
 
-def _check_not_running(run: RunState) -> None:
-    if run.is_running:
-        raise ValueError(f"--resume: {run.folder} still trains; end that process first")
-
-
-def _checkpoints_of(run: RunState) -> list[Path]:
-    """The run's checkpoints, newest first; warns if the file `latest` names none of them."""
-    dangling = dangling_latest(run.folder)
+def _note_dangling(run: Path) -> None:
+    """Warn if the file `latest` names no checkpoint that is there."""
+    dangling = dangling_latest(run)
     if dangling is not None:
-        note(f"{run.folder / CHECKPOINTS / LATEST} names {dangling!r}, which is not there; passed over")
-    return run.checkpoints
+        note(f"{run / CHECKPOINTS / LATEST} names {dangling!r}, which is not there; passed over")
 
 
 def _unfinished_runs(base: Path, config: RunConfig) -> list[RunState]:

@@ -7,6 +7,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sorsa_ds.model.pretrained import all_finite
+
 
 class SavedTensors:
     """The tensors of a checkpoint, whichever ranks wrote which part of them.
@@ -15,7 +17,7 @@ class SavedTensors:
         files: the files of all ranks.
 
     Raises:
-        ValueError: a file is missing or damaged.
+        ValueError: a file is missing or damaged, or a tensor is not stored in fp32.
     """
 
     def __init__(self, files: list[Path]):
@@ -31,7 +33,10 @@ class SavedTensors:
                 part, _, place = key.partition("/")
                 name, at, start = place.rpartition("@")
                 if at:
-                    numel = file.get_slice(key).get_shape()[0]
+                    piece = file.get_slice(key)
+                    if piece.get_dtype() != "F32":
+                        raise ValueError(f"{path}: {key} is stored as {piece.get_dtype()}, not as F32")
+                    numel = piece.get_shape()[0]
                     self._pieces.setdefault((part, name), []).append((int(start), numel, file, key))
 
     def read(self, part: str, name: str, start: int, numel: int) -> Tensor:
@@ -58,9 +63,12 @@ class SavedTensors:
         """A whole trained tensor in fp32 on the CPU.
 
         Raises:
-            ValueError: the files do not hold all of it.
+            ValueError: the files do not hold all of it, or a number in it is NaN or infinite.
         """
-        return self.read("values", name, 0, shape.numel()).view(shape)
+        whole = self.read("values", name, 0, shape.numel()).view(shape)
+        if not all_finite(whole):
+            raise ValueError(f"{self._folder}: {name} holds NaN or Inf")
+        return whole
 
 
 def read_own(path: Path, prefix: str) -> dict[str, Tensor]:

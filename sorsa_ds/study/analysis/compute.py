@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from multiprocessing.queues import SimpleQueue
@@ -32,7 +32,8 @@ class Job:
     """One linear of a run, to be measured at some steps. run: the run's folder. name: the run's name in the table.
 
     base: the base model's place, where it has moved. shape: of the weight, (out_features, in_features). dtype: of the
-    decompositions, a key of `DTYPES`. rank: of the leading subspaces that are compared.
+    decompositions, a key of `DTYPES`. rank: of the leading subspaces that are compared. trust_remote_code: whether code
+    of the base model is allowed.
     """
 
     run: Path
@@ -43,6 +44,7 @@ class Job:
     shape: tuple[int, int]
     dtype: str
     rank: int
+    trust_remote_code: bool = False
 
     @property
     def cost(self) -> float:
@@ -60,11 +62,11 @@ def missing_jobs(
     """One job per linear of a run, for the steps that are not in the table yet."""
     jobs = []
     for target in history.linears:
-        shape = (target.out_features, target.in_features)
-        whole = Job(run, base, name, target.name, (), shape, dtype, rank)
+        shape, code = (target.out_features, target.in_features), history.source.trust_remote_code
+        whole = Job(run, base, name, target.name, (), shape, dtype, rank, code)
         steps = tuple(step for step in history.steps if whole.key(step) not in table.rows)
         if steps:
-            jobs.append(Job(run, base, name, target.name, steps, shape, dtype, rank))
+            jobs.append(replace(whole, steps=steps))
     return jobs
 
 
@@ -191,7 +193,7 @@ def _leave_with_parent(stay: Connection) -> None:
 
 def _work(job: Job) -> None:
     assert _rows is not None, "the process was prepared by _begin"
-    history = _opened(job.run, job.base)
+    history = _opened(job.run, job.base, job.trust_remote_code)
     [target] = [target for target in history.linears if target.name == job.linear]
     for step, figures in measure_linear(history, target, job.steps, DTYPES[job.dtype], job.rank):
         _rows.put(Row(job.key(step), figures))

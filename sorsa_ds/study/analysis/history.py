@@ -66,7 +66,7 @@ class History:
         return replace(self.source, trained=FactorFile(self.snapshots[step]))
 
 
-def open_history(run: Path, base: str | None = None) -> History:
+def open_history(run: Path, base: str | None = None, trust_remote_code: bool = False) -> History:
     """The history of a finished run's folder.
 
     Its linears are those that every snapshot holds, because settings may have changed where the run was resumed.
@@ -74,12 +74,13 @@ def open_history(run: Path, base: str | None = None) -> History:
 
     Args:
         base: folder or hub name of the base model, where it has moved.
+        trust_remote_code: allow Python code that comes with the base model, where the adapter was trained with it.
 
     Raises:
         ValueError: the folder holds no finished run or a damaged one, the base model has other layers, a snapshot is
             damaged, or the snapshots have no linear in common.
     """
-    source, snapshots = open_finished_run(run, base), existing_snapshots(run)
+    source, snapshots = open_finished_run(run, base, trust_remote_code), existing_snapshots(run)
     _check_report(source.report, run / REPORT)
     if snapshots:
         linears = held_linears(adapted_linears(source.model, source.config), snapshots.values())

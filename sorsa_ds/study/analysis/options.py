@@ -32,6 +32,7 @@ class Options:
     workers: int | None = None
     dtype: str = DTYPE
     rank: int | None = None
+    trust_remote_code: bool = False
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -45,4 +46,5 @@ def parse(argv: Sequence[str]) -> Options:
     add("--workers", type=int, help="processes (default: as many as cores and free memory allow)")
     add("--dtype", default=DTYPE, help=f"of the decompositions: {told}")
     add("--rank", type=int, help="leading triplets whose subspaces are compared (default: sorsa.rank)")
+    add("--trust_remote_code", action="store_true", help="allow Python code of the base model, if runs used it")
     return Options(**vars(parser.parse_args(argv)))

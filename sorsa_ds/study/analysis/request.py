@@ -64,7 +64,8 @@ def open_request(options: Options) -> Request:
     for folder in folders:
         if output.is_relative_to(folder):
             raise ValueError(f"--output: {output} is in the folder of a run, {folder}; choose another folder")
-    runs = [Run.of(name, folder, options.base) for name, folder in zip(names_of(folders), folders, strict=True)]
+    named = zip(names_of(folders), folders, strict=True)
+    runs = [Run.of(name, folder, options.base, options.trust_remote_code) for name, folder in named]
     then = _read(output / SETTINGS) if (output / SETTINGS).exists() else None
     if then is not None:
         runs = _named_as_before(runs, then["runs"])

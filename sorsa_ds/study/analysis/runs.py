@@ -31,14 +31,18 @@ class Run:
     rows: list[Row] = field(default_factory=list)
 
     @classmethod
-    def of(cls, name: str, folder: Path, base: str | None = None) -> "Run":
+    def of(cls, name: str, folder: Path, base: str | None = None, trust_remote_code: bool = False) -> "Run":
         """The run of a folder, before anything of it is measured.
+
+        Args:
+            base: folder or hub name of the base model, where it has moved.
+            trust_remote_code: allow Python code that comes with the base model, where the run was trained with it.
 
         Raises:
             ValueError: the folder holds no finished run, a file of it is damaged, the base model has other layers, or
                 the report or the metrics lack something.
         """
-        history = open_history(folder, base)
+        history = open_history(folder, base, trust_remote_code)
         return cls(name, folder, history, _metrics(folder), _reg(history, folder / REPORT))
 
     @property

@@ -13,6 +13,9 @@ from sorsa_ds.study.compare.runner import Runner
 BASE = "base"
 """Name of the base model's folder of results."""
 
+_TRUST = "--trust_remote_code"
+"""The runs of a comparison whose own settings allow the model's code are evaluated with it too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -56,6 +59,8 @@ class Evaluation:
         folder = runner.output / "evaluations" / kind / name
         # It is launched even where results exist: the command sees whether they are this model's, and ends soon then.
         arguments = ["--model", model, "--task", self.task, "--output", str(folder), *shlex.split(self.options)]
+        if runner.base.loading.trust_remote_code and _TRUST not in arguments:
+            arguments.append(_TRUST)
         failure = runner.launch("evaluate.py", arguments, f"{name}-{kind}", lambda: None)
         if failure is not None:
             return None, failure

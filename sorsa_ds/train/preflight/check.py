@@ -16,6 +16,7 @@ import torch.distributed as dist
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.files import write_text
+from sorsa_ds.train.first_checks import check_own_node, on_one_node
 from sorsa_ds.train.options import Invocation
 from sorsa_ds.train.preflight.faults import faults, rank_map, ranks_by_node
 from sorsa_ds.train.preflight.rank_facts import RankFacts, gather_facts, runs_folder
@@ -44,7 +45,11 @@ def check_job(
     node = os.uname().nodename
     mine, wrong = None, None
     try:
+        if not on_one_node():
+            check_own_node(invocation)
         mine = gather_facts(invocation, ds_config, argv)
+    except ValueError as error:
+        wrong = f"node {node}: {error}"
     except Exception as error:  # the others wait for this rank
         wrong = f"node {node} (rank {collectives.rank()}): {type(error).__name__}: {error}"
     _stop_on(collectives.gather_json(wrong, group))

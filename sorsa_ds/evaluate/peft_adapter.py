@@ -1,0 +1,130 @@
+"""An adapter in PEFT's format: what its description may ask for, and putting it on its base model.
+
+The description may be anybody's. It says what was trained; it may choose neither code, nor other models or adapters,
+nor files: PEFT itself would import, download or read what some of its fields name.
+"""
+
+import warnings
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from sorsa_ds.config.declare import Rank
+from sorsa_ds.config.typed_json import typed
+from sorsa_ds.model.adapter_file import FactorFile
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+KINDS = frozenset((
+    "LORA", "ADALORA", "ADAMSS", "BEFT", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA",
+    "HIRA", "HRA", "IA3", "LILY", "LN_TUNING", "LOHA", "LOKR", "MISS", "OFT", "SHIRA", "OSF", "PEANUT", "POLY", "PSOFT",
+    "PVERA", "RANDLORA", "ROAD", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT",
+))  # fmt: skip
+"""Kinds of adapters (`peft_type`) that are weights for a model's own layers. The others put prompts before the text, or
+bring further models or adapters."""
+
+REFUSED_FIELDS = {"megatron_config": "with it PEFT imports a module that the description names (megatron_core)"}
+"""Fields of a description that may not be set -> the reason, as half a sentence."""
+
+
+_NAME = "default"
+"""PEFT's name of the one adapter of a model."""
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranks:
+    """The ranks in a description, which decide how much memory PEFT takes before it looks at the tensors."""
+
+    r: Rank | None = None
+    init_r: Rank | None = None
+    target_r: Rank | None = None
+    rank_pattern: dict[str, Rank | list[Rank]] | None = None
+
+
+def base_model_of(folder: Path, described: dict[str, Any], base: str | None) -> str:
+    """The folder or hub name of the base model, after a look at everything that the description asks for.
+
+    Args:
+        described: the content of adapter_config.json.
+        base: the base model that the user names, which goes before that of the description.
+
+    Raises:
+        ValueError: the description asks for something that it may not choose, or names no base model.
+    """
+    path = folder / CONFIG
+    if not isinstance(kind := described.get("peft_type"), str) or kind not in KINDS:
+        raise ValueError(f"--model: {path}: adapters of the kind {kind!r} (peft_type) are not read")
+    try:
+        typed(_Ranks, {field.name: described[field.name] for field in fields(_Ranks) if field.name in described})
+    except ValueError as error:
+        raise ValueError(f"--model: {path}: not PEFT's description of an adapter ({error})") from error
+    for name, reason in REFUSED_FIELDS.items():
+        if described.get(name):
+            raise ValueError(f"--model: {path} sets {name}, which is not supported: {reason}; remove it")
+    if not (folder / WEIGHTS).exists():
+        raise ValueError(f"--model: {folder} has no {WEIGHTS}; other formats are not read")
+    name = base or described.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"--model: {path} names no base model; say it: --base FOLDER")
+    return name
+
+
+def check_tensors(folder: Path) -> None:
+    """Stop at a tensor of the adapter that cannot be what was trained; reads all of them.
+
+    Raises:
+        ValueError: the file is damaged or empty, or a tensor is not of finite floating-point numbers.
+    """
+    file = FactorFile(folder / WEIGHTS)
+    if not file.names:
+        raise ValueError(f"--model: {folder / WEIGHTS} holds no tensor")
+    for name in file.names:
+        file.tensor(name)
+
+
+def put_on(model: PreTrainedModel, folder: Path, device: torch.device) -> PreTrainedModel:
+    """The base model with the adapter, merged into its weights unless these are quantised.
+
+    Raises:
+        ValueError: PEFT is not installed or refuses the adapter, or tensors of the adapter have no place in this model,
+            or places in it are left without a tensor.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ValueError(f"--model: {folder} needs the package peft, which is not installed") from error
+    check_tensors(folder)
+    quantised = getattr(model, "hf_quantizer", None) is not None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PEFT warns of is refused below
+            adapted = PeftModel.from_pretrained(model, folder, adapter_name=_NAME, torch_device=str(device)).eval()
+            # Only the second reading says which tensors found no place, and which places got none.
+            result = adapted.load_adapter(str(folder), _NAME, torch_device=str(device))
+    except Exception as error:  # PEFT and torch refuse in many ways
+        raise ValueError(f"--model: {folder} is no adapter for this base model: {error}") from error
+    _refuse_partial(folder, len(FactorFile(folder / WEIGHTS).names), result)
+    # A PeftModel is no PreTrainedModel, but it passes all calls on to the one that it wraps.
+    return cast(PreTrainedModel, adapted if quantised else adapted.merge_and_unload())
+
+
+def _refuse_partial(folder: Path, stored: int, result: Any) -> None:
+    """Stop where PEFT could not bring adapter and base model together in full.
+
+    Args:
+        stored: the number of tensors in the adapter's file.
+        result: what PEFT's `load_adapter` returns.
+    """
+    for what, names in (
+        (f"of its {stored} tensors {len(result.unexpected_keys)} have no place in the base model", "unexpected_keys"),
+        (f"the base model has {len(result.missing_keys)} places for which it holds no tensor", "missing_keys"),
+    ):
+        if found := list(getattr(result, names)):
+            raise ValueError(
+                f"--model: {folder} does not fit its base model: {what}, first {', '.join(found[:_SHOWN])}; name the "
+                f"model that it was trained on: --base FOLDER"
+            )

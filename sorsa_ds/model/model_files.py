@@ -1,0 +1,123 @@
+"""The files of a pre-trained model: which there are, and whether those that must be there are. No weight is read.
+
+Nothing here imports PyTorch, so that a command can look at a model before it spends seconds on that.
+"""
+
+from fnmatch import fnmatch
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from sorsa_ds.runtime.json_text import parse_json
+
+CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+CODE = "*.py"
+"""A model's own Python."""
+
+COMPANIONS = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*"]
+"""Files of a model beside its weights and its code: configuration, tokenizer, chat template, its terms."""
+
+_TOKENIZERS = ("tokenizer*", "*vocab*", "*.model", "*.tiktoken")
+
+
+def check_model_name(model: str) -> None:
+    """Stop where a model's name can only be that of a folder, and there is none.
+
+    Raises:
+        ValueError: the folder does not exist.
+    """
+    if not Path(model).expanduser().is_dir() and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
+        raise ValueError(f"model: there is no folder {model!r}")
+
+
+def check_model_files(folder: Path) -> None:
+    """Stop where a model's folder lacks something that will be needed, as far as that shows from names and headers.
+
+    Raises:
+        ValueError: configuration, weights or tokenizer are missing, or a file of weights is cut short.
+    """
+    try:
+        values = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model: {folder / CONFIG} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"model: {folder / CONFIG} is no JSON object")
+    check_no_adapter(folder)
+    for file in weight_files(folder):
+        _check_header(file)
+    if not any(fnmatch(path.name, pattern) for path in folder.iterdir() for pattern in _TOKENIZERS):
+        raise ValueError(no_tokenizer(folder))
+
+
+def no_tokenizer(folder: Path) -> str:
+    """The message on a model's folder without a tokenizer."""
+    return f"model: {folder} has no tokenizer (tokenizer.json); copy the one of its model there"
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Stop at a model's folder that holds an adapter too: transformers would load that as well, without a word.
+
+    Raises:
+        ValueError: the folder has an adapter's description.
+    """
+    if (folder / ADAPTER_CONFIG).exists():
+        raise ValueError(
+            f"model: {folder} holds the description of an adapter too ({ADAPTER_CONFIG}); merge the adapter, or move "
+            f"it into a folder of its own"
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model's folder: one, or the shards that an index names.
+
+    Raises:
+        ValueError: the folder holds no safetensors (pickle files are refused, and the message has the command that
+            converts them), or a shard is missing.
+    """
+    if (folder / SINGLE).exists():  # looked for first, as in transformers: an index may be old
+        return [folder / SINGLE]
+    index = folder / INDEX
+    if not index.exists():
+        refuse_pickle(str(folder), sorted(path.name for path in folder.iterdir()))
+        raise ValueError(f"{folder}: no {SINGLE} and no {INDEX}")
+    try:
+        shards = sorted({str(name) for name in parse_json(index.read_text())["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{index}: not a safetensors index: {error}") from error
+    if outside := [shard for shard in shards if Path(shard).name != shard]:
+        raise ValueError(f"{index}: {outside[0]!r} is not a file of this folder")
+    missing = [shard for shard in shards if not (folder / shard).exists()]
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} shards are missing, first {missing[0]}")
+    return [folder / shard for shard in shards]
+
+
+def refuse_pickle(model: str, files: list[str]) -> None:
+    """Stop where there are pickle files among those of a model that has no safetensors.
+
+    Raises:
+        ValueError: there are; the message has the command that converts them.
+    """
+    pickles = [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
+    if pickles:
+        target = f"{model.rstrip('/').rpartition('/')[2]}-safetensors"
+        raise ValueError(
+            f"{model}: only pickle files ({pickles[0]}), which can run code when they are read. If you trust their "
+            f'maker, convert once: python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+            f"M.from_pretrained('{model}', dtype='auto').save_pretrained('{target}'); "
+            f"T.from_pretrained('{model}').save_pretrained('{target}')\", then give {target} as the model"
+        )
+
+
+def damaged(file: Path, error: Exception) -> ValueError:
+    """The error for a file of weights that cannot be opened."""
+    return ValueError(f"{file}: truncated or not a safetensors file ({error}); download it again")
+
+
+def _check_header(file: Path) -> None:
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise damaged(file, error) from error

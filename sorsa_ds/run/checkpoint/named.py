@@ -1,0 +1,71 @@
+"""Which runs --resume and output.name mean, as far as the names of files and folders tell.
+
+No checkpoint is read, and nothing heavy imported.
+"""
+
+from pathlib import Path
+
+from sorsa_ds.run.finished import RunState
+from sorsa_ds.run.paths import run_of
+
+
+def named_folder(request: str) -> Path:
+    """The folder that --resume names: a run's, or a checkpoint's.
+
+    Raises:
+        ValueError: there is none, or it is neither a run's nor a checkpoint's.
+    """
+    path = Path(request).expanduser().absolute()
+    run = RunState(run_of(path))
+    if not path.is_dir():
+        hint = f"; the run's newest is {run.checkpoints[0]}" if run.checkpoints else ""
+        raise ValueError(f"--resume: there is no folder {path}{hint}")
+    if path == run.folder:
+        run.check_is_run("--resume")
+    return path
+
+
+def named_checkpoints(request: str) -> list[Path]:
+    """The checkpoints from which --resume FOLDER may go on, the best first: those of a run, or the one that is named.
+
+    Raises:
+        ValueError: there is no such run or checkpoint, or the run still trains, is finished or has none.
+    """
+    path = named_folder(request)
+    run = RunState(run_of(path))
+    if path != run.folder:
+        check_not_running(run)
+        return [path]
+    if run.is_finished:
+        raise ValueError(
+            f"--resume: {run.folder} is finished; name one of its checkpoints to go on from there once more"
+        )
+    check_not_running(run)
+    if not run.checkpoints:
+        raise ValueError(
+            f"--resume: {run.folder} has no checkpoint; start it anew (output.save_every says how often it saves)"
+        )
+    return run.checkpoints
+
+
+def check_unused(run: RunState) -> None:
+    """Stop where a new run would get the folder of another.
+
+    Raises:
+        ValueError: the folder holds a run.
+    """
+    if run.has_begun:
+        raise ValueError(
+            f"output.name: {run.folder} holds a run already; go on with it (--resume {run.folder}), choose another "
+            f"name, or remove it"
+        )
+
+
+def check_not_running(run: RunState) -> None:
+    """Stop where a process trains in the run's folder.
+
+    Raises:
+        ValueError: one does.
+    """
+    if run.is_running:
+        raise ValueError(f"--resume: {run.folder} still trains; end that process first")

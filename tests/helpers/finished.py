@@ -1,0 +1,60 @@
+"""Finished runs of small models, made without the trainer."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from sorsa_ds.config.schema import ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.yaml_io import to_yaml
+from sorsa_ds.model import adapter_file
+from sorsa_ds.model.sharding import Whole
+from sorsa_ds.runtime.precision import resolve_precision
+from sorsa_ds.sorsa import residual_storage
+from tests.helpers.architectures import exactly
+from tests.helpers.sorsa_models import load_sorsa_model
+
+CPU = torch.device("cpu")
+REPORT = {"steps": 7, "loss_first": 2.5, "loss_last": 1.25, "eval_loss_start": 2.0, "eval_loss_end": 1.125,
+          "reg_loss_end": 0.01, "trainable_parameters": 1234, "versions": {"torch": "2"}}  # fmt: skip
+
+
+def finished_run(
+    base: Path, folder: Path, precision="fp32", size=0.1, storage="auto", numerics: dict | None = None, **sorsa
+) -> Path:
+    """The folder of a run that has moved every factor by about `size`, made without the trainer."""
+    formats = resolve_precision(precision, None, "cpu")
+    config = RunConfig(
+        model=str(base), sorsa=SorsaConfig(**{"rank": 4, **sorsa}),
+        residual=residual_storage.resolve_residual(ResidualConfig(storage=storage), formats),
+        train=TrainConfig(precision=precision, learning_rate=1e-3, global_batch_size=8),
+    )  # fmt: skip
+    initial, trained = {}, {}
+    generator = torch.Generator().manual_seed(0)
+
+    def source(target, weight):
+        found = exactly(target, weight)
+        for leaf in ("U", "s", "V"):
+            factor = getattr(found, leaf)
+            noise = torch.randn(factor.shape, generator=generator)
+            initial[f"{target.name}.{leaf}"] = factor
+            trained[f"{target.name}.{leaf}"] = factor + size * factor.std(correction=0) * noise
+        return found
+
+    loaded = load_sorsa_model(
+        base, sorsa=config.sorsa, precision=formats, placement=Whole(CPU), device=CPU,
+        factor_source=source, storage=residual_storage.resolve_storage(config.residual, formats, CPU),
+    )  # fmt: skip
+    (folder / "adapter").mkdir(parents=True)
+    save_file(initial, folder / "adapter" / adapter_file.INITIAL)
+    save_file(trained, folder / "adapter" / adapter_file.TRAINED)
+    adapter_file.describe_adapter(folder / "adapter", config, loaded.targets, loaded.digests, numerics)
+    (folder / "config.yaml").write_text(to_yaml(config))
+    (folder / "report.json").write_text(json.dumps(REPORT))
+    return folder
+
+
+def base_of(run: Path) -> Path:
+    """The folder of a run's base model."""
+    return Path(adapter_file.read_description(run / "adapter").base_model)
