@@ -62,9 +62,9 @@ def base_model_of(folder: Path, described: dict[str, Any], base: str | None) -> 
         typed(_Ranks, {field.name: described[field.name] for field in fields(_Ranks) if field.name in described})
     except ValueError as error:
         raise ValueError(f"--model: {path}: not PEFT's description of an adapter ({error})") from error
-    for name, reason in REFUSED_FIELDS.items():
-        if described.get(name):
-            raise ValueError(f"--model: {path} sets {name}, which is not supported: {reason}; remove it")
+    for refused, reason in REFUSED_FIELDS.items():
+        if described.get(refused):
+            raise ValueError(f"--model: {path} sets {refused}, which is not supported: {reason}; remove it")
     if not (folder / WEIGHTS).exists():
         raise ValueError(f"--model: {folder} has no {WEIGHTS}; other formats are not read")
     name = base or described.get("base_model_name_or_path")
