@@ -45,7 +45,9 @@ def test_a_folder_that_is_no_run_says_so(tmp_path):
 
 def test_a_run_that_trains_or_is_unfinished_is_refused(finished):
     (finished / "report.json").unlink()
-    with pytest.raises(ValueError, match=r"--run: .*is unfinished: it has no report\.json; go on with it .*--resume"):
+    with pytest.raises(
+        ValueError, match=r"--run: .*is unfinished: it has no report\.json; to go on with it: .*--resume"
+    ):
         FinishedRun.open(finished, "--run")
     lock = RunLock(finished)
     lock.acquire()
