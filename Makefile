@@ -8,9 +8,8 @@ NPROC ?= 2
 # Processes that share the tests. A test itself may start up to four.
 WORKERS ?= 2
 
-# DeepSpeed's launcher starts one process per GPU; on a machine without one it is told how many CPU ranks to start.
+# On a machine without GPUs the script is told how many CPU ranks to start.
 HAS_GPU = $(shell nvidia-smi -L 2>/dev/null | grep -q . && echo yes)
-LAUNCH = $(if $(HAS_GPU),$(BIN)/deepspeed,DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus $(NPROC))
 
 # Tests of GPUs run by themselves: a process that has started CUDA must not fork, and the other tests do.
 # A file's tests share what they have trained, so that a file stays on one process; tests/conftest.py orders the files.
@@ -40,7 +39,7 @@ $(STAMP): pyproject.toml requirements-model.txt
 	touch $@
 
 train: $(STAMP)
-	PATH="$(abspath $(BIN)):$$PATH" $(LAUNCH) launch/train.py --ds_config $(DS_CONFIG) $(ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" launch/multi_gpu.sh $(if $(HAS_GPU),,--ranks $(NPROC)) --ds_config $(DS_CONFIG) $(ARGS)
 
 test: $(STAMP)
 	$(if $(HAS_GPU),PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m gpu)

@@ -29,11 +29,13 @@ take() {
     printf -v "$variable" %s "$text"
 }
 
-# number OPTION VALUE [LEAST [MOST]]: a whole number from LEAST (0) to MOST (999999999).
+# number OPTION VALUE [LEAST [MOST]]: a whole number from LEAST (0) to MOST (999999999). What comes from outside passes
+# here, or another such pattern, before bash computes with it: bash would run commands that stand in it, and take 010 for
+# 8.
 number() {
-    [[ $2 =~ ^[0-9]+$ ]] || die "$1 is '$2': a whole number is needed"
-    ((${#2} <= 9 && 10#$2 <= ${4:-999999999})) || die "$1 is $2: at most ${4:-999999999} is possible"
-    ((10#$2 >= ${3:-0})) || die "$1 is $2: at least ${3:-0} is needed"
+    [[ $2 =~ ^(0|[1-9][0-9]*)$ ]] || die "$1 is '$2': a whole number is needed"
+    ((${#2} <= 9 && $2 <= ${4:-999999999})) || die "$1 is $2: at most ${4:-999999999} is possible"
+    (($2 >= ${3:-0})) || die "$1 is $2: at least ${3:-0} is needed"
 }
 
 # port OPTION VALUE
@@ -51,6 +53,12 @@ use_environment() {
     export PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
     command -v deepspeed >/dev/null || PATH="$repository/.venv/bin:$PATH"
     command -v deepspeed >/dev/null || die "no deepspeed on PATH: activate the environment, or run make install"
+}
+
+# called_as WORD...: how this script was called, without the settings; messages of the Python command repeat it.
+called_as() {
+    [[ -n ${SORSA_COMMAND:-} ]] || printf -v SORSA_COMMAND '%q ' "$@"
+    export SORSA_COMMAND=${SORSA_COMMAND% }
 }
 
 # check WORD...: the Python command as it will be started, without starting it; see launch/check.py.
@@ -77,12 +85,12 @@ count_gpus() {
     if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then tr , '\n' <<<"$CUDA_VISIBLE_DEVICES"; else nvidia-smi -L; fi | grep -c .
 }
 
-# run COMMAND...: in a process group of its own, and told of the signals that this script gets. SIGTERM becomes
-# SIGUSR1, which the launchers ignore and the ranks answer with a checkpoint and exit code 75; a launcher that got
-# SIGTERM would leave its ranks alone, or kill them after 30 seconds. Ends this script with the exit code of the rank
-# that failed first, which is in the file where a launcher has lost it, and says how long it took.
+# run COMMAND...: the launcher, in a process group of its own, whose ranks are told of the signals that this script gets:
+# SIGTERM and Ctrl-C become SIGUSR1, which the launchers ignore and the ranks answer with a checkpoint and exit code 75.
+# A launcher that got the signal itself would leave its ranks alone, or kill them after 30 seconds. A second Ctrl-C kills
+# everything. Ends this script with the exit code of the ranks, and says how long it took.
 run() {
-    local code=0 own='' child
+    local code=0 own='' child interruptions=0 token=$$-$RANDOM-$RANDOM
     if [[ -z ${SORSA_EXIT_FILE:-} ]]; then
         own=$(mktemp -d)
         export SORSA_EXIT_FILE=$own/code
@@ -90,23 +98,56 @@ run() {
     set -m
     (
         trap '' USR1 TERM
+        export SORSA_TOKEN=$token
         exec "$@"
     ) &
     child=$!
     set +m
-    # shellcheck disable=SC2064
-    trap "kill -USR1 -- -$child 2>/dev/null" TERM USR1
-    # shellcheck disable=SC2064
-    trap "kill -INT -- -$child 2>/dev/null" INT
+    trap 'signal_processes USR1' TERM USR1
+    trap interrupted INT
     while :; do # a signal ends the wait, not the child
         code=0
         wait "$child" || code=$?
         kill -0 "$child" 2>/dev/null || break
     done
-    ((code == 0)) || [[ ! -s $SORSA_EXIT_FILE ]] || code=$(<"$SORSA_EXIT_FILE")
+    while [[ -n $(processes) ]]; do sleep 0.2; done # a launcher that was killed leaves its ranks, which save and stop
+    code_of_ranks "$code"
     [[ -z $own ]] || rm -rf "$own"
     tell "$code"
     exit "$code"
+}
+
+# The numbers of the processes that `run` has started and that are alive, whichever group or parent they have by now.
+processes() {
+    { grep -lzFx "SORSA_TOKEN=$token" /proc/[0-9]*/environ 2>/dev/null || :; } | cut -d / -f 3
+}
+
+signal_processes() {
+    local pid
+    for pid in $(processes); do kill "-$1" "$pid" 2>/dev/null || :; done
+}
+
+interrupted() {
+    if ((interruptions++)); then
+        signal_processes KILL
+    else
+        echo 'Ctrl-C: the ranks are told to save and stop; a second one kills them' >&2
+        signal_processes USR1
+    fi
+}
+
+# code_of_ranks LAUNCHERS_CODE: sets `code`. The ranks write theirs into a file, where the first counts. A launcher may
+# have lost it, or have been killed; without the file the run did not come to its end.
+code_of_ranks() {
+    local told=''
+    [[ ! -r $SORSA_EXIT_FILE ]] || read -r told <"$SORSA_EXIT_FILE" || :
+    code=$1
+    if [[ $told =~ ^[0-9]{1,3}$ ]] && ((10#$told <= 255)); then
+        code=$((10#$told))
+    elif ((code == 0)); then
+        code=1
+        echo "error: the launcher reports success, but no rank has come to its end (nothing in $SORSA_EXIT_FILE)" >&2
+    fi
 }
 
 # $1: the exit code; says it, and how long it took.

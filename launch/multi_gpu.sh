@@ -14,20 +14,22 @@ repository=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=launch/common.sh
 source "$repository/launch/common.sh"
 
-ranks='' port=29500 settings=()
+ranks='' port=29500 settings=() own=()
 while (($#)); do
     taken=1
     case ${1%%=*} in
         -h | --help) usage ;;
         --ranks) take ranks "$@" ;;
         --port) take port "$@" ;;
-        *) settings+=("$1") ;;
+        *) settings+=("$1") && shift && continue ;;
     esac
+    own+=("${@:1:taken}")
     shift "$taken"
 done
 port --port "$port"
 [[ -z $ranks ]] || number --ranks "$ranks" 1
 use_environment
+called_as "$0" "${own[@]}"
 if ! has_gpu; then
     export DS_ACCELERATOR=cpu
     ranks=${ranks:-2}
@@ -42,5 +44,6 @@ if [[ -n $ranks && -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
 fi
 check train "$world_size" "$world_size" "${settings[@]}" >/dev/null
 
+[[ -z ${SORSA_EXIT_FILE:-} ]] || rm -f "$SORSA_EXIT_FILE" # of an earlier run
 # shellcheck disable=SC2086
 run deepspeed --master_port "$port" ${ranks:+--num_gpus $ranks} "$repository/launch/train.py" "${settings[@]}"

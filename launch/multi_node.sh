@@ -9,7 +9,7 @@
 #   --master_addr A    address of the first node (default: its name in the hostfile)
 #   --master_port P    TCP port there (default 29500)
 #   --torchrun         start the ranks with torchrun instead of deepspeed: leaves CUDA_VISIBLE_DEVICES as it is
-#   --script FILE      run this instead of launch/train.py
+#   --script FILE      run this instead of launch/train.py; it has to end through sorsa_ds.runtime.exit_codes.run
 #   --help             this text; `python launch/train.py --help` explains the settings
 #
 # Everything else goes to launch/train.py as it stands. The folder of the runs must be one that all nodes share.
@@ -19,7 +19,7 @@ repository=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=launch/common.sh
 source "$repository/launch/common.sh"
 
-hostfile='' node_rank='' master_addr='' master_port=29500 launcher=deepspeed script='' settings=()
+hostfile='' node_rank='' master_addr='' master_port=29500 launcher=deepspeed script='' settings=() own=()
 while (($#)); do
     taken=1
     case ${1%%=*} in
@@ -30,8 +30,9 @@ while (($#)); do
         --master_port) take master_port "$@" ;;
         --script) take script "$@" ;;
         --torchrun) launcher=torchrun ;;
-        *) settings+=("$1") ;;
+        *) settings+=("$1") && shift && continue ;;
     esac
+    own+=("${@:1:taken}")
     shift "$taken"
 done
 
@@ -40,7 +41,7 @@ file --hostfile "$hostfile"
 nodes=() slots=() world_size=0
 while read -r name rest || [[ -n $name ]]; do
     [[ -z $name || $name == \#* ]] && continue
-    [[ $rest =~ ^slots=([1-9][0-9]*)[[:space:]]*(#.*)?$ ]] ||
+    [[ $rest =~ ^slots=([1-9][0-9]{0,4})[[:space:]]*(#.*)?$ ]] ||
         die "--hostfile $hostfile: '$name $rest' does not read NAME slots=NUMBER"
     [[ " ${nodes[*]} " != *" $name "* ]] || die "--hostfile $hostfile names $name twice"
     nodes+=("$name") slots+=("${BASH_REMATCH[1]}")
@@ -49,11 +50,11 @@ done <"$hostfile"
 ((${#nodes[@]})) || die "--hostfile $hostfile names no node"
 
 if [[ -z $node_rank ]]; then
-    own=" $(hostname) $(hostname -s) $(hostname -f 2>/dev/null || :) $(hostname -I 2>/dev/null || :) "
+    names=" $(hostname) $(hostname -s) $(hostname -f 2>/dev/null || :) $(hostname -I 2>/dev/null || :) "
     for i in "${!nodes[@]}"; do
-        [[ $own != *" ${nodes[i]} "* ]] || node_rank=$i
+        [[ $names != *" ${nodes[i]} "* ]] || node_rank=$i
     done
-    [[ -n $node_rank ]] || die "--hostfile $hostfile does not name this node,$own; mend it, or say --node_rank"
+    [[ -n $node_rank ]] || die "--hostfile $hostfile does not name this node,$names; mend it, or say --node_rank"
 fi
 number --node_rank "$node_rank"
 ((node_rank < ${#nodes[@]})) || die "--node_rank is $node_rank: $hostfile names nodes 0 to $((${#nodes[@]} - 1))"
@@ -66,6 +67,7 @@ elif [[ -n ${CUDA_VISIBLE_DEVICES:-} && $CUDA_VISIBLE_DEVICES != "$(seq -s, 0 $(
     die "deepspeed would take GPUs 0 to $((here - 1)) instead of CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES: say --torchrun"
 fi
 use_environment
+called_as "$0" "${own[@]}"
 if [[ -n $script ]]; then
     file --script "$script"
 else

@@ -28,6 +28,7 @@ has --ds_config "${settings[@]}" || has --resume "${settings[@]}" ||
 visible=${CUDA_VISIBLE_DEVICES:-0}
 [[ -z $gpu ]] || number --gpu "$gpu"
 use_environment
+called_as "$0" ${gpu:+--gpu "$gpu"}
 check train 1 1 "${settings[@]}" >/dev/null
 
 if has_gpu; then
@@ -35,4 +36,7 @@ if has_gpu; then
 else
     export DS_ACCELERATOR=cpu
 fi
+[[ -z ${SORSA_EXIT_FILE:-} ]] || rm -f "$SORSA_EXIT_FILE" # of an earlier run
+# One process, also inside a job of several tasks.
+export RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=0
 run python "$repository/launch/train.py" "${settings[@]}"

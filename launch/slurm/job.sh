@@ -34,6 +34,10 @@ submit_or_parse() {
     number --max_requeues "$max_requeues"
     if [[ -n ${SLURM_JOB_ID:-} ]]; then
         ((${#sbatch_options[@]} == 0)) || die "inside a job there is nothing for sbatch: '${sbatch_options[*]} --'"
+        number SLURM_JOB_ID "$SLURM_JOB_ID"
+        number SLURM_RESTART_COUNT "${SLURM_RESTART_COUNT:-0}"
+        called_as bash "$repository/$script" "--nodes=$SLURM_JOB_NUM_NODES" \
+            ${SLURM_GPUS_ON_NODE:+"--gpus-per-node=$SLURM_GPUS_ON_NODE"} -- ${ranks:+--ranks_per_node "$ranks"} $torchrun
         ranks=${ranks:-${SLURM_GPUS_ON_NODE:-}} node_count=$SLURM_JOB_NUM_NODES
     else
         read_sbatch_options " ${sbatch_options[*]} "
@@ -88,6 +92,5 @@ run_on_nodes() {
         bash -c 'exec bash "$@" --node_rank "$SLURM_PROCID"' node \
         "$repository/launch/multi_node.sh" --hostfile "$logs/hostfile" --master_addr "$master" \
         --master_port "$port" $torchrun "$@" || code=$?
-    # A node that has left may have had the others ended: what the first rank to fail has said counts.
-    ((code == 0)) || [[ ! -s $SORSA_EXIT_FILE ]] || code=$(<"$SORSA_EXIT_FILE")
+    code_of_ranks "$code" # a node that has left may have had the others ended
 }

@@ -162,10 +162,10 @@ class OutputConfig:
     name: str | None = None
     """Name of the run folder, without `/`. Unset: model, method and time."""
 
-    save_every: NonNegativeInt = 100
+    save_every: NonNegativeInt = 10
     """Optimizer steps between checkpoints, from which `--resume` continues. A checkpoint takes 12 bytes per trained
-    parameter and is written while training goes on. One is always made at the end and on SIGTERM or SIGUSR1. 0: only
-    these."""
+    parameter and is written while training goes on. One is always made at the end, on Ctrl-C, and on SIGTERM or
+    SIGUSR1. 0: only these."""
 
     keep_checkpoints: PositiveInt = 2
     """Number of checkpoints that are kept. Older ones are removed when a new one is complete."""

@@ -13,6 +13,7 @@ from sorsa_ds.run.checkpoint.folder import existing_checkpoints
 from sorsa_ds.run.paths import CONFIG, METRICS, REPORT
 from sorsa_ds.runtime.folder_lock import is_held
 from sorsa_ds.runtime.json_text import parse_json
+from sorsa_ds.runtime.launcher import beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +109,8 @@ class FinishedRun(RunState):
         if run.is_running:
             raise ValueError(f"{option}: {folder} still trains; come back when it is done")
         if not run.is_finished:
-            raise ValueError(
-                f"{option}: {folder} is unfinished: it has no {REPORT}; go on with it "
-                f"(launch/train.py --resume {folder})"
-            )
+            way_on = beside("deepspeed", "train.py", "--resume", str(folder))
+            raise ValueError(f"{option}: {folder} is unfinished: it has no {REPORT}; to go on with it: {way_on}")
         return run
 
     def report(self) -> Any:

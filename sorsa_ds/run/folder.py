@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-import torch.distributed as dist
 
 from sorsa_ds.config.schema import OutputConfig, RunConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.run.checkpoint.named import check_unused
 from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.paths import CONFIG, DS_CONFIG, GIVEN_DS_CONFIG, INIT, METRICS, REPORT
+from sorsa_ds.run.ways_on import going_on
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import note
 from sorsa_ds.runtime.files import write_json, write_text
-from sorsa_ds.runtime.folder_lock import RunLock
+from sorsa_ds.runtime.folder_lock import FolderLostError, RunLock
 from sorsa_ds.runtime.json_text import finite_json, parse_json
 
 
@@ -30,13 +30,13 @@ def make_run_folder(output: OutputConfig, model: str, method: str, device: torch
         again: a run of that name that never saved a checkpoint may begin anew.
 
     Raises:
-        ValueError: a folder of that name holds a run already, or it cannot be written.
+        ValueError: a folder of that name holds a run already, or it cannot be written. The message has the command that
+            leads on.
     """
     model_name = re.sub(r"[^\w.-]", "-", model.rstrip("/").rpartition("/")[2])
-    proposal = [output.name or f"{model_name}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"]
-    if collectives.world_size() > 1:
-        dist.broadcast_object_list(proposal, src=0)  # the ranks' clocks may differ
-    folder = Path(output.folder).expanduser().resolve() / proposal[0]
+    proposal = output.name or f"{model_name}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = collectives.gather_json(proposal)[0]  # the ranks' clocks may differ
+    folder = Path(output.folder).expanduser().resolve() / name
 
     def make() -> None:
         if not again:
@@ -45,6 +45,22 @@ def make_run_folder(output: OutputConfig, model: str, method: str, device: torch
 
     collectives.together(make, device, on=0)
     return folder
+
+
+def write_settings(folder: Path, config: RunConfig, ds_config: dict, given: dict) -> None:
+    """Write the settings of a run into its folder.
+
+    Args:
+        config: the settings as resolved.
+        ds_config: the DeepSpeed JSON as resolved.
+        given: the DeepSpeed JSON as it was given.
+
+    Raises:
+        ValueError: a file cannot be written.
+    """
+    write_text(folder / CONFIG, to_yaml(config))
+    write_json(folder / DS_CONFIG, ds_config)
+    write_json(folder / GIVEN_DS_CONFIG, given)
 
 
 def lock_run_folder(folder: Path, device: torch.device) -> RunLock:
@@ -56,6 +72,24 @@ def lock_run_folder(folder: Path, device: torch.device) -> RunLock:
     lock = RunLock(folder)
     collectives.together(lock.acquire, device, on=0)
     return lock
+
+
+def check_still_held(lock: RunLock, device: torch.device) -> None:
+    """Stop all ranks where the run's folder has been removed, renamed or replaced. A collective call.
+
+    Raises:
+        ValueError: on rank 0; where the folder was renamed, with the command that goes on with the run.
+        PeerError: on the other ranks.
+    """
+
+    def check() -> None:
+        try:
+            lock.check()
+        except FolderLostError as lost:
+            way_on = f"; to go on with the run: {going_on(lost.now)}" if lost.now else ""
+            raise ValueError(f"{lost}{way_on}") from lost
+
+    collectives.together(check, device, on=0)
 
 
 class RunLog:
@@ -89,9 +123,7 @@ class RunLog:
         self._wandb: Any = None
         if collectives.rank() != 0:
             return
-        write_text(folder / CONFIG, to_yaml(config))
-        write_json(folder / DS_CONFIG, ds_config)
-        write_json(folder / GIVEN_DS_CONFIG, given)
+        write_settings(folder, config, ds_config, given)  # a run that goes on may have others than before
         if initialised is not None:
             write_json(folder / INIT, initialised)
         kept = [line for line in read_metrics(folder) if _is_kept(line, steps_done)]

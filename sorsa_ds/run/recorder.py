@@ -5,6 +5,7 @@ Rank 0 gathers copies of the fp32 masters, in one pass over what is stored, and 
 
 import threading
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -69,7 +70,9 @@ def _remove_after(run: Path, steps_done: int) -> None:
 
 
 def _write(path: Path, whole: dict[str, Tensor]) -> None:
+    # Without parents: a run's folder that was taken away is not made anew, since it may be another run's by now.
     try:
-        write_atomic(path, lambda temporary: save_file(whole, temporary, metadata={"format": "pt"}))
-    except ValueError as error:
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, partial(save_file, whole, metadata={"format": "pt"}), parents=False)
+    except (OSError, ValueError) as error:
         note(str(error))

@@ -4,9 +4,8 @@ The message of the rank that failed is printed before those of the ranks that su
 from the others ends too, because its collectives have a time-out (`train.timeout_minutes`).
 
 The exit code is 2 for a mistake that the user can mend (ValueError), 75 for a run that was told to stop and can be
-continued (`sorsa_ds.runtime.stop_signals`), 130 for Ctrl-C, and 1 for everything else. Launchers may lose the code:
-torchrun turns each of them into 1. The first rank to fail therefore also writes the code into the file that the
-environment variable SORSA_EXIT_FILE names, unless that file exists.
+continued (`sorsa_ds.runtime.stop_signals`), 130 for Ctrl-C in other commands, and 1 for everything else. It is also
+written into a file where a launch script asks for that (`sorsa_ds.runtime.leave`).
 """
 
 import errno
@@ -16,16 +15,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 
 import torch
 
+from sorsa_ds.runtime import launcher
 from sorsa_ds.runtime.collectives import PeerError
-from sorsa_ds.runtime.console import outlive_readers, printable
+from sorsa_ds.runtime.console import outlive_readers
+from sorsa_ds.runtime.leave import leave
 from sorsa_ds.runtime.stop_signals import EXIT_CODE, Preempted
 from sorsa_ds.runtime.telemetry import turn_off_telemetry
 
-EXIT_FILE = "SORSA_EXIT_FILE"
 _PEER_SECONDS = 5.0
 _FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _PEER_SIGNS = (
@@ -34,7 +33,8 @@ _PEER_SIGNS = (
     "broken pipe",
     "socketpollconnect",
     "no route to host",
-    "nccl",
+    "ncclremoteerror",
+    "remote process exited",
 )
 _SILENCE_SIGNS = ("timed out waiting", "wait timeout", "operation timed out", "connection timed out")
 
@@ -43,35 +43,49 @@ def run(main: Callable[[], None]) -> None:
     """Call `main` and turn what it raises into a message and an exit code. This function does not return.
 
     A rank that only suffers from another rank's failure waits before it prints, so that the cause stands on top; the
-    launcher usually ends the rank in the meantime. The process exits without running destructors, also after success:
-    the destructors of process groups can hang, or abort a run that has finished.
+    launcher usually ends the rank in the meantime. The process exits without running destructors, also after success.
     """
     rank = os.environ.get("RANK", "0")
     outlive_readers()
     turn_off_telemetry()
     try:
+        _hear_signals()
         main()
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         sys.stdout.flush()
-        _leave("", 0)
+        leave("", 0)
+    except SystemExit as leaving:
+        code = leaving.code
+        leave(code if isinstance(code, str) else "", code if isinstance(code, int) else int(code is not None))
     except KeyboardInterrupt:
-        _leave("interrupted", 130)
+        leave("interrupted" if rank == "0" else "", 130)
     except Preempted as stop:
-        _leave(str(stop) if rank == "0" else "", EXIT_CODE)
+        leave(str(stop) if rank == "0" else "", EXIT_CODE, in_order=True)
     except ValueError as error:
         if rank != "0":
             _wait_for_the_end(_PEER_SECONDS / 2)  # every rank finds most mistakes; rank 0 reports them
-        _leave(f"error: {error}", 2)
+        leave(f"error: {error}", 2)
     except OSError as error:
         if error.errno in _FULL_OR_FORBIDDEN:
-            _leave(f"[rank {rank}] error: {error.filename or 'a file'} cannot be written: {error.strerror}", 2)
-        _leave(f"[rank {rank}] {type(error).__name__}: {error}\n{traceback.format_exc()}", 1)
+            leave(f"[rank {rank}] error: {error.filename or 'a file'} cannot be written: {error.strerror}", 2)
+        leave(f"[rank {rank}] {type(error).__name__}: {error}\n{traceback.format_exc()}", 1)
     except Exception as error:
         if _is_consequence(error):
             _wait_for_the_end(_PEER_SECONDS)
-            _leave(f"[rank {rank}] {_cut_off(error)}", 1)
-        _leave(f"[rank {rank}] {type(error).__name__}: {error}\n{traceback.format_exc()}", 1)
+            leave(f"[rank {rank}] {_cut_off(error)}", 1)
+        leave(f"[rank {rank}] {type(error).__name__}: {error}\n{traceback.format_exc()}", 1)
+
+
+def _hear_signals() -> None:
+    """Undo that launch/common.sh has made this process deaf to two signals, and hear of the launcher's end.
+
+    That script sends SIGUSR1 for Ctrl-C, since the launchers would answer a SIGINT. Training listens for more
+    (`sorsa_ds.runtime.stop_signals`).
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    launcher.watch()
 
 
 def _wait_for_the_end(seconds: float) -> None:
@@ -99,15 +113,3 @@ def _cut_off(error: Exception) -> str:
         f"node {os.uname().nodename}: stopped because another rank {lost}: it was killed, or its node is cut off. The "
         f"saved checkpoints are whole; the same command with --resume auto continues from the last one ({error})"
     )
-
-
-def _leave(message: str, code: int) -> None:
-    """Print a message, write the exit code where SORSA_EXIT_FILE asks for it, and end this process."""
-    with suppress(OSError):  # a full disk is an error of its own, which `run` reports
-        sys.stdout.flush()
-    if message:
-        print(f"\n{printable(message)}", file=sys.stderr, flush=True)
-    if code and (file := os.environ.get(EXIT_FILE)):
-        with suppress(OSError), open(file, "x") as first:
-            first.write(f"{code}\n")
-    os._exit(code)

@@ -12,8 +12,8 @@ from deepspeed.accelerator import get_accelerator
 
 from sorsa_ds.runtime import collectives, device, numerics, precision
 from sorsa_ds.runtime.console import quiet_libraries
-from sorsa_ds.runtime.launcher import take_place
 from sorsa_ds.runtime.precision import Device
+from sorsa_ds.runtime.rank_variables import take_place
 
 
 def start_process(timeout: timedelta = collectives.TIMEOUT) -> Device:

@@ -1,7 +1,7 @@
-"""SIGTERM and SIGUSR1 warn that a job is about to be ended. All ranks then stop at the same micro-step.
+"""SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) ask a job to end. All ranks then stop at the same micro-step.
 
 Schedulers send these signals to all processes of a job, to one of them, or to a launcher that passes them on some time
-later. The ranks therefore agree before each micro-step, between their CPUs, whether any of them has been warned.
+later. The ranks therefore agree before each micro-step, between their CPUs, whether any of them has been asked.
 
 Python runs signal handlers in the main thread, which may be waiting inside a collective for a rank that is dead. In
 that case a second thread, which the signal itself wakes, ends this process.
@@ -11,7 +11,6 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
 from datetime import timedelta
 
 import psutil
@@ -19,8 +18,10 @@ import torch
 import torch.distributed as dist
 
 from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.launcher import begin_again
+from sorsa_ds.runtime.leave import leave
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: the run is saved, and the same command with `--resume auto` continues it."""
 
@@ -36,7 +37,16 @@ class StopRequest(Exception):
 def leave_when_told() -> None:
     """End the process at a signal, with the exit code that asks to be started again: nothing is there to save yet."""
     for number in SIGNALS:
-        signal.signal(number, lambda *_: os._exit(EXIT_CODE))
+        signal.signal(number, lambda number, _: leave(_nothing_saved(number), EXIT_CODE))
+
+
+def _nothing_saved(number: int) -> str:
+    if os.environ.get("RANK", "0") != "0":
+        return ""
+    return (
+        f"{signal.Signals(number).name}: stopped before the first step, when there was nothing to save; begin again "
+        f"with: {begin_again()}"
+    )
 
 
 class StopSignals:
@@ -47,7 +57,7 @@ class StopSignals:
     """
 
     def __init__(self, timeout: timedelta = collectives.TIMEOUT):
-        self._received = 0
+        self._received = self._interruptions = 0
         # Asking through the GPU would make the CPU wait for the GPU at every micro-step.
         self._group = collectives.cpu_group(timeout)
         host, pid = os.uname().nodename, os.getpid()
@@ -57,8 +67,7 @@ class StopSignals:
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)  # Python writes to the pipe only where a handler is set
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for watch, arguments in ((self._listen, (reading,)), (self._watch_launcher, (_launcher(),))):
-            threading.Thread(target=watch, args=arguments, name="signals", daemon=True).start()
+        threading.Thread(target=self._listen, args=(reading,), name="signals", daemon=True).start()
 
     def check(self) -> None:
         """Do nothing if no rank has received a signal. A collective call.
@@ -76,38 +85,22 @@ class StopSignals:
         """Note every signal that arrives. Runs in a thread of its own."""
         while True:
             number = os.read(reading, 1)[0]
-            if number in SIGNALS:
+            if number not in SIGNALS:
+                continue
+            self._interruptions += number == signal.SIGINT
+            if self._interruptions > 1:
+                leave("interrupted twice: ended without saving" if collectives.rank() == 0 else "", 128 + number)
+            if not self._received:
                 self._received = number
                 threading.Thread(target=self._leave_with_the_dead, daemon=True).start()
-
-    def _watch_launcher(self, launcher: list[psutil.Process]) -> None:
-        """Count the end of DeepSpeed's launcher as SIGTERM: a signal ends it without reaching its ranks."""
-        while all(_alive(process.pid) for process in launcher):
-            time.sleep(0.5)
-        self._received = self._received or signal.SIGTERM
 
     def _leave_with_the_dead(self) -> None:
         """End this process if a peer is dead: launchers send SIGTERM then too, and no rank can save any more."""
         while True:
             if not all(map(_alive, self._peers)):
                 time.sleep(5)  # the peer may have left in good order, and then this rank is about to
-                print(f"\n[rank {collectives.rank()}] stopped because another rank is gone", flush=True)
-                os._exit(1)
+                leave(f"[rank {collectives.rank()}] stopped because another rank is gone", 1)
             time.sleep(0.5)
-
-
-def _launcher() -> list[psutil.Process]:
-    """The processes of DeepSpeed's launcher among the parents of this process."""
-    found = []
-    with suppress(psutil.Error):  # a parent may belong to another user
-        for process in psutil.Process().parents():
-            # These are `python .../bin/deepspeed` and `python -u -m deepspeed.launcher.launch`. A shell above them is
-            # not watched, because it may end before its children.
-            words = process.cmdline()[1:4]
-            if not any(word.endswith("/deepspeed") or word == "deepspeed.launcher.launch" for word in words):
-                break
-            found.append(process)
-    return found
 
 
 def _alive(pid: int) -> bool:

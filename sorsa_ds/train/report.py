@@ -10,6 +10,7 @@ from sorsa_ds.run.checkpoint.keeper import PACKAGES
 from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.run.paths import ADAPTER
+from sorsa_ds.run.ways_on import evaluating
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say, table
 from sorsa_ds.runtime.process import memory_gib, peak_memory_gib
@@ -70,7 +71,7 @@ def show_report(report: dict, folder: Path) -> None:
     rows += [
         ("memory", f"{report['memory_gib']:.2f} GiB on rank 0"),
         ("adapter", f"{adapter} ({adapter.stat().st_size / 2**20:.1f} MiB)"),
-        ("evaluate it", f"python launch/evaluate.py --model {folder} --task loss"),
+        ("evaluate it", evaluating(folder)),
     ]
     say("\n" + table(rows))
 

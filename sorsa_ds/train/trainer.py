@@ -23,12 +23,14 @@ from sorsa_ds.model.numerics import Numerics
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
 from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.finished import RunState
-from sorsa_ds.run.folder import RunLog
+from sorsa_ds.run.folder import RunLog, check_still_held
 from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.run.recorder import SnapshotRecorder
+from sorsa_ds.run.ways_on import going_on
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import bar, say
 from sorsa_ds.runtime.folder_lock import RunLock
+from sorsa_ds.runtime.launcher import begin_again
 from sorsa_ds.runtime.process import memory_gib
 from sorsa_ds.runtime.stop_signals import Preempted, StopRequest, StopSignals
 from sorsa_ds.train.loss import learned_tokens, mean_loss, summed_loss
@@ -67,7 +69,7 @@ class Trainer:
 
         Raises:
             ValueError: the loss is no number, or the model at step 0 is not the pre-trained one; on every rank.
-            Preempted: SIGTERM or SIGUSR1 came; the state is saved.
+            Preempted: SIGTERM, SIGUSR1 or SIGINT came; the state is saved.
         """
         self.signals = StopSignals(timedelta(minutes=self.config.train.timeout_minutes))
         try:
@@ -140,10 +142,14 @@ class Trainer:
 
         Args:
             losses: of all steps of the run.
+
+        Raises:
+            ValueError: the run's folder was taken away, or it cannot be written.
         """
         adapter = self.folder / ADAPTER
         eval_loss = self.evaluate(self.batches.steps)
         self.recorder.finish()
+        check_still_held(self.lock, self.device)
         self.keeper.save()
         save_factors(self.engine, adapter / TRAINED)
         collectives.together(lambda: record_digests(adapter), self.device, on=0)
@@ -160,23 +166,32 @@ class Trainer:
         return report
 
     def stopped(self, request: StopRequest) -> Preempted:
-        """Save what there is after a signal; returns the message that ends the run. A collective call."""
+        """Save what there is after a signal; returns the message that ends the run. A collective call.
+
+        Raises:
+            ValueError: the run's folder was taken away, or it cannot be written.
+        """
         self.recorder.finish()
-        where = f"all of it is in {self.keeper.save()}" if self.progress.started else "there was nothing to save yet"
+        check_still_held(self.lock, self.device)
+        if self.progress.started:
+            what = f"all of it is in {self.keeper.save()}; to go on: {going_on(self.folder)}"
+        else:
+            what = f"there was nothing to save yet; to begin anew: {begin_again()}"
         self.log.close(None)
         self.lock.release()
-        return Preempted(
-            f"{request}: stopped after step {self.progress.step} of {self.batches.steps}; {where}. The same command "
-            f"with --resume auto goes on"
-        )
+        return Preempted(f"{request}: stopped after step {self.progress.step} of {self.batches.steps}; {what}")
 
     def see_to_checkpoints(self) -> None:
         """Save where it is time to, after the snapshots taken so far are on the disk. A collective call.
 
         A run that goes on from a checkpoint makes no snapshot of an earlier step again.
+
+        Raises:
+            ValueError: the run's folder was taken away.
         """
         if self.keeper.is_due:
             self.recorder.finish()
+            check_still_held(self.lock, self.device)
         self.keeper.step_ends()
 
     def measure_on_the_way(self) -> None:
@@ -186,6 +201,7 @@ class Trainer:
         """
         step = self.progress.step
         if self.due(self.config.analysis.every):
+            check_still_held(self.lock, self.device)
             self.recorder.take(step)
         if self.due(self.config.train.eval_every):
             self.evaluate(step)
@@ -204,8 +220,10 @@ class Trainer:
             adapter: the folder for them.
 
         Raises:
-            ValueError: the model at step 0 is not the pre-trained one, or the folder cannot be written.
+            ValueError: the model at step 0 is not the pre-trained one, or the folder was taken away or cannot be
+                written.
         """
+        check_still_held(self.lock, self.device)
         progress = self.progress
         gap = largest_gap(self.config.train.max_start_gap, self.config.residual.storage)
         base, start = check_start(self.engine, self.loaded, self.probe(), self.device, gap)

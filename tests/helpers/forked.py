@@ -18,19 +18,26 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from sorsa_ds.runtime import launcher
 from sorsa_ds.runtime.ports import free_port
 from tests.helpers.projects import ROOT, environment_of, settings, words_of
 from tests.helpers.worlds import FORK, import_once
 
 
 def launch_forked(project: Path, name: str, *arguments: str, code=0, ranks=2, ds="zero3", job=settings, **environment):
-    """Run launch/train.py to its end; returns (everything printed, run folder, seconds).
+    """Run launch/train.py to its end; returns (everything printed, run folder, seconds)."""
+    words = words_of(project, name, *arguments, ds=ds, job=job)
+    text, seconds = run_forked(project, words, code=code, ranks=ranks, **environment)
+    return text, project / name, seconds
+
+
+def run_forked(project: Path, words: list[str], code=0, ranks=1, **environment: str) -> tuple[str, float]:
+    """Run a script of launch/ with its arguments to its end; returns (everything printed, seconds).
 
     The first rank that fails ends the others, as DeepSpeed's launcher does it.
     """
     import_once()
     began = time.monotonic()
-    words = words_of(project, name, *arguments, ds=ds, job=job)
     with tempfile.TemporaryFile("w+") as printed:
         common = (ranks, free_port(), words, environment_of(project, **environment), printed.fileno())
         processes = [FORK.Process(target=_command, args=(rank, *common), daemon=True) for rank in range(ranks)]
@@ -47,7 +54,7 @@ def launch_forked(project: Path, name: str, *arguments: str, code=0, ranks=2, ds
         printed.seek(0)
         text = printed.read()
     assert any(process.exitcode for process in processes) == (code != 0), text[-4000:]
-    return text, project / name, time.monotonic() - began
+    return text, time.monotonic() - began
 
 
 def _command(rank: int, world: int, port: int, words: list[str], environment: dict[str, str], output: int) -> None:
@@ -70,6 +77,7 @@ def _command(rank: int, world: int, port: int, words: list[str], environment: di
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
     sys.argv = words
+    launcher._begin.cache_clear()
     left = 1
     try:
         runpy.run_path(words[0], run_name="__main__")

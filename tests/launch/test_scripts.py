@@ -21,6 +21,13 @@ ENVIRONMENT = {
 }  # fmt: skip
 
 
+JOB = {
+    "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "sorsa", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "one",
+    "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_GPUS_ON_NODE": "2",
+}  # fmt: skip
+"""What Slurm tells a job."""
+
+
 def run(script: str, *arguments: str, **options) -> subprocess.CompletedProcess:
     """A script of launch/ to its end, from whichever folder."""
     command = ["bash", str(ROOT / "launch" / script), *arguments]
@@ -84,6 +91,8 @@ def test_no_shell_variable_stands_in_an_sbatch_line():
         ("single_gpu.sh --resume=.", "is not the folder of a run"),
         ("multi_gpu.sh --ranks 0", "--ranks is 0: at least 1 is needed"),
         ("multi_gpu.sh --ranks=0", "--ranks is 0: at least 1 is needed"),
+        ("multi_gpu.sh --ranks=08", "--ranks is '08': a whole number is needed"),
+        ("multi_gpu.sh --ranks=a[$(id)]", "--ranks is 'a[$(id)]': a whole number is needed"),
         ("multi_gpu.sh --port 70000", "--port is 70000: at most 65535 is possible"),
         ("multi_gpu.sh --ranks 3 train.global_batch_size=4", "4 is not 3 ranks x a whole number"),
         ("multi_gpu.sh --config nowhere.yaml", "--config nowhere.yaml: no such file"),
@@ -162,13 +171,97 @@ def test_a_job_is_queued_from_the_folder_in_which_its_arguments_were_checked(tmp
 @pytest.mark.slow
 def test_a_job_that_cannot_be_queued_again_still_ends_with_the_code_of_its_ranks(tmp_path):
     environment = programs(tmp_path, srun="exit 75", scontrol="[[ $1 == show ]] && echo JobState=RUNNING NodeAddr=one")
-    job = {
-        "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "sorsa", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "one",
-        "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_GPUS_ON_NODE": "2",
-    }  # fmt: skip
-    done = run("slurm/train.sbatch", "--logs", "logs", cwd=tmp_path, env={**environment, **job})
+    done = run("slurm/train.sbatch", "--logs", "logs", cwd=tmp_path, env={**environment, **JOB})
     assert done.returncode == 75, done.stderr
     assert "Slurm refuses to queue the job again" in done.stdout
+
+
+CODES = [
+    ("exit 0", 1),  # no rank has come to its end
+    ("exit 9", 9),
+    ("echo 0 >$SORSA_EXIT_FILE", 0),
+    ("echo 0 >$SORSA_EXIT_FILE; exit 1", 0),  # the ranks had finished
+    ("echo 75 >$SORSA_EXIT_FILE; exit 0", 75),
+    ("echo 2 >$SORSA_EXIT_FILE; exit 1", 2),
+    ("echo 08 >$SORSA_EXIT_FILE; exit 1", 8),
+    ("echo 300 >$SORSA_EXIT_FILE; exit 0", 1),
+    ("echo 'a[$(touch executed)]' >$SORSA_EXIT_FILE; exit 0", 1),
+    ("echo '75 || $(touch executed)' >$SORSA_EXIT_FILE; exit 6", 6),
+]
+"""What a launcher does, and the exit code that follows."""
+
+
+@pytest.mark.parametrize(("launcher", "code"), CODES)
+@pytest.mark.parametrize("script", ["multi_gpu.sh", "single_gpu.sh"])
+def test_the_exit_code_is_that_of_the_ranks_and_nothing_in_their_file_is_executed(tmp_path, script, launcher, code):
+    python = f"[[ $1 == */check.py ]] || {{ {launcher}; }}"
+    environment = programs(tmp_path, deepspeed=launcher, python=python)
+    done = run(script, cwd=tmp_path, env=environment)
+    assert done.returncode == code, done.stderr
+    assert f"exit code {code} after" in done.stderr
+    assert ("no rank has come to its end" in done.stderr) == ("exit 0" in launcher and code == 1)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(("launcher", "code"), CODES)
+def test_the_exit_code_of_a_job_is_that_of_the_ranks(tmp_path, launcher, code):
+    answer = "if [[ $1 == show ]]; then echo NodeAddr=one; else touch queued; fi"
+    environment = programs(tmp_path, srun=launcher, scontrol=answer, python="exit 0", deepspeed="exit 0")
+    done = run("slurm/train.sbatch", "--logs", "logs", cwd=tmp_path, env={**environment, **JOB})
+    assert done.returncode == code, done.stderr
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("SLURM_JOB_ID", "a[$(touch executed)]"), ("SLURM_RESTART_COUNT", "a[$(touch executed)]")]
+)
+def test_what_slurm_says_is_no_command_either(tmp_path, name, value):
+    environment = programs(tmp_path, srun="exit 0", scontrol="exit 0", python="exit 0", deepspeed="exit 0")
+    done = run("slurm/train.sbatch", "--logs", "logs", cwd=tmp_path, env={**environment, **JOB, name: value})
+    assert done.returncode == 2
+    assert f"{name} is '{value}': a whole number is needed" in done.stderr
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_exit_file_of_an_earlier_run_does_not_count(tmp_path):
+    (tmp_path / "code").write_text("0\n")
+    environment = programs(tmp_path, deepspeed="exit 0", python="exit 0")
+    done = run("multi_gpu.sh", cwd=tmp_path, env={**environment, "SORSA_EXIT_FILE": str(tmp_path / "code")})
+    assert done.returncode == 1, done.stderr
+
+
+def test_ranks_that_outlive_their_launcher_are_waited_for(tmp_path):
+    """In a session of their own, as torchrun's are."""
+    rank = "setsid bash -c 'sleep 1.5; echo 75 >$SORSA_EXIT_FILE' & kill -9 $$"
+    environment = programs(tmp_path, deepspeed=rank, python="exit 0")
+    done = run("multi_gpu.sh", cwd=tmp_path, env=environment)
+    assert done.returncode == 75, done.stderr
+
+
+def test_ctrl_c_asks_the_ranks_and_a_second_one_kills_them(tmp_path):
+    (tmp_path / "rank.py").write_text(
+        "import signal, time\nfrom pathlib import Path\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: Path('asked').touch())\n"
+        "Path('started').touch()\ntime.sleep(60)\n"
+    )
+    environment = programs(tmp_path, deepspeed=f"setsid {sys.executable} -S rank.py & wait", python="exit 0")
+    script = ["bash", str(ROOT / "launch" / "multi_gpu.sh")]
+    process = subprocess.Popen(script, cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE)
+    for sign in ("started", "asked"):
+        wait_for(tmp_path / sign)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "a second one kills them" in told and "exit code 137" in told
+
+
+def wait_for(path: Path) -> None:
+    """Until a file is there."""
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < until, f"no {path}"
+        time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -221,24 +314,3 @@ def test_a_node_that_does_not_come_ends_the_others_within_the_time_out(project, 
     message = "matches no linear" if launcher else f"1 of 2 ranks came to 127.0.0.1:{port}, within 6 s"
     assert message in done.stderr
     assert "exit code 2 after 0:00:" in done.stderr
-
-
-@pytest.mark.slow
-def test_sigterm_to_the_script_makes_the_ranks_save_and_the_code_is_theirs(project):
-    """`deepspeed` itself would leave its ranks alone and exit with -15."""
-    arguments = [*settings(project, "told"), "train.steps=4000", "output.save_every=0"]
-    process = subprocess.Popen(
-        ["bash", str(ROOT / "launch" / "multi_gpu.sh"), "--port", str(free_port()), *arguments],
-        env={**ENVIRONMENT, "SORSA_CACHE": str(project / "cache")}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    until = time.monotonic() + 240
-    log = project / "told" / "metrics.jsonl"
-    while not (log.exists() and '"loss"' in log.read_text()):
-        assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=240)
-    assert process.returncode == 75, printed[-3000:]
-    assert "SIGUSR1: stopped after step" in printed
-    assert (project / "told" / "checkpoints" / "latest").exists()

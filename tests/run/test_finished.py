@@ -55,7 +55,9 @@ def test_a_name_is_taken_by_what_was_measured_saved_or_finished(finished):
 
 def test_a_run_that_trains_or_is_unfinished_is_refused(finished):
     (finished / "report.json").unlink()
-    with pytest.raises(ValueError, match=r"--run: .*is unfinished: it has no report\.json; go on with it .*--resume"):
+    with pytest.raises(
+        ValueError, match=r"--run: .*is unfinished: it has no report\.json; to go on with it: .*--resume"
+    ):
         FinishedRun.open(finished, "--run")
     lock = RunLock(finished)
     lock.acquire()

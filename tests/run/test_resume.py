@@ -205,7 +205,7 @@ def _train_on_a_full_disk(project, name, failing_steps):
     from sorsa_ds.runtime import collectives
 
     def full(tensors, path):
-        if collectives.rank() == 1 and int(path.parent.name[6:12]) in failing_steps:
+        if collectives.rank() == 1 and int(path.parent.parent.name[6:12]) in failing_steps:
             raise OSError(errno.ENOSPC, "No space left on device")
         save_file(tensors, path)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.paths import run_of
+from sorsa_ds.run.ways_on import beginning_anew, evaluating, from_a_taken_name
 
 
 def named_folder(request: str) -> Path:
@@ -38,13 +39,12 @@ def named_checkpoints(request: str) -> list[Path]:
         return [path]
     if run.is_finished:
         raise ValueError(
-            f"--resume: {run.folder} is finished; name one of its checkpoints to go on from there once more"
+            f"--resume: {run.folder} is finished; name one of its checkpoints to go on from there once more, or "
+            f"evaluate it: {evaluating(run.folder)}"
         )
     check_not_running(run)
     if not run.checkpoints:
-        raise ValueError(
-            f"--resume: {run.folder} has no checkpoint; start it anew (output.save_every says how often it saves)"
-        )
+        raise ValueError(f"--resume: {run.folder} has saved nothing; to begin it anew: {beginning_anew(run.folder)}")
     return run.checkpoints
 
 
@@ -55,10 +55,7 @@ def check_unused(run: RunState) -> None:
         ValueError: the folder holds a run.
     """
     if run.has_begun:
-        raise ValueError(
-            f"output.name: {run.folder} holds a run already; go on with it (--resume {run.folder}), choose another "
-            f"name, or remove it"
-        )
+        raise ValueError(f"output.name: {run.folder} holds a run already, {from_a_taken_name(run)}")
 
 
 def check_not_running(run: RunState) -> None:

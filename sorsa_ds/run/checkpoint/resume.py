@@ -15,6 +15,7 @@ from sorsa_ds.run.checkpoint.named import check_not_running, named_checkpoints
 from sorsa_ds.run.checkpoint.saved import SavedTensors
 from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.paths import ADAPTER, AUTO, CHECKPOINTS, CONFIG, run_of
+from sorsa_ds.run.ways_on import under_another_name
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import note
 
@@ -67,8 +68,8 @@ def find_checkpoint(request: str, config: RunConfig, device: torch.device) -> Wh
         ValueError: there is no such run or checkpoint, all checkpoints are damaged, the run still trains or is
             finished, or (unless `auto` may choose another run) the settings differ; on every rank.
     """
-    plan = collectives.together(lambda: [_candidates(request, config)], device, on=0)
-    [candidates] = collectives.gather_lists(plan or [])
+    found_by_rank_0 = collectives.together(lambda: _candidates(request, config), device, on=0)
+    candidates = [Path(path) for path in collectives.gather_lists([str(path) for path in found_by_rank_0 or []])]
     damaged: list[str] = []
     for path in candidates:
         found, faults = _examined(path)
@@ -101,7 +102,7 @@ def _automatic_candidates(config: RunConfig) -> list[Path]:
     runs = [RunState(base / config.output.name)] if config.output.name else _unfinished_runs(base, config)
     for run in runs:
         if run.is_finished:
-            raise ValueError(f"--resume: {run.folder} is finished")
+            raise ValueError(f"--resume: {run.folder} is finished; to train another: {under_another_name(run.folder)}")
         check_not_running(run)
         _note_dangling(run.folder)
         if found := run.checkpoints:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from sorsa_ds.runtime.launcher import take_place
+from sorsa_ds.runtime.rank_variables import take_place
 
 KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

@@ -1,0 +1,35 @@
+"""How a process ends: with a message, and with an exit code that also stands in a file.
+
+Launchers may lose the code: torchrun turns each of them into 1, and `deepspeed` into 0 where its own inner process was
+killed. Every rank therefore writes its code into the file that the environment variable SORSA_EXIT_FILE names, unless
+that file exists: the first rank to fail counts. A run whose file is missing did not come to its end.
+"""
+
+import os
+import sys
+from contextlib import suppress
+from typing import NoReturn
+
+from sorsa_ds.runtime.console import printable
+
+EXIT_FILE = "SORSA_EXIT_FILE"
+
+
+def leave(message: str, code: int, in_order: bool = False) -> NoReturn:
+    """Print a message, write the exit code where SORSA_EXIT_FILE asks for it, and end this process at once.
+
+    No destructor runs: those of process groups can hang, or abort a run that has finished.
+
+    Args:
+        in_order: all ranks leave with this code by themselves. The launcher gets 0 instead where the file has the code:
+            torchrun would print a traceback for any other, and DeepSpeed's launcher an error.
+    """
+    file = os.environ.get(EXIT_FILE)
+    if file:
+        with suppress(OSError), open(file, "x") as first:
+            first.write(f"{code}\n")
+    with suppress(OSError):  # a full disk is an error of its own, which `exit_codes.run` reports
+        sys.stdout.flush()
+    if message:
+        print(f"\n{printable(message)}", file=sys.stderr, flush=True)
+    os._exit(0 if in_order and file and os.path.exists(file) else code)

@@ -1,0 +1,112 @@
+"""Which rank this process is, by the variables of whatever has started it.
+
+DeepSpeed's launcher and torchrun set RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+Slurm's srun, Open MPI's mpirun and MPICH's or Intel's mpiexec number their processes by other names, which are
+translated here.
+Without that, each of these processes would take itself for a run of its own, all on the first GPU.
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+RUN = "launch/multi_gpu.sh, launch/multi_node.sh or launch/slurm/train.sbatch"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One process of a job.
+
+    rank, world_size: its number among all processes, and how many there are. local_rank, local_world_size: on its node.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The variables in which a launcher tells a process its place."""
+
+    launcher: str
+    rank: str
+    world_size: str
+    local_rank: str
+    local_world_size: str
+
+
+_LAUNCHERS = (
+    _Names("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+    _Names("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
+           "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    _Names("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)  # fmt: skip
+
+
+def take_place() -> None:
+    """Set RANK and the variables that go with it, unless the launcher has: from another launcher's, or as one alone.
+
+    Raises:
+        ValueError: there are to be several processes, but what they need to find each other is missing.
+    """
+    if "RANK" in os.environ:
+        return
+    for names in _LAUNCHERS:
+        if os.environ.get(names.world_size, "1") != "1":
+            place = _place(names, os.environ)
+            address, port = _master(names, place, os.environ)
+            os.environ.update(
+                RANK=str(place.rank), WORLD_SIZE=str(place.world_size), LOCAL_RANK=str(place.local_rank),
+                LOCAL_WORLD_SIZE=str(place.local_world_size), MASTER_ADDR=address, MASTER_PORT=port,
+            )  # fmt: skip
+            return
+    if (tasks := os.environ.get("SLURM_NTASKS", "1")) != "1":
+        raise ValueError(
+            f"Slurm gives this job {tasks} tasks, and this process was started without srun or another launcher: it "
+            f"would train alone. Start it with {RUN} (docs/launching.md), or put srun before the command; a run of one "
+            f"process needs --ntasks=1, or SLURM_NTASKS unset"
+        )
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+
+
+def _place(names: _Names, told: Mapping[str, str]) -> Place:
+    missing = [name for name in (names.rank, names.local_rank) if not told.get(name, "").isdigit()]
+    if missing or not told[names.world_size].isdigit():
+        raise ValueError(
+            f"{names.world_size}={told[names.world_size]} says that {names.launcher} has started several processes, "
+            f"but {' and '.join(missing) or 'this'} is no number, so that none knows which it is: start them with {RUN}"
+        )
+    local = told.get(names.local_world_size, told[names.world_size])
+    here = _tasks_here(local, int(told.get("SLURM_NODEID", "0")))
+    return Place(int(told[names.rank]), int(told[names.world_size]), int(told[names.local_rank]), here)
+
+
+def _tasks_here(text: str, node: int) -> int:
+    """The number of tasks on a node, from Slurm's list for all nodes (`8(x2),4`) or from one number."""
+    tasks: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        tasks += [int(count)] * int(times or 1)
+    return tasks[node] if node < len(tasks) else tasks[-1]
+
+
+def _master(names: _Names, place: Place, told: Mapping[str, str]) -> tuple[str, str]:
+    """The address and port at which the ranks meet."""
+    number = told.get("SLURM_JOB_ID", "0")
+    port = told.get("MASTER_PORT", str(20000 + int(number) % 20000) if number.isdigit() and number != "0" else "29500")
+    if "MASTER_ADDR" in told:
+        return told["MASTER_ADDR"], port
+    if place.local_world_size == place.world_size:
+        return "127.0.0.1", port
+    nodes = told.get("SLURM_STEP_NODELIST", told.get("SLURM_JOB_NODELIST", ""))
+    try:
+        done = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        return done.stdout.split()[0], port
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        raise ValueError(
+            f"{names.launcher} has started {place.world_size} processes on several nodes, and none knows where rank 0 "
+            f"is: set MASTER_ADDR to the first node's address for all of them, or start them with {RUN}"
+        ) from None
