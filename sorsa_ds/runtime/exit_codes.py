@@ -36,6 +36,9 @@ _PEER_SIGNS = (
     "ncclremoteerror",
     "remote process exited",
 )
+_MEMORY_SIGN = "out of memory"
+"""What PyTorch, CUDA and NCCL say of this rank's own GPU."""
+
 _SILENCE_SIGNS = ("timed out waiting", "wait timeout", "operation timed out", "connection timed out")
 
 
@@ -74,6 +77,8 @@ def run(main: Callable[[], None]) -> None:
         if _is_consequence(error):
             _wait_for_the_end(_PEER_SECONDS)
             leave(f"[rank {rank}] {_cut_off(error)}", 1)
+        if _MEMORY_SIGN in str(error).lower():
+            leave(f"[rank {rank}] {_too_large(error)}", 1)
         leave(f"[rank {rank}] {type(error).__name__}: {error}\n{traceback.format_exc()}", 1)
 
 
@@ -101,6 +106,15 @@ def _is_consequence(error: Exception) -> bool:
     told = str(error).lower()
     lost = isinstance(error, torch.distributed.DistError | RuntimeError)
     return lost and any(sign in told for sign in _PEER_SIGNS + _SILENCE_SIGNS)
+
+
+def _too_large(error: Exception) -> str:
+    """A message for a GPU that is full, with the library's own words."""
+    return (
+        f"error: node {os.uname().nodename}: a GPU of this rank is out of memory ({error}). A smaller "
+        f"train.micro_batch_size, train.gradient_checkpointing=true or a 4-bit residual need less; launch/plan.py with "
+        f"the same settings tells how much, and nvidia-smi whether another process holds memory"
+    )
 
 
 def _cut_off(error: Exception) -> str:
