@@ -20,6 +20,14 @@ def job_of(stage, precision="fp32", storage="auto", gpus=1, nodes=1, length=12, 
     return Job.of(config, given, Hardware(gpus=gpus, nodes=nodes))
 
 
+def fake_gpu(monkeypatch, total: int, free: int, held: int = 0) -> None:
+    """Let the plan of a run find a GPU of so many bytes; everything is computed on the CPU all the same."""
+    monkeypatch.setattr("sorsa_ds.plan.check.device_type", lambda: "cuda")
+    monkeypatch.setattr("sorsa_ds.plan.check.this_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (free, total))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: held)
+
+
 def bytes_by_kind(engine) -> dict[str, int]:
     """Bytes of this rank's tensors after a step."""
     from sorsa_ds.engine.masters import inner_optimizer
