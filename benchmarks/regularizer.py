@@ -27,7 +27,8 @@ from sorsa_ds.config.schema import DataConfig, RunConfig, SorsaConfig, TrainConf
 from sorsa_ds.engine.grams import ShardedGrams
 from sorsa_ds.engine.masters import Fragment, Masters
 from sorsa_ds.engine.regularize import ShardedRegularizer
-from sorsa_ds.plan.job import Hardware, Job
+from sorsa_ds.plan.hardware import Hardware
+from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.model_facts import Facts, facts
 from sorsa_ds.plan.shapes import shipped
 from sorsa_ds.plan.speed import flops

@@ -21,7 +21,8 @@ from benchmarks.helpers.common import DS_CONFIGS, ROOT, in_ranks, say
 from benchmarks.workers.scaling import small_job
 from sorsa_ds.config import command_line, deepspeed_json
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.plan.job import Hardware, Job
+from sorsa_ds.plan.hardware import Hardware
+from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import Facts, facts
 from sorsa_ds.plan.shapes import shipped

@@ -155,7 +155,8 @@ def _peak(folder, stage, precision, storage, checkpointing):
     from sorsa_ds.methods.registry import method_of
     from sorsa_ds.model.load import load_adapted_model
     from sorsa_ds.model.sharding import Whole, Zero3
-    from sorsa_ds.plan.job import Hardware, Job
+    from sorsa_ds.plan.hardware import Hardware
+    from sorsa_ds.plan.job import Job
     from sorsa_ds.plan.memory import memory
     from sorsa_ds.plan.model_facts import facts
     from sorsa_ds.runtime.device import this_device

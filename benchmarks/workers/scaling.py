@@ -14,7 +14,8 @@ from sorsa_ds.config.schema import DataConfig, LoadingConfig, RunConfig, SorsaCo
 from sorsa_ds.model.load import load_adapted_model
 from sorsa_ds.model.sharding import Zero3
 from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa
-from sorsa_ds.plan.job import Hardware, Job
+from sorsa_ds.plan.hardware import Hardware
+from sorsa_ds.plan.job import Job
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.device import this_device
 from sorsa_ds.sorsa.decompose import decompose

@@ -1,30 +1,49 @@
 """The batch identity: global = micro-batch x accumulation x ranks. Numbers left open follow from the others."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sorsa_ds.config.declare import MOST_EXAMPLES
 
 DEFAULT_MICRO = 2
+AUTO: Literal["auto"] = "auto"
+"""The micro-batch that the planner has to choose (`sorsa_ds.plan.micro_batch`), because it depends on the memory."""
 
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """Sizes that satisfy the identity. global_size: examples per optimizer step; micro: per forward pass of a rank."""
+    """Sizes that satisfy the identity.
+
+    global_size: examples per optimizer step. micro: examples per forward pass of a rank. accumulation: forward passes
+    of a rank per optimizer step.
+    choices: the micro-batches that the planner has to choose from, smallest first; until then `micro` is the smallest.
+    Empty where nothing is left to choose.
+    """
 
     global_size: int
     micro: int
     accumulation: int
+    choices: tuple[int, ...] = ()
 
 
 def resolve_batch_sizes(
-    world_size: int, global_size: int | None, micro: int | None, accumulation: int | None
+    world_size: int, global_size: int | None, micro: int | Literal["auto"] | None, accumulation: int | None
 ) -> BatchSizes:
     """Derive the numbers that are None from the others.
+
+    The global size does not depend on whether the micro-batch is `auto`: it is the one that an unset micro-batch gives.
 
     Raises:
         ValueError: the given numbers contradict each other, or make a larger batch than there can be. The message names
             them and the nearest valid ones.
     """
+    if micro == AUTO:
+        sizes = resolve_batch_sizes(world_size, global_size, None, accumulation)
+        if accumulation is not None:  # so many accumulations allow for one micro-batch only
+            return sizes
+        share = sizes.global_size // world_size
+        choices = tuple(size for size in range(1, share + 1) if share % size == 0)
+        return BatchSizes(sizes.global_size, 1, share, choices)
     if global_size is None:
         micro, accumulation = micro or DEFAULT_MICRO, accumulation or 1
         global_size = micro * accumulation * world_size

@@ -1,16 +1,16 @@
 """The DeepSpeed JSON, resolved against the run configuration and the machine.
 
 Each quantity has one place of truth: the JSON or the run configuration. What neither says is filled in ("auto" counts
-as not said); what both say differently is refused. Defaults of DeepSpeed that matter are written out, so that the
-resolved JSON shows all that DeepSpeed will do.
+as not said, except for the micro-batch, which the planner chooses then); what both say differently is refused. Defaults
+of DeepSpeed that matter are written out, so that the resolved JSON shows all that DeepSpeed will do.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sorsa_ds.config.batch_size import resolve_batch_sizes
+from sorsa_ds.config.batch_size import AUTO, resolve_batch_sizes
 from sorsa_ds.config.deepspeed_keys import Json, checked, without_auto
 from sorsa_ds.config.deepspeed_sections import (
     resolve_buffers,
@@ -24,9 +24,10 @@ from sorsa_ds.config.deepspeed_sections import (
 from sorsa_ds.config.schema import TrainConfig
 from sorsa_ds.runtime.json_text import parse_json
 
+MICRO_BATCH = "train_micro_batch_size_per_gpu"
 ONE_PLACE = {
     "train_batch_size": "global_batch_size",
-    "train_micro_batch_size_per_gpu": "micro_batch_size",
+    MICRO_BATCH: "micro_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
     "gradient_clipping": "gradient_clipping",
 }
@@ -35,7 +36,10 @@ ONE_PLACE = {
 
 @dataclass(frozen=True)
 class Resolved:
-    """The dictionary that DeepSpeed gets (`ds`), and the figures from it that the trainer needs."""
+    """The dictionary that DeepSpeed gets (`ds`), and the figures from it that the trainer needs.
+
+    micro_choices: the micro-batches that the planner has to choose from; empty where the micro-batch is settled.
+    """
 
     ds: Json
     micro_batch_size: int
@@ -43,6 +47,14 @@ class Resolved:
     global_batch_size: int
     gradient_clipping: float
     zero_stage: int
+    micro_choices: tuple[int, ...] = ()
+
+    def with_micro_batch(self, size: int) -> "Resolved":
+        """The same global batch in micro-batches of one of the sizes that were left to choose from."""
+        assert size in self.micro_choices
+        accumulation = self.gradient_accumulation_steps * self.micro_batch_size // size
+        ds = self.ds | {MICRO_BATCH: size, "gradient_accumulation_steps": accumulation}
+        return replace(self, ds=ds, micro_batch_size=size, gradient_accumulation_steps=accumulation, micro_choices=())
 
 
 def read_ds_config(path: Path) -> Json:
@@ -115,14 +127,14 @@ def resolve_ds_config(
     sizes = resolve_batch_sizes(
         world_size,
         global_size=_once(ds, "train_batch_size", train),
-        micro=_once(ds, "train_micro_batch_size_per_gpu", train),
+        micro=_once(ds, MICRO_BATCH, train) or (AUTO if raw.get(MICRO_BATCH) == AUTO else None),
         accumulation=_once(ds, "gradient_accumulation_steps", train),
     )
     clipping = _once(ds, "gradient_clipping", train)
     clipping = 1.0 if clipping is None else float(clipping)
     ds |= {
         "train_batch_size": sizes.global_size,
-        "train_micro_batch_size_per_gpu": sizes.micro,
+        MICRO_BATCH: sizes.micro,
         "gradient_accumulation_steps": sizes.accumulation,
         "gradient_clipping": clipping,
         "zero_force_ds_cpu_optimizer": False,  # the optimizer is PyTorch's AdamW, which DeepSpeed wraps
@@ -130,7 +142,7 @@ def resolve_ds_config(
         "steps_per_print": ds.get("steps_per_print", 10**9),  # the trainer prints
         "wall_clock_breakdown": ds.get("wall_clock_breakdown", False),
     }
-    return Resolved(ds, sizes.micro, sizes.accumulation, sizes.global_size, clipping, stage)
+    return Resolved(ds, sizes.micro, sizes.accumulation, sizes.global_size, clipping, stage, sizes.choices)
 
 
 def fit_buckets(ds: Json, trained: int) -> Json:
@@ -152,6 +164,8 @@ def fit_buckets(ds: Json, trained: int) -> Json:
 def train_settings(raw: Json) -> dict[str, Any]:
     """The settings of the `train` section that the JSON states: setting -> value."""
     stated = {field: value for key, field in ONE_PLACE.items() if (value := said(raw, key)) is not None}
+    if raw.get(MICRO_BATCH) == AUTO:
+        stated["micro_batch_size"] = AUTO
     precision = precision_from_json(raw)
     return stated if precision is None else stated | {"precision": precision}
 

@@ -40,7 +40,7 @@ def differences(config: RunConfig, saved: dict, free: tuple[str, ...] = FREE) ->
         name: (then[name], value)
         for name, value in now.items()
         if name in then
-        and value != then[name]
+        and (value != then[name] or isinstance(value, bool) != isinstance(then[name], bool))  # True == 1 in Python
         and not name.startswith(free)
         and not (name in RESOLVED and value in (None, "auto"))
     }

@@ -140,8 +140,8 @@ class RegularizerConfig:
     preset: Literal["default", "reference", "paper"] = "default"
     """`default`: form norm, reduction mean, gamma 0.2*lr. This is the effective strength of the published runs, made
     independent of gradient accumulation. `reference`: what the published code computes: norm, mean, gamma 4e-4,
-    divided by the accumulation steps. `paper`: eq. 9 and 11 as printed: norm, sum, gamma 4e-4. That is thousands of
-    times stronger and drowns the training loss."""
+    divided by this run's accumulation steps unless `divide_by_accumulation` says another number. `paper`: eq. 9 and 11
+    as printed: norm, sum, gamma 4e-4. That is thousands of times stronger and drowns the training loss."""
 
     form: Literal["norm", "squared"] | None = None
     """`norm`: ||U^T U - I||_F + ||V^T V - I||_F. `squared`: the sum of the squares of these norms."""
@@ -153,8 +153,10 @@ class RegularizerConfig:
     """Strength of the regulariser: a number gamma (its gradient is scaled by gamma / eta_d), or one relative to the
     learning rate, such as `0.2*lr`. 0: no regulariser."""
 
-    divide_by_accumulation: bool | None = None
-    """Divide the coefficient by the gradient accumulation steps, as the published code does without saying so."""
+    divide_by_accumulation: bool | PositiveInt | None = None
+    """Divide the coefficient by a number of gradient accumulation steps, as the published code does without saying so.
+    `true`: by this run's, so that the strength depends on how the batch is split. A number: by so many, however this
+    run splits it; 64 with gamma 4e-4 is the published strength on any number of GPUs."""
 
     reorthonormalize: NonNegativeInt = 0
     """Optimizer steps after which U and V are made orthonormal again, to rounding, without changing U diag(s) V^T. It

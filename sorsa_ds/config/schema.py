@@ -85,8 +85,9 @@ class TrainConfig:
     """Examples per optimizer step, over all ranks and accumulation steps (JSON: train_batch_size). Unset: micro-batch x
     ranks x accumulation."""
 
-    micro_batch_size: BatchSize | None = None
-    """Examples per forward pass of one rank (JSON: train_micro_batch_size_per_gpu). Unset: 2."""
+    micro_batch_size: BatchSize | Literal["auto"] | None = None
+    """Examples per forward pass of one rank (JSON: train_micro_batch_size_per_gpu). Unset: 2. `auto`: the largest that
+    fits into the memory by the plan; the global batch stays what it is without."""
 
     gradient_accumulation_steps: BatchSize | None = None
     """Forward passes of a rank per optimizer step. Unset: what follows from the two batch sizes, else 1."""

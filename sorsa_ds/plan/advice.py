@@ -8,7 +8,8 @@ from typing import Literal
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.command_line import REPOSITORY
 from sorsa_ds.config.schema import TrainConfig
-from sorsa_ds.plan.job import Hardware, Job
+from sorsa_ds.plan.hardware import Hardware
+from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import fits, memory, of_a_node
 from sorsa_ds.plan.model_facts import Facts, facts
 
@@ -35,8 +36,11 @@ class Change:
     job: Job
 
 
-def advice(folder: Path, job: Job) -> list[Way]:
+def advice(folder: Path, job: Job, more_gpus: bool = True) -> list[Way]:
     """Settings with which the job fits into its hardware.
+
+    Args:
+        more_gpus: whether there may be more GPUs than the job has.
 
     Returns:
         Every single change that suffices. If none does, the shortest row of changes that suffices together; if there
@@ -52,7 +56,7 @@ def advice(folder: Path, job: Job) -> list[Way]:
             heap = Change(heap.settings | change.settings, change.job)
             if (way := trial.way(heap)) is not None:
                 return [way]
-    return _more_gpus(trial, heap)
+    return _more_gpus(trial, heap) if more_gpus else []
 
 
 class _Trial:
@@ -158,9 +162,14 @@ def _with(job: Job, **train) -> Change | None:
 def _with_file(job: Job, name: str) -> Change | None:
     """The job with a DeepSpeed JSON that ships; what its own JSON says of training moves to the command line."""
     given = deepspeed_json.read_ds_config(REPOSITORY / "ds_configs" / name)
-    said = deepspeed_json.train_settings(job.given)
+    train = job.config.train
+    said = {
+        field: value
+        for field, value in deepspeed_json.train_settings(job.given).items()
+        if getattr(train, field) in (None, "auto")  # what the run's own settings say is said already
+    }
     words = {"--ds_config": f"ds_configs/{name}"} | {f"train.{field}": str(value) for field, value in said.items()}
-    return _planned(job, words, given, train=replace(job.config.train, **said))
+    return _planned(job, words, given, train=replace(train, **said))
 
 
 def _planned(job: Job, words: dict[str, str], given: dict | None = None, **sections) -> Change | None:

@@ -1,59 +1,130 @@
 """The plan at the beginning of a run: said in a line, and what cannot fit is refused before anything is loaded."""
 
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from sorsa_ds.config.deepspeed_json import Resolved
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.plan.job import Hardware, Job
-from sorsa_ds.plan.memory import memory
-from sorsa_ds.plan.model_facts import facts
+from sorsa_ds.plan import beside_tensors
+from sorsa_ds.plan.advice import advice
+from sorsa_ds.plan.hardware import Hardware
+from sorsa_ds.plan.job import Job
+from sorsa_ds.plan.memory import HEADROOM, Place, places
+from sorsa_ds.plan.micro_batch import size_micro_batch
 from sorsa_ds.plan.report import short
 from sorsa_ds.runtime import collectives, process
 from sorsa_ds.runtime.console import say
-from sorsa_ds.runtime.device import device_type, this_device
+from sorsa_ds.runtime.device import device_type, gpu_memory, this_device
 from sorsa_ds.runtime.memory import GIB, free_memory
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.residual_storage import Storage
 
 
-def check_memory(
-    folder: Path, config: RunConfig, given: dict, resolved: Resolved, formats: Precision, storage: Storage
-) -> None:
-    """Say what a run needs, and stop where this machine has less. A collective call.
+@dataclass(frozen=True, slots=True, order=True)
+class Free:
+    """Bytes that a rank may take. Of several ranks the one with the smallest GPU memory compares as the least.
 
-    With train.check_memory=false it does nothing.
+    gpu: of its GPU, with what it holds already. gpu_total: all of that GPU. Both are 0 without a GPU.
+    host: its share of what its node has free.
+    """
+
+    gpu: int
+    gpu_total: int
+    host: int
+    rank: int
+    node: str
+
+
+def fit_memory(
+    folder: Path, config: RunConfig, given: dict, resolved: Resolved, formats: Precision, storage: Storage
+) -> Resolved:
+    """Settle the micro-batch where it is open, say what a run needs, and stop where this machine has less.
+
+    Rank 0 plans for all, with the least memory that any of them has. With train.check_memory=false nothing is refused.
+    A collective call.
 
     Args:
         folder: the model's folder.
+        config: the settings, with what was left open filled in.
         given: the DeepSpeed JSON as the user wrote it, and `resolved` as it was resolved for this job.
+
+    Returns:
+        `resolved`, with the micro-batch.
 
     Raises:
         ValueError: the run cannot fit, or the model has no such targets or ranks; on every rank.
     """
-    if not config.train.check_memory:
-        return
-    job = Job(config, given, resolved, formats, storage, Hardware(gpus=collectives.world_size()))
-    needed = collectives.together(lambda: memory(job, facts(folder, job)), this_device())
-    assert needed is not None  # every rank has planned
-    free = free_memory() // process.local_ranks()
-    if device_type() == "cuda":
-        places = {
-            "on its GPU": (needed.total, torch.cuda.mem_get_info()[1]),
-            "of its node's memory": (needed.total_host, free),
-        }
-    else:
-        places = {"of free memory": (needed.total + needed.total_host, free)}
-    say(short(needed, places))
+    if not (config.train.check_memory or resolved.micro_choices):
+        return resolved
+    device = this_device()
+    job, others = _on_this_machine(Job(config, given, resolved, formats, storage, Hardware()))
+    sized = collectives.on_rank_0(lambda: size_micro_batch(folder, job), device)
+    if sized.choice is not None:
+        say(sized.choice)
+    if config.train.check_memory:
+        found = places(sized.job, sized.memory)
+        say(short(sized.memory, found) + others)
+        for place in found:
+            if place.needed > place.limit:
+                ways = collectives.on_rank_0(lambda: _ways_to_fit(folder, sized.job), device)
+                raise ValueError(_refusal(place, others, ways))
+    return sized.job.resolved
 
-    def refuse() -> None:
-        for where, (wanted, limit) in places.items():
-            if wanted > limit:
-                raise ValueError(
-                    f"the run needs about {wanted / GIB:.2f} GiB per rank, more than the {limit / GIB:.2f} GiB {where} "
-                    f"that it may take here: launch/plan.py with the same settings tells what would fit; "
-                    f"train.check_memory=false skips this check"
-                )
 
-    collectives.together(refuse, this_device())
+def _on_this_machine(job: Job) -> tuple[Job, str]:
+    """The job on the hardware that it runs on, and a sentence on a GPU of which other processes hold much.
+
+    A collective call.
+    """
+    gpu = gpu_memory() if device_type() == "cuda" else None
+    found = collectives.gather_lists([
+        Free(
+            gpu=0 if gpu is None else min(gpu.total, gpu.free + gpu.held + beside_tensors.at_the_start(job)),
+            gpu_total=0 if gpu is None else gpu.total,
+            host=free_memory() // process.local_ranks(),
+            rank=collectives.rank(),
+            node=os.uname().nodename,
+        )
+    ])  # fmt: skip
+    least, ranks = min(found), process.ranks_of_each_node() or len(found)
+    hardware = Hardware(
+        gpus=ranks,
+        nodes=len(found) // ranks,
+        gpu_memory=least.gpu,
+        host_memory=min(free.host for free in found) * ranks,
+        device=device_type(),
+    )
+    taken = least.gpu_total - least.gpu
+    others = (
+        f" Other processes hold about {taken / GIB:.2f} of the {least.gpu_total / GIB:.2f} GiB of the GPU of rank "
+        f"{least.rank} on {least.node}."
+    )
+    return replace(job, hardware=hardware), others if taken > HEADROOM * least.gpu_total else ""
+
+
+def _ways_to_fit(folder: Path, job: Job) -> list[str]:
+    """Settings with which a job fits into these GPUs, the cheapest first; none where the ranks compute on CPUs."""
+    if job.hardware.device == "cpu":
+        return []
+    return [f"{way.settings} ({way.gpu / GIB:.2f} GiB)" for way in advice(folder, job, more_gpus=False)]
+
+
+def _refusal(place: Place, others: str, ways: list[str]) -> str:
+    """Why a run is not started, and what can be done.
+
+    Args:
+        others: a sentence on other processes; empty where there is nothing to say.
+        ways: settings with which it fits.
+    """
+    lines = [
+        f"the run needs about {place.needed / GIB:.2f} GiB per rank, more than the {place.limit / GIB:.2f} GiB "
+        f"{place.where} that it may take here.{others}"
+    ]
+    if ways:
+        lines += ["It would fit with:", *(f"  {way}" for way in ways)]
+    lines.append(
+        "launch/plan.py with the same settings tells what would fit elsewhere; train.check_memory=false skips this "
+        "check"
+    )
+    return "\n".join(lines)

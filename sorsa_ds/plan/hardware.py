@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sorsa_ds.runtime.memory import GIB
+from sorsa_ds.runtime.precision import Device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,13 +12,14 @@ class Hardware:
 
     gpus: number of GPUs per node.
     nodes: number of nodes.
-    gpu_memory: bytes of one GPU.
+    gpu_memory: bytes of one GPU that a rank may take.
     tflops: dense bf16 TFLOP/s of one GPU, as its maker says.
     efficiency: the share of `tflops` that training reaches.
     gpu_bandwidth: GB/s that a GPU receives from the others of its node.
     node_bandwidth: GB/s that a node receives from the others.
     memory_bandwidth: GB/s at which a GPU reads and writes its own memory.
     host_memory: bytes of a node's own memory that the job may take; None: unknown.
+    device: what the ranks compute on; on `cpu` everything lies in the nodes' own memory, and `gpus` are ranks.
 
     The defaults are an H100 SXM with NVLink 4 (450 GB/s per direction) and one 400 Gb/s card per GPU, at 80 % of both.
     """
@@ -31,6 +33,7 @@ class Hardware:
     node_bandwidth: float = 320.0
     memory_bandwidth: float = 3350.0
     host_memory: int | None = None
+    device: Device = "cuda"
 
     @property
     def ranks(self) -> int:

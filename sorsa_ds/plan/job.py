@@ -75,3 +75,7 @@ class Job:
     def offloaded(self, what: str) -> bool:
         """Whether `optimizer` or `param` state lives in the host's memory."""
         return f"offload_{what}" in self.zero
+
+    def pinned(self, what: str) -> bool:
+        """Whether offloaded `optimizer` or `param` state lies in page-locked memory, DeepSpeed's default."""
+        return self.zero.get(f"offload_{what}", {"pin_memory": False}).get("pin_memory", True)

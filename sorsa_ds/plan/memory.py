@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import fill, pretrained
+from sorsa_ds.plan import beside_tensors
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.model_facts import Facts, Held
-
-CONTEXT = 600 * 2**20
-"""Bytes that CUDA, NCCL and cuBLAS take of a GPU beside PyTorch's tensors."""
+from sorsa_ds.plan.offloading import offloaded_gradients, offloaded_parameters, taken
 
 _MOMENTS, _MASTER = 8, 4
 _ALL_REDUCED = 5 * 10**8
@@ -38,7 +37,7 @@ class Memory:
     @property
     def total(self) -> int:
         """Bytes on the GPU at most, in training or before it."""
-        return max(sum(self.gpu.values()), self.initialisation + self.gpu["context"])
+        return max(sum(self.gpu.values()), self.initialisation + self.gpu["context"] + self.gpu["communicators"])
 
     @property
     def total_host(self) -> int:
@@ -50,26 +49,32 @@ def memory(job: Job, facts: Facts) -> Memory:
     """Memory of the rank that needs most."""
     gpu = {"residual": 0, "frozen": 0, "trained": 0, "secondary": 0, "masters": 0, "moments": 0, "gradients": 0}
     host = dict(gpu)
-    parameters_at = host if job.offloaded("param") else gpu
     optimizer_at = host if job.offloaded("optimizer") else gpu
-    for parameter in facts.parameters:
-        parameters_at[parameter.kind] += _held(job, parameter)
-    parameters_at["secondary"] = _secondary(job, facts)
+    held = [(parameter, _held(job, parameter)) for parameter in facts.parameters]
+    if job.offloaded("param"):
+        host |= offloaded_parameters(job, held)
+    else:
+        for parameter, nbytes in held:
+            gpu[parameter.kind] += nbytes
+    (host if job.offloaded("param") else gpu)["secondary"] = _secondary(job, facts)
     if job.stage in (1, 2):  # one flat tensor, filled up to a whole number of aligned parts
-        parameters_at["trained"] = _padded(job, facts) * _itemsize(job)
+        gpu["trained"] = _padded(job, facts) * _itemsize(job)
     mine = _mine(job, facts)
-    optimizer_at["masters"] = _MASTER * mine if _has_masters(job) else 0
+    if _has_masters(job):
+        optimizer_at["masters"] = taken(_MASTER * mine, job.pinned("optimizer") and job.stage < 3)
     optimizer_at["moments"] = _MOMENTS * mine
     gpu["gradients"] = _gradients(job, facts)
     if job.offloaded("optimizer"):
-        host["gradients"] = 2 * _MASTER * mine  # the masters' own, and a pinned buffer of what was updated
+        host["gradients"] = offloaded_gradients(job, facts, mine)
         gpu["gradients"] = _itemsize(job) * facts.trainable if job.stage == 1 else 0
     gpu["gathered"] = _gathered(job, facts)
     gpu["dense weight"] = _largest_dense(job, facts)
     gpu["regulariser"] = _regulariser(job, facts)
     gpu["activations"], gpu["logits"] = _activations(job, facts)
     gpu["buffers"] = _buffers(job, facts, gpu["activations"] + gpu["logits"])
-    gpu["context"] = CONTEXT
+    on_gpu = job.hardware.device == "cuda"
+    gpu["context"] = beside_tensors.CONTEXT if on_gpu else 0
+    gpu["communicators"] = beside_tensors.nccl(job) if on_gpu else 0
     largest = max(p.numel for p in facts.parameters)
     peak = method_of(job.config).working_set(job.config, facts.targets, largest, job.storage)
     shards = 0 if job.offloaded("param") else sum(gpu[name] for name in ("residual", "frozen", "trained"))
@@ -133,7 +138,10 @@ def _buffers(job: Job, facts: Facts, gone: int) -> int:
     if job.stage == 0:
         return max(0, largest_bucket(facts) * _itemsize(job) - gone)
     copies = 2 if job.zero["overlap_comm"] and job.stage < 3 else 1
-    return copies * min(job.zero["reduce_bucket_size"], facts.trainable) * _itemsize(job)
+    numbers = copies * min(job.zero["reduce_bucket_size"], facts.trainable)
+    if job.offloaded("optimizer") and job.stage < 3:  # a gradient that comes back from the host to be added to
+        numbers += max(p.numel for p in facts.parameters if p.kind == "trained")
+    return numbers * _itemsize(job)
 
 
 def largest_bucket(facts: Facts) -> int:
@@ -165,8 +173,8 @@ def _secondary(job: Job, facts: Facts) -> int:
     """Bytes of hpZ's second block of what is trained, which is cut among the ranks of a node only."""
     if job.stage < 3 or job.frozen_blocks == job.ranks:
         return 0
-    groups = job.ranks // job.frozen_blocks
-    return sum(groups * _held(job, p) for p in facts.parameters if p.kind == "trained")
+    groups, pinned = job.ranks // job.frozen_blocks, job.pinned("param")
+    return sum(taken(groups * _held(job, p), pinned) for p in facts.parameters if p.kind == "trained")
 
 
 def _largest_dense(job: Job, facts: Facts) -> int:
@@ -211,7 +219,34 @@ def _activations(job: Job, facts: Facts) -> tuple[int, int]:
 
 
 HEADROOM = 0.05
-"""Share of a GPU's memory that is left for what is not planned: fragmentation and kernels' workspaces."""
+"""Share of the memory that ranks compute in, which is left for what is not planned: fragmentation and workspaces."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Memory that a rank takes.
+
+    where: it is, in words. needed: bytes of it. limit: bytes that the rank may take. room: bytes of these that may be
+    planned for.
+    """
+
+    where: str
+    needed: int
+    limit: int
+    room: int
+
+
+def places(job: Job, needed: Memory) -> list[Place]:
+    """Where a rank takes memory, the memory in which it computes first; without that of nodes of unknown size."""
+    hardware = job.hardware
+    host = None if hardware.host_memory is None else hardware.host_memory // hardware.gpus
+    if hardware.device == "cpu":
+        assert host is not None, "a rank on a CPU has its node's memory"
+        return [Place("of free memory", needed.total + needed.total_host, host, int(host * (1 - HEADROOM)))]
+    found = [Place("on its GPU", needed.total, hardware.gpu_memory, room(job))]
+    if host is not None:
+        found.append(Place("of its node's memory", needed.total_host, host, host))
+    return found
 
 
 def room(job: Job) -> int:
@@ -226,5 +261,4 @@ def of_a_node(job: Job, needed: Memory) -> int:
 
 def fits(job: Job, needed: Memory) -> bool:
     """Whether a job fits into the GPU with some headroom, and into the node's memory where that is known."""
-    limit = job.hardware.host_memory
-    return needed.total <= room(job) and (limit is None or of_a_node(job, needed) <= limit)
+    return all(place.needed <= place.room for place in places(job, needed))

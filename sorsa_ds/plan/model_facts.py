@@ -89,8 +89,26 @@ class Facts:
         return max(max(linear.m, linear.n) for linear in self.linears if not linear.head)
 
 
-def facts(folder: Path, job: Job) -> Facts:
-    """Build the job's model without memory for its parameters.
+@dataclass(frozen=True, slots=True)
+class BareModel:
+    """The model that a job would train, without memory for its parameters. Its fields are those of `Facts`."""
+
+    model: PreTrainedModel
+    parameters: list[Held]
+    targets: list[Target]
+    linears: list[Linear]
+
+    def facts(self, job: Job) -> Facts:
+        """What a plan needs of it, for the micro-batch of the job. The job's other settings are those of the model."""
+        text = self.model.config.get_text_config()
+        autocast = torch.bfloat16 if job.precision.name == "mixed" else None
+        micro, length = job.resolved.micro_batch_size, job.config.data.max_length
+        kept = kept_for_backward(self.model, micro, length, _dtype(self.model), autocast)
+        return Facts(self.parameters, self.targets, self.linears, kept, _attention(text), text.vocab_size)
+
+
+def bare_model(folder: Path, job: Job) -> BareModel:
+    """Build the job's model without memory for its parameters, which takes seconds.
 
     Args:
         folder: has the model's config.json; weights are not needed.
@@ -111,18 +129,17 @@ def facts(folder: Path, job: Job) -> Facts:
         Held("trained" if p.requires_grad else "residual" if name in residuals else "frozen", p.numel(), p.itemsize)
         for name, p in model.named_parameters()
     ]
-    text = model.config.get_text_config()
-    return Facts(
-        parameters,
-        targets,
-        _linears(model, {t.name: (t, method.rank(t, job.config.baseline)) for t in targets}, head),
-        kept_for_backward(
-            model, job.resolved.micro_batch_size, job.config.data.max_length, _dtype(model),
-            torch.bfloat16 if job.precision.name == "mixed" else None,
-        ),
-        _attention(text),
-        text.vocab_size,
-    )  # fmt: skip
+    ranks = {t.name: (t, method.rank(t, job.config.baseline)) for t in targets}
+    return BareModel(model, parameters, targets, _linears(model, ranks, head))
+
+
+def facts(folder: Path, job: Job) -> Facts:
+    """What a plan needs of the job's model, which is built for it.
+
+    Raises:
+        ValueError: as `bare_model`.
+    """
+    return bare_model(folder, job).facts(job)
 
 
 def _linears(model: nn.Module, targets: dict[str, tuple[Target, int]], head: nn.Module | None) -> list[Linear]:

@@ -1,14 +1,15 @@
 """A plan in words and numbers: the whole table, a short form, and JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.plan.advice import Way, advice
 from sorsa_ds.plan.job import Job
-from sorsa_ds.plan.memory import Memory, fits, memory, of_a_node, room
-from sorsa_ds.plan.model_facts import Facts, facts
+from sorsa_ds.plan.memory import Memory, Place, fits, of_a_node, room
+from sorsa_ds.plan.micro_batch import size_micro_batch
+from sorsa_ds.plan.model_facts import Facts
 from sorsa_ds.plan.speed import Speed, speed
 from sorsa_ds.plan.traffic import Traffic, traffic
 from sorsa_ds.runtime.console import table
@@ -17,7 +18,10 @@ from sorsa_ds.runtime.memory import GIB
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a job needs; with settings that fit (`advice`) where its own do not."""
+    """What a job needs; with settings that fit (`advice`) where its own do not.
+
+    choice: a sentence on how the micro-batch was chosen; None where the settings say it.
+    """
 
     job: Job
     facts: Facts
@@ -25,6 +29,7 @@ class Plan:
     traffic: Traffic
     speed: Speed
     advice: list[Way]
+    choice: str | None
 
     @property
     def fits(self) -> bool:
@@ -38,10 +43,11 @@ def plan(folder: Path, job: Job) -> Plan:
     Raises:
         ValueError: the model cannot be built, or has no such targets or ranks.
     """
-    found = facts(folder, job)
-    needed, moved = memory(job, found), traffic(job, found)
+    sized = size_micro_batch(folder, job)
+    job, found, needed = sized.job, sized.facts, sized.memory
+    moved = traffic(job, found)
     ways = [] if fits(job, needed) else advice(folder, job)
-    return Plan(job, found, needed, moved, speed(job, found, moved), ways)
+    return Plan(job, found, needed, moved, speed(job, found, moved), ways, sized.choice)
 
 
 def as_text(planned: Plan) -> str:
@@ -59,7 +65,7 @@ def as_text(planned: Plan) -> str:
                   f"{sizes.gradient_accumulation_steps} accumulated, {job.config.data.max_length} tokens each, "
                   f"{'with' if job.config.train.gradient_checkpointing else 'without'} gradient checkpointing"),
     ]  # fmt: skip
-    parts = [table(rows), "", "  GiB per rank on the GPU"]
+    parts = [table(rows), *([f"  {planned.choice}"] if planned.choice else []), "", "  GiB per rank on the GPU"]
     parts.append(table([(f"  {name}", f"{size / GIB:8.2f}") for name, size in needed.gpu.items() if size]))
     totals = [
         ("  in all", sum(needed.gpu.values())),
@@ -103,6 +109,8 @@ def as_json(planned: Plan) -> dict:
         "zero_stage": job.stage,
         "precision": job.precision.name,
         "global_batch_size": job.resolved.global_batch_size,
+        "micro_batch_size": job.resolved.micro_batch_size,
+        "gradient_accumulation_steps": job.resolved.gradient_accumulation_steps,
         "bytes_per_step": {
             "inside_node_per_gpu": planned.traffic.inside,
             "between_nodes_per_node": planned.traffic.between,
@@ -122,17 +130,15 @@ def as_json(planned: Plan) -> dict:
     }  # fmt: skip
 
 
-def short(needed: Memory, places: Mapping[str, tuple[int, int]]) -> str:
+def short(needed: Memory, found: Sequence[Place]) -> str:
     """One line for the beginning of a run.
 
     Args:
-        places: where -> (bytes that a rank needs there, bytes that it may take).
+        found: where a rank takes memory.
     """
     largest = sorted(needed.gpu.items(), key=lambda item: -item[1])[:4]
     told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in largest)
-    a_rank = ", ".join(
-        f"{wanted / GIB:.2f} of {limit / GIB:.2f} GiB {where}" for where, (wanted, limit) in places.items()
-    )
+    a_rank = ", ".join(f"{one.needed / GIB:.2f} of {one.limit / GIB:.2f} GiB {one.where}" for one in found)
     return f"Planned memory per rank: {a_rank} ({told})."
 
 

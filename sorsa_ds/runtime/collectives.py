@@ -98,6 +98,21 @@ def together(action: Callable[[], T], device: torch.device, on: int | None = Non
     return result
 
 
+def on_rank_0(action: Callable[[], T], device: torch.device) -> T:
+    """What an action gives on rank 0, which alone runs it, on every rank. A collective call.
+
+    Args:
+        action: gives something small that can be pickled.
+
+    Raises:
+        Exception: the action's own error, on rank 0.
+        PeerError: on the other ranks, with rank 0's message.
+    """
+    result = together(action, device, on=0)
+    [given] = gather_lists([result] if rank() == 0 else [])
+    return given
+
+
 def total(value: float | Tensor, device: torch.device) -> Tensor:
     """The sum of a number over all ranks, as a 0-D float64 tensor on the device. A collective call."""
     number = torch.as_tensor(value, device=device).detach().double()

@@ -7,6 +7,7 @@ A GPU that is there, but that torch cannot use, is an error: a run would otherwi
 import os
 import re
 import subprocess
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +51,24 @@ def this_device() -> torch.device:
     if device_type() == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """Bytes of a GPU's memory.
+
+    total: all of it. free: what no process holds. held: what PyTorch holds in this process, in use or not.
+    """
+
+    total: int
+    free: int
+    held: int
+
+
+def gpu_memory() -> GpuMemory:
+    """The memory of the GPU of this process at this moment. It starts CUDA, which takes some of it."""
+    free, total = torch.cuda.mem_get_info()
+    return GpuMemory(total, free, torch.cuda.memory_reserved())
 
 
 @cache

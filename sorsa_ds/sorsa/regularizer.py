@@ -70,15 +70,16 @@ def resolve_regularizer(config: RegularizerConfig, *, learning_rate: float, accu
 
     Args:
         learning_rate: eta_d, the maximum of the learning rate schedule.
-        accumulation_steps: micro-batches per optimizer step. They matter only with `divide_by_accumulation`.
+        accumulation_steps: micro-batches per optimizer step. They matter only where `divide_by_accumulation` is true.
     """
     resolved = {
         key: value if (own := getattr(config, key)) is None else own for key, value in _PRESETS[config.preset].items()
     }
     gamma = resolved["gamma"]
     coefficient = relative_gamma(gamma) if isinstance(gamma, str) else gamma / learning_rate
-    if resolved["divide_by_accumulation"]:
-        coefficient /= accumulation_steps
+    divide = resolved["divide_by_accumulation"]
+    if divide is not False:
+        coefficient /= accumulation_steps if divide is True else divide
     return Regularizer(resolved["form"], resolved["reduction"], coefficient, config.reorthonormalize)
 
 

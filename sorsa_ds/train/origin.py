@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sorsa_ds.config.batch_size import AUTO
 from sorsa_ds.config.schema import LoadingConfig, RunConfig, TrainConfig
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.methods.registry import method_of
@@ -216,20 +217,27 @@ class ResumedRun:
         return self.saved.manifest.base
 
     def split_batch(self, train: TrainConfig, world_size: int) -> TrainConfig:
-        """The settings with the saved global batch; its micro-batches are regrouped where the ranks ask for it."""
+        """The settings with the saved global batch; its micro-batches are regrouped where the ranks ask for it.
+
+        On as many ranks as before, `auto` is the micro-batch that the run had, so that it goes on as if nothing had
+        interrupted it. On others the planner chooses anew.
+        """
         then = self.saved.manifest.config["train"]
-        size = then["global_batch_size"]
+        size, before = then["global_batch_size"], then["micro_batch_size"]
         micro, accumulation = train.micro_batch_size, train.gradient_accumulation_steps
-        if micro and accumulation and micro * accumulation * world_size == size:
+        if isinstance(micro, int) and accumulation and micro * accumulation * world_size == size:
             return train
+        if micro == AUTO and before * then["gradient_accumulation_steps"] * world_size == size:
+            micro = before
         if size % world_size:
             fitting = [n for n in range(1, size + 1) if size % n == 0]
             raise ValueError(
                 f"--resume: the run's global batch of {size} examples does not divide among {world_size} ranks; take "
                 f"{', '.join(map(str, fitting))} of them"
             )
-        share, wanted = size // world_size, micro or then["micro_batch_size"]
-        micro = next(m for m in range(min(wanted, share), 0, -1) if share % m == 0)
+        share = size // world_size
+        if micro != AUTO:
+            micro = next(m for m in range(min(micro or before, share), 0, -1) if share % m == 0)
         return replace(train, global_batch_size=size, micro_batch_size=micro, gradient_accumulation_steps=None)
 
     def check_settings(self, config: RunConfig) -> None:

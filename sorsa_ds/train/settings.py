@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 
@@ -10,6 +11,8 @@ from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.command_line import with_absolute_paths
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.settings import check_settings, unused_note, without_unused_of_file
+from sorsa_ds.model.pretrained import find_model
+from sorsa_ds.plan.check import fit_memory
 from sorsa_ds.run.paths import CONFIG
 from sorsa_ds.runtime import collectives, precision
 from sorsa_ds.runtime.console import say
@@ -43,12 +46,14 @@ class RunSettings:
     """All settings of a run, with open ones filled in.
 
     config: the settings with what was left open filled in, as config.yaml keeps them.
+    model_folder: where the pre-trained model lies on this machine.
     ds_config: the DeepSpeed JSON as given. resolved: what DeepSpeed gets, and the figures that follow from it.
     formats: number formats. storage: how the residual is kept.
     device: where this rank computes. device_type: the same on all ranks.
     """
 
     config: RunConfig
+    model_folder: Path
     ds_config: deepspeed_json.Json
     resolved: deepspeed_json.Resolved
     formats: Precision
@@ -79,8 +84,11 @@ def start_job(invocation: Invocation) -> StartedJob:
 def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
     """Fill in what was left open, and check that settings, method and machine go together. A collective call.
 
+    What depends on the model comes last: the micro-batch, if the planner is to choose it.
+
     Raises:
-        ValueError: settings that do not go together, with each other or with those of the run that goes on.
+        ValueError: settings that do not go together, with each other or with those of the run that goes on; a model
+            that cannot be found; or a run that does not fit into the memory.
     """
     world_size = collectives.world_size()
     config = replace(job.config, train=origin.split_batch(job.config.train, world_size))
@@ -95,8 +103,11 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
         lambda: residual_storage.resolve_storage(config.residual, formats, job.device), job.device
     )
     origin.check_settings(config)
+    model_folder = find_model(config.model, config.loading)
+    resolved = fit_memory(model_folder, config, job.ds_config, resolved, formats, storage)
     return RunSettings(
-        config=config,
+        config=_resolved_config(config, resolved, formats),
+        model_folder=model_folder,
         ds_config=job.ds_config,
         resolved=resolved,
         formats=formats,

@@ -40,7 +40,7 @@ def assemble(invocation: Invocation) -> Trainer:
     settings = resolve_settings(job, origin)
     run = hold_run(settings, origin)
     inputs = read_inputs(settings, origin)
-    model = build_model(settings, origin, inputs)
+    model = build_model(settings, origin)
     engine = build_engine(settings, run, inputs, model)
     return build_trainer(settings, run, inputs, model, engine)
 
@@ -87,7 +87,7 @@ def hold_run(settings: RunSettings, origin: Origin) -> OpenedRun:
     return OpenedRun(origin=origin, folder=folder, lock=lock, regularizer=regularizer)
 
 
-def build_model(settings: RunSettings, origin: Origin, inputs: Inputs) -> BuiltModel:
+def build_model(settings: RunSettings, origin: Origin) -> BuiltModel:
     """Load the pre-trained weights, and make of them what the method trains. A collective call.
 
     Raises:
@@ -106,7 +106,7 @@ def build_model(settings: RunSettings, origin: Origin, inputs: Inputs) -> BuiltM
         trained=origin.trained_values,
     )
     loaded = load_adapted_model(
-        inputs.model_folder,
+        settings.model_folder,
         operation,
         loading=config.loading,
         placement=Zero3(settings.resolved.ds, device) if settings.resolved.zero_stage == 3 else Whole(device),

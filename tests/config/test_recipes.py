@@ -3,17 +3,23 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from sorsa_ds.config import deepspeed_json, recipes
 from sorsa_ds.config.command_line import load_settings
 from sorsa_ds.config.schema import LoadingConfig, RunConfig
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import select_targets
+from sorsa_ds.plan.hardware import Hardware
+from sorsa_ds.plan.job import Job
+from sorsa_ds.plan.memory import fits
+from sorsa_ds.plan.micro_batch import size_micro_batch
 from sorsa_ds.plan.shapes import FOLDER as SHAPES
 from sorsa_ds.plan.shapes import shipped
-from sorsa_ds.sorsa import regularizer
+from sorsa_ds.sorsa.regularizer import Regularizer
 from tests.helpers.projects import ROOT
 
 NAMES = sorted(path.stem for path in recipes.FOLDER.glob("*.yaml") if path.name != recipes.DEFAULT)
@@ -100,27 +106,34 @@ def test_wherever_a_recipe_for_many_nodes_is_launched_it_is_with_its_ds_config(n
 
 
 @pytest.mark.parametrize("name", [*PAPERS, "analysis_llama2_7b_sorsa"])
-def test_the_regulariser_is_as_strong_as_the_published_runs(name):
-    """gamma / eta_d over 64 accumulation steps; and the head's advice for more GPUs keeps it."""
+def test_the_regulariser_is_as_strong_as_the_published_runs_on_any_number_of_gpus(name):
+    """gamma / eta_d over 64 accumulation steps, to the last bit, however many the ranks and micro-batches make."""
     config = config_of(name)
     gamma = 5e-4 if name.startswith("analysis") else 4e-4
+    accumulations = set()
+    for ranks in (1, 2, 4, 8, 16):
+        resolved = settled(name, ranks)
+        assert resolved.global_batch_size == 128
+        for micro in resolved.micro_choices:
+            split = resolved.with_micro_batch(micro)
+            accumulations.add(split.gradient_accumulation_steps)
+            train = replace(config.train, gradient_accumulation_steps=split.gradient_accumulation_steps)
+            assert method_of(config).regularizer(replace(config, train=train)) == Regularizer(
+                "norm", "mean", gamma / 3e-5 / 64
+            )
+    assert accumulations == {1, 2, 4, 8, 16, 32, 64, 128}
+    with pytest.raises(ValueError, match="128 is not 3 ranks x a whole number"):
+        settled(name, 3)
 
-    def strength(settings, accumulation):
-        return regularizer.resolve_regularizer(
-            settings, learning_rate=config.train.learning_rate, accumulation_steps=accumulation
-        )
 
-    published = strength(config.regularizer, settled(name, 1).gradient_accumulation_steps)
-    assert published.coefficient == pytest.approx(gamma / 3e-5 / 64)
-    assert (published.form, published.reduction) == ("norm", "mean")
-    advice = re.findall(r"regularizer\.(\w+)=(\S+)", recipes.head(recipes.FOLDER / f"{name}.yaml"))
-    more = load_settings(
-        RunConfig, recipes.FOLDER / f"{name}.yaml", [(f"regularizer.{key}", text) for key, text in advice]
-    )
-    assert len(advice) == 2
-    assert strength(more.regularizer, 8) == published
-    with pytest.raises(ValueError, match="128 is not 2 ranks x micro-batch 2 x 64 accumulation steps"):
-        settled(name, 2)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["analysis_llama2_7b_sorsa", "gemma_7b_metamath", "llama2_7b_metamath"])
+def test_the_papers_recipes_take_the_largest_micro_batch_that_fits(name):
+    config = config_of(name)
+    raw = deepspeed_json.read_ds_config(ROOT / hardware(name)[0])
+    sized = size_micro_batch(shipped(config.model), Job.of(config, raw, Hardware()))
+    assert sized.job.resolved.micro_batch_size == (8 if name.startswith("gemma") else 16)
+    assert fits(sized.job, sized.memory)
 
 
 @pytest.mark.parametrize("name", PAPERS)

@@ -6,7 +6,8 @@ from collections import Counter
 import torch
 
 from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.plan.job import Hardware, Job
+from sorsa_ds.plan.hardware import Hardware
+from sorsa_ds.plan.job import Job
 from tests.helpers.engines import MICRO
 
 
@@ -18,6 +19,14 @@ def job_of(stage, precision="fp32", storage="auto", gpus=1, nodes=1, length=12, 
     )  # fmt: skip
     given = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0, **(zero or {})}}
     return Job.of(config, given, Hardware(gpus=gpus, nodes=nodes))
+
+
+def fake_gpu(monkeypatch, total: int, free: int, held: int = 0) -> None:
+    """Let the plan of a run find a GPU of so many bytes; everything is computed on the CPU all the same."""
+    monkeypatch.setattr("sorsa_ds.plan.check.device_type", lambda: "cuda")
+    monkeypatch.setattr("sorsa_ds.plan.check.this_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (free, total))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: held)
 
 
 def bytes_by_kind(engine) -> dict[str, int]:

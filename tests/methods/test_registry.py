@@ -13,7 +13,8 @@ from sorsa_ds.methods.families.whole_weights import Partial
 from sorsa_ds.methods.registry import METHODS, VARIANTS, method_named, method_of
 from sorsa_ds.methods.settings import ZERO_STAGES, check_settings, check_stage
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.plan.job import Hardware, Job
+from sorsa_ds.plan.hardware import Hardware
+from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.report import as_text, plan
 from sorsa_ds.run.snapshots import adapted_linears
 from tests import structure

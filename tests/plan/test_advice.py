@@ -1,22 +1,19 @@
-"""Whether a plan fits, what is advised where it does not, and what the command and a run say of it."""
+"""Whether a plan fits, what is advised where it does not, and what the command says of it."""
 
 import json
-import os
-import re
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
-import torch
 
 from sorsa_ds.config import command_line
 from sorsa_ds.config import deepspeed_json as settings
 from sorsa_ds.config.schema import RunConfig, SorsaConfig
 from sorsa_ds.plan.advice import larger
-from sorsa_ds.plan.check import check_memory
 from sorsa_ds.plan.command import print_plan
-from sorsa_ds.plan.job import Hardware, Job
+from sorsa_ds.plan.hardware import Hardware
+from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.plan.options import parse as parse_plan
@@ -25,12 +22,7 @@ from sorsa_ds.plan.report import as_text, plan
 from sorsa_ds.plan.shapes import shipped
 from sorsa_ds.runtime import hub
 from sorsa_ds.runtime.memory import GIB
-from sorsa_ds.train.options import parse
-from tests.helpers.architectures import save
-from tests.helpers.plans import job_of
 from tests.helpers.projects import ROOT
-from tests.helpers.projects import settings as run_settings
-from tests.helpers.worlds import run_ranks
 
 
 def recipe_lines():
@@ -112,10 +104,10 @@ def test_memory_of_the_node_is_judged_where_it_is_known():
 
 def test_too_much_for_one_node_is_advised_more_of_them():
     config = RunConfig(model=LLAMA, sorsa=SorsaConfig(rank=128))
-    hardware = Hardware(gpus=8, gpu_memory=4 * GIB, host_memory=6 * GIB)
+    hardware = Hardware(gpus=8, gpu_memory=9 * GIB, host_memory=6 * GIB)
     [way] = plan(shipped(LLAMA), Job.of(config, {"zero_optimization": {"stage": 0}}, hardware)).advice
     assert "--gpus 8 --nodes" in way.settings
-    assert way.gpu <= 0.95 * 4 * GIB
+    assert way.gpu <= 0.95 * 9 * GIB
     assert way.host <= 6 * GIB
 
 
@@ -176,41 +168,3 @@ def test_a_model_that_is_nowhere_is_named(monkeypatch):
         "model=nobody/nothing"
     )
     assert "there is no folder './nothing'" in refusal("model=./nothing")
-
-
-@pytest.mark.parametrize(("gpu", "free"), [(None, 700), (80, 0), (0, 700)])
-def test_a_run_says_the_numbers_that_it_is_refused_for(tmp_path, monkeypatch, capsys, gpu, free):
-    """gpu, free: GiB and MiB of memory; 700 MiB are too little on a CPU, and enough beside a GPU."""
-    monkeypatch.setattr("sorsa_ds.plan.check.free_memory", lambda: free * 2**20)
-    monkeypatch.setattr("sorsa_ds.plan.check.device_type", lambda: "cpu" if gpu is None else "cuda")
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, (gpu or 0) * GIB))
-    monkeypatch.setattr("sorsa_ds.plan.check.this_device", lambda: torch.device("cpu"))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    job = job_of(0)
-    arguments = (save("llama", tmp_path), job.config, job.given, job.resolved, job.precision, job.storage)
-    with pytest.raises(ValueError) as caught:
-        check_memory(*arguments)
-    told = r"about ([0-9.]+) GiB per rank, more than the ([0-9.]+ GiB .*) that it may"
-    [refused] = re.findall(told, str(caught.value))
-    assert " of ".join(refused) in capsys.readouterr().out
-    monkeypatch.setattr("sorsa_ds.plan.check.memory", None)
-    check_memory(tmp_path, replace(job.config, train=replace(job.config.train, check_memory=False)), *arguments[2:])
-    assert capsys.readouterr().out == ""
-
-
-def _refused(project):
-    """What stops this rank of a run that is too large."""
-    from sorsa_ds.train.setup import assemble
-
-    os.environ["SORSA_CACHE"] = str(project / "cache")
-    large = ["train.micro_batch_size=400000", "train.global_batch_size=null", "data.max_length=256"]
-    with pytest.raises(ValueError) as caught:
-        assemble(parse([*run_settings(project, "plan-no"), *large]))
-    return str(caught.value)
-
-
-@pytest.mark.slow
-def test_every_rank_of_a_run_refuses_what_cannot_fit_before_it_loads(project, monkeypatch):
-    monkeypatch.setattr("sorsa_ds.train.setup.load_adapted_model", None)
-    told = run_ranks(2, _refused, project)
-    assert all("the run needs about" in one and "launch/plan.py" in one for one in told)

@@ -10,7 +10,8 @@ from benchmarks.helpers.flops import flop_counter
 from sorsa_ds.config import deepspeed_sections
 from sorsa_ds.config.schema import ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.plan.configuration import configuration_of
-from sorsa_ds.plan.job import Hardware, Job
+from sorsa_ds.plan.hardware import Hardware
+from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import largest_bucket, memory
 from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.plan.shapes import shipped

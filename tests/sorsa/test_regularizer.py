@@ -147,6 +147,19 @@ def test_published_setups():
     torch.testing.assert_close(summed / mean, torch.full_like(mean, 448 * 64))
 
 
+@pytest.mark.parametrize("accumulation", [1, 8, 64])
+def test_a_number_divides_whatever_the_run_accumulates(accumulation):
+    """The published strength, gamma 4e-4 over 64 accumulations, to the last bit; and no division, and the run's own."""
+
+    def coefficient(divide):
+        config = RegularizerConfig(preset="reference", divide_by_accumulation=divide)
+        return resolve_regularizer(config, learning_rate=3e-5, accumulation_steps=accumulation).coefficient
+
+    assert coefficient(64) == 4e-4 / 3e-5 / 64
+    assert coefficient(1) == coefficient(False) == 4e-4 / 3e-5
+    assert coefficient(True) == coefficient(None) == 4e-4 / 3e-5 / accumulation
+
+
 def test_own_fields_win_over_the_preset():
     config = RegularizerConfig(preset="paper", form="squared", gamma="0.5 * lr", reduction="mean")
     assert resolve_regularizer(config, learning_rate=1e-3, accumulation_steps=8) == Regularizer("squared", "mean", 0.5)
