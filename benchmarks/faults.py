@@ -1,11 +1,13 @@
-"""Kill a run again and again and damage its checkpoints; check that it still ends as an undisturbed run does.
+"""Kill a run again and again, disturb it and damage its checkpoints; check that it ends as an undisturbed run does.
 
     python benchmarks/faults.py --kills 20
 
 A run is killed with SIGKILL at random moments: one rank, or all ranks with their launcher, in training or while a
 checkpoint is being written. Each time it is continued with `--resume auto`. At the end all losses and all trained
 factors must equal those of an undisturbed run, bit for bit. Then a copy of the run is damaged in each of several ways;
-it must name the damage and go on from the checkpoint before. The last line is one JSON object.
+it must name the damage and go on from the checkpoint before. At last runs meet mishaps that kill nobody: their launcher
+is killed, their port is taken, their folder is renamed, removed or littered. Each must be told, end with a code that
+fits, touch no other run, and leave a run that goes on. The last line is one JSON object.
 """
 
 import argparse
@@ -15,7 +17,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,22 +24,12 @@ import time
 from pathlib import Path
 
 import psutil
-import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.helpers.common import ROOT, launch_environment, train_command
-from sorsa_ds.model.embedded import ensure_embedded_model
+from benchmarks.helpers.mishaps import mishaps
+from benchmarks.helpers.victim import SAVE_EVERY, SECONDS, UNDISTURBED, Project, wait_for_all
 from sorsa_ds.run.checkpoint import folder as checkpoints
-from sorsa_ds.run.folder import read_metrics
-from sorsa_ds.run.paths import ADAPTER, REPORT
-from sorsa_ds.runtime.folder_lock import is_held
-
-TRAINED = "adapter_model.safetensors"
-SAVE_EVERY = 2
-"""Steps between checkpoints."""
-SECONDS = 300
-"""The longest that anything may take."""
+from sorsa_ds.run.paths import REPORT
 
 
 def main() -> None:
@@ -50,62 +41,12 @@ def main() -> None:
     dice = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         project = Project(Path(folder), steps=8 * arguments.kills)
-        project.train("undisturbed")
-        result = kills(project, arguments.kills, dice) | damages(project)
+        project.train(UNDISTURBED)
+        result = kills(project, arguments.kills, dice) | damages(project) | mishaps(project)
     print(json.dumps(result))
     whole = result["kills"] == result["recovered"] == arguments.kills and result["detected"] == result["corruptions"]
-    if not whole or result["lost_steps_max"] > 2 * SAVE_EVERY:
+    if not whole or result["survived"] < result["mishaps"] or result["lost_steps_max"] > 2 * SAVE_EVERY:
         sys.exit(1)
-
-
-class Project:
-    """A small random model, and the command that trains it on two ranks under ZeRO-3."""
-
-    def __init__(self, folder: Path, steps: int):
-        self.folder, self.steps = folder, steps
-        tokenizer = AutoTokenizer.from_pretrained(ensure_embedded_model(lambda text: None))
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=4, vocab_size=len(tokenizer), max_position_embeddings=256,
-        )  # fmt: skip
-        LlamaForCausalLM(config).save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
-
-    def start(self, name: str) -> subprocess.Popen:
-        """Start a run, or go on with it where it was begun."""
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        command = train_command(
-            2, ROOT / "ds_configs/zero3.json", f"model={self.folder / 'model'}", f"train.steps={self.steps}",
-            "sorsa.rank=32", "sorsa.dropout=0.1", "train.precision=fp32", "train.micro_batch_size=1",
-            "data.max_length=128", "data.eval_size=2", f"output.save_every={SAVE_EVERY}", "train.max_start_gap=1",
-            f"output.folder={self.folder}", f"output.name={name}", "--resume", "auto", port=port,
-        )  # fmt: skip
-        environment = launch_environment() | {"DS_ACCELERATOR": "cpu"}  # where sums are the same bit for bit
-        log = (self.folder / f"{name}.log").open("a")
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-
-    def train(self, name: str) -> None:
-        """Train a run to its end.
-
-        Raises:
-            RuntimeError: the run failed.
-        """
-        if self.start(name).wait(SECONDS):
-            raise RuntimeError(f"{name} failed:\n{self.told(name)[-3000:]}")
-
-    def told(self, name: str) -> str:
-        """Everything that the run has printed."""
-        return (self.folder / f"{name}.log").read_text()
-
-    def same(self, name: str) -> bool:
-        """Whether a run has the same losses and factors as the undisturbed one."""
-        runs = [self.folder / name, self.folder / "undisturbed"]
-        losses = [[line["loss"] for line in read_metrics(run) if "loss" in line] for run in runs]
-        factors = [load_file(run / ADAPTER / TRAINED) for run in runs]
-        return losses[0] == losses[1] and all(torch.equal(factors[0][key], factors[1][key]) for key in factors[1])
 
 
 def kills(project: Project, count: int, dice: random.Random) -> dict:
@@ -115,7 +56,7 @@ def kills(project: Project, count: int, dice: random.Random) -> dict:
     while done < count:
         process = project.start("killed")
         whole, in_a_save = dice.random() < 0.5, dice.random() < 0.6
-        if not wait_for(process, run, dice, in_a_save):
+        if not wait_for(project, process, dice, in_a_save):
             break
         tree = psutil.Process(process.pid).children(recursive=True)
         ranks = [child for child in tree if any("launch/train.py" in word for word in child.cmdline()[1:3])]
@@ -125,11 +66,10 @@ def kills(project: Project, count: int, dice: random.Random) -> dict:
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.send_signal(signal.SIGKILL)
         process.wait(SECONDS)
-        for child in tree:
-            child.wait(SECONDS) if child.is_running() else None
+        wait_for_all(tree)
         slowest = max(slowest, time.monotonic() - began)
         done += 1
-        reached = steps_of(run)
+        reached = project.steps_of("killed")
         kept = max((checkpoints.step_of(path) for path in checkpoints.existing_checkpoints(run)), default=0)
         lost.append(reached - kept)
         print(f"kill {done}: {'all' if whole else 'one rank'}, at step {reached}, newest checkpoint {kept}", flush=True)
@@ -141,37 +81,19 @@ def kills(project: Project, count: int, dice: random.Random) -> dict:
     }  # fmt: skip
 
 
-def wait_for(process: subprocess.Popen, run: Path, dice: random.Random, in_a_save: bool) -> bool:
+def wait_for(project: Project, process: subprocess.Popen, dice: random.Random, in_a_save: bool) -> bool:
     """Wait for a random moment of training, or of a save; returns False if the run ended first."""
-    until = time.monotonic() + SECONDS
-    first = None
-    wanted = dice.randint(1, 8)
-    while process.poll() is None and time.monotonic() < until:
-        # A run holds its lock while it trains, and has then cut off what a killed run left behind in its metrics.
-        step = steps_of(run) if is_held(run) else 0
-        if step and first is None:
-            first = step
-        if first is not None and step >= first + wanted:
-            break
-        time.sleep(0.01)
-    else:
+    if not project.wait_for_step("killed", process, dice.randint(1, 8)):
         return False
     if not in_a_save:
         time.sleep(dice.random())
         return process.poll() is None
+    until = time.monotonic() + SECONDS
     while process.poll() is None and time.monotonic() < until:
-        if list((run / "checkpoints").glob(".step-*")):
+        if list((project.folder / "killed" / "checkpoints").glob(".step-*")):
             time.sleep(dice.random() * 0.01)
             return True
     return False
-
-
-def steps_of(run: Path) -> int:
-    """The last step in a run's log; 0 where the log cannot be read, as while a line is being written."""
-    try:
-        return max((line["step"] for line in read_metrics(run)), default=0)
-    except (OSError, ValueError):
-        return 0
 
 
 def damages(project: Project) -> dict:

@@ -204,7 +204,7 @@ def read_metrics(folder: Path) -> list[dict]:
         ValueError: a line is not one that a run logs; the message names it.
     """
     path = folder / METRICS
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     read: list[dict] = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
