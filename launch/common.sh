@@ -76,6 +76,12 @@ has() {
     return 1
 }
 
+# PyTorch extends its segments of GPU memory, and leaves no gaps between them; for training only, because vLLM's GPUs
+# cannot share such memory. Left alone where the user has set up the allocator.
+grow_segments() {
+    [[ -n ${PYTORCH_ALLOC_CONF:-}${PYTORCH_CUDA_ALLOC_CONF:-} ]] || export PYTORCH_ALLOC_CONF=expandable_segments:True
+}
+
 has_gpu() {
     nvidia-smi -L 2>/dev/null | grep -q .
 }

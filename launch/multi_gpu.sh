@@ -45,5 +45,6 @@ fi
 check train "$world_size" "$world_size" "${settings[@]}" >/dev/null
 
 [[ -z ${SORSA_EXIT_FILE:-} ]] || rm -f "$SORSA_EXIT_FILE" # of an earlier run
+grow_segments
 # shellcheck disable=SC2086
 run deepspeed --master_port "$port" ${ranks:+--num_gpus $ranks} "$repository/launch/train.py" "${settings[@]}"

@@ -73,6 +73,7 @@ if [[ -n $script ]]; then
 else
     script=$repository/launch/train.py
     check train "$world_size" "$each" "${settings[@]}" >/dev/null
+    grow_segments
 fi
 has_gpu || export DS_ACCELERATOR=cpu
 

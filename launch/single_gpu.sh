@@ -39,4 +39,5 @@ fi
 [[ -z ${SORSA_EXIT_FILE:-} ]] || rm -f "$SORSA_EXIT_FILE" # of an earlier run
 # One process, also inside a job of several tasks.
 export RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=0
+grow_segments
 run python "$repository/launch/train.py" "${settings[@]}"

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from sorsa_ds.runtime import exit_codes
+from sorsa_ds.runtime.device import grow_segments
 from sorsa_ds.runtime.stop_signals import leave_when_told
 
 
@@ -17,6 +18,7 @@ def _train(argv: Sequence[str]) -> None:
 
     invocation = parse(argv)
     leave_when_told()
+    grow_segments()  # before the next import, which may start CUDA
     from sorsa_ds.train.first_checks import check_first, on_one_node
 
     if on_one_node():  # where every rank finds the same; else the preflight looks, which can tell the other nodes

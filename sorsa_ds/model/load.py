@@ -19,6 +19,7 @@ from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Target
 from sorsa_ds.model.weight_sources import DiskWeightSource
 from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.device import return_cached_memory
 
 AdaptModel = Callable[[PreTrainedModel], tuple[list[Target], Recipe]]
 """Turns a model without memory into one that can be fine-tuned: replaces its layers, and says which are adapted and
@@ -75,6 +76,7 @@ def load_adapted_model(
         model, targets, others, source, recipe=recipe, placement=placement, device=device, progress=progress
     )
     _fill_buffers(model, source, device)
+    return_cached_memory(device)  # decompositions leave blocks of sizes that training does not ask for
     read = dict(collectives.gather_lists([*source.digests.items()]))
     return AdaptedModel(model, targets, source, exact, reports, read)
 

@@ -16,6 +16,8 @@ import torch
 from sorsa_ds.runtime.precision import Device
 
 ACCELERATOR = "DS_ACCELERATOR"
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""The variables with which a user sets up PyTorch's allocator; the second is the older name."""
 DEVICE_FILES = Path("/dev")
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
@@ -69,6 +71,23 @@ def gpu_memory() -> GpuMemory:
     """The memory of the GPU of this process at this moment. It starts CUDA, which takes some of it."""
     free, total = torch.cuda.mem_get_info()
     return GpuMemory(total, free, torch.cuda.memory_reserved())
+
+
+def grow_segments() -> None:
+    """Let PyTorch extend the segments of GPU memory that it holds, instead of leaving gaps between them.
+
+    PyTorch reads the variable when its allocator is first used (seen with 2.13), and importing bitsandbytes starts
+    CUDA, so this has to be called before that import. For training only: vLLM's GPUs cannot share such memory. The
+    launch scripts set it too (launch/common.sh). It is left alone where the user has set up the allocator.
+    """
+    if not torch.cuda.is_initialized() and not any(os.environ.get(name) for name in ALLOCATOR):
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"
+
+
+def return_cached_memory(device: torch.device) -> None:
+    """Give the memory of a GPU back that PyTorch holds for this process and does not use; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @cache

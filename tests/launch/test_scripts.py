@@ -16,7 +16,7 @@ from tests.helpers.projects import ROOT, settings
 
 SCRIPTS = ("single_gpu.sh", "multi_gpu.sh", "multi_node.sh", "slurm/train.sbatch", "slurm/evaluate.sbatch")
 ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
+    **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PYTORCH_"))},
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
 }  # fmt: skip
 
@@ -286,6 +286,34 @@ def test_more_ranks_than_visible_gpus_are_refused(tmp_path):
     environment = programs(tmp_path, **{"nvidia-smi": "printf 'GPU 0\nGPU 1\n'"})
     done = run("multi_gpu.sh", "--ranks=3", cwd=tmp_path, env={**environment, "CUDA_VISIBLE_DEVICES": "0,1"})
     assert done.returncode == 2 and "--ranks 3: CUDA_VISIBLE_DEVICES=0,1 names fewer GPUs" in done.stderr
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, ""),
+    ],
+)
+@pytest.mark.parametrize("script", ["single_gpu.sh", "multi_gpu.sh --ranks 2", "multi_node.sh --hostfile HOSTS"])
+def test_training_extends_its_segments_of_gpu_memory_unless_the_user_has_set_up_the_allocator(
+    script, given, expected, tmp_path
+):
+    told = 'echo "<$PYTORCH_ALLOC_CONF>"'
+    environment = programs(tmp_path, python="[[ $1 == *check.py ]] || " + told, deepspeed=told)
+    (tmp_path / "HOSTS").write_text("localhost slots=2\n")
+    name, *words = script.split()
+    where = ["--node_rank", "0"] if name == "multi_node.sh" else []
+    done = run(name, *words, *where, cwd=tmp_path, env={**environment, **given})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"<{expected}>\n"
+
+
+def test_what_is_not_training_is_left_as_it_is(tmp_path):
+    """vLLM's GPUs cannot share memory of segments that grow."""
+    environment = programs(tmp_path, deepspeed='echo "<$PYTORCH_ALLOC_CONF>"')
+    (tmp_path / "HOSTS").write_text("localhost slots=1\n")
+    words = ["--hostfile", "HOSTS", "--node_rank", "0", "--script", str(ROOT / "launch" / "evaluate.py")]
+    assert run("multi_node.sh", *words, cwd=tmp_path, env=environment).stdout == "<>\n"
 
 
 @pytest.mark.slow

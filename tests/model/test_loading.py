@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
+from sorsa_ds.model.fill import fill_parameters
 from sorsa_ds.model.sharding import Whole
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import insert_sorsa_layers, select_targets
@@ -89,6 +90,20 @@ def test_zero3_equals_the_base_model_and_its_gradients_those_of_one_process(fold
             model(INPUT).logits.float().logsumexp(-1).mean().backward()
             expected = [p.grad.norm().item() for p in model.parameters() if p.requires_grad]
             assert norms == pytest.approx(expected, rel=1e-4, abs=1e-7), name
+
+
+def test_memory_that_the_decompositions_leave_is_returned_when_the_model_is_filled(folders, monkeypatch):
+    happened = []
+
+    def filled(*arguments, **options):
+        found = fill_parameters(*arguments, **options)
+        happened.append("filled")
+        return found
+
+    monkeypatch.setattr("sorsa_ds.model.load.fill_parameters", filled)
+    monkeypatch.setattr("sorsa_ds.model.load.return_cached_memory", happened.append)
+    load_whole(folders["llama"])
+    assert happened == ["filled", CPU]
 
 
 def test_bf16_checkpoint_and_bf16_run_start_where_the_base_does(tmp_path):

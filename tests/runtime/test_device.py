@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
+from sorsa_ds.cli.train import _train
 from sorsa_ds.runtime import device
 from tests.structure import modules
 
@@ -97,6 +99,58 @@ def test_a_visible_gpu_is_taken_by_local_rank_unless_the_cpu_is_asked_for(machin
 def test_no_other_module_asks_torch_whether_there_is_a_gpu():
     asking = [path.name for path in modules() if "cuda.is_available" in path.read_text(encoding="utf-8")]
     assert asking == ["device.py"]
+
+
+@pytest.fixture
+def allocator(monkeypatch):
+    """No variable of the allocator is set, nor stays set after the test."""
+    for name in device.ALLOCATOR:
+        monkeypatch.setenv(name, "")
+    return monkeypatch
+
+
+def test_the_allocator_grows_its_segments_unless_the_user_has_set_it_up_or_it_is_too_late(allocator):
+    device.grow_segments()
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    for name in device.ALLOCATOR:
+        allocator.setenv("PYTORCH_ALLOC_CONF", "")
+        allocator.setenv(name, "max_split_size_mb:64")
+        device.grow_segments()
+        assert os.environ[name] == "max_split_size_mb:64"
+        assert "expandable" not in os.environ["PYTORCH_ALLOC_CONF"]
+        allocator.setenv(name, "")
+    allocator.setattr("torch.cuda.is_initialized", lambda: True)
+    device.grow_segments()
+    assert not os.environ["PYTORCH_ALLOC_CONF"]
+
+
+def test_training_sets_up_the_allocator_before_it_imports_what_may_start_cuda(allocator):
+    class Setup(types.ModuleType):
+        def __getattr__(self, name):
+            if name == "assemble":
+                raise ImportError(os.environ["PYTORCH_ALLOC_CONF"])
+            raise AttributeError(name)
+
+    allocator.setattr("sorsa_ds.cli.train.leave_when_told", lambda: None)
+    allocator.setattr("sorsa_ds.train.options.parse", lambda _: None)
+    allocator.setitem(sys.modules, "sorsa_ds.train.setup", Setup("sorsa_ds.train.setup"))
+    with pytest.raises(ImportError, match="expandable_segments:True"):
+        _train([])
+
+
+def test_only_a_gpu_has_cached_memory_to_return(monkeypatch):
+    emptied = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: emptied.append(True))
+    device.return_cached_memory(torch.device("cpu"))
+    assert emptied == []
+    device.return_cached_memory(torch.device("cuda", 1))
+    assert emptied == [True]
+
+
+def test_the_memory_of_a_gpu_is_told_by_torch(monkeypatch):
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (30, 80))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 20)
+    assert device.gpu_memory() == device.GpuMemory(total=80, free=30, held=20)
 
 
 FAKE_CUDA = '''
