@@ -125,15 +125,15 @@ def test_the_allocator_grows_its_segments_unless_the_user_has_set_it_up_or_it_is
 
 
 def test_training_sets_up_the_allocator_before_it_imports_what_may_start_cuda(allocator):
-    class Setup(types.ModuleType):
+    class Imported(types.ModuleType):
         def __getattr__(self, name):
-            if name == "assemble":
+            if name == "show_report":  # the first that is imported then
                 raise ImportError(os.environ["PYTORCH_ALLOC_CONF"])
             raise AttributeError(name)
 
     allocator.setattr("sorsa_ds.cli.train.leave_when_told", lambda: None)
     allocator.setattr("sorsa_ds.train.options.parse", lambda _: None)
-    allocator.setitem(sys.modules, "sorsa_ds.train.setup", Setup("sorsa_ds.train.setup"))
+    allocator.setitem(sys.modules, "sorsa_ds.train.report", Imported("sorsa_ds.train.report"))
     with pytest.raises(ImportError, match="expandable_segments:True"):
         _train([])
 
