@@ -4,8 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from sorsa_ds.runtime import exit_codes
-from sorsa_ds.runtime.device import grow_segments
-from sorsa_ds.runtime.stop_signals import leave_when_told
+from sorsa_ds.runtime.leave import leave_when_told
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -18,11 +17,13 @@ def _train(argv: Sequence[str]) -> None:
 
     invocation = parse(argv)
     leave_when_told()
-    grow_segments()  # before the next import, which may start CUDA
     from sorsa_ds.train.first_checks import check_first, on_one_node
 
     if on_one_node():  # where every rank finds the same; else the preflight looks, which can tell the other nodes
         check_first(invocation, logs=True)
+    from sorsa_ds.runtime.device import grow_segments
+
+    grow_segments()  # before the next import, which may start CUDA
     from sorsa_ds.train.report import show_report
     from sorsa_ds.train.setup import assemble
 

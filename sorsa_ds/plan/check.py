@@ -1,7 +1,7 @@
 """The plan at the beginning of a run: said in a line, and what cannot fit is refused before anything is loaded."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sorsa_ds.config.deepspeed_json import Resolved
@@ -78,15 +78,14 @@ def _on_this_machine(job: Job) -> tuple[Job, str]:
     A collective call.
     """
     gpu = gpu_memory() if device_type() == "cuda" else None
-    found = collectives.gather_lists([
-        Free(
-            gpu=0 if gpu is None else min(gpu.total, gpu.free + gpu.held + beside_tensors.at_the_start(job)),
-            gpu_total=0 if gpu is None else gpu.total,
-            host=free_memory() // process.local_ranks(),
-            rank=collectives.rank(),
-            node=os.uname().nodename,
-        )
-    ])  # fmt: skip
+    mine = Free(
+        gpu=0 if gpu is None else min(gpu.total, gpu.free + gpu.held + beside_tensors.at_the_start(job)),
+        gpu_total=0 if gpu is None else gpu.total,
+        host=free_memory() // process.local_ranks(),
+        rank=collectives.rank(),
+        node=os.uname().nodename,
+    )
+    found = [Free(**one) for one in collectives.gather_json(asdict(mine))]
     least, ranks = min(found), process.ranks_of_each_node() or len(found)
     hardware = Hardware(
         gpus=ranks,

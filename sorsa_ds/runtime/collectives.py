@@ -12,13 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sorsa_ds.runtime.errors import PeerError
+
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others by default; equal to the default of `train.timeout_minutes`."""
-
-
-class PeerError(RuntimeError):
-    """Another rank failed, and that rank prints its own message."""
 
 
 def rank() -> int:
@@ -102,7 +100,7 @@ def on_rank_0(action: Callable[[], T], device: torch.device) -> T:
     """What an action gives on rank 0, which alone runs it, on every rank. A collective call.
 
     Args:
-        action: gives something small that can be pickled.
+        action: gives something small that JSON can hold.
 
     Raises:
         Exception: the action's own error, on rank 0.

@@ -15,8 +15,6 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from sorsa_ds.runtime import collectives
-
 _CONTROLS = (
     *(code for code in range(0x20) if chr(code) not in "\n\t"),
     *range(0x7F, 0xA0),
@@ -35,21 +33,26 @@ def printable(text: str) -> str:
     return text.translate(_ESCAPED)
 
 
+def _rank() -> int:
+    """The rank of this process by its launcher's word, which is there before PyTorch is imported."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def say(text: str) -> None:
     """Print a line on rank 0, above a running progress bar. Control characters are escaped."""
-    if collectives.rank() == 0:
+    if _rank() == 0:
         tqdm.write(printable(text), file=sys.stdout)
         sys.stdout.flush()
 
 
 def note(text: str) -> None:
     """Print a line on this rank, whichever it is, to stderr and with the rank in front. See `say`."""
-    tqdm.write(printable(f"[rank {collectives.rank()}] {text}"), file=sys.stderr)
+    tqdm.write(printable(f"[rank {_rank()}] {text}"), file=sys.stderr)
 
 
 def bar(total: float, what: str, unit: str, done: int = 0) -> tqdm:
     """A progress bar with an estimate of the time left. It is shown on rank 0 only."""
-    hidden = collectives.rank() != 0
+    hidden = _rank() != 0
     percent = "{l_bar}{bar}| [{elapsed}<{remaining}]" if unit == "%" else None
     return tqdm(
         total=total, initial=done, desc=what, unit=unit, disable=hidden, dynamic_ncols=True, file=sys.stderr,

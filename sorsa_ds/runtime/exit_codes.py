@@ -4,7 +4,7 @@ The message of the rank that failed is printed before those of the ranks that su
 from the others ends too, because its collectives have a time-out (`train.timeout_minutes`).
 
 The exit code is 2 for a mistake that the user can mend (ValueError), 75 for a run that was told to stop and can be
-continued (`sorsa_ds.runtime.stop_signals`), 130 for Ctrl-C in other commands, and 1 for everything else. It is also
+continued (`sorsa_ds.runtime.leave`), 130 for Ctrl-C in other commands, and 1 for everything else. It is also
 written into a file where a launch script asks for that (`sorsa_ds.runtime.leave`).
 """
 
@@ -16,13 +16,10 @@ import time
 import traceback
 from collections.abc import Callable
 
-import torch
-
 from sorsa_ds.runtime import launcher
-from sorsa_ds.runtime.collectives import PeerError
 from sorsa_ds.runtime.console import outlive_readers
-from sorsa_ds.runtime.leave import leave
-from sorsa_ds.runtime.stop_signals import EXIT_CODE, Preempted
+from sorsa_ds.runtime.errors import PeerError, Preempted
+from sorsa_ds.runtime.leave import EXIT_CODE, leave
 from sorsa_ds.runtime.telemetry import turn_off_telemetry
 
 _PEER_SECONDS = 5.0
@@ -54,7 +51,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         _hear_signals()
         main()
-        if torch.distributed.is_initialized():
+        if (torch := sys.modules.get("torch")) and torch.distributed.is_initialized():
             torch.distributed.barrier()
         sys.stdout.flush()
         leave("", 0)
@@ -104,7 +101,7 @@ def _is_consequence(error: Exception) -> bool:
     if isinstance(error, PeerError):
         return True
     told = str(error).lower()
-    lost = isinstance(error, torch.distributed.DistError | RuntimeError)
+    lost = isinstance(error, RuntimeError)  # PyTorch's errors of communication are such
     return lost and any(sign in told for sign in _PEER_SIGNS + _SILENCE_SIGNS)
 
 

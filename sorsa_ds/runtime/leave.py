@@ -6,13 +6,20 @@ that file exists: the first rank to fail counts. A run whose file is missing did
 """
 
 import os
+import signal
 import sys
 from contextlib import suppress
 from typing import NoReturn
 
 from sorsa_ds.runtime.console import printable
+from sorsa_ds.runtime.launcher import begin_again
 
 EXIT_FILE = "SORSA_EXIT_FILE"
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""The signals that ask a job to end."""
+
+EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: the run is saved, and the same command with `--resume auto` continues it."""
 
 
 def leave(message: str, code: int, in_order: bool = False) -> NoReturn:
@@ -33,3 +40,18 @@ def leave(message: str, code: int, in_order: bool = False) -> NoReturn:
     if message:
         print(f"\n{printable(message)}", file=sys.stderr, flush=True)
     os._exit(0 if in_order and file and os.path.exists(file) else code)
+
+
+def leave_when_told() -> None:
+    """End the process at a signal, with the exit code that asks to be started again: nothing is there to save yet."""
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _: leave(_nothing_saved(number), EXIT_CODE))
+
+
+def _nothing_saved(number: int) -> str:
+    if os.environ.get("RANK", "0") != "0":
+        return ""
+    return (
+        f"{signal.Signals(number).name}: stopped before the first step, when there was nothing to save; begin again "
+        f"with: {begin_again()}"
+    )

@@ -18,35 +18,11 @@ import torch
 import torch.distributed as dist
 
 from sorsa_ds.runtime import collectives
-from sorsa_ds.runtime.launcher import begin_again
-from sorsa_ds.runtime.leave import leave
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: the run is saved, and the same command with `--resume auto` continues it."""
-
-
-class Preempted(Exception):
-    """The run was told to stop, and has stopped. The message says what was saved and how to continue."""
+from sorsa_ds.runtime.leave import SIGNALS, leave
 
 
 class StopRequest(Exception):
     """The run is being told to stop. The message is the name of the signal."""
-
-
-def leave_when_told() -> None:
-    """End the process at a signal, with the exit code that asks to be started again: nothing is there to save yet."""
-    for number in SIGNALS:
-        signal.signal(number, lambda number, _: leave(_nothing_saved(number), EXIT_CODE))
-
-
-def _nothing_saved(number: int) -> str:
-    if os.environ.get("RANK", "0") != "0":
-        return ""
-    return (
-        f"{signal.Signals(number).name}: stopped before the first step, when there was nothing to save; begin again "
-        f"with: {begin_again()}"
-    )
 
 
 class StopSignals:

@@ -16,8 +16,8 @@ from typing import Any
 import torch.distributed as dist
 
 from sorsa_ds.runtime import collectives
-from sorsa_ds.runtime.collectives import PeerError
 from sorsa_ds.runtime.console import say
+from sorsa_ds.runtime.errors import PeerError
 
 BEAT_SECONDS, SILENT_SECONDS, TELL_SECONDS = 5.0, 120.0, 30.0
 """Seconds from one sign of life to the next, without one until the others give up, and between two progress lines."""

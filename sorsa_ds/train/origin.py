@@ -23,7 +23,7 @@ from sorsa_ds.model.numerics import Numerics, check_numerics
 from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.checkpoint.restore import restore_training
 from sorsa_ds.run.checkpoint.resume import WholeCheckpoint, find_checkpoint
-from sorsa_ds.run.folder import make_run_folder
+from sorsa_ds.run.folder import make_run_folder, write_settings
 from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.run.snapshots import check_continues
 from sorsa_ds.runtime import collectives
@@ -88,6 +88,13 @@ class Origin(Protocol):
 
         Raises:
             ValueError: naming each field that differs.
+        """
+
+    def keep_settings(self, folder: Path, config: RunConfig, resolved: dict, given: dict, device: torch.device) -> None:
+        """Write the settings into the folder of a new run. One that goes on keeps its own until they are found to fit.
+
+        Args:
+            resolved: the DeepSpeed JSON as resolved. given: the same as the user wrote it.
         """
 
     def check_data(self, digest: str) -> None:
@@ -167,6 +174,10 @@ class NewRun:
 
     def check_numerics(self, numerics: Numerics, folder: Path, loading: LoadingConfig) -> None:
         """Nothing to check: no run has read the base model."""
+
+    def keep_settings(self, folder: Path, config: RunConfig, resolved: dict, given: dict, device: torch.device) -> None:
+        """Rank 0 writes them."""
+        collectives.together(lambda: write_settings(folder, config, resolved, given), device, on=0)
 
     def check_data(self, digest: str) -> None:
         """Nothing to check: no examples have been learned from."""
@@ -259,6 +270,9 @@ class ResumedRun:
             check_numerics(self.saved.manifest.numerics, folder, loading, say, numerics)
         except ValueError as error:
             raise ValueError(f"--resume: {error}") from error
+
+    def keep_settings(self, folder: Path, config: RunConfig, resolved: dict, given: dict, device: torch.device) -> None:
+        """Nothing to write: the run has settings, and the log writes new ones once the checkpoint is found to fit."""
 
     def check_data(self, digest: str) -> None:
         """Compare with the digest that the checkpoint holds."""

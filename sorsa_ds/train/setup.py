@@ -15,7 +15,7 @@ from sorsa_ds.model import schedule
 from sorsa_ds.model.load import AdaptedModel, load_adapted_model
 from sorsa_ds.model.sharding import Whole, Zero3
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
-from sorsa_ds.run.folder import RunLog, lock_run_folder, write_settings
+from sorsa_ds.run.folder import RunLog, lock_run_folder
 from sorsa_ds.run.recorder import SnapshotRecorder
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say, table, tracked, tracked_by_cost
@@ -79,9 +79,7 @@ def hold_run(settings: RunSettings, origin: Origin) -> OpenedRun:
     regularizer = origin.regularizer(settings.config)
     folder = origin.run_folder(settings.config, settings.device)
     lock = lock_run_folder(folder, settings.device)
-    if origin.checkpoint is None:  # a run that goes on keeps its settings until the checkpoint is found to fit them
-        resolved, given = settings.resolved.ds, settings.ds_config
-        collectives.together(lambda: write_settings(folder, settings.config, resolved, given), settings.device, on=0)
+    origin.keep_settings(folder, settings.config, settings.resolved.ds, settings.ds_config, settings.device)
     say(settings.formats.why)
     say(set_numerics(settings.device_type, deterministic=settings.config.train.deterministic))
     return OpenedRun(origin=origin, folder=folder, lock=lock, regularizer=regularizer)

@@ -29,10 +29,11 @@ from sorsa_ds.run.recorder import SnapshotRecorder
 from sorsa_ds.run.ways_on import going_on
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import bar, say
+from sorsa_ds.runtime.errors import Preempted
 from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.launcher import begin_again
 from sorsa_ds.runtime.process import memory_gib
-from sorsa_ds.runtime.stop_signals import Preempted, StopRequest, StopSignals
+from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
 from sorsa_ds.train.loss import learned_tokens, mean_loss, summed_loss
 from sorsa_ds.train.report import build_report
 from sorsa_ds.train.start_check import check_start, largest_gap

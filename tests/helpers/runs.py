@@ -17,7 +17,7 @@ GLOBAL = "train.global_batch_size=6"
 def train_rank(project, name, ds, arguments, stop_at):
     """One rank of a run; if `stop_at` is given, the last rank alone gets SIGUSR1 in that step's first micro-batch."""
     from sorsa_ds.runtime import collectives
-    from sorsa_ds.runtime.stop_signals import Preempted
+    from sorsa_ds.runtime.errors import Preempted
     from sorsa_ds.train.setup import assemble
 
     trainer = assemble(parse([*settings(project, name), *arguments, f"--ds_config={ROOT}/ds_configs/{ds}.json"]))

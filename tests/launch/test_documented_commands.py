@@ -25,7 +25,21 @@ EVERY = [
     for page in PAGES
     for number, words in enumerate(commands(page))
 ]
-NOT_OURS = {"source", "printf", "cat", "cd", "pip", "apt-get", "git", "pre-commit", "export", "for", "done"}
+NOT_OURS = {
+    "source",
+    "printf",
+    "cat",
+    "cd",
+    "pip",
+    "apt-get",
+    "git",
+    "pre-commit",
+    "export",
+    "for",
+    "done",
+    "docker",
+    "kubectl",
+}
 PARTS = [field.name for field in fields(RunConfig)]
 TRAINING = {"train.py", "single_gpu.sh", "multi_gpu.sh", "multi_node.sh", "train.sbatch"}
 """Scripts that take the settings of a run."""

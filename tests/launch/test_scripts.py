@@ -286,6 +286,8 @@ def test_more_ranks_than_visible_gpus_are_refused(tmp_path):
     environment = programs(tmp_path, **{"nvidia-smi": "printf 'GPU 0\nGPU 1\n'"})
     done = run("multi_gpu.sh", "--ranks=3", cwd=tmp_path, env={**environment, "CUDA_VISIBLE_DEVICES": "0,1"})
     assert done.returncode == 2 and "--ranks 3: CUDA_VISIBLE_DEVICES=0,1 names fewer GPUs" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

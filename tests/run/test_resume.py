@@ -314,7 +314,7 @@ def test_other_data_and_evaluations_on_the_way(project, plain):
 
 def _refused(project, name, arguments):
     """What stops this rank of a run."""
-    from sorsa_ds.runtime.collectives import PeerError
+    from sorsa_ds.runtime.errors import PeerError
 
     try:
         train_rank(project, name, "zero2", arguments, None)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from sorsa_ds.runtime.collectives import PeerError
+from sorsa_ds.runtime.errors import PeerError
 from sorsa_ds.runtime.exit_codes import _is_consequence
 
 NCCL = "NCCL error in: ProcessGroupNCCL.cpp:3690, {}, NCCL version 2.29.3\n{}"

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from sorsa_ds.runtime import exit_codes, launcher
-from sorsa_ds.runtime.collectives import PeerError
-from sorsa_ds.runtime.stop_signals import Preempted, StopRequest, StopSignals, leave_when_told
+from sorsa_ds.runtime.errors import PeerError, Preempted
+from sorsa_ds.runtime.leave import leave_when_told
+from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
 from tests.helpers.worlds import FORK
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from sorsa_ds.runtime import collectives, waiting
-from sorsa_ds.runtime.collectives import PeerError
+from sorsa_ds.runtime.errors import PeerError
 from tests.helpers.worlds import run_ranks
 
 

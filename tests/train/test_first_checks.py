@@ -85,7 +85,7 @@ def test_files_that_are_missing_or_damaged_are_named(work, damage, words, told):
 
 def test_names_of_runs_are_looked_at(work):
     (work / "taken").mkdir()
-    (work / "taken" / "metrics.jsonl").touch()
+    (work / "taken" / "metrics.jsonl").write_text('{"step": 0}\n')
     assert "output.name: " in fault(work, name="taken")
     assert "holds a run already" in fault(work, name="taken")
     assert fault(work, "--resume", "auto", name="taken") == ""
@@ -94,7 +94,7 @@ def test_names_of_runs_are_looked_at(work):
     run.mkdir()
     assert "is not the folder of a run" in fault(work, "--resume", str(run))
     shutil.copy(ROOT / "tests" / "fixtures" / "run_of_0.1.0" / "config.yaml", run)
-    assert "has no checkpoint" in fault(work, "--resume", str(run))
+    assert "has saved nothing; to begin it anew: " in fault(work, "--resume", str(run))
     (run / "checkpoints" / "step-000002").mkdir(parents=True)
     assert fault(work, "--resume", str(run)) == ""
     lock = RunLock(run)

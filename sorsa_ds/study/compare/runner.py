@@ -18,10 +18,11 @@ from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.run.paths import CHECKPOINTS, GIVEN_DS_CONFIG
+from sorsa_ds.runtime.errors import Preempted
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.runtime.json_text import read_json
+from sorsa_ds.runtime.leave import SIGNALS
 from sorsa_ds.runtime.ports import free_port
-from sorsa_ds.runtime.stop_signals import SIGNALS, Preempted
 from sorsa_ds.study.compare.trials import RUNS, Trial
 
 LOGS, SETTINGS = "logs", "settings"
