@@ -64,6 +64,35 @@ def test_one_place_of_truth(key, field, one, other):
     assert f'"{key}" is {one} in the DeepSpeed JSON, but train.{field} is {other}' in message
 
 
+def test_a_micro_batch_that_the_planner_chooses_may_be_said_in_either_place():
+    for found in (settled({"train_micro_batch_size_per_gpu": "auto"}, global_batch_size=24),
+                  settled({}, micro_batch_size="auto", global_batch_size=24),
+                  settled({"train_micro_batch_size_per_gpu": "auto", "train_batch_size": 24}, micro_batch_size="auto"),
+                  ):  # fmt: skip
+        assert found.micro_choices == (1, 2, 3, 4, 6, 12)
+        assert (found.micro_batch_size, found.gradient_accumulation_steps) == (1, 12)  # until it is chosen
+        chosen = found.with_micro_batch(4)
+        assert (chosen.micro_batch_size, chosen.gradient_accumulation_steps, chosen.global_batch_size) == (4, 3, 24)
+        assert chosen.micro_choices == ()
+        assert chosen.ds == found.ds | {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 3}
+        assert found.ds["train_micro_batch_size_per_gpu"] == 1
+    message = refusal({"train_micro_batch_size_per_gpu": 4}, micro_batch_size="auto")
+    assert '"train_micro_batch_size_per_gpu" is 4 in the DeepSpeed JSON, but train.micro_batch_size is auto' in message
+
+
+@pytest.mark.parametrize("accumulation", [None, 3])
+def test_the_planner_does_not_change_the_global_batch(accumulation):
+    left, auto = (settled({}, micro_batch_size=micro, gradient_accumulation_steps=accumulation)
+                  for micro in (None, "auto"))  # fmt: skip
+    assert auto.global_batch_size == left.global_batch_size
+    if accumulation:  # which leaves nothing to choose
+        assert auto == left
+
+
+def test_an_indivisible_batch_is_refused_before_anything_is_planned():
+    assert "9 is not 2 ranks x a whole number" in refusal({}, micro_batch_size="auto", global_batch_size=9)
+
+
 def test_clipping_off_is_written_as_zero():
     assert settled({}, gradient_clipping=0).ds["gradient_clipping"] == 0.0
 
@@ -247,6 +276,7 @@ def test_what_the_json_says_of_training_can_be_said_elsewhere():
     said = train_settings(raw)
     assert said == {"global_batch_size": 8, "gradient_clipping": 0, "precision": "bf16"}
     assert settled({}, **said).global_batch_size == settled(raw, precision="bf16").global_batch_size == 8
+    assert train_settings({"train_micro_batch_size_per_gpu": "auto"}) == {"micro_batch_size": "auto"}
 
 
 def test_autocast_in_fp16_is_refused():
@@ -293,6 +323,7 @@ def test_all_files_are_shipped():
 def test_shipped_file_leaves_the_choices_to_the_trainer(path):
     raw = read_ds_config(path)
     assert precision_from_json(raw) is None
+    assert settled(raw).micro_batch_size == 2 and settled(raw).micro_choices == ()
     own = {key: value for key, value in raw.items() if key != "zero_optimization"}
     assert own.pop("bf16") == {"enabled": "auto"}
     assert set(own.values()) == {"auto"}

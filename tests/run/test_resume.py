@@ -7,16 +7,19 @@ import re
 import shutil
 import signal
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sorsa_ds.config.command_line import load_settings
 from sorsa_ds.config.differences import differences
-from sorsa_ds.config.schema import RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.run.checkpoint import folder as folders
 from sorsa_ds.run.checkpoint import manifest
 from sorsa_ds.run.checkpoint.saved import SavedTensors
+from sorsa_ds.train.origin import ResumedRun
 from tests.helpers.projects import launch, metrics, start
 from tests.helpers.runs import GLOBAL, rewound, train, train_rank, trained
 from tests.helpers.worlds import run_ranks
@@ -293,6 +296,53 @@ def test_a_base_model_that_gives_other_numbers_is_named(project, plain):
 def test_a_setting_that_is_unset_now_is_a_difference_unless_the_run_settles_it():
     saved = asdict(RunConfig(sorsa=SorsaConfig(alpha=16), train=TrainConfig(steps=9, global_batch_size=8)))
     assert differences(RunConfig(), saved) == {"sorsa.alpha": (16.0, None), "train.steps": (9, None)}
+
+
+def test_true_is_no_number_of_accumulation_steps():
+    saved = asdict(RunConfig(regularizer=RegularizerConfig(divide_by_accumulation=True)))
+    now = RunConfig(regularizer=RegularizerConfig(divide_by_accumulation=1))
+    assert differences(now, saved) == {"regularizer.divide_by_accumulation": (True, 1)}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "asked", "expected"),
+    [
+        (2, "auto", 2),
+        (2, None, 2),
+        (4, "auto", "auto"),
+        (4, None, 2),
+        (8, None, 2),
+        (16, None, 1),
+        (2, 4, 4),
+        (8, 3, 2),
+    ],
+)
+def test_auto_is_the_runs_own_micro_batch_on_as_many_ranks_and_chosen_anew_on_others(ranks, asked, expected):
+    """The run had 16 = 2 x 2 ranks x 4."""
+    then = {"global_batch_size": 16, "micro_batch_size": 2, "gradient_accumulation_steps": 4}
+    run = ResumedRun(SimpleNamespace(manifest=SimpleNamespace(config={"train": then})))
+    found = run.split_batch(TrainConfig(micro_batch_size=asked), ranks)
+    assert (found.global_batch_size, found.micro_batch_size) == (16, expected)
+    assert found.gradient_accumulation_steps is None
+
+
+@pytest.mark.slow
+def test_a_run_of_the_largest_micro_batch_goes_on_bit_for_bit_and_at_other_ranks(project):
+    """Six examples: 3 for each of two ranks, and 6 for one; the regulariser's coefficient stays what it was."""
+    asked = ["train.micro_batch_size=auto", "regularizer.preset=reference", "regularizer.divide_by_accumulation=64"]
+    run, _ = train(project, "auto-whole", *asked)
+    again, alone = (rewound(project, run, name, 2) for name in ("auto-again", "auto-alone"))
+    train(project, again.name, *asked, "--resume=auto")
+    train(project, alone.name, *asked, "--resume=auto", ranks=1)
+    for folder, split in ((run, (3, 1)), (again, (3, 1)), (alone, (6, 1))):
+        kept = load_settings(RunConfig, folder / "config.yaml").train
+        assert (kept.micro_batch_size, kept.gradient_accumulation_steps) == split
+        assert kept.global_batch_size == 6
+        told = json.loads((folder / "report.json").read_text())["regularizer"]
+        assert told["coefficient"] == 4e-4 / 1e-3 / 64
+    for name, tensor in trained(run).items():
+        assert torch.equal(trained(again)[name], tensor), name
+    assert metrics(alone, "loss") == pytest.approx(metrics(run, "loss"), rel=1e-6)
 
 
 @pytest.mark.slow
