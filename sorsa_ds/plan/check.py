@@ -57,19 +57,24 @@ def fit_memory(
     """
     if not (config.train.check_memory or resolved.micro_choices):
         return resolved
-    device = this_device()
     job, others = _on_this_machine(Job(config, given, resolved, formats, storage, Hardware()))
-    sized = collectives.on_rank_0(lambda: size_micro_batch(folder, job), device)
-    if sized.choice is not None:
-        say(sized.choice)
-    if config.train.check_memory:
+
+    def plan_for_all() -> tuple[int, str | None, str, str | None]:
+        """The micro-batch, a sentence on its choice, what is needed, and why that cannot be had."""
+        sized = size_micro_batch(folder, job)
         found = places(sized.job, sized.memory)
-        say(short(sized.memory, found) + others)
-        for place in found:
-            if place.needed > place.limit:
-                ways = collectives.on_rank_0(lambda: _ways_to_fit(folder, sized.job), device)
-                raise ValueError(_refusal(place, others, ways))
-    return sized.job.resolved
+        full = next((place for place in found if place.needed > place.limit), None)
+        refusal = None if full is None else _refusal(full, others, _ways_to_fit(folder, sized.job))
+        return sized.job.resolved.micro_batch_size, sized.choice, short(sized.memory, found) + others, refusal
+
+    micro_batch, choice, needed, refusal = collectives.on_rank_0(plan_for_all, this_device())
+    if choice is not None:
+        say(choice)
+    if config.train.check_memory:
+        say(needed)
+        if refusal is not None:
+            raise ValueError(refusal)
+    return resolved.with_micro_batch(micro_batch) if resolved.micro_choices else resolved
 
 
 def _on_this_machine(job: Job) -> tuple[Job, str]:
