@@ -14,7 +14,8 @@ import psutil
 COMMAND = "SORSA_COMMAND"
 """The environment variable in which the scripts of launch/ say how they were called, without the settings."""
 
-_MODULES = ("deepspeed.launcher.launch", "deepspeed.launcher.runner", "torch.distributed.run")
+_INNER = "deepspeed.launcher.launch"
+_MODULES = (_INNER, "deepspeed.launcher.runner", "torch.distributed.run")
 _PROGRAMS = ("deepspeed", "torchrun")
 
 
@@ -77,7 +78,9 @@ def _begin() -> str:
         with suppress(psutil.Error, ValueError):
             words = launcher.cmdline()[1:]
             words = words[: words.index(sys.argv[0]) + 1]
-            return shlex.join(["python", *words] if words[0] == "-m" else [Path(words[0]).name, *words[1:]])
+            if _INNER in words:  # started by a command on another node, which this one cannot see
+                return shlex.join(["deepspeed", sys.argv[0]])
+            return shlex.join(["python", *words] if words[0].startswith("-") else [Path(words[0]).name, *words[1:]])
     return shlex.join(["python", sys.argv[0]])
 
 

@@ -31,7 +31,7 @@ def follow(place, printed: str, before: str) -> str:
     """Run the command that stands behind these words of a message; returns what it printed."""
     [told] = re.findall(rf"^error: .*{before}: (.*)$", printed, re.MULTILINE)
     program, *words = shlex.split(told)
-    assert program == "python"
+    assert program in ("python", "deepspeed")
     return run_forked(place, words)[0]
 
 
@@ -90,3 +90,12 @@ def test_a_run_that_ends_before_its_first_step_can_be_begun_anew(place, finished
     printed, _ = run_forked(place, ["launch/train.py", "--resume", str(run)], code=2)
     follow(place, printed, "has saved nothing; to begin it anew")
     assert metrics(run, "loss") == metrics(finished, "loss")
+
+
+def test_a_run_that_is_to_be_exported_before_it_is_finished(place, finished):
+    run = rewound(place, finished, "unfinished", 4)
+    words = ["launch/export.py", "--run", str(run), "--format", "lora", "--output", str(place / "exported")]
+    printed, _ = run_forked(place, words, code=2)
+    assert "Going on after step 4" in follow(place, printed, "is unfinished: .*; to go on with it")
+    run_forked(place, words)
+    assert (place / "exported" / "adapter_config.json").is_file()
