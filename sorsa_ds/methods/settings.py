@@ -43,6 +43,24 @@ def check_settings(config: RunConfig, zero_stage: int, formats: Precision) -> No
     check_stage(config.method, zero_stage)
 
 
+def check_open_micro_batch(config: RunConfig) -> None:
+    """Stop where the planner is to choose the micro-batch, but the regulariser's strength would depend on the choice.
+
+    Raises:
+        ValueError: naming both settings and the way out.
+    """
+    once, twice = (
+        method_of(config).regularizer(replace(config, train=replace(config.train, gradient_accumulation_steps=steps)))
+        for steps in (1, 2)
+    )
+    if once != twice:
+        raise ValueError(
+            f"train.micro_batch_size=auto takes what fits into the memory, and the regulariser is divided by the "
+            f"accumulation steps that follow from it (regularizer.preset={config.regularizer.preset}): say the number, "
+            f"as regularizer.divide_by_accumulation=64 for the published strength, or a micro-batch"
+        )
+
+
 def check_stage(method: str, zero_stage: int) -> None:
     """Stop where a method, or a variant of one, cannot train on a ZeRO stage.
 

@@ -46,7 +46,7 @@ def fit_memory(
 
     Args:
         folder: the model's folder.
-        config: the settings, with what was left open filled in.
+        config: the settings, with what was left open filled in, but for the micro-batch.
         given: the DeepSpeed JSON as the user wrote it, and `resolved` as it was resolved for this job.
 
     Returns:

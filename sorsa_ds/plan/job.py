@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.methods.settings import check_settings
+from sorsa_ds.methods.settings import check_open_micro_batch, check_settings
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.runtime import precision
 from sorsa_ds.runtime.precision import Precision
@@ -39,6 +39,8 @@ class Job:
             given, config.train, hardware.ranks, "cuda", formats.name, hardware.gpus
         )
         check_settings(config, resolved.zero_stage, formats)
+        if resolved.micro_choices:
+            check_open_micro_batch(config)
         return cls(config, given, resolved, formats, residual_storage.storage_of(config.residual, formats), hardware)
 
     @property

@@ -16,6 +16,7 @@ from sorsa_ds.config.batch_size import AUTO
 from sorsa_ds.config.schema import LoadingConfig, RunConfig, TrainConfig
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.methods.registry import method_of
+from sorsa_ds.methods.settings import check_open_micro_batch
 from sorsa_ds.model import init_report
 from sorsa_ds.model.adapter_file import INITIAL
 from sorsa_ds.model.load import AdaptedModel
@@ -60,6 +61,9 @@ class Origin(Protocol):
 
     def check_settings(self, config: RunConfig) -> None:
         """Stop where settings differ that must not change while a run goes on.
+
+        Args:
+            config: the settings as resolved; the micro-batch is `auto` if the planner is still to choose it.
 
         Raises:
             ValueError: naming all of them.
@@ -161,7 +165,9 @@ class NewRun:
         return train
 
     def check_settings(self, config: RunConfig) -> None:
-        """Nothing to check: no earlier settings are there."""
+        """No earlier settings are there: only the regulariser must not follow from the memory."""
+        if config.train.micro_batch_size == AUTO:
+            check_open_micro_batch(config)
 
     def regularizer(self, config: RunConfig) -> Regularizer | None:
         """The regulariser that the settings describe."""

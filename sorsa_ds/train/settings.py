@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from sorsa_ds.config import deepspeed_json
+from sorsa_ds.config.batch_size import AUTO
 from sorsa_ds.config.command_line import with_absolute_paths
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.settings import check_settings, unused_note, without_unused_of_file
@@ -118,12 +119,13 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
 
 
 def _resolved_config(config: RunConfig, resolved: deepspeed_json.Resolved, formats: Precision) -> RunConfig:
-    """The settings with what was left open filled in."""
+    """The settings with what was left open filled in, but for a micro-batch that the planner is still to choose."""
+    left = bool(resolved.micro_choices)
     train = replace(
         config.train,
         precision=formats.name,
-        micro_batch_size=resolved.micro_batch_size,
-        gradient_accumulation_steps=resolved.gradient_accumulation_steps,
+        micro_batch_size=AUTO if left else resolved.micro_batch_size,
+        gradient_accumulation_steps=None if left else resolved.gradient_accumulation_steps,
         global_batch_size=resolved.global_batch_size,
         gradient_clipping=resolved.gradient_clipping,
     )

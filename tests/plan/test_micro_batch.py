@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from sorsa_ds.config.schema import TrainConfig
+from sorsa_ds.config.schema import RegularizerConfig, RunConfig, TrainConfig
 from sorsa_ds.plan.command import print_plan
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
@@ -14,6 +14,7 @@ from sorsa_ds.plan.micro_batch import size_micro_batch
 from sorsa_ds.plan.model_facts import bare_model, facts
 from sorsa_ds.plan.options import parse
 from sorsa_ds.runtime.memory import GIB
+from sorsa_ds.train.origin import NewRun
 from tests.helpers.architectures import save
 from tests.helpers.plans import job_of
 
@@ -66,6 +67,31 @@ def test_the_model_is_built_once(folder, monkeypatch):
     monkeypatch.setattr("sorsa_ds.plan.micro_batch.bare_model", counted)
     size_micro_batch(folder, automatic(global_batch_size=24))
     assert len(built) == 1
+
+
+@pytest.mark.parametrize(
+    ("strength", "method", "accumulation", "follows"),
+    [
+        ({"preset": "reference"}, "sorsa", None, True),
+        ({"divide_by_accumulation": True}, "sorsa", None, True),
+        ({"preset": "reference", "divide_by_accumulation": 64}, "sorsa", None, False),
+        ({"preset": "reference", "gamma": 0.0}, "sorsa", None, False),
+        ({"preset": "reference"}, "sorsa", 2, False),
+        ({}, "sorsa", None, False),
+        ({}, "lora", None, False),
+    ],
+)
+def test_the_regulariser_does_not_follow_from_the_memory(strength, method, accumulation, follows):
+    train = TrainConfig(micro_batch_size="auto", global_batch_size=8, gradient_accumulation_steps=accumulation)
+    config = RunConfig(method=method, regularizer=RegularizerConfig(**strength), train=train)
+    if follows:
+        for refuse in (lambda: Job.of(config, {}, Hardware()), lambda: NewRun(again=False).check_settings(config)):
+            with pytest.raises(
+                ValueError, match=r"train.micro_batch_size=auto .* regularizer.divide_by_accumulation=64"
+            ):
+                refuse()
+    else:
+        Job.of(config, {}, Hardware())
 
 
 def test_what_the_settings_say_is_not_chosen(folder):
