@@ -12,7 +12,7 @@ from typing import NamedTuple
 from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets, load_dataset
 
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
-from sorsa_ds.data.faults import JSON_SUFFIXES, find_fault
+from sorsa_ds.data.faults import JSON_SUFFIXES, find_fault, find_hidden_fault
 from sorsa_ds.data.word_problems import word_problems
 
 BUILDERS = dict.fromkeys(JSON_SUFFIXES, "json") | {".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv"}
@@ -119,6 +119,8 @@ def take_rows(splits: DatasetDict, selected: list[RowRange]) -> Dataset:
 
 
 def _read(setting: str, local: Path, *arguments, **named) -> DatasetDict:
+    if fault := find_hidden_fault(_data_files(local)):
+        raise ValueError(f"{setting}: {fault}")
     try:
         splits = load_dataset(*arguments, **named)
         for rows in splits.values():

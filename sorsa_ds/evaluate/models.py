@@ -4,12 +4,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import torch
+from pydantic import Field
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sorsa_ds.config.declare import Rank
+from sorsa_ds.config.declare import Name, Rank
 from sorsa_ds.config.schema import LoadingConfig, RunConfig
 from sorsa_ds.config.typed_json import typed
 from sorsa_ds.model import adapter_file, pretrained
@@ -21,6 +22,7 @@ from sorsa_ds.run.reload import reload
 from sorsa_ds.runtime import digest, precision
 from sorsa_ds.runtime.console import tracked
 from sorsa_ds.runtime.json_text import parse_json
+from sorsa_ds.runtime.words import cut
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _AS_TRAINED = {"fp32": torch.float32, "mixed": torch.bfloat16, "bf16": torch.bfloat16}
@@ -129,14 +131,17 @@ def _adapter(folder: Path, base: str | None, run: tuple[Path, RunConfig] | None 
 
 @dataclass(frozen=True, slots=True)
 class _PeftDescription:
-    """What is looked at of PEFT's adapter_config.json before PEFT itself reads it."""
+    """What is looked at of PEFT's adapter_config.json before PEFT itself reads it.
+
+    rank_pattern: ranks of single layers; with AdaLoRA, which of a layer's ranks are left.
+    """
 
     peft_type: str
-    base_model_name_or_path: str | None = None
+    base_model_name_or_path: Name | None = None
     r: Rank | None = None
     init_r: Rank | None = None
     target_r: Rank | None = None
-    rank_pattern: dict[str, Rank | list[Rank]] | None = None
+    rank_pattern: dict[str, Rank | Annotated[list[bool], Field(min_length=1)]] | None = None
 
 
 def _read_peft(folder: Path, found: dict) -> _PeftDescription:
@@ -152,7 +157,7 @@ def _read_peft(folder: Path, found: dict) -> _PeftDescription:
     try:
         described = typed(_PeftDescription, found)
         if described.peft_type not in PeftType.__members__:
-            raise ValueError(f"peft_type: the installed PEFT knows no {described.peft_type!r}")
+            raise ValueError(f"peft_type: the installed PEFT knows no {cut(described.peft_type)!r}")
     except ValueError as error:
         raise ValueError(f"--model: {folder / PEFT_CONFIG}: not PEFT's description of an adapter ({error})") from error
     return described
