@@ -49,8 +49,9 @@ def resolve_batch_sizes(
         global_size = micro * accumulation * world_size
         if global_size > MOST_EXAMPLES:
             raise ValueError(
-                f"{world_size} ranks x micro-batch {micro} x {accumulation} accumulation steps are {global_size:,} "
-                f"examples per optimizer step; there can be up to {MOST_EXAMPLES:,}"
+                f"{world_size} ranks x train.micro_batch_size {micro:,} x train.gradient_accumulation_steps "
+                f"{accumulation:,} are {global_size:,} examples per optimizer step; there can be up to "
+                f"{MOST_EXAMPLES:,}"
             )
         return BatchSizes(global_size, micro, accumulation)
     unit = world_size * (micro or 1) * (accumulation or 1)  # the global size must be a multiple of this

@@ -13,6 +13,8 @@ else:
     )
     """Decorator of a class of settings: immutable, its types checked, the docstring under a field kept as its help."""
 
+LONGEST_PATH, LONGEST_PART = 4095, 255
+"""Bytes of a path, and of a file's or folder's own name, on Linux."""
 MOST = 10**9
 """The largest number that a setting may have where it has no narrower range: nothing that can be run needs more."""
 
@@ -64,5 +66,18 @@ def check_text(text: str) -> str:
     return text
 
 
+def check_name(text: str) -> str:
+    """The text, if a file system can look for a file of that name.
+
+    Raises:
+        ValueError: it, or one of its parts, is longer than any file system takes.
+    """
+    if len(text.encode()) > LONGEST_PATH or any(len(part.encode()) > LONGEST_PART for part in text.split("/")):
+        raise ValueError(f"it is longer than a path ({LONGEST_PATH:,} bytes) or a part of one ({LONGEST_PART}) can be")
+    return text
+
+
 Text = Annotated[str, AfterValidator(check_text)]
-"""Text that may name a file."""
+"""Text that can be written to a file."""
+Name = Annotated[str, AfterValidator(check_text), AfterValidator(check_name), Field(min_length=1)]
+"""Text that may name a file or folder; an empty one would stand for the current folder."""

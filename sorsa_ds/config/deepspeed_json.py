@@ -65,7 +65,7 @@ def read_ds_config(path: Path) -> Json:
             cannot be used.
     """
     try:
-        raw = parse_json(path.read_text(encoding="utf-8"), pairs=_no_repeats)
+        raw = parse_json(path.read_text(encoding="utf-8"))
         if isinstance(raw, dict):
             checked(raw)
     except json.JSONDecodeError as error:
@@ -75,16 +75,6 @@ def read_ds_config(path: Path) -> Json:
     if not isinstance(raw, dict):
         raise ValueError(f"{path}:1:1: an object {{...}} of DeepSpeed settings is expected")
     return raw
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> Json:
-    """A JSON object from its pairs; a ValueError where a key appears twice, of which Python would keep the last."""
-    found: Json = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f'"{key}" is set twice')
-        found[key] = value
-    return found
 
 
 def precision_from_json(raw: Json) -> Literal["bf16", "mixed"] | None:

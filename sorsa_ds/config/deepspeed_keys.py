@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationErro
 
 from sorsa_ds.config.declare import BatchSize, NonNegativeFloat, Text
 from sorsa_ds.config.fields import describe_type
+from sorsa_ds.runtime.words import cut
 
 Json = dict[str, Any]
 
@@ -272,7 +273,7 @@ def _checked_section(path: str, section: Json) -> Json:
     """The checked copy of one section, and of the sections inside it."""
     copy: Json = {}
     for key, value in section.items():
-        name = f"{path}.{key}" if path else key
+        name = cut(f"{path}.{key}" if path else key)
         if not path and key.startswith("_"):
             copy[key] = value  # a comment
         elif key in HARMLESS.get(path, {}):
@@ -281,7 +282,7 @@ def _checked_section(path: str, section: Json) -> Json:
             raise ValueError(f'DeepSpeed JSON: "{name}" is not a key that this trainer passes on{_hint(path, key)}')
         elif PASSED[path][key] is SECTION:
             if not isinstance(value, dict | None) and value != "auto":
-                raise ValueError(f'DeepSpeed JSON: "{name}" is {_shown(value)}: must be an object {{...}}')
+                raise ValueError(f'DeepSpeed JSON: "{name}" is {cut(json.dumps(value), 80)}: must be an object {{...}}')
             copy[key] = _checked_section(name, value if isinstance(value, dict) else {})
         else:
             copy[key] = value if value == "auto" else _value(name, PASSED[path][key], value)
@@ -302,7 +303,7 @@ def _value(name: str, kind: Any, value: Any) -> Any:
         return _adapter(kind).validate_python(value)
     except ValidationError as error:
         raise ValueError(
-            f'DeepSpeed JSON: "{name}" is {_shown(value)}: must be {describe_type(kind)}, or "auto"'
+            f'DeepSpeed JSON: "{name}" is {cut(json.dumps(value), 80)}: must be {describe_type(kind)}, or "auto"'
         ) from error
 
 
@@ -317,9 +318,3 @@ def _hint(path: str, key: str) -> str:
         return f'; write "{UNDOCUMENTED[key]}"'
     near = difflib.get_close_matches(key, PASSED[path], n=1)
     return f'; did you mean "{near[0]}"?' if near else f"; known are {', '.join(sorted(PASSED[path]))}"
-
-
-def _shown(value: Any) -> str:
-    """A value as JSON, cut where it is long."""
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -31,6 +31,12 @@ class Leaf:
         """The type and its range in words."""
         return describe_type(self.annotation)
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the value is text and nothing else, so that a word such as 123 or true means itself."""
+        kinds = {_bare(kind) for kind in get_args(self.annotation) or (self.annotation,)}
+        return _bare(self.annotation) is str or kinds == {str, type(None)}
+
 
 @functools.cache
 def leaves(schema: type, prefix: str = "") -> dict[str, Leaf]:
@@ -65,6 +71,8 @@ def describe_type(annotation: Any) -> str:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         rules = [rule for extra in args[1:] if isinstance(extra, FieldInfo) for rule in extra.metadata]
+        if any(getattr(rule, "min_length", 0) for rule in rules):
+            return f"{describe_type(args[0])} that is not empty"
         limits = {key: f"{getattr(rule, key):,}" for rule in rules for key in _SIGNS if hasattr(rule, key)}
         if limits.keys() == {"ge", "le"}:
             return f"{describe_type(args[0])} from {limits['ge']} to {limits['le']}"
@@ -81,6 +89,11 @@ def describe_type(annotation: Any) -> str:
     if origin is dict:
         return f"mapping of {describe_type(args[0])} to {describe_type(args[1])}"
     return _NAMES[annotation]
+
+
+def _bare(annotation: Any) -> Any:
+    """A type without its range."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def nearest(path: str, known: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ from pydantic import Field
 from sorsa_ds.config.declare import (
     MOST,
     Fraction,
+    Name,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -69,7 +70,7 @@ class SorsaConfig:
     svd_max_iterations: Rounds = 16
     """Largest number of iterations. Layers that reach it before the tolerance are named."""
 
-    svd_cache: str = "auto"
+    svd_cache: Name = "auto"
     """Folder that keeps decompositions for later runs, which may use another number of ranks. `auto`: the user's cache
     folder (SORSA_CACHE). `off`: keep none. A layer takes about 4 rank (out + in) bytes."""
 

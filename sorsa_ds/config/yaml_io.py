@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from sorsa_ds.config.declare import check_text
 from sorsa_ds.config.fields import Leaf, leaves, section_help, sections
 from sorsa_ds.config.yaml_reader import EXPONENT, MOST_BYTES, TAG, Reader, fault_of, line_of, parse_yaml
+from sorsa_ds.runtime.words import cut
 
 T = TypeVar("T")
 
@@ -88,13 +89,18 @@ def read_yaml(file: Path, schema: type) -> dict[str, Given]:
 
 def _walk(node: yaml.MappingNode, prefix: str, schema: type) -> Iterator[tuple[str, yaml.Node]]:
     """The dotted path and node of each setting below a node; only sections of the schema are descended into."""
+    begun: set[str] = set()
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise yaml.MarkedYAMLError(problem="a key must be the name of a setting", problem_mark=key.start_mark)
         path = f"{prefix}{key.value}"
         if path not in sections(schema):
             yield path, value
-        elif isinstance(value, yaml.MappingNode):
+            continue
+        if path in begun:
+            raise yaml.MarkedYAMLError(problem=f"the section {path} stands twice", problem_mark=key.start_mark)
+        begun.add(path)
+        if isinstance(value, yaml.MappingNode):
             yield from _walk(value, f"{path}.", schema)
         elif value.tag != f"{TAG}null":  # an empty section says nothing
             yield path, value
@@ -107,16 +113,18 @@ def check_value(leaf: Leaf, given: Given) -> Any:
         ValueError: the value has another type or lies outside the range. The message says what is allowed.
     """
     value = given.value
-    if leaf.annotation in (str, str | None) and isinstance(value, bool | int | float):
+    if leaf.is_text and given.text is not None and isinstance(value, bool | int | float):
         value = given.text  # a run may be named 123
     try:
         for text in texts_in(value):
             check_text(text)
         return TypeAdapter(leaf.annotation).validate_json(json.dumps(value, default=str), strict=True)
-    except ValidationError:
-        raise ValueError(f"{leaf.path} = {_shown(value)}: must be {leaf.type_text} ({given.where})") from None
+    except ValidationError as error:
+        own = [wrong["msg"].removeprefix("Value error, ") for wrong in error.errors() if wrong["type"] == "value_error"]
+        reason = own[0] if own else f"must be {leaf.type_text}"
+        raise ValueError(f"{leaf.path} = {cut(repr(value))}: {reason} ({given.where})") from None
     except ValueError as error:
-        raise ValueError(f"{leaf.path} = {_shown(value)}: {error} ({given.where})") from None
+        raise ValueError(f"{leaf.path} = {cut(repr(value))}: {error} ({given.where})") from None
 
 
 def texts_in(value: Any) -> Iterator[str]:
@@ -127,12 +135,6 @@ def texts_in(value: Any) -> Iterator[str]:
         yield from (text for element in value for text in texts_in(element))
     elif isinstance(value, dict):
         yield from (text for pair in value.items() for element in pair for text in texts_in(element))
-
-
-def _shown(value: Any) -> str:
-    """A value as Python writes it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def build_settings(schema: type[T], values: Mapping[str, Any]) -> T:

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.runtime.line_process import LineProcess
+from sorsa_ds.runtime.words import cut
 
 Message = Mapping[str, Any]
 
@@ -75,12 +76,20 @@ def _check_template(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _check_messages(messages: Sequence[Message]) -> None:
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise ValueError(f"column 'messages' holds {messages!r} where a list of messages is needed")
+        raise ValueError(f"column 'messages' holds {cut(repr(messages))} where a list of messages is needed")
     for message in messages:
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise ValueError(f"column 'messages' holds {message!r} where a role and a content are needed")
+            raise ValueError(f"column 'messages' holds {cut(repr(message))} where a role and a content are needed")
+        if not isinstance(message["role"], str) or not _is_content(message):
+            raise ValueError(f"column 'messages' holds {cut(repr(message))}, whose role and content must be text")
     if messages[0]["role"] == "assistant":
         raise ValueError("column 'messages' starts with the assistant: there is no prompt to answer")
+
+
+def _is_content(message: Message) -> bool:
+    """Whether the content is text, or nothing beside calls of tools: a template would print anything else as it is."""
+    content = message["content"]
+    return isinstance(content, str) or (content is None and bool(message.get("tool_calls")))
 
 
 def _render(

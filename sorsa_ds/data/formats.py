@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.data.chat import render_chat
+from sorsa_ds.runtime.words import cut
 
 INSTRUCTION = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -100,7 +101,8 @@ def render(row: Mapping[str, Any], name: str, tokenizer: PreTrainedTokenizerBase
         text = _text_of(row, "text")
         return Rendered(text, ((0, len(text)),), closed=True) if text else Rendered("", (), closed=False)
     question, answer = (_text_of(row, column) for column in COLUMNS[name])
-    context = _text_of(row, CONTEXT_COLUMN) if name == "alpaca" and row.get(CONTEXT_COLUMN) else ""
+    has_context = name == "alpaca" and row.get(CONTEXT_COLUMN) is not None
+    context = _text_of(row, CONTEXT_COLUMN) if has_context else ""
     return _instruction(prompt_for(question, context), answer)
 
 
@@ -115,9 +117,12 @@ def _instruction(prompt: str, response: str) -> Rendered:
 def _text_of(row: Mapping[str, Any], column: str) -> str:
     value = row[column]
     if not isinstance(value, str):
-        raise ValueError(f"column {column!r} holds {'nothing' if value is None else repr(value)} where text is needed")
+        held = "nothing" if value is None else cut(repr(value))
+        raise ValueError(f"column {column!r} holds {held} where text is needed")
     return value
 
 
 def _listed(columns: Sequence[str]) -> str:
-    return ", ".join(repr(column) for column in columns)
+    """Names of columns, which come from a file: long ones are cut, and not more than 20 are told."""
+    told = [repr(cut(column, 60)) for column in columns[:20]]
+    return ", ".join([*told, f"and {len(columns) - 20} more"] if len(columns) > 20 else told)

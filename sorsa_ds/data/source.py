@@ -17,7 +17,7 @@ from datasets.features.features import require_decoding
 
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
 from sorsa_ds.data.data_files import builder_of, check_data, files_of
-from sorsa_ds.data.faults import find_fault
+from sorsa_ds.data.faults import find_fault, find_hidden_fault
 from sorsa_ds.data.word_problems import word_problems
 from sorsa_ds.runtime import hub
 from sorsa_ds.runtime.console import say
@@ -125,6 +125,8 @@ def _read(setting: str, local: Path, files: dict[str, list[Path]]) -> DatasetDic
     """Read the files of each split, and nothing that a file beside them names."""
     builder = builder_of(local, setting)
     named = {split: [glob.escape(str(file)) for file in those] for split, those in files.items()}
+    if fault := find_hidden_fault(file for those in files.values() for file in those):
+        raise ValueError(f"{setting}: {fault}")
     try:
         splits = load_dataset(builder, data_files=named)
         for rows in splits.values():

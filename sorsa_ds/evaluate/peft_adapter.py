@@ -7,9 +7,10 @@ nor files: PEFT itself would import, download or read what some of its fields na
 import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from pydantic import Field
 from transformers import PreTrainedModel
 
 from sorsa_ds.config.declare import Rank
@@ -37,12 +38,15 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class _Ranks:
-    """The ranks in a description, which decide how much memory PEFT takes before it looks at the tensors."""
+    """The ranks in a description, which decide how much memory PEFT takes before it looks at the tensors.
+
+    rank_pattern: ranks of single layers; with AdaLoRA, which of a layer's ranks are left.
+    """
 
     r: Rank | None = None
     init_r: Rank | None = None
     target_r: Rank | None = None
-    rank_pattern: dict[str, Rank | list[Rank]] | None = None
+    rank_pattern: dict[str, Rank | Annotated[list[bool], Field(min_length=1)]] | None = None
 
 
 def base_model_of(folder: Path, described: dict[str, Any], base: str | None) -> str:

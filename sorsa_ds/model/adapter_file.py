@@ -9,14 +9,14 @@ tensors, because theirs are the base model's own.
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sorsa_ds.config.declare import Digest, PositiveInt
+from sorsa_ds.config.declare import Digest, Name, PositiveInt
 from sorsa_ds.config.schema import BaselineConfig, LoadingConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
 from sorsa_ds.config.typed_json import typed
 from sorsa_ds.model.pretrained import all_finite
@@ -46,7 +46,7 @@ class Description:
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
-    base_model: Annotated[str, Field(min_length=1)]
+    base_model: Name
     loading: LoadingConfig
     precision: PrecisionName
     sorsa: SorsaConfig

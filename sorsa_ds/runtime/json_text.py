@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,15 @@ DEEPEST = 64
 functions that walk through a value call themselves once or more for each."""
 
 
-def parse_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """The value that a JSON text stands for.
 
-    Args:
-        pairs: makes an object of its (key, value) pairs; None: a dictionary, in which the last of equal keys counts.
-
     Raises:
-        ValueError: the text is not JSON or not UTF-8, is nested more than DEEPEST deep, or holds NaN or Infinity, which
-            are no JSON; a `json.JSONDecodeError` where there is a line and a column.
+        ValueError: the text is not JSON or not UTF-8, is nested more than DEEPEST deep, holds NaN or Infinity, which
+            are no JSON, or sets a key of an object twice; a `json.JSONDecodeError` where there is a line and a column.
     """
     try:
-        value = json.loads(text, object_pairs_hook=pairs, parse_constant=_refuse_constant)
+        value = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError(_too_deep()) from None
     check_depth(value)
@@ -84,6 +81,16 @@ def _within(outer: Any) -> Iterable[Any]:
 
 def _too_deep() -> str:
     return f"more than {DEEPEST} lists and objects are inside one another"
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object from its pairs; a ValueError where a key appears twice, of which Python would keep the last."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f'"{key[:80]}" is set twice')
+        found[key] = value
+    return found
 
 
 def _refuse_constant(name: str) -> None:

@@ -177,13 +177,54 @@ def test_columns_without_rows(tmp_path):
         ("a.json", b'[{"text": "1"},\n{"text": "2"}', "line 2: Expecting ',' delimiter"),
         ("a.json", b'[{"text": "1"},\n{"text": "\xff"}]', "line 2: 'utf-8' codec can't decode"),
         ("a.json", b'[{"text": "1"},\n5]', "element 2: int where an object"),
-        ("data/a.jsonl", b'{"text": "1"}\nnull!\n', "line 2: Extra data"),
+        ("data/a.jsonl", b'{"text": "1"}\n5 5\n', "line 2: Extra data"),
+        ("a.jsonl", b'{"text": "1"}\n{"text": ' + b"[" * 70 + b"\n", "line 2: "),
     ],
 )
 def test_broken_json_is_named_with_file_and_line(name, content, place, tmp_path):
     write(tmp_path, name).write_bytes(content)
     path = tmp_path / name if "/" not in name else tmp_path / "data"
     assert error(path).startswith(f"data.path: {tmp_path / name}, {place}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("a.jsonl", 'null\n{"text": "1"}\n', "line 1: null where"),
+        ("a.jsonl", '\ufeff null {"text": "1"}\n', "line 1: null where"),
+        ("a.jsonl", '{"text": "1"}\nnull\n', "line 2: null where"),
+        ("a.json", '[ null, {"text": "1"}]', "element 1: null where"),
+        ("a.json", '[\n  null,\n {"text": "1"}]', "element 1: null where"),
+    ],
+)
+def test_a_row_of_null_is_named_and_does_not_end_the_process(name, content, place, tmp_path):
+    (tmp_path / name).write_text(content)
+    assert error(tmp_path / name).startswith(f"data.path: {tmp_path / name}, {place}")
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ("text\nbook,one\nbook,two\n", "line 2: 2 cells, where the first line names 1 columns"),
+        ("query,response\na,b\n\nc,d,e\n", "line 4: 3 cells, where the first line names 2"),
+        ("query,response,more\na,b\n", "line 2: 2 cells, where the first line names 3"),
+        ('query,response\n"a"b,c\n', "line 2: ',' expected after"),
+        ('query,response\na,"b\n', "line 2: unexpected end of data"),
+        ("query,response\na,\udcff\n", "can't decode"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_table_whose_columns_would_move_is_refused_with_its_line(content, place, packed, tmp_path):
+    """pandas reads the first two without a word, with every column in the place of its neighbour."""
+    file, content = tmp_path / ("a.csv.gz" if packed else "a.csv"), content.encode(errors="surrogateescape")
+    file.write_bytes(gzip.compress(content) if packed else content)
+    assert error(file).startswith(f"data.path: {file}")
+    assert place in error(file)
+
+
+def test_long_cells_and_blank_lines_of_a_table_are_read(tmp_path):
+    (tmp_path / "a.csv").write_text(f'text\n"{"long, " * 50_000}"\n\n   \nlast\n')
+    assert [len(row["text"]) for row in load(tmp_path / "a.csv")[0]] == [300_000, 4]
 
 
 def test_a_line_broken_deep_in_a_compressed_file_is_named(tmp_path):

@@ -35,6 +35,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
 
 
 def test_values_are_those_of_json():
-    text = '{"a": [1, 2.5, null, true, "x"], "b": {}, "a": 3}'
+    text = '{"a": [1, 2.5, null, true, "x"], "b": {"a": 3}}'
     assert parse_json(text) == parse_json(text.encode()) == json.loads(text)
-    assert parse_json(text, pairs=tuple) == tuple(json.loads(text, object_pairs_hook=tuple))
+
+
+def test_a_key_that_stands_twice_is_named():
+    with pytest.raises(ValueError, match='"a" is set twice'):
+        parse_json('{"b": {"a": 1, "a": 1}}')

@@ -373,7 +373,7 @@ def test_a_comparison_is_stopped_goes_on_and_survives_a_run_that_fails(project, 
     assert (first / "checkpoints").exists() and not (tmp_path / "runs" / broken).exists()
 
     printed = ended(start(project, tmp_path), 2)
-    assert f"{broken} failed: the loss is nan" in printed
+    assert f"{broken} failed: the norm of the loss's gradient is inf" in printed
     assert f"error: failed: {broken}; the same command tries again" in printed
     assert not (first / "checkpoints").exists()
     [run] = json.loads((tmp_path / "comparison.json").read_text())["runs"]

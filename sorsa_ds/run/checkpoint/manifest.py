@@ -11,10 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from sorsa_ds.config.declare import Amount, BatchSize, Digest, NonNegativeInt, PositiveInt
-from sorsa_ds.config.fields import leaves
+from sorsa_ds.config.fields import leaves, sections
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.config.typed_json import typed
-from sorsa_ds.config.yaml_io import Given, check_value, flat
+from sorsa_ds.config.yaml_io import Given, check_value
 from sorsa_ds.model.adapter_file import INITIAL
 from sorsa_ds.run.checkpoint.folder import step_of
 from sorsa_ds.run.paths import ADAPTER
@@ -85,7 +85,7 @@ class Manifest:
 
     progress: RunProgress
     world_size: PositiveInt
-    zero_stage: Literal[0, 1, 2, 3]
+    zero_stage: Annotated[int, Field(ge=0, le=3)]
     scheduler: dict[str, bool | int | Finite | list[Finite] | list[dict[str, Any] | None]]
     regularizer: dict[str, Any]
     config: dict[str, Any]
@@ -160,10 +160,14 @@ def _check_sections(manifest: Manifest) -> None:
             typed(_SavedFile, entry)
     with _named("config.train"):
         typed(_SavedBatch, manifest.config.get("train"))
-    known = leaves(RunConfig)
-    for path, value in flat(manifest.config).items():
-        if path in known:
-            check_value(known[path], Given(value, None, "config"))
+    for name in sections(RunConfig):
+        if not isinstance(manifest.config.get(name, {}), dict):
+            raise ValueError(f"config.{name}: is no section")
+    for path, leaf in leaves(RunConfig).items():
+        section, _, name = path.rpartition(".")
+        holder = manifest.config.get(section, {}) if section else manifest.config
+        if name in holder:
+            check_value(leaf, Given(holder[name], None, "config"))
 
 
 @contextmanager
