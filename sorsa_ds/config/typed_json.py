@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sorsa_ds.config.declare import check_text
 from sorsa_ds.config.yaml_io import texts_in
+from sorsa_ds.runtime.words import cut
 
 T = TypeVar("T")
 _adapter = functools.cache(TypeAdapter)
@@ -31,5 +32,5 @@ def typed(kind: type[T], value: Any) -> T:
         return _adapter(declared).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
-        place = ".".join(map(str, wrong["loc"]))
+        place = cut(".".join(map(str, wrong["loc"])))
         raise ValueError(f"{place}: {wrong['msg']}" if place else wrong["msg"]) from error

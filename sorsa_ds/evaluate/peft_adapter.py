@@ -69,11 +69,11 @@ def base_model_of(folder: Path, described: dict[str, Any], base: str | None) -> 
     for refused, reason in REFUSED_FIELDS.items():
         if described.get(refused):
             raise ValueError(f"--model: {path} sets {refused}, which is not supported: {reason}; remove it")
-    if not (folder / WEIGHTS).exists():
-        raise ValueError(f"--model: {folder} has no {WEIGHTS}; other formats are not read")
     name = base or described.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise ValueError(f"--model: {path} names no base model; say it: --base FOLDER")
+    if not (folder / WEIGHTS).exists():
+        raise ValueError(f"--model: {folder} has no {WEIGHTS}; other formats are not read")
     return name
 
 

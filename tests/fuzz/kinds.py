@@ -25,7 +25,7 @@ class Kind:
 
     make: the content of a changed file, and `Case.extra`.
     read: calls the program's readers and checks on a folder that holds the file; returns what they made of it.
-    judge: raises `sense.Nonsense` where the content, or what was made of it, makes no sense.
+    judge: raises `rules.Nonsense` where the content, or what was made of it, makes no sense.
     whole: unchanged files, which must be accepted.
     """
 

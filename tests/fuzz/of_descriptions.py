@@ -7,10 +7,10 @@ from random import Random
 
 from xxhash import xxh3_128_hexdigest
 
-from tests.fuzz import sense
+from tests.fuzz import rules, tables
 from tests.fuzz.kinds import Kind, changed_json
 from tests.fuzz.mutations import as_json, changed_tree
-from tests.fuzz.sense import Nonsense
+from tests.fuzz.rules import Nonsense
 
 TESTS = Path(__file__).parents[1]
 RUN = TESTS / "fixtures" / "run_of_0.1.0"
@@ -45,13 +45,13 @@ def read_adapter(folder: Path, extra: None) -> None:
 
 def judge_adapter(content: bytes, extra: None, facts: None) -> None:
     """The entries of the description, by their table."""
-    found = sense.strict_json(_decoded(content))
+    found = rules.strict_json(rules.decoded(content))
     if isinstance(found, dict) and "peft_type" in found:
-        sense.check(found, sense.PEFT, needs=("base_model_name_or_path",), ignored=lambda path: True)
+        rules.check(found, tables.PEFT, needs=("base_model_name_or_path",), ignored=lambda path: True)
         if not Path(found["base_model_name_or_path"]).is_dir():
             raise Nonsense("there is no such base model")
         return
-    sense.check(found, sense.ADAPTER, needs=sense.ADAPTER_NEEDS)
+    rules.check(found, tables.ADAPTER, needs=tables.ADAPTER_NEEDS)
     residual = found.get("residual", {})
     if residual.get("iterations", 1) > 1 and residual.get("storage", "auto") in ("auto", "fp32", "bf16"):
         raise Nonsense("residual.iterations over a residual that is not quantised")
@@ -94,17 +94,17 @@ def read_checkpoint(folder: Path, extra: None) -> None:
 
 def judge_checkpoint(content: bytes, extra: None, facts: None) -> None:
     """The entries of the manifest, by their table, and its digest."""
-    found = sense.strict_json(_decoded(content))
+    found = rules.strict_json(rules.decoded(content))
     if not isinstance(found, dict) or found.get("digest") != _digest(
         {key: value for key, value in found.items() if key != "digest"}
     ):
         raise Nonsense("the digest is another")
-    sense.check(
-        found, sense.CHECKPOINT, needs=sense.CHECKPOINT_NEEDS,
+    rules.check(
+        found, tables.CHECKPOINT, needs=tables.CHECKPOINT_NEEDS,
         ignored=lambda path: path.split(".")[0] in ("config", "ds_config", "scheduler"),
     )  # fmt: skip
     schedule = found["scheduler"]
-    if not isinstance(schedule, dict) or not sense.LAST_EPOCH(schedule.get("last_epoch")):
+    if not isinstance(schedule, dict) or not tables.LAST_EPOCH(schedule.get("last_epoch")):
         raise Nonsense("the schedule is that of another step")
     if not isinstance(found["ds_config"], dict):
         raise Nonsense("ds_config is no object")
@@ -112,13 +112,6 @@ def judge_checkpoint(content: bytes, extra: None, facts: None) -> None:
 
 def _digest(content: dict) -> str:
     return xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
-
-
-def _decoded(content: bytes) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise Nonsense(f"not UTF-8: {error}") from error
 
 
 KINDS = (

@@ -8,10 +8,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.fuzz import sense
+from tests.fuzz import rules
 from tests.fuzz.kinds import Kind
 from tests.fuzz.mutations import as_json, changed_text, changed_tree, file_bytes, junk
-from tests.fuzz.sense import Nonsense
+from tests.fuzz.rules import Nonsense
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "metamath": [{"query": f"What is {n} plus 1?", "response": f"It is {n + 1}."} for n in range(4)],
@@ -99,23 +99,19 @@ def read_rows(folder: Path, name: str) -> list[str]:
 
 def judge_jsonl(content: bytes, name: str, learned: list[str]) -> None:
     """Every line is an object whose columns are text, and what is learned is its response."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Nonsense(f"not UTF-8: {error}") from error
-    _compare(sense.json_values(text), name, learned)
+    _compare(rules.json_values(rules.decoded(content, "utf-8-sig")), name, learned)
 
 
 def judge_csv(content: bytes, name: str, learned: list[str]) -> None:
     """Every line has as many cells as the first, and what is learned is the cell of the response."""
+    text = rules.decoded(content, "utf-8-sig")
     try:
-        text = content.decode("utf-8-sig")
         table = [
             row
             for row in csv.reader(io.StringIO(text, newline=""), strict=True)
             if "".join(row).strip() or len(row) > 1
         ]
-    except (ValueError, csv.Error) as error:
+    except csv.Error as error:
         raise Nonsense(f"not a table: {error}") from error
     head, *rows = table or [[]]
     if len(set(head)) < len(head):
@@ -140,7 +136,7 @@ def _learned(row: Any, name: str) -> str:
         return _turns(row.get("messages"))
     prompt, response = (row.get(column) for column in PROMPT_AND_RESPONSE[name])
     context = row.get("input") if name == "alpaca" else None
-    if not (sense.utf8(prompt) and sense.utf8(response) and (context in (None, "") or sense.utf8(context))):
+    if not (rules.utf8(prompt) and rules.utf8(response) and (context in (None, "") or rules.utf8(context))):
         raise Nonsense(f"a row without text: {str(row)[:80]}")
     if not response:
         return ""
@@ -153,7 +149,7 @@ def _turns(messages: Any) -> str:
     if not isinstance(messages, list) or not messages:
         raise Nonsense("messages that are no list")
     for message in messages:
-        if not isinstance(message, dict) or not all(sense.utf8(message.get(key)) for key in ("role", "content")):
+        if not isinstance(message, dict) or not all(rules.utf8(message.get(key)) for key in ("role", "content")):
             raise Nonsense(f"a message without text: {str(message)[:80]}")
     if messages[0]["role"] == "assistant":
         raise Nonsense("the assistant begins")

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from tests.fuzz import sense
+from tests.fuzz import rules, tables
 from tests.fuzz.kinds import Kind, changed_json
 from tests.fuzz.mutations import as_json, changed_text, file_bytes, junk
-from tests.fuzz.sense import Nonsense
+from tests.fuzz.rules import Nonsense
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {
@@ -48,7 +48,7 @@ def make_yaml(rng: Random) -> tuple[bytes, None]:
     if rng.random() < 0.4:
         return file_bytes(rng, changed_text(rng, rng.choice(list(RECIPES.values())))), None
     lines: list[str] = []
-    for path in rng.sample(list(sense.SETTINGS), rng.choice((1, 2, 3))):
+    for path in rng.sample(list(tables.SETTINGS), rng.choice((1, 2, 3))):
         section, _, name = path.rpartition(".")
         value = as_json(junk(rng))
         lines += [f"{section}:", f"  {name}: {value}"] if section else [f"{name}: {value}"]
@@ -81,8 +81,8 @@ def judge_yaml(content: bytes, extra: None, same: bool) -> None:
     found = _plain(root, "") if root is not None else {}
     if not isinstance(found, dict | None):
         raise Nonsense("no settings")
-    found = {key: inner for key, inner in (found or {}).items() if not (key in sense.SECTIONS and inner is None)}
-    sense.check(found, sense.SETTINGS)
+    found = {key: inner for key, inner in (found or {}).items() if not (key in tables.SECTIONS and inner is None)}
+    rules.check(found, tables.SETTINGS)
     residual = found.get("residual", {})
     if residual.get("iterations", 1) > 1 and residual.get("storage", "auto") in ("auto", "fp32", "bf16"):
         raise Nonsense("residual.iterations over a residual that is not quantised")
@@ -96,7 +96,7 @@ def _tree(events) -> Any:
             raise Nonsense("an alias or a tag")
         if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
             stack.append([])
-            if len(stack) > sense.DEEPEST + 2:
+            if len(stack) > rules.DEEPEST + 2:
                 raise Nonsense("nested too deeply")
         elif isinstance(event, yaml.SequenceEndEvent):
             stack[-2].append(stack.pop())
@@ -168,20 +168,13 @@ def judge_ds_config(content: bytes, extra: None, said: str | None) -> None:
     """A DeepSpeed JSON, by the table of what each entry may be; DeepSpeed itself must take what comes of it."""
     if said is not None:
         raise Nonsense(said)
-    found, auto = sense.strict_json(_decoded(content)), sense.one_of("auto")
-    sense.check(
-        found, sense.DEEPSPEED, anywhere=auto, empty=sense.one_of("auto", None),
+    found, auto = rules.strict_json(rules.decoded(content)), rules.one_of("auto")
+    rules.check(
+        found, tables.DEEPSPEED, anywhere=auto, empty=rules.one_of("auto", None),
         ignored=lambda path: path.startswith("_"),
     )  # fmt: skip
     if isinstance(zero := found.get("zero_optimization"), dict) and zero.get("stage") == "auto":
         raise Nonsense("no stage")
-
-
-def _decoded(content: bytes) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise Nonsense(f"not UTF-8: {error}") from error
 
 
 KINDS = (

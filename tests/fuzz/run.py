@@ -5,7 +5,7 @@
 
 Settings in YAML, DeepSpeed's JSON, rows of data, and the descriptions of adapters and checkpoints. A changed file must
 be accepted or refused in words: no other error, no call that takes longer than its limit, and nothing accepted that
-makes no sense by the tables in `tests/fuzz/sense.py`, which ask the program nothing. The same seed makes the same
+makes no sense by the tables in `tests/fuzz/tables.py`, which ask the program nothing. The same seed makes the same
 files. Nothing is asked of the network. The last line is JSON: tried, tracebacks, hangs, accepted_nonsense; the exit
 code is 1 where one of the last three is not 0.
 """
@@ -50,7 +50,7 @@ def cases(kind, mutations: int, seed: int) -> list:
 
 def examine(case) -> tuple[str, str]:
     """Give one file to its readers; returns what came of it, and words for a fault."""
-    from tests.fuzz.sense import Nonsense
+    from tests.fuzz.rules import Nonsense
 
     kind = kinds()[case.kind]
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +75,7 @@ def _refusal(error: ValueError, file: str) -> tuple[str, str]:
         return "traceback", f"a {type(error).__name__} that nobody has put into words: {told[:500]}"
     if not told.strip() or len(told) > LONGEST_MESSAGE:
         return "traceback", f"a message of {len(told)} characters: {told[:500]}"
-    from tests.fuzz.sense import SETTINGS
+    from tests.fuzz.tables import SETTINGS
 
     places = (file, "DeepSpeed JSON", "training data", "--resume", "--model", ".safetensors", *SETTINGS)
     if not any(place in told for place in places):
