@@ -26,7 +26,7 @@ OFFLINE = {
     "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "",
 }  # fmt: skip
-SECONDS = 15.0
+SECONDS = 60.0
 """The time limit of a case, which takes a tenth of a second on an idle machine."""
 LONGEST_MESSAGE = 3000
 FAULTS = ("traceback", "hang", "nonsense")
