@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel
 
-from sorsa_ds.config.declare import Rank
+from sorsa_ds.config.declare import Name, Rank
 from sorsa_ds.config.typed_json import typed
 from sorsa_ds.model.adapter_file import FactorFile
 
@@ -37,12 +37,13 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class _Ranks:
-    """The ranks in a description, which decide how much memory PEFT takes before it looks at the tensors.
+class _Checked:
+    """The base model and the ranks in a description. Ranks decide how much memory PEFT takes before it reads tensors.
 
     rank_pattern: ranks of single layers; with AdaLoRA, which of a layer's ranks are left.
     """
 
+    base_model_name_or_path: Name | None = None
     r: Rank | None = None
     init_r: Rank | None = None
     target_r: Rank | None = None
@@ -63,7 +64,7 @@ def base_model_of(folder: Path, described: dict[str, Any], base: str | None) -> 
     if not isinstance(kind := described.get("peft_type"), str) or kind not in KINDS:
         raise ValueError(f"--model: {path}: adapters of the kind {kind!r} (peft_type) are not read")
     try:
-        typed(_Ranks, {field.name: described[field.name] for field in fields(_Ranks) if field.name in described})
+        typed(_Checked, {field.name: described[field.name] for field in fields(_Checked) if field.name in described})
     except ValueError as error:
         raise ValueError(f"--model: {path}: not PEFT's description of an adapter ({error})") from error
     for refused, reason in REFUSED_FIELDS.items():

@@ -129,7 +129,7 @@ def test_what_is_no_model_is_refused_by_name(project, tmp_path):
 @pytest.mark.parametrize(
     ("found", "named"),
     [
-        ({"peft_type": "SPELL"}, "the installed PEFT knows no 'SPELL'"),
+        ({"peft_type": "SPELL"}, "adapters of the kind 'SPELL' (peft_type) are not read"),
         ({"peft_type": ["LORA"]}, "peft_type"),
         ({"peft_type": "LORA", "base_model_name_or_path": 5}, "base_model_name_or_path"),
         ({"peft_type": "LORA", "base_model_name_or_path": "a\0b"}, "NUL"),
@@ -137,8 +137,8 @@ def test_what_is_no_model_is_refused_by_name(project, tmp_path):
         ({"peft_type": "LORA", "r": "8"}, "r: "),
         ({"peft_type": "ADALORA", "init_r": 0}, "init_r: "),
         ({"peft_type": "LORA", "rank_pattern": {"q_proj": -1}}, "rank_pattern.q_proj"),
-        (["peft_type"], "not the description of an adapter of this program"),
-        (5, "not the description of an adapter of this program"),
+        (["peft_type"], "is damaged: list where an object is needed"),
+        (5, "is damaged: int where an object is needed"),
     ],
 )
 def test_a_description_that_peft_could_not_use_is_refused_by_name(tmp_path, found, named):

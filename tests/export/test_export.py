@@ -459,7 +459,10 @@ def _hold(run):
     ("spoil", "message"),
     [
         (lambda run: (run / "config.yaml").unlink(), "is not the folder of a run"),
-        (lambda run: (run / "report.json").unlink(), "is unfinished: it has no report.json; go on with it .*--resume"),
+        (
+            lambda run: (run / "report.json").unlink(),
+            "is unfinished: it has no report.json; to go on with it: .*--resume",
+        ),
         (lambda run: (run / "report.json").write_text("{"), "report.json is damaged"),
         (_hold, "still trains"),
         (_flip, "up_proj.weight is not the weight that was trained on: this is another base"),

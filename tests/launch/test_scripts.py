@@ -300,7 +300,7 @@ def test_more_ranks_than_visible_gpus_are_refused(tmp_path):
 def test_training_extends_its_segments_of_gpu_memory_unless_the_user_has_set_up_the_allocator(
     script, given, expected, tmp_path
 ):
-    told = 'echo "<$PYTORCH_ALLOC_CONF>"'
+    told = '{ echo 0 >"$SORSA_EXIT_FILE"; echo "<$PYTORCH_ALLOC_CONF>"; }'
     environment = programs(tmp_path, python="[[ $1 == *check.py ]] || " + told, deepspeed=told)
     (tmp_path / "HOSTS").write_text("localhost slots=2\n")
     name, *words = script.split()
