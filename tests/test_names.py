@@ -16,7 +16,7 @@ from sorsa_ds.config.schema import RunConfig
 from tests import structure
 
 NAME = re.compile(r"(?<![`\w])`([A-Za-z_]\w*(?:\.\w+)+)(?:\(\))?`(?!`)")
-FOREIGN = {"deepspeed", "torch", "transformers", "peft", "numpy", "bitsandbytes", "safetensors"}
+FOREIGN = {"deepspeed", "torch", "transformers", "peft", "numpy", "bitsandbytes", "safetensors", "json", "dataclasses"}
 """Packages whose names are not looked up."""
 ELSEWHERE = {"self_attn.q_proj"}
 """Names that are not of code: a linear of a model."""

@@ -411,6 +411,7 @@ def test_whole_weights_are_stored_without_their_biases(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     linears = stored_linears(skeleton(base, LoadingConfig()), RunConfig(method="full"))
     assert model.get_submodule(linears[0].name).bias is not None
+    (tmp_path / "run").mkdir()
     written = SnapshotRecorder(tmp_path / "run", engine_of(model), linears, 0)
     written.take(2)
     written.finish()
@@ -421,6 +422,7 @@ def test_a_full_disk_is_told_and_later_snapshots_are_taken(tmp_path, monkeypatch
     base = save("llama", tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     linears = stored_linears(skeleton(base, LoadingConfig()), RunConfig(method="full"))
+    (tmp_path / "run").mkdir()
     written = SnapshotRecorder(tmp_path / "run", engine_of(model), linears, 0)
 
     def full(*_, **__):

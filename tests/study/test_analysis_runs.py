@@ -254,6 +254,8 @@ def test_a_checkpoint_waits_for_the_snapshots_before_it():
     trainer = SimpleNamespace(
         keeper=SimpleNamespace(is_due=False, step_ends=lambda: done.append("saved")),
         recorder=SimpleNamespace(finish=lambda: done.append("written")),
+        lock=SimpleNamespace(check=lambda: None),
+        device=torch.device("cpu"),
     )
     Trainer.see_to_checkpoints(trainer)
     assert done == ["saved"]
