@@ -83,7 +83,7 @@ def test_going_on_with_a_finished_run(place, finished):
 def test_a_run_that_ends_before_its_first_step_can_be_begun_anew(place, finished):
     """Its settings are in its folder from the beginning."""
     printed, run, _ = launch_forked(
-        place, "early", SAVES, "train.max_start_gap=1e-30", "data.max_length=256", ranks=1, ds="stage0", code=2
+        place, "early", SAVES, "train.max_start_gap=1e-30", "residual.storage=nf4", ranks=1, ds="stage0", code=2
     )
     assert "config.yaml" in {path.name for path in run.iterdir()}, printed
     shutil.copy(finished / "config.yaml", run / "config.yaml")
