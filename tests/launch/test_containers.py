@@ -71,10 +71,11 @@ def test_the_pods_command_passes_the_launch_scripts_checks(parts, tmp_path):
     hostfile = tmp_path / "hostfile"
     hostfile.write_text(parts["ConfigMap"]["data"]["hostfile"].replace("sorsa-train-0 ", f"{socket.gethostname()} "))
     started = tmp_path / "torchrun"
-    started.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/words\n')
+    started.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/words\necho 0 > "$SORSA_EXIT_FILE"\n')
     started.chmod(0o755)
     (tmp_path / "deepspeed").symlink_to(started)
     words = [f"--hostfile={hostfile}" if word.startswith("--hostfile=") else word for word in container["args"]]
+    words += ["model=smollm2-135m-instruct", "data.path=word-problems"]  # what needs no hub
 
     path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
