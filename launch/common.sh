@@ -61,9 +61,10 @@ called_as() {
     export SORSA_COMMAND=${SORSA_COMMAND% }
 }
 
-# check WORD...: the Python command as it will be started, without starting it; see launch/check.py.
+# check WORD...: the Python command as it will be started, without starting it; see launch/check.py. It is no rank: its
+# exit code does not go into the ranks' file.
 check() {
-    python "$repository/launch/check.py" "$@"
+    env -u SORSA_EXIT_FILE python "$repository/launch/check.py" "$@"
 }
 
 # has OPTION WORD...: whether the option stands among the words.
