@@ -9,11 +9,15 @@ import io
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from tqdm import tqdm
+
+# tqdm's own lock is shared between processes: a semaphore that is left behind where a process ends at once.
+tqdm.set_lock(threading.RLock())
 
 _CONTROLS = (
     *(code for code in range(0x20) if chr(code) not in "\n\t"),

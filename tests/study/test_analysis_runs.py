@@ -154,7 +154,7 @@ def test_a_weight_that_is_no_number_is_named_and_the_rows_before_it_stay(tmp_pat
     command = [sys.executable, "launch/analyze.py", "--run", str(run), "--output", str(tmp_path / "out")]
     done = subprocess.run([*command, "--workers", "2"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert f"llama-lora: {Q0} at step 4 has entries that are NaN or infinite" in done.stderr
+    assert f"step-000004.safetensors: {Q0}.lora_B.default.weight holds NaN or Inf" in done.stderr
     assert "leaked" not in done.stderr
     assert [row["step"] for row in table(tmp_path / "out" / "measures.csv")] == ["0", "2"]
 
