@@ -49,7 +49,11 @@ def test_every_error_of_a_template_is_one_sentence(template, said):
     ("template", "said"),
     [
         pytest.param(ENDLESS, "does not come to an end: it was stopped after", marks=pytest.mark.slow),
-        pytest.param("{{ 9 ** (9 ** (9 ** 9)) }}", "does not come to an end|too much memory", marks=pytest.mark.slow),
+        pytest.param(
+            "{{ 9 ** (9 ** (9 ** 9)) }}",
+            "does not come to an end|too much memory|want of memory",
+            marks=pytest.mark.slow,
+        ),
         ("{{ 'a' * 10**10 }}", "too much memory"),
         ("{{ 'a' | center(10**10) }}", "too much memory"),
         (DOUBLING, "too much memory"),
