@@ -87,11 +87,17 @@ def small_real_model(embedded_model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory) -> Path:
-    """A small real project on disk (`projects`)."""
+def untrained(tmp_path_factory) -> Path:
+    """A small real project on disk (`projects`); `project` is a copy to work in."""
     from tests.helpers import projects
 
-    return projects.make(tmp_path_factory.mktemp("project"))
+    return projects.make(tmp_path_factory.mktemp("untrained"))
+
+
+@pytest.fixture(scope="module")
+def project(untrained, tmp_path_factory) -> Path:
+    """A module's own copy of the small real project: the names of its runs are free, whatever ran before."""
+    return Path(shutil.copytree(untrained, tmp_path_factory.mktemp("project") / "project"))
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ from tests.helpers.projects import default_settings, launch
 
 
 @pytest.fixture(scope="session")
-def reference(project) -> Path:
+def reference(untrained) -> Path:
     """The small job."""
-    return launch(project, "one-launcher", "output.save_every=3")[1]
+    return launch(untrained, "one-launcher", "output.save_every=3")[1]
 
 
 @pytest.fixture(scope="session")
-def default_reference(project, embedded_model) -> Path:
+def default_reference(untrained, embedded_model) -> Path:
     """The default job; the cache has the model, and now its decomposition."""
-    return launch(project, "one-launcher-default", job=default_settings, SORSA_CACHE=str(cache_folder()))[1]
+    return launch(untrained, "one-launcher-default", job=default_settings, SORSA_CACHE=str(cache_folder()))[1]

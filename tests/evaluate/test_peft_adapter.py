@@ -105,7 +105,8 @@ def test_an_adapter_on_another_base_model_is_refused(adapter, tmp_path):
         ({"peft_type": "PROMPT_TUNING", "tokenizer_kwargs": {"trust_remote_code": True}}, "'PROMPT_TUNING'"),
         ({"peft_type": ["LORA"]}, r"of the kind \['LORA'\]"),
         ({"megatron_config": {"x": 1}, "megatron_core": "antigravity"}, r"sets megatron_config, .* imports a module"),
-        ({"base_model_name_or_path": 5}, "names no base model"),
+        ({"base_model_name_or_path": 5}, r"\(base_model_name_or_path: Input should be a valid string\)"),
+        ({"base_model_name_or_path": None}, "names no base model"),
     ],
 )
 def test_a_description_cannot_choose_code_or_other_models(adapter, fields, told):
