@@ -1,0 +1,50 @@
+"""The lock file pins, with hashes, everything that pyproject.toml asks for; PyTorch alone is pinned elsewhere."""
+
+import re
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from tests.helpers.projects import ROOT
+
+
+def locked() -> dict[str, tuple[str, int]]:
+    """Version and number of hashes of each package that the lock names."""
+    lines = re.sub(r"\\\n", " ", (ROOT / "requirements.lock").read_text())
+    found = {}
+    for line in lines.splitlines():
+        if line and not line.startswith("#"):
+            name, version = re.match(r"([A-Za-z0-9_.-]+)==(\S+)", line).groups()
+            found[canonicalize_name(name)] = version, len(re.findall(r"--hash=sha256:[0-9a-f]{64}", line))
+    return found
+
+
+def required() -> list[Requirement]:
+    """What `make install` has to install: the package's requirements and those of its tests and its site."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    return [Requirement(line) for line in [*project["dependencies"], *extras["dev"], *extras["docs"]]]
+
+
+def test_every_locked_package_has_hashes():
+    assert len(locked()) > 100
+    assert [name for name, (_, hashes) in locked().items() if not hashes] == []
+
+
+@pytest.mark.parametrize("requirement", required(), ids=lambda requirement: requirement.name)
+def test_the_lock_has_a_version_that_pyproject_allows(requirement):
+    if requirement.name == "torch":
+        [version] = re.findall(r"^TORCH \?= torch==(\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert "torch" not in locked()
+    else:
+        version, _ = locked()[canonicalize_name(requirement.name)]
+    assert Version(version) in requirement.specifier
+
+
+def test_the_lock_has_the_embedded_model():
+    [line] = [line for line in (ROOT / "requirements-model.txt").read_text().splitlines() if not line.startswith("#")]
+    name, version = line.split("==")
+    assert locked()[canonicalize_name(name)][0] == version
