@@ -11,12 +11,14 @@ into the model.
 """
 
 import functools
+import importlib
 import math
 from dataclasses import dataclass
 
 import deepspeed
 import torch
 from deepspeed import DeepSpeedEngine
+from deepspeed.runtime import compiler
 from torch import nn
 
 from sorsa_ds.config.deepspeed_json import fit_buckets
@@ -66,6 +68,7 @@ class SorsaEngine(DeepSpeedEngine):
     ):
         trained = [p for p in model.parameters() if p.requires_grad]
         ds_config = fit_buckets(ds_config, sum(getattr(p, "ds_numel", p.numel()) for p in trained))
+        _import_muon()
         super().__init__(
             args=None,
             model=model,
@@ -185,6 +188,19 @@ def adamw(rate: float, betas: tuple[float, float], epsilon: float, weight_decay:
         )
 
     return make
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon optimizer with its functions left uncompiled.
+
+    DeepSpeed imports it for every engine, to ask whether the optimizer is one. Its functions are compiled as they are
+    defined, and that would bring PyTorch's compiler: two seconds of a processor core for each rank that starts.
+    """
+    asked, compiler.compile = compiler.compile, lambda: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = asked
 
 
 def cosine_with_warmup(steps: int, warmup_steps: int):

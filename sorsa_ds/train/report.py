@@ -78,15 +78,13 @@ def show_report(report: dict, folder: Path) -> None:
 
 def draw_loss(folder: Path) -> None:
     """Write loss.png: training and held-out loss, and the regulariser (else the gradient norm), against steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     lines = read_metrics(folder)
     train = [line for line in lines if "loss" in line]
     held_out = [line for line in lines if "eval_loss" in line]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     left.plot([x["step"] for x in train], [x["loss"] for x in train], label="training", color="#0072B2")
     if held_out:
         steps, losses = [x["step"] for x in held_out], [x["eval_loss"] for x in held_out]
@@ -99,4 +97,3 @@ def draw_loss(folder: Path) -> None:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(folder / "loss.png", dpi=120)
-    plt.close(figure)
