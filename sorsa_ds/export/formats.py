@@ -11,7 +11,7 @@ import torch
 
 from sorsa_ds.export import lora, merged, requantise
 from sorsa_ds.export.adapter import copy_adapter, write_peft_adapter
-from sorsa_ds.export.options import DTYPES, Format, Options, Quantised
+from sorsa_ds.export.options import AUTO, Format, Options, Quantised
 from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime.console import tracked
 from sorsa_ds.sorsa.residual_storage import describe_storage
@@ -54,17 +54,22 @@ def prepare(source: Source, options: Options) -> Prepared:
 
 
 def _prepare_merged(source: Source, options: Options) -> Prepared:
-    planned = merged.plan_merged(source, DTYPES[options.dtype or "auto"], options.shard_bytes)
+    planned = merged.plan_merged(source, _dtype_of(options), options.shard_bytes)
     if options.quantize is not None:
         write = partial(_write_requantised, source, planned, options.quantize, options.shard_bytes)
         return Prepared(planned.total_bytes + requantise.largest_size(planned), write)
     return Prepared(planned.total_bytes, partial(_write_merged, source, planned, options.format))
 
 
+def _dtype_of(options: Options) -> torch.dtype | None:
+    """The dtype of all written tensors; None: each as the base model has it."""
+    return None if options.dtype in (None, AUTO) else getattr(torch, options.dtype)
+
+
 def _prepare_base(source: Source, options: Options) -> Prepared:
     if not source.storage.quantised:
         raise ValueError("--format base: the residual was not quantised: a LoRA of this run goes with the base model")
-    planned = merged.plan_merged(source, DTYPES[options.dtype or "auto"], options.shard_bytes, untrained=True)
+    planned = merged.plan_merged(source, _dtype_of(options), options.shard_bytes, untrained=True)
     return Prepared(planned.total_bytes, partial(_write_merged, source, planned, options.format))
 
 

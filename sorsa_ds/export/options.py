@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
-
 from sorsa_ds.config.byte_size import read_bytes
 from sorsa_ds.runtime.console import OptionParser
 
@@ -16,8 +14,11 @@ Format = Literal["merged", "lora", "base", "adapter"]
 Quantised = Literal["nf4", "nf4_double", "int8"]
 """Values of --quantize."""
 
-DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Values of --dtype; None: every tensor as the base model has it."""
+AUTO = "auto"
+"""The value of --dtype with which every tensor stays as the base model has it."""
+
+DTYPES = AUTO, "float32", "bfloat16", "float16"
+"""Values of --dtype, PyTorch's names; the command line is read before PyTorch is imported, which takes seconds."""
 
 MAX_SHARD_SIZE = "5GB"
 _GOES_WITH: dict[str, tuple[Format, ...]] = {

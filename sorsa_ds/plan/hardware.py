@@ -1,9 +1,12 @@
 """The machines that a run is planned for."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sorsa_ds.runtime.memory import GIB
-from sorsa_ds.runtime.precision import Device
+
+if TYPE_CHECKING:  # it comes with PyTorch, which takes seconds, and the command line is read before
+    from sorsa_ds.runtime.precision import Device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,7 @@ class Hardware:
     node_bandwidth: float = 320.0
     memory_bandwidth: float = 3350.0
     host_memory: int | None = None
-    device: Device = "cuda"
+    device: "Device" = "cuda"
 
     @property
     def ranks(self) -> int:

@@ -1,5 +1,7 @@
 """Engines on tiny models, what they are trained on, and their comparison with plain torch."""
 
+import hashlib
+
 import pytest
 import torch
 
@@ -94,17 +96,34 @@ def micro_losses(engine, batch, accumulation):
         )
 
 
+_TRAINED: dict[tuple, tuple] = {}
+
+
+def trained_plainly(folder, world, case, start, residuals=None):
+    """The plain program's model and figures after its steps from `start`, on the sequences of the engines.
+
+    Engines of all stages begin with the same factors, so one plain run stands for them; it is kept.
+    """
+    tensors = [*sorted(start.items()), *sorted((residuals or {}).items())]
+    digest = hashlib.sha256(b"".join(name.encode() + value.numpy().tobytes() for name, value in tensors)).digest()
+    key = folder, world, tuple(sorted(case.items())), digest
+    if key not in _TRAINED:
+        names = {name.rpartition(".")[0] for name in start}
+        factors = {name: tuple(start[f"{name}.{leaf}"] for leaf in ("U", "s", "V")) for name in names}
+        model = plain_model(folder, factors, residuals)
+        count = MICRO * world * case["accumulation"]
+        log = train(
+            model, [sequences(count, seed=t) for t in range(STEPS)], rate=RATE, clip=case["clip"],
+            coefficient=case["coefficient"], form=case["form"], reduction=case["reduction"], steps=STEPS,
+            warmup=WARMUP,
+        )  # fmt: skip
+        _TRAINED[key] = model, log
+    return _TRAINED[key]
+
+
 def compare(folder, world, case, start, end, log, tolerance, residuals=None):
     """Train the plain program from the same start on the same sequences, and compare everything."""
-    factors = {}
-    for name in {n.rpartition(".")[0] for n in start}:
-        factors[name] = tuple(start[f"{name}.{leaf}"] for leaf in ("U", "s", "V"))
-    model = plain_model(folder, factors, residuals)
-    count = MICRO * world * case["accumulation"]
-    plain_log = train(
-        model, [sequences(count, seed=t) for t in range(STEPS)], rate=RATE, clip=case["clip"],
-        coefficient=case["coefficient"], form=case["form"], reduction=case["reduction"], steps=STEPS, warmup=WARMUP,
-    )  # fmt: skip
+    model, plain_log = trained_plainly(folder, world, case, start, residuals)
     for name, value in end.items():
         expected = model.get_parameter(name).detach()
         gap = (value - expected).norm() / expected.norm()
@@ -122,11 +141,7 @@ rounds the factors' products to 2^-9, and Adam turns a gradient's relative error
 
 def distance_from_plain(folder, world, case, start, end):
     """||end - plain end|| / ||plain end - start|| over all trained numbers, plain being fp32."""
-    factors = {n: tuple(start[f"{n}.{x}"] for x in ("U", "s", "V")) for n in {k.rpartition(".")[0] for k in start}}
-    model = plain_model(folder, factors)
-    train(model, [sequences(MICRO * world, seed=t) for t in range(STEPS)], rate=RATE, clip=case["clip"],
-          coefficient=case["coefficient"], form=case["form"], reduction=case["reduction"], steps=STEPS,
-          warmup=WARMUP)  # fmt: skip
+    model, _ = trained_plainly(folder, world, {**case, "accumulation": 1}, start)
     moved = torch.cat([(end[n] - start[n]).flatten() for n in end])
     plain = torch.cat([(model.get_parameter(n).detach() - start[n]).flatten() for n in end])
     return ((moved - plain).norm() / plain.norm()).item()

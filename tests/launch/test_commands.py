@@ -127,3 +127,10 @@ def test_an_error_on_one_rank_ends_all_with_its_message_first(project, tmp_path)
     assert "[rank 1] RuntimeError: the disk of rank 1 caught fire" in printed
     assert "[rank 0]" not in printed.split("caught fire")[0]
     assert seconds < 90
+
+
+def test_command_lines_are_read_without_pytorch():
+    """It takes seconds to import, and a mistake or a call for help is answered at once."""
+    rooms = "train", "plan", "evaluate", "export", "study.analysis"
+    code = f"import sys, {', '.join(f'sorsa_ds.{room}.options' for room in rooms)}; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], text=True, capture_output=True).stdout == "False\n"

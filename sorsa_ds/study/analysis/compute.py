@@ -20,7 +20,6 @@ from sorsa_ds.runtime.console import bar
 from sorsa_ds.study.analysis import measures
 from sorsa_ds.study.analysis.history import History, open_history
 from sorsa_ds.study.analysis.measures import Spectrum
-from sorsa_ds.study.analysis.options import DTYPES
 from sorsa_ds.study.analysis.table import Figures, Key, Row, Table, block_of
 
 MATRICES = 16
@@ -32,7 +31,7 @@ class Job:
     """One linear of a run, to be measured at some steps. run: the run's folder. name: the run's name in the table.
 
     base: the base model's place, where it has moved. shape: of the weight, (out_features, in_features). dtype: of the
-    decompositions, a key of `DTYPES`. rank: of the leading subspaces that are compared. trust_remote_code: whether code
+    decompositions, by PyTorch's name. rank: of the leading subspaces that are compared. trust_remote_code: whether code
     of the base model is allowed.
     """
 
@@ -72,7 +71,7 @@ def missing_jobs(
 
 def workers_for(jobs: Sequence[Job], free: int) -> int:
     """The number of processes that there are cores, jobs and bytes of free memory for."""
-    largest = max(job.shape[0] * job.shape[1] * DTYPES[job.dtype].itemsize for job in jobs)
+    largest = max(job.shape[0] * job.shape[1] * getattr(torch, job.dtype).itemsize for job in jobs)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, len(jobs), free // (MATRICES * largest)))
 
@@ -195,5 +194,5 @@ def _work(job: Job) -> None:
     assert _rows is not None, "the process was prepared by _begin"
     history = _opened(job.run, job.base, job.trust_remote_code)
     [target] = [target for target in history.linears if target.name == job.linear]
-    for step, figures in measure_linear(history, target, job.steps, DTYPES[job.dtype], job.rank):
+    for step, figures in measure_linear(history, target, job.steps, getattr(torch, job.dtype), job.rank):
         _rows.put(Row(job.key(step), figures))

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from sorsa_ds.runtime.console import OptionParser
 
 DESCRIPTION = """\
@@ -16,8 +14,8 @@ Singular values and vectors of the adapted weights at every stored step (trainin
 table, the papers' figures and one HTML report. Needs no GPU. The same command goes on where it was interrupted.
 """
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
-"""Values of --dtype."""
+DTYPES = "float64", "float32"
+"""Values of --dtype, PyTorch's names; the command line is read before PyTorch is imported, which takes seconds."""
 
 DTYPE = "float64"
 
