@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig, RunConfig
 from sorsa_ds.evaluate import peft_adapter
-from sorsa_ds.evaluate.backends.placement import place
+from sorsa_ds.evaluate.backends.placement import check_fits, place, weight_bytes
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.model_files import check_model_name
 from sorsa_ds.model.numerics import check_numerics
@@ -21,9 +21,11 @@ from sorsa_ds.run.finished import FinishedRun, RunState
 from sorsa_ds.run.merge import merge_dense
 from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.run.reload import reload
+from sorsa_ds.run.ways_on import merging
 from sorsa_ds.runtime import digest, precision
 from sorsa_ds.runtime.console import say, tracked
 from sorsa_ds.runtime.json_text import parse_json
+from sorsa_ds.sorsa.residual_storage import storage_of
 
 _AS_TRAINED = {"fp32": torch.float32, "mixed": torch.bfloat16, "bf16": torch.bfloat16}
 
@@ -131,8 +133,13 @@ def _adapter(
     described = adapter_file.read_description(folder, trust_remote_code)
     place = find_model(base or described.base_model, described.loading)
     check_numerics(described.numerics, place, described.loading, say)
+    way_on = merging(run[0]) if run else "launch/export.py --format merged, with the folder of the adapter's run"
 
     def load(device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
+        trained = precision.resolve_precision(described.precision, None, cast(precision.Device, device.type))
+        storage = storage_of(described.residual, trained)
+        packed = {f"{layer}.weight": storage for layer in described.layers} if dtype is None else {}
+        check_fits(weight_bytes(place, dtype or trained.residual_dtype, packed), device, way_on)
         rebuilt = reload(
             folder,
             device,
@@ -141,7 +148,6 @@ def _adapter(
             trust_remote_code,
         )
         model = rebuilt.model.eval().requires_grad_(False)
-        trained = precision.resolve_precision(described.precision, None, cast(precision.Device, device.type))
         return model if dtype is None else merge_dense(model, described.method, trained, dtype)
 
     return FoundModel(

@@ -25,6 +25,12 @@ def evaluating(run: Path) -> str:
     return beside("python", "evaluate.py", "--model", str(run), "--task", "loss")
 
 
+def merging(run: Path) -> str:
+    """The command that writes a finished run as a model of transformers."""
+    output = str(run.with_name(f"{run.name}-merged"))
+    return beside("python", "export.py", "--run", str(run), "--format", "merged", "--output", output)
+
+
 def under_another_name(run: Path) -> str:
     """The command that was typed, with a name for the run that is free."""
     number = 2

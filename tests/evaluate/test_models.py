@@ -2,12 +2,16 @@
 
 import json
 import os
+import shlex
 import shutil
+import sys
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from sorsa_ds.evaluate import models
+from sorsa_ds.evaluate.backends import placement
 from sorsa_ds.export.command import Options as ExportOptions
 from sorsa_ds.export.command import export
 from sorsa_ds.run.merge import merge_dense
@@ -18,7 +22,8 @@ from sorsa_ds.sorsa.residual_storage import Dense
 from sorsa_ds.train.options import parse
 from sorsa_ds.train.setup import assemble
 from tests.helpers.evaluated import asked, run
-from tests.helpers.projects import settings
+from tests.helpers.forked import run_forked
+from tests.helpers.projects import ROOT, settings
 from tests.helpers.worlds import run_ranks
 
 
@@ -88,6 +93,32 @@ def test_a_run_over_four_bits_is_evaluated_as_it_is(project):
     loss = asked(project, "nf4-loss", model=str(project / "nf4"), task="loss", data=None, max_new_tokens=None,
                  dtype="auto")  # fmt: skip
     assert run_ranks(2, run, loss)[0][0]["nats_per_token"] == pytest.approx(reported, rel=1e-5)
+
+
+def _refused(folder, free):
+    """What stops the loading of a run where so many bytes are free; with a quarter more it is loaded."""
+    sys.argv[0] = str(ROOT / "launch" / "evaluate.py")
+    found = models.find_evaluated_model(str(folder))
+    placement.free_memory = lambda: free
+    with pytest.raises(ValueError, match=r"must fit on one device") as told:
+        found.load(torch.device("cpu"), None)
+    placement.free_memory = lambda: free * 5 // 4
+    found.load(torch.device("cpu"), None)
+    return str(told.value)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_larger_than_its_device_is_refused_with_the_command_that_leads_on(project):
+    run_ranks(1, _train, project, "packed", "residual.storage=nf4")
+    run = project / "packed"
+    layers = json.loads((run / "adapter" / "adapter_config.json").read_text())["layers"]
+    packed = sum(layer["out"] * layer["in"] for layer in layers.values())
+    whole = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(project / "model").parameters())
+    [told] = run_ranks(1, _refused, run, 4 * (whole - packed) + packed // 2)
+    words = shlex.split(told.rpartition(": ")[2])
+    assert words[0] == "python"
+    run_forked(project, words[1:])
+    assert models.find_evaluated_model(str(run.with_name("packed-merged"))).kind == "model"
 
 
 @pytest.mark.slow

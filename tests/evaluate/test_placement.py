@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 from sorsa_ds.evaluate.backends import placement
 from sorsa_ds.evaluate.backends.placement import place, weight_bytes
 from sorsa_ds.runtime.memory import GIB
+from sorsa_ds.sorsa.packed_storage import Nf4
 
 CPU = torch.device("cpu")
 
@@ -16,6 +17,14 @@ def test_the_bytes_are_those_of_the_loaded_weights(tiny_llama):
         model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=dtype)
         assert weight_bytes(tiny_llama, dtype) == sum(p.nbytes for p in model.parameters())
     assert weight_bytes(tiny_llama, None) == weight_bytes(tiny_llama, torch.float32)
+
+
+def test_the_bytes_of_packed_weights_are_those_of_their_tensors(tiny_llama):
+    model, storage = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32), Nf4(64)
+    packed = {name: p for name, p in model.named_parameters() if name.endswith("_proj.weight")}
+    saved = sum(p.nbytes - sum(part.nbytes for part in storage.pack(p.detach())) for p in packed.values())
+    whole = weight_bytes(tiny_llama, torch.float32)
+    assert weight_bytes(tiny_llama, torch.float32, dict.fromkeys(packed, storage)) == whole - saved < whole / 2
 
 
 def test_what_fits_lies_on_one_device(tiny_llama):

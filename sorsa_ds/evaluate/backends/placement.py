@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from sorsa_ds.model.pretrained import PretrainedWeights
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.memory import GIB, free_memory
+from sorsa_ds.sorsa.residual_storage import Storage
 
 ROOM = 1.15
 """Factor on the weights' bytes: what a device needs for activations and keys and values beside them."""
@@ -58,13 +60,40 @@ def place(folder: Path, dtype: torch.dtype | None, device: torch.device) -> Plac
     )
 
 
-def weight_bytes(folder: Path, dtype: torch.dtype | None) -> int:
-    """The bytes of all weights of a model once they are loaded in a dtype; None: as on disk."""
+def check_fits(needed: int, device: torch.device, exporting: str) -> None:
+    """Stop where a model that is put together from a base model and trained tensors does not fit on one device.
+
+    Args:
+        needed: bytes of its weights.
+        exporting: the command, or what to do, that makes of it a model that `place` can spread.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    if needed > (here := _free(device)):
+        raise ValueError(
+            f"--model: the weights of this model take {needed / GIB:.1f} GiB, and {here / GIB:.1f} GiB are free on "
+            f"{device}; what is put together from a base model and trained tensors must fit on one device. Write it as "
+            f"a model of its own, which is spread over all GPUs (python without launcher) or goes to --backend vllm: "
+            f"{exporting}"
+        )
+
+
+def weight_bytes(folder: Path, dtype: torch.dtype | None, packed: Mapping[str, Storage] = MappingProxyType({})) -> int:
+    """The bytes of all weights of a model once they are loaded.
+
+    Args:
+        dtype: of the loaded weights; None: as on disk.
+        packed: how parameters are stored that are kept in another way, by name.
+    """
     weights, total = PretrainedWeights(folder), 0
     for name in weights.names:
         stored, shape = weights.header(name)
-        floating = stored in ("F64", "F32", "F16", "BF16")
-        total += shape.numel() * (dtype.itemsize if dtype and floating else _ITEM_BYTES.get(stored, 1))
+        if name in packed:
+            total += sum(part.numel() * kind.itemsize for part, kind in packed[name].tensors(shape).values())
+        else:
+            floating = stored in ("F64", "F32", "F16", "BF16")
+            total += shape.numel() * (dtype.itemsize if dtype and floating else _ITEM_BYTES.get(stored, 1))
     return total
 
 
