@@ -8,10 +8,10 @@ import glob
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
-from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets, load_dataset
+from datasets import Dataset, DatasetDict, Json, LargeList, List, ReadInstruction, concatenate_datasets, load_dataset
 from datasets.data_files import _get_data_files_patterns, resolve_pattern
 from datasets.features.features import require_decoding
 
@@ -177,11 +177,20 @@ def _from_cache() -> Iterator[None]:
 def _without_media(splits: DatasetDict) -> DatasetDict:
     """The splits without columns of pictures or sound: reading a row would open what they name, files or addresses."""
     for split, rows in splits.items():
-        media = [name for name, kind in rows.features.items() if require_decoding(kind)]
+        media = [name for name, kind in rows.features.items() if _opens_files(kind)]
         if media:
             say(f"Columns of pictures or sound are left out of {split}: {', '.join(media)}")
             splits[split] = rows.remove_columns(media)
     return splits
+
+
+def _opens_files(kind: Any) -> bool:
+    """Whether values of a kind of column name files that reading them would open. Values of several types name none."""
+    if isinstance(kind, dict):
+        return any(_opens_files(inner) for inner in kind.values())
+    if isinstance(kind, List | LargeList):
+        return _opens_files(kind.feature)
+    return require_decoding(kind) and not isinstance(kind, Json)
 
 
 def _read_hub(setting: str, path: str, name: str | None) -> DatasetDict:

@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data import source
 from sorsa_ds.data.faults import find_fault
-from sorsa_ds.data.formats import detect_format
+from sorsa_ds.data.formats import detect_format, render
 from sorsa_ds.data.source import load_rows
 from sorsa_ds.runtime import hub
 from tests.helpers import small_data
@@ -393,3 +393,14 @@ def test_ranks_may_read_at_the_same_time(tmp_path):
     assert [rank.returncode for rank in ranks] == [0, 0, 0]
     assert len(said) == 1
     assert said.pop().startswith("984 16 ")
+
+
+def test_a_column_of_several_types_stays_and_its_row_is_refused(tmp_path):
+    """Such a column was taken for one of pictures, and Alpaca's input was left out of every row."""
+    rows = [{"instruction": "Add.", "input": value, "output": "3"} for value in (False, "", "1, 2")]
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = source.open_splits(str(path), None, 0)["train"]
+    assert read["input"][:] == [False, "", "1, 2"]
+    with pytest.raises(ValueError, match="column 'input' holds False where text is needed"):
+        render(read[0], "alpaca", None)
