@@ -1,11 +1,10 @@
 """Engines on tiny models, what they are trained on, and their comparison with plain torch."""
 
-import hashlib
-
 import pytest
 import torch
 
 from sorsa_ds.config.schema import SorsaConfig
+from sorsa_ds.runtime import digest
 from tests.helpers.architectures import exactly
 from tests.helpers.reference import plain_model, train
 from tests.helpers.sorsa_models import load_sorsa_model
@@ -105,8 +104,8 @@ def trained_plainly(folder, world, case, start, residuals=None):
     Engines of all stages begin with the same factors, so one plain run stands for them; it is kept.
     """
     tensors = [*sorted(start.items()), *sorted((residuals or {}).items())]
-    digest = hashlib.sha256(b"".join(name.encode() + value.numpy().tobytes() for name, value in tensors)).digest()
-    key = folder, world, tuple(sorted(case.items())), digest
+    begun = digest.of_bytes(b"".join(name.encode() + value.numpy().tobytes() for name, value in tensors))
+    key = folder, world, tuple(sorted(case.items())), begun
     if key not in _TRAINED:
         names = {name.rpartition(".")[0] for name in start}
         factors = {name: tuple(start[f"{name}.{leaf}"] for leaf in ("U", "s", "V")) for name in names}
