@@ -45,11 +45,17 @@ class Rendered:
     text: what the tokenizer gets.
     learned: the character spans [start, end) on which the loss is taken.
     closed: whether the tokenizer's end token has to be appended and learned.
+    bare: whether the tokenizer must add no special tokens of its own, because a template has written all of them.
+    left_out: why the row is no example, in a few words by which rows are counted; empty where it is one.
+    tokens: input_ids and labels of a row that is stored as tokens, which has no text.
     """
 
     text: str
     learned: tuple[tuple[int, int], ...]
     closed: bool
+    bare: bool = False
+    left_out: str = ""
+    tokens: tuple[list[int], list[int]] | None = None
 
 
 def prompt_for(question: str, context: str = "") -> str:
