@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.chat import end_rendering
 from sorsa_ds.data.layout import layout_of, listed
-from sorsa_ds.data.source import load_rows
+from sorsa_ds.data.source import load_rows, place_of_row
 from sorsa_ds.data.tokenize import Example, encode_all
 from sorsa_ds.runtime.console import say
 
@@ -46,7 +46,9 @@ def _examples(
         raise ValueError(f"{what}: {error}") from error
     if layout.ignored:
         say(f"Columns of the {kind} data that are not used: {listed(layout.ignored)}.")
-    examples, left_out, cut = encode_all(rows, layout, tokenizer, most, what)
+    examples, left_out, cut = encode_all(
+        rows, layout, tokenizer, most, what, lambda number: place_of_row(data, number, kind == "held-out")
+    )
     if cut:
         say(f"{cut} of {len(rows)} {kind} examples are cut at {most} tokens (data.max_length).")
     for reason, count in left_out.items():

@@ -77,15 +77,15 @@ def render(row: Mapping[str, Any], layout: Layout, tokenizer: PreTrainedTokenize
     A row whose response is blank, or in which a column that is needed is missing, is no example: it is `left_out`.
 
     Raises:
-        ValueError: a column holds no text, or changes what the row means and is not read; or the chat template cannot be
-            used.
+        ValueError: a column holds no text, or changes what the row means and is not read; or the chat template cannot
+            be used.
     """
     for column in layout.refused:
         if row[column] not in (None, "", [], {}):
             raise ValueError(
                 f"column {column!r} holds {cut(repr(row[column]))}, which changes what the row means, and "
-                f"data.format={layout.format} does not read it; name its role in data.columns, write it in data.prompt, "
-                "or remove the column"
+                f"data.format={layout.format} does not read it; name its role in data.columns, write it in "
+                "data.prompt, or remove the column"
             )
     cells = {role: row[column] for role, column in layout.columns.items()}
     sides = (cells.get(role) for role in ("prompt", "response"))
@@ -116,9 +116,7 @@ def _conversation(cells: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) 
 
 
 def _papers_prompt(prompt: str, cells: Mapping[str, Any], layout: Layout) -> str:
-    context, system = (
-        "" if cells.get(role) is None else _text(cells, role, layout) for role in ("input", "system")
-    )
+    context, system = ("" if cells.get(role) is None else _text(cells, role, layout) for role in ("input", "system"))
     history = cells.get("history") or []
     pairs = isinstance(history, list) and all(
         isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn) for turn in history

@@ -6,7 +6,7 @@ Shapes: T tokens of one example.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple, TypedDict
 
@@ -53,12 +53,18 @@ def encode(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, max_length: i
 
 
 def encode_all(
-    rows: Dataset, layout: Layout, tokenizer: PreTrainedTokenizerBase, max_length: int, what: str
+    rows: Dataset,
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    what: str,
+    place_of: Callable[[int], str] = lambda number: "",
 ) -> Encoded:
     """Tokenise all rows, cut them, and leave out those in which nothing is learned.
 
     Args:
         what: a name for the rows and the place they come from, for error messages.
+        place_of: the file in which a row, counted from 0, stands, and where in it; empty where `what` names it.
 
     Raises:
         ValueError: a row cannot be rendered, or no example is left.
@@ -68,7 +74,7 @@ def encode_all(
     cut = 0
     for start in range(0, len(rows), ROWS_PER_CALL):
         part = rows.select(range(start, min(start + ROWS_PER_CALL, len(rows))))
-        rendered = list(_rendered(part, start, layout, tokenizer, what))
+        rendered = list(_rendered(part, start, layout, tokenizer, what, place_of))
         left_out.update(one.left_out for one in rendered if one.left_out)
         for whole in _encoded([one for one in rendered if not one.left_out], tokenizer):
             example = _cut(whole, max_length)
@@ -99,13 +105,19 @@ def show_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _rendered(
-    rows: Iterable[dict], start: int, layout: Layout, tokenizer: PreTrainedTokenizerBase, what: str
+    rows: Iterable[dict],
+    start: int,
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    what: str,
+    place_of: Callable[[int], str],
 ) -> Iterator[Rendered]:
     for number, row in enumerate(rows, start + 1):
         try:
             yield render(row, layout, tokenizer)
         except ValueError as error:
-            raise ValueError(f"{what}, row {number}: {error}") from error
+            place = place_of(number - 1)
+            raise ValueError(f"{what}, row {number}{f' ({place})' if place else ''}: {error}") from error
 
 
 def _cut(example: Example, max_length: int) -> Example:
@@ -113,6 +125,8 @@ def _cut(example: Example, max_length: int) -> Example:
 
 
 def _encoded(texts: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Example]:
+    if not texts:  # which tokenizers do not take
+        return
     if not tokenizer.is_fast:
         raise ValueError(
             f"{type(tokenizer).__name__} does not say where its tokens lie in the text (offsets), so the response "

@@ -29,11 +29,6 @@ class Setting:
     folder: Path
     positions: int | None
 
-    @property
-    def pad(self) -> int:
-        """Id of the token that fills batches up."""
-        return pad_token_id(self.tokenizer)
-
 
 class Engine(Protocol):
     """A loaded model, as tasks use it."""
@@ -60,7 +55,9 @@ class LocalEngine:
         return Transformers(self.model, self.setting.tokenizer, self.device)
 
     def likelihood(self) -> Likelihood:
-        return Likelihood(self.model, self.device, self.setting.pad, self.autocast)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        pad = pad_token_id(self.setting.tokenizer, vocabulary)
+        return Likelihood(self.model, self.device, pad, self.autocast)
 
 
 class Task(Protocol):
