@@ -41,8 +41,11 @@ def main() -> None:
     dice = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         project = Project(Path(folder), steps=8 * arguments.kills)
-        project.train(UNDISTURBED)
-        result = kills(project, arguments.kills, dice) | damages(project) | mishaps(project)
+        try:
+            project.train(UNDISTURBED)
+            result = kills(project, arguments.kills, dice) | damages(project) | mishaps(project)
+        finally:
+            project.end_all()
     print(json.dumps(result))
     whole = result["kills"] == result["recovered"] == arguments.kills and result["detected"] == result["corruptions"]
     if not whole or result["survived"] < result["mishaps"] or result["lost_steps_max"] > 2 * SAVE_EVERY:

@@ -83,13 +83,28 @@ grow_segments() {
     [[ -n ${PYTORCH_ALLOC_CONF:-}${PYTORCH_CUDA_ALLOC_CONF:-} ]] || export PYTORCH_ALLOC_CONF=expandable_segments:True
 }
 
+# Whether the run computes on GPUs: this machine shows one, and neither DS_ACCELERATOR=cpu nor an empty list of visible
+# devices says to leave it alone. A device file is enough, because a GPU whose driver is broken must not be passed over:
+# the Python command then says what is wrong with it.
 has_gpu() {
-    nvidia-smi -L 2>/dev/null | grep -q .
+    [[ ${DS_ACCELERATOR:-} != cpu ]] || return 1
+    case ${CUDA_VISIBLE_DEVICES-all} in '' | -1 | NoDevFiles) return 1 ;; esac
+    compgen -G '/dev/nvidia[0-9]*' >/dev/null || nvidia-smi -L 2>/dev/null | grep -q '^GPU '
 }
 
-# How many GPUs CUDA_VISIBLE_DEVICES names; all of this machine where it names none.
+# Everything that this script starts computes on the CPU, and sees no GPU.
+use_cpu() {
+    export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
+}
+
+# How many GPUs CUDA_VISIBLE_DEVICES names; all of this machine where it names none. A GPU that is cut into several
+# (MIG) counts once, because a process sees one of its parts.
 count_gpus() {
-    if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then tr , '\n' <<<"$CUDA_VISIBLE_DEVICES"; else nvidia-smi -L; fi | grep -c .
+    if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
+        tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .
+    else
+        nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || compgen -G '/dev/nvidia[0-9]*' | wc -l
+    fi
 }
 
 # run COMMAND...: the launcher, in a process group of its own, whose ranks are told of the signals that this script gets:

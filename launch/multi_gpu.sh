@@ -31,7 +31,7 @@ port --port "$port"
 use_environment
 called_as "$0" "${own[@]}"
 if ! has_gpu; then
-    export DS_ACCELERATOR=cpu
+    use_cpu
     ranks=${ranks:-2}
 fi
 world_size=${ranks:-$(count_gpus)}

@@ -75,7 +75,7 @@ else
     check train "$world_size" "$each" "${settings[@]}" >/dev/null
     grow_segments
 fi
-has_gpu || export DS_ACCELERATOR=cpu
+has_gpu || use_cpu
 
 where=(--master_addr "${master_addr:-${nodes[0]}}" --master_port "$master_port" --node_rank "$node_rank")
 if [[ $launcher == torchrun ]]; then

@@ -4,7 +4,7 @@
 #   launch/single_gpu.sh --config launch/recipes/llama3_8b_1gpu.yaml output.name=mine
 #   launch/single_gpu.sh --gpu 2 sorsa.rank=64
 #
-#   --gpu N       which GPU (default: the first that CUDA_VISIBLE_DEVICES names, else 0)
+#   --gpu N       which GPU (default: the first that CUDA_VISIBLE_DEVICES names, else 0); one of those that it names
 #   --help        this text; `python launch/train.py --help` explains the settings
 #
 # Everything else goes to launch/train.py as it stands.
@@ -27,6 +27,8 @@ has --ds_config "${settings[@]}" || has --resume "${settings[@]}" ||
     settings=(--ds_config "$repository/ds_configs/stage0.json" "${settings[@]}")
 visible=${CUDA_VISIBLE_DEVICES:-0}
 [[ -z $gpu ]] || number --gpu "$gpu"
+[[ -z $gpu || -z ${CUDA_VISIBLE_DEVICES:-} || ,$visible, == *,"$gpu",* ]] ||
+    die "--gpu $gpu is not among CUDA_VISIBLE_DEVICES=$visible"
 use_environment
 called_as "$0" ${gpu:+--gpu "$gpu"}
 check train 1 1 "${settings[@]}" >/dev/null
@@ -34,7 +36,7 @@ check train 1 1 "${settings[@]}" >/dev/null
 if has_gpu; then
     export CUDA_VISIBLE_DEVICES=${gpu:-${visible%%,*}}
 else
-    export DS_ACCELERATOR=cpu
+    use_cpu
 fi
 [[ -z ${SORSA_EXIT_FILE:-} ]] || rm -f "$SORSA_EXIT_FILE" # of an earlier run
 # One process, also inside a job of several tasks.

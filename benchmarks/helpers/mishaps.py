@@ -3,6 +3,7 @@
 import shutil
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable
 
@@ -30,7 +31,13 @@ def mishaps(project: Project) -> dict:
     }
     survived = 0
     for what, happens in happening.items():
-        well = happens(project)
+        try:
+            well = happens(project)
+        except (RuntimeError, subprocess.TimeoutExpired, OSError) as error:
+            well = False
+            print(f"{what}: {error}", flush=True)
+        finally:
+            project.end_all()
         survived += well
         print(f"{what}: {'told, survived' if well else 'MISSED'}", flush=True)
     return {"mishaps": len(happening), "survived": survived}

@@ -1,5 +1,6 @@
 """A small run that is killed, damaged and disturbed, and the undisturbed one with which it is compared."""
 
+import contextlib
 import subprocess
 import time
 from pathlib import Path
@@ -19,8 +20,8 @@ from sorsa_ds.runtime.ports import free_port
 TRAINED = "adapter_model.safetensors"
 SAVE_EVERY = 2
 """Steps between checkpoints."""
-SECONDS = 300
-"""The longest that anything may take."""
+SECONDS = 900
+"""The longest that anything may take, on a machine that is busy with other work too."""
 UNDISTURBED = "undisturbed"
 
 
@@ -29,6 +30,7 @@ class Project:
 
     def __init__(self, folder: Path, steps: int):
         self.folder, self.steps = folder, steps
+        self._started: list[subprocess.Popen] = []
         tokenizer = AutoTokenizer.from_pretrained(ensure_embedded_model(lambda text: None))
         torch.manual_seed(0)
         config = LlamaConfig(
@@ -56,7 +58,18 @@ class Project:
             command += ["--ds_config", str(DS_CONFIGS / "zero3.json"), *words]
         environment = launch_environment() | {"DS_ACCELERATOR": "cpu"}  # where sums are the same bit for bit
         log = (self.folder / f"{name}.log").open("a")
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        self._started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
+        return self._started[-1]
+
+    def end_all(self) -> None:
+        """Kill what is left of all runs that were started."""
+        for process in self._started:
+            if process.poll() is None:
+                for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.kill()
+                process.wait()
+        self._started.clear()
 
     def train(self, name: str) -> None:
         """Train a run to its end.

@@ -14,9 +14,10 @@ from benchmarks.helpers.flops import flop_counter, product_speed
 from benchmarks.helpers.models import RATE, batch_of, engine_of, peak_gib, shaped_model
 from benchmarks.helpers.turns import synchronise
 from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.plan.beside_tensors import CONTEXT
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
-from sorsa_ds.plan.memory import CONTEXT, memory
+from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.runtime.device import this_device
 from sorsa_ds.runtime.process import init_distributed

@@ -38,7 +38,7 @@ ONE_PLACE = {
 class Resolved:
     """The dictionary that DeepSpeed gets (`ds`), and the figures from it that the trainer needs.
 
-    micro_choices: the micro-batches that the planner has to choose from; empty where the micro-batch is settled.
+    micro_choices: the micro-batches that the planner has to choose from; empty where the micro-batch is resolved.
     """
 
     ds: Json
@@ -50,7 +50,7 @@ class Resolved:
     micro_choices: tuple[int, ...] = ()
 
     def with_micro_batch(self, size: int) -> "Resolved":
-        """The same global batch in micro-batches of one of the sizes that were left to choose from."""
+        """These settings with the same global batch in micro-batches of one of the sizes left to choose from."""
         assert size in self.micro_choices
         accumulation = self.gradient_accumulation_steps * self.micro_batch_size // size
         ds = self.ds | {MICRO_BATCH: size, "gradient_accumulation_steps": accumulation}

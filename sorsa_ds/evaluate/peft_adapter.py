@@ -4,7 +4,10 @@ The description may be anybody's. It says what was trained; it may choose neithe
 nor files: PEFT itself would import, download or read what some of its fields name.
 """
 
+import json
+import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -16,6 +19,8 @@ from transformers import PreTrainedModel
 from sorsa_ds.config.declare import Name, Rank
 from sorsa_ds.config.typed_json import typed
 from sorsa_ds.model.adapter_file import FactorFile
+from sorsa_ds.runtime.line_process import LineProcess
+from sorsa_ds.runtime.words import cut
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KINDS = frozenset((
@@ -26,9 +31,21 @@ KINDS = frozenset((
 """Kinds of adapters (`peft_type`) that are weights for a model's own layers. The others put prompts before the text, or
 bring further models or adapters."""
 
-REFUSED_FIELDS = {"megatron_config": "with it PEFT imports a module that the description names (megatron_core)"}
+REFUSED_FIELDS = {
+    "megatron_config": "with it PEFT imports a module that the description names (megatron_core)",
+    "layer_replication": "with it PEFT makes as many layers of the base model as the description says",
+}
 """Fields of a description that may not be set -> the reason, as half a sentence."""
 
+
+_LARGEST = 10**9
+"""The largest number in a description, whatever it is for: a size takes memory, a scale has to stay finite."""
+
+_PATTERNS = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern")
+"""Fields whose texts, or whose keys, PEFT matches with the names of a model's modules."""
+
+_SECONDS = 10.0
+_MEMORY = 2**30
 
 _NAME = "default"
 """PEFT's name of the one adapter of a model."""
@@ -67,6 +84,9 @@ def base_model_of(folder: Path, described: dict[str, Any], base: str | None) -> 
         typed(_Checked, {field.name: described[field.name] for field in fields(_Checked) if field.name in described})
     except ValueError as error:
         raise ValueError(f"--model: {path}: not PEFT's description of an adapter ({error})") from error
+    for place, number in _numbers(described):
+        if not abs(number) <= _LARGEST:  # which is true of NaN too
+            raise ValueError(f"--model: {path}: {place} is {cut(str(number))}; numbers up to {_LARGEST:,} are read")
     for refused, reason in REFUSED_FIELDS.items():
         if described.get(refused):
             raise ValueError(f"--model: {path} sets {refused}, which is not supported: {reason}; remove it")
@@ -91,6 +111,32 @@ def check_tensors(folder: Path) -> None:
         file.tensor(name)
 
 
+def check_patterns(folder: Path, modules: list[str]) -> None:
+    """Stop at a pattern of the description that PEFT could not match with the names of a model's modules in some time.
+
+    Raises:
+        ValueError: a pattern is no regular expression, or matching takes too much time or memory.
+    """
+    path = folder / CONFIG
+    described = json.loads(path.read_text(encoding="utf-8"))
+    values = [described.get(field) for field in _PATTERNS]
+    texts = [str(text) for value in values for text in ([value] if isinstance(value, str) else value or ())]
+    patterns = [text for text in texts if not re.fullmatch(r"[\w.-]*", text)]
+    if not patterns:
+        return
+    process = LineProcess("sorsa_ds.evaluate.pattern_process", seconds=_SECONDS, memory=_MEMORY)
+    try:
+        told = process.ask({"patterns": patterns, "names": modules})["fault"]
+    except TimeoutError:
+        told = f"matching its patterns with the names of the model's modules was stopped after {_SECONDS:g} s"
+    except ChildProcessError as error:
+        told = f"matching its patterns with the names of the model's modules ended the process ({error})"
+    finally:
+        process.end()
+    if told:
+        raise ValueError(f"--model: {path}: {cut(told)}")
+
+
 def put_on(model: PreTrainedModel, folder: Path, device: torch.device) -> PreTrainedModel:
     """The base model with the adapter, merged into its weights unless these are quantised.
 
@@ -103,6 +149,7 @@ def put_on(model: PreTrainedModel, folder: Path, device: torch.device) -> PreTra
     except ImportError as error:
         raise ValueError(f"--model: {folder} needs the package peft, which is not installed") from error
     check_tensors(folder)
+    check_patterns(folder, [name for name, _ in model.named_modules()])
     quantised = getattr(model, "hf_quantizer", None) is not None
     try:
         with warnings.catch_warnings():
@@ -114,7 +161,13 @@ def put_on(model: PreTrainedModel, folder: Path, device: torch.device) -> PreTra
         raise ValueError(f"--model: {folder} is no adapter for this base model: {error}") from error
     _refuse_partial(folder, len(FactorFile(folder / WEIGHTS).names), result)
     # A PeftModel is no PreTrainedModel, but it passes all calls on to the one that it wraps.
-    return cast(PreTrainedModel, adapted if quantised else adapted.merge_and_unload())
+    whole = cast(PreTrainedModel, adapted if quantised else adapted.merge_and_unload())
+    for name, parameter in whole.named_parameters():
+        if parameter.is_floating_point() and not parameter.isfinite().all():
+            raise ValueError(
+                f"--model: {folder}: with this adapter {name} is not finite: its scale (lora_alpha) is off"
+            )
+    return whole
 
 
 def _refuse_partial(folder: Path, stored: int, result: Any) -> None:
@@ -133,3 +186,15 @@ def _refuse_partial(folder: Path, stored: int, result: Any) -> None:
                 f"--model: {folder} does not fit its base model: {what}, first {', '.join(found[:_SHOWN])}; name the "
                 f"model that it was trained on: --base FOLDER"
             )
+
+
+def _numbers(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in a description, at any depth, after the dotted name of its place."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{place}.{key}" if place else cut(str(key)))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner, place)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield place, value

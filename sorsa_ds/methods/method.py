@@ -94,10 +94,10 @@ class Method(ABC):
     """A way of fine-tuning. It has no state: the settings of a run are arguments of its members."""
 
     name: str
-    """Its name in settings, tables and run folders, one of `config.method_settings.MethodName`."""
+    """The method's name in settings, tables and run folders, one of `config.method_settings.MethodName`."""
 
     title: str
-    """Its name in text."""
+    """The method's name in sentences and tables."""
 
     about: str = ""
     """A sentence on it for the model card, beginning with a space; may be empty."""

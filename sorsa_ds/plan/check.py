@@ -39,7 +39,7 @@ class Free:
 def fit_memory(
     folder: Path, config: RunConfig, given: dict, resolved: Resolved, formats: Precision, storage: Storage
 ) -> Resolved:
-    """Settle the micro-batch where it is open, say what a run needs, and stop where this machine has less.
+    """Resolve the micro-batch where it is open, say what a run needs, and stop where this machine has less.
 
     Rank 0 plans for all, with the least memory that any of them has. With train.check_memory=false nothing is refused.
     A collective call.

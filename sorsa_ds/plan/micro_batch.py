@@ -1,7 +1,7 @@
 """`train.micro_batch_size=auto`: the largest micro-batch with which a job fits into its hardware.
 
-The global batch is settled, so a micro-batch is one of the divisors of a rank's share of it. The larger it is, the more
-memory a job takes, so the search halves the divisors.
+The global batch is resolved, so a micro-batch is one of the divisors of a rank's share of it. The larger it is, the
+more memory a job takes, so the search halves the divisors.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from sorsa_ds.runtime.memory import GIB
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """A job whose micro-batch is settled, with what it needs.
+    """A job whose micro-batch is resolved, with what it needs.
 
     choice: a sentence on how the micro-batch was chosen; None where the settings say it.
     """

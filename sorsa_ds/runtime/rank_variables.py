@@ -1,9 +1,9 @@
 """Which rank this process is, by the variables of whatever has started it.
 
 DeepSpeed's launcher and torchrun set RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
-Slurm's srun, Open MPI's mpirun and MPICH's or Intel's mpiexec number their processes by other names, which are
-translated here.
-Without that, each of these processes would take itself for a run of its own, all on the first GPU.
+Slurm's srun, Open MPI's and MVAPICH2's mpirun and MPICH's or Intel's mpiexec number their processes by other names,
+which are translated here. Without that, each of these processes would take itself for a run of its own, all on the
+first GPU.
 """
 
 import os
@@ -43,6 +43,8 @@ _LAUNCHERS = (
     _Names("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
     _Names("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
            "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    _Names("mpirun of MVAPICH2", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK",
+           "MV2_COMM_WORLD_LOCAL_SIZE"),
     _Names("mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )  # fmt: skip
 
@@ -54,6 +56,10 @@ def take_place() -> None:
         ValueError: there are to be several processes, but what they need to find each other is missing.
     """
     if "RANK" in os.environ:
+        if not _is_number(os.environ["RANK"]):
+            raise ValueError(
+                f"RANK={os.environ['RANK']} is no number of a process: unset it, or start the run with {RUN}"
+            )
         return
     for names in _LAUNCHERS:
         if os.environ.get(names.world_size, "1") != "1":
@@ -74,23 +80,37 @@ def take_place() -> None:
 
 
 def _place(names: _Names, told: Mapping[str, str]) -> Place:
-    missing = [name for name in (names.rank, names.local_rank) if not told.get(name, "").isdigit()]
-    if missing or not told[names.world_size].isdigit():
+    numbers = (names.rank, names.local_rank, names.world_size)
+    missing = [name for name in numbers if not _is_number(told.get(name, ""))]
+    if missing:
         raise ValueError(
             f"{names.world_size}={told[names.world_size]} says that {names.launcher} has started several processes, "
-            f"but {' and '.join(missing) or 'this'} is no number, so that none knows which it is: start them with {RUN}"
+            f"but {' and '.join(missing)} is no number, so that none knows which it is: start them with {RUN}"
         )
     local = told.get(names.local_world_size, told[names.world_size])
-    here = _tasks_here(local, int(told.get("SLURM_NODEID", "0")))
+    here = _tasks_here(names.local_world_size, local, told.get("SLURM_NODEID", "0"))
     return Place(int(told[names.rank]), int(told[names.world_size]), int(told[names.local_rank]), here)
 
 
-def _tasks_here(text: str, node: int) -> int:
-    """The number of tasks on a node, from Slurm's list for all nodes (`8(x2),4`) or from one number."""
+def _is_number(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,9}", text) is not None
+
+
+def _tasks_here(name: str, text: str, node: str) -> int:
+    """The number of tasks on a node, from Slurm's list for all nodes (`8(x2),4`) or from one number.
+
+    Args:
+        name: of the variable that holds the list. node: number of the node.
+    """
+    part = r"[0-9]{1,9}(?:\(x[0-9]{1,6}\))?"
+    if not re.fullmatch(rf"{part}(?:,{part})*", text) or not _is_number(node):
+        raise ValueError(
+            f"{name}={text} does not say how many processes are on node {node} (SLURM_NODEID): start them with {RUN}"
+        )
     tasks: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
         tasks += [int(count)] * int(times or 1)
-    return tasks[node] if node < len(tasks) else tasks[-1]
+    return tasks[int(node)] if int(node) < len(tasks) else tasks[-1]
 
 
 def _master(names: _Names, place: Place, told: Mapping[str, str]) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from sorsa_ds.config.command_line import (
     load_settings,
     split,
 )
+from sorsa_ds.config.deepspeed_json import read_ds_config
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.run.paths import CONFIG, GIVEN_DS_CONFIG, named_run
 
@@ -83,5 +84,18 @@ def parse(argv: Sequence[str]) -> Invocation:
                 f"--resume: {file} asks to run Python code that comes with the model {config.model!r} ({_TRUST}), "
                 f"which a run's folder cannot allow: if you trust that model's author, add {_TRUST}=true"
             )
+    if "ds_config" in of_run:
+        with errors.noted():
+            _refuse_chosen_file(of_run["ds_config"])
     errors.stop()
     return Invocation(config, ds_config, resume, file, frozenset(path for path, _ in overrides))
+
+
+def _refuse_chosen_file(stored: str) -> None:
+    """Stop where the DeepSpeed JSON that lies in a run's folder, which may be anybody's, names a file to write."""
+    profiler = read_ds_config(Path(stored)).get("flops_profiler")
+    if isinstance(profiler, dict) and profiler.get("output_file") is not None:
+        raise ValueError(
+            f"--resume: {stored} names a file to write (flops_profiler.output_file), which a run's folder cannot "
+            f"choose: give the JSON yourself, --ds_config FILE"
+        )

@@ -175,14 +175,14 @@ class NewRun:
         return method_of(config).regularizer(config)
 
     def run_folder(self, config: RunConfig, device: torch.device) -> Path:
-        """A folder that is made now."""
+        """Make the folder of the new run, and return its path."""
         return make_run_folder(config.output, config.model, config.method, device, self.again)
 
     def check_numerics(self, numerics: Numerics, folder: Path, loading: LoadingConfig) -> None:
         """Nothing to check: no run has read the base model."""
 
     def keep_settings(self, folder: Path, config: RunConfig, resolved: dict, given: dict, device: torch.device) -> None:
-        """Rank 0 writes them."""
+        """Write the new run's settings into its folder, on rank 0."""
         collectives.together(lambda: write_settings(folder, config, resolved, given), device, on=0)
 
     def check_data(self, digest: str) -> None:
@@ -267,7 +267,7 @@ class ResumedRun:
         return Regularizer(**kept) if kept else None
 
     def run_folder(self, config: RunConfig, device: torch.device) -> Path:
-        """The folder that the run has."""
+        """Return the folder in which the resumed run began."""
         return self.saved.run
 
     def check_numerics(self, numerics: Numerics, folder: Path, loading: LoadingConfig) -> None:

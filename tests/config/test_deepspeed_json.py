@@ -14,19 +14,19 @@ SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
 shipped = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 
 
-def settled(raw, world_size=2, device="cpu", precision="fp32", node_ranks=None, **train):
+def resolved(raw, world_size=2, device="cpu", precision="fp32", node_ranks=None, **train):
     return resolve_ds_config(raw, TrainConfig(**train), world_size, device, precision, node_ranks)
 
 
 def refusal(raw, **how) -> str:
     with pytest.raises(ValueError) as caught:
-        settled(raw, **how)
+        resolved(raw, **how)
     return str(caught.value)
 
 
 def test_defaults_where_nobody_says_anything():
     for raw in ({}, {"train_batch_size": "auto", "gradient_clipping": "auto", "bf16": {"enabled": "auto"}}):
-        found = settled(raw)
+        found = resolved(raw)
         assert (found.micro_batch_size, found.gradient_accumulation_steps, found.global_batch_size) == (2, 1, 4)
         assert found.zero_stage == 0
         assert found.ds["gradient_clipping"] == found.gradient_clipping == 1.0
@@ -41,7 +41,7 @@ def test_defaults_where_nobody_says_anything():
 def test_what_the_json_says_is_kept_and_the_input_is_left_alone():
     raw = {"steps_per_print": 5, "wall_clock_breakdown": True, "comms_logger": {"enabled": True}, "bf16": {}}
     before = json.dumps(raw)
-    found = settled(raw).ds
+    found = resolved(raw).ds
     assert (found["steps_per_print"], found["wall_clock_breakdown"]) == (5, True)
     assert found["comms_logger"] == {"enabled": True}
     assert json.dumps(raw) == before
@@ -57,17 +57,17 @@ def test_what_the_json_says_is_kept_and_the_input_is_left_alone():
     ],
 )
 def test_one_place_of_truth(key, field, one, other):
-    assert settled({key: one}).ds[key] == one
-    assert settled({key: "auto"}, **{field: one}).ds[key] == one
-    assert settled({key: one}, **{field: one}).ds[key] == one
+    assert resolved({key: one}).ds[key] == one
+    assert resolved({key: "auto"}, **{field: one}).ds[key] == one
+    assert resolved({key: one}, **{field: one}).ds[key] == one
     message = refusal({key: one}, **{field: other})
     assert f'"{key}" is {one} in the DeepSpeed JSON, but train.{field} is {other}' in message
 
 
 def test_a_micro_batch_that_the_planner_chooses_may_be_said_in_either_place():
-    for found in (settled({"train_micro_batch_size_per_gpu": "auto"}, global_batch_size=24),
-                  settled({}, micro_batch_size="auto", global_batch_size=24),
-                  settled({"train_micro_batch_size_per_gpu": "auto", "train_batch_size": 24}, micro_batch_size="auto"),
+    for found in (resolved({"train_micro_batch_size_per_gpu": "auto"}, global_batch_size=24),
+                  resolved({}, micro_batch_size="auto", global_batch_size=24),
+                  resolved({"train_micro_batch_size_per_gpu": "auto", "train_batch_size": 24}, micro_batch_size="auto"),
                   ):  # fmt: skip
         assert found.micro_choices == (1, 2, 3, 4, 6, 12)
         assert (found.micro_batch_size, found.gradient_accumulation_steps) == (1, 12)  # until it is chosen
@@ -82,7 +82,7 @@ def test_a_micro_batch_that_the_planner_chooses_may_be_said_in_either_place():
 
 @pytest.mark.parametrize("accumulation", [None, 3])
 def test_the_planner_does_not_change_the_global_batch(accumulation):
-    left, auto = (settled({}, micro_batch_size=micro, gradient_accumulation_steps=accumulation)
+    left, auto = (resolved({}, micro_batch_size=micro, gradient_accumulation_steps=accumulation)
                   for micro in (None, "auto"))  # fmt: skip
     assert auto.global_batch_size == left.global_batch_size
     if accumulation:  # which leaves nothing to choose
@@ -94,7 +94,7 @@ def test_an_indivisible_batch_is_refused_before_anything_is_planned():
 
 
 def test_clipping_off_is_written_as_zero():
-    assert settled({}, gradient_clipping=0).ds["gradient_clipping"] == 0.0
+    assert resolved({}, gradient_clipping=0).ds["gradient_clipping"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_indivisible_batch_names_the_nearest(given, message):
 
 def test_precision_sections():
     stage2 = {"zero_optimization": {"stage": 2}, "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}}
-    fp32, mixed, bf16 = (settled(stage2, precision=name).ds for name in ("fp32", "mixed", "bf16"))
+    fp32, mixed, bf16 = (resolved(stage2, precision=name).ds for name in ("fp32", "mixed", "bf16"))
     assert (fp32["bf16"], fp32["torch_autocast"]) == ({"enabled": False}, {"enabled": False})
     autocast = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     assert (mixed["bf16"], mixed["torch_autocast"]) == ({"enabled": False}, autocast)
@@ -147,8 +147,8 @@ def test_precision_sections():
 
 def test_accumulation_type_is_kept_if_said_and_absent_on_stage_0():
     said = {"zero_optimization": {"stage": 3}, "data_types": {"grad_accum_dtype": "bf16"}}
-    assert settled(said, precision="bf16").ds["data_types"] == {"grad_accum_dtype": "bf16"}
-    assert settled({}, precision="bf16").ds["data_types"] == {}
+    assert resolved(said, precision="bf16").ds["data_types"] == {"grad_accum_dtype": "bf16"}
+    assert resolved({}, precision="bf16").ds["data_types"] == {}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_precision_said_in_the_json(raw, asks, precision):
     assert precision_from_json(raw) == asks
     assert f"but the precision is {precision}" in refusal(raw, precision=precision)
     if asks:
-        assert settled(raw, precision=asks).ds[next(iter(raw))]["enabled"] is True
+        assert resolved(raw, precision=asks).ds[next(iter(raw))]["enabled"] is True
 
 
 def test_nothing_said_about_precision():
@@ -211,12 +211,12 @@ def of_a_node(size, stage=3):
 
 
 @pytest.mark.parametrize(
-    ("size", "world_size", "node_ranks", "settled_to"),
+    ("size", "world_size", "node_ranks", "resolved_to"),
     [("auto", 6, 2, 2), (2, 6, 2, 2), ("auto", 2, 1, 1), (1, 2, 1, 1), ("auto", 2, None, None), ("auto", 2, 2, None)],
 )
-def test_frozen_tensors_are_cut_among_the_ranks_of_a_node(size, world_size, node_ranks, settled_to):
-    zero = settled(of_a_node(size), world_size=world_size, node_ranks=node_ranks).ds["zero_optimization"]
-    assert zero.get("zero_hpz_partition_size") == settled_to
+def test_frozen_tensors_are_cut_among_the_ranks_of_a_node(size, world_size, node_ranks, resolved_to):
+    zero = resolved(of_a_node(size), world_size=world_size, node_ranks=node_ranks).ds["zero_optimization"]
+    assert zero.get("zero_hpz_partition_size") == resolved_to
 
 
 @pytest.mark.parametrize(
@@ -244,14 +244,14 @@ def test_what_deepspeed_has_removed_is_refused_with_the_reason():
 def test_what_memory_depends_on_is_written_out_as_deepspeed_understands_it(key, stage):
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    auto, absent = (settled({"zero_optimization": {"stage": stage, **said}}).ds for said in ({key: "auto"}, {}))
+    auto, absent = (resolved({"zero_optimization": {"stage": stage, **said}}).ds for said in ({key: "auto"}, {}))
     understood = DeepSpeedZeroConfig(stage=stage).model_dump(by_alias=True)[key]
     assert auto["zero_optimization"][key] == absent["zero_optimization"][key] == understood
 
 
 def test_a_whole_number_may_be_written_as_a_power():
     raw = json.loads('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 2e8}}')
-    assert settled(raw).ds["zero_optimization"]["reduce_bucket_size"] == 200_000_000
+    assert resolved(raw).ds["zero_optimization"]["reduce_bucket_size"] == 200_000_000
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_what_the_json_says_of_training_can_be_said_elsewhere():
     }
     said = train_settings(raw)
     assert said == {"global_batch_size": 8, "gradient_clipping": 0, "precision": "bf16"}
-    assert settled({}, **said).global_batch_size == settled(raw, precision="bf16").global_batch_size == 8
+    assert resolved({}, **said).global_batch_size == resolved(raw, precision="bf16").global_batch_size == 8
     assert train_settings({"train_micro_batch_size_per_gpu": "auto"}) == {"micro_batch_size": "auto"}
 
 
@@ -286,10 +286,10 @@ def test_autocast_in_fp16_is_refused():
 def test_offload_pins_memory_only_beside_a_gpu():
     raw = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": True}}}
     for device, pinned in (("cpu", False), ("cuda", True)):
-        found = settled(raw, device=device)
+        found = resolved(raw, device=device)
         assert "offload_param" not in found.ds["zero_optimization"]
         assert found.ds["zero_optimization"]["offload_optimizer"]["pin_memory"] is pinned
-    none = settled({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "none"}}})
+    none = resolved({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "none"}}})
     assert "offload_optimizer" not in none.ds["zero_optimization"]
 
 
@@ -323,7 +323,7 @@ def test_all_files_are_shipped():
 def test_shipped_file_leaves_the_choices_to_the_trainer(path):
     raw = read_ds_config(path)
     assert precision_from_json(raw) is None
-    assert settled(raw).micro_batch_size == 2 and settled(raw).micro_choices == ()
+    assert resolved(raw).micro_batch_size == 2 and resolved(raw).micro_choices == ()
     own = {key: value for key, value in raw.items() if key != "zero_optimization"}
     assert own.pop("bf16") == {"enabled": "auto"}
     assert set(own.values()) == {"auto"}
@@ -335,7 +335,9 @@ def test_deepspeed_accepts_the_resolved_file(path, precision):
     """What DeepSpeed itself understands must be what was resolved."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    found = settled(read_ds_config(path), world_size=1, precision=precision, global_batch_size=6, gradient_clipping=0.5)
+    found = resolved(
+        read_ds_config(path), world_size=1, precision=precision, global_batch_size=6, gradient_clipping=0.5
+    )
     understood = DeepSpeedConfig(found.ds)
     assert understood.zero_optimization_stage == found.zero_stage == int("".join(filter(str.isdigit, path.stem)))
     assert (understood.train_batch_size, understood.train_micro_batch_size_per_gpu) == (6, 2)

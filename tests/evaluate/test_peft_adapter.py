@@ -115,6 +115,51 @@ def test_a_description_cannot_choose_code_or_other_models(adapter, fields, told)
         models.find_evaluated_model(str(adapter))
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"lora_alpha": 1e308}, r"lora_alpha is 1e\+308; numbers up to 1,000,000,000 are read"),
+        ({"alpha_pattern": {"q_proj": -1e300}}, r"alpha_pattern.q_proj is -1e\+300"),
+        ({"peft_type": "UNILORA", "theta_d_length": 10**400}, r"theta_d_length is 1000"),
+        ({"layer_replication": [[0, 2]] * 9}, "sets layer_replication, .* as many layers"),
+    ],
+)
+def test_numbers_that_no_adapter_has_are_refused(adapter, fields, told):
+    describe(adapter, **fields)
+    with pytest.raises(ValueError, match=told):
+        load(adapter)
+
+
+def test_an_adapter_whose_weights_grow_out_of_all_numbers_is_refused(adapter):
+    rewrite(adapter, lambda tensors: {name: x * 1e34 for name, x in tensors.items()})
+    with pytest.raises(ValueError, match=r"q_proj.weight is not finite: its scale"):
+        load(adapter)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": r"((\w+\.?)+)+!"},
+        {"rank_pattern": {r"((\w+\.?)+)+!": 4}},
+        {"exclude_modules": r"((\w+\.?)+)+!"},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_a_pattern_that_takes_forever_is_refused_after_some_time(adapter, monkeypatch, fields):
+    monkeypatch.setattr(peft_adapter, "_SECONDS", 1.0)
+    describe(adapter, **fields)
+    with pytest.raises(ValueError, match="patterns with the names of the model's modules was stopped after 1 s"):
+        load(adapter)
+
+
+def test_patterns_are_allowed_and_wrong_ones_named(adapter):
+    describe(adapter, target_modules=r".*layers\.\d+\.(self_attn\.q_proj|mlp\.up_proj)")
+    load(adapter)
+    describe(adapter, target_modules="(q_proj")
+    with pytest.raises(ValueError, match=r"'\(q_proj' is no regular expression: missing \)"):
+        load(adapter)
+
+
 def test_every_kind_and_field_of_peft_is_known_here():
     """A new version of PEFT cannot bring one unseen."""
     mergeable = {kind.value for kind, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items() if hasattr(tuner, "merge_and_unload")}

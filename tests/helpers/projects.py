@@ -45,7 +45,7 @@ def settings(project: Path, name: str) -> list[str]:
 def default_settings(folder: Path, name: str) -> list[str]:
     """The default job, shortened: the embedded model, the generated data, launch/recipes/default.yaml."""
     return [
-        "--config", "launch/recipes/default.yaml", "train.steps=2", "data.eval_size=2",
+        "--config", "launch/recipes/default.yaml", "train.steps=2", "train.micro_batch_size=1", "data.eval_size=1",
         f"output.folder={folder}", f"output.name={name}",
     ]  # fmt: skip
 

@@ -275,15 +275,43 @@ def test_ranks_are_taken_from_the_gpus_that_are_visible(tmp_path, visible, ranks
     )
     words = ["--ranks", ranks] if ranks else []
     chosen = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
-    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    for name in ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"):
+        environment.pop(name, None)
     done = run("multi_gpu.sh", *words, cwd=tmp_path, env={**environment, **chosen})
     assert done.stdout.startswith(taken), done.stdout + done.stderr
     assert ("--num_gpus" in done.stdout) == (visible is None)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "smi"),
+    [
+        ({"DS_ACCELERATOR": "cpu"}, "printf 'GPU 0\nGPU 1\n'"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "printf 'GPU 0\nGPU 1\n'"),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, "printf 'GPU 0\n'"),
+        ({}, "echo 'NVIDIA-SMI has failed'; exit 9"),
+    ],
+)
+def test_gpus_that_are_hidden_are_left_alone(tmp_path, given, smi):
+    told = 'echo "$DS_ACCELERATOR<$CUDA_VISIBLE_DEVICES> ${@:3:2}"'
+    environment = programs(tmp_path, deepspeed=told, **{"nvidia-smi": smi})
+    for name in ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"):
+        environment.pop(name, None)
+    done = run("multi_gpu.sh", cwd=tmp_path, env={**environment, **given})
+    assert done.stdout == "cpu<> --num_gpus 2\n", done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_gpu_beside_the_visible_ones_is_refused(tmp_path):
+    environment = programs(tmp_path, **{"nvidia-smi": "printf 'GPU 0\nGPU 1\n'"})
+    done = run("single_gpu.sh", "--gpu", "1", cwd=tmp_path, env={**environment, "CUDA_VISIBLE_DEVICES": "4,15"})
+    assert done.returncode == 2 and "--gpu 1 is not among CUDA_VISIBLE_DEVICES=4,15" in done.stderr
+
+
+@pytest.mark.slow
 def test_more_ranks_than_visible_gpus_are_refused(tmp_path):
     environment = programs(tmp_path, **{"nvidia-smi": "printf 'GPU 0\nGPU 1\n'"})
+    environment.pop("DS_ACCELERATOR", None)
     done = run("multi_gpu.sh", "--ranks=3", cwd=tmp_path, env={**environment, "CUDA_VISIBLE_DEVICES": "0,1"})
     assert done.returncode == 2 and "--ranks 3: CUDA_VISIBLE_DEVICES=0,1 names fewer GPUs" in done.stderr
 

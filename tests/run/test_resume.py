@@ -423,6 +423,6 @@ def test_a_killed_rank_ends_the_others_and_a_signal_ends_with_the_documented_cod
     psutil.wait_procs(ranks, timeout=60)
     assert not any(rank.is_running() for rank in ranks)
     assert 14 <= folders.step_of(folders.existing_checkpoints(project / "killed")[0]) < 60
-    printed, run, _ = launch(project, "killed", *arguments)
+    printed, run, _ = launch(project, "killed", *arguments, "output.save_every=20")
     assert "Going on after step" in printed
     assert len(metrics(run, "loss")) == 60

@@ -144,6 +144,15 @@ def test_a_run_that_is_resumed_cannot_allow_code_either(run):
     assert not parse_train(["--resume", str(run), "loading.trust_remote_code=false"]).config.loading.trust_remote_code
 
 
+def test_a_run_that_is_resumed_cannot_choose_a_file_to_write(run, tmp_path):
+    stored = run / "ds_config.given.json"
+    chosen = {"flops_profiler": {"enabled": True, "output_file": str(tmp_path / "precious")}}
+    stored.write_text(json.dumps(chosen))
+    with pytest.raises(ValueError, match=r"ds_config.given.json names a file to write \(flops_profiler.output_file\)"):
+        parse_train(["--resume", str(run)])
+    parse_train(["--resume", str(run), "--ds_config", str(stored)])
+
+
 def _with_kernel(folder, **fields):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **fields}))

@@ -101,6 +101,27 @@ def test_mpirun_and_mpiexec_are_known(started):
     assert hydra["RANK"] == hydra["LOCAL_RANK"] == "1" and hydra["WORLD_SIZE"] == "2"
 
 
+def test_mvapich_is_known(started):
+    told = {"MV2_COMM_WORLD_RANK": "3", "MV2_COMM_WORLD_SIZE": "4", "MV2_COMM_WORLD_LOCAL_RANK": "3"}
+    assert started(**told, MV2_COMM_WORLD_LOCAL_SIZE="4")["RANK"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"SLURM_STEP_TASKS_PER_NODE": "junk"}, "SLURM_STEP_TASKS_PER_NODE=junk does not say"),
+        ({"SLURM_STEP_TASKS_PER_NODE": ""}, "SLURM_STEP_TASKS_PER_NODE= does not say"),
+        ({"SLURM_NODEID": "x"}, r"on node x \(SLURM_NODEID\)"),
+        ({"SLURM_PROCID": "²"}, "SLURM_PROCID is no number"),
+        ({"SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS is no number"),
+        ({"RANK": "x"}, "RANK=x is no number of a process"),
+    ],
+)
+def test_variables_that_make_no_sense_are_named(started, changed, named):
+    with pytest.raises(ValueError, match=named):
+        started(**SRUN | changed)
+
+
 def test_a_launcher_that_tells_no_number_is_refused(started):
     with pytest.raises(ValueError, match="PMI_SIZE=4.*MPI_LOCALRANKID is no number"):
         started(PMI_SIZE="4", PMI_RANK="1")

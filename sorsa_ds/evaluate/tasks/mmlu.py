@@ -136,7 +136,7 @@ class Mmlu:
         ]
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Return at once: this task keeps nothing open that would have to be ended."""
 
     def _ask(self, item: Item, shots: list[Item]) -> _Asked:
         """The question with as many examples as the model has room for, or the end of it where it is too long alone."""
