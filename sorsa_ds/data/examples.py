@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.chat import end_rendering
-from sorsa_ds.data.layout import listed
+from sorsa_ds.data.layout import Layout, listed
 from sorsa_ds.data.source import load_rows
 from sorsa_ds.data.token_cache import digest_of_tokenizer, folder_of
 from sorsa_ds.data.token_store import Examples, opened, store
@@ -72,7 +72,7 @@ def _kept(rows: Dataset, data: DataConfig, tokenizer: PreTrainedTokenizerBase, o
     folder = folder_of(rows, data, own)
 
     def fill(empty: Path) -> None:
-        check_any(store(empty, encode_in_parts(rows, data, encoder)), encoder)
+        check_any(store(empty, encode_in_parts(rows, data, encoder), _template(encoder.layout)), encoder)
 
     try:
         made_once(folder, fill, f"tokenises the {kind} data", say)
@@ -82,6 +82,13 @@ def _kept(rows: Dataset, data: DataConfig, tokenizer: PreTrainedTokenizerBase, o
             "another folder for the cache"
         ) from error
     return folder
+
+
+def _template(layout: Layout) -> str:
+    """How rows become texts, in words."""
+    if layout.prompt is not None:
+        return f"{layout.format}, with data.prompt"
+    return "chat, in the tokenizer's template" if layout.format == "chat" else layout.format
 
 
 def _source(data: DataConfig, kind: str) -> str:

@@ -41,7 +41,7 @@ def encode_in_parts(rows: Dataset, data: DataConfig, encoder: Encoder) -> Iterat
     """
     processes = min(MOST_PROCESSES, len(os.sched_getaffinity(0)), len(rows) // ROWS_PER_CALL)
     alone = len(rows) < FEWEST_ROWS or processes < 2 or not _can_be_sent(encoder.tokenizer)
-    with bar(len(rows), "tokenising", "row") as progress:
+    with bar(len(rows), "tokenising", "row", hidden=len(rows) <= ROWS_PER_CALL) as progress:
         for part in _here(rows, encoder) if alone else _in_workers(rows, data, encoder, processes):
             yield part
             progress.update(len(part.examples) + part.left_out.total())
