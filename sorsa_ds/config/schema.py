@@ -56,6 +56,14 @@ class DataConfig:
     query, answer. alpaca: instruction, input, output. gsm8k: question, answer. chat: messages, in the tokenizer's
     template. text: plain text, all of which is trained on. `auto`: the format whose columns the data has."""
 
+    learn: Literal["all", "last"] = "all"
+    """Which turns of the assistant are learned in a conversation: all, or the last one, with everything before it as
+    its prompt. `train: false` or `weight: 0` in a message leaves its turn out."""
+
+    chat_template: Name | None = None
+    """The chat template for conversations, where the tokenizer has none or another is wanted: a file, or the name that
+    TRL gives to a family's (`qwen3`, `llama3`). It goes with every export, so that serving uses the same."""
+
     train_split: str = "train"
     """Split and slice to train on, for example `train[:100000]`."""
 

@@ -4,7 +4,9 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.config.schema import DataConfig
-from sorsa_ds.data.chat import end_rendering
+from sorsa_ds.data.chat import describe_template, end_rendering
+from sorsa_ds.data.chat_templates import use_template
+from sorsa_ds.data.formats import resolve_format
 from sorsa_ds.data.source import load_rows
 from sorsa_ds.data.tokenize import Example, encode_all
 from sorsa_ds.runtime.console import say
@@ -18,14 +20,19 @@ def load_examples(
     Says how many rows are cut at `data.max_length`, and how many are left out.
 
     Args:
+        tokenizer: is given the chat template that `data.chat_template` asks for.
         seed: of the generated data.
 
     Raises:
         ValueError: the data cannot be read, does not fit the format, or holds nothing to learn.
     """
+    if data.chat_template is not None:
+        use_template(tokenizer, data.chat_template)
     train_rows, eval_rows = load_rows(data, seed)
     try:
         train = _examples(train_rows, data, data.path, tokenizer, "training")
+        if resolve_format(data.format, train_rows.column_names) == "chat":
+            say(f"The assistant's turns are told apart {describe_template(tokenizer)}.")
         if eval_rows is None:
             return train, []
         return train, _examples(eval_rows, data, data.eval_path or data.path, tokenizer, "held-out")
@@ -38,9 +45,11 @@ def _examples(
 ) -> list[Example]:
     """The examples of some rows. What is cut or left out of the rows is counted, and said."""
     most = data.max_length
-    examples, dropped, cut = encode_all(rows, data.format, tokenizer, most, f"{kind} data ({path})")
+    examples, dropped, cut, notes = encode_all(rows, data.format, tokenizer, most, f"{kind} data ({path})", data.learn)
     if cut:
         say(f"{cut} of {len(rows)} {kind} examples are cut at {most} tokens (data.max_length).")
     if dropped:
         say(f"{dropped} of {len(rows)} {kind} examples are left out: their first {most} tokens hold nothing to learn.")
+    for note, count in notes.items():
+        say(f"In {count} of {len(rows)} {kind} conversations {note}.")
     return examples

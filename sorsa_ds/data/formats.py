@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.data.chat import render_chat
+from sorsa_ds.data.conversations import Learn
 from sorsa_ds.runtime.words import cut
 
 INSTRUCTION = (
@@ -48,6 +49,7 @@ class Rendered:
     bare: whether the tokenizer must add no special tokens of its own, because a template has written all of them.
     left_out: why the row is no example, in a few words by which rows are counted; empty where it is one.
     tokens: input_ids and labels of a row that is stored as tokens, which has no text.
+    notes: what of the row is learned otherwise than one might think, in words by which rows are counted.
     """
 
     text: str
@@ -56,6 +58,7 @@ class Rendered:
     bare: bool = False
     left_out: str = ""
     tokens: tuple[list[int], list[int]] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def prompt_for(question: str, context: str = "") -> str:
@@ -95,14 +98,17 @@ def resolve_format(name: str, columns: Sequence[str]) -> str:
     return name
 
 
-def render(row: Mapping[str, Any], name: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+def render(row: Mapping[str, Any], name: str, tokenizer: PreTrainedTokenizerBase, learn: Learn = "all") -> Rendered:
     """Render one row in a format that `resolve_format` gave. Of a row without a response nothing is learned.
+
+    Args:
+        learn: which assistant turns of a conversation are learned.
 
     Raises:
         ValueError: a column holds no text, or the chat template cannot be used.
     """
     if name == "chat":
-        return Rendered(*render_chat(row["messages"], tokenizer))
+        return Rendered(**render_chat(row, tokenizer, learn)._asdict())
     if name == "text":
         text = _text_of(row, "text")
         return Rendered(text, ((0, len(text)),), closed=True) if text else Rendered("", (), closed=False)

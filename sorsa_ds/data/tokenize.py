@@ -5,6 +5,7 @@ from its id. So an end token that is learned, one inside a prompt and one used a
 Shapes: T tokens of one example.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple, TypedDict
@@ -13,6 +14,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from sorsa_ds.data.conversations import Learn
 from sorsa_ds.data.formats import Rendered, render, resolve_format
 
 IGNORED = -100
@@ -31,11 +33,13 @@ class Encoded(NamedTuple):
 
     dropped: the number of rows that are no example, because nothing is learned in them, or in what `max_length` leaves.
     cut: the number of examples that lost their end to `max_length`.
+    notes: what of rows is learned otherwise than one might think -> the number of such rows.
     """
 
     examples: list[Example]
     dropped: int
     cut: int
+    notes: Counter[str]
 
 
 def encode(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:
@@ -50,11 +54,19 @@ def encode(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, max_length: i
     return _cut(next(_encoded([rendered], tokenizer)), max_length)
 
 
-def encode_all(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int, what: str) -> Encoded:
+def encode_all(
+    rows: Dataset,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    what: str,
+    learn: Learn = "all",
+) -> Encoded:
     """Tokenise all rows in the format `name`, cut them, and drop those in which nothing is learned.
 
     Args:
         what: a name for the rows and the place they come from, for error messages.
+        learn: which assistant turns of a conversation are learned.
 
     Raises:
         ValueError: a column of the format is missing, a row cannot be rendered, or no example is left.
@@ -65,9 +77,12 @@ def encode_all(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max
         raise ValueError(f"{what}: {error}") from error
     examples: list[Example] = []
     cut = 0
+    notes: Counter[str] = Counter()
     for start in range(0, len(rows), ROWS_PER_CALL):
         part = rows.select(range(start, min(start + ROWS_PER_CALL, len(rows))))
-        for whole in _encoded(list(_rendered(part, start, name, tokenizer, what)), tokenizer):
+        texts = list(_rendered(part, start, name, tokenizer, what, learn))
+        notes.update(note for rendered in texts for note in rendered.notes)
+        for whole in _encoded(texts, tokenizer):
             example = _cut(whole, max_length)
             if (example["labels"] != IGNORED).any():
                 examples.append(example)
@@ -77,7 +92,7 @@ def encode_all(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max
             f"{what}: no token to learn in any of {len(rows)} rows: either the prompts alone fill data.max_length "
             f"({max_length}), then raise it, or the responses are empty or not where data.format={name} looks for them"
         )
-    return Encoded(examples, len(rows) - len(examples), cut)
+    return Encoded(examples, len(rows) - len(examples), cut, notes)
 
 
 def show_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -92,11 +107,11 @@ def show_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _rendered(
-    rows: Iterable[dict], start: int, name: str, tokenizer: PreTrainedTokenizerBase, what: str
+    rows: Iterable[dict], start: int, name: str, tokenizer: PreTrainedTokenizerBase, what: str, learn: Learn
 ) -> Iterator[Rendered]:
     for number, row in enumerate(rows, start + 1):
         try:
-            yield render(row, name, tokenizer)
+            yield render(row, name, tokenizer, learn)
         except ValueError as error:
             raise ValueError(f"{what}, row {number}: {error}") from error
 
@@ -134,15 +149,16 @@ def _labelled(
 ) -> Example:
     """The tokens that are kept of a text of any length, with their labels.
 
-    Tokens that the tokenizer put before the text are kept, unless the text brings its own BOS. Those that it put behind
-    the text are dropped; an end token is appended where the rendered text is `closed`.
+    Tokens that the tokenizer put before the text are kept, unless the text is bare or brings its own BOS. Those that it
+    put behind the text are dropped; an end token is appended where the rendered text is `closed`.
 
     Args:
         added: 1 for each token that the tokenizer put around the text by itself.
     """
     own = len(added) - sum(added)
     first = added.index(0) if own else len(added)
-    keep = slice(0 if not _starts_with_bos(rendered.text, tokenizer) else first, first + own)
+    is_bare = rendered.bare or _starts_with_bos(rendered.text, tokenizer)
+    keep = slice(first if is_bare else 0, first + own)
     ids_T = np.array(ids[keep], dtype=np.int32)
     start_T, end_T = np.array(offsets[keep], dtype=np.int64).reshape(-1, 2).T
     learned_T = np.zeros(len(ids_T), dtype=bool)
