@@ -35,6 +35,8 @@ KEPT = "earlier turns keep their thoughts, as in TRL's training template; the mo
 FORGOTTEN = "the template drops the reasoning of a turn that is not learned"
 ENDLESS = "a turn before the last has no end token in this template"
 
+HEADED = "the template writes more before a turn than the prompt with which it asks for one"
+
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -186,8 +188,8 @@ def _read_keeping(conversation: Conversation, template: Template, twin: Template
     reading = _read(conversation, twin, True, special)
     for turn, place in zip(_turns(conversation, template), reading.places, strict=True):
         message, newest = conversation.messages[turn.number], place_turn(turn.answered.rstrip(), turn, None, special)
-        own = turn.answered[newest.start : newest.end]
-        if own != reading.text[place.start : place.end] and missing_part(message, own) is None:
+        own = turn.answered[newest.begin : newest.end]
+        if own != reading.text[place.begin : place.end] and missing_part(message, own) is None:
             raise ValueError("TRL's training template writes a turn otherwise than the model's own")
     return reading._replace(notes=(*reading.notes, KEPT))
 
@@ -213,10 +215,11 @@ def _read(conversation: Conversation, template: Template, marked: bool, special:
     if tools and template.render(messages, None, [(len(messages), False)])[0][0] == whole:
         raise ValueError("the chat template has no place for tools, so the row's tools would be lost")
     notes = [CLOSED if closes_thought(place.unused) else OPENED for place in places if place.unused]
+    notes += [HEADED for place in places if text[place.start : place.spans[0][0]].strip()]
     where = dict(zip(conversation.learned, places, strict=True))
     for number, message in enumerate(messages):
         place = where.get(number)
-        missing = missing_part(message, text if place is None else text[place.start : place.end])
+        missing = missing_part(message, text if place is None else text[place.begin : place.end])
         if missing == "reasoning" and place is None:
             notes.append(FORGOTTEN)
         elif missing:

@@ -31,10 +31,12 @@ class Turn(NamedTuple):
 class Place(NamedTuple):
     """Where a turn lies.
 
+    begin: its start, or that of the thought which the prompt for it opens and with which it goes on.
     spans: what of it is to be learned; in a template without markers the whole turn.
     unused: the thought with which the prompt for it ends, opened or closed again, where the turn does not go on so.
     """
 
+    begin: int
     start: int
     end: int
     spans: tuple[Span, ...]
@@ -63,26 +65,27 @@ def place_turn(text: str, turn: Turn, marks: Sequence[Span] | None, special: re.
         ValueError: the template writes the turn, or what comes before it, otherwise once more messages follow; or the
             turn is marked nowhere.
     """
-    start, unused = _start(text, turn)
+    begin, start, unused = _start(text, turn)
     end = _end(text, turn, start, special)
     if marks is None:
-        return Place(start, end, ((start, end),), unused)
+        return Place(begin, start, end, ((start, end),), unused)
     spans = _clipped(text, marks, start, end)
     if not spans:
         raise ValueError(f"the chat template marks nothing of message {turn.number + 1} as the assistant's")
     last = spans[-1][1]
     if not ends_with_special(text[start:last], special) and not special.sub("", text[last:end]).strip():
         spans = (*spans[:-1], (spans[-1][0], end))  # the token that ends the turn stands behind its mark
-    return Place(start, end, spans, unused)
+    return Place(begin, start, end, spans, unused)
 
 
-def _start(text: str, turn: Turn) -> tuple[int, str]:
-    if text.startswith(turn.prompt):
-        return len(turn.prompt), ""
+def _start(text: str, turn: Turn) -> tuple[int, int, str]:
     opening = _OPENED.search(turn.prompt)
-    if opening is not None and text.startswith(turn.prompt[: opening.start()]):
-        return opening.start(), opening.group()
-    raise ValueError(_rewritten(f"what came before message {turn.number + 1}"))
+    begin = len(turn.prompt) if opening is None else opening.start()
+    if text.startswith(turn.prompt):
+        return begin, len(turn.prompt), ""
+    if opening is not None and text.startswith(turn.prompt[:begin]):
+        return begin, begin, opening.group()
+    raise ValueError(_rewritten(f"what came before message {turn.number + 1}, or the prompt for it"))
 
 
 def _end(text: str, turn: Turn, start: int, special: re.Pattern[str]) -> int:
@@ -101,13 +104,13 @@ def _end(text: str, turn: Turn, start: int, special: re.Pattern[str]) -> int:
     begins = [begin for begin, _ in tokens if start < begin <= shared and not special.sub("", alone[begin:]).strip()]
     other = special.match(text, begins[0]) if begins else None
     if other is None:
-        raise ValueError(_rewritten(f"message {turn.number + 1}"))
+        raise ValueError(_rewritten(f"message {turn.number + 1} when more messages follow"))
     return other.end()
 
 
 def _rewritten(what: str) -> str:
     return (
-        f"the chat template rewrites {what} when more messages follow, so a turn's place in the text cannot be known; "
+        f"the chat template rewrites {what}, so a turn's place in the text cannot be known; "
         f"use data.learn: last, or data.chat_template with a template that only appends"
     )
 
