@@ -37,6 +37,7 @@ _MEDIA = ("images", "image", "audios", "audio", "videos", "video")
 _UNUSED = (*_MEDIA, "documents", "chat_template_kwargs")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
+_SAID = {"content", "tool_calls", "function_call", *REASONING}
 _OURS = ("train", "weight", *REASONING)  # not handed on to the template as they are
 
 EMPTY_TURN = "an assistant turn is empty, and not learned"
@@ -91,7 +92,7 @@ def _up_to_the_last_answer(
     if not full:
         return Conversation(left_out="an empty response" if turns else "no assistant turn")
     notes = [EMPTY_TURN] if len(full) < len(turns) else []
-    if turns[-1] < len(messages) - 1:
+    if full[-1] < len(messages) - 1:
         notes.append(UNANSWERED)
     learned = tuple(number for number in full[-1 if learn == "last" else 0 :] if wanted[number])
     if not learned:
@@ -148,9 +149,7 @@ def _message(entry: Any, number: int) -> dict[str, Any]:
     fields = {name: value for name, value in entry.items() if value is not None}
     if "role" not in fields and "from" in fields:
         fields = _of_sharegpt(fields, number)
-    if not isinstance(fields.get("role"), str) or not {"content", "tool_calls", *REASONING} & entry.keys() | (
-        {"content"} & fields.keys()
-    ):
+    if not isinstance(fields.get("role"), str) or not _SAID & (entry.keys() | fields.keys()):
         raise ValueError(f"message {number} is {cut(repr(entry))} where a role and a content are needed")
     for name in _MEDIA:
         if fields.get(name):
@@ -161,6 +160,8 @@ def _message(entry: Any, number: int) -> dict[str, Any]:
         raise ValueError(f"message {number} holds {cut(repr(thought))} as reasoning, which must be text")
     message = {name: value for name, value in fields.items() if name not in _OURS}
     calls = message.pop("tool_calls", None) or message.pop("function_call", None)
+    if content is None and fields["role"] == "assistant" and not calls:
+        content = ""  # most templates fail at a message without content, unless it calls tools
     if content is not None:
         message["content"] = content
     if thought:
