@@ -49,12 +49,26 @@ class DataConfig:
     grade-school word problems with worked solutions."""
 
     name: str | None = None
-    """Configuration name of a data set on the hub (`main` for openai/gsm8k)."""
+    """Configuration name of a data set on the hub (`main` for openai/gsm8k), or of a local copy of one, whose folder has
+    a folder of that name."""
 
-    format: Literal["auto", "metamath", "codefeedback", "alpaca", "gsm8k", "chat", "text"] = "auto"
+    format: Literal[
+        "auto", "metamath", "codefeedback", "alpaca", "gsm8k", "chat", "completion", "tokens", "text"
+    ] = "auto"
     """How a row becomes prompt and response, with the columns it is read from. metamath: query, response. codefeedback:
-    query, answer. alpaca: instruction, input, output. gsm8k: question, answer. chat: messages, in the tokenizer's
-    template. text: plain text, all of which is trained on. `auto`: the format whose columns the data has."""
+    query, answer. alpaca: instruction, input, output, system, history. gsm8k: question, answer. chat: messages or
+    conversations, in the tokenizer's template. completion: prompt, completion, one behind the other as they are, or
+    messages. tokens: input_ids, labels. text: plain text, all of which is trained on. `auto`: the format whose columns
+    the data has."""
+
+    columns: dict[str, Name] = Field(default_factory=dict)
+    """Which column has which role, where columns have other names than the format's: `{prompt: inv_question, response:
+    solution}`. Roles are prompt and response, with alpaca also input, system and history; messages; text; input_ids,
+    labels and attention_mask."""
+
+    prompt: str | None = None
+    """The prompt as a Jinja text with the columns of a row, such as `Q: {{ question }} A:`, in place of the format's.
+    The response follows it as it is."""
 
     learn: Literal["all", "last"] = "all"
     """Which turns of the assistant are learned in a conversation: all, or the last one, with everything before it as

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.chat import describe_template, end_rendering
 from sorsa_ds.data.chat_templates import use_template
-from sorsa_ds.data.formats import resolve_format
+from sorsa_ds.data.layout import layout_of, listed
 from sorsa_ds.data.source import load_rows
 from sorsa_ds.data.tokenize import Example, encode_all
 from sorsa_ds.runtime.console import say
@@ -31,8 +31,6 @@ def load_examples(
     train_rows, eval_rows = load_rows(data, seed)
     try:
         train = _examples(train_rows, data, data.path, tokenizer, "training")
-        if resolve_format(data.format, train_rows.column_names) == "chat":
-            say(f"The assistant's turns are told apart {describe_template(tokenizer)}.")
         if eval_rows is None:
             return train, []
         return train, _examples(eval_rows, data, data.eval_path or data.path, tokenizer, "held-out")
@@ -45,11 +43,20 @@ def _examples(
 ) -> list[Example]:
     """The examples of some rows. What is cut or left out of the rows is counted, and said."""
     most = data.max_length
-    examples, dropped, cut, notes = encode_all(rows, data.format, tokenizer, most, f"{kind} data ({path})", data.learn)
+    what = f"{kind} data ({path})"
+    try:
+        layout = layout_of(data, rows.column_names)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+    if layout.ignored:
+        say(f"Columns of the {kind} data that are not used: {listed(layout.ignored)}.")
+    if layout.format == "chat":
+        say(f"The assistant's turns of the {kind} data are told apart {describe_template(tokenizer)}.")
+    examples, left_out, cut, notes = encode_all(rows, layout, tokenizer, most, what)
     if cut:
         say(f"{cut} of {len(rows)} {kind} examples are cut at {most} tokens (data.max_length).")
-    if dropped:
-        say(f"{dropped} of {len(rows)} {kind} examples are left out: their first {most} tokens hold nothing to learn.")
+    for reason, count in left_out.items():
+        say(f"{count} of {len(rows)} {kind} examples are left out: {reason}.")
     for note, count in notes.items():
         say(f"In {count} of {len(rows)} {kind} conversations {note}.")
     return examples

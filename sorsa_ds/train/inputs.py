@@ -6,7 +6,7 @@ from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.examples import load_examples
 from sorsa_ds.data.tokenize import Example, show_example
 from sorsa_ds.model.numerics import Numerics, numerics_of
-from sorsa_ds.model.skeleton import skeleton
+from sorsa_ds.model.skeleton import read_config, skeleton
 from sorsa_ds.model.targets import Target
 from sorsa_ds.model.tokenizer import load_tokenizer
 from sorsa_ds.run.snapshots import stored_linears
@@ -50,6 +50,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     data = config.data
     if origin.chat_template is not None:
         data = replace(data, chat_template=str(origin.chat_template))
+    vocabulary = read_config(model_folder, config.loading).vocab_size
     train_examples, eval_examples = load_examples(data, tokenizer, config.train.seed)
     batches = BatchPlan(
         train_examples,
@@ -58,7 +59,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
         rank=collectives.rank(),
         world_size=collectives.world_size(),
         seed=config.train.seed,
-        pad_token_id=pad_token_id(tokenizer),
+        pad_token_id=pad_token_id(tokenizer, vocabulary),
         steps=config.train.steps,
         epochs=config.train.epochs,
     )
