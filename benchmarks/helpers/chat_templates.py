@@ -51,8 +51,8 @@ def fault_of(name: str, conversation: str) -> str:
     ]
     return (
         _unlike_by_hand(name, conversation, [text for learned, text in parts if learned])
-        or _unlike_serving(tokenizer, row, [token for token, _ in tokens], rendered.notes)
-        or _other_than_turns(tokenizer, row, parts, rendered.notes)
+        or _unlike_serving(tokenizer, row, [token for token, _ in tokens], rendered.remarks)
+        or _other_than_turns(tokenizer, row, parts, rendered.remarks)
     )
 
 
@@ -62,7 +62,7 @@ def _unlike_by_hand(name: str, conversation: str, learned: list[str]) -> str:
 
 
 def _unlike_serving(
-    tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], ids: list[int], notes: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], ids: list[int], remarks: tuple[str, ...]
 ) -> str:
     """Whether the tokens are not those of serving, apart from an end token that serving's last turn lacks."""
     text = tokenizer.decode(ids)
@@ -71,11 +71,11 @@ def _unlike_serving(
         same_ids = tokenizer(whole.rstrip(), add_special_tokens=False)["input_ids"]
         if ids[: len(same_ids)] == same_ids and (not more or is_special_end(more)):
             return ""
-    return "" if KEPT in notes else "other tokens than serving has"
+    return "" if KEPT in remarks else "other tokens than serving has"
 
 
 def _other_than_turns(
-    tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], parts: list[tuple[bool, str]], notes: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], parts: list[tuple[bool, str]], remarks: tuple[str, ...]
 ) -> str:
     """Whether the learned parts are not the assistant's turns, one for one."""
     messages, tools = row["messages"], row.get("tools")
@@ -94,7 +94,7 @@ def _other_than_turns(
         if foreign := [word for word in others if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text)]:
             return f"turn {number + 1} holds {foreign}"
         prompts = _served(tokenizer, messages[:number], tools, prompt=True)
-        if before not in prompts | {_THOUGHT.sub("", prompt) for prompt in prompts} and not {KEPT, HEADED} & {*notes}:
+        if before not in prompts | {_THOUGHT.sub("", prompt) for prompt in prompts} and not {KEPT, HEADED} & {*remarks}:
             return f"turn {number + 1} does not begin where the prompt for it ends"
     return ""
 

@@ -40,6 +40,9 @@ class LoadingConfig:
     eager."""
 
 
+Truncation = Literal["right", "left", "drop", "error"]
+
+
 @settings
 class DataConfig:
     """What the model is trained on. The loss is computed on the response only."""
@@ -91,7 +94,11 @@ class DataConfig:
     """Largest number of held-out rows. 0: no evaluation."""
 
     max_length: Annotated[int, Field(ge=8, le=10**7)] = 512
-    """Largest number of tokens of one example, prompt and response together. Longer examples are cut."""
+    """Largest number of tokens of one example, prompt and response together."""
+
+    truncation: Truncation = "right"
+    """What becomes of longer examples. right: they lose their end. left: they lose their beginning, but for a BOS, and
+    keep the response. drop: they are left out and counted. error: the first one stops the run."""
 
 
 @settings

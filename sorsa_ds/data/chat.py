@@ -48,7 +48,7 @@ class RenderedChat(NamedTuple):
     closed: bool = False
     bare: bool = True
     left_out: str = ""
-    notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class _Reading(NamedTuple):
@@ -56,7 +56,7 @@ class _Reading(NamedTuple):
 
     text: str
     places: tuple[Place, ...]
-    notes: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def end_rendering() -> None:
@@ -93,12 +93,12 @@ def render_chat(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, lear
     reading = _first_right(partial(_reading, spelt, template, special) for spelt in _spellings(conversation))
     learned = tuple(span for place in reading.places for span in place.spans)
     closed = not ends_with_special(reading.text, special)
-    notes = dict.fromkeys((*conversation.notes, *reading.notes))
+    remarks = dict.fromkeys((*conversation.remarks, *reading.remarks))
     if any(not ends_with_special(reading.text[: place.end], special) for place in reading.places[:-1]):
-        notes[ENDLESS] = None
+        remarks[ENDLESS] = None
     # A last turn that is not learned, because the row says so, does not get an end token either.
     last_is_learned = bool(learned) and learned[-1][1] == len(reading.text)
-    return RenderedChat(reading.text, learned, closed and last_is_learned, notes=tuple(notes))
+    return RenderedChat(reading.text, learned, closed and last_is_learned, remarks=tuple(remarks))
 
 
 def render_prompt(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -191,7 +191,7 @@ def _read_keeping(conversation: Conversation, template: Template, twin: Template
         own = turn.answered[newest.begin : newest.end]
         if own != reading.text[place.begin : place.end] and missing_part(message, own) is None:
             raise ValueError("TRL's training template writes a turn otherwise than the model's own")
-    return reading._replace(notes=(*reading.notes, KEPT))
+    return reading._replace(remarks=(*reading.remarks, KEPT))
 
 
 def _turns(conversation: Conversation, template: Template) -> list[Turn]:
@@ -214,14 +214,14 @@ def _read(conversation: Conversation, template: Template, marked: bool, special:
     )
     if tools and template.render(messages, None, [(len(messages), False)])[0][0] == whole:
         raise ValueError("the chat template has no place for tools, so the row's tools would be lost")
-    notes = [CLOSED if closes_thought(place.unused) else OPENED for place in places if place.unused]
-    notes += [HEADED for place in places if text[place.start : place.spans[0][0]].strip()]
+    remarks = [CLOSED if closes_thought(place.unused) else OPENED for place in places if place.unused]
+    remarks += [HEADED for place in places if text[place.start : place.spans[0][0]].strip()]
     where = dict(zip(conversation.learned, places, strict=True))
     for number, message in enumerate(messages):
         place = where.get(number)
         missing = missing_part(message, text if place is None else text[place.begin : place.end])
         if missing == "reasoning" and place is None:
-            notes.append(FORGOTTEN)
+            remarks.append(FORGOTTEN)
         elif missing:
             raise ValueError(f"the chat template leaves out the {missing} of message {number + 1} ({message['role']})")
-    return _Reading(text, places, tuple(notes))
+    return _Reading(text, places, tuple(remarks))

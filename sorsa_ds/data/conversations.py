@@ -51,14 +51,14 @@ class Conversation(NamedTuple):
     learned: the positions, from 0, of the assistant turns to learn.
     tools: the schemas of the tools that may be called; None where there are none.
     left_out: why nothing of it is learned; empty where something is.
-    notes: what of the row is not learned, in words by which rows are counted.
+    remarks: what of the row is not learned, in words by which rows are counted.
     """
 
     messages: Messages = ()
     learned: tuple[int, ...] = ()
     tools: list[dict[str, Any]] | None = None
     left_out: str = ""
-    notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def conversation_of(row: Mapping[str, Any], learn: Learn = "all") -> Conversation:
@@ -91,13 +91,13 @@ def _up_to_the_last_answer(
     full = [number for number in turns if not _is_empty(messages[number])]
     if not full:
         return Conversation(left_out="an empty response" if turns else "no assistant turn")
-    notes = [EMPTY_TURN] if len(full) < len(turns) else []
+    remarks = [EMPTY_TURN] if len(full) < len(turns) else []
     if full[-1] < len(messages) - 1:
-        notes.append(UNANSWERED)
+        remarks.append(UNANSWERED)
     learned = tuple(number for number in full[-1 if learn == "last" else 0 :] if wanted[number])
     if not learned:
         return Conversation(left_out="no turn to learn (train: false, weight: 0)")
-    return Conversation(tuple(messages[: full[-1] + 1]), learned, tools, notes=tuple(notes))
+    return Conversation(tuple(messages[: full[-1] + 1]), learned, tools, remarks=tuple(remarks))
 
 
 def _entries(row: Mapping[str, Any]) -> tuple[list[Any], int]:

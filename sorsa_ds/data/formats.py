@@ -40,7 +40,7 @@ class Rendered:
     bare: whether the tokenizer must add no special tokens of its own, because a template has written all of them.
     left_out: why the row is no example, in a few words by which rows are counted; empty where it is one.
     tokens: input_ids and labels of a row that is stored as tokens, which has no text.
-    notes: what of the row is learned otherwise than one might think, in words by which rows are counted.
+    remarks: what of the row is learned otherwise than one might think, in words by which rows are counted.
     """
 
     text: str
@@ -49,7 +49,7 @@ class Rendered:
     bare: bool = False
     left_out: str = ""
     tokens: tuple[list[int], list[int]] | None = None
-    notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class _MissingError(Exception):
@@ -130,9 +130,7 @@ def _conversation_of(row: Mapping[str, Any], layout: Layout) -> dict[str, Any] |
 
 
 def _papers_prompt(prompt: str, cells: Mapping[str, Any], layout: Layout) -> str:
-    context, system = (
-        "" if cells.get(role) is None else _text(cells, role, layout) for role in ("input", "system")
-    )
+    context, system = ("" if cells.get(role) is None else _text(cells, role, layout) for role in ("input", "system"))
     history = cells.get("history") or []
     pairs = isinstance(history, list) and all(
         isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn) for turn in history

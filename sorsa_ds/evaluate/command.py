@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from transformers import GenerationConfig
 
 from sorsa_ds.data.chat import end_rendering
 from sorsa_ds.data.chat_templates import use_template
-from sorsa_ds.data.examples import load_examples
+from sorsa_ds.data.examples import load_held_out
 from sorsa_ds.evaluate.backends.generation import end_tokens
 from sorsa_ds.evaluate.backends.likelihood import Likelihood
 from sorsa_ds.evaluate.backends.vllm import Vllm
@@ -146,10 +147,10 @@ def _build(options: Options, found: FoundModel, setting: Setting) -> Task:
     folder, config = found.run
     reported = FinishedRun(folder).report()["eval_loss_end"]
     data = replace(config.data, chat_template=None)  # the tokenizer has the one that the run has kept
-    _, held_out = load_examples(data, setting.tokenizer, config.train.seed)
+    held_out = load_held_out(data, setting.tokenizer, config.train.seed)
     if not held_out or reported is None:
         raise ValueError(f"--model: {folder} was trained without held-out data (data.eval_size, data.eval_split)")
-    return loss.held_out(held_out[: options.limit], reported, config.data.eval_path or config.data.path)
+    return loss.held_out(list(islice(held_out, options.limit)), reported, config.data.eval_path or config.data.path)
 
 
 def _products(options: Options, found: FoundModel) -> Products:

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.examples import load_examples
-from sorsa_ds.data.tokenize import Example, show_example
+from sorsa_ds.data.token_store import Examples
+from sorsa_ds.data.tokenize import show_example
 from sorsa_ds.model.numerics import Numerics, numerics_of
 from sorsa_ds.model.skeleton import read_config, skeleton
 from sorsa_ds.model.targets import Target
@@ -32,7 +33,7 @@ class Inputs:
     numerics: Numerics
     batches: BatchPlan
     data_digest: str
-    eval_examples: list[Example]
+    eval_examples: Examples
     stored: list[Target]
     chat_template: str | None
 
@@ -65,7 +66,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     )
     data_digest = batches.digest
     origin.check_data(data_digest)
-    check_fits(model_folder, config.loading, [*train_examples, *eval_examples])
+    check_fits(model_folder, config.loading, [part for part in (train_examples, eval_examples) if part])
     stored = _stored_linears(settings, origin)
     say(show_example(train_examples[0], tokenizer))
     return Inputs(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sorsa_ds.config.schema import LoadingConfig
-from sorsa_ds.data.tokenize import Example
+from sorsa_ds.data.token_store import Examples
 from sorsa_ds.model.load import AdaptedModel
 from sorsa_ds.model.skeleton import read_config
 from sorsa_ds.sorsa.layer import compute_dtype
@@ -83,7 +83,7 @@ def check_start(
     return base, start
 
 
-def check_fits(folder: Path, loading: LoadingConfig, some: list[Example]) -> None:
+def check_fits(folder: Path, loading: LoadingConfig, some: list[Examples]) -> None:
     """Stop before the model is loaded if an example is too long for it, or holds a token that it does not know.
 
     Raises:
@@ -91,10 +91,10 @@ def check_fits(folder: Path, loading: LoadingConfig, some: list[Example]) -> Non
     """
     config = read_config(folder, loading)
     positions = getattr(config, "max_position_embeddings", None)
-    longest = max(len(example["input_ids"]) for example in some)
+    longest = max(int(examples.lengths.max()) for examples in some)
     if positions is not None and longest > positions:
         raise ValueError(f"data.max_length: an example has {longest} tokens, the model takes {positions}; lower it")
-    largest = max(int(example["input_ids"].max()) for example in some)
+    largest = max(examples.largest_token for examples in some)
     if largest >= config.vocab_size:
         raise ValueError(
             f"model: its tokenizer makes token {largest}, but it knows only {config.vocab_size}: they do not belong "

@@ -52,9 +52,9 @@ def test_the_way_that_is_taken_is_told(template, told):
 def test_the_last_turn_alone_is_learned_as_the_model_is_served():
     tokenizer = family_tokenizer(trl_templates()["qwen3"])
     both, last = (render_chat({"messages": TWO}, tokenizer, learn) for learn in ("all", "last"))
-    assert KEPT in both.notes
+    assert KEPT in both.remarks
     assert "Greet." in both.text
-    assert last.notes == ("the template drops the reasoning of a turn that is not learned",)
+    assert last.remarks == ("the template drops the reasoning of a turn that is not learned",)
     assert last.text == tokenizer.apply_chat_template(TWO, tokenize=False).rstrip()
     assert [last.text[start:end] for start, end in last.learned] == ["<think>\n\n</think>\n\nfive<|im_end|>"]
 
@@ -81,12 +81,12 @@ def test_thoughts_in_the_content_are_learned_where_only_the_twin_keeps_them():
     assert [rendered.text[start:end] for start, end in rendered.learned] == [
         "Greet.\n</think>\n\nHello<｜end▁of▁sentence｜>"
     ]
-    assert rendered.notes == (KEPT,)
+    assert rendered.remarks == (KEPT,)
 
 
 def test_a_prompt_that_opens_a_thought_without_one_in_the_answer_is_said():
     rendered = render_chat(CONVERSATIONS["single"], family_tokenizer(trl_templates()["deepseekv3"]))
-    assert rendered.notes == (OPENED,)
+    assert rendered.remarks == (OPENED,)
 
 
 @pytest.mark.parametrize("markers", ["{m.content}<|im_end|>", "{m.content}"])

@@ -85,7 +85,7 @@ def test_the_last_turn_alone_can_be_learned():
 def test_a_last_turn_that_is_not_learned_gets_no_end_token():
     rendered = render_chat({"messages": [*FOUR[:3], {**FOUR[3], "weight": 0}]}, chat_tokenizer(PLAIN))
     assert not rendered.closed
-    assert render_chat({"messages": FOUR}, chat_tokenizer(PLAIN)).notes == (ENDLESS,)
+    assert render_chat({"messages": FOUR}, chat_tokenizer(PLAIN)).remarks == (ENDLESS,)
 
 
 @pytest.mark.parametrize("empty", [None, "", " \n"])
@@ -93,10 +93,10 @@ def test_empty_turns_are_not_learned_and_counted(empty):
     tokenizer = chat_tokenizer()
     rendered = render_chat({"messages": [user("Hi"), assistant(empty), *FOUR[2:]]}, tokenizer)
     assert [rendered.text[start:end] for start, end in rendered.learned] == ["five<|im_end|>"]
-    assert rendered.notes == (EMPTY_TURN,)
+    assert rendered.remarks == (EMPTY_TURN,)
     trailing = render_chat({"messages": [*HI, user("2+3?"), assistant(empty)]}, tokenizer)
     assert trailing.text.endswith("Hello<|im_end|>")
-    assert trailing.notes == (EMPTY_TURN, UNANSWERED)
+    assert trailing.remarks == (EMPTY_TURN, UNANSWERED)
     assert conversation_of({"messages": [user("Hi"), assistant(empty)]}).left_out == "an empty response"
 
 
@@ -115,7 +115,7 @@ def test_rows_that_are_no_example_say_why(row, reason):
 
 
 def test_what_follows_the_last_answer_is_said():
-    assert render_chat({"messages": [*HI, user("bye")]}, chat_tokenizer()).notes == (UNANSWERED,)
+    assert render_chat({"messages": [*HI, user("bye")]}, chat_tokenizer()).remarks == (UNANSWERED,)
 
 
 @pytest.mark.parametrize(
