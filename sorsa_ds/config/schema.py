@@ -73,6 +73,14 @@ class DataConfig:
     """The prompt as a Jinja text with the columns of a row, such as `Q: {{ question }} A:`, in place of the format's.
     The response follows it as it is."""
 
+    learn: Literal["all", "last"] = "all"
+    """Which turns of the assistant are learned in a conversation: all, or the last one, with everything before it as
+    its prompt. `train: false` or `weight: 0` in a message leaves its turn out."""
+
+    chat_template: Name | None = None
+    """The chat template for conversations, where the tokenizer has none or another is wanted: a file, or the name that
+    TRL gives to a family's (`qwen3`, `llama3`). It goes with every export, so that serving uses the same."""
+
     train_split: str = "train"
     """Split and slice to train on, for example `train[:100000]`."""
 

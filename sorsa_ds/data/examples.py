@@ -6,7 +6,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.config.schema import DataConfig
-from sorsa_ds.data.chat import end_rendering
+from sorsa_ds.data.chat import describe_template, end_rendering
+from sorsa_ds.data.chat_templates import use_template
 from sorsa_ds.data.layout import Layout, listed
 from sorsa_ds.data.source import load_rows
 from sorsa_ds.data.token_cache import digest_of_tokenizer, folder_of
@@ -27,6 +28,7 @@ def load_examples(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     many rows are cut at `data.max_length`, and how many are left out.
 
     Args:
+        tokenizer: is given the chat template that `data.chat_template` asks for.
         seed: of the generated data.
 
     Raises:
@@ -44,6 +46,8 @@ def load_held_out(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
 
 def _load(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, kinds: list[str]) -> dict[str, Examples]:
     """The examples of each kind of which there are any."""
+    if data.chat_template is not None:
+        use_template(tokenizer, data.chat_template)
     made: dict[str, str] = first_of_node(lambda: _tokenised(data, tokenizer, seed, kinds), "tokenising the data")
     found = {kind: opened(Path(folder), _source(data, kind)) for kind, folder in made.items()}
     for kind, examples in found.items():
@@ -69,10 +73,13 @@ def _kept(rows: Dataset, data: DataConfig, tokenizer: PreTrainedTokenizerBase, o
     encoder = Encoder.of(data, rows.column_names, tokenizer, f"{kind} data ({_source(data, kind)})")
     if encoder.layout.ignored:
         say(f"Columns of the {kind} data that are not used: {listed(encoder.layout.ignored)}.")
+    template = _template(encoder.layout, tokenizer)
+    if encoder.layout.format == "chat" and kind == TRAINING:
+        say(template)
     folder = folder_of(rows, data, own)
 
     def fill(empty: Path) -> None:
-        check_any(store(empty, encode_in_parts(rows, data, encoder), _template(encoder.layout)), encoder)
+        check_any(store(empty, encode_in_parts(rows, data, encoder), template), encoder)
 
     try:
         made_once(folder, fill, f"tokenises the {kind} data", say)
@@ -84,11 +91,11 @@ def _kept(rows: Dataset, data: DataConfig, tokenizer: PreTrainedTokenizerBase, o
     return folder
 
 
-def _template(layout: Layout) -> str:
+def _template(layout: Layout, tokenizer: PreTrainedTokenizerBase) -> str:
     """How rows become texts, in words."""
-    if layout.prompt is not None:
-        return f"{layout.format}, with data.prompt"
-    return "chat, in the tokenizer's template" if layout.format == "chat" else layout.format
+    if layout.format == "chat":
+        return f"The assistant's turns are told apart {describe_template(tokenizer)}."
+    return layout.format if layout.prompt is None else f"{layout.format}, with data.prompt"
 
 
 def _source(data: DataConfig, kind: str) -> str:

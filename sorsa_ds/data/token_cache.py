@@ -24,9 +24,10 @@ from sorsa_ds.runtime.versions import package_versions
 _LIBRARIES = ("transformers", "tokenizers", "trl", "jinja2")
 _OF_ROWS = frozenset((
     "path", "name", "train_split", "eval_path", "eval_split", "eval_size", "mix", "mix_until", "streaming",
-    "shuffle_buffer", "packing",
+    "shuffle_buffer", "packing", "chat_template",
 ))  # fmt: skip
-"""The settings that say which rows there are or what becomes of examples, and not what a row's tokens are."""
+"""The settings that say which rows there are or what becomes of examples, and not what a row's tokens are. The chat
+template counts as a part of the tokenizer."""
 
 _ROWS_AT_ONCE = 10_000
 

@@ -41,11 +41,13 @@ class Encoded(NamedTuple):
 
     left_out: why rows are no example -> how many they are.
     cut: the number of examples that lost a part to `max_length`.
+    remarks: what of rows is learned otherwise than one might think -> how many they are.
     """
 
     examples: list[Example]
     left_out: Counter[str]
     cut: int
+    remarks: Counter[str]
 
     @property
     def counts(self) -> Counts:
@@ -55,6 +57,7 @@ class Encoded(NamedTuple):
             learned_rows=len(self.examples),
             left_out=dict(self.left_out),
             cut=self.cut,
+            remarks=dict(self.remarks),
             tokens=sum(len(example["labels"]) for example in self.examples),
             learned_tokens=sum(int((example["labels"] != IGNORED).sum()) for example in self.examples),
         )
@@ -115,11 +118,12 @@ def encode_all(
         ValueError: a row cannot be rendered, or no example is left.
     """
     encoder = Encoder(layout=layout, tokenizer=tokenizer, max_length=max_length, what=what)
-    whole = Encoded([], Counter(), 0)
+    whole = Encoded([], Counter(), 0, Counter())
     for start in range(0, len(rows), ROWS_PER_CALL):
         part = encode_rows(rows.select(range(start, min(start + ROWS_PER_CALL, len(rows)))), start, encoder)
         whole.examples.extend(part.examples)
-        whole = whole._replace(left_out=whole.left_out + part.left_out, cut=whole.cut + part.cut)
+        left_out, remarks = whole.left_out + part.left_out, whole.remarks + part.remarks
+        whole = whole._replace(left_out=left_out, cut=whole.cut + part.cut, remarks=remarks)
     check_any(whole.counts, encoder)
     return whole
 
@@ -153,6 +157,7 @@ def encode_rows(rows: Iterable[Mapping[str, Any]], start: int, encoder: Encoder)
     rendered = list(_rendered(rows, start, encoder))
     kept = [(number, one) for number, one in enumerate(rendered, start + 1) if not one.left_out]
     left_out.update(one.left_out for one in rendered if one.left_out)
+    remarks = Counter(remark for _, one in kept for remark in one.remarks)
     for (number, _), whole in zip(kept, _encoded([one for _, one in kept], encoder.tokenizer), strict=True):
         example = _shortened(whole, encoder, number)
         if isinstance(example, str):
@@ -160,7 +165,7 @@ def encode_rows(rows: Iterable[Mapping[str, Any]], start: int, encoder: Encoder)
         else:
             examples.append(example)
             cut += len(example["labels"]) < len(whole["labels"])
-    return Encoded(examples, left_out, cut)
+    return Encoded(examples, left_out, cut, remarks)
 
 
 def show_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -254,15 +259,16 @@ def _labelled(
 ) -> Example:
     """The tokens that are kept of a text of any length, with their labels.
 
-    Tokens that the tokenizer put before the text are kept, unless the text brings its own BOS. Those that it put behind
-    the text are dropped; an end token is appended where the rendered text is `closed`.
+    Tokens that the tokenizer put before the text are kept, unless the text is bare or brings its own BOS. Those that it
+    put behind the text are dropped; an end token is appended where the rendered text is `closed`.
 
     Args:
         added: 1 for each token that the tokenizer put around the text by itself.
     """
     own = len(added) - sum(added)
     first = added.index(0) if own else len(added)
-    keep = slice(0 if not _starts_with_bos(rendered.text, tokenizer) else first, first + own)
+    is_bare = rendered.bare or _starts_with_bos(rendered.text, tokenizer)
+    keep = slice(first if is_bare else 0, first + own)
     ids_T = np.array(ids[keep], dtype=np.int32)
     start_T, end_T = np.array(offsets[keep], dtype=np.int64).reshape(-1, 2).T
     learned_T = np.zeros(len(ids_T), dtype=bool)

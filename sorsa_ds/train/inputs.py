@@ -1,6 +1,6 @@
 """What a run reads before it loads any weight: tokenizer and examples, checked against the model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.examples import load_examples
@@ -27,6 +27,7 @@ class Inputs:
     data_digest: digest of the training examples, the same on every rank.
     eval_examples: held-out examples, possibly none.
     stored: the linears to snapshot; empty if `analysis.every` is 0.
+    chat_template: the one that the settings ask for; None where it is the tokenizer's own.
     """
 
     numerics: Numerics
@@ -34,6 +35,7 @@ class Inputs:
     data_digest: str
     eval_examples: Examples
     stored: list[Target]
+    chat_template: str | None
 
 
 def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
@@ -46,8 +48,11 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     tokenizer = load_tokenizer(model_folder, config.loading)
     numerics = numerics_of(model_folder, config.loading, tokenizer)
     origin.check_numerics(numerics, model_folder, config.loading)
+    data = config.data
+    if origin.chat_template is not None:
+        data = replace(data, chat_template=str(origin.chat_template))
     vocabulary = read_config(model_folder, config.loading).vocab_size
-    train_examples, eval_examples = load_examples(config.data, tokenizer, config.train.seed)
+    train_examples, eval_examples = load_examples(data, tokenizer, config.train.seed)
     batches = BatchPlan(
         train_examples,
         micro_batch_size=resolved.micro_batch_size,
@@ -70,6 +75,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
         data_digest=data_digest,
         eval_examples=eval_examples,
         stored=stored,
+        chat_template=None if data.chat_template is None else tokenizer.get_chat_template(),
     )
 
 
