@@ -15,6 +15,9 @@ def _preview(argv: Sequence[str]) -> None:
     from sorsa_ds.preview.options import parse
 
     request = parse(argv)
+    from sorsa_ds.train.first_checks import check_inputs
+
+    check_inputs(request.config)
     from sorsa_ds.runtime.console import quiet_data_libraries
 
     quiet_data_libraries()

@@ -9,7 +9,7 @@ from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.chat import describe_template, end_rendering
 from sorsa_ds.data.chat_templates import use_template
 from sorsa_ds.data.layout import Layout, listed
-from sorsa_ds.data.source import load_rows
+from sorsa_ds.data.source import load_rows, place_of_row
 from sorsa_ds.data.token_cache import digest_of_tokenizer, folder_of
 from sorsa_ds.data.token_store import Examples, opened, store
 from sorsa_ds.data.tokenize import Encoder, check_any
@@ -79,7 +79,8 @@ def _kept(rows: Dataset, data: DataConfig, tokenizer: PreTrainedTokenizerBase, o
     folder = folder_of(rows, data, own)
 
     def fill(empty: Path) -> None:
-        check_any(store(empty, encode_in_parts(rows, data, encoder), template), encoder)
+        parts = encode_in_parts(rows, data, encoder, lambda number: place_of_row(data, number, kind == HELD_OUT))
+        check_any(store(empty, parts, template), encoder)
 
     try:
         made_once(folder, fill, f"tokenises the {kind} data", say)

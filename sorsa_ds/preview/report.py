@@ -65,7 +65,7 @@ def as_text(train: Examples, held_out: Examples, settings: TrainConfig, gpus: in
         ("data", counts.source),
         ("rows read", f"{counts.rows:,}"),
         ("learned", f"{counts.learned_rows:,}, of which {counts.cut:,} are cut"),
-        *((f"left out: {reason}", f"{number:,}") for reason, number in counts.left_out.items()),
+        *(("left out", f"{number:,}: {reason}") for reason, number in counts.left_out.items()),
         ("template", train.template),
         (
             "tokens",
