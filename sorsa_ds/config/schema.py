@@ -40,6 +40,9 @@ class LoadingConfig:
     eager."""
 
 
+Truncation = Literal["right", "left", "drop", "error"]
+
+
 @settings
 class DataConfig:
     """What the model is trained on. The loss is computed on the response only."""
@@ -70,6 +73,14 @@ class DataConfig:
     """The prompt as a Jinja text with the columns of a row, such as `Q: {{ question }} A:`, in place of the format's.
     The response follows it as it is."""
 
+    learn: Literal["all", "last"] = "all"
+    """Which turns of the assistant are learned in a conversation: all, or the last one, with everything before it as
+    its prompt. `train: false` or `weight: 0` in a message leaves its turn out."""
+
+    chat_template: Name | None = None
+    """The chat template for conversations, where the tokenizer has none or another is wanted: a file, or the name that
+    TRL gives to a family's (`qwen3`, `llama3`). It goes with every export, so that serving uses the same."""
+
     train_split: str = "train"
     """Split and slice to train on, for example `train[:100000]`."""
 
@@ -83,7 +94,11 @@ class DataConfig:
     """Largest number of held-out rows. 0: no evaluation."""
 
     max_length: Annotated[int, Field(ge=8, le=10**7)] = 512
-    """Largest number of tokens of one example, prompt and response together. Longer examples are cut."""
+    """Largest number of tokens of one example, prompt and response together."""
+
+    truncation: Truncation = "right"
+    """What becomes of longer examples. right: they lose their end. left: they lose their beginning, but for a BOS, and
+    keep the response. drop: they are left out and counted. error: the first one stops the run."""
 
 
 @settings

@@ -1,10 +1,12 @@
 """What a run reads before it loads any weight: tokenizer and examples, checked against the model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.examples import load_examples
-from sorsa_ds.data.tokenize import Example, show_example
+from sorsa_ds.data.token_store import Examples
+from sorsa_ds.data.tokenize import show_example
+from sorsa_ds.model.data_fit import check_fits
 from sorsa_ds.model.numerics import Numerics, numerics_of
 from sorsa_ds.model.skeleton import read_config, skeleton
 from sorsa_ds.model.targets import Target
@@ -14,7 +16,6 @@ from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say
 from sorsa_ds.train.origin import Origin
 from sorsa_ds.train.settings import RunSettings
-from sorsa_ds.train.start_check import check_fits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,13 +27,15 @@ class Inputs:
     data_digest: digest of the training examples, the same on every rank.
     eval_examples: held-out examples, possibly none.
     stored: the linears to snapshot; empty if `analysis.every` is 0.
+    chat_template: the one that the settings ask for; None where it is the tokenizer's own.
     """
 
     numerics: Numerics
     batches: BatchPlan
     data_digest: str
-    eval_examples: list[Example]
+    eval_examples: Examples
     stored: list[Target]
+    chat_template: str | None
 
 
 def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
@@ -45,8 +48,11 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     tokenizer = load_tokenizer(model_folder, config.loading)
     numerics = numerics_of(model_folder, config.loading, tokenizer)
     origin.check_numerics(numerics, model_folder, config.loading)
+    data = config.data
+    if origin.chat_template is not None:
+        data = replace(data, chat_template=str(origin.chat_template))
     vocabulary = read_config(model_folder, config.loading).vocab_size
-    train_examples, eval_examples = load_examples(config.data, tokenizer, config.train.seed)
+    train_examples, eval_examples = load_examples(data, tokenizer, config.train.seed)
     batches = BatchPlan(
         train_examples,
         micro_batch_size=resolved.micro_batch_size,
@@ -60,7 +66,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     )
     data_digest = batches.digest
     origin.check_data(data_digest)
-    check_fits(model_folder, config.loading, [*train_examples, *eval_examples])
+    check_fits(model_folder, config.loading, [part for part in (train_examples, eval_examples) if part])
     stored = _stored_linears(settings, origin)
     say(show_example(train_examples[0], tokenizer))
     return Inputs(
@@ -69,6 +75,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
         data_digest=data_digest,
         eval_examples=eval_examples,
         stored=stored,
+        chat_template=None if data.chat_template is None else tokenizer.get_chat_template(),
     )
 
 

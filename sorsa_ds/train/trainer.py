@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan, eval_batches
-from sorsa_ds.data.tokenize import Example
+from sorsa_ds.data.token_store import Examples
 from sorsa_ds.engine.engine import SorsaEngine, StepReport
 from sorsa_ds.engine.gather import save_factors
 from sorsa_ds.methods.registry import method_of
@@ -57,7 +57,7 @@ class Trainer:
     loaded: AdaptedModel
     numerics: Numerics
     batches: BatchPlan
-    eval_examples: list[Example]
+    eval_examples: Examples
     folder: Path
     log: RunLog
     keeper: CheckpointKeeper
@@ -161,6 +161,10 @@ class Trainer:
             steps=self.batches.steps,
             losses=losses,
             eval_loss=eval_loss,
+            data={
+                "training": self.batches.examples.counts.as_dict(),
+                "held-out": self.eval_examples.counts.as_dict(),
+            },
         )
         self.log.close(report)
         self.lock.release()

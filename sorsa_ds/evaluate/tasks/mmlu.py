@@ -239,7 +239,7 @@ def _up_to_the_letter(text: str, style: Style, setting: Setting) -> tuple[list[i
         ValueError: a letter is not one token.
     """
     gap = "" if style == "chat" else " "
-    four = [prompt_tokens(f"{text}{gap}{letter}", setting.tokenizer) for letter in LETTERS]
+    four = [prompt_tokens(f"{text}{gap}{letter}", setting.tokenizer, setting.bare) for letter in LETTERS]
     shared = next(place for place, ids in enumerate(zip(*four, strict=False)) if len(set(ids)) > 1)
     if any(len(ids) != shared + 1 for ids in four):
         raise ValueError("--task mmlu: the tokenizer does not make one token of each of the letters A, B, C, D")

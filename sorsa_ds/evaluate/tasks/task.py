@@ -23,11 +23,16 @@ Generate = Callable[[list[Prompt], Receive], None]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is known before a model is loaded. positions: the most tokens that it takes; None: any number."""
+    """What is known before a model is loaded.
+
+    positions: the most tokens that it takes; None: any number. bare: whether a chat template makes the prompts, with
+    all the special tokens that they need.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     folder: Path
     positions: int | None
+    bare: bool = False
 
 
 class Engine(Protocol):
