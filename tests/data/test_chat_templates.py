@@ -3,10 +3,11 @@
 import pytest
 
 from benchmarks.helpers.chat_templates import count_exact, fault_of
-from sorsa_ds.data.chat import KEPT, OPENED, describe_template, render_chat
+from sorsa_ds.data.chat import KEPT, OPENED, describe_template, render_chat, render_prompt
 from sorsa_ds.data.chat_templates import marked_template, trl_templates, use_template
 from sorsa_ds.data.formats import Rendered
-from sorsa_ds.data.tokenize import encode
+from sorsa_ds.data.tokenize import IGNORED, encode
+from sorsa_ds.evaluate.prompts import prompt_tokens
 from tests.helpers.chat_families import CONVERSATIONS, LEARNED, REFUSED, assistant, family_tokenizer, user
 from tests.helpers.chat_tokenizer import CHATML, chat_tokenizer
 
@@ -139,3 +140,13 @@ def test_a_template_that_is_nowhere_is_refused(tmp_path):
     for request, said in ((str(empty), "is empty"), ("lama3", unknown)):
         with pytest.raises(ValueError, match=rf"^data\.chat_template: .*{said}"):
             use_template(chat_tokenizer(), request)
+
+
+def test_evaluation_sees_the_tokens_that_training_made_of_a_template():
+    tokenizer = family_tokenizer(CHATML)
+    messages = CONVERSATIONS["single"]["messages"]
+    example = encode(Rendered(**render_chat({"messages": messages}, tokenizer)._asdict()), tokenizer, 1000)
+    asked = prompt_tokens(render_prompt(messages[:1], tokenizer), tokenizer, bare=True)
+    assert example["input_ids"][: len(asked)].tolist() == asked
+    assert (example["labels"][: len(asked)] == IGNORED).all()
+    assert example["labels"][len(asked)] != IGNORED

@@ -118,6 +118,20 @@ def test_merged_model_is_the_trained_one(runs, tmp_path, name):
         base_of(run) / "model.safetensors").keys()  # fmt: skip
 
 
+@pytest.mark.parametrize("form", ["merged", "lora", "adapter"])
+def test_the_chat_template_of_the_training_goes_along(tmp_path, form):
+    save("llama", tmp_path / "base")
+    chat_tokenizer().save_pretrained(tmp_path / "base")
+    run = finished_run(tmp_path / "base", tmp_path / "run")
+    (run / "adapter" / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    export(Options(run, form, tmp_path / "out"))
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages[0].content }}!"
+    assert "chat_template.jinja" in (tmp_path / "out" / "README.md").read_text()
+    if form == "merged":
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+        assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "Hi!"
+
+
 @pytest.mark.parametrize("precision", ["mixed", "bf16"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_the_rounding_of_training_is_in_the_merged_model(runs, tmp_path, name, precision):
