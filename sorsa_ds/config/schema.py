@@ -71,6 +71,10 @@ class DataConfig:
     max_length: Annotated[int, Field(ge=8, le=10**7)] = 512
     """Largest number of tokens of one example, prompt and response together. Longer examples are cut."""
 
+    packing: bool = False
+    """Put the examples of a step side by side into rows of at most `max_length` tokens, in which they do not see one
+    another. A step learns the same examples, in fewer forward passes of `train.micro_batch_size` rows each."""
+
 
 @settings
 class TrainConfig:

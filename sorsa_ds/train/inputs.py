@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.examples import load_examples
+from sorsa_ds.data.packing import Packing
 from sorsa_ds.data.tokenize import Example, show_example
 from sorsa_ds.model.numerics import Numerics, numerics_of
+from sorsa_ds.model.packed_attention import check_packing, joins_rows
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Target
 from sorsa_ds.model.tokenizer import load_tokenizer
@@ -39,12 +41,14 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     """Read the tokenizer and the examples, and check that they fit the model. A collective call.
 
     Raises:
-        ValueError: a tokenizer or data that cannot be read, or that do not belong to the model.
+        ValueError: a tokenizer or data that cannot be read, or that do not belong to the model; a model whose examples
+            cannot be packed.
     """
     config, resolved, model_folder = settings.config, settings.resolved, settings.model_folder
     tokenizer = load_tokenizer(model_folder, config.loading)
     numerics = numerics_of(model_folder, config.loading, tokenizer)
     origin.check_numerics(numerics, model_folder, config.loading)
+    packing = _packing(settings)
     train_examples, eval_examples = load_examples(config.data, tokenizer, config.train.seed)
     batches = BatchPlan(
         train_examples,
@@ -56,6 +60,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
         pad_token_id=pad_token_id(tokenizer),
         steps=config.train.steps,
         epochs=config.train.epochs,
+        packing=packing,
     )
     data_digest = batches.digest
     origin.check_data(data_digest)
@@ -69,6 +74,19 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
         eval_examples=eval_examples,
         stored=stored,
     )
+
+
+def _packing(settings: RunSettings) -> Packing | None:
+    """How rows are packed; None where they are not.
+
+    Raises:
+        ValueError: the model cannot keep the examples of a row apart.
+    """
+    config = settings.config
+    if not config.data.packing:
+        return None
+    check_packing(skeleton(settings.model_folder, config.loading))
+    return Packing.of(settings.resolved.micro_batch_size, config.data.max_length, joins_rows(config.loading))
 
 
 def _stored_linears(settings: RunSettings, origin: Origin) -> list[Target]:
