@@ -82,8 +82,11 @@ def _why_not(model: PreTrainedModel) -> str | None:
         return "takes no positions (position_ids)"
     if getattr(config, "alibi", False):
         return "counts its positions (ALiBi) over the whole row"
-    if not _MASKS & vars(sys.modules[type(model).__module__]).keys():
+    defined = vars(sys.modules[type(model).__module__]).keys()
+    if not _MASKS & defined:
         return "does not make its attention masks as transformers does"
+    if config._attn_implementation == FLASH and any(name.endswith("FlashAttention2") for name in defined):
+        return f"does not give positions to {FLASH}"  # its own class for that kernel is older than packed positions
     return None
 
 
