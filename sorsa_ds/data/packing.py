@@ -47,15 +47,25 @@ def packed_rows(lengths: Sequence[int], packing: Packing, world: int, most_passe
         `packing.rows` rows for every rank in every pass.
     """
     at_once = world * packing.rows
-    passes = max(1, math.ceil(sum(lengths) / (at_once * packing.length)))
-    while True:
-        rows = balanced(lengths, passes * at_once)
-        sizes = [sum(lengths[place] for place in row) for row in rows]
-        if max(sizes) <= packing.length:
-            break
-        passes += 1
-    assert passes <= most_passes, (passes, most_passes)
-    return [rows[at] for at in sorted(range(len(rows)), key=lambda at: -sizes[at])]
+    fewest, most = max(1, math.ceil(sum(lengths) / (at_once * packing.length))), most_passes
+    rows = _longest_first(lengths, most * at_once)
+    while fewest < most:
+        middle = (fewest + most) // 2
+        trial = _longest_first(lengths, middle * at_once)
+        if _tokens(trial[0], lengths) <= packing.length:
+            rows, most = trial, middle
+        else:
+            fewest = middle + 1
+    assert _tokens(rows[0], lengths) <= packing.length, (lengths, packing, world, most_passes)
+    return rows
+
+
+def _longest_first(lengths: Sequence[int], rows: int) -> list[list[int]]:
+    return sorted(balanced(lengths, rows), key=lambda row: -_tokens(row, lengths))
+
+
+def _tokens(row: Sequence[int], lengths: Sequence[int]) -> int:
+    return sum(lengths[place] for place in row)
 
 
 def balanced(lengths: Sequence[int], rows: int) -> list[list[int]]:

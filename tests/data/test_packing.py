@@ -1,5 +1,6 @@
 """Which examples share a packed row, and what a row is made of."""
 
+import time
 from itertools import product
 
 import numpy as np
@@ -87,6 +88,14 @@ def test_rows_fit_and_never_take_more_passes_than_padding_does(world, micro, joi
 def test_a_step_takes_as_few_passes_as_hold_it():
     assert len(packed_rows([25] * 16, Packing(rows=2, length=100), 2, 4)) == 4  # one pass of two ranks
     assert len(packed_rows([25] * 17, Packing(rows=2, length=100), 2, 5)) == 8
+    assert len(packed_rows([60] * 4, Packing(rows=1, length=100), 1, 9)) == 4  # 240 tokens would fit into three rows
+
+
+def test_a_large_step_is_planned_in_a_moment():
+    """Examples of which no two share a row: half of all numbers of passes are too few."""
+    began = time.process_time()
+    assert len(packed_rows([51] * 8192, Packing(rows=1, length=100), 8, 1024)) == 8192
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(("world", "micro", "joined"), product((1, 2, 3), (1, 2), (False, True)))
