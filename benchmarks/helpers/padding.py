@@ -4,9 +4,9 @@ Examples are tokenised and fall into the steps of an epoch as in a training run.
 step's examples are compared, each with the same number of forward passes:
 
 random    as they come
-grouped   by length, as the product does
+grouped   by length, as the product does without `data.packing`
 levelled  neighbours by length too, but of sizes with which all have about the same number of positions
-packed    several examples in one row (packing.py)
+packed    several examples in one row, as the product does with `data.packing`
 """
 
 import argparse
@@ -17,10 +17,10 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from benchmarks.helpers.common import say
-from benchmarks.helpers.packing import balanced
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
 from sorsa_ds.data.layout import layout_of
 from sorsa_ds.data.order import GlobalOrder
+from sorsa_ds.data.packing import balanced
 from sorsa_ds.data.source import open_splits
 from sorsa_ds.data.tokenize import Example, encode_all
 from sorsa_ds.model.embedded import ensure_embedded_model

@@ -15,12 +15,12 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.helpers.common import run_side
 from benchmarks.helpers.live_bytes import LiveBytes
 from benchmarks.helpers.models import RATE
-from benchmarks.helpers.packing import balanced, pack, packed_loss
 from benchmarks.helpers.padding import data
 from benchmarks.helpers.sides import add_engine, add_sizes, engine_step, examples, made
 from benchmarks.helpers.turns import in_turns
 from sorsa_ds.data.batches import collate
 from sorsa_ds.data.order import GlobalOrder
+from sorsa_ds.data.packing import balanced, collate_packed
 from sorsa_ds.data.tokenize import IGNORED
 from sorsa_ds.engine.masters import inner_optimizer
 from sorsa_ds.runtime.device import this_device
@@ -154,12 +154,10 @@ def packing(a: argparse.Namespace) -> dict:
     losses = dict.fromkeys(plans, 0.0)
 
     def side(way: str) -> Callable[[], None]:
-        loss_of = packed_loss if way == "packed" else summed_loss
-
         def run() -> None:
             total = 0.0
             for batch in batches[way]:
-                loss = loss_of(model, batch)
+                loss = summed_loss(model, batch)
                 loss.backward()
                 total += loss.detach()
             losses[way] = float(total)
@@ -173,7 +171,7 @@ def packing(a: argparse.Namespace) -> dict:
 
 def collated(examples: list, way: str) -> dict[str, Tensor]:
     """A packed row of the examples where the way is `packed`, else a padded micro-batch."""
-    return pack(examples) if way == "packed" else collate(examples, 0)
+    return collate_packed([examples], 0) if way == "packed" else collate(examples, 0)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ FREE_OF_ONE_MODEL = (
     "output.",
     "analysis.",
     "sorsa.svd_cache",
+    "data.packing",
     "train.micro_batch_size",
     "train.gradient_accumulation_steps",
     "train.gradient_checkpointing",

@@ -100,6 +100,10 @@ class DataConfig:
     """What becomes of longer examples. right: they lose their end. left: they lose their beginning, but for a BOS, and
     keep the response. drop: they are left out and counted. error: the first one stops the run."""
 
+    packing: bool = False
+    """Put the examples of a step side by side into rows of at most `max_length` tokens, in which they do not see one
+    another. A step learns the same examples, in fewer forward passes of `train.micro_batch_size` rows each."""
+
 
 @settings
 class TrainConfig:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds.data.order import GlobalOrder, rank_slices
+from sorsa_ds.data.order import GlobalOrder, rank_slices, turns
+from sorsa_ds.data.packing import Packing, collate_packed, packed_rows
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import IGNORED, Example
 
@@ -23,7 +24,7 @@ class BatchPlan:
     """All training micro-batches of one rank: `plan.micro_batches(step)` for step in range(plan.steps).
 
     The batches are a pure function of the step, so nothing has to be saved or replayed to continue a run. `steps` and
-    `epochs` mean what they mean in TrainConfig.
+    `epochs` mean what they mean in TrainConfig. `packing` is None where examples are padded instead.
     """
 
     def __init__(
@@ -38,9 +39,12 @@ class BatchPlan:
         pad_token_id: int,
         steps: int | None = None,
         epochs: float = 1.0,
+        packing: Packing | None = None,
     ) -> None:
         self.examples = examples
         self.micro_batch_size = micro_batch_size
+        self.accumulation = accumulation
+        self.packing = packing
         self.rank = rank
         self.world_size = world_size
         self.pad_token_id = pad_token_id
@@ -58,11 +62,27 @@ class BatchPlan:
         return self.order.steps
 
     def micro_batches(self, step: int) -> list[dict[str, Tensor]]:
-        """This rank's batches of optimizer step `step` (from 0), one for each accumulation step; see `collate`."""
+        """This rank's batches of optimizer step `step` (from 0), as many on every rank.
+
+        Without packing there is one for each accumulation step; see `collate`. With it there may be fewer; see
+        `collate_packed`.
+        """
+        if self.packing is not None:
+            return [collate_packed(rows, self.pad_token_id) for rows in self.packed(step)]
         indices = self.order.micro_batches(
             step, self.rank, self.world_size, self.micro_batch_size, lambda index: int(self.examples.lengths[index])
         )
         return [_batch(self.examples, batch, self.pad_token_id) for batch in indices]
+
+    def packed(self, step: int) -> list[list[list[Example]]]:
+        """This rank's examples of a step in packed rows: those of each row, for each forward pass."""
+        assert self.packing is not None
+        at_once = self.packing.rows
+        indices = [index for index in self.order.of_step(step) if index is not None]
+        lengths = [int(self.examples.lengths[index]) for index in indices]
+        rows = packed_rows(lengths, self.packing, self.world_size, self.accumulation)
+        passes = turns(len(rows) // (self.world_size * at_once), self.rank, self.world_size, at_once)
+        return [[[self.examples[indices[place]] for place in rows[at]] for at in one] for one in passes]
 
 
 def eval_batches(

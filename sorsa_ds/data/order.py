@@ -59,12 +59,20 @@ class GlobalOrder:
         """
         accumulation, rest = divmod(self.global_batch, world * micro_batch)
         assert rest == 0, (self.global_batch, world, micro_batch)
-        start = step * self.global_batch
-        indices = [self.index(position) for position in range(start, start + self.global_batch)]
+        indices = self.of_step(step)
         indices.sort(key=lambda index: math.inf if index is None else -length(index))
-        turns = [rank_slices(accumulation, at, world, micro_batch) for at in (rank, world - 1 - rank)]
-        rows = [turns[row % 2][row] for row in range(accumulation)]
-        return [[indices[place] for place in places] for places in rows]
+        return [[indices[place] for place in places] for places in turns(accumulation, rank, world, micro_batch)]
+
+    def of_step(self, step: int) -> list[int | None]:
+        """The examples of a step, in the order of their positions; None for each position behind the end."""
+        start = step * self.global_batch
+        return [self.index(position) for position in range(start, start + self.global_batch)]
+
+
+def turns(rounds: int, rank: int, world: int, micro_batch: int) -> list[range]:
+    """Like `rank_slices`, but the order of the ranks is turned around in every other row."""
+    slices = [rank_slices(rounds, at, world, micro_batch) for at in (rank, world - 1 - rank)]
+    return [slices[row % 2][row] for row in range(rounds)]
 
 
 def rank_slices(rounds: int, rank: int, world: int, micro_batch: int) -> list[range]:

@@ -99,19 +99,22 @@ class SorsaEngine(DeepSpeedEngine):
             # Some wrappers allocate the moments by a step on zero gradients, which Adam must not count.
             state["step"].zero_()
 
-    def train_step(self, losses) -> StepReport:
+    def train_step(self, losses, passes: int | None = None) -> StepReport:
         """Make a backward pass from each micro-batch loss, then one optimizer step.
 
         The gradients are averaged over ranks and micro-batches.
 
         Args:
-            losses: an iterable of one loss per accumulation step. Each is used before the next is computed.
+            losses: an iterable of losses, as many on every rank. Each is used before the next is computed.
+            passes: how many they are. None: one per accumulation step.
         """
         before = self.global_steps
-        for loss in losses:
-            self.backward(loss)
+        passes = self.gradient_accumulation_steps() if passes is None else passes
+        for number, loss in enumerate(losses, start=1):
+            self.set_gradient_accumulation_boundary(number == passes)
+            self.backward(loss / passes, scale_wrt_gas=False)
             self.step()
-        assert self.global_steps == before + 1, "train_step needs gradient_accumulation_steps losses"
+        assert self.global_steps == before + 1, f"train_step needs {passes} losses"
         terms: list[float] = [] if self._reg_values is None else [number.item() for number in self._reg_values]
         return StepReport(float(self.get_global_grad_norm()), *terms)
 

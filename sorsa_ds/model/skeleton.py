@@ -12,7 +12,7 @@ from sorsa_ds.config.schema import LoadingConfig
 from sorsa_ds.model.architectures import register_architecture
 
 _KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
-_FLASH = "flash_attention_2"
+FLASH = "flash_attention_2"
 
 
 def read_config(folder: Path | str, loading: LoadingConfig) -> PreTrainedConfig:
@@ -43,9 +43,9 @@ def attention_of(loading: LoadingConfig) -> str | None:
     Raises:
         ValueError: the kernel's package is not installed, for which transformers would take code from the hub.
     """
-    if loading.attn_implementation == _FLASH and importlib.util.find_spec("flash_attn") is None:
+    if loading.attn_implementation == FLASH and importlib.util.find_spec("flash_attn") is None:
         raise ValueError(
-            f"loading.attn_implementation={_FLASH} needs the package flash-attn, which is not installed here: "
+            f"loading.attn_implementation={FLASH} needs the package flash-attn, which is not installed here: "
             f"install it, or write sdpa where that is set"
         )
     return None if loading.attn_implementation == "auto" else loading.attn_implementation

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.methods.registry import method_of
+from sorsa_ds.model.packed_attention import check_packing
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Target
 from sorsa_ds.plan.activations import Kept, kept_for_backward
@@ -114,9 +115,12 @@ def bare_model(folder: Path, job: Job) -> BareModel:
         folder: has the model's config.json; weights are not needed.
 
     Raises:
-        ValueError: the model is not a causal language model, or lacks a target or has no room for a rank.
+        ValueError: the model is not a causal language model, lacks a target, has no room for a rank, or cannot be
+            trained on packed examples where that is asked for.
     """
     model = skeleton(folder, job.config.loading)
+    if job.config.data.packing:
+        check_packing(model)
     cast(nn.Module, model).to("meta")  # the decorator of transformers' own `to` hides its arguments' types
     head = model.get_output_embeddings()
     method = method_of(job.config)

@@ -63,7 +63,8 @@ def as_text(planned: Plan) -> str:
         ("settings", f"ZeRO stage {job.stage}, precision {job.precision.name}, {what}"),
         ("batch", f"{sizes.global_batch_size} = {sizes.micro_batch_size} x {job.ranks} ranks x "
                   f"{sizes.gradient_accumulation_steps} accumulated, {job.config.data.max_length} tokens each, "
-                  f"{'with' if job.config.train.gradient_checkpointing else 'without'} gradient checkpointing"),
+                  f"{_packed(job)}{'with' if job.config.train.gradient_checkpointing else 'without'} "
+                  "gradient checkpointing"),
     ]  # fmt: skip
     parts = [table(rows), *([f"  {planned.choice}"] if planned.choice else []), "", "  GiB per rank on the GPU"]
     parts.append(table([(f"  {name}", f"{size / GIB:8.2f}") for name, size in needed.gpu.items() if size]))
@@ -91,6 +92,11 @@ def as_text(planned: Plan) -> str:
         _verdict(planned),
     ]
     return "\n".join(parts)
+
+
+def _packed(job: Job) -> str:
+    """What packing changes: the plan is of the longest examples, and shorter ones take fewer passes."""
+    return "packed (shorter examples take fewer passes), " if job.config.data.packing else ""
 
 
 def as_json(planned: Plan) -> dict:

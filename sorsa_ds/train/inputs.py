@@ -4,10 +4,12 @@ from dataclasses import dataclass, replace
 
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.examples import load_examples
+from sorsa_ds.data.packing import Packing
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import show_example
 from sorsa_ds.model.data_fit import check_fits
 from sorsa_ds.model.numerics import Numerics, numerics_of
+from sorsa_ds.model.packed_attention import check_packing, joins_rows
 from sorsa_ds.model.skeleton import read_config, skeleton
 from sorsa_ds.model.targets import Target
 from sorsa_ds.model.tokenizer import load_tokenizer
@@ -42,7 +44,8 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     """Read the tokenizer and the examples, and check that they fit the model. A collective call.
 
     Raises:
-        ValueError: a tokenizer or data that cannot be read, or that do not belong to the model.
+        ValueError: a tokenizer or data that cannot be read, or that do not belong to the model; a model whose examples
+            cannot be packed.
     """
     config, resolved, model_folder = settings.config, settings.resolved, settings.model_folder
     tokenizer = load_tokenizer(model_folder, config.loading)
@@ -52,6 +55,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     if origin.chat_template is not None:
         data = replace(data, chat_template=str(origin.chat_template))
     vocabulary = read_config(model_folder, config.loading).vocab_size
+    packing = _packing(settings)
     train_examples, eval_examples = load_examples(data, tokenizer, config.train.seed)
     batches = BatchPlan(
         train_examples,
@@ -63,6 +67,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
         pad_token_id=pad_token_id(tokenizer, vocabulary),
         steps=config.train.steps,
         epochs=config.train.epochs,
+        packing=packing,
     )
     data_digest = batches.digest
     origin.check_data(data_digest)
@@ -77,6 +82,19 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
         stored=stored,
         chat_template=None if data.chat_template is None else tokenizer.get_chat_template(),
     )
+
+
+def _packing(settings: RunSettings) -> Packing | None:
+    """How rows are packed; None where they are not.
+
+    Raises:
+        ValueError: the model cannot keep the examples of a row apart.
+    """
+    config = settings.config
+    if not config.data.packing:
+        return None
+    check_packing(skeleton(settings.model_folder, config.loading))
+    return Packing.of(settings.resolved.micro_batch_size, config.data.max_length, joins_rows(config.loading))
 
 
 def _stored_linears(settings: RunSettings, origin: Origin) -> list[Target]:

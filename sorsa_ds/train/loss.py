@@ -6,11 +6,14 @@ Shapes: B sequences, L positions, P positions at which any sequence learns, K le
 import functools
 import inspect
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from sorsa_ds.data.tokenize import IGNORED
+from sorsa_ds.model.packed_attention import packed_attention
 from sorsa_ds.runtime import collectives
 
 
@@ -22,13 +25,17 @@ def learned_tokens(batch: dict[str, Tensor]) -> int:
 def summed_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Sum over the learned tokens of -log p(token | before), 0-D in float32 or better; 0 (with a graph) if none is.
 
-    batch: input_ids, attention_mask, labels, each (B, L); labels are -100 where nothing is learned.
+    batch: input_ids, attention_mask, labels, each (B, L); labels are -100 where nothing is learned. With position_ids,
+        each sequence is a packed row of examples that do not see one another.
     """
+    within = cast(PreTrainedModel, getattr(model, "module", model))
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    if (position_ids := batch.get("position_ids")) is not None:
+        inputs |= packed_attention(within, position_ids)
     labels_BL = batch["labels"][:, 1:]
     learned = labels_BL != IGNORED
     # mypy takes the __hash__ of a class's instances for that of the class.
-    if takes_positions(type(getattr(model, "module", model))):  # type: ignore[arg-type]
+    if takes_positions(type(within)):  # type: ignore[arg-type]
         # The output head computes only where something is learned: prompts and padding would be most of its work.
         positions_P = learned.any(0).nonzero().view(-1)
         labels_BL, learned = labels_BL[:, positions_P], learned[:, positions_P]

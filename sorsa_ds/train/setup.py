@@ -214,6 +214,8 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
         f"{resolved.global_batch_size} = {resolved.micro_batch_size} x {world_size} ranks x "
         f"{resolved.gradient_accumulation_steps} accumulated"
     )
+    if inputs.batches.packing is not None:
+        batch += f", packed: {len(inputs.batches.packed(0))} in the first step"
     return table(
         [
             ("model", config.model),

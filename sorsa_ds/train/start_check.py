@@ -5,13 +5,16 @@ read from disk when its turn comes. That takes the memory of one more layer, and
 the exchange and the shards, which are what is checked.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from sorsa_ds.data.batches import BatchPlan, collate
 from sorsa_ds.model.load import AdaptedModel
+from sorsa_ds.runtime import collectives
 from sorsa_ds.sorsa.layer import compute_dtype
 from sorsa_ds.train.loss import mean_loss
 
@@ -77,3 +80,32 @@ def check_start(
             f"the decomposition and the precision"
         )
     return base, start
+
+
+def check_packed(engine, batches: BatchPlan, device: torch.device, precision: str) -> None:
+    """Compare the loss of the first packed micro-batch with that of its examples without packing. A collective call.
+
+    What a model's structure does not show is seen here: attention that reaches over the seams, or positions that the
+    model does not take from its caller. Nothing happens without packing.
+
+    Args:
+        precision: the run's, `train.precision`.
+
+    Raises:
+        ValueError: they differ by more than rounding does.
+    """
+    if batches.packing is None:
+        return
+    examples = [example for row in batches.packed(0)[0] for example in row]
+    micro = batches.micro_batch_size
+    rounds = math.ceil(max(collectives.gather_lists([len(examples)])) / micro)  # as many forward passes on every rank
+    filled = [*examples, *[None] * (rounds * micro - len(examples))]
+    alone = [collate(filled[at : at + micro], batches.pad_token_id) for at in range(0, len(filled), micro)]
+    packed, unpacked = mean_loss(engine, batches.micro_batches(0)[:1], device), mean_loss(engine, alone, device)
+    relative, absolute = (1e-4, 0.0) if precision == "fp32" else (1e-2, 1e-2)
+    if not math.isclose(packed, unpacked, rel_tol=relative, abs_tol=absolute):
+        raise ValueError(
+            f"data.packing: the loss of the first packed micro-batch is {packed:.6f}, but its examples have "
+            f"{unpacked:.6f} without packing: with {type(engine.module).__name__} and this attention kernel the "
+            f"examples of a row do not stay apart; set data.packing=false, or loading.attn_implementation=eager"
+        )

@@ -36,7 +36,7 @@ from sorsa_ds.runtime.process import memory_gib
 from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
 from sorsa_ds.train.loss import learned_tokens, mean_loss, summed_loss
 from sorsa_ds.train.report import build_report
-from sorsa_ds.train.start_check import check_start, largest_gap
+from sorsa_ds.train.start_check import check_packed, check_start, largest_gap
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,6 +89,7 @@ class Trainer:
             StopRequest: a signal came; nothing is saved for it yet.
         """
         progress = self.progress
+        check_packed(self.engine, self.batches, self.device, self.config.train.precision)
         if progress.started:
             self.measure_on_the_way()
         else:
@@ -272,7 +273,7 @@ class Trainer:
                     self.stop_unless_finite(mean, "loss", step + 1)
                 yield loss * scale
 
-        done = self.engine.train_step(losses())
+        done = self.engine.train_step(losses(), len(micro_batches))
         return mean, tokens, done
 
     def evaluate(self, step: int) -> float | None:

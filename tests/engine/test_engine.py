@@ -62,6 +62,42 @@ def test_ten_steps_equal_plain_torch(tiny_llama, world):
             raise AssertionError(f"stage {stage}, offload {offload!r}, {case}: {error}") from error
 
 
+def train_in_varying_passes(folder, stages):
+    """Ten steps of a case with four accumulation steps on each stage, in four, one, two, four, ... passes."""
+    from sorsa_ds.runtime import collectives
+    from sorsa_ds.train.loss import summed_loss
+
+    case, world, rank = CASES[1], collectives.world_size(), collectives.rank()
+
+    def losses(engine, batch, passes):
+        count = sum(int((labels[:, 1:] != -100).sum()) for _, labels in batch)
+        own = batch[rank::world]
+        for at in range(passes):
+            ids, labels = (torch.cat(parts) for parts in zip(*own[at::passes], strict=True))
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+            yield summed_loss(engine, inputs) * (world * passes / count)
+
+    results = []
+    for stage, offload in stages:
+        engine = build(folder, ds_config(stage, offload, case["clip"], case["accumulation"]), case)
+        start, log = whole_factors(engine), []
+        for t in range(STEPS):
+            batch, passes = sequences(MICRO * world * case["accumulation"], seed=t), (4, 1, 2)[t % 3]
+            log.append(engine.train_step(losses(engine, batch, passes), passes))
+        results.append((start, whole_factors(engine), log))
+        engine.destroy()
+    return results if rank == 0 else None
+
+
+def test_steps_of_fewer_passes_than_accumulation_steps_are_the_same_steps(tiny_llama):
+    results = run_ranks(2, train_in_varying_passes, tiny_llama, STAGES)[0]
+    for (stage, offload), (start, end, log) in zip(STAGES, results, strict=True):
+        try:
+            compare(tiny_llama, 2, CASES[1], start, end, log, tolerance=1e-5)
+        except AssertionError as error:
+            raise AssertionError(f"stage {stage}, offload {offload!r}: {error}") from error
+
+
 def _second_backward(folder, case):
     """Ten steps on ZeRO-3 as the published code is built: the regulariser by a backward of its own."""
     import deepspeed

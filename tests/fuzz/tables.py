@@ -79,6 +79,7 @@ SETTINGS: dict[str, Rule] = {
     "data.eval_split": OPEN_WORDS,
     "data.eval_size": COUNT_FROM_0,
     "data.max_length": whole(8, 10**7),
+    "data.packing": flag,
     "train.steps": OPEN_COUNT,
     "train.epochs": ABOVE_ZERO,
     "train.global_batch_size": OPEN_BATCH,

@@ -6,6 +6,7 @@ from collections import Counter
 import torch
 
 from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.model.packed_attention import packed_attention
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
 from tests.helpers.engines import MICRO
@@ -52,8 +53,11 @@ def bytes_by_kind(engine) -> dict[str, int]:
     return dict(found)
 
 
-def bytes_saved(engine, length: int) -> int:
-    """Bytes that autograd holds at the end of a forward pass without the loss, each tensor once."""
+def bytes_saved(engine, length: int, packed: bool = False) -> int:
+    """Bytes that autograd holds at the end of a forward pass without the loss, each tensor once.
+
+    packed: whether each sequence is a full row of examples.
+    """
     held = weakref.WeakSet()
 
     class Kept:
@@ -62,9 +66,12 @@ def bytes_saved(engine, length: int) -> int:
             held.add(self)
 
     ids = torch.zeros(MICRO, length, dtype=torch.int64)
+    # With padding, as the batches of a run: without any, k and v would not be repeated for every head.
+    inputs = {"attention_mask": (ids + torch.arange(length) < length - 3).long()}
+    if packed:
+        inputs = packed_attention(engine.module, ids + torch.arange(length) % (length // 4))
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
-        # With padding, as the batches of a run: without any, k and v would not be repeated for every head.
-        output = engine(input_ids=ids, attention_mask=(ids + torch.arange(length) < length - 3).long(), use_cache=False)
+        output = engine(input_ids=ids, **inputs, use_cache=False)
     storages = {(s := kept.tensor.untyped_storage()).data_ptr(): s.nbytes() for kept in held}
     del output
     return sum(size for place, size in storages.items() if place not in {p.data_ptr() for p in engine.parameters()})

@@ -117,3 +117,21 @@ def test_the_plan_command_says_what_auto_would_take(folder, capsys):
     assert print_plan(parse([*words, "--json"]))
     told = json.loads(capsys.readouterr().out)
     assert (told["micro_batch_size"], told["gradient_accumulation_steps"], told["global_batch_size"]) == (4, 1, 4)
+
+
+def test_packed_rows_take_what_as_many_of_the_longest_examples_do(folder, capsys):
+    words = ["--ds_config", "ds_configs/stage0.json", f"model={folder}", "sorsa.rank=5", "train.micro_batch_size=auto",
+             "train.global_batch_size=4", "data.max_length=100"]  # fmt: skip
+    plans = []
+    for packing in ("true", "false"):
+        assert print_plan(parse([*words, f"data.packing={packing}", "--json"]))
+        plans.append(json.loads(capsys.readouterr().out))
+    assert plans[0] == plans[1]
+    assert print_plan(parse([*words, "data.packing=true"]))
+    assert "accumulated, 100 tokens each, packed (shorter examples take fewer passes), " in capsys.readouterr().out
+
+
+def test_a_plan_refuses_to_pack_what_training_would_refuse(tmp_path):
+    words = ["--ds_config", "ds_configs/stage0.json", f"model={save('rwkv', tmp_path)}", "data.packing=true"]
+    with pytest.raises(ValueError, match="data.packing: RwkvForCausalLM carries a state"):
+        print_plan(parse(words))

@@ -83,20 +83,20 @@ def test_parameters_residual_and_optimizer_are_the_live_tensors_bytes(folder, wo
             assert planned[name] == largest, (stage, precision, storage, name)
 
 
-def _saved(folder, length, precision):
+def _saved(folder, length, precision, packed):
     ds = ds_config(0, "", 0.0, 1)
     if precision == "mixed":
         ds["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    return bytes_saved(build(folder, ds, CASES[0], precision), length)
+    return bytes_saved(build(folder, ds, CASES[0], precision), length, packed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "mixed"])
-def test_what_is_kept_for_backward_is_what_autograd_saves(folder, precision):
+@pytest.mark.parametrize(("precision", "packed"), [("fp32", False), ("mixed", False), ("mixed", True)])
+def test_what_is_kept_for_backward_is_what_autograd_saves(folder, precision, packed):
     job = job_of(0, precision, length=200)
     kept = facts(folder, job).kept
     assert kept.counted and len(kept.blocks) == 2 and len(set(kept.blocks)) <= 2
-    [saved] = run_ranks(1, _saved, folder, 200, precision)
+    [saved] = run_ranks(1, _saved, folder, 200, precision, packed)
     assert kept.rest + sum(kept.blocks) == pytest.approx(saved, rel=0.1)
 
 

@@ -27,8 +27,8 @@ def refused(project, name, arguments):
 def test_an_infinite_number_is_named_with_its_step_on_every_rank_and_not_saved(project, monkeypatch, field, what):
     step = SorsaEngine.train_step
 
-    def infinite(self, losses):
-        done = step(self, losses)
+    def infinite(self, losses, passes):
+        done = step(self, losses, passes)
         return dataclasses.replace(done, **{field: float("inf")}) if self.global_steps == 2 else done
 
     monkeypatch.setattr(SorsaEngine, "train_step", infinite)

@@ -154,7 +154,9 @@ def _documents(options: Options, setting: Setting) -> list[Example]:
         layout = resolve_format("auto", rows.column_names, options.columns)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
-    examples, left_out, _ = encode_all(rows, layout, setting.tokenizer, _UNLIMITED, what)
-    for reason, count in left_out.items():
+    encoded = encode_all(rows, layout, setting.tokenizer, _UNLIMITED, what)
+    for reason, count in encoded.left_out.items():
         say(f"{count} of {len(rows)} rows are left out: {reason}.")
-    return examples
+    for remark, count in encoded.remarks.items():
+        say(f"{count} of {len(rows)} rows: {remark}.")
+    return encoded.examples
