@@ -52,12 +52,12 @@ class DataConfig:
     grade-school word problems with worked solutions."""
 
     name: str | None = None
-    """Configuration name of a data set on the hub (`main` for openai/gsm8k), or of a local copy of one, whose folder has
-    a folder of that name."""
+    """Configuration name of a data set on the hub (`main` for openai/gsm8k). In the folder of a local copy it is the
+    folder of that name."""
 
-    format: Literal[
-        "auto", "metamath", "codefeedback", "alpaca", "gsm8k", "chat", "completion", "tokens", "text"
-    ] = "auto"
+    format: Literal["auto", "metamath", "codefeedback", "alpaca", "gsm8k", "chat", "completion", "tokens", "text"] = (
+        "auto"
+    )
     """How a row becomes prompt and response, with the columns it is read from. metamath: query, response. codefeedback:
     query, answer. alpaca: instruction, input, output, system, history. gsm8k: question, answer. chat: messages or
     conversations, in the tokenizer's template. completion: prompt, completion, one behind the other as they are, or

@@ -98,8 +98,8 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> int:
     """The id with which batches are padded: that of the pad token, else unk, else end of text, else 0.
 
     Any id that the model knows would do: labels and mask go by position, so a padded place is neither read nor learned.
-    A pad token that was added to the tokenizer alone is passed over. An end token inside an example is read and learned,
-    even if the same id serves as padding.
+    A pad token that was added to the tokenizer alone is passed over. An end token inside an example is read and
+    learned, even if the same id serves as padding.
 
     Args:
         vocabulary: the number of tokens that the model knows.

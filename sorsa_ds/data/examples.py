@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.chat import describe_template, end_rendering
 from sorsa_ds.data.chat_templates import use_template
-from sorsa_ds.data.layout import listed
-from sorsa_ds.data.source import load_rows
+from sorsa_ds.data.layout import Layout, listed
+from sorsa_ds.data.source import load_rows, place_of_row
 from sorsa_ds.data.token_cache import digest_of_tokenizer, folder_of
 from sorsa_ds.data.token_store import Examples, opened, store
 from sorsa_ds.data.tokenize import Encoder, check_any
@@ -73,12 +73,14 @@ def _kept(rows: Dataset, data: DataConfig, tokenizer: PreTrainedTokenizerBase, o
     encoder = Encoder.of(data, rows.column_names, tokenizer, f"{kind} data ({_source(data, kind)})")
     if encoder.layout.ignored:
         say(f"Columns of the {kind} data that are not used: {listed(encoder.layout.ignored)}.")
+    template = _template(encoder.layout, tokenizer)
     if encoder.layout.format == "chat" and kind == TRAINING:
-        say(f"The assistant's turns are told apart {describe_template(tokenizer)}.")
+        say(template)
     folder = folder_of(rows, data, own)
 
     def fill(empty: Path) -> None:
-        check_any(store(empty, encode_in_parts(rows, data, encoder)), encoder)
+        parts = encode_in_parts(rows, data, encoder, lambda number: place_of_row(data, number, kind == HELD_OUT))
+        check_any(store(empty, parts, template), encoder)
 
     try:
         made_once(folder, fill, f"tokenises the {kind} data", say)
@@ -88,6 +90,13 @@ def _kept(rows: Dataset, data: DataConfig, tokenizer: PreTrainedTokenizerBase, o
             "another folder for the cache"
         ) from error
     return folder
+
+
+def _template(layout: Layout, tokenizer: PreTrainedTokenizerBase) -> str:
+    """How rows become texts, in words."""
+    if layout.format == "chat":
+        return f"The assistant's turns are told apart {describe_template(tokenizer)}."
+    return layout.format if layout.prompt is None else f"{layout.format}, with data.prompt"
 
 
 def _source(data: DataConfig, kind: str) -> str:

@@ -80,8 +80,8 @@ def render(row: Mapping[str, Any], layout: Layout, tokenizer: PreTrainedTokenize
     A row whose response is blank, or in which a column that is needed is missing, is no example: it is `left_out`.
 
     Raises:
-        ValueError: a column holds no text, or changes what the row means and is not read; or the chat template cannot be
-            used.
+        ValueError: a column holds no text, or changes what the row means and is not read; or the chat template cannot
+            be used.
     """
     conversation = _conversation_of(row, layout)
     if conversation is not None:
@@ -90,8 +90,8 @@ def render(row: Mapping[str, Any], layout: Layout, tokenizer: PreTrainedTokenize
         if row[column] not in (None, "", [], {}):
             raise ValueError(
                 f"column {column!r} holds {cut(repr(row[column]))}, which changes what the row means, and "
-                f"data.format={layout.format} does not read it; name its role in data.columns, write it in data.prompt, "
-                "or remove the column"
+                f"data.format={layout.format} does not read it; name its role in data.columns, write it in "
+                "data.prompt, or remove the column"
             )
     cells = {role: row[column] for role, column in layout.columns.items()}
     try:

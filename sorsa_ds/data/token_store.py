@@ -40,14 +40,18 @@ class Examples:
         digest: of the tokens and labels of all examples in their order. It is the same on every rank, and tells whether
             a continued run learns from the same data.
         largest_token: the largest token id; -1 where there is no example.
+        template: how rows have become texts, in words.
     """
 
-    def __init__(self, tokens: Tokens, lengths: np.ndarray, counts: Counts, digest: str, largest_token: int):
+    def __init__(
+        self, tokens: Tokens, lengths: np.ndarray, counts: Counts, digest: str, largest_token: int, template: str = ""
+    ):
         """Examples that lie in `tokens` one behind the other, each with its ids first and then its labels."""
         self.lengths = lengths
         self.counts = counts
         self.digest = digest
         self.largest_token = largest_token
+        self.template = template
         self._tokens = tokens
         self._ends = np.cumsum(lengths, dtype=np.int64)
 
@@ -106,8 +110,12 @@ class TokenFile:
         return np.frombuffer(data, dtype=np.int32)
 
 
-def store(folder: Path, parts: Iterable[Encoded]) -> Counts:
-    """Write examples into an empty folder as they come; returns what became of their rows."""
+def store(folder: Path, parts: Iterable[Encoded], template: str) -> Counts:
+    """Write examples into an empty folder as they come; returns what became of their rows.
+
+    Args:
+        template: how rows become texts, in words.
+    """
     counts, largest = Counts(), -1
     lengths: list[np.ndarray] = []
     with (folder / _TOKENS).open("wb") as file:
@@ -119,7 +127,12 @@ def store(folder: Path, parts: Iterable[Encoded]) -> Counts:
             lengths.append(np.array([len(example["labels"]) for example in part.examples], dtype=np.int32))
             counts += part.counts
     np.save(folder / _LENGTHS, np.concatenate([np.zeros(0, dtype=np.int32), *lengths]))
-    facts = {"counts": counts.as_dict(), "digest": digest.of_file(folder / _TOKENS), "largest_token": largest}
+    facts = {
+        "counts": counts.as_dict(),
+        "digest": digest.of_file(folder / _TOKENS),
+        "largest_token": largest,
+        "template": template,
+    }
     write_json(folder / _FACTS, facts)
     return counts
 
@@ -140,4 +153,4 @@ def opened(folder: Path, source: str) -> Examples:
     except OSError as error:
         raise ValueError(f"{error.filename}: cannot be read ({error.strerror})") from error
     counts = replace(Counts(**facts["counts"]), source=source)
-    return Examples(tokens, lengths, counts, facts["digest"], facts["largest_token"])
+    return Examples(tokens, lengths, counts, facts["digest"], facts["largest_token"], facts["template"])

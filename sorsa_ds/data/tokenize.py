@@ -36,6 +36,27 @@ class Example(TypedDict):
     labels: np.ndarray
 
 
+class RowError(ValueError):
+    """A row cannot be learned from, and the run stops.
+
+    Args:
+        what: a name for the rows and the place they come from.
+        number: of the row, from 1.
+        told: why.
+    """
+
+    def __init__(self, what: str, number: int, told: str):
+        super().__init__(what, number, told)
+        self._what, self.number, self._told = what, number, told
+
+    def __str__(self) -> str:
+        return f"{self._what}, row {self.number}: {self._told}"
+
+    def at(self, place: str) -> ValueError:
+        """The same error, with the row's place in its file where that is known."""
+        return ValueError(f"{self._what}, row {self.number}{f' ({place})' if place else ''}: {self._told}")
+
+
 class Encoded(NamedTuple):
     """The examples that rows have become.
 
@@ -184,7 +205,7 @@ def _rendered(rows: Iterable[Mapping[str, Any]], start: int, encoder: Encoder) -
         try:
             yield render(row, encoder.layout, encoder.tokenizer)
         except ValueError as error:
-            raise ValueError(f"{encoder.what}, row {number}: {error}") from error
+            raise RowError(encoder.what, number, str(error)) from error
 
 
 def _shortened(whole: Example, encoder: Encoder, number: int) -> Example | str:
@@ -195,9 +216,11 @@ def _shortened(whole: Example, encoder: Encoder, number: int) -> Example | str:
     if length <= most:
         return whole
     if encoder.truncation == "error":
-        raise ValueError(
-            f"{encoder.what}, row {number}: it has {length} tokens, more than data.max_length ({most}): raise that, or "
-            f"say with data.truncation what is to become of long rows (right, left, drop)"
+        raise RowError(
+            encoder.what,
+            number,
+            f"it has {length} tokens, more than data.max_length ({most}): raise that, or say with data.truncation what "
+            f"is to become of long rows (right, left, drop)",
         )
     if encoder.truncation == "drop":
         return TOO_LONG
@@ -226,6 +249,8 @@ def _learns(example: Example) -> bool:
 
 
 def _encoded(texts: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Example]:
+    if not texts:  # which tokenizers do not take
+        return
     if not tokenizer.is_fast:
         raise ValueError(
             f"{type(tokenizer).__name__} does not say where its tokens lie in the text (offsets), so the response "

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.config.schema import DataConfig
-from sorsa_ds.data.tokenize import ROWS_PER_CALL, Encoded, Encoder, encode_rows
+from sorsa_ds.data.tokenize import ROWS_PER_CALL, Encoded, Encoder, RowError, encode_rows
 from sorsa_ds.runtime.console import bar
 
 FEWEST_ROWS = 10_000
@@ -30,21 +30,27 @@ _encoder: Encoder | None = None
 """That of this process, where it is a worker."""
 
 
-def encode_in_parts(rows: Dataset, data: DataConfig, encoder: Encoder) -> Iterator[Encoded]:
+def encode_in_parts(
+    rows: Dataset, data: DataConfig, encoder: Encoder, place_of: Callable[[int], str]
+) -> Iterator[Encoded]:
     """Tokenise rows part by part, in their order, behind a progress bar.
 
     Args:
         data: the settings that gave the encoder.
+        place_of: the file in which a row, counted from 0, stands, and where in it; empty where that is not known.
 
     Raises:
         ValueError: a row cannot be rendered or is longer than allowed, or the system has ended a worker.
     """
     processes = min(MOST_PROCESSES, len(os.sched_getaffinity(0)), len(rows) // ROWS_PER_CALL)
     alone = len(rows) < FEWEST_ROWS or processes < 2 or not _can_be_sent(encoder.tokenizer)
-    with bar(len(rows), "tokenising", "row") as progress:
-        for part in _here(rows, encoder) if alone else _in_workers(rows, data, encoder, processes):
-            yield part
-            progress.update(len(part.examples) + part.left_out.total())
+    with bar(len(rows), "tokenising", "row", hidden=len(rows) <= ROWS_PER_CALL) as progress:
+        try:
+            for part in _here(rows, encoder) if alone else _in_workers(rows, data, encoder, processes):
+                yield part
+                progress.update(len(part.examples) + part.left_out.total())
+        except RowError as error:
+            raise error.at(place_of(error.number - 1)) from error
 
 
 def _can_be_sent(tokenizer: PreTrainedTokenizerBase) -> bool:

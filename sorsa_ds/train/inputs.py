@@ -6,6 +6,7 @@ from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.examples import load_examples
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import show_example
+from sorsa_ds.model.data_fit import check_fits
 from sorsa_ds.model.numerics import Numerics, numerics_of
 from sorsa_ds.model.skeleton import read_config, skeleton
 from sorsa_ds.model.targets import Target
@@ -15,7 +16,6 @@ from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say
 from sorsa_ds.train.origin import Origin
 from sorsa_ds.train.settings import RunSettings
-from sorsa_ds.train.start_check import check_fits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

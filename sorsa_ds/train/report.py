@@ -25,12 +25,14 @@ def build_report(
     steps: int,
     losses: list[float],
     eval_loss: float | None,
+    data: dict[str, dict],
 ) -> dict:
     """What report.json will hold. A collective call.
 
     Args:
         losses: of all steps of the run.
         eval_loss: of the held-out data after the last step; None without such data.
+        data: what became of the rows, of the training data and of the held-out data.
     """
     tenth = max(1, len(losses) // 10)
     return {
@@ -49,6 +51,7 @@ def build_report(
         "tokens_per_second": progress.tokens / progress.seconds,
         "memory_gib": memory_gib(),
         "peak_memory_gib": max(collectives.gather_lists([peak_memory_gib()])),
+        "data": data,
         "world_size": collectives.world_size(),
         "versions": package_versions(PACKAGES),
     }
@@ -64,6 +67,7 @@ def show_report(report: dict, folder: Path) -> None:
         ("steps", f"{report['steps']} in {report['train_seconds']:.0f} s, {report['tokens_per_second']:.0f} tokens/s"),
         ("training loss", f"{report['loss_first']:.4f} -> {report['loss_last']:.4f}  (first and last tenth)"),
     ]
+    rows += [(f"{kind} rows", _told(counts)) for kind, counts in report["data"].items() if counts["rows"]]
     if report["eval_loss_end"] is not None:
         rows.append(("held-out loss", f"{report['eval_loss_start']:.4f} -> {report['eval_loss_end']:.4f}"))
     if report["reg_loss_end"] is not None:
@@ -74,6 +78,13 @@ def show_report(report: dict, folder: Path) -> None:
         ("evaluate it", evaluating(folder)),
     ]
     say("\n" + table(rows))
+
+
+def _told(counts: dict) -> str:
+    """What became of rows, from `Counts.as_dict`."""
+    told = [f"{counts['learned_rows']:,} of {counts['rows']:,} taken"]
+    told += [f"{counts['cut']:,} cut"] * bool(counts["cut"])
+    return ", ".join([*told, *(f"{rows:,} left out: {reason}" for reason, rows in counts["left_out"].items())])
 
 
 def draw_loss(folder: Path) -> None:

@@ -161,6 +161,10 @@ class Trainer:
             steps=self.batches.steps,
             losses=losses,
             eval_loss=eval_loss,
+            data={
+                "training": self.batches.examples.counts.as_dict(),
+                "held-out": self.eval_examples.counts.as_dict(),
+            },
         )
         self.log.close(report)
         self.lock.release()

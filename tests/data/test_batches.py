@@ -185,11 +185,15 @@ def test_held_out_batches_are_as_many_on_every_rank(world, count):
 
 def test_any_id_will_do_for_padding():
     tokenizer = chat_tokenizer()
-    assert pad_token_id(tokenizer) == tokenizer.eos_token_id
+    assert pad_token_id(tokenizer, 357) == tokenizer.eos_token_id
     tokenizer.unk_token = "<|endoftext|>"
-    assert pad_token_id(tokenizer) == tokenizer.unk_token_id == 0
+    assert pad_token_id(tokenizer, 357) == tokenizer.unk_token_id == 0
     tokenizer.pad_token = "<|im_start|>"
-    assert pad_token_id(tokenizer) == tokenizer.pad_token_id == 1
+    assert pad_token_id(tokenizer, 357) == tokenizer.pad_token_id == 1
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == len(tokenizer) - 1 == 357
+    assert pad_token_id(tokenizer, 357) == tokenizer.unk_token_id
+    assert pad_token_id(tokenizer, 358) == tokenizer.pad_token_id
     for name in ("pad_token", "unk_token", "eos_token"):
         setattr(tokenizer, name, None)
-    assert pad_token_id(tokenizer) == 0
+    assert pad_token_id(tokenizer, 357) == 0

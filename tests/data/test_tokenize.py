@@ -201,6 +201,12 @@ def test_nothing_left_to_learn_names_the_data_and_the_mend(tokenizer):
         encode_all(rows, layout("gsm8k", rows), tokenizer, 8, "my.jsonl")
 
 
+def test_rows_that_are_all_left_out_are_told_with_the_reason(tokenizer):
+    rows = Dataset.from_list([{"question": "q", "answer": ""}] * 3)
+    with pytest.raises(ValueError, match=r"in any of 3 rows \(column 'answer', which is to be learned, is blank: 3\)"):
+        encode_all(rows, layout("gsm8k", rows), tokenizer, 100, "my.jsonl")
+
+
 def test_errors_name_the_data_and_the_row(tokenizer):
     rows = Dataset.from_list([{"question": "q", "answer": None}, {"question": "q", "answer": True}])
     with pytest.raises(ValueError, match=r"my\.jsonl, row 2: column 'answer' holds True where text is needed"):

@@ -34,11 +34,6 @@ class Setting:
     positions: int | None
     bare: bool = False
 
-    @property
-    def pad(self) -> int:
-        """Id of the token that fills batches up."""
-        return pad_token_id(self.tokenizer)
-
 
 class Engine(Protocol):
     """A loaded model, as tasks use it."""
@@ -65,7 +60,9 @@ class LocalEngine:
         return Transformers(self.model, self.setting.tokenizer, self.device)
 
     def likelihood(self) -> Likelihood:
-        return Likelihood(self.model, self.device, self.setting.pad, self.autocast)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        pad = pad_token_id(self.setting.tokenizer, vocabulary)
+        return Likelihood(self.model, self.device, pad, self.autocast)
 
 
 class Task(Protocol):
