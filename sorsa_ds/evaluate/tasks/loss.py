@@ -158,5 +158,5 @@ def _documents(options: Options, setting: Setting) -> list[Example]:
     for reason, count in encoded.left_out.items():
         say(f"{count} of {len(rows)} rows are left out: {reason}.")
     for remark, count in encoded.remarks.items():
-        say(f"{count} of {len(rows)} rows: {remark}.")
+        say(f"In {count} of {len(rows)} conversations {remark}.")
     return encoded.examples
