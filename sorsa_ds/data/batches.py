@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds.data.order import GlobalOrder, rank_slices
+from sorsa_ds.data.order import GlobalOrder, Passes, ShuffledPasses, rank_slices
 from sorsa_ds.data.tokenize import IGNORED, Example
 from sorsa_ds.runtime import digest
 
@@ -23,6 +23,8 @@ class BatchPlan:
 
     The batches are a pure function of the step, so nothing has to be saved or replayed to continue a run. `steps` and
     `epochs` mean what they mean in TrainConfig.
+
+    passes: the order of the examples; unset: every example once in each epoch, in an order given by `seed`.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class BatchPlan:
         pad_token_id: int,
         steps: int | None = None,
         epochs: float = 1.0,
+        passes: Passes | None = None,
     ) -> None:
         self.examples = examples
         self.micro_batch_size = micro_batch_size
@@ -44,7 +47,8 @@ class BatchPlan:
         self.world_size = world_size
         self.pad_token_id = pad_token_id
         global_batch = micro_batch_size * world_size * accumulation
-        self.order = GlobalOrder.of_run(len(examples), global_batch, seed, steps=steps, epochs=epochs)
+        passes = passes or ShuffledPasses(len(examples), seed)
+        self.order = GlobalOrder.of_run(passes, global_batch, steps=steps, epochs=epochs)
 
     @property
     def digest(self) -> str:

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
-from datasets import Dataset, DatasetDict, Json, LargeList, List, ReadInstruction, concatenate_datasets, load_dataset
+from datasets import (
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    Json,
+    LargeList,
+    List,
+    ReadInstruction,
+    concatenate_datasets,
+    load_dataset,
+)
 from datasets.data_files import _get_data_files_patterns, resolve_pattern
 from datasets.features.features import require_decoding
 
@@ -97,6 +107,38 @@ def open_splits(path: str, name: str | None, seed: int, setting: str = "data.pat
         return _read(setting, local, _splits_of(local, setting))
     check_data(path, setting)
     return _read_hub(setting, path, name)
+
+
+def open_stream(path: str, name: str | None, split: str | None, setting: str = "data.path") -> IterableDataset:
+    """Open a split of a file, a folder or a data set on the hub, of which rows are read only as they are asked for.
+
+    Args:
+        name: configuration of a data set on the hub.
+        split: name of the split, without a slice; None: the only one.
+        setting: name of the setting that gave the path, for error messages.
+
+    Raises:
+        ValueError: there is no such data or split, or it cannot be opened.
+    """
+    local = Path(path).expanduser()
+    try:
+        if local.exists():
+            files = _splits_of(local, setting) if local.is_dir() else {"train": [local]}
+            named = {part: [glob.escape(str(file)) for file in those] for part, those in files.items()}
+            splits = load_dataset(builder_of(local, setting), data_files=named, streaming=True)
+        else:
+            check_data(path, setting)
+            hub.can_be_read("dataset", path, "README.md", needed=True)
+            splits = load_dataset(path, name, streaming=True)
+    except Exception as error:
+        raise ValueError(f"{setting}: {path} cannot be opened as a stream: {_reason(error)}") from error
+    if split is None and len(splits) == 1:
+        split = next(iter(splits))
+    if split not in splits:
+        raise ValueError(f"{setting}: there is no split {split} in {path}; say which to take: {', '.join(splits)}")
+    rows = splits[split]
+    media = [column for column, kind in (rows.features or {}).items() if _opens_files(kind)]
+    return rows.remove_columns(media) if media else rows
 
 
 def resolve_split(splits: DatasetDict, spec: str, setting: str) -> list[RowRange]:

@@ -1,0 +1,38 @@
+"""What became of the rows of a data set."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What became of some rows; counts are added with `+`.
+
+    rows: read.
+    learned_rows: that are examples.
+    left_out: reason -> rows that are no example.
+    cut: examples that lost a part to `data.max_length`.
+    tokens, learned_tokens: of the examples.
+    """
+
+    rows: int = 0
+    learned_rows: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    cut: int = 0
+    tokens: int = 0
+    learned_tokens: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        reasons = {**self.left_out, **other.left_out}
+        return Counts(
+            rows=self.rows + other.rows,
+            learned_rows=self.learned_rows + other.learned_rows,
+            left_out={reason: self.left_out.get(reason, 0) + other.left_out.get(reason, 0) for reason in reasons},
+            cut=self.cut + other.cut,
+            tokens=self.tokens + other.tokens,
+            learned_tokens=self.learned_tokens + other.learned_tokens,
+        )
+
+    def reasons(self) -> str:
+        """The reasons for which rows are left out, in brackets; empty without any."""
+        told = ", ".join(f"{reason}: {rows:,}" for reason, rows in self.left_out.items())
+        return f" ({told})" if told else ""

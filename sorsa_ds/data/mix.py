@@ -1,0 +1,115 @@
+"""Several data sets as one: which example of which source is learned at which place of a run.
+
+Sources with weights are interleaved as `datasets.interleave_datasets` does it: a seeded draw for each place says whose
+turn it is. Each source is passed through in a seeded order of its own, which goes on from one epoch to the next, so no
+example of it comes a second time before all of them have come once.
+Shapes: S sources, M places of one epoch.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+import datasets
+import numpy as np
+from datasets import Dataset
+
+from sorsa_ds.data.order import Passes
+from sorsa_ds.data.tokenize import Example
+
+DRAWN_AT_ONCE = 1000
+"""As many draws as `datasets` makes in one call, which decides what a seed gives."""
+
+
+class Joined(Sequence[Example]):
+    """The examples of several sources one after the other, none of them copied.
+
+    parts: name of a source -> its examples.
+    """
+
+    def __init__(self, parts: dict[str, Sequence[Example]]) -> None:
+        self.parts = parts
+        self._ends = list(accumulate(map(len, parts.values())))
+        self._sources = list(parts.values())
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices: nothing here asks for one
+        source = self.source_of(index)
+        return self._sources[source][index - self.starts[source]]
+
+    @property
+    def starts(self) -> list[int]:
+        """The index of each source's first example."""
+        return [0, *self._ends[:-1]]
+
+    def source_of(self, index: int) -> int:
+        """The number of the source, from 0, of the example at an index.
+
+        Raises:
+            IndexError: there is no such example.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return bisect_right(self._ends, index)
+
+
+class WeightedPasses(Passes):
+    """The order of a weighted mix of sources, as indices into their examples one after the other.
+
+    Args:
+        sizes: examples of each source.
+        weights: of the sources; their sum does not matter.
+        seed: of the draws and of each source's own order.
+        until: `first_exhausted` or `all_exhausted`; when an epoch ends, as in `datasets.interleave_datasets`.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, until: str) -> None:
+        self._starts_S = np.cumsum([0, *sizes[:-1]])
+        self._sizes, self._seed = sizes, seed
+        self._source_M = _interleaved(sizes, weights, seed, until)
+        counts_S = np.bincount(self._source_M, minlength=len(sizes))
+        self._per_epoch = counts_S.tolist()
+        self._turn_M = np.empty(len(self._source_M), dtype=np.int64)
+        for source, count in enumerate(self._per_epoch):
+            self._turn_M[self._source_M == source] = np.arange(count)
+        self._passes: dict[int, tuple[int, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return len(self._source_M)
+
+    def index(self, position: int) -> int:
+        """The example at a position of the run."""
+        epoch, place = divmod(position, len(self))
+        source = int(self._source_M[place])
+        turn = epoch * self._per_epoch[source] + int(self._turn_M[place])
+        number, at = divmod(turn, self._sizes[source])
+        return int(self._starts_S[source] + self._pass(source, number)[at])
+
+    def _pass(self, source: int, number: int) -> np.ndarray:
+        """The order of a source in one of its passes. Only the latest is kept: positions are asked for in turn."""
+        kept = self._passes.get(source)
+        if kept is None or kept[0] != number:
+            order = np.random.default_rng((self._seed, source, number)).permutation(self._sizes[source])
+            kept = self._passes[source] = number, order
+        return kept[1]
+
+
+def draws(weights: Sequence[float], seed: int) -> Iterator[int]:
+    """The number of the source that each place takes, without end, as `datasets` draws it for streams."""
+    generator = np.random.default_rng(seed)
+    while True:
+        yield from generator.choice(len(weights), size=DRAWN_AT_ONCE, p=shares(weights)).tolist()
+
+
+def shares(weights: Sequence[float]) -> list[float]:
+    """The weights as fractions of their sum."""
+    return [weight / sum(weights) for weight in weights]
+
+
+def _interleaved(sizes: Sequence[int], weights: Sequence[float], seed: int, until: str) -> np.ndarray:
+    """The source of each place of an epoch, (M,)."""
+    sources = [Dataset.from_dict({"source": np.full(size, source)}) for source, size in enumerate(sizes)]
+    mixed = datasets.interleave_datasets(sources, probabilities=shares(weights), seed=seed, stopping_strategy=until)
+    return np.asarray(mixed.with_format("numpy")["source"])
