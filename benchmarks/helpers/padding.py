@@ -21,6 +21,7 @@ from benchmarks.helpers.packing import balanced
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
 from sorsa_ds.data.order import GlobalOrder
 from sorsa_ds.data.source import open_splits
+from sorsa_ds.data.layout import layout_of
 from sorsa_ds.data.tokenize import Example, encode_all
 from sorsa_ds.model.embedded import ensure_embedded_model
 
@@ -72,7 +73,9 @@ def data(folder: Path | None, limit: int | None) -> dict[str, list[Example]]:
     for name, path in {**places, "word problems": EMBEDDED_DATA}.items():
         rows = open_splits(path, None, 0)["train"]
         rows = rows.select(range(min(limit or len(rows), len(rows))))
-        found[name] = encode_all(rows, "auto", tokenizer, DataConfig().max_length, name).examples
+        found[name] = encode_all(
+            rows, layout_of(DataConfig(), rows.column_names), tokenizer, DataConfig().max_length, name
+        ).examples
     return found
 
 

@@ -24,7 +24,7 @@ from sorsa_ds.config.mixing import check_mix, check_streaming
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_DATA = "word-problems"
-DataFormat = Literal["auto", "metamath", "codefeedback", "alpaca", "gsm8k", "chat", "text"]
+DataFormat = Literal["auto", "metamath", "codefeedback", "alpaca", "gsm8k", "chat", "completion", "tokens", "text"]
 
 
 @settings
@@ -58,6 +58,12 @@ class MixedSource:
     format: DataFormat | None = None
     """Like `data.format`."""
 
+    columns: dict[str, Name] | None = None
+    """Like `data.columns`."""
+
+    prompt: str | None = None
+    """Like `data.prompt`."""
+
     train_split: str | None = None
     """Like `data.train_split`."""
 
@@ -80,12 +86,24 @@ class DataConfig:
     grade-school word problems with worked solutions."""
 
     name: str | None = None
-    """Configuration name of a data set on the hub (`main` for openai/gsm8k)."""
+    """Configuration name of a data set on the hub (`main` for openai/gsm8k), or of a local copy of one, whose folder has
+    a folder of that name."""
 
     format: DataFormat = "auto"
     """How a row becomes prompt and response, with the columns it is read from. metamath: query, response. codefeedback:
-    query, answer. alpaca: instruction, input, output. gsm8k: question, answer. chat: messages, in the tokenizer's
-    template. text: plain text, all of which is trained on. `auto`: the format whose columns the data has."""
+    query, answer. alpaca: instruction, input, output, system, history. gsm8k: question, answer. chat: messages or
+    conversations, in the tokenizer's template. completion: prompt, completion, one behind the other as they are, or
+    messages. tokens: input_ids, labels. text: plain text, all of which is trained on. `auto`: the format whose columns
+    the data has."""
+
+    columns: dict[str, Name] = Field(default_factory=dict)
+    """Which column has which role, where columns have other names than the format's: `{prompt: inv_question, response:
+    solution}`. Roles are prompt and response, with alpaca also input, system and history; messages; text; input_ids,
+    labels and attention_mask."""
+
+    prompt: str | None = None
+    """The prompt as a Jinja text with the columns of a row, such as `Q: {{ question }} A:`, in place of the format's.
+    The response follows it as it is."""
 
     train_split: str = "train"
     """Split and slice to train on, for example `train[:100000]`."""
@@ -104,9 +122,9 @@ class DataConfig:
 
     mix: list[MixedSource] = Field(default_factory=list)
     """Several data sets in place of `path`: a list of mappings, each with a `path`, perhaps a `weight`, and any of
-    `name`, `format`, `train_split`, `eval_path`, `eval_split` and `eval_size`, which are as above where it leaves them
-    out; each source holds out rows of its own. With weights every example is drawn from a source at random; without,
-    the sources are learned as one set."""
+    `name`, `format`, `columns`, `prompt`, `train_split`, `eval_path`, `eval_split` and `eval_size`, which are as above
+    where it leaves them out; each source holds out rows of its own. With weights every example is drawn from a source
+    at random; without, the sources are learned as one set."""
 
     mix_until: Literal["all_exhausted", "first_exhausted"] = "all_exhausted"
     """When an epoch of a weighted mix ends: when every source has been read to its end, smaller ones again and again,

@@ -167,7 +167,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as dotted path -> value, with tuples as lists."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, dict) and key != "rank_pattern":
+        if isinstance(value, dict) and key not in ("rank_pattern", "columns"):
             found |= flat(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value

@@ -99,14 +99,18 @@ def collate(examples: Sequence[Example | None], pad_token_id: int) -> dict[str, 
     return {"input_ids": input_ids_BL, "attention_mask": attention_mask_BL, "labels": labels_BL}
 
 
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def pad_token_id(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> int:
     """The id with which batches are padded: that of the pad token, else unk, else end of text, else 0.
 
-    Any id would do: labels and mask go by position, so a padded place is neither read nor learned. An end token inside
-    an example is read and learned, even if the same id serves as padding.
+    Any id that the model knows would do: labels and mask go by position, so a padded place is neither read nor learned.
+    A pad token that was added to the tokenizer alone is passed over. An end token inside an example is read and learned,
+    even if the same id serves as padding.
+
+    Args:
+        vocabulary: the number of tokens that the model knows.
     """
     candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id, 0)
-    return next(token for token in candidates if token is not None)
+    return next(token for token in candidates if token is not None and token < vocabulary)
 
 
 def _length(example: Example) -> int:

@@ -7,19 +7,26 @@ import re
 from pathlib import Path
 
 from sorsa_ds.config.schema import EMBEDDED_DATA
-from sorsa_ds.data.faults import JSON_SUFFIXES
+from sorsa_ds.data.json_rows import is_one_object
 
-BUILDERS = dict.fromkeys(JSON_SUFFIXES, "json") | {".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv"}
-"""Which reader of `datasets` opens a file, by its suffix."""
+KINDS = dict.fromkeys((".json", ".jsonl", ".json.gz", ".jsonl.gz"), "json") | {
+    ".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv"
+}  # fmt: skip
+"""What a file holds, by its suffix."""
 
+STATE, SPLIT_LIST = "state.json", "dataset_dict.json"
+"""The descriptions in a folder that `save_to_disk` of `datasets` has written: of one split, and of several."""
+
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def check_data(path: str, setting: str) -> bool:
+def check_data(path: str, setting: str, name: str | None = None) -> bool:
     """Stop where data cannot be what it should, as far as that shows without reading it.
 
     Args:
         setting: name of the setting that gave the path, for error messages.
+        name: of one of the data sets in a folder, `data.name`.
 
     Returns:
         Whether the data is the hub's.
@@ -31,44 +38,82 @@ def check_data(path: str, setting: str) -> bool:
     if path == EMBEDDED_DATA:
         return False
     if local.exists():
-        builder_of(local, setting)
-        for file in files_of(local):
-            if file.stat().st_size == 0:
-                raise ValueError(f"{setting}: {file} is empty")
+        local = named_folder(local, name, setting)
+        if not is_saved(local):
+            for file in data_files(local, setting):
+                if file.stat().st_size == 0:
+                    raise ValueError(f"{setting}: {file} is empty")
         return False
-    if _HUB_NAME.fullmatch(path) and suffix_of(local) is None:
+    if _HUB_NAME.fullmatch(path) and _suffix_of(local) is None:
         return True
     raise ValueError(f"{setting}: no file or folder {path!r} here, and no name of a data set on the hub either")
 
 
-def builder_of(local: Path, setting: str) -> str:
-    """Which reader of `datasets` opens a file, or all files of a folder.
+def named_folder(local: Path, name: str | None, setting: str) -> Path:
+    """The folder of one of the data sets that a folder holds, as copies of the hub's data sets do; `local` without name.
+
+    Raises:
+        ValueError: there is no folder of that name in it, or in its folder `data`.
+    """
+    if name is None:
+        return local
+    plain = name not in ("", ".", "..") and "/" not in name
+    found = [folder for folder in (local / name, local / "data" / name) if plain and folder.is_dir()]
+    if not found:
+        there = sorted(entry.name for entry in local.iterdir() if entry.is_dir()) if local.is_dir() else []
+        listed = ", ".join(there) or "no folder"
+        raise ValueError(f"data.name: {local} has no folder {name!r} ({setting}); there is {listed}")
+    return found[0]
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` has written a folder."""
+    return (folder / STATE).is_file() or (folder / SPLIT_LIST).is_file()
+
+
+def kind_of(file: Path) -> str:
+    """What a data file holds: json, parquet or csv."""
+    suffix = _suffix_of(file)
+    assert suffix is not None, f"{file} is no data file"
+    return KINDS[suffix]
+
+
+def data_files(local: Path, setting: str) -> list[Path]:
+    """The data files of a folder, sorted, at any depth, hidden ones left out; or the one file itself.
+
+    JSON files that describe the data beside them, and hold no rows, are left out too.
 
     Raises:
         ValueError: the file is of no known kind, or the folder's files are not of one kind.
     """
-    kinds = sorted({BUILDERS[suffix] for file in files_of(local) if (suffix := suffix_of(file))})
-    if len(kinds) == 1:
-        return kinds[0]
-    known = ", ".join(BUILDERS)
+    known = ", ".join(KINDS)
     if not local.is_dir():
-        raise ValueError(f"{setting}: {local} is of no known kind ({known})")
-    found = f"mixes {', '.join(kinds)}" if kinds else "has no data file"
-    raise ValueError(f"{setting}: the folder {local} {found}; it takes files of one kind: {known}")
-
-
-def files_of(local: Path) -> list[Path]:
-    """The data files of a folder, sorted, at any depth, hidden ones left out; or the one file itself."""
-    if not local.is_dir():
+        if _suffix_of(local) is None:
+            raise ValueError(f"{setting}: {local} is of no known kind ({known})")
         return [local]
-    return sorted(file for file in local.rglob("*") if suffix_of(file) and not _hidden(file.relative_to(local)))
+    found = [file for file in _files_below(local) if _suffix_of(file)]
+    files = [file for file in found if not is_description(file)] or found
+    kinds = sorted({kind_of(file) for file in files})
+    if len(kinds) == 1:
+        return files
+    told = f"mixes {', '.join(kinds)}" if kinds else "has no data file"
+    raise ValueError(f"{setting}: the folder {local} {told}; it takes files of one kind: {known}")
+
+
+def is_description(file: Path) -> bool:
+    """Whether a file describes the data beside it: it has a name that the hub gives, or holds one indented object."""
+    return file.name in _DESCRIPTIONS or (file.suffix == ".json" and is_one_object(file))
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """All files of a folder that are neither hidden nor in a folder that is hidden or as `__pycache__` is."""
+    return sorted(file for file in folder.rglob("*") if file.is_file() and not _hidden(file.relative_to(folder)))
 
 
 def _hidden(file: Path) -> bool:
-    """Whether `datasets` passes over a file: it is hidden, or in a folder that is hidden or as `__pycache__` is."""
     return any(part.startswith(".") for part in file.parts) or any(part.startswith("__") for part in file.parts[:-1])
 
 
-def suffix_of(file: Path) -> str | None:
-    """The suffix of a file by which its reader is known; None where it has none."""
-    return next((suffix for suffix in BUILDERS if file.name.endswith(suffix)), None)
+def _suffix_of(file: Path) -> str | None:
+    """The suffix of a file by which its kind is known; None where it has none."""
+    return next((suffix for suffix in KINDS if file.name.endswith(suffix)), None)

@@ -5,6 +5,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.chat import end_rendering
+from sorsa_ds.data.layout import layout_of, listed
 from sorsa_ds.data.source import load_rows
 from sorsa_ds.data.tokenize import Example, encode_all
 from sorsa_ds.runtime.console import say
@@ -38,9 +39,16 @@ def _examples(
 ) -> list[Example]:
     """The examples of some rows. What is cut or left out of the rows is counted, and said."""
     most = data.max_length
-    examples, dropped, cut = encode_all(rows, data.format, tokenizer, most, f"{kind} data ({path})")
+    what = f"{kind} data ({path})"
+    try:
+        layout = layout_of(data, rows.column_names)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+    if layout.ignored:
+        say(f"Columns of the {kind} data that are not used: {listed(layout.ignored)}.")
+    examples, left_out, cut = encode_all(rows, layout, tokenizer, most, what)
     if cut:
         say(f"{cut} of {len(rows)} {kind} examples are cut at {most} tokens (data.max_length).")
-    if dropped:
-        say(f"{dropped} of {len(rows)} {kind} examples are left out: their first {most} tokens hold nothing to learn.")
+    for reason, count in left_out.items():
+        say(f"{count} of {len(rows)} {kind} examples are left out: {reason}.")
     return examples

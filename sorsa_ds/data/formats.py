@@ -12,6 +12,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.data.chat import render_chat
+from sorsa_ds.data.layout import Layout
+from sorsa_ds.data.prompt_template import NullColumnError
 from sorsa_ds.runtime.words import cut
 
 INSTRUCTION = (
@@ -23,19 +25,8 @@ INSTRUCTION_WITH_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:"
 )
-
-COLUMNS = {
-    "chat": ("messages",),
-    "alpaca": ("instruction", "output"),
-    "metamath": ("query", "response"),
-    "codefeedback": ("query", "answer"),
-    "gsm8k": ("question", "answer"),
-    "text": ("text",),
-}
-"""The columns that each format needs; `auto` takes the first format whose columns are all there."""
-
-CONTEXT_COLUMN = "input"
-"""Alpaca's third column. A row may leave it empty, and a data set may lack it."""
+_OPENING = INSTRUCTION.partition("###")[0]
+_IGNORED = -100  # the label of a token that is not learned, in data that is stored as tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,77 +49,157 @@ class Rendered:
     tokens: tuple[list[int], list[int]] | None = None
 
 
-def prompt_for(question: str, context: str = "") -> str:
+class _MissingError(Exception):
+    """A row lacks something without which it is no example; the message says what."""
+
+
+def prompt_for(question: str, context: str = "", system: str = "", history: Sequence[tuple[str, str]] = ()) -> str:
     """The papers' prompt, up to where the model answers.
 
     Args:
         context: Alpaca's input; the prompt has no heading for it where it is empty.
+        system: what stands in place of the papers' first sentence.
+        history: instructions with their responses that came before.
     """
     layout = INSTRUCTION_WITH_INPUT if context else INSTRUCTION
-    return layout.format(instruction=question, context=context)
+    opening, _, turn = layout.partition("###")
+    if system:
+        opening = f"{system}\n\n"
+    elif history:
+        opening = _OPENING  # which speaks of no input, since not every turn has one
+    before = "".join(f"### Instruction:\n{asked}\n\n### Response: {told}\n\n" for asked, told in history)
+    return opening + before + f"###{turn}".format(instruction=question, context=context)
 
 
-def detect_format(columns: Sequence[str]) -> str:
-    """The first known format whose columns are all there.
+def render(row: Mapping[str, Any], layout: Layout, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    """Render one row.
 
-    Raises:
-        ValueError: no format fits; the message lists the columns found and the formats known.
-    """
-    for name, needed in COLUMNS.items():
-        if set(needed) <= set(columns):
-            return name
-    known = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in COLUMNS.items())
-    raise ValueError(f"data.format: the columns {_listed(columns)} fit no known format ({known})")
-
-
-def resolve_format(name: str, columns: Sequence[str]) -> str:
-    """The format to use: `auto` is resolved by the columns, any other is checked against them.
+    A row whose response is blank, or in which a column that is needed is missing, is no example: it is `left_out`.
 
     Raises:
-        ValueError: a column that the format needs is missing, or no format fits.
+        ValueError: a column holds no text, or changes what the row means and is not read; or the chat template cannot be
+            used.
     """
-    if name == "auto":
-        return detect_format(columns)
-    missing = [column for column in COLUMNS[name] if column not in columns]
-    if missing:
-        raise ValueError(f"data.format: {name} needs the column {_listed(missing)}; there are {_listed(columns)}")
-    return name
+    for column in layout.refused:
+        if row[column] not in (None, "", [], {}):
+            raise ValueError(
+                f"column {column!r} holds {cut(repr(row[column]))}, which changes what the row means, and "
+                f"data.format={layout.format} does not read it; name its role in data.columns, write it in data.prompt, "
+                "or remove the column"
+            )
+    cells = {role: row[column] for role, column in layout.columns.items()}
+    sides = (cells.get(role) for role in ("prompt", "response"))
+    if layout.format == "chat" or (layout.format == "completion" and any(isinstance(side, list) for side in sides)):
+        return _conversation(cells, tokenizer)
+    try:
+        if layout.format == "tokens":
+            return _stored_tokens(cells, tokenizer)
+        if layout.format == "text":
+            text = _response(cells, "text", layout)
+            return Rendered(text, ((0, len(text)),), closed=True)
+        response = _response(cells, "response", layout)
+        if layout.prompt is not None:
+            return _continued(layout.prompt.render(row), response, tokenizer)
+        prompt = _text(cells, "prompt", layout)
+        if layout.format == "completion":
+            return _continued(prompt, response, tokenizer)
+        return _instruction(_papers_prompt(prompt, cells, layout), response)
+    except _MissingError as missing:
+        return Rendered("", (), closed=False, left_out=str(missing))
+    except NullColumnError:
+        return Rendered("", (), closed=False, left_out="a column that data.prompt writes is null")
 
 
-def render(row: Mapping[str, Any], name: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:
-    """Render one row in a format that `resolve_format` gave. Of a row without a response nothing is learned.
+def _conversation(cells: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    messages = cells["messages"] if "messages" in cells else [*cells["prompt"], *cells["response"]]
+    return Rendered(*render_chat(messages, tokenizer))
 
-    Raises:
-        ValueError: a column holds no text, or the chat template cannot be used.
-    """
-    if name == "chat":
-        return Rendered(*render_chat(row["messages"], tokenizer))
-    if name == "text":
-        text = _text_of(row, "text")
-        return Rendered(text, ((0, len(text)),), closed=True) if text else Rendered("", (), closed=False)
-    question, answer = (_text_of(row, column) for column in COLUMNS[name])
-    has_context = name == "alpaca" and row.get(CONTEXT_COLUMN) is not None
-    context = _text_of(row, CONTEXT_COLUMN) if has_context else ""
-    return _instruction(prompt_for(question, context), answer)
+
+def _papers_prompt(prompt: str, cells: Mapping[str, Any], layout: Layout) -> str:
+    context, system = (
+        "" if cells.get(role) is None else _text(cells, role, layout) for role in ("input", "system")
+    )
+    history = cells.get("history") or []
+    pairs = isinstance(history, list) and all(
+        isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn) for turn in history
+    )
+    if not pairs:
+        held = cut(repr(history))
+        raise ValueError(f"column {layout.columns['history']!r} holds {held} where pairs of two texts are needed")
+    return prompt_for(prompt, context, system, history)
 
 
 def _instruction(prompt: str, response: str) -> Rendered:
-    if not response:
-        return Rendered(prompt, (), closed=False)
     gap = "" if response[0].isspace() else " "
     text = prompt + gap + response
     return Rendered(text, ((len(prompt), len(text)),), closed=True)
 
 
-def _text_of(row: Mapping[str, Any], column: str) -> str:
-    value = row[column]
-    if not isinstance(value, str):
-        held = "nothing" if value is None else cut(repr(value))
-        raise ValueError(f"column {column!r} holds {held} where text is needed")
-    return value
+def _continued(prompt: str, response: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    """A response right behind its prompt. Where it brings the end token along, no other is appended."""
+    text = prompt + response
+    ended = bool(tokenizer.eos_token) and response.endswith(tokenizer.eos_token)
+    return Rendered(text, ((len(prompt), len(text)),), closed=not ended)
 
 
-def _listed(columns: Sequence[str]) -> str:
-    """Names of columns, which come from a file: long ones are cut, and not more than 20 are told."""
-    told = [repr(cut(column, 60)) for column in columns[:20]]
-    return ", ".join([*told, f"and {len(columns) - 20} more"] if len(columns) > 20 else told)
+def _response(cells: Mapping[str, Any], role: str, layout: Layout) -> str:
+    """What is learned of a row.
+
+    Raises:
+        ValueError: it is no text.
+        _MissingError: it is missing, or has no character but blanks.
+    """
+    text = _text(cells, role, layout)
+    if not text.strip():
+        raise _MissingError(f"column {layout.columns[role]!r}, which is to be learned, is blank")
+    return text
+
+
+def _text(cells: Mapping[str, Any], role: str, layout: Layout) -> str:
+    """The text of a cell. A whole number stands for its digits, since there is but one way to write it.
+
+    Raises:
+        ValueError: it is no text.
+        _MissingError: it is missing.
+    """
+    value, column = cells[role], layout.columns[role]
+    if value is None:
+        raise _MissingError(f"column {column!r} is null")
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"column {column!r} holds {cut(repr(value))} where text is needed")
+    return str(value)
+
+
+def _stored_tokens(cells: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    """A row that is stored as tokens. What its attention mask hides at either end is padding, and is taken away.
+
+    Raises:
+        ValueError: the tokens are no ids of this tokenizer, the labels are neither the token's id nor -100, or the mask
+            hides something between two tokens.
+        _MissingError: nothing is stored, or nothing of it is to be learned.
+    """
+    ids, labels = cells["input_ids"], cells["labels"]
+    mask = cells.get("attention_mask")
+    if ids is None or labels is None:
+        raise _MissingError(f"column {'input_ids' if ids is None else 'labels'!r} is null")
+    mask = [1] * len(ids) if mask is None else mask
+    for name, values in (("input_ids", ids), ("labels", labels), ("attention_mask", mask)):
+        if not isinstance(values, list) or not all(type(value) is int for value in values):
+            raise ValueError(f"column {name!r} holds {cut(repr(values))} where a list of whole numbers is needed")
+        if len(values) != len(ids):
+            raise ValueError(f"column {name!r} has {len(values)} entries, 'input_ids' has {len(ids)}")
+    shown = [place for place, seen in enumerate(mask) if seen]
+    kept = slice(shown[0], shown[-1] + 1) if shown else slice(0)
+    if len(shown) != len(ids[kept]):
+        raise ValueError("column 'attention_mask' hides tokens between others")
+    ids, labels = ids[kept], labels[kept]
+    if wrong := [token for token in ids if not 0 <= token < len(tokenizer)]:
+        raise ValueError(f"column 'input_ids' holds {wrong[0]}; the tokenizer has the ids 0 to {len(tokenizer) - 1}")
+    if wrong := [place for place, label in enumerate(labels) if label not in (ids[place], _IGNORED)]:
+        raise ValueError(
+            f"column 'labels' holds {labels[wrong[0]]} at place {wrong[0] + 1}, where token {ids[wrong[0]]} stands; a "
+            f"label is the token's own id, or {_IGNORED} where it is not learned"
+        )
+    if all(label == _IGNORED for label in labels[1:]):
+        raise _MissingError("no token of it is to be learned")
+    return Rendered("", (), closed=False, tokens=(ids, labels))

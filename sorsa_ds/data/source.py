@@ -1,12 +1,11 @@
 """The rows to train on and to hold out: from files, folders, the hub, or generated.
 
-Every rank reads for itself. `datasets` converts a file once, under a file lock, into a cache that all ranks map into
-memory. Only the generated problems are random, and they are seeded, so all ranks get the same rows.
+Every rank reads for itself. Files are converted once, under a file lock, into a cache that all ranks map into memory.
+Only the generated problems are random, and they are seeded, so all ranks get the same rows.
 """
 
-import glob
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import datasets
 from datasets import (
     Dataset,
     DatasetDict,
-    IterableDataset,
+    Features,
     Json,
     LargeList,
     List,
@@ -22,18 +21,25 @@ from datasets import (
     concatenate_datasets,
     load_dataset,
 )
-from datasets.data_files import _get_data_files_patterns, resolve_pattern
 from datasets.features.features import require_decoding
 
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
-from sorsa_ds.data.data_files import builder_of, check_data, files_of
-from sorsa_ds.data.faults import find_fault, find_hidden_fault
+from sorsa_ds.data.data_files import check_data, data_files, is_description, is_saved, named_folder
+from sorsa_ds.data.saved_rows import read_saved
+from sorsa_ds.data.split_names import splits_of
+from sorsa_ds.data.stored_rows import Part, read_files
 from sorsa_ds.data.word_problems import word_problems
 from sorsa_ds.runtime import hub
 from sorsa_ds.runtime.console import say
 
 # `datasets` would tell the hub of every file that is opened, to count what is used.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+
+_LISTED = 10
+"""The most files of a split that are told by name."""
+
+_SHOWN = ("image", "images", "audio", "audios", "video", "videos")
+"""Columns of media that prompts refer to: without them the rows would mean something else."""
 
 
 class RowRange(NamedTuple):
@@ -90,8 +96,10 @@ def load_rows(config: DataConfig, seed: int) -> tuple[Dataset, Dataset | None]:
 def open_splits(path: str, name: str | None, seed: int, setting: str = "data.path") -> DatasetDict:
     """Open all splits of a file (its only split is `train`), a folder, a data set on the hub, or the embedded data.
 
+    Of a folder it says which files it is, and how many rows each has.
+
     Args:
-        name: configuration of a data set on the hub.
+        name: of a data set in the folder, or configuration of one on the hub.
         seed: of the embedded data.
         setting: name of the setting that gave the path, for error messages.
 
@@ -101,44 +109,41 @@ def open_splits(path: str, name: str | None, seed: int, setting: str = "data.pat
     local = Path(path).expanduser()
     if path == EMBEDDED_DATA:
         return DatasetDict(train=word_problems(seed))
-    if local.is_file():
-        return _read(setting, local, {"train": [local]})
+    if not local.exists():
+        check_data(path, setting)
+        return _read_hub(setting, path, name)
+    splits, parts = _read(named_folder(local, name, setting), setting)
     if local.is_dir():
-        return _read(setting, local, _splits_of(local, setting))
-    check_data(path, setting)
-    return _read_hub(setting, path, name)
+        for line in _told(local, parts):
+            say(f"{setting}: {line}")
+    return splits
 
 
-def open_stream(path: str, name: str | None, split: str | None, setting: str = "data.path") -> IterableDataset:
-    """Open a split of a file, a folder or a data set on the hub, of which rows are read only as they are asked for.
+def place_of_row(config: DataConfig, seed: int, number: int, held_out: bool = False) -> str | None:
+    """Where a row of `load_rows` stands, as `FILE, row 3`, with rows of a file from 1; None where that is not known.
 
     Args:
-        name: configuration of a data set on the hub.
-        split: name of the split, without a slice; None: the only one.
-        setting: name of the setting that gave the path, for error messages.
+        number: of the row, from 0, among those to train on or those held out.
 
     Raises:
-        ValueError: there is no such data or split, or it cannot be opened.
+        ValueError: the data cannot be read.
     """
+    elsewhere = held_out and config.eval_path is not None
+    path, name = (config.eval_path or "", None) if elsewhere else (config.path, config.name)
     local = Path(path).expanduser()
-    try:
-        if local.exists():
-            files = _splits_of(local, setting) if local.is_dir() else {"train": [local]}
-            named = {part: [glob.escape(str(file)) for file in those] for part, those in files.items()}
-            splits = load_dataset(builder_of(local, setting), data_files=named, streaming=True)
-        else:
-            check_data(path, setting)
-            hub.can_be_read("dataset", path, "README.md", needed=True)
-            splits = load_dataset(path, name, streaming=True)
-    except Exception as error:
-        raise ValueError(f"{setting}: {path} cannot be opened as a stream: {_reason(error)}") from error
-    if split is None and len(splits) == 1:
-        split = next(iter(splits))
-    if split not in splits:
-        raise ValueError(f"{setting}: there is no split {split} in {path}; say which to take: {', '.join(splits)}")
-    rows = splits[split]
-    media = [column for column, kind in (rows.features or {}).items() if _opens_files(kind)]
-    return rows.remove_columns(media) if media else rows
+    if not local.exists():
+        return None
+    splits, parts = _read(named_folder(local, name, "data.path"), "data.path")
+    own = held_out and (elsewhere or config.eval_split is not None)
+    spec = (config.eval_split or next(iter(splits))) if own else config.train_split
+    ranges = resolve_split(splits, spec, "data.path")
+    if held_out and not own:
+        number += sum(one.end - one.start for one in ranges) - config.eval_size
+    for one in ranges:
+        if number < one.end - one.start:
+            return _place(parts, one.split, one.start + number)
+        number -= one.end - one.start
+    raise AssertionError("the number is that of a row")
 
 
 def resolve_split(splits: DatasetDict, spec: str, setting: str) -> list[RowRange]:
@@ -163,46 +168,44 @@ def take_rows(splits: DatasetDict, selected: list[RowRange]) -> Dataset:
     return concatenate_datasets([splits[one.split].select(range(one.start, one.end)) for one in selected])
 
 
-def _read(setting: str, local: Path, files: dict[str, list[Path]]) -> DatasetDict:
-    """Read the files of each split, and nothing that a file beside them names."""
-    builder = builder_of(local, setting)
-    named = {split: [glob.escape(str(file)) for file in those] for split, those in files.items()}
-    if fault := find_hidden_fault(file for those in files.values() for file in those):
-        raise ValueError(f"{setting}: {fault}")
-    try:
-        splits = load_dataset(builder, data_files=named)
-        for rows in splits.values():
-            rows.data.validate(full=True)  # because text that is not UTF-8 passes the JSON reader
-    except Exception as error:  # each reader has its own kinds of error, even StopIteration for an empty file
-        fault = find_fault(files_of(local)) or f"{local}: {_reason(error)}"
-        raise ValueError(f"{setting}: {fault}") from error
-    return _without_media(splits)
-
-
-def _splits_of(folder: Path, setting: str) -> dict[str, list[Path]]:
-    """The files of each split of a folder, by the names that `datasets` knows: `train.jsonl`, `test/a.csv`, and so on.
-
-    A README.md is not asked: what it says could name files elsewhere, or on other machines.
+def _read(local: Path, setting: str) -> tuple[DatasetDict, list[Part]]:
+    """Read a file or a folder, and nothing that a file in it names: a README.md is not asked.
 
     Raises:
-        ValueError: the folder's files are not of one kind.
+        ValueError: a file cannot be read, or it is not clear which of them are meant.
     """
-    builder_of(folder, setting)
-    root = folder.resolve()
-    ours = {str(file) for file in files_of(root)}
+    if is_saved(local):
+        splits, parts = read_saved(local, setting)
+    else:
+        files = data_files(local, setting)
+        try:
+            splits, parts = read_files(splits_of(local, files) if local.is_dir() else {"train": files})
+        except ValueError as error:
+            raise ValueError(f"{setting}: {error}") from error
+    return _without_media(splits, setting), parts
 
-    def matching(pattern: str) -> list[str]:
-        found = [file for file in resolve_pattern(pattern, glob.escape(str(root))) if file in ours]
-        if not found:
-            raise FileNotFoundError(pattern)
-        return found
 
-    splits: dict[str, list[Path]] = {}
-    for split, patterns in _get_data_files_patterns(matching).items():
-        for pattern in patterns:
-            with suppress(FileNotFoundError):
-                splits.setdefault(str(split), []).extend(map(Path, matching(pattern)))
-    return splits
+def _told(folder: Path, parts: Sequence[Part]) -> Iterator[str]:
+    """What was read of a folder: rows of each split, with the files that they are from."""
+    for split in dict.fromkeys(part.split for part in parts):
+        own = [part for part in parts if part.split == split]
+        listed = [f"{part.file.relative_to(folder)} ({part.rows})" for part in own[:_LISTED]]
+        more = [f"and {len(own) - _LISTED} more"] if len(own) > _LISTED else []
+        rows = sum(part.rows for part in own)
+        yield f"{split} is {rows} rows of {len(own)} files in {folder}: {', '.join(listed + more)}"
+    if not is_saved(folder) and (described := [file for file in folder.rglob("*.json") if is_description(file)]):
+        files = {part.file for part in parts}
+        if left_out := sorted(str(file.relative_to(folder)) for file in described if file not in files):
+            yield f"left out, since they hold no rows: {', '.join(left_out)}"
+
+
+def _place(parts: Sequence[Part], split: str, number: int) -> str:
+    for part in parts:
+        if part.split == split:
+            if number < part.rows:
+                return f"{part.file}, row {number + 1}"
+            number -= part.rows
+    raise AssertionError("the parts hold all rows of a split")
 
 
 @contextmanager
@@ -216,14 +219,33 @@ def _from_cache() -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE = before
 
 
-def _without_media(splits: DatasetDict) -> DatasetDict:
-    """The splits without columns of pictures or sound: reading a row would open what they name, files or addresses."""
+def _without_media(splits: DatasetDict, setting: str) -> DatasetDict:
+    """The splits without columns of pictures or sound: reading a row would open what they name, files or addresses.
+
+    Raises:
+        ValueError: such a column is one that prompts refer to.
+    """
     for split, rows in splits.items():
-        media = [name for name, kind in rows.features.items() if _opens_files(kind)]
-        if media:
-            say(f"Columns of pictures or sound are left out of {split}: {', '.join(media)}")
+        if media := media_columns(rows.features, split, setting):
             splits[split] = rows.remove_columns(media)
     return splits
+
+
+def media_columns(features: Features, split: str, setting: str) -> list[str]:
+    """The columns of pictures or sound, which are to be left out; that is said.
+
+    Raises:
+        ValueError: one of them is a column that prompts refer to.
+    """
+    media = [name for name, kind in features.items() if _opens_files(kind)]
+    if shown := [name for name in media if name in _SHOWN]:
+        raise ValueError(
+            f"{setting}: {split} has pictures, sound or films in its column {', '.join(shown)}, and text alone is "
+            "learned; if the text stands for itself, remove the column from the data"
+        )
+    if media:
+        say(f"Columns of pictures or sound are left out of {split}: {', '.join(media)}")
+    return media
 
 
 def _opens_files(kind: Any) -> bool:
@@ -240,15 +262,18 @@ def _read_hub(setting: str, path: str, name: str | None) -> DatasetDict:
     try:
         online = hub.can_be_read("dataset", path, "README.md")
         with nullcontext() if online else _from_cache():
-            return _without_media(load_dataset(path, name))
+            splits = load_dataset(path, name)
+            if any(rows.info.builder_name == "csv" for rows in splits.values()):
+                splits = load_dataset(path, name, dtype=str, keep_default_na=False)  # cells as they are written
     except Exception as error:
         raise ValueError(
             f"{setting}: there is no file or folder {path!r} here, and reading it from the hub failed "
-            f"(data.name: {name}): {_reason(error) if online else hub.unreachable(setting)}"
+            f"(data.name: {name}): {reason_of(error) if online else hub.unreachable(setting)}"
         ) from error
+    return _without_media(splits, setting)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """What went wrong: `datasets` wraps the real error in one that only says that something went wrong."""
     return str(error.__cause__ or error).strip()
 

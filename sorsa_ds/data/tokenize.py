@@ -5,6 +5,7 @@ from its id. So an end token that is learned, one inside a prompt and one used a
 Shapes: T tokens of one example.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple, TypedDict
@@ -13,7 +14,8 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds.data.formats import Rendered, render, resolve_format
+from sorsa_ds.data.formats import Rendered, render
+from sorsa_ds.data.layout import Layout
 
 IGNORED = -100
 ROWS_PER_CALL = 1000
@@ -29,12 +31,12 @@ class Example(TypedDict):
 class Encoded(NamedTuple):
     """The examples that rows have become.
 
-    dropped: the number of rows that are no example, because nothing is learned in them, or in what `max_length` leaves.
+    left_out: why rows are no example -> how many they are.
     cut: the number of examples that lost their end to `max_length`.
     """
 
     examples: list[Example]
-    dropped: int
+    left_out: Counter[str]
     cut: int
 
 
@@ -50,34 +52,61 @@ def encode(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, max_length: i
     return _cut(next(_encoded([rendered], tokenizer)), max_length)
 
 
-def encode_all(rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, max_length: int, what: str) -> Encoded:
-    """Tokenise all rows in the format `name`, cut them, and drop those in which nothing is learned.
+def encode_all(
+    rows: Dataset, layout: Layout, tokenizer: PreTrainedTokenizerBase, max_length: int, what: str
+) -> Encoded:
+    """Tokenise all rows, cut them, and leave out those in which nothing is learned.
 
     Args:
         what: a name for the rows and the place they come from, for error messages.
 
     Raises:
-        ValueError: a column of the format is missing, a row cannot be rendered, or no example is left.
+        ValueError: a row cannot be rendered, or no example is left.
     """
-    try:
-        name = resolve_format(name, rows.column_names)
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
     examples: list[Example] = []
+    left_out: Counter[str] = Counter()
     cut = 0
     for start in range(0, len(rows), ROWS_PER_CALL):
         part = rows.select(range(start, min(start + ROWS_PER_CALL, len(rows))))
-        for whole in _encoded(list(_rendered(part, start, name, tokenizer, what)), tokenizer):
-            example = _cut(whole, max_length)
-            if (example["labels"] != IGNORED).any():
-                examples.append(example)
-                cut += len(whole["labels"]) > max_length
+        encoded = encode_rows(part, start, layout, tokenizer, max_length, what)
+        examples += encoded.examples
+        left_out.update(encoded.left_out)
+        cut += encoded.cut
     if not examples:
+        reasons = "; ".join(f"{reason}: {count}" for reason, count in left_out.most_common())
         raise ValueError(
-            f"{what}: no token to learn in any of {len(rows)} rows: either the prompts alone fill data.max_length "
-            f"({max_length}), then raise it, or the responses are empty or not where data.format={name} looks for them"
+            f"{what}: no token to learn in any of {len(rows)} rows ({reasons}): either the prompts alone fill "
+            f"data.max_length ({max_length}), then raise it, or the responses are empty or not where "
+            f"data.format={layout.format} looks for them"
         )
-    return Encoded(examples, len(rows) - len(examples), cut)
+    return Encoded(examples, left_out, cut)
+
+
+def encode_rows(
+    rows: Iterable[dict], start: int, layout: Layout, tokenizer: PreTrainedTokenizerBase, max_length: int, what: str
+) -> Encoded:
+    """Tokenise some rows, cut them, and leave out those in which nothing is learned, which may be all of them.
+
+    Args:
+        start: the number of the first row, from 0.
+        what: a name for the rows and the place they come from, for error messages.
+
+    Raises:
+        ValueError: a row cannot be rendered.
+    """
+    examples: list[Example] = []
+    rendered = list(_rendered(rows, start, layout, tokenizer, what))
+    left_out = Counter(one.left_out for one in rendered if one.left_out)
+    cut = 0
+    kept = [one for one in rendered if not one.left_out]
+    for whole in _encoded(kept, tokenizer) if kept else ():
+        example = _cut(whole, max_length)
+        if (example["labels"] != IGNORED).any():
+            examples.append(example)
+            cut += len(whole["labels"]) > max_length
+        else:
+            left_out[f"the first {max_length} tokens hold nothing to learn"] += 1
+    return Encoded(examples, left_out, cut)
 
 
 def show_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -92,11 +121,11 @@ def show_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _rendered(
-    rows: Iterable[dict], start: int, name: str, tokenizer: PreTrainedTokenizerBase, what: str
+    rows: Iterable[dict], start: int, layout: Layout, tokenizer: PreTrainedTokenizerBase, what: str
 ) -> Iterator[Rendered]:
     for number, row in enumerate(rows, start + 1):
         try:
-            yield render(row, name, tokenizer)
+            yield render(row, layout, tokenizer)
         except ValueError as error:
             raise ValueError(f"{what}, row {number}: {error}") from error
 
@@ -122,6 +151,11 @@ def _encoded(texts: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> I
     )
     columns = (tokens["input_ids"], tokens["offset_mapping"], tokens["special_tokens_mask"])
     for rendered, ids, offsets, added in zip(texts, *columns, strict=True):
+        if rendered.tokens is not None:
+            stored_T, labels_T = (np.array(stored, dtype=np.int32) for stored in rendered.tokens)
+            labels_T[:1] = IGNORED
+            yield {"input_ids": stored_T, "labels": labels_T}
+            continue
         yield _labelled(rendered, ids, offsets, added, tokenizer)
 
 

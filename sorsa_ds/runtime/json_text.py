@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,23 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(_too_deep()) from None
     check_depth(value)
     return value
+
+
+def strict_decoder(number: Callable[[str], Any] | None = None, nan: bool = False) -> json.JSONDecoder:
+    """A decoder that raises ValueError where an object sets a key twice, and for Infinity, which is no JSON.
+
+    Args:
+        number: makes the value of a number from how it is written; None: an int or a float.
+        nan: take NaN, as programs write it where a value is missing, for null; it is refused otherwise.
+    """
+
+    def constant(name: str) -> None:
+        if not (nan and name == "NaN"):
+            _refuse_constant(name)
+
+    return json.JSONDecoder(
+        object_pairs_hook=_no_repeats, parse_int=number, parse_float=number, parse_constant=constant
+    )
 
 
 def finite_json(value: Any, indent: int | None = None, ensure_ascii: bool = True) -> str:

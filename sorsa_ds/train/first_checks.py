@@ -93,7 +93,7 @@ def _check_data(data: DataConfig) -> None:
     if data.eval_size and data.eval_path is not None:
         settings["data.eval_path"] = data.eval_path
     for setting, path in settings.items():
-        if not check_data(path, setting):
+        if not check_data(path, setting, data.name if setting == "data.path" else None):
             continue
         try:
             there = hub.can_be_read("dataset", path, "README.md") or hub.has_copy_of_data(path)

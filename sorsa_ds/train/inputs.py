@@ -6,7 +6,7 @@ from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.examples import load_examples
 from sorsa_ds.data.tokenize import Example, show_example
 from sorsa_ds.model.numerics import Numerics, numerics_of
-from sorsa_ds.model.skeleton import skeleton
+from sorsa_ds.model.skeleton import read_config, skeleton
 from sorsa_ds.model.targets import Target
 from sorsa_ds.model.tokenizer import load_tokenizer
 from sorsa_ds.run.snapshots import stored_linears
@@ -45,6 +45,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     tokenizer = load_tokenizer(model_folder, config.loading)
     numerics = numerics_of(model_folder, config.loading, tokenizer)
     origin.check_numerics(numerics, model_folder, config.loading)
+    vocabulary = read_config(model_folder, config.loading).vocab_size
     train_examples, eval_examples = load_examples(config.data, tokenizer, config.train.seed)
     batches = BatchPlan(
         train_examples,
@@ -53,7 +54,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
         rank=collectives.rank(),
         world_size=collectives.world_size(),
         seed=config.train.seed,
-        pad_token_id=pad_token_id(tokenizer),
+        pad_token_id=pad_token_id(tokenizer, vocabulary),
         steps=config.train.steps,
         epochs=config.train.epochs,
     )

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from sorsa_ds.data import chat, chat_process
 from sorsa_ds.data.chat import render_chat, render_prompt
+from sorsa_ds.data.layout import resolve_format
 from sorsa_ds.data.tokenize import encode_all
 from sorsa_ds.runtime.line_process import LineProcess
 from tests.helpers.chat_tokenizer import CHATML, chat_tokenizer
@@ -77,7 +78,7 @@ def test_the_message_names_the_data_the_row_and_the_tokenizer():
     rows = Dataset.from_list([{"messages": [question, answer]}, {"messages": [question] * 3 + [answer]}])
     said = r"^my\.jsonl, row 2: the chat template of models/foreign fails, in its line 1: ZeroDivisionError"
     with pytest.raises(ValueError, match=said):
-        encode_all(rows, "chat", tokenizer, 100, "my.jsonl")
+        encode_all(rows, resolve_format("chat", rows.column_names), tokenizer, 100, "my.jsonl")
 
 
 @pytest.mark.parametrize(

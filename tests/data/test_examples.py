@@ -26,14 +26,14 @@ def test_rows_that_are_cut_or_left_out_are_counted(stories, capsys):
     assert (len(train), len(held_out)) == (4, 2)
     assert capsys.readouterr().out.splitlines() == [
         "2 of 5 training examples are cut at 20 tokens (data.max_length).",
-        "1 of 5 training examples are left out: their first 20 tokens hold nothing to learn.",
+        "1 of 5 training examples are left out: column 'text', which is to be learned, is blank.",
         "1 of 2 held-out examples are cut at 20 tokens (data.max_length).",
     ]
 
 
 def test_errors_name_the_file_and_the_row(stories):
     with stories["held_out"].open("a") as file:
-        file.write(json.dumps({"text": None}) + "\n")
+        file.write(json.dumps({"text": True}) + "\n")
     data = DataConfig(path=str(stories["train"]), eval_path=str(stories["held_out"]))
-    with pytest.raises(ValueError, match=r"^held-out data \(.*held_out\.jsonl\), row 3: column 'text' holds nothing"):
+    with pytest.raises(ValueError, match=r"^held-out data \(.*held_out\.jsonl\), row 3: column 'text' holds True"):
         load_examples(data, chat_tokenizer(), seed=0)

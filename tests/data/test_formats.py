@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from sorsa_ds.data.formats import detect_format, prompt_for, render, resolve_format
+from sorsa_ds.data.formats import prompt_for
+from sorsa_ds.data.layout import resolve_format
 from tests.helpers import small_data
 from tests.helpers.chat_tokenizer import CHATML, chat_tokenizer
+from tests.helpers.rendering import render
 
 PREAMBLE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -60,7 +62,7 @@ def test_whole_alpaca_data(origin, request, tmp_path):
     folder = small_data.alpaca(tmp_path) if origin == "made" else request.getfixturevalue("shared_data") / "alpaca"
     rows = json.loads((folder / "alpaca_en_demo.json").read_text())
     with_input = sum("### Input:" in render(row, "alpaca", None).text for row in rows)
-    assert with_input == sum(bool(row["input"]) for row in rows) > 0
+    assert with_input == sum(bool(row["input"] and row["output"]) for row in rows) > 0
     assert all(learned(render(row, "alpaca", None)) == [" " + row["output"]] for row in rows if row["output"])
 
 
@@ -75,11 +77,12 @@ def test_text_is_learned_whole():
     assert (rendered.text, learned(rendered), rendered.closed) == ("once upon", ["once upon"], True)
 
 
-@pytest.mark.parametrize(("name", "row"), [("text", {"text": ""}), ("gsm8k", {"question": "q", "answer": ""})])
+@pytest.mark.parametrize(("name", "row"), [("text", {"text": ""}), ("gsm8k", {"question": "q", "answer": " \n"})])
 def test_a_row_without_response_teaches_nothing(name, row):
     rendered = render(row, name, None)
     assert rendered.learned == ()
     assert not rendered.closed
+    assert "is blank" in rendered.left_out
 
 
 @pytest.mark.parametrize(
@@ -95,12 +98,12 @@ def test_a_row_without_response_teaches_nothing(name, row):
     ],
 )
 def test_auto_goes_by_the_columns(columns, name):
-    assert detect_format(columns) == resolve_format("auto", columns) == name
+    assert resolve_format("auto", columns).format == name
 
 
 def test_unknown_columns_are_listed_with_the_formats():
     with pytest.raises(ValueError, match=r"'foo', 'bar' fit no known format .*metamath: query, response.*text: text"):
-        detect_format(["foo", "bar"])
+        resolve_format("auto", ["foo", "bar"])
 
 
 def test_a_missing_column_is_named():
@@ -108,10 +111,20 @@ def test_a_missing_column_is_named():
         resolve_format("metamath", ["query", "answer"])
 
 
-@pytest.mark.parametrize(("value", "said"), [(None, "nothing"), (72, "72")])
-def test_a_column_that_holds_no_text_is_named(value, said):
-    with pytest.raises(ValueError, match=f"'answer' holds {said} where text is needed"):
-        render({"question": "q", "answer": value}, "gsm8k", None)
+@pytest.mark.parametrize("value", [True, 1.5, {"a": 1}])
+@pytest.mark.parametrize("column", ["instruction", "input", "output"])
+def test_a_column_that_holds_no_text_is_named(value, column):
+    row = {"instruction": "q", "input": "", "output": "a"} | {column: value}
+    with pytest.raises(ValueError, match=f"'{column}' holds .* where text is needed"):
+        render(row, "alpaca", None)
+
+
+def test_whole_numbers_stand_for_their_digits_and_null_is_no_example():
+    assert learned(render({"question": "q", "answer": 72}, "gsm8k", None)) == [" 72"]
+    assert "### Input:\n0\n" in render({"instruction": "q", "input": 0, "output": "a"}, "alpaca", None).text
+    for column in ("question", "answer"):
+        row = {"question": "q", "answer": "a"} | {column: None}
+        assert render(row, "gsm8k", None).left_out == f"column '{column}' is null"
 
 
 def test_every_assistant_turn_is_learned_to_its_end_token():

@@ -7,11 +7,12 @@ from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizer
 
-from sorsa_ds.data.formats import Rendered, prompt_for, render
+from sorsa_ds.data.formats import Rendered, prompt_for
 from sorsa_ds.data.tokenize import IGNORED, encode, encode_all, show_example
 from tests.helpers import small_data
 from tests.helpers.chat_tokenizer import CHATML, chat_tokenizer
 from tests.helpers.llama_tokenizer import llama_tokenizer
+from tests.helpers.rendering import layout, render
 
 MIXED = "Ünï — 日本 🙂👩‍👩‍👧\r\n\ttwo  spaces\r\n#### 1,234"
 
@@ -166,8 +167,9 @@ def test_examples_without_a_learned_token_are_dropped_and_counted(tokenizer):
     rows = Dataset.from_list(
         [{"question": "q", "answer": "a"}, {"question": "long " * 500, "answer": "a"}, {"question": "q", "answer": ""}]
     )
-    examples, dropped, cut = encode_all(rows, "auto", tokenizer, 400, "data.jsonl")
-    assert (len(examples), dropped, cut) == (1, 2, 0)
+    examples, left_out, cut = encode_all(rows, layout("auto", rows), tokenizer, 400, "data.jsonl")
+    assert (len(examples), left_out.total(), cut) == (1, 2, 0)
+    assert left_out["column 'answer', which is to be learned, is blank"] == 1
     assert learned_text(examples[0], tokenizer) == "a" + tokenizer.eos_token
 
 
@@ -176,16 +178,16 @@ def test_examples_that_lose_their_end_are_counted(tokenizer):
     most = len(whole["input_ids"])
     rows = Dataset.from_list([{"text": "a b c"}, {"text": "a b c d"}, {"text": "a b c d e f g"}])
     for max_length, cut in ((1000, 0), (most, 2), (most - 1, 3)):
-        found = encode_all(rows, "text", tokenizer, max_length, "stories")
-        assert (found.cut, found.dropped, len(found.examples)) == (cut, 0, 3)
+        found = encode_all(rows, layout("text", rows), tokenizer, max_length, "stories")
+        assert (found.cut, found.left_out.total(), len(found.examples)) == (cut, 0, 3)
         assert max(len(example["input_ids"]) for example in found.examples) <= max_length
 
 
 def test_many_rows_keep_their_order_and_equal_single_ones(monkeypatch, tokenizer):
     monkeypatch.setattr("sorsa_ds.data.tokenize.ROWS_PER_CALL", 3)
     rows = Dataset.from_list([{"text": f"story {number} " * (number % 4 + 1)} for number in range(10)])
-    examples, dropped, _ = encode_all(rows, "text", tokenizer, 50, "stories")
-    assert dropped == 0
+    examples, left_out, _ = encode_all(rows, layout("text", rows), tokenizer, 50, "stories")
+    assert not left_out
     for row, example in zip(rows, examples, strict=True):
         alone = encode(render(row, "text", tokenizer), tokenizer, 50)
         assert {key: value.tolist() for key, value in example.items()} == {
@@ -195,16 +197,14 @@ def test_many_rows_keep_their_order_and_equal_single_ones(monkeypatch, tokenizer
 
 def test_nothing_left_to_learn_names_the_data_and_the_mend(tokenizer):
     rows = Dataset.from_list([{"question": "q", "answer": "a"}] * 3)
-    with pytest.raises(ValueError, match=r"my\.jsonl: no token to learn in any of 3 rows: .*data.max_length \(8\)"):
-        encode_all(rows, "gsm8k", tokenizer, 8, "my.jsonl")
+    with pytest.raises(ValueError, match=r"my\.jsonl: no token to learn in any of 3 rows .*data.max_length \(8\)"):
+        encode_all(rows, layout("gsm8k", rows), tokenizer, 8, "my.jsonl")
 
 
 def test_errors_name_the_data_and_the_row(tokenizer):
-    rows = Dataset.from_list([{"question": "q", "answer": "a"}, {"question": "q", "answer": None}])
-    with pytest.raises(ValueError, match=r"my\.jsonl, row 2: column 'answer' holds nothing"):
-        encode_all(rows, "auto", tokenizer, 100, "my.jsonl")
-    with pytest.raises(ValueError, match=r"my\.jsonl: data\.format: chat needs the column 'messages'"):
-        encode_all(rows, "chat", tokenizer, 100, "my.jsonl")
+    rows = Dataset.from_list([{"question": "q", "answer": None}, {"question": "q", "answer": True}])
+    with pytest.raises(ValueError, match=r"my\.jsonl, row 2: column 'answer' holds True where text is needed"):
+        encode_all(rows, layout("auto", rows), tokenizer, 100, "my.jsonl")
 
 
 def test_tokenizers_that_cannot_do_it_are_refused():

@@ -69,7 +69,11 @@ SETTINGS: dict[str, Rule] = {
     "regularizer.reorthonormalize": COUNT_FROM_0,
     "data.path": name,
     "data.name": OPEN_WORDS,
-    "data.format": one_of("auto", "metamath", "codefeedback", "alpaca", "gsm8k", "chat", "text"),
+    "data.format": one_of(
+        "auto", "metamath", "codefeedback", "alpaca", "gsm8k", "chat", "completion", "tokens", "text"
+    ),
+    "data.columns": mapping(words, name),
+    "data.prompt": OPEN_WORDS,
     "data.train_split": words,
     "data.eval_path": either(nothing, name),
     "data.eval_split": OPEN_WORDS,
