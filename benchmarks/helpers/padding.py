@@ -19,9 +19,9 @@ from transformers import AutoTokenizer
 from benchmarks.helpers.common import say
 from benchmarks.helpers.packing import balanced
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
+from sorsa_ds.data.layout import layout_of
 from sorsa_ds.data.order import GlobalOrder
 from sorsa_ds.data.source import open_splits
-from sorsa_ds.data.layout import layout_of
 from sorsa_ds.data.tokenize import Example, encode_all
 from sorsa_ds.model.embedded import ensure_embedded_model
 

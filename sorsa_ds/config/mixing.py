@@ -22,7 +22,9 @@ def check_mix(data: "DataConfig") -> None:
         return
     defaults = {field.name: field.default for field in dataclasses.fields(data)}
     if given := [f"data.{name}" for name in OWN if getattr(data, name) != defaults[name]]:
-        raise ValueError(f"{', '.join(given)}: with data.mix each source names its own; make it a source or leave it out")
+        raise ValueError(
+            f"{', '.join(given)}: with data.mix each source names its own; make it a source or leave it out"
+        )
     bare = [source.path for source in data.mix if source.weight is None]
     if 0 < len(bare) < len(data.mix):
         raise ValueError(f"data.mix: give every source a weight, or none; there is none at {', '.join(bare)}")
@@ -50,7 +52,9 @@ def check_streaming(data: "DataConfig", generated: str) -> None:
             raise ValueError(f"{where}path: {generated} are generated, and no stream; set data.streaming: false")
         if "[" in split or "+" in split:
             raise ValueError(f"{where}train_split: a stream is a whole split, but {split} is none")
-        if (data.eval_size if size is None else size) and not (source.eval_path or source.eval_split or data.eval_split):
+        if (data.eval_size if size is None else size) and not (
+            source.eval_path or source.eval_split or data.eval_split
+        ):
             raise ValueError(
                 f"{where}eval_size: the last rows of a stream cannot be held out; name held-out rows (eval_path or "
                 "eval_split), or set eval_size to 0"

@@ -51,6 +51,10 @@ class BatchPlan:
         self.order = GlobalOrder.of_run(passes, global_batch, steps=steps, epochs=epochs)
 
     @property
+    def state(self) -> None:
+        """Nothing to save: the step alone says what its batches are. Those of streams need more."""
+
+    @property
     def digest(self) -> str:
         """Digest of all examples in their order; it tells whether a continued run learns from the same data."""
         return digest.of_tensors(

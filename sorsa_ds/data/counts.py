@@ -1,17 +1,19 @@
 """What became of the rows of a data set."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of some rows; counts are added with `+`.
+    """What became of some rows; counts are added with `+`. Every row is either learned or left out for a reason.
 
     rows: read.
     learned_rows: that are examples.
     left_out: reason -> rows that are no example.
     cut: examples that lost a part to `data.max_length`.
     tokens, learned_tokens: of the examples.
+    source: the file, folder or name that the rows come from, where it is known.
     """
 
     rows: int = 0
@@ -20,6 +22,7 @@ class Counts:
     cut: int = 0
     tokens: int = 0
     learned_tokens: int = 0
+    source: str = ""
 
     def __add__(self, other: "Counts") -> "Counts":
         reasons = {**self.left_out, **other.left_out}
@@ -30,9 +33,27 @@ class Counts:
             cut=self.cut + other.cut,
             tokens=self.tokens + other.tokens,
             learned_tokens=self.learned_tokens + other.learned_tokens,
+            source=self.source or other.source,
         )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The counts as a report in JSON has them."""
+        return asdict(self)
 
     def reasons(self) -> str:
         """The reasons for which rows are left out, in brackets; empty without any."""
         told = ", ".join(f"{reason}: {rows:,}" for reason, rows in self.left_out.items())
         return f" ({told})" if told else ""
+
+    def notes(self, kind: str, most: int) -> list[str]:
+        """A sentence for each thing that happened to rows; none where all are learned whole.
+
+        Args:
+            kind: of the rows, as in `training`.
+            most: `data.max_length`.
+        """
+        cut = f"{self.cut} of {self.rows} {kind} examples are cut at {most} tokens (data.max_length)."
+        left_out = (
+            f"{rows} of {self.rows} {kind} examples are left out: {why}." for why, rows in self.left_out.items()
+        )
+        return [cut] * bool(self.cut) + [*left_out]

@@ -116,9 +116,7 @@ def _conversation(cells: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) 
 
 
 def _papers_prompt(prompt: str, cells: Mapping[str, Any], layout: Layout) -> str:
-    context, system = (
-        "" if cells.get(role) is None else _text(cells, role, layout) for role in ("input", "system")
-    )
+    context, system = ("" if cells.get(role) is None else _text(cells, role, layout) for role in ("input", "system"))
     history = cells.get("history") or []
     pairs = isinstance(history, list) and all(
         isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn) for turn in history

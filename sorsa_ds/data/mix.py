@@ -24,35 +24,22 @@ DRAWN_AT_ONCE = 1000
 class Joined(Sequence[Example]):
     """The examples of several sources one after the other, none of them copied.
 
-    parts: name of a source -> its examples.
+    parts: name of a source -> its examples. ends: the index behind each source's last example.
     """
 
     def __init__(self, parts: dict[str, Sequence[Example]]) -> None:
         self.parts = parts
-        self._ends = list(accumulate(map(len, parts.values())))
+        self.ends = list(accumulate(map(len, parts.values())))
         self._sources = list(parts.values())
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self.ends[-1]
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices: nothing here asks for one
-        source = self.source_of(index)
-        return self._sources[source][index - self.starts[source]]
-
-    @property
-    def starts(self) -> list[int]:
-        """The index of each source's first example."""
-        return [0, *self._ends[:-1]]
-
-    def source_of(self, index: int) -> int:
-        """The number of the source, from 0, of the example at an index.
-
-        Raises:
-            IndexError: there is no such example.
-        """
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return bisect_right(self._ends, index)
+        source = bisect_right(self.ends, index)
+        return self._sources[source][index - (self.ends[source - 1] if source else 0)]
 
 
 class WeightedPasses(Passes):
@@ -86,6 +73,12 @@ class WeightedPasses(Passes):
         turn = epoch * self._per_epoch[source] + int(self._turn_M[place])
         number, at = divmod(turn, self._sizes[source])
         return int(self._starts_S[source] + self._pass(source, number)[at])
+
+    def taken(self, positions: int, ends: Sequence[int]) -> list[int]:
+        """How many of the first positions take an example of each source."""
+        epochs, rest = divmod(positions, len(self))
+        counts_S = np.bincount(self._source_M[:rest], minlength=len(ends))
+        return (epochs * np.array(self._per_epoch) + counts_S).tolist()
 
     def _pass(self, source: int, number: int) -> np.ndarray:
         """The order of a source in one of its passes. Only the latest is kept: positions are asked for in turn."""

@@ -5,7 +5,7 @@ positions [t*G, (t+1)*G), where G is the global batch size, so the set of exampl
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -21,6 +21,13 @@ class Passes(Protocol):
 
     def index(self, position: int) -> int:
         """The example at a position, from 0, of the run."""
+
+    def taken(self, positions: int, ends: Sequence[int]) -> list[int]:
+        """How many of the first positions take an example of each source.
+
+        Args:
+            ends: the index behind the last example of each source.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,12 @@ class ShuffledPasses(Passes):
         """The example at a position."""
         epoch, place = divmod(position, self.examples)
         return int(_permutation(self.examples, self.seed, epoch)[place])
+
+    def taken(self, positions: int, ends: Sequence[int]) -> list[int]:
+        """How many of the first positions take an example of each source, whose examples end before `ends`."""
+        epochs, rest = divmod(positions, self.examples)
+        sources = np.searchsorted(ends, _permutation(self.examples, self.seed, epochs)[:rest], side="right")
+        return (epochs * np.diff([0, *ends]) + np.bincount(sources, minlength=len(ends))).tolist()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,9 @@ class StreamBatches:
     are read in a thread while the present one is computed.
 
     Args:
-        stream: at the first example of step `first_step`.
+        stream: at the first example of the step that comes first.
         device: over which the ranks tell one another whether reading has failed.
         steps: optimizer steps of the run.
-        first_step: the step that comes first, from 0.
     """
 
     def __init__(
@@ -42,14 +41,15 @@ class StreamBatches:
         pad_token_id: int,
         steps: int,
         device: torch.device,
-        first_step: int = 0,
     ) -> None:
         self.steps, self.micro_batch_size, self.pad_token_id = steps, micro_batch_size, pad_token_id
         self.digest = stream.digest
         self._stream, self._rank, self._world_size, self._device = stream, rank, world_size, device
         self._global_batch = micro_batch_size * world_size * accumulation
-        self._step, self._examples, self._state = first_step - 1, [], stream.state
-        self._counts = {name: source.counts for name, source in stream.sources.items()}
+        first_step, rest = divmod(stream.taken, self._global_batch)
+        assert rest == 0, (stream.taken, self._global_batch)
+        self._step, self._examples = first_step - 1, list[Example]()
+        self._state, self._counts = stream.state, stream.counts
         self._next = self._read_ahead()
 
     @property
@@ -58,9 +58,20 @@ class StreamBatches:
         return self._state
 
     @property
+    def first(self) -> list[Example]:
+        """The examples of the step that comes next, which are waited for. A collective call."""
+        return collectives.together(self._next.result, self._device)[0]
+
+    @property
     def counts(self) -> dict[str, Counts]:
         """What became of the rows that were read up to that step, by source."""
         return self._counts
+
+    @property
+    def taken(self) -> dict[str, int]:
+        """How many examples of each source are learned up to that step."""
+        places = self._state["places"].items()
+        return {name: place["counts"]["learned_rows"] + place["taken"] for name, place in places}
 
     def micro_batches(self, step: int) -> list[dict[str, Tensor]]:
         """This rank's batches of the step that was asked for last, or of the next one; see `collate`.
@@ -85,7 +96,7 @@ class StreamBatches:
 
         def read() -> tuple[list[Example], dict[str, Any], dict[str, Counts]]:
             examples = self._stream.take(self._global_batch)
-            return examples, self._stream.state, {name: one.counts for name, one in self._stream.sources.items()}
+            return examples, self._stream.state, self._stream.counts
 
         return _in_background(read)
 

@@ -4,9 +4,10 @@ from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.counts import Counts
+from sorsa_ds.data.examples import counts_of
 from sorsa_ds.data.layout import Layout, layout_of, listed
 from sorsa_ds.data.streams import Block
-from sorsa_ds.data.tokenize import IGNORED, encode_rows
+from sorsa_ds.data.tokenize import encode_rows
 from sorsa_ds.runtime.console import say
 
 
@@ -38,15 +39,7 @@ class BlockEncoder:
         layout = self._layout_of(rows, first)
         whole = [{column: row.get(column) for column in self._columns} for row in rows]
         encoded = encode_rows(whole, first - 1, layout, self._tokenizer, self._data.max_length, self._what)
-        counts = Counts(
-            rows=len(rows),
-            learned_rows=len(encoded.examples),
-            left_out=dict(encoded.left_out),
-            cut=encoded.cut,
-            tokens=sum(len(example["labels"]) for example in encoded.examples),
-            learned_tokens=sum(int((example["labels"] != IGNORED).sum()) for example in encoded.examples),
-        )
-        return Block(encoded.examples, counts)
+        return Block(encoded.examples, counts_of(len(rows), encoded))
 
     def _layout_of(self, rows: list[dict], first: int) -> Layout:
         """The layout of all columns seen so far, with those of some rows."""

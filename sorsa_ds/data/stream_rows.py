@@ -48,7 +48,9 @@ def _of_folder(local: Path, setting: str) -> dict[str, IterableDataset]:
     except ValueError as error:
         raise ValueError(f"{setting}: {error}") from error
     # The files are shards: a place in the stream is a file and a row of it.
-    return {split: IterableDataset.from_generator(_rows, gen_kwargs={"files": those}) for split, those in splits.items()}
+    return {
+        split: IterableDataset.from_generator(_rows, gen_kwargs={"files": those}) for split, those in splits.items()
+    }
 
 
 def _rows(files: list[Path]) -> Iterator[dict]:

@@ -166,6 +166,8 @@ class ExampleStream:
         seed: of the draws.
         saved: what `state` gave when the run was stopped; None for a new run.
 
+    Attributes: `sources`, by name; `taken`, the examples taken so far.
+
     Raises:
         ValueError: a source cannot be read.
     """
@@ -177,10 +179,10 @@ class ExampleStream:
         seed: int,
         saved: dict[str, Any] | None = None,
     ) -> None:
-        self._taken = saved["taken"] if saved else 0
+        self.taken = saved["taken"] if saved else 0
         places = {name: _place_of(place) for name, place in saved["places"].items()} if saved else {}
         self.sources = {name: open_source(name, places.get(name)) for name in weights}
-        self._draws = islice(draws(list(weights.values()), seed), self._taken, None)
+        self._draws = islice(draws(list(weights.values()), seed), self.taken, None)
         self._in_order = list(self.sources.values())
 
     @property
@@ -191,7 +193,12 @@ class ExampleStream:
     @property
     def state(self) -> dict[str, Any]:
         """Where the next example is taken, in what JSON can hold."""
-        return {"taken": self._taken, "places": {name: asdict(source.place) for name, source in self.sources.items()}}
+        return {"taken": self.taken, "places": {name: asdict(source.place) for name, source in self.sources.items()}}
+
+    @property
+    def counts(self) -> dict[str, Counts]:
+        """What became of the rows that are read, by source."""
+        return {name: source.counts for name, source in self.sources.items()}
 
     def take(self, count: int) -> list[Example]:
         """The next examples.
@@ -199,8 +206,9 @@ class ExampleStream:
         Raises:
             ValueError: rows cannot be read or rendered, or a source holds nothing to learn.
         """
-        self._taken += count
-        return [self._in_order[source].take() for source in islice(self._draws, count)]
+        taken = [self._in_order[source].take() for source in islice(self._draws, count)]
+        self.taken += count
+        return taken
 
 
 def _place_of(saved: dict[str, Any]) -> Place:

@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig
 
 from sorsa_ds.data.chat import end_rendering
-from sorsa_ds.data.examples import load_examples
+from sorsa_ds.data.run_data import load_held_out
 from sorsa_ds.evaluate.backends.generation import end_tokens
 from sorsa_ds.evaluate.backends.likelihood import Likelihood
 from sorsa_ds.evaluate.backends.vllm import Vllm
@@ -141,10 +141,11 @@ def _build(options: Options, found: FoundModel, setting: Setting) -> Task:
         raise ValueError("--task loss needs --data, the text to measure; only a run brings its own (held-out) data")
     folder, config = found.run
     reported = FinishedRun(folder).report()["eval_loss_end"]
-    _, held_out = load_examples(config.data, setting.tokenizer, config.train.seed)
+    sources = load_held_out(config.data, setting.tokenizer, config.train.seed)
+    held_out = [example for examples in sources.values() for example in examples]
     if not held_out or reported is None:
         raise ValueError(f"--model: {folder} was trained without held-out data (data.eval_size, data.eval_split)")
-    return loss.held_out(held_out[: options.limit], reported, config.data.eval_path or config.data.path)
+    return loss.held_out(held_out[: options.limit], reported, ", ".join(sources))
 
 
 def _products(options: Options, found: FoundModel) -> Products:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.engine.engine import SorsaEngine
@@ -25,12 +26,16 @@ def build_report(
     steps: int,
     losses: list[float],
     eval_loss: float | None,
+    eval_losses: dict[str, float],
+    sources: dict[str, dict[str, Any]],
 ) -> dict:
     """What report.json will hold. A collective call.
 
     Args:
         losses: of all steps of the run.
         eval_loss: of the held-out data after the last step; None without such data.
+        eval_losses: that of each source, where there are several.
+        sources: what became of the rows of each source, and how many of its examples the run has taken.
     """
     tenth = max(1, len(losses) // 10)
     return {
@@ -41,6 +46,14 @@ def build_report(
         "start_loss": progress.start_loss,
         "eval_loss_start": progress.eval_loss_start,
         "eval_loss_end": eval_loss,
+        "sources": {
+            name: {
+                **one,
+                "eval_loss_start": progress.eval_losses_start.get(name),
+                "eval_loss_end": eval_losses.get(name),
+            }
+            for name, one in sources.items()
+        },
         "reg_loss_end": progress.reg_loss,
         "method": config.method,
         "regularizer": engine.regularizer and asdict(engine.regularizer),
@@ -66,6 +79,7 @@ def show_report(report: dict, folder: Path) -> None:
     ]
     if report["eval_loss_end"] is not None:
         rows.append(("held-out loss", f"{report['eval_loss_start']:.4f} -> {report['eval_loss_end']:.4f}"))
+    rows += [(name, _told(one)) for name, one in report["sources"].items() if len(report["sources"]) > 1]
     if report["reg_loss_end"] is not None:
         rows.append(("orthonormality", f"L_reg = {report['reg_loss_end']:.3g}"))
     rows += [
@@ -74,6 +88,14 @@ def show_report(report: dict, folder: Path) -> None:
         ("evaluate it", evaluating(folder)),
     ]
     say("\n" + table(rows))
+
+
+def _told(source: dict[str, Any]) -> str:
+    """A source of the data in a line."""
+    told = f"{source['taken']:,} examples learned, of {source['rows']:,} rows"
+    if source["eval_loss_end"] is None:
+        return told
+    return f"{told}; held-out loss {source['eval_loss_start']:.4f} -> {source['eval_loss_end']:.4f}"
 
 
 def draw_loss(folder: Path) -> None:

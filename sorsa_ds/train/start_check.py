@@ -5,7 +5,7 @@ read from disk when its turn comes. That takes the memory of one more layer, and
 the exchange and the shards, which are what is checked.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,7 +83,23 @@ def check_start(
     return base, start
 
 
-def check_fits(folder: Path, loading: LoadingConfig, some: list[Example]) -> None:
+def check_length(folder: Path, loading: LoadingConfig, most: int) -> None:
+    """Stop where examples of a stream may become too long for the model: they cannot be looked through beforehand.
+
+    Args:
+        most: `data.max_length`.
+
+    Raises:
+        ValueError: the message names the limit.
+    """
+    positions = getattr(read_config(folder, loading), "max_position_embeddings", None)
+    if positions is not None and most > positions:
+        raise ValueError(
+            f"data.max_length: with data.streaming it must not be more than the {positions} tokens that the model takes"
+        )
+
+
+def check_fits(folder: Path, loading: LoadingConfig, some: Sequence[Example]) -> None:
     """Stop before the model is loaded if an example is too long for it, or holds a token that it does not know.
 
     Raises:

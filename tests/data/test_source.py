@@ -16,7 +16,6 @@ from datasets import Dataset, DatasetDict
 
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data import source
-
 from sorsa_ds.data.layout import resolve_format
 from sorsa_ds.data.source import load_rows
 from sorsa_ds.runtime import hub
