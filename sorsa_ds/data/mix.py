@@ -7,7 +7,7 @@ Shapes: S sources, M places of one epoch.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
 import datasets
@@ -27,7 +27,7 @@ class Joined(Sequence[Example]):
     parts: name of a source -> its examples. ends: the index behind each source's last example.
     """
 
-    def __init__(self, parts: dict[str, Sequence[Example]]) -> None:
+    def __init__(self, parts: Mapping[str, Sequence[Example]]) -> None:
         self.parts = parts
         self.ends = list(accumulate(map(len, parts.values())))
         self._sources = list(parts.values())

@@ -89,7 +89,10 @@ class StreamBatches:
                 self._next = self._read_ahead()
         lengths = [len(example["input_ids"]) for example in self._examples]
         share = share_of(range(len(lengths)), self._rank, self._world_size, self.micro_batch_size, lengths.__getitem__)
-        return [collate([self._examples[index] for index in batch], self.pad_token_id) for batch in share]
+        return [
+            collate([None if index is None else self._examples[index] for index in batch], self.pad_token_id)
+            for batch in share
+        ]
 
     def _read_ahead(self) -> "Future[tuple[list[Example], dict[str, Any], dict[str, Counts]]]":
         """Start to read the next step's examples."""

@@ -54,7 +54,7 @@ class BlockEncoder:
         if self._layout is not None and layout.format != self._layout.format:
             raise ValueError(
                 f"{self._what}: in the rows from row {first} on there are other columns "
-                f"({listed(list(self._columns)[before:])}), by which data.format would be {layout.format} and no longer "
+                f"({listed(list(self._columns)[before:])}), by which data.format would be {layout.format}, no longer "
                 f"{self._layout.format}; set it"
             )
         if new := [column for column in layout.ignored if self._layout is None or column not in self._layout.ignored]:

@@ -1,4 +1,4 @@
-"""Examples of data that are read while training goes on, of which neither the disk nor the memory holds more than a block.
+"""Examples of data that are read while training goes on, of which no more than a block is held.
 
 Every rank reads all rows, so that all know which examples a step has, whatever their number. A source is read in blocks
 of rows. The examples of a block are shuffled among one another, in an order that depends on the seed and on the block's
@@ -86,6 +86,8 @@ class SourceStream:
         place: Place | None = None,
     ) -> None:
         self._name, self._rows, self._encode, self._size, self._seed = name, rows, encode, size, seed
+        self._place, self._block = Place(), Block([], Counts())
+        self._order: list[int] = []
         self._start = copy.deepcopy(rows.state_dict())
         self._begin(Place())
         self.digest = self._place.digest
@@ -153,7 +155,7 @@ class SourceStream:
             raise ValueError(f"{self._name}: cannot be read behind row {place.row}: {error}") from error
         self._block = self._encode(rows, place.row + 1)
         order = np.random.default_rng((*self._seed, place.passes, place.row))
-        self._order = order.permutation(len(self._block.examples)) if self._size > 1 else np.arange(1)
+        self._order = order.permutation(len(self._block.examples)).tolist()
         self._place = replace(place, reader=reader, digest=self._block.digest)
 
 

@@ -10,18 +10,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from sorsa_ds.data.tokenize import IGNORED, Example
+from sorsa_ds.data.tokenize import IGNORED
 from sorsa_ds.runtime import collectives
 
 
 def learned_tokens(batch: dict[str, Tensor]) -> int:
     """The number of tokens of a batch that are learned: not the first of a sequence, which nothing precedes."""
     return int((batch["labels"][:, 1:] != IGNORED).sum())
-
-
-def learned_in(examples: Iterable[Example]) -> int:
-    """The number of tokens of some examples that are learned, as in `learned_tokens`."""
-    return sum(int((example["labels"][1:] != IGNORED).sum()) for example in examples)
 
 
 def summed_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -13,10 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.data.batches import BatchPlan, eval_batches
+from sorsa_ds.data.batches import BatchPlan
 from sorsa_ds.data.examples import Examples
 from sorsa_ds.data.stream_batches import StreamBatches
-from sorsa_ds.data.tokenize import Example
 from sorsa_ds.engine.engine import SorsaEngine, StepReport
 from sorsa_ds.engine.gather import save_factors
 from sorsa_ds.methods.registry import method_of
@@ -37,7 +36,8 @@ from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.launcher import begin_again
 from sorsa_ds.runtime.process import memory_gib
 from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
-from sorsa_ds.train.loss import learned_in, learned_tokens, mean_loss, summed_loss
+from sorsa_ds.train.held_out import held_out_losses
+from sorsa_ds.train.loss import learned_tokens, summed_loss
 from sorsa_ds.train.report import build_report
 from sorsa_ds.train.start_check import check_start, largest_gap
 
@@ -291,31 +291,13 @@ class Trainer:
         """
         if not self.held_out:
             return None, {}
-        losses = {name: self.loss_of(examples) for name, examples in self.held_out.items()}
-        learned = {name: learned_in(examples) for name, examples in self.held_out.items()}
-        loss = math.fsum(losses[name] * learned[name] for name in losses) / math.fsum(learned.values())
-        if len(losses) == 1:
-            loss, losses = next(iter(losses.values())), {}
+        size, pad = self.batches.micro_batch_size, self.batches.pad_token_id
+        loss, losses = held_out_losses(self.engine, self.held_out, size, pad, self.device, self.interruptible)
         self.stop_unless_finite(loss, "held-out loss", step)
         told = "".join(f"; {name}: {one:.4f}" for name, one in losses.items())
         say(f"Step {step}: held-out loss {loss:.4f} nats per token{told}.")
         self.log.write(step, eval_loss=loss, **{f"eval_loss/{name}": one for name, one in losses.items()})
         return loss, losses
-
-    def loss_of(self, examples: Sequence[Example]) -> float:
-        """Nats per learned token over some held-out examples. A collective call.
-
-        Raises:
-            StopRequest: a signal came.
-        """
-        batches = eval_batches(
-            examples,
-            collectives.rank(),
-            collectives.world_size(),
-            self.batches.micro_batch_size,
-            self.batches.pad_token_id,
-        )
-        return mean_loss(self.engine, self.interruptible(batches), self.device)
 
     def interruptible(self, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The batches, until a signal to stop comes. Each of them is a collective call.
