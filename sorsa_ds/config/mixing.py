@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,8 @@ def check_streaming(data: "DataConfig", generated: str) -> None:
         raise ValueError("data.mix_until: a stream has no epochs: it is read again when it ends, so leave it out")
     if len(data.mix) > 1 and data.mix[0].weight is None:
         raise ValueError("data.mix: a stream has no length, so give each source the weight with which it is drawn")
-    for source in data.mix or [data]:
+    sources: Sequence[DataConfig | MixedSource] = data.mix or [data]
+    for source in sources:
         where = f"data.mix, {source.path}: " if data.mix else "data."
         split, size = source.train_split or data.train_split, source.eval_size
         if source.path == generated:

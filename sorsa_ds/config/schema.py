@@ -42,6 +42,9 @@ class LoadingConfig:
     eager."""
 
 
+Truncation = Literal["right", "left", "drop", "error"]
+
+
 @settings
 class MixedSource:
     """One source of `data.mix`. What it leaves out is as the settings of `data` say."""
@@ -86,8 +89,8 @@ class DataConfig:
     grade-school word problems with worked solutions."""
 
     name: str | None = None
-    """Configuration name of a data set on the hub (`main` for openai/gsm8k), or of a local copy of one, whose folder has
-    a folder of that name."""
+    """Configuration name of a data set on the hub (`main` for openai/gsm8k). In the folder of a local copy it is the
+    folder of that name."""
 
     format: DataFormat = "auto"
     """How a row becomes prompt and response, with the columns it is read from. metamath: query, response. codefeedback:
@@ -105,6 +108,14 @@ class DataConfig:
     """The prompt as a Jinja text with the columns of a row, such as `Q: {{ question }} A:`, in place of the format's.
     The response follows it as it is."""
 
+    learn: Literal["all", "last"] = "all"
+    """Which turns of the assistant are learned in a conversation: all, or the last one, with everything before it as
+    its prompt. `train: false` or `weight: 0` in a message leaves its turn out."""
+
+    chat_template: Name | None = None
+    """The chat template for conversations, where the tokenizer has none or another is wanted: a file, or the name that
+    TRL gives to a family's (`qwen3`, `llama3`). It goes with every export, so that serving uses the same."""
+
     train_split: str = "train"
     """Split and slice to train on, for example `train[:100000]`."""
 
@@ -118,7 +129,11 @@ class DataConfig:
     """Largest number of held-out rows. 0: no evaluation."""
 
     max_length: Annotated[int, Field(ge=8, le=10**7)] = 512
-    """Largest number of tokens of one example, prompt and response together. Longer examples are cut."""
+    """Largest number of tokens of one example, prompt and response together."""
+
+    truncation: Truncation = "right"
+    """What becomes of longer examples. right: they lose their end. left: they lose their beginning, but for a BOS, and
+    keep the response. drop: they are left out and counted. error: the first one stops the run."""
 
     mix: list[MixedSource] = Field(default_factory=list)
     """Several data sets in place of `path`: a list of mappings, each with a `path`, perhaps a `weight`, and any of

@@ -130,9 +130,9 @@ def check_value(leaf: Leaf, given: Given) -> Any:
 def _place(error: ValidationError) -> str:
     """Where in a list of mappings a value is wrong, and why; empty for simpler values."""
     wrong = error.errors()[0]
-    if len(wrong["loc"]) < 2 or not isinstance(wrong["loc"][0], int):
+    element, *inner = wrong["loc"] or ("",)
+    if not inner or not isinstance(element, int):
         return ""
-    element, *inner = wrong["loc"]
     return f"; {'.'.join(map(str, inner))} of element {element + 1}: {wrong['msg']}"
 
 

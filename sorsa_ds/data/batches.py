@@ -9,13 +9,14 @@ Shapes: B examples, L positions (the longest example).
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.data.order import GlobalOrder, Passes, ShuffledPasses, rank_slices
+from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import IGNORED, Example
-from sorsa_ds.runtime import digest
 
 
 class BatchPlan:
@@ -29,7 +30,7 @@ class BatchPlan:
 
     def __init__(
         self,
-        examples: Sequence[Example],
+        examples: Examples,
         *,
         micro_batch_size: int,
         accumulation: int,
@@ -57,9 +58,7 @@ class BatchPlan:
     @property
     def digest(self) -> str:
         """Digest of all examples in their order; it tells whether a continued run learns from the same data."""
-        return digest.of_tensors(
-            torch.as_tensor(example[key]) for example in self.examples for key in ("input_ids", "labels")
-        )
+        return self.examples.digest
 
     @property
     def steps(self) -> int:
@@ -69,19 +68,19 @@ class BatchPlan:
     def micro_batches(self, step: int) -> list[dict[str, Tensor]]:
         """This rank's batches of optimizer step `step` (from 0), one for each accumulation step; see `collate`."""
         indices = self.order.micro_batches(
-            step, self.rank, self.world_size, self.micro_batch_size, lambda index: _length(self.examples[index])
+            step, self.rank, self.world_size, self.micro_batch_size, lambda index: int(self.examples.lengths[index])
         )
         return [_batch(self.examples, batch, self.pad_token_id) for batch in indices]
 
 
 def eval_batches(
-    examples: Sequence[Example], rank: int, world_size: int, micro_batch_size: int, pad_token_id: int
+    examples: Examples, rank: int, world_size: int, micro_batch_size: int, pad_token_id: int
 ) -> Iterator[dict[str, Tensor]]:
     """One rank's share of the held-out examples, the longest first; every rank gets as many batches. See `collate`."""
-    examples = sorted(examples, key=_length, reverse=True)
+    falling = np.argsort(-examples.lengths, kind="stable")
     rounds = math.ceil(len(examples) / (world_size * micro_batch_size))
     for places in rank_slices(rounds, rank, world_size, micro_batch_size):
-        indices = [place if place < len(examples) else None for place in places]
+        indices = [int(falling[place]) if place < len(examples) else None for place in places]
         yield _batch(examples, indices, pad_token_id)
 
 
@@ -107,8 +106,8 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> int:
     """The id with which batches are padded: that of the pad token, else unk, else end of text, else 0.
 
     Any id that the model knows would do: labels and mask go by position, so a padded place is neither read nor learned.
-    A pad token that was added to the tokenizer alone is passed over. An end token inside an example is read and learned,
-    even if the same id serves as padding.
+    A pad token that was added to the tokenizer alone is passed over. An end token inside an example is read and
+    learned, even if the same id serves as padding.
 
     Args:
         vocabulary: the number of tokens that the model knows.
@@ -121,5 +120,5 @@ def _length(example: Example) -> int:
     return len(example["input_ids"])
 
 
-def _batch(examples: Sequence[Example], indices: Sequence[int | None], pad_token_id: int) -> dict[str, Tensor]:
+def _batch(examples: Examples, indices: Sequence[int | None], pad_token_id: int) -> dict[str, Tensor]:
     return collate([None if index is None else examples[index] for index in indices], pad_token_id)

@@ -1,123 +1,227 @@
-"""Conversations in the tokenizer's own chat template, and which of their characters the assistant has to learn."""
+"""Conversations in the tokenizer's own chat template, and which of their characters the assistant has to learn.
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+A template turns messages into one text and does not say which characters are the assistant's. There are three ways to
+know, tried in this order: the template marks them itself; TRL has a marked twin of it; or the turns are told by where
+the text of each beginning of the conversation ends. Whichever way is taken, a turn is learned from behind the prompt
+for it to the end of its end token, and every word of the row has to be in the text.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds.runtime.line_process import LineProcess
-from sorsa_ds.runtime.words import cut
+from sorsa_ds.data import template_process
+from sorsa_ds.data.chat_templates import marked_template, told_by
+from sorsa_ds.data.conversations import Conversation, Learn, Messages, conversation_of
+from sorsa_ds.data.template_process import Template, TemplateFails
+from sorsa_ds.data.tools import with_text_arguments
+from sorsa_ds.data.turns import (
+    Place,
+    Span,
+    Turn,
+    closes_thought,
+    ends_with_special,
+    missing_part,
+    place_turn,
+    special_pattern,
+)
 
-Message = Mapping[str, Any]
+OPENED = "the template's prompt for an answer opens a thought, and the answer has none: serve it with thinking off"
+CLOSED = "the template's prompt for an answer has an empty thought, and the answer has one: serve it with thinking on"
+KEPT = "earlier turns keep their thoughts, as in TRL's training template; the model's own template drops them"
+FORGOTTEN = "the template drops the reasoning of a turn that is not learned"
+ENDLESS = "a turn before the last has no end token in this template"
 
-SECONDS = 10.0
-"""How long a template may take to render a conversation, which should take it a millisecond."""
+HEADED = "the template writes more before a turn than the prompt with which it asks for one"
 
-_MEMORY = 2**30
-_process = LineProcess("sorsa_ds.data.chat_process", seconds=SECONDS, memory=_MEMORY)
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class RenderedChat(NamedTuple):
+    """A conversation before tokenisation; the fields are those of `sorsa_ds.data.formats.Rendered`."""
+
+    text: str
+    learned: tuple[Span, ...] = ()
+    closed: bool = False
+    bare: bool = True
+    left_out: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+class _Reading(NamedTuple):
+    """A conversation as one template writes it, with the place of each learned turn."""
+
+    text: str
+    places: tuple[Place, ...]
+    remarks: tuple[str, ...]
 
 
 def end_rendering() -> None:
     """End the child process that renders templates; the next conversation starts another."""
-    _process.end()
+    template_process.end()
 
 
-def render_chat(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase
-) -> tuple[str, tuple[tuple[int, int], ...], bool]:
-    """Render a conversation up to the end of its last assistant turn.
-
-    Every assistant turn is learned from behind the generation prompt to the end of its end-of-turn token; the
-    whitespace that a template puts behind that token is not learned.
-
-    Returns:
-        (text, learned character spans, closed); `closed` is True where the template ends a turn without a special
-        token, so that the tokenizer's end token has to be appended.
+def describe_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """How the assistant's turns are told apart under the tokenizer's template, in a few words.
 
     Raises:
-        ValueError: the tokenizer has no template; the messages are not a list of messages; the template refuses them,
-            fails, or takes too much time or memory; the conversation starts with the assistant; or the template
-            rewrites earlier messages, so that the beginning of a conversation is not the beginning of its text.
+        ValueError: the tokenizer has no template.
     """
-    _check_template(tokenizer)
-    _check_messages(messages)
-    learned: list[tuple[int, int]] = []
-    text = ""
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt, answered = _render(tokenizer, messages[: turn + 1], (turn, True), (turn + 1, False))
-        answered = answered.rstrip()
-        if not prompt.startswith(text) or not answered.startswith(prompt):
-            raise ValueError(
-                f"the chat template rewrites what came before message {turn + 1}, so a turn's place in the text "
-                "cannot be known; use a template that only appends, or rows with one assistant turn"
-            )
-        learned.append((len(prompt), len(answered)))
-        text = answered
-    return text, tuple(learned), bool(text) and not text.endswith(_special_tokens(tokenizer))
+    return told_by(Template.of(tokenizer).text)
 
 
-def render_prompt(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
+def render_chat(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, learn: Learn = "all") -> RenderedChat:
+    """Render the conversation of a row up to the end of its last answer.
+
+    The text is `bare`: serving adds no special tokens around what a template writes, so training must not either.
+    `closed` is true where the template ends a turn without a special token, so that the end token has to be appended.
+
+    Raises:
+        ValueError: the tokenizer has no template; the row holds something that cannot be passed on; the template
+            refuses the conversation, leaves out a part of it, fails, or takes too much time or memory; or it rewrites
+            earlier messages, so that the place of a turn cannot be known.
+    """
+    conversation = conversation_of(row, learn)
+    template = Template.of(tokenizer, conversation.tools)
+    if conversation.left_out:
+        return RenderedChat("", left_out=conversation.left_out)
+    _check_roles(conversation.messages, template.text)
+    special = special_pattern([t.content for t in tokenizer.added_tokens_decoder.values() if t.special])
+    reading = _first_right(partial(_reading, spelt, template, special) for spelt in _spellings(conversation))
+    learned = tuple(span for place in reading.places for span in place.spans)
+    closed = not ends_with_special(reading.text, special)
+    remarks = dict.fromkeys((*conversation.remarks, *reading.remarks))
+    if any(not ends_with_special(reading.text[: place.end], special) for place in reading.places[:-1]):
+        remarks[ENDLESS] = None
+    # A last turn that is not learned, because the row says so, does not get an end token either.
+    last_is_learned = bool(learned) and learned[-1][1] == len(reading.text)
+    return RenderedChat(reading.text, learned, closed and last_is_learned, remarks=tuple(remarks))
+
+
+def render_prompt(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> str:
     """Render a conversation that ends with the user, up to where the assistant answers.
 
     Raises:
         ValueError: the tokenizer has no template; or the template refuses the conversation, fails, or takes too much
             time or memory.
     """
-    _check_template(tokenizer)
-    return _render(tokenizer, messages, (len(messages), True))[0]
+    return Template.of(tokenizer).render(messages, None, [(len(messages), True)])[0][0]
 
 
-def _check_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    if not tokenizer.chat_template:
-        raise ValueError("chat needs a tokenizer with a chat template, and the tokenizer of this model has none")
+def _check_roles(messages: Messages, template: str) -> None:
+    for number, message in enumerate(messages, 1):
+        role = message["role"]
+        if role not in _ROLES and not re.search(rf"""(['"]){re.escape(role)}\1""", template):
+            raise ValueError(f"message {number} has the role {role!r}, which no template knows: {', '.join(_ROLES)}")
 
 
-def _check_messages(messages: Sequence[Message]) -> None:
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise ValueError(f"column 'messages' holds {cut(repr(messages))} where a list of messages is needed")
-    for message in messages:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise ValueError(f"column 'messages' holds {cut(repr(message))} where a role and a content are needed")
-        if not isinstance(message["role"], str) or not _is_content(message):
-            raise ValueError(f"column 'messages' holds {cut(repr(message))}, whose role and content must be text")
-    if messages[0]["role"] == "assistant":
-        raise ValueError("column 'messages' starts with the assistant: there is no prompt to answer")
+def _spellings(conversation: Conversation) -> Iterator[Conversation]:
+    """The conversation in the ways of writing calls of tools among which templates differ.
 
-
-def _is_content(message: Message) -> bool:
-    """Whether the content is text, or nothing beside calls of tools: a template would print anything else as it is."""
-    content = message["content"]
-    return isinstance(content, str) or (content is None and bool(message.get("tool_calls")))
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *beginnings: tuple[int, bool]
-) -> list[str]:
-    """The texts that `tokenizer.apply_chat_template` makes, made in the child process and under its limits.
-
-    Args:
-        beginnings: for each text, how many of the messages it has, and whether the prompt for an answer follows them.
+    A call may have no content or an empty one, and its arguments may be an object or JSON text.
     """
-    question = {
-        "template": tokenizer.get_chat_template(),
-        "tokens": tokenizer.special_tokens_map,
-        # Storage by columns gives every message every field; apply_chat_template leaves out those without a value too.
-        "messages": [{key: value for key, value in message.items() if value is not None} for message in messages],
-        "beginnings": beginnings,
-    }
-    whose = f"the chat template of {tokenizer.name_or_path or 'the tokenizer'}"
-    try:
-        told = _process.ask(question)
-    except TimeoutError:
-        raise ValueError(f"{whose} does not come to an end: it was stopped after {SECONDS:g} s") from None
-    except ChildProcessError as error:
-        raise ValueError(f"{whose} ended its process, most likely for want of memory ({error})") from None
-    if "fault" in told:
-        raise ValueError(f"{whose} {told['fault']}")
-    return told["texts"]
+    yield conversation
+    messages = conversation.messages
+    if any(message.get("tool_calls") for message in messages):
+        yield conversation._replace(messages=with_text_arguments(messages))
+        messages = [{"content": "", **message} for message in messages]
+        yield conversation._replace(messages=messages)
+        yield conversation._replace(messages=with_text_arguments(messages))
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    return tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+def _first_right(ways: Iterable[Callable[[], _Reading]]) -> _Reading:
+    """The reading of the first way that has no error.
+
+    Raises:
+        ValueError: no way reads the conversation. It is the last error, but rather one of a template that understood
+            the conversation than one of a template that failed.
+    """
+    errors: list[ValueError] = []
+    for way in ways:
+        try:
+            return way()
+        except ValueError as error:
+            errors.append(error)
+    raise next((error for error in reversed(errors) if not isinstance(error, TemplateFails)), errors[-1])
+
+
+def _reading(conversation: Conversation, template: Template, special: re.Pattern[str]) -> _Reading:
+    """The conversation as it is learned, in the first of the three ways that is right for it."""
+    marked = marked_template(template.text)
+    by_beginnings = partial(_read, conversation, template, False, special)
+    if marked is None:
+        return by_beginnings()
+    if not marked.name:
+        return _first_right([partial(_read, conversation, template, True, special), by_beginnings])
+    twin = template.with_text(marked.text)
+    alike = partial(_read_alike, conversation, template, twin, special)
+    keeping = partial(_read_keeping, conversation, template, twin, special)
+    if conversation.learned == (len(conversation.messages) - 1,):
+        # Nothing before the only turn is learned, so that may be written as the model is served with it.
+        return _first_right([alike, by_beginnings, keeping])
+    return _first_right([alike, keeping, by_beginnings])
+
+
+def _read_alike(conversation: Conversation, template: Template, twin: Template, special: re.Pattern[str]) -> _Reading:
+    """In the twin, which writes what the model's own template writes, perhaps with an end token behind the last turn.
+
+    Raises:
+        ValueError: the twin writes something else.
+    """
+    reading = _read(conversation, twin, True, special)
+    (whole,), _ = template.render(conversation.messages, conversation.tools, [(len(conversation.messages), False)])
+    whole = whole.rstrip()
+    if not reading.text.startswith(whole) or special.sub("", reading.text[len(whole) :]).strip():
+        raise ValueError("TRL's training template writes this conversation otherwise than the model's own")
+    return reading
+
+
+def _read_keeping(conversation: Conversation, template: Template, twin: Template, special: re.Pattern[str]) -> _Reading:
+    """In the twin, where it differs only in keeping what the model's own template drops from turns.
+
+    Raises:
+        ValueError: a turn reads otherwise in the model's own template when it is the newest, though nothing is dropped.
+    """
+    reading = _read(conversation, twin, True, special)
+    for turn, place in zip(_turns(conversation, template), reading.places, strict=True):
+        message, newest = conversation.messages[turn.number], place_turn(turn.answered.rstrip(), turn, None, special)
+        own = turn.answered[newest.begin : newest.end]
+        if own != reading.text[place.begin : place.end] and missing_part(message, own) is None:
+            raise ValueError("TRL's training template writes a turn otherwise than the model's own")
+    return reading._replace(remarks=(*reading.remarks, KEPT))
+
+
+def _turns(conversation: Conversation, template: Template) -> list[Turn]:
+    beginnings = [one for number in conversation.learned for one in ((number, True), (number + 1, False))]
+    texts, _ = template.render(conversation.messages, conversation.tools, beginnings)
+    return [Turn(*turn) for turn in zip(conversation.learned, texts[::2], texts[1::2], strict=True)]
+
+
+def _read(conversation: Conversation, template: Template, marked: bool, special: re.Pattern[str]) -> _Reading:
+    """The conversation in one template, by its markers or by where its beginnings end.
+
+    Raises:
+        ValueError: the template fails, leaves out a part of the row, or rewrites turns.
+    """
+    messages, tools = conversation.messages, conversation.tools
+    (whole,), (marks,) = template.render(messages, tools, [(len(messages), False)], marked)
+    text = whole.rstrip()
+    places = tuple(
+        place_turn(text, turn, marks if marked else None, special) for turn in _turns(conversation, template)
+    )
+    if tools and template.render(messages, None, [(len(messages), False)])[0][0] == whole:
+        raise ValueError("the chat template has no place for tools, so the row's tools would be lost")
+    remarks = [CLOSED if closes_thought(place.unused) else OPENED for place in places if place.unused]
+    remarks += [HEADED for place in places if text[place.start : place.spans[0][0]].strip()]
+    where = dict(zip(conversation.learned, places, strict=True))
+    for number, message in enumerate(messages):
+        place = where.get(number)
+        missing = missing_part(message, text if place is None else text[place.begin : place.end])
+        if missing == "reasoning" and place is None:
+            remarks.append(FORGOTTEN)
+        elif missing:
+            raise ValueError(f"the chat template leaves out the {missing} of message {number + 1} ({message['role']})")
+    return _Reading(text, places, tuple(remarks))

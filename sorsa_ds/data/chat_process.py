@@ -21,27 +21,34 @@ def render(question: dict[str, Any]) -> dict[str, Any]:
     """Render beginnings of a conversation.
 
     Args:
-        question: `template`; `tokens`, the special tokens by name; `messages`; and `beginnings`, a list of pairs: the
-            number of messages, and whether the prompt for an answer follows them.
+        question: `template`; `tokens`, the special tokens by name; `messages`; `tools`, a list or None; `marked`,
+            whether the template marks what the assistant writes; and `beginnings`, a list of pairs: the number of
+            messages, and whether the prompt for an answer follows them.
 
     Returns:
-        `texts`, one for each beginning; or `fault`, which says what the template did instead.
+        `texts` and `marks`, one for each beginning, marks being the marked spans [start, end) of a text in characters;
+        or `fault`, which says what the template did instead.
     """
-    texts = []
+    texts, marks = [], []
     for count, add_generation_prompt in question["beginnings"]:
         try:
-            text = render_jinja_template(
+            # Returns the texts and their spans, whatever its annotation says.
+            told: Any = render_jinja_template(
                 conversations=[question["messages"][:count]],
+                tools=question["tools"],
                 chat_template=question["template"],
                 add_generation_prompt=add_generation_prompt,
+                return_assistant_tokens_mask=question["marked"],
                 **question["tokens"],
-            )[0][0]
+            )
         except Exception as error:  # an expression of a template can raise anything
             return {"fault": _fault(error)}
+        (text,), spans = told
         if len(text) > MOST_CHARACTERS:
             return {"fault": f"makes a text of {len(text)} characters; at most {MOST_CHARACTERS} are allowed"}
         texts.append(text)
-    return {"texts": texts}
+        marks.append(spans[0] if spans else [])
+    return {"texts": texts, "marks": marks}
 
 
 def _fault(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """What became of the rows of a data set."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +13,7 @@ class Counts:
     learned_rows: that are examples.
     left_out: reason -> rows that are no example.
     cut: examples that lost a part to `data.max_length`.
+    remarks: what of rows is learned otherwise than one might think -> rows.
     tokens, learned_tokens: of the examples.
     source: the file, folder or name that the rows come from, where it is known.
     """
@@ -20,17 +22,18 @@ class Counts:
     learned_rows: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     cut: int = 0
+    remarks: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
     learned_tokens: int = 0
     source: str = ""
 
     def __add__(self, other: "Counts") -> "Counts":
-        reasons = {**self.left_out, **other.left_out}
         return Counts(
             rows=self.rows + other.rows,
             learned_rows=self.learned_rows + other.learned_rows,
-            left_out={reason: self.left_out.get(reason, 0) + other.left_out.get(reason, 0) for reason in reasons},
+            left_out=_sum(self.left_out, other.left_out),
             cut=self.cut + other.cut,
+            remarks=_sum(self.remarks, other.remarks),
             tokens=self.tokens + other.tokens,
             learned_tokens=self.learned_tokens + other.learned_tokens,
             source=self.source or other.source,
@@ -56,4 +59,21 @@ class Counts:
         left_out = (
             f"{rows} of {self.rows} {kind} examples are left out: {why}." for why, rows in self.left_out.items()
         )
-        return [cut] * bool(self.cut) + [*left_out]
+        remarks = (f"In {rows} of {self.rows} {kind} conversations {what}." for what, rows in self.remarks.items())
+        return [cut] * bool(self.cut) + [*left_out, *remarks]
+
+
+class Taken(NamedTuple):
+    """What became of a source's rows, and how many times a run has taken one of its examples."""
+
+    counts: Counts
+    examples: int
+
+
+def total(counts: Collection[Counts]) -> Counts:
+    """The sum of the counts of several sources."""
+    return replace(sum(counts, Counts()), source=", ".join(one.source for one in counts))
+
+
+def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}

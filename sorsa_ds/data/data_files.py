@@ -50,7 +50,7 @@ def check_data(path: str, setting: str, name: str | None = None) -> bool:
 
 
 def named_folder(local: Path, name: str | None, setting: str) -> Path:
-    """The folder of one of the data sets that a folder holds, as copies of the hub's data sets do; `local` without name.
+    """The folder of one of the data sets in a folder, as copies of the hub's data sets have; `local` without name.
 
     Raises:
         ValueError: there is no folder of that name in it, or in its folder `data`.

@@ -1,78 +1,103 @@
 """The examples of a run: rows of its data, in its format, as token ids and labels."""
 
-from collections.abc import Iterable
+from pathlib import Path
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.config.schema import DataConfig
-from sorsa_ds.data.chat import end_rendering
-from sorsa_ds.data.counts import Counts
-from sorsa_ds.data.layout import layout_of, listed
-from sorsa_ds.data.source import load_rows
-from sorsa_ds.data.tokenize import IGNORED, Encoded, Example, encode_all
+from sorsa_ds.data.chat import describe_template, end_rendering
+from sorsa_ds.data.chat_templates import use_template
+from sorsa_ds.data.layout import Layout, listed
+from sorsa_ds.data.source import load_rows, place_of_row
+from sorsa_ds.data.token_cache import digest_of_tokenizer, folder_of
+from sorsa_ds.data.token_store import Examples, opened, store
+from sorsa_ds.data.tokenize import Encoder, check_any
+from sorsa_ds.data.workers import encode_in_parts
 from sorsa_ds.runtime.console import say
+from sorsa_ds.runtime.made_once import made_once
+from sorsa_ds.runtime.waiting import first_of_node
 
-
-class Examples(list[Example]):
-    """The examples of some rows, and what became of these rows."""
-
-    def __init__(self, examples: Iterable[Example] = (), counts: Counts | None = None) -> None:
-        super().__init__(examples)
-        self.counts = counts or Counts()
+TRAINING, HELD_OUT = "training", "held-out"
 
 
 def load_examples(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[Examples, Examples]:
-    """Training and held-out examples as token ids and labels; the held-out list may be empty.
+    """Training and held-out examples; of the latter there may be none. A collective call.
 
-    Says how many rows are cut at `data.max_length`, and how many are left out.
+    One rank of each node reads the rows and tokenises them, where that was never done before; the others wait. Says how
+    many rows are cut at `data.max_length`, and how many are left out.
 
     Args:
+        tokenizer: is given the chat template that `data.chat_template` asks for.
         seed: of the generated data.
 
     Raises:
-        ValueError: the data cannot be read, does not fit the format, or holds nothing to learn.
+        ValueError: the data cannot be read, does not fit the format, or holds nothing to learn; or the cache cannot be
+            written.
     """
-    train_rows, eval_rows = load_rows(data, seed)
+    found = _load(data, tokenizer, seed, [TRAINING, HELD_OUT])
+    return found[TRAINING], found.get(HELD_OUT) or Examples.of([])
+
+
+def load_held_out(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Examples:
+    """The held-out examples alone; see `load_examples`."""
+    return _load(data, tokenizer, seed, [HELD_OUT]).get(HELD_OUT) or Examples.of([])
+
+
+def _load(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, kinds: list[str]) -> dict[str, Examples]:
+    """The examples of each kind of which there are any."""
+    if data.chat_template is not None:
+        use_template(tokenizer, data.chat_template)
+    made: dict[str, str] = first_of_node(lambda: _tokenised(data, tokenizer, seed, kinds), "tokenising the data")
+    found = {kind: opened(Path(folder), _source(data, kind)) for kind, folder in made.items()}
+    for kind, examples in found.items():
+        for told in examples.counts.notes(kind, data.max_length):
+            say(told)
+    return found
+
+
+def _tokenised(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, kinds: list[str]) -> dict[str, str]:
+    """See to it that the tokens are in the cache; returns the folder of each kind of which there are any."""
+    rows = dict(zip((TRAINING, HELD_OUT), load_rows(data, seed), strict=True))
+    own = digest_of_tokenizer(tokenizer)  # before it is used, which can change its state
     try:
-        train = _examples(train_rows, data, data.path, tokenizer, "training")
-        if eval_rows is None:
-            return train, Examples()
-        return train, _examples(eval_rows, data, data.eval_path or data.path, tokenizer, "held-out")
+        return {
+            kind: str(_kept(found, data, tokenizer, own, kind)) for kind in kinds if (found := rows[kind]) is not None
+        }
     finally:
         end_rendering()
 
 
-def _examples(rows: Dataset, data: DataConfig, path: str, tokenizer: PreTrainedTokenizerBase, kind: str) -> Examples:
-    """The examples of some rows. What is cut or left out of the rows is counted, and said."""
-    most = data.max_length
-    what = f"{kind} data ({path})"
+def _kept(rows: Dataset, data: DataConfig, tokenizer: PreTrainedTokenizerBase, own: str, kind: str) -> Path:
+    """The folder in which the tokens of some rows are kept, after they were made if they never were."""
+    encoder = Encoder.of(data, rows.column_names, tokenizer, f"{kind} data ({_source(data, kind)})")
+    if encoder.layout.ignored:
+        say(f"Columns of the {kind} data that are not used: {listed(encoder.layout.ignored)}.")
+    template = _template(encoder.layout, tokenizer)
+    if encoder.layout.format == "chat" and kind == TRAINING:
+        say(template)
+    folder = folder_of(rows, data, own)
+
+    def fill(empty: Path) -> None:
+        parts = encode_in_parts(rows, data, encoder, lambda number: place_of_row(data, number, kind == HELD_OUT))
+        check_any(store(empty, parts, template), encoder)
+
     try:
-        layout = layout_of(data, rows.column_names)
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
-    if layout.ignored:
-        say(f"Columns of the {kind} data that are not used: {listed(layout.ignored)}.")
-    encoded = encode_all(rows, layout, tokenizer, most, what)
-    if encoded.cut:
-        say(f"{encoded.cut} of {len(rows)} {kind} examples are cut at {most} tokens (data.max_length).")
-    for reason, count in encoded.left_out.items():
-        say(f"{count} of {len(rows)} {kind} examples are left out: {reason}.")
-    return Examples(encoded.examples, counts_of(len(rows), encoded))
+        made_once(folder, fill, f"tokenises the {kind} data", say)
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: cannot be written ({error.strerror or error}); the environment variable SORSA_CACHE names "
+            "another folder for the cache"
+        ) from error
+    return folder
 
 
-def counts_of(rows: int, encoded: Encoded) -> Counts:
-    """What became of some rows.
+def _template(layout: Layout, tokenizer: PreTrainedTokenizerBase) -> str:
+    """How rows become texts, in words."""
+    if layout.format == "chat":
+        return f"The assistant's turns are told apart {describe_template(tokenizer)}."
+    return layout.format if layout.prompt is None else f"{layout.format}, with data.prompt"
 
-    Args:
-        rows: their number.
-        encoded: what they were made into.
-    """
-    return Counts(
-        rows=rows,
-        learned_rows=len(encoded.examples),
-        left_out=dict(encoded.left_out),
-        cut=encoded.cut,
-        tokens=sum(len(example["labels"]) for example in encoded.examples),
-        learned_tokens=sum(int((example["labels"] != IGNORED).sum()) for example in encoded.examples),
-    )
+
+def _source(data: DataConfig, kind: str) -> str:
+    return data.path if kind == TRAINING else data.eval_path or data.path

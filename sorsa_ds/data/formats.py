@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.data.chat import render_chat
+from sorsa_ds.data.conversations import COLUMNS as CONVERSATION
 from sorsa_ds.data.layout import Layout
 from sorsa_ds.data.prompt_template import NullColumnError
 from sorsa_ds.runtime.words import cut
@@ -39,6 +40,7 @@ class Rendered:
     bare: whether the tokenizer must add no special tokens of its own, because a template has written all of them.
     left_out: why the row is no example, in a few words by which rows are counted; empty where it is one.
     tokens: input_ids and labels of a row that is stored as tokens, which has no text.
+    remarks: what of the row is learned otherwise than one might think, in words by which rows are counted.
     """
 
     text: str
@@ -47,6 +49,7 @@ class Rendered:
     bare: bool = False
     left_out: str = ""
     tokens: tuple[list[int], list[int]] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class _MissingError(Exception):
@@ -77,20 +80,20 @@ def render(row: Mapping[str, Any], layout: Layout, tokenizer: PreTrainedTokenize
     A row whose response is blank, or in which a column that is needed is missing, is no example: it is `left_out`.
 
     Raises:
-        ValueError: a column holds no text, or changes what the row means and is not read; or the chat template cannot be
-            used.
+        ValueError: a column holds no text, or changes what the row means and is not read; or the chat template cannot
+            be used.
     """
+    conversation = _conversation_of(row, layout)
+    if conversation is not None:
+        return Rendered(**render_chat(conversation, tokenizer, layout.learn)._asdict())
     for column in layout.refused:
         if row[column] not in (None, "", [], {}):
             raise ValueError(
                 f"column {column!r} holds {cut(repr(row[column]))}, which changes what the row means, and "
-                f"data.format={layout.format} does not read it; name its role in data.columns, write it in data.prompt, "
-                "or remove the column"
+                f"data.format={layout.format} does not read it; name its role in data.columns, write it in "
+                "data.prompt, or remove the column"
             )
     cells = {role: row[column] for role, column in layout.columns.items()}
-    sides = (cells.get(role) for role in ("prompt", "response"))
-    if layout.format == "chat" or (layout.format == "completion" and any(isinstance(side, list) for side in sides)):
-        return _conversation(cells, tokenizer)
     try:
         if layout.format == "tokens":
             return _stored_tokens(cells, tokenizer)
@@ -110,9 +113,20 @@ def render(row: Mapping[str, Any], layout: Layout, tokenizer: PreTrainedTokenize
         return Rendered("", (), closed=False, left_out="a column that data.prompt writes is null")
 
 
-def _conversation(cells: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Rendered:
-    messages = cells["messages"] if "messages" in cells else [*cells["prompt"], *cells["response"]]
-    return Rendered(*render_chat(messages, tokenizer))
+def _conversation_of(row: Mapping[str, Any], layout: Layout) -> dict[str, Any] | None:
+    """The row with its conversation under the names that `sorsa_ds.data.conversations` knows; None where it has none.
+
+    Prompt and completion are a conversation where either holds messages.
+    """
+    others = {column: value for column, value in row.items() if column not in CONVERSATION}
+    columns = layout.columns
+    if layout.format == "chat":
+        return {**others, "messages": row[columns["messages"]]}
+    if layout.format == "completion" and layout.prompt is None:
+        prompt, response = row[columns["prompt"]], row[columns["response"]]
+        if isinstance(prompt, list) or isinstance(response, list):
+            return {**others, "prompt": prompt, "completion": response}
+    return None
 
 
 def _papers_prompt(prompt: str, cells: Mapping[str, Any], layout: Layout) -> str:

@@ -1,10 +1,11 @@
 """Which column of the data plays which role: by the names that published sets use, or as `data.columns` says."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from sorsa_ds.config.schema import DataConfig
+from sorsa_ds.data.conversations import Learn
 from sorsa_ds.data.prompt_template import PromptTemplate
 from sorsa_ds.runtime.words import cut
 
@@ -44,6 +45,7 @@ class Layout:
     """How the rows of a data set are read.
 
     format: one of FORMATS. columns: role -> column. prompt: the user's own, in place of the format's.
+    learn: which turns of the assistant are learned in a conversation.
     refused: columns that would change what a row means, and that this format does not read.
     ignored: the other columns that it does not read.
     """
@@ -53,11 +55,12 @@ class Layout:
     prompt: PromptTemplate | None = None
     refused: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    learn: Learn = "all"
 
 
 def layout_of(data: DataConfig, columns: Sequence[str]) -> Layout:
     """The layout that a run's settings ask for; see `resolve_format`."""
-    return resolve_format(data.format, columns, data.columns, data.prompt)
+    return replace(resolve_format(data.format, columns, data.columns, data.prompt), learn=data.learn)
 
 
 def resolve_format(

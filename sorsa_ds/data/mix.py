@@ -7,39 +7,49 @@ Shapes: S sources, M places of one epoch.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import datasets
 import numpy as np
 from datasets import Dataset
 
+from sorsa_ds.data.counts import total
 from sorsa_ds.data.order import Passes
+from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import Example
+from sorsa_ds.runtime import digest
 
 DRAWN_AT_ONCE = 1000
 """As many draws as `datasets` makes in one call, which decides what a seed gives."""
 
 
-class Joined(Sequence[Example]):
-    """The examples of several sources one after the other, none of them copied.
+class Joined(Examples):
+    """The examples of several sources one after the other, none of them copied."""
 
-    parts: name of a source -> its examples. ends: the index behind each source's last example.
-    """
+    def __init__(self, parts: Sequence[Examples]) -> None:
+        self._parts = parts
+        self._part_ends = list(accumulate(map(len, parts)))
+        self.lengths = np.concatenate([part.lengths for part in parts])
+        self.counts = total([part.counts for part in parts])
+        self.digest = digest.of_bytes("".join(part.digest for part in parts).encode())
+        self.largest_token = max(part.largest_token for part in parts)
+        self.template = ", ".join(dict.fromkeys(part.template for part in parts))
 
-    def __init__(self, parts: Mapping[str, Sequence[Example]]) -> None:
-        self.parts = parts
-        self.ends = list(accumulate(map(len, parts.values())))
-        self._sources = list(parts.values())
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # no slices: nothing here asks for one
-        if not 0 <= index < len(self):
+    def __getitem__(self, index: int) -> Example:
+        """The example at a place from 0; a negative one counts from the end. See `Examples`."""
+        if not -len(self) <= index < len(self):
             raise IndexError(index)
-        source = bisect_right(self.ends, index)
-        return self._sources[source][index - (self.ends[source - 1] if source else 0)]
+        index %= len(self)
+        part = bisect_right(self._part_ends, index)
+        return self._parts[part][index - (self._part_ends[part - 1] if part else 0)]
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    """The examples of any number of sources one after the other."""
+    if not parts:
+        return Examples.of([])
+    return Joined(parts) if len(parts) > 1 else parts[0]
 
 
 class WeightedPasses(Passes):

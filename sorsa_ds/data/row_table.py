@@ -23,7 +23,11 @@ Kinds = dict[str, bool]
 
 @dataclass
 class ExactJson(Json):
-    """Cells of any kind, stored as JSON text. pandas' decoder, which `Json` uses, reads -0.7 as -0.7000000000000001."""
+    """Cells of any kind, stored as JSON text.
+
+    pandas' decoder, which `Json` and the `to_list` of a data set use, reads -0.7 as -0.7000000000000001; rows that are
+    taken by their index, or one after the other, are decoded here.
+    """
 
     _type: str = field(default="ExactJson", init=False, repr=False)
 

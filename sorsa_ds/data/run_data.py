@@ -1,6 +1,6 @@
 """What a run learns from and is measured on: one source or several, stored or streamed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -11,13 +11,15 @@ from transformers import PreTrainedTokenizerBase
 from sorsa_ds.config.mixing import sources_of
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.chat import end_rendering
-from sorsa_ds.data.examples import Examples, load_examples
-from sorsa_ds.data.mix import Joined, WeightedPasses, shares
+from sorsa_ds.data.chat_templates import use_template
+from sorsa_ds.data.examples import HELD_OUT, TRAINING, load_examples
+from sorsa_ds.data.examples import load_held_out as load_stored
+from sorsa_ds.data.mix import WeightedPasses, joined, shares
 from sorsa_ds.data.order import Passes, ShuffledPasses
 from sorsa_ds.data.stream_encoding import BlockEncoder
 from sorsa_ds.data.stream_rows import open_rows
-from sorsa_ds.data.streams import Block, ExampleStream, Place, SourceStream
-from sorsa_ds.data.tokenize import Example
+from sorsa_ds.data.streams import ExampleStream, Place, SourceStream
+from sorsa_ds.data.token_store import Examples
 from sorsa_ds.runtime.console import say
 
 T = TypeVar("T")
@@ -34,9 +36,9 @@ class StoredData:
     held_out: dict[str, Examples]
 
     @property
-    def examples(self) -> "Examples | Joined":
+    def examples(self) -> Examples:
         """The training examples, one source after the other."""
-        return Joined(self.train) if len(self.train) > 1 else next(iter(self.train.values()))
+        return joined(list(self.train.values()))
 
 
 def load_data(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> StoredData:
@@ -52,7 +54,7 @@ def load_data(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -
     train, held_out = {}, {}
     for name, source in sources_of(data).items():
         train[name], kept = _named(data, name, partial(load_examples, source, tokenizer, seed))
-        if kept:
+        if len(kept):
             held_out[name] = kept
     return StoredData(train, held_out)
 
@@ -77,7 +79,7 @@ def open_stream(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     saved: dict | None,
-    check: Callable[[Sequence[Example]], None],
+    check: Callable[[Examples], None],
 ) -> ExampleStream:
     """Open every source as a stream.
 
@@ -89,18 +91,20 @@ def open_stream(
     Raises:
         ValueError: a source cannot be read, or does not fit the format; in a mix the message names it.
     """
+    if data.chat_template is not None:
+        use_template(tokenizer, data.chat_template)
     sources = sources_of(data)
     numbers = {name: number for number, name in enumerate(sources)}
 
     def open_source(name: str, place: Place | None) -> SourceStream:
         source = sources[name]
         rows = open_rows(source.path, source.name, source.train_split, "data.path")
-        encode = BlockEncoder(source, tokenizer, f"training data ({source.path})")
+        encode = BlockEncoder(source, tokenizer, TRAINING, source.path)
 
-        def checked(rows: list[dict], first: int) -> Block:
+        def checked(rows: list[dict], first: int) -> Examples:
             block = encode(rows, first)
-            if block.examples:
-                check(block.examples)
+            if len(block):
+                check(block)
             return block
 
         own = (seed, numbers[name])
@@ -122,9 +126,12 @@ def load_held_out(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     Raises:
         ValueError: a source cannot be read, does not fit the format, or holds nothing to learn.
     """
-    if not data.streaming:
-        return load_data(data, tokenizer, seed).held_out
     sources = sources_of(data).items()
+    if not data.streaming:
+        found = {name: _named(data, name, partial(load_stored, one, tokenizer, seed)) for name, one in sources}
+        return {name: examples for name, examples in found.items() if len(examples)}
+    if data.chat_template is not None:
+        use_template(tokenizer, data.chat_template)
     return {
         name: _named(data, name, partial(_streamed_held_out, source, tokenizer))
         for name, source in sources
@@ -137,15 +144,14 @@ def _streamed_held_out(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> 
     name = None if data.eval_path else data.name
     if data.eval_path is None and data.eval_split == data.train_split:
         raise ValueError(f"data.eval_split: {data.eval_split} is learned, so the held-out loss would be taken on it")
-    what = f"held-out data ({path})"
     rows = list(islice(open_rows(path, name, data.eval_split, "data.eval_split"), data.eval_size))
     try:
-        block = BlockEncoder(data, tokenizer, what)(rows, 1)
+        examples = BlockEncoder(data, tokenizer, HELD_OUT, path)(rows, 1)
     finally:
         end_rendering()
-    if not block.examples:
-        raise ValueError(f"{what}: nothing to learn in any of {len(rows)} rows{block.counts.reasons()}")
-    return Examples(block.examples, block.counts)
+    if not len(examples):
+        raise ValueError(f"held-out data ({path}): nothing to learn in any of {len(rows)} rows{examples.counts.reasons()}")
+    return examples
 
 
 def _named(data: DataConfig, name: str, action: Callable[[], T]) -> T:

@@ -119,8 +119,8 @@ def open_splits(path: str, name: str | None, seed: int, setting: str = "data.pat
     return splits
 
 
-def place_of_row(config: DataConfig, seed: int, number: int, held_out: bool = False) -> str | None:
-    """Where a row of `load_rows` stands, as `FILE, row 3`, with rows of a file from 1; None where that is not known.
+def place_of_row(config: DataConfig, number: int, held_out: bool = False) -> str:
+    """Where a row of `load_rows` stands in a folder, as `FILE, row 3`, with rows of a file from 1; else empty.
 
     Args:
         number: of the row, from 0, among those to train on or those held out.
@@ -131,8 +131,8 @@ def place_of_row(config: DataConfig, seed: int, number: int, held_out: bool = Fa
     elsewhere = held_out and config.eval_path is not None
     path, name = (config.eval_path or "", None) if elsewhere else (config.path, config.name)
     local = Path(path).expanduser()
-    if not local.exists():
-        return None
+    if not local.is_dir():
+        return ""
     splits, parts = _read(named_folder(local, name, "data.path"), "data.path")
     own = held_out and (elsewhere or config.eval_split is not None)
     spec = (config.eval_split or next(iter(splits))) if own else config.train_split

@@ -17,8 +17,8 @@ _SHARD = re.compile(r"(?:[-_.]?\d+(?:-of-\d+)?)?$")
 def splits_of(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     """The files of each split: `train` alone, unless the folder is laid out as splits.
 
-    It is, where every file is named by its split (`train.jsonl`, `test-00000-of-00002.parquet`), lies in a folder that
-    is (`test/a.csv`), or has a counterpart that differs in the split alone (`mine_train.csv`, `mine_test.csv`).
+    It is, where every file is named by its split (train.jsonl, test-00000-of-00002.parquet), lies in a folder that
+    is (test/a.jsonl), or has a counterpart that differs in the split alone (mine_train.jsonl, mine_test.jsonl).
 
     Raises:
         ValueError: some files are laid out as held-out splits and others are not, so that these may be meant to be

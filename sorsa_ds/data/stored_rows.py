@@ -1,4 +1,4 @@
-"""The rows of files, converted once into an Arrow file that all ranks of a node, and all later runs, map into memory."""
+"""The rows of files, converted once into an Arrow file that all ranks of a node and later runs map into memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

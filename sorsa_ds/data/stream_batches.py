@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sorsa_ds.data.batches import collate
-from sorsa_ds.data.counts import Counts
+from sorsa_ds.data.counts import Counts, Taken
 from sorsa_ds.data.order import share_of
 from sorsa_ds.data.streams import ExampleStream
 from sorsa_ds.data.tokenize import Example
@@ -63,15 +63,12 @@ class StreamBatches:
         return collectives.together(self._next.result, self._device)[0]
 
     @property
-    def counts(self) -> dict[str, Counts]:
-        """What became of the rows that were read up to that step, by source."""
-        return self._counts
-
-    @property
-    def taken(self) -> dict[str, int]:
-        """How many examples of each source are learned up to that step."""
+    def taken(self) -> dict[str, Taken]:
+        """What became of the rows read up to that step, and the number of examples learned, by source."""
         places = self._state["places"].items()
-        return {name: place["counts"]["learned_rows"] + place["taken"] for name, place in places}
+        return {
+            name: Taken(self._counts[name], place["counts"]["learned_rows"] + place["taken"]) for name, place in places
+        }
 
     def micro_batches(self, step: int) -> list[dict[str, Tensor]]:
         """This rank's batches of the step that was asked for last, or of the next one; see `collate`.

@@ -7,35 +7,20 @@ block again and takes the next one.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import IterableDataset
 
 from sorsa_ds.data.counts import Counts
 from sorsa_ds.data.mix import draws
+from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import Example
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.console import say
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """The examples of some rows in a row, and what became of these rows."""
-
-    examples: Sequence[Example]
-    counts: Counts
-
-    @property
-    def digest(self) -> str:
-        """Digest of the examples in their order."""
-        return digest.of_tensors(
-            torch.as_tensor(example[key]) for example in self.examples for key in ("input_ids", "labels")
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +64,14 @@ class SourceStream:
         self,
         name: str,
         rows: IterableDataset,
-        encode: Callable[[list[dict], int], Block],
+        encode: Callable[[list[dict], int], Examples],
         *,
         size: int,
         seed: tuple[int, ...],
         place: Place | None = None,
     ) -> None:
         self._name, self._rows, self._encode, self._size, self._seed = name, rows, encode, size, seed
-        self._place, self._block = Place(), Block([], Counts())
+        self._place, self._block = Place(), Examples.of([])
         self._order: list[int] = []
         self._start = copy.deepcopy(rows.state_dict())
         self._begin(Place())
@@ -115,9 +100,9 @@ class SourceStream:
         Raises:
             ValueError: rows cannot be read or rendered, or a whole pass holds nothing to learn.
         """
-        while self._place.taken == len(self._block.examples):
+        while self._place.taken == len(self._block):
             self._go_on()
-        example = self._block.examples[self._order[self._place.taken]]
+        example = self._block[self._order[self._place.taken]]
         self._place = replace(self._place, taken=self._place.taken + 1)
         return example
 
@@ -135,7 +120,7 @@ class SourceStream:
             place,
             row=place.row + block.counts.rows,
             taken=0,
-            found=place.found + len(block.examples),
+            found=place.found + len(block),
             counts=place.counts + block.counts,
         )
         if block.counts.rows == self._size:
@@ -155,7 +140,7 @@ class SourceStream:
             raise ValueError(f"{self._name}: cannot be read behind row {place.row}: {error}") from error
         self._block = self._encode(rows, place.row + 1)
         order = np.random.default_rng((*self._seed, place.passes, place.row))
-        self._order = order.permutation(len(self._block.examples)).tolist()
+        self._order = order.permutation(len(self._block)).tolist()
         self._place = replace(place, reader=reader, digest=self._block.digest)
 
 

@@ -6,19 +6,27 @@ Shapes: T tokens of one example.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from sorsa_ds.config.schema import DataConfig, Truncation
+from sorsa_ds.data.counts import Counts
 from sorsa_ds.data.formats import Rendered, render
-from sorsa_ds.data.layout import Layout
+from sorsa_ds.data.layout import Layout, layout_of
 
 IGNORED = -100
 ROWS_PER_CALL = 1000
+
+NOTHING = "they hold nothing to learn"
+NOTHING_LEFT = "what data.max_length leaves of them holds nothing to learn"
+TOO_LONG = "they are longer than data.max_length"
+"""Why rows are no examples, beside the reasons that `Rendered.left_out` gives."""
 
 
 class Example(TypedDict):
@@ -28,16 +36,83 @@ class Example(TypedDict):
     labels: np.ndarray
 
 
+class RowError(ValueError):
+    """A row cannot be learned from, and the run stops.
+
+    Args:
+        what: a name for the rows and the place they come from.
+        number: of the row, from 1.
+        told: why.
+    """
+
+    def __init__(self, what: str, number: int, told: str):
+        super().__init__(what, number, told)
+        self._what, self.number, self._told = what, number, told
+
+    def __str__(self) -> str:
+        return f"{self._what}, row {self.number}: {self._told}"
+
+    def at(self, place: str) -> ValueError:
+        """The same error, with the row's place in its file where that is known."""
+        return ValueError(f"{self._what}, row {self.number}{f' ({place})' if place else ''}: {self._told}")
+
+
 class Encoded(NamedTuple):
     """The examples that rows have become.
 
     left_out: why rows are no example -> how many they are.
-    cut: the number of examples that lost their end to `max_length`.
+    cut: the number of examples that lost a part to `max_length`.
+    remarks: what of rows is learned otherwise than one might think -> how many they are.
     """
 
     examples: list[Example]
     left_out: Counter[str]
     cut: int
+    remarks: Counter[str]
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the rows."""
+        return Counts(
+            rows=len(self.examples) + self.left_out.total(),
+            learned_rows=len(self.examples),
+            left_out=dict(self.left_out),
+            cut=self.cut,
+            remarks=dict(self.remarks),
+            tokens=sum(len(example["labels"]) for example in self.examples),
+            learned_tokens=sum(int((example["labels"] != IGNORED).sum()) for example in self.examples),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """How rows become examples.
+
+    max_length: the most tokens of an example.
+    truncation: what becomes of longer ones, `data.truncation`.
+    what: a name for the rows and the place they come from, for error messages.
+    """
+
+    layout: Layout
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    truncation: Truncation = "right"
+    what: str
+
+    @classmethod
+    def of(cls, data: DataConfig, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, what: str) -> "Encoder":
+        """The encoder that a run's settings ask for.
+
+        Raises:
+            ValueError: the rows' columns are not those of the format.
+        """
+        try:
+            layout = layout_of(data, columns)
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from error
+        return cls(
+            layout=layout, tokenizer=tokenizer, max_length=data.max_length, truncation=data.truncation, what=what
+        )
 
 
 def encode(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:
@@ -49,13 +124,13 @@ def encode(rendered: Rendered, tokenizer: PreTrainedTokenizerBase, max_length: i
     Raises:
         ValueError: the tokenizer cannot say where its tokens lie, or has no end token.
     """
-    return _cut(next(_encoded([rendered], tokenizer)), max_length)
+    return cut_right(next(_encoded([rendered], tokenizer)), max_length)
 
 
 def encode_all(
     rows: Dataset, layout: Layout, tokenizer: PreTrainedTokenizerBase, max_length: int, what: str
 ) -> Encoded:
-    """Tokenise all rows, cut them, and leave out those in which nothing is learned.
+    """Tokenise all rows, cut them on the right, and keep the examples in memory.
 
     Args:
         what: a name for the rows and the place they come from, for error messages.
@@ -63,50 +138,55 @@ def encode_all(
     Raises:
         ValueError: a row cannot be rendered, or no example is left.
     """
-    examples: list[Example] = []
-    left_out: Counter[str] = Counter()
-    cut = 0
+    encoder = Encoder(layout=layout, tokenizer=tokenizer, max_length=max_length, what=what)
+    whole = Encoded([], Counter(), 0, Counter())
     for start in range(0, len(rows), ROWS_PER_CALL):
-        part = rows.select(range(start, min(start + ROWS_PER_CALL, len(rows))))
-        encoded = encode_rows(part, start, layout, tokenizer, max_length, what)
-        examples += encoded.examples
-        left_out.update(encoded.left_out)
-        cut += encoded.cut
-    if not examples:
-        reasons = "; ".join(f"{reason}: {count}" for reason, count in left_out.most_common())
+        part = encode_rows(rows.select(range(start, min(start + ROWS_PER_CALL, len(rows)))), start, encoder)
+        whole.examples.extend(part.examples)
+        left_out, remarks = whole.left_out + part.left_out, whole.remarks + part.remarks
+        whole = whole._replace(left_out=left_out, cut=whole.cut + part.cut, remarks=remarks)
+    check_any(whole.counts, encoder)
+    return whole
+
+
+def check_any(counts: Counts, encoder: Encoder) -> None:
+    """Stop where no row at all has become an example.
+
+    Raises:
+        ValueError: the message says what became of the rows.
+    """
+    if not counts.learned_rows:
         raise ValueError(
-            f"{what}: no token to learn in any of {len(rows)} rows ({reasons}): either the prompts alone fill "
-            f"data.max_length ({max_length}), then raise it, or the responses are empty or not where "
-            f"data.format={layout.format} looks for them"
+            f"{encoder.what}: no token to learn in any of {counts.rows} rows{counts.reasons()}: either the prompts "
+            f"alone fill data.max_length ({encoder.max_length}), then raise it, or the responses are empty or not "
+            f"where data.format={encoder.layout.format} looks for them"
         )
-    return Encoded(examples, left_out, cut)
 
 
-def encode_rows(
-    rows: Iterable[dict], start: int, layout: Layout, tokenizer: PreTrainedTokenizerBase, max_length: int, what: str
-) -> Encoded:
-    """Tokenise some rows, cut them, and leave out those in which nothing is learned, which may be all of them.
+def encode_rows(rows: Iterable[Mapping[str, Any]], start: int, encoder: Encoder) -> Encoded:
+    """Tokenise some rows and cut them. Rows that are no example are left out and counted, which may be all of them.
 
     Args:
         start: the number of the first row, from 0.
-        what: a name for the rows and the place they come from, for error messages.
 
     Raises:
-        ValueError: a row cannot be rendered.
+        ValueError: a row cannot be rendered, or is longer than allowed.
     """
     examples: list[Example] = []
-    rendered = list(_rendered(rows, start, layout, tokenizer, what))
-    left_out = Counter(one.left_out for one in rendered if one.left_out)
+    left_out: Counter[str] = Counter()
     cut = 0
-    kept = [one for one in rendered if not one.left_out]
-    for whole in _encoded(kept, tokenizer) if kept else ():
-        example = _cut(whole, max_length)
-        if (example["labels"] != IGNORED).any():
-            examples.append(example)
-            cut += len(whole["labels"]) > max_length
+    rendered = list(_rendered(rows, start, encoder))
+    kept = [(number, one) for number, one in enumerate(rendered, start + 1) if not one.left_out]
+    left_out.update(one.left_out for one in rendered if one.left_out)
+    remarks = Counter(remark for _, one in kept for remark in one.remarks)
+    for (number, _), whole in zip(kept, _encoded([one for _, one in kept], encoder.tokenizer), strict=True):
+        example = _shortened(whole, encoder, number)
+        if isinstance(example, str):
+            left_out[example] += 1
         else:
-            left_out[f"the first {max_length} tokens hold nothing to learn"] += 1
-    return Encoded(examples, left_out, cut)
+            examples.append(example)
+            cut += len(example["labels"]) < len(whole["labels"])
+    return Encoded(examples, left_out, cut, remarks)
 
 
 def show_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -120,21 +200,57 @@ def show_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
     return "".join(parts)
 
 
-def _rendered(
-    rows: Iterable[dict], start: int, layout: Layout, tokenizer: PreTrainedTokenizerBase, what: str
-) -> Iterator[Rendered]:
+def _rendered(rows: Iterable[Mapping[str, Any]], start: int, encoder: Encoder) -> Iterator[Rendered]:
     for number, row in enumerate(rows, start + 1):
         try:
-            yield render(row, layout, tokenizer)
+            yield render(row, encoder.layout, encoder.tokenizer)
         except ValueError as error:
-            raise ValueError(f"{what}, row {number}: {error}") from error
+            raise RowError(encoder.what, number, str(error)) from error
 
 
-def _cut(example: Example, max_length: int) -> Example:
+def _shortened(whole: Example, encoder: Encoder, number: int) -> Example | str:
+    """An example of at most `max_length` tokens; or why the row is no example."""
+    if not _learns(whole):
+        return NOTHING
+    length, most = len(whole["labels"]), encoder.max_length
+    if length <= most:
+        return whole
+    if encoder.truncation == "error":
+        raise RowError(
+            encoder.what,
+            number,
+            f"it has {length} tokens, more than data.max_length ({most}): raise that, or say with data.truncation what "
+            f"is to become of long rows (right, left, drop)",
+        )
+    if encoder.truncation == "drop":
+        return TOO_LONG
+    shorter = cut_left(whole, most, encoder.tokenizer) if encoder.truncation == "left" else cut_right(whole, most)
+    return shorter if _learns(shorter) else NOTHING_LEFT
+
+
+def cut_right(example: Example, max_length: int) -> Example:
+    """The first tokens of an example."""
     return {"input_ids": example["input_ids"][:max_length], "labels": example["labels"][:max_length]}
 
 
+def cut_left(example: Example, max_length: int, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """The last tokens of an example. A BOS at its beginning stays, and the first token is never learned."""
+    begins = example["input_ids"][:1]
+    kept = int(tokenizer.bos_token_id is not None and begins[0] == tokenizer.bos_token_id)
+    ends = slice(len(example["labels"]) - max_length + kept, None)
+    ids = np.concatenate([begins[:kept], example["input_ids"][ends]])
+    labels = np.concatenate([example["labels"][:kept], example["labels"][ends]])
+    labels[:1] = IGNORED
+    return {"input_ids": ids, "labels": labels}
+
+
+def _learns(example: Example) -> bool:
+    return bool((example["labels"] != IGNORED).any())
+
+
 def _encoded(texts: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Example]:
+    if not texts:  # which tokenizers do not take
+        return
     if not tokenizer.is_fast:
         raise ValueError(
             f"{type(tokenizer).__name__} does not say where its tokens lie in the text (offsets), so the response "
@@ -168,15 +284,16 @@ def _labelled(
 ) -> Example:
     """The tokens that are kept of a text of any length, with their labels.
 
-    Tokens that the tokenizer put before the text are kept, unless the text brings its own BOS. Those that it put behind
-    the text are dropped; an end token is appended where the rendered text is `closed`.
+    Tokens that the tokenizer put before the text are kept, unless the text is bare or brings its own BOS. Those that it
+    put behind the text are dropped; an end token is appended where the rendered text is `closed`.
 
     Args:
         added: 1 for each token that the tokenizer put around the text by itself.
     """
     own = len(added) - sum(added)
     first = added.index(0) if own else len(added)
-    keep = slice(0 if not _starts_with_bos(rendered.text, tokenizer) else first, first + own)
+    is_bare = rendered.bare or _starts_with_bos(rendered.text, tokenizer)
+    keep = slice(first if is_bare else 0, first + own)
     ids_T = np.array(ids[keep], dtype=np.int32)
     start_T, end_T = np.array(offsets[keep], dtype=np.int64).reshape(-1, 2).T
     learned_T = np.zeros(len(ids_T), dtype=bool)

@@ -6,13 +6,15 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig
 
 from sorsa_ds.data.chat import end_rendering
+from sorsa_ds.data.chat_templates import use_template
 from sorsa_ds.data.run_data import load_held_out
 from sorsa_ds.evaluate.backends.generation import end_tokens
 from sorsa_ds.evaluate.backends.likelihood import Likelihood
@@ -64,7 +66,10 @@ def evaluate(options: Options) -> dict:
     found = find_evaluated_model(options.model, options.base, options.trust_remote_code)
     products = _products(options, found)
     say(products.sentence)
-    setting = Setting(load_tokenizer(found.tokenizer, found.loading), found.tokenizer, _positions(found))
+    tokenizer = load_tokenizer(found.tokenizer, found.loading)
+    if found.chat_template is not None:
+        use_template(tokenizer, str(found.chat_template))
+    setting = Setting(tokenizer, found.tokenizer, _positions(found), bare=options.prompt == "chat")
     try:
         task = _build(options, found, setting)
     finally:
@@ -141,11 +146,12 @@ def _build(options: Options, found: FoundModel, setting: Setting) -> Task:
         raise ValueError("--task loss needs --data, the text to measure; only a run brings its own (held-out) data")
     folder, config = found.run
     reported = FinishedRun(folder).report()["eval_loss_end"]
-    sources = load_held_out(config.data, setting.tokenizer, config.train.seed)
-    held_out = [example for examples in sources.values() for example in examples]
-    if not held_out or reported is None:
+    data = replace(config.data, chat_template=None)  # the tokenizer has the one that the run has kept
+    sources = load_held_out(data, setting.tokenizer, config.train.seed)
+    if not sources or reported is None:
         raise ValueError(f"--model: {folder} was trained without held-out data (data.eval_size, data.eval_split)")
-    return loss.held_out(held_out[: options.limit], reported, ", ".join(sources))
+    held_out = islice(chain.from_iterable(sources.values()), options.limit)
+    return loss.held_out(list(held_out), reported, ", ".join(examples.counts.source for examples in sources.values()))
 
 
 def _products(options: Options, found: FoundModel) -> Products:

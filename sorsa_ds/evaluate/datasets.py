@@ -1,15 +1,19 @@
 """The questions: rows of a file, a folder, or a data set on the hub, in the layouts in which they were published."""
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from datasets import Dataset, DatasetDict
 
 from sorsa_ds.data.source import open_splits
 from sorsa_ds.runtime.json_text import parse_json
+from sorsa_ds.runtime.words import cut
 
 DATA_OPTION = "--data"
 _SEED = 0
@@ -17,13 +21,46 @@ _SEED = 0
 T = TypeVar("T")
 
 
-def open_data(data: str, config: str | None = None) -> DatasetDict:
-    """All splits of a file, a folder or a data set on the hub. `config` names a configuration of a hub data set.
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the data. number: from 1, as messages count. cells: those that a task needs as texts, the others as they
+    are stored.
+    """
+
+    number: int
+    cells: dict[str, Any]
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """A context in which an error about the row tells its number."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{DATA_OPTION}: row {self.number}: {error}") from error
+
+
+def open_data(data: str, config: str | None = None, columns: Mapping[str, str] = MappingProxyType({})) -> DatasetDict:
+    """All splits of a file, a folder or a data set on the hub.
+
+    Args:
+        config: configuration of a hub data set; of a folder that is a copy of one, its folder of that name.
+        columns: names that a task uses -> the names that its columns have in the data.
 
     Raises:
-        ValueError: there is no such data, or it cannot be read.
+        ValueError: there is no such data, it cannot be read, or a column is missing.
     """
-    return open_splits(data, None if Path(data).expanduser().exists() else config, 0, DATA_OPTION)
+    local = Path(data).expanduser()
+    if local.exists() and not (config and (local / config).is_dir()):
+        config = None
+    splits = open_splits(data, config, 0, DATA_OPTION)
+    for split, rows in splits.items():
+        for name, column in columns.items():
+            if column not in rows.column_names:
+                raise ValueError(f"--columns: {name} is to be {column!r}; {split} has {', '.join(rows.column_names)}")
+        taken = [name for name in columns if name in rows.column_names and name not in columns.values()]
+        rows = rows.remove_columns(taken)
+        splits[split] = rows.rename_columns({column: name for name, column in columns.items() if column != name})
+    return splits
 
 
 def rows_of(splits: DatasetDict, names: Sequence[str], columns: Iterable[str]) -> Dataset:
@@ -57,15 +94,47 @@ def shots_of(splits: DatasetDict, names: Sequence[str], columns: Iterable[str], 
             f"--num_few_shot: the data has no split {' or '.join(names)} to take examples from (there are "
             f"{', '.join(splits)}); name a folder that has, or ask for 0"
         )
-    rows = rows_of(splits, present, columns)
+    rows, _ = complete_rows(rows_of(splits, present, columns), columns)
     if len(rows) < count:
         raise ValueError(f"--num_few_shot: {count} examples are wanted, the split {present[0]} has {len(rows)}")
-    return rows.select(range(count)).to_list()
+    return [row.cells for row in rows[:count]]
+
+
+def complete_rows(rows: Iterable[dict], columns: Iterable[str]) -> tuple[list[Row], list[str]]:
+    """The rows that have text in some columns, and a sentence on those where one is null, if there are any.
+
+    A whole number stands for its digits.
+
+    Raises:
+        ValueError: a column holds anything else; the message names the row.
+    """
+    columns = list(columns)
+    complete = []
+    missing: list[int] = []
+    for number, cells in enumerate(rows, 1):
+        if any(cells[column] is None for column in columns):
+            missing.append(number)
+            continue
+        row = Row(number, dict(cells))
+        for column in columns:
+            value = cells[column]
+            with row.named():
+                if isinstance(value, bool) or not isinstance(value, str | int):
+                    raise ValueError(f"column {column!r} holds {cut(repr(value))} where text is needed")
+            row.cells[column] = str(value)
+        complete.append(row)
+    if not missing:
+        return complete, []
+    listed = ", ".join(map(str, missing[:10])) + (" and more" if len(missing) > 10 else "")
+    return complete, [
+        f"{len(missing)} of {len(complete) + len(missing)} rows are left out, since {' or '.join(columns)} is null: "
+        f"row {listed}."
+    ]
 
 
 def first_rows(rows: Dataset, limit: int | None) -> list[dict]:
     """The first `limit` rows, or all rows where `limit` is None."""
-    return rows.select(range(len(rows) if limit is None else min(limit, len(rows)))).to_list()
+    return [dict(row) for row in rows.select(range(len(rows) if limit is None else min(limit, len(rows))))]
 
 
 def drawn_evenly(items: Sequence[T], limit: int | None, subject_of: Callable[[T], str]) -> list[T]:

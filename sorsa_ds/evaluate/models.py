@@ -19,7 +19,7 @@ from sorsa_ds.model.pretrained import find_folder, find_model
 from sorsa_ds.model.skeleton import attention_of, read_config
 from sorsa_ds.run.finished import FinishedRun, RunState
 from sorsa_ds.run.merge import merge_dense
-from sorsa_ds.run.paths import ADAPTER
+from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE
 from sorsa_ds.run.reload import reload
 from sorsa_ds.run.ways_on import merging
 from sorsa_ds.runtime import digest, precision
@@ -40,7 +40,8 @@ class FoundModel:
     model under an adapter. tokenizer: folder of its tokenizer. loading: how both are read.
     load: puts it on a device in a dtype (None: as it was trained), ready to be called. computes: the dtype of products
     where it is loaded as it was trained. autocast: whether such products need torch.autocast. run: the folder and the
-    settings of the run that it comes from.
+    settings of the run that it comes from. chat_template: the file with the one of its training, where that was not the
+    tokenizer's own.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class FoundModel:
     computes: torch.dtype | None = None
     autocast: bool = False
     run: tuple[Path, RunConfig] | None = None
+    chat_template: Path | None = None
 
     def digest(self) -> str:
         """Digest of everything that was trained, for which the files are read."""
@@ -160,6 +162,7 @@ def _adapter(
         computes=_AS_TRAINED[described.precision],
         autocast=described.precision == "mixed",
         run=run,
+        chat_template=kept if (kept := folder / CHAT_TEMPLATE).exists() else None,
     )
 
 

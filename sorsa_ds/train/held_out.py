@@ -1,13 +1,14 @@
 """The loss on held-out data: over all of it, and over each of its sources."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from sorsa_ds.data.batches import eval_batches
-from sorsa_ds.data.tokenize import IGNORED, Example
+from sorsa_ds.data.token_store import Examples
+from sorsa_ds.data.tokenize import IGNORED
 from sorsa_ds.runtime import collectives
 from sorsa_ds.train.loss import mean_loss
 
@@ -16,7 +17,7 @@ Batches = Iterator[dict[str, Tensor]]
 
 def held_out_losses(
     model: nn.Module,
-    sources: Mapping[str, Sequence[Example]],
+    sources: Mapping[str, Examples],
     micro_batch_size: int,
     pad_token_id: int,
     device: torch.device,

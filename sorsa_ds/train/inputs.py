@@ -1,17 +1,19 @@
 """What a run reads before it loads any weight: tokenizer and examples, checked against the model."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, chain
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
 
+from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
-from sorsa_ds.data.examples import Examples
+from sorsa_ds.data.counts import Taken
 from sorsa_ds.data.run_data import load_data, load_held_out, open_stream, passes_of
 from sorsa_ds.data.stream_batches import StreamBatches
-from sorsa_ds.data.tokenize import Example, show_example
+from sorsa_ds.data.token_store import Examples
+from sorsa_ds.data.tokenize import show_example
+from sorsa_ds.model.data_fit import check_fits, check_length
 from sorsa_ds.model.numerics import Numerics, numerics_of
 from sorsa_ds.model.skeleton import read_config, skeleton
 from sorsa_ds.model.targets import Target
@@ -21,7 +23,6 @@ from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say
 from sorsa_ds.train.origin import Origin
 from sorsa_ds.train.settings import RunSettings
-from sorsa_ds.train.start_check import check_fits, check_length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class Inputs:
     held_out: held-out examples of each source that has any.
     sources: tells for each source what became of its rows, and how many of its examples the run has taken.
     stored: the linears to snapshot; empty if `analysis.every` is 0.
+    chat_template: the one that the settings ask for; None where it is the tokenizer's own.
     """
 
     numerics: Numerics
@@ -42,8 +44,9 @@ class Inputs:
     data_digest: str
     data_size: str
     held_out: dict[str, Examples]
-    sources: Callable[[], dict[str, dict[str, Any]]]
+    sources: Callable[[], dict[str, Taken]]
     stored: list[Target]
+    chat_template: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +55,9 @@ class _Data:
 
     batches: BatchPlan | StreamBatches
     size: str
-    some: Sequence[Example]
+    some: Examples
     held_out: dict[str, Examples]
-    sources: Callable[[], dict[str, dict[str, Any]]]
+    sources: Callable[[], dict[str, Taken]]
 
 
 def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
@@ -67,77 +70,80 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     tokenizer = load_tokenizer(model_folder, config.loading)
     numerics = numerics_of(model_folder, config.loading, tokenizer)
     origin.check_numerics(numerics, model_folder, config.loading)
-    data = _streamed(settings, origin, tokenizer) if config.data.streaming else _stored(settings, tokenizer)
-    data_digest = data.batches.digest
+    data = config.data
+    if origin.chat_template is not None:
+        data = replace(data, chat_template=str(origin.chat_template))
+    read = _streamed(settings, data, origin, tokenizer) if data.streaming else _stored(settings, data, tokenizer)
+    data_digest = read.batches.digest
     origin.check_data(data_digest)
-    check_fits(model_folder, config.loading, [*data.some, *chain.from_iterable(data.held_out.values())])
+    check_fits(model_folder, config.loading, [read.some, *read.held_out.values()])
     stored = _stored_linears(settings, origin)
-    say(show_example(data.some[0], tokenizer))
+    say(show_example(read.some[0], tokenizer))
     return Inputs(
         numerics=numerics,
-        batches=data.batches,
+        batches=read.batches,
         data_digest=data_digest,
-        data_size=data.size,
-        held_out=data.held_out,
-        sources=data.sources,
+        data_size=read.size,
+        held_out=read.held_out,
+        sources=read.sources,
         stored=stored,
+        chat_template=None if data.chat_template is None else tokenizer.get_chat_template(),
     )
 
 
-def _stored(settings: RunSettings, tokenizer: PreTrainedTokenizerBase) -> _Data:
-    """The data of a run that reads all of it before training begins."""
-    config = settings.config
-    data = load_data(config.data, tokenizer, config.train.seed)
-    examples, passes = data.examples, passes_of(config.data, data.train, config.train.seed)
+def _stored(settings: RunSettings, asked: DataConfig, tokenizer: PreTrainedTokenizerBase) -> _Data:
+    """The data of a run that reads all of it before training begins. A collective call."""
+    train = settings.config.train
+    data = load_data(asked, tokenizer, train.seed)
+    passes = passes_of(asked, data.train, train.seed)
     batches = BatchPlan(
-        examples,
+        data.examples,
         **_shape(settings, tokenizer),
-        seed=config.train.seed,
-        steps=config.train.steps,
-        epochs=config.train.epochs,
+        seed=train.seed,
+        steps=train.steps,
+        epochs=train.epochs,
         passes=passes,
     )
     ends = list(accumulate(map(len, data.train.values())))
 
-    def sources() -> dict[str, dict[str, Any]]:
+    def sources() -> dict[str, Taken]:
         taken = passes.taken(batches.order.positions, ends)
-        return {
-            name: {**one.counts.as_dict(), "taken": count}
-            for (name, one), count in zip(data.train.items(), taken, strict=True)
-        }
+        return {name: Taken(one.counts, count) for (name, one), count in zip(data.train.items(), taken, strict=True)}
 
-    size = f"{len(examples):,} examples"
-    return _Data(batches=batches, size=size, some=examples, held_out=data.held_out, sources=sources)
+    return _Data(
+        batches=batches,
+        size=f"{len(data.examples):,} examples",
+        some=data.examples,
+        held_out=data.held_out,
+        sources=sources,
+    )
 
 
-def _streamed(settings: RunSettings, origin: Origin, tokenizer: PreTrainedTokenizerBase) -> _Data:
+def _streamed(settings: RunSettings, asked: DataConfig, origin: Origin, tokenizer: PreTrainedTokenizerBase) -> _Data:
     """The data of a run that reads it while it trains. A collective call.
 
     Raises:
         ValueError: the data cannot be read, or examples may become longer than the model takes; on every rank.
     """
-    config, folder = settings.config, settings.model_folder
-    check_length(folder, config.loading, config.data.max_length)
+    train, loading, folder = settings.config.train, settings.config.loading, settings.model_folder
+    check_length(folder, loading, asked.max_length)
+    assert train.steps is not None, "the settings ask for it"
 
-    def check(examples: Sequence[Example]) -> None:
-        check_fits(folder, config.loading, examples)
+    def check(examples: Examples) -> None:
+        check_fits(folder, loading, [examples])
 
-    seed = config.train.seed
     held_out, stream = collectives.together(
         lambda: (
-            load_held_out(config.data, tokenizer, seed),
-            open_stream(config.data, tokenizer, seed, origin.stream, check),
+            load_held_out(asked, tokenizer, train.seed),
+            open_stream(asked, tokenizer, train.seed, origin.stream, check),
         ),
         settings.device,
     )
-    assert config.train.steps is not None, "the settings ask for it"
-    batches = StreamBatches(stream, **_shape(settings, tokenizer), steps=config.train.steps, device=settings.device)
-
-    def sources() -> dict[str, dict[str, Any]]:
-        return {name: {**one.as_dict(), "taken": batches.taken[name]} for name, one in batches.counts.items()}
-
-    size = "a stream of examples"
-    return _Data(batches=batches, size=size, some=batches.first, held_out=held_out, sources=sources)
+    batches = StreamBatches(stream, **_shape(settings, tokenizer), steps=train.steps, device=settings.device)
+    some = Examples.of(batches.first)
+    return _Data(
+        batches=batches, size="a stream of examples", some=some, held_out=held_out, sources=lambda: batches.taken
+    )
 
 
 def _shape(settings: RunSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

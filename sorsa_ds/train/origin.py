@@ -25,7 +25,7 @@ from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.checkpoint.restore import restore_training
 from sorsa_ds.run.checkpoint.resume import WholeCheckpoint, find_checkpoint
 from sorsa_ds.run.folder import make_run_folder, write_settings
-from sorsa_ds.run.paths import ADAPTER
+from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE
 from sorsa_ds.run.snapshots import check_continues
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say
@@ -47,6 +47,10 @@ class Origin(Protocol):
     @property
     def trained_values(self) -> Callable[[str, torch.Size], Tensor] | None:
         """Gives a trained tensor by name and shape, fp32 on the CPU; None where nothing is trained yet."""
+
+    @property
+    def chat_template(self) -> Path | None:
+        """The file with the chat template that the run was given; None of a new run, and of one without."""
 
     @property
     def base_digests(self) -> dict[str, str] | None:
@@ -164,6 +168,7 @@ class NewRun:
     trained_values: ClassVar[None] = None
     base_digests: ClassVar[None] = None
     stream: ClassVar[None] = None
+    chat_template: ClassVar[None] = None
 
     def split_batch(self, train: TrainConfig, world_size: int) -> TrainConfig:
         """The settings as they are: `resolve_ds_config` splits the batch."""
@@ -232,6 +237,12 @@ class ResumedRun:
     def trained_values(self) -> Callable[[str, torch.Size], Tensor] | None:
         """The tensors of the checkpoint."""
         return self.saved.tensors.values
+
+    @property
+    def chat_template(self) -> Path | None:
+        """The copy that the run has kept, so that a file which was changed or removed since then does not matter."""
+        kept = self.saved.run / ADAPTER / CHAT_TEMPLATE
+        return kept if kept.exists() else None
 
     @property
     def base_digests(self) -> dict[str, str] | None:

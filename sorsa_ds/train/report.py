@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.data.counts import Counts, Taken, total
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.run.checkpoint.keeper import PACKAGES
@@ -27,7 +28,8 @@ def build_report(
     losses: list[float],
     eval_loss: float | None,
     eval_losses: dict[str, float],
-    sources: dict[str, dict[str, Any]],
+    sources: dict[str, Taken],
+    held_out: dict[str, Counts],
 ) -> dict:
     """What report.json will hold. A collective call.
 
@@ -36,6 +38,7 @@ def build_report(
         eval_loss: of the held-out data after the last step; None without such data.
         eval_losses: that of each source, where there are several.
         sources: what became of the rows of each source, and how many of its examples the run has taken.
+        held_out: what became of the held-out rows of each source that has any.
     """
     tenth = max(1, len(losses) // 10)
     return {
@@ -48,7 +51,9 @@ def build_report(
         "eval_loss_end": eval_loss,
         "sources": {
             name: {
-                **one,
+                **one.counts.as_dict(),
+                "taken": one.examples,
+                "held_out": held_out[name].as_dict() if name in held_out else None,
                 "eval_loss_start": progress.eval_losses_start.get(name),
                 "eval_loss_end": eval_losses.get(name),
             }
@@ -62,6 +67,10 @@ def build_report(
         "tokens_per_second": progress.tokens / progress.seconds,
         "memory_gib": memory_gib(),
         "peak_memory_gib": max(collectives.gather_lists([peak_memory_gib()])),
+        "data": {
+            "training": total([one.counts for one in sources.values()]).as_dict(),
+            "held-out": total(list(held_out.values())).as_dict(),
+        },
         "world_size": collectives.world_size(),
         "versions": package_versions(PACKAGES),
     }
@@ -77,9 +86,10 @@ def show_report(report: dict, folder: Path) -> None:
         ("steps", f"{report['steps']} in {report['train_seconds']:.0f} s, {report['tokens_per_second']:.0f} tokens/s"),
         ("training loss", f"{report['loss_first']:.4f} -> {report['loss_last']:.4f}  (first and last tenth)"),
     ]
+    rows += [(f"{kind} rows", _told(counts)) for kind, counts in report["data"].items() if counts["rows"]]
     if report["eval_loss_end"] is not None:
         rows.append(("held-out loss", f"{report['eval_loss_start']:.4f} -> {report['eval_loss_end']:.4f}"))
-    rows += [(name, _told(one)) for name, one in report["sources"].items() if len(report["sources"]) > 1]
+    rows += [(name, _told_source(one)) for name, one in report["sources"].items() if len(report["sources"]) > 1]
     if report["reg_loss_end"] is not None:
         rows.append(("orthonormality", f"L_reg = {report['reg_loss_end']:.3g}"))
     rows += [
@@ -90,9 +100,16 @@ def show_report(report: dict, folder: Path) -> None:
     say("\n" + table(rows))
 
 
-def _told(source: dict[str, Any]) -> str:
-    """A source of the data in a line."""
-    told = f"{source['taken']:,} examples learned, of {source['rows']:,} rows"
+def _told(counts: dict) -> str:
+    """What became of rows, from `Counts.as_dict`."""
+    told = [f"{counts['learned_rows']:,} of {counts['rows']:,} taken"]
+    told += [f"{counts['cut']:,} cut"] * bool(counts["cut"])
+    return ", ".join([*told, *(f"{rows:,} left out: {reason}" for reason, rows in counts["left_out"].items())])
+
+
+def _told_source(source: dict[str, Any]) -> str:
+    """What a run took of one of several sources, in a line."""
+    told = f"{source['taken']:,} times an example of {source['learned_rows']:,}"
     if source["eval_loss_end"] is None:
         return told
     return f"{told}; held-out loss {source['eval_loss_start']:.4f} -> {source['eval_loss_end']:.4f}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,9 +17,11 @@ from sorsa_ds.model.load import AdaptedModel, load_adapted_model
 from sorsa_ds.model.sharding import Whole, Zero3
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
 from sorsa_ds.run.folder import RunLog, lock_run_folder
+from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE
 from sorsa_ds.run.recorder import SnapshotRecorder
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say, table, tracked, tracked_by_cost
+from sorsa_ds.runtime.files import write_text
 from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.numerics import seed_rank, set_numerics
 from sorsa_ds.sorsa.regularizer import Regularizer
@@ -40,6 +43,7 @@ def assemble(invocation: Invocation) -> Trainer:
     settings = resolve_settings(job, origin)
     run = hold_run(settings, origin)
     inputs = read_inputs(settings, origin)
+    keep_chat_template(run, inputs, settings.device)
     model = build_model(settings, origin)
     engine = build_engine(settings, run, inputs, model)
     return build_trainer(settings, run, inputs, model, engine)
@@ -83,6 +87,23 @@ def hold_run(settings: RunSettings, origin: Origin) -> OpenedRun:
     say(settings.formats.why)
     say(set_numerics(settings.device_type, deterministic=settings.config.train.deterministic))
     return OpenedRun(origin=origin, folder=folder, lock=lock, regularizer=regularizer)
+
+
+def keep_chat_template(run: OpenedRun, inputs: Inputs, device: torch.device) -> None:
+    """Put the chat template that the settings ask for where exports and evaluations look for it. A collective call.
+
+    Raises:
+        ValueError: the disk refuses; on every rank.
+    """
+    template = inputs.chat_template
+    if template is not None:
+        file = run.folder / ADAPTER / CHAT_TEMPLATE
+
+        def keep() -> None:
+            file.parent.mkdir(exist_ok=True)
+            write_text(file, template)
+
+        collectives.together(keep, device, on=0)
 
 
 def build_model(settings: RunSettings, origin: Origin) -> BuiltModel:

@@ -5,17 +5,13 @@ read from disk when its turn comes. That takes the memory of one more layer, and
 the exchange and the shards, which are what is checked.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from sorsa_ds.config.schema import LoadingConfig
-from sorsa_ds.data.tokenize import Example
 from sorsa_ds.model.load import AdaptedModel
-from sorsa_ds.model.skeleton import read_config
 from sorsa_ds.sorsa.layer import compute_dtype
 from sorsa_ds.train.loss import mean_loss
 
@@ -81,38 +77,3 @@ def check_start(
             f"the decomposition and the precision"
         )
     return base, start
-
-
-def check_length(folder: Path, loading: LoadingConfig, most: int) -> None:
-    """Stop where examples of a stream may become too long for the model: they cannot be looked through beforehand.
-
-    Args:
-        most: `data.max_length`.
-
-    Raises:
-        ValueError: the message names the limit.
-    """
-    positions = getattr(read_config(folder, loading), "max_position_embeddings", None)
-    if positions is not None and most > positions:
-        raise ValueError(
-            f"data.max_length: with data.streaming it must not be more than the {positions} tokens that the model takes"
-        )
-
-
-def check_fits(folder: Path, loading: LoadingConfig, some: Sequence[Example]) -> None:
-    """Stop before the model is loaded if an example is too long for it, or holds a token that it does not know.
-
-    Raises:
-        ValueError: the message names the number and the limit.
-    """
-    config = read_config(folder, loading)
-    positions = getattr(config, "max_position_embeddings", None)
-    longest = max(len(example["input_ids"]) for example in some)
-    if positions is not None and longest > positions:
-        raise ValueError(f"data.max_length: an example has {longest} tokens, the model takes {positions}; lower it")
-    largest = max(int(example["input_ids"].max()) for example in some)
-    if largest >= config.vocab_size:
-        raise ValueError(
-            f"model: its tokenizer makes token {largest}, but it knows only {config.vocab_size}: they do not belong "
-            f"together"
-        )

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +13,9 @@ from tqdm import tqdm
 
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan
-from sorsa_ds.data.examples import Examples
+from sorsa_ds.data.counts import Taken
 from sorsa_ds.data.stream_batches import StreamBatches
+from sorsa_ds.data.token_store import Examples
 from sorsa_ds.engine.engine import SorsaEngine, StepReport
 from sorsa_ds.engine.gather import save_factors
 from sorsa_ds.methods.registry import method_of
@@ -62,7 +62,7 @@ class Trainer:
     numerics: Numerics
     batches: BatchPlan | StreamBatches
     held_out: dict[str, Examples]
-    sources: Callable[[], dict[str, dict[str, Any]]]
+    sources: Callable[[], dict[str, Taken]]
     folder: Path
     log: RunLog
     keeper: CheckpointKeeper
@@ -169,6 +169,7 @@ class Trainer:
             eval_loss=eval_loss,
             eval_losses=eval_losses,
             sources=self.sources(),
+            held_out={name: one.counts for name, one in self.held_out.items()},
         )
         self.log.close(report)
         self.lock.release()

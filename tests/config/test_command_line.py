@@ -66,6 +66,7 @@ def test_precedence_defaults_yaml_command_line(yaml_file):
         ("sorsa.targets=[q_proj, v_proj]", "sorsa", SorsaConfig(targets=["q_proj", "v_proj"])),
         ("sorsa.targets=*.q_proj", "sorsa", SorsaConfig(targets="*.q_proj")),
         ("sorsa.rank_pattern={mlp.up_proj: 8}", "sorsa", SorsaConfig(rank_pattern={"mlp.up_proj": 8})),
+        ("data.columns={prompt: q, response: a}", "data", DataConfig(columns={"prompt": "q", "response": "a"})),
         ("regularizer.gamma=0.2*lr", "regularizer", RegularizerConfig(gamma="0.2*lr")),
         ("regularizer.gamma=4e-4", "regularizer", RegularizerConfig(gamma=4e-4)),
         ("data.train_split=train[:100]", "data", DataConfig(train_split="train[:100]")),
@@ -239,7 +240,13 @@ UNUSUAL = RunConfig(
     model="1e-3",
     sorsa=SorsaConfig(targets=["*.q_proj", "off", "1"], rank_pattern={"no": 3, "a: b": 4, "~": 1}, alpha=1e-30),
     regularizer=RegularizerConfig(gamma="0.2*lr", divide_by_accumulation=False),
-    data=DataConfig(path="line one\nline two # no comment", name="null", eval_split=" train[:10] "),
+    data=DataConfig(
+        path="line one\nline two # no comment",
+        name="null",
+        eval_split=" train[:10] ",
+        columns={"prompt": "a: b", "no": "~"},
+        prompt="{{ a }}\n\tA: ",
+    ),
     train=TrainConfig(learning_rate=1e-8, adam_betas=(0.0, 0.95), gradient_clipping=0, steps=10**6),
     output=OutputConfig(name="12", folder="日本 'q' \"", wandb="off", wandb_project=""),
 )

@@ -6,6 +6,7 @@ import torch
 
 from sorsa_ds.data.batches import BatchPlan, collate, eval_batches, pad_token_id
 from sorsa_ds.data.order import GlobalOrder, ShuffledPasses
+from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import IGNORED
 from tests.helpers.chat_tokenizer import chat_tokenizer
 
@@ -90,7 +91,7 @@ def test_ranks_take_turns_at_the_longest_so_that_none_has_more_of_a_step():
 def test_a_plan_pads_no_more_than_the_lengths_of_neighbours_differ():
     examples = [example(number, 2 + number * number % 53) for number in range(1, 65)]
     plan = BatchPlan(
-        examples, micro_batch_size=4, accumulation=16, rank=0, world_size=1, seed=0, pad_token_id=PAD
+        Examples.of(examples), micro_batch_size=4, accumulation=16, rank=0, world_size=1, seed=0, pad_token_id=PAD
     )  # fmt: skip
     batches = plan.micro_batches(0)
     lengths = sorted((len(one["input_ids"]) for one in examples), reverse=True)
@@ -140,7 +141,7 @@ def test_the_plan_learns_each_example_once_an_epoch(world):
     learned, accumulation = [], 2
     for rank in range(world):
         plan = BatchPlan(
-            examples,
+            Examples.of(examples),
             micro_batch_size=2,
             accumulation=accumulation,
             rank=rank,
@@ -158,7 +159,7 @@ def test_the_plan_learns_each_example_once_an_epoch(world):
 
 def test_a_plan_gives_a_step_the_same_batches_whenever_it_is_asked():
     plan = BatchPlan(
-        [example(number) for number in range(1, 20)],
+        Examples.of([example(number) for number in range(1, 20)]),
         micro_batch_size=2,
         accumulation=1,
         rank=0,
@@ -176,7 +177,7 @@ def test_a_plan_gives_a_step_the_same_batches_whenever_it_is_asked():
 @pytest.mark.parametrize("count", [1, 8, 11])
 def test_held_out_batches_are_as_many_on_every_rank(world, count):
     examples = [example(number) for number in range(1, count + 1)]
-    ranks = [list(eval_batches(examples, rank, world, 2, PAD)) for rank in range(world)]
+    ranks = [list(eval_batches(Examples.of(examples), rank, world, 2, PAD)) for rank in range(world)]
     assert {len(batches) for batches in ranks} == {-(-count // (2 * world))}
     rows = [row for batches in ranks for batch in batches for row in batch["labels"]]
     assert sorted(int(row.max()) for row in rows if row.max() != IGNORED) == list(range(1, count + 1))
@@ -184,11 +185,15 @@ def test_held_out_batches_are_as_many_on_every_rank(world, count):
 
 def test_any_id_will_do_for_padding():
     tokenizer = chat_tokenizer()
-    assert pad_token_id(tokenizer) == tokenizer.eos_token_id
+    assert pad_token_id(tokenizer, 357) == tokenizer.eos_token_id
     tokenizer.unk_token = "<|endoftext|>"
-    assert pad_token_id(tokenizer) == tokenizer.unk_token_id == 0
+    assert pad_token_id(tokenizer, 357) == tokenizer.unk_token_id == 0
     tokenizer.pad_token = "<|im_start|>"
-    assert pad_token_id(tokenizer) == tokenizer.pad_token_id == 1
+    assert pad_token_id(tokenizer, 357) == tokenizer.pad_token_id == 1
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == len(tokenizer) - 1 == 357
+    assert pad_token_id(tokenizer, 357) == tokenizer.unk_token_id
+    assert pad_token_id(tokenizer, 358) == tokenizer.pad_token_id
     for name in ("pad_token", "unk_token", "eos_token"):
         setattr(tokenizer, name, None)
-    assert pad_token_id(tokenizer) == 0
+    assert pad_token_id(tokenizer, 357) == 0

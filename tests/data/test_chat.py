@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from sorsa_ds.data import chat, chat_process
+from sorsa_ds.data import chat_process, template_process
 from sorsa_ds.data.chat import render_chat, render_prompt
 from sorsa_ds.data.layout import resolve_format
 from sorsa_ds.data.tokenize import encode_all
@@ -21,8 +21,8 @@ ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% 
 
 def rendered_here(template):
     """What the child process would answer, without a child process."""
-    question = {"template": template, "tokens": {}, "messages": MESSAGES, "beginnings": [[2, False]]}
-    return chat_process.render(question)
+    question = {"template": template, "tokens": {}, "messages": MESSAGES, "tools": None, "marked": False}
+    return chat_process.render({**question, "beginnings": [[2, False]]})
 
 
 @pytest.mark.parametrize(
@@ -62,11 +62,11 @@ def test_every_error_of_a_template_is_one_sentence(template, said):
 )
 def test_a_template_without_end_is_stopped_and_the_next_one_rendered(template, said, monkeypatch):
     brief = LineProcess(chat_process.__name__, seconds=2.0, memory=2**28)
-    monkeypatch.setattr(chat, "_process", brief)
+    monkeypatch.setattr(template_process, "_process", brief)
     began = time.monotonic()
     with pytest.raises(ValueError, match=f"the chat template of the tokenizer .*({said})"):
-        render_chat(MESSAGES, chat_tokenizer(template))
-    assert render_chat(MESSAGES, chat_tokenizer())[1]
+        render_chat({"messages": MESSAGES}, chat_tokenizer(template))
+    assert render_chat({"messages": MESSAGES}, chat_tokenizer()).learned
     assert time.monotonic() - began < 60
     brief.end()
 
@@ -89,7 +89,7 @@ def test_texts_are_those_of_the_tokenizer(template, request):
     if template is None:
         tokenizer = AutoTokenizer.from_pretrained(request.getfixturevalue("embedded_model"))
     messages = [{**message, "tool_calls": None} for message in MESSAGES]
-    text, learned, _ = render_chat(messages, tokenizer)
+    text, learned, *_ = render_chat({"messages": messages}, tokenizer)
     prompt = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
     assert text == tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
     assert learned == ((len(prompt), len(text)),)

@@ -165,12 +165,10 @@ def test_a_conversation_without_assistant_teaches_nothing():
     [
         (None, TURNS, "needs a tokenizer with a chat template"),
         ("{{ messages | length }}" + CHATML, TURNS, "rewrites what came before message 3"),
-        (FORGETFUL, TURNS, "rewrites what came before message 5"),
+        (FORGETFUL, TURNS, "rewrites message 3 when more messages follow.*data.learn: last"),
         ("{{ raise_exception('no system role') }}", TURNS, "refuses the conversation: no system role"),
         (CHATML, "hello", "'hello' where a list of messages is needed"),
-        (CHATML, None, "None where a list of messages is needed"),
-        (CHATML, [], "where a list of messages is needed"),
-        (CHATML, [{"from": "human", "value": "x"}], "where a role and a content are needed"),
+        (CHATML, [{"who": "human", "value": "x"}], "message 1 is .* where a role and a content are needed"),
         (CHATML, TURNS[2:], "starts with the assistant"),
     ],
 )

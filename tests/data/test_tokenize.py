@@ -167,7 +167,7 @@ def test_examples_without_a_learned_token_are_dropped_and_counted(tokenizer):
     rows = Dataset.from_list(
         [{"question": "q", "answer": "a"}, {"question": "long " * 500, "answer": "a"}, {"question": "q", "answer": ""}]
     )
-    examples, left_out, cut = encode_all(rows, layout("auto", rows), tokenizer, 400, "data.jsonl")
+    examples, left_out, cut, _ = encode_all(rows, layout("auto", rows), tokenizer, 400, "data.jsonl")
     assert (len(examples), left_out.total(), cut) == (1, 2, 0)
     assert left_out["column 'answer', which is to be learned, is blank"] == 1
     assert learned_text(examples[0], tokenizer) == "a" + tokenizer.eos_token
@@ -186,7 +186,7 @@ def test_examples_that_lose_their_end_are_counted(tokenizer):
 def test_many_rows_keep_their_order_and_equal_single_ones(monkeypatch, tokenizer):
     monkeypatch.setattr("sorsa_ds.data.tokenize.ROWS_PER_CALL", 3)
     rows = Dataset.from_list([{"text": f"story {number} " * (number % 4 + 1)} for number in range(10)])
-    examples, left_out, _ = encode_all(rows, layout("text", rows), tokenizer, 50, "stories")
+    examples, left_out, *_ = encode_all(rows, layout("text", rows), tokenizer, 50, "stories")
     assert not left_out
     for row, example in zip(rows, examples, strict=True):
         alone = encode(render(row, "text", tokenizer), tokenizer, 50)
@@ -199,6 +199,12 @@ def test_nothing_left_to_learn_names_the_data_and_the_mend(tokenizer):
     rows = Dataset.from_list([{"question": "q", "answer": "a"}] * 3)
     with pytest.raises(ValueError, match=r"my\.jsonl: no token to learn in any of 3 rows .*data.max_length \(8\)"):
         encode_all(rows, layout("gsm8k", rows), tokenizer, 8, "my.jsonl")
+
+
+def test_rows_that_are_all_left_out_are_told_with_the_reason(tokenizer):
+    rows = Dataset.from_list([{"question": "q", "answer": ""}] * 3)
+    with pytest.raises(ValueError, match=r"in any of 3 rows \(column 'answer', which is to be learned, is blank: 3\)"):
+        encode_all(rows, layout("gsm8k", rows), tokenizer, 100, "my.jsonl")
 
 
 def test_errors_name_the_data_and_the_row(tokenizer):

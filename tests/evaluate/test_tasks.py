@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sorsa_ds.data.tokenize import IGNORED
 from sorsa_ds.evaluate.datasets import drawn_evenly
-from sorsa_ds.evaluate.options import Options
+from sorsa_ds.evaluate.options import Options, parse
 from sorsa_ds.evaluate.prompts import prompt_tokens
 from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, mmlu
 from sorsa_ds.evaluate.tasks import math as math_task
@@ -408,3 +409,70 @@ def test_numbers_of_options_have_bounds(name):
     for value in (-1, 10**18):
         with pytest.raises(ValueError, match=f"--{name}: {value} is no integer from [01] to 1,000,000,000"):
             Options(model="m", task=tasks.get(name, "gsm8k"), **{name: value})
+
+
+def test_rows_as_people_have_them_are_asked_or_left_out_or_refused(setting, tmp_path):
+    """Integer answers, null questions, columns of other names, and errors that name the row."""
+    rows = [{"problem": "2+2?", "result": 4}, {"problem": None, "result": 5}, {"problem": "3+3?", "result": "#### 6"}]
+    file = tmp_path / "test.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"question": "problem", "answer": "result"}
+    options = Options(model="m", task="gsm8k", data=str(file), columns=columns)
+    task = gsm8k.build(options, setting)
+    assert task.ids == ["gsm8k/0", "gsm8k/2"]
+    assert [question.key for question in task._questions.values()] == ["4", "6"]
+    assert task.notes()[0] == "1 of 3 rows are left out, since question or answer is null: row 2."
+    with pytest.raises(ValueError, match=r"--columns: answer is to be 'reply'; train has problem, result"):
+        gsm8k.build(Options(model="m", task="gsm8k", data=str(file), columns={"answer": "reply"}), setting)
+    for wrong, said in (({"problem": "q", "result": "no"}, "without '####'"), ({"problem": True, "result": 1}, "True")):
+        file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, wrong]))
+        with pytest.raises(ValueError, match=f"--data: row 4: .*{said}"):
+            gsm8k.build(options, setting)
+
+
+def test_mmlu_takes_letters_and_numbers_from_any_file(setting, tmp_path):
+    row = {"question": "1+1?", "subject": "sums", "choices": ["1", 2, "3", "4"]}
+    file = tmp_path / "test.jsonl"
+    file.write_text("".join(json.dumps({**row, "answer": answer}) + "\n" for answer in (1, "B", "2", None)))
+    task = mmlu.build(Options(model="m", task="mmlu", data=str(file), num_few_shot=0), setting)
+    assert [item.answer for item in task._items.values()] == [1, 1, 2]
+    assert next(iter(task._items.values())).choices == ("1", "2", "3", "4")
+    assert "row 4" in task.notes()[0]
+    file.write_text(json.dumps({**row, "answer": 4}) + "\n")
+    with pytest.raises(ValueError, match="row 1: four choices and an answer"):
+        mmlu.build(Options(model="m", task="mmlu", data=str(file), num_few_shot=0), setting)
+
+
+def test_columns_are_named_on_the_command_line():
+    given = parse(["--model", "m", "--task", "gsm8k", "--columns", "question=a b", "answer=c=d"])
+    assert given.columns == {"question": "a b", "answer": "c=d"}
+    assert parse(["--model", "m", "--task", "gsm8k"]).columns == {}
+    with pytest.raises(SystemExit):
+        parse(["--model", "m", "--task", "gsm8k", "--columns", "question"])
+
+
+def test_a_copy_of_a_hub_set_with_several_configurations_is_read_as_on_the_hub(setting, tmp_path):
+    for name in ("main", "socratic"):
+        for split in ("train", "test"):
+            row = {"question": f"{name} {split}?", "answer": "#### 1"}
+            small_data.write_lines(tmp_path / name / f"{split}.jsonl", [row])
+    task = gsm8k.build(Options(model="m", task="gsm8k", data=str(tmp_path)), setting)
+    assert "main test?" in _prompts(task)[0]
+
+
+@pytest.mark.slow
+def test_an_added_pad_token_does_not_reach_a_model_that_lacks_it(trained):
+    model = trained / "padded"
+    shutil.copytree(trained / "model", model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    vocabulary = AutoModelForCausalLM.from_pretrained(model).config.vocab_size
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    while tokenizer.pad_token_id < vocabulary:
+        tokenizer.add_special_tokens({"pad_token": f"[PAD{len(tokenizer)}]"})
+    tokenizer.save_pretrained(model)
+    rows = str(trained / "questions" / "test.jsonl")
+    for task, key in (("gsm8k", "accuracy"), ("loss", "nats_per_token")):
+        changes = {"task": task, "data": rows, "limit": 5} | ({"max_new_tokens": None} if task == "loss" else {})
+        own, _ = run(asked(trained, f"own-{task}", **changes))
+        padded, _ = run(asked(trained, f"padded-{task}", model=str(model), **changes))
+        assert padded[key] == pytest.approx(own[key], rel=1e-6)

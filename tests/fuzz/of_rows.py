@@ -98,7 +98,7 @@ def read_rows(folder: Path, name: str) -> list[str]:
 
 
 def judge_jsonl(content: bytes, name: str, learned: list[str]) -> None:
-    """Every line is an object whose columns are text, and what is learned is its response."""
+    """Every line is an object whose columns are text or a number, and what is learned is its response as written."""
     _compare(rules.json_values(rules.decoded(content, "utf-8-sig")), name, learned)
 
 
@@ -134,15 +134,20 @@ def _learned(row: Any, name: str) -> str:
         raise Nonsense("a row that is no object")
     if name == "chat":
         return _turns(row.get("messages"))
-    prompt, response = (row.get(column) for column in PROMPT_AND_RESPONSE[name])
-    context = row.get("input") if name == "alpaca" else None
+    prompt, response = (_text(row.get(column)) for column in PROMPT_AND_RESPONSE[name])
+    if response is None or (rules.utf8(response) and not response.strip()) or prompt is None:
+        return ""
+    context = _text(row.get("input")) if name == "alpaca" else None
     if not (rules.utf8(prompt) and rules.utf8(response) and (context in (None, "") or rules.utf8(context))):
         raise Nonsense(f"a row without text: {str(row)[:80]}")
-    if not response:
-        return ""
     if name == "text":  # the first token has nothing that predicts it
         return tokenizer().decode(tokenizer()(response)["input_ids"][1:]) + END
     return ("" if response[0].isspace() else " ") + response + END
+
+
+def _text(value: Any) -> Any:
+    """A number in a column stands for how it is written."""
+    return str(value) if isinstance(value, rules.Written) else value
 
 
 def _turns(messages: Any) -> str:

@@ -123,16 +123,24 @@ def strict_json(text: str) -> Any:
     return value
 
 
+class Written(str):
+    """A number as it is written."""
+
+
 def json_values(text: str) -> list[Any]:
-    """The values of a text in which JSON follows JSON; NaN and Infinity stand for null, as readers of data take them.
+    """The values of a text in which JSON follows JSON, with numbers as they are written.
+
+    NaN and Infinity stand for null, as readers of data take them.
 
     Raises:
         Nonsense: it is not JSON, or has a key twice.
     """
-    return _values(text, lambda name: None)
+    return _values(text, lambda name: None, number=Written)
 
 
-def _values(text: str, constant: Callable[[str], Any], most: int | None = None) -> list[Any]:
+def _values(
+    text: str, constant: Callable[[str], Any], most: int | None = None, number: Callable[[str], Any] | None = None
+) -> list[Any]:
     """The values of a text, at most so many."""
 
     def pairs(found: list[tuple[str, Any]]) -> dict:
@@ -140,7 +148,7 @@ def _values(text: str, constant: Callable[[str], Any], most: int | None = None) 
             raise Nonsense("a key stands twice")
         return dict(found)
 
-    decoder = json.JSONDecoder(object_pairs_hook=pairs, parse_constant=constant)
+    decoder = json.JSONDecoder(object_pairs_hook=pairs, parse_constant=constant, parse_int=number, parse_float=number)
     found, place, blank = [], 0, " \t\r\n"
     try:
         while rest := text[place:].lstrip(blank):

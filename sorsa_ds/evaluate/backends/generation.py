@@ -45,7 +45,7 @@ class Transformers:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device):
         self.model, self._device = model, device
-        self._pad = pad_token_id(tokenizer)
+        self._pad = pad_token_id(tokenizer, model.config.get_text_config().vocab_size)
         self._ends = torch.tensor(end_tokens(model.generation_config, tokenizer), device=device)
         # The model's own settings may ask for sampling or penalties.
         model.generation_config = GenerationConfig()

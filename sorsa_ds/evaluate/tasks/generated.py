@@ -186,6 +186,6 @@ def accuracy_row(name: str, figures: dict) -> tuple[str, str]:
 
 
 def _prompt(question: Question, setting: Setting, new_tokens: int) -> Prompt:
-    ids = prompt_tokens(question.prompt, setting.tokenizer)
+    ids = prompt_tokens(question.prompt, setting.tokenizer, setting.bare)
     room = new_tokens if setting.positions is None else min(new_tokens, setting.positions - len(ids))
     return Prompt(question.id, ids, room)

@@ -2,7 +2,7 @@
 
 import re
 
-from sorsa_ds.evaluate.datasets import DATA_OPTION, open_data
+from sorsa_ds.evaluate.datasets import open_data
 from sorsa_ds.evaluate.grading.answers import marked
 from sorsa_ds.evaluate.options import Options
 from sorsa_ds.evaluate.tasks.generated import Generated
@@ -12,6 +12,7 @@ from sorsa_ds.evaluate.tasks.task import Setting
 HUB, CONFIG = "openai/gsm8k", "main"
 COLUMNS = ("question", "answer")
 _CALCULATION = re.compile(r"<<[^<>]*>>")
+_NUMBER = re.compile(r"\s*[-+]?[\d.,]*\d\s*")
 
 
 def build(options: Options, setting: Setting) -> Generated:
@@ -20,7 +21,7 @@ def build(options: Options, setting: Setting) -> Generated:
     Raises:
         ValueError: the data cannot be read, or has an answer without `####`.
     """
-    return math_task(open_data(options.data or HUB, CONFIG), COLUMNS, _problem, options, setting)
+    return math_task(open_data(options.data or HUB, CONFIG, options.columns), COLUMNS, _problem, options, setting)
 
 
 def _problem(row: dict) -> Problem:
@@ -28,12 +29,14 @@ def _problem(row: dict) -> Problem:
 
 
 def solution(answer: str) -> tuple[str, str]:
-    """(the worked solution without calculator annotations, the number behind `####`).
+    """(the worked solution without calculator annotations, the number behind `####` or the number that stands alone).
 
     Raises:
-        ValueError: the answer has no `####`.
+        ValueError: the answer has no `####`, and is not a number alone.
     """
     reference = marked(answer)
     if reference is None:
-        raise ValueError(f"{DATA_OPTION}: an answer without '####': {answer[-100:]!r}")
+        if _NUMBER.fullmatch(answer):
+            return "", answer.strip()
+        raise ValueError(f"an answer without '####': {answer[-100:]!r}")
     return _CALCULATION.sub("", answer[: answer.rindex("####")]).strip(), reference

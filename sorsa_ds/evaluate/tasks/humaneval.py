@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sorsa_ds.evaluate.datasets import first_rows, open_data, rows_of
+from sorsa_ds.evaluate.datasets import complete_rows, first_rows, open_data, rows_of
 from sorsa_ds.evaluate.options import Options, Style
 from sorsa_ds.evaluate.prompts import render_question
 from sorsa_ds.evaluate.sandbox.runner import Sandbox
@@ -30,13 +30,17 @@ def build(options: Options, setting: Setting) -> Generated:
         ValueError: the data cannot be read, or programs cannot be walled in on this machine.
     """
     sandbox = Sandbox()
-    rows = first_rows(rows_of(open_data(options.data or HUB), ("test",), COLUMNS), options.limit)
+    splits = open_data(options.data or HUB, None, options.columns)
+    found, notes = complete_rows(first_rows(rows_of(splits, ("test",), COLUMNS), options.limit), COLUMNS)
+    rows = [row.cells for row in found]
     questions = [
         Question(row["task_id"], _prompt(options.prompt, setting, row), f"{row['entry_point']}\n{row['test']}")
         for row in rows
     ]
     by_id = {row["task_id"]: row for row in rows}
-    return Generated(questions, setting, options.new_tokens, judge_programs(by_id, sandbox), [sandbox.protection])
+    return Generated(
+        questions, setting, options.new_tokens, judge_programs(by_id, sandbox), [sandbox.protection, *notes]
+    )
 
 
 @contextmanager

@@ -9,16 +9,16 @@ import math
 from collections.abc import Collection
 from pathlib import Path
 
-from datasets import Dataset
-
 from sorsa_ds.data.formats import Rendered
+from sorsa_ds.data.layout import resolve_format
 from sorsa_ds.data.source import open_splits
 from sorsa_ds.data.tokenize import IGNORED, Example, encode, encode_all
 from sorsa_ds.evaluate.backends.likelihood import Likelihood, batch_by_length
-from sorsa_ds.evaluate.datasets import DATA_OPTION, first_rows, rows_of
+from sorsa_ds.evaluate.datasets import DATA_OPTION, rows_of
 from sorsa_ds.evaluate.options import WINDOW, Options
 from sorsa_ds.evaluate.tasks.task import Emit, Engine, Setting
 from sorsa_ds.runtime import digest
+from sorsa_ds.runtime.console import say
 
 _UNLIMITED = 2**31
 
@@ -148,5 +148,13 @@ def _documents(options: Options, setting: Setting) -> list[Example]:
             raise ValueError(f"{DATA_OPTION}: {file}: {error}") from error
         return [encode(Rendered(text, ((0, len(text)),), closed=False), setting.tokenizer, _UNLIMITED)]
     rows = rows_of(open_splits(options.data, None, 0, DATA_OPTION), ("test", "validation", "train"), ())
-    rows = Dataset.from_list(first_rows(rows, options.limit))
-    return encode_all(rows, "auto", setting.tokenizer, _UNLIMITED, f"{DATA_OPTION} {options.data}").examples
+    rows = rows.select(range(len(rows) if options.limit is None else min(options.limit, len(rows))))
+    what = f"{DATA_OPTION} {options.data}"
+    try:
+        layout = resolve_format("auto", rows.column_names, options.columns)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+    examples, left_out, _ = encode_all(rows, layout, setting.tokenizer, _UNLIMITED, what)
+    for reason, count in left_out.items():
+        say(f"{count} of {len(rows)} rows are left out: {reason}.")
+    return examples

@@ -30,7 +30,7 @@ def build(options: Options, setting: Setting) -> Generated:
             f"--task math needs {DATA_OPTION}: a folder in the published format (test/SUBJECT/NUMBER.json), a file "
             "with the columns problem and solution, or a hub name"
         )
-    splits = published(Path(options.data).expanduser()) or open_data(options.data)
+    splits = published(Path(options.data).expanduser()) or open_data(options.data, None, options.columns)
     return math_task(splits, COLUMNS, _problem, options, setting)
 
 
@@ -56,9 +56,9 @@ def reference_of(row: dict) -> str:
         ValueError: the row has neither.
     """
     reference = boxed(row["solution"]) or row.get("answer")
-    if not reference:
-        raise ValueError(f"{DATA_OPTION}: a solution without \\boxed: {row['solution'][-100:]!r}")
-    return reference
+    if reference is None or isinstance(reference, bool) or not isinstance(reference, str | int) or reference == "":
+        raise ValueError(f"a solution without \\boxed, and no answer: {row['solution'][-100:]!r}")
+    return str(reference)
 
 
 def _place(file: Path) -> tuple[str, int, str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from datasets import DatasetDict
 
-from sorsa_ds.evaluate.datasets import drawn_evenly, first_rows, rows_of, shots_of
+from sorsa_ds.evaluate.datasets import Row, complete_rows, drawn_evenly, first_rows, rows_of, shots_of
 from sorsa_ds.evaluate.grading.answers import ANNOUNCEMENT, announced
 from sorsa_ds.evaluate.grading.grader import Grader
 from sorsa_ds.evaluate.options import Options
@@ -48,18 +48,19 @@ def math_task(
     style = options.prompt
     opening = STEP_BY_STEP if style == "papers" else ""
     shots = [_solved(read(row), opening) for row in shots_of(splits, ("train",), columns, options.shots)]
-    rows = list(enumerate(first_rows(rows_of(splits, ("test",), columns), None)))
+    rows, notes = complete_rows(first_rows(rows_of(splits, ("test",), columns), None), columns)
     questions = []
-    for number, row in drawn_evenly(rows, options.limit, lambda numbered: _subject(numbered[1])):
-        problem = read(row)
-        id_ = f"{options.task}/{number}"
+    for row in drawn_evenly(rows, options.limit, _subject):
+        with row.named():
+            problem = read(row.cells)
+        id_ = f"{options.task}/{row.number - 1}"
         prompt = render_question(style, setting.tokenizer, id_, problem.text, shots, opening, ASK)
         questions.append(Question(id_, prompt, problem.answer, problem.groups))
-    return Generated(questions, setting, options.new_tokens, judge_expressions(questions))
+    return Generated(questions, setting, options.new_tokens, judge_expressions(questions), notes)
 
 
-def _subject(row: dict) -> str:
-    return str(row.get("type") or row.get("subject") or "")
+def _subject(row: Row) -> str:
+    return str(row.cells.get("type") or row.cells.get("subject") or "")
 
 
 def _solved(problem: Problem, opening: str) -> Shot:

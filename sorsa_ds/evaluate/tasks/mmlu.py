@@ -5,7 +5,7 @@ rows with the columns question, subject, choices and answer (0 to 3), as on the 
 """
 
 import csv
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,13 @@ import torch
 
 from sorsa_ds.data.tokenize import Example
 from sorsa_ds.evaluate.backends.likelihood import Likelihood, batch_by_length
-from sorsa_ds.evaluate.datasets import DATA_OPTION, drawn_evenly, first_rows, open_data, rows_of
+from sorsa_ds.evaluate.datasets import DATA_OPTION, complete_rows, drawn_evenly, first_rows, open_data, rows_of
 from sorsa_ds.evaluate.options import Options, Style
 from sorsa_ds.evaluate.prompts import Shot, prompt_tokens, render_question
 from sorsa_ds.evaluate.tasks.generated import accuracy, accuracy_row
 from sorsa_ds.evaluate.tasks.task import Emit, Engine, Setting
 from sorsa_ds.runtime import digest
+from sorsa_ds.runtime.words import cut
 
 HUB, CONFIG = "cais/mmlu", "all"
 COLUMNS = ("question", "subject", "choices", "answer")
@@ -65,10 +66,17 @@ class Mmlu:
         ValueError: the tokenizer does not make one token of each letter.
     """
 
-    def __init__(self, items: list[Item], shots: dict[str, list[Item]], style: Style, setting: Setting):
+    def __init__(
+        self,
+        items: list[Item],
+        shots: dict[str, list[Item]],
+        style: Style,
+        setting: Setting,
+        notes: Sequence[str] = (),
+    ):
         self.ids = [item.id for item in items]
         self._items = {item.id: item for item in items}
-        self._setting, self._style = setting, style
+        self._setting, self._style, self._notes = setting, style, notes
         self._asked = {item.id: self._ask(item, shots.get(item.subject, [])) for item in items}
         self._likelihood: Likelihood
 
@@ -79,7 +87,7 @@ class Mmlu:
     def notes(self) -> list[str]:
         fewer = sum(asked.shots < self._most for asked in self._asked.values())
         text = self._setting.tokenizer.decode(self._asked[self.ids[0]].token_ids)
-        notes = []
+        notes = [*self._notes]
         if fewer:
             notes.append(f"{fewer} questions are asked with fewer than {self._most} examples: the model takes no more.")
         if truncated := sum(asked.truncated for asked in self._asked.values()):
@@ -160,7 +168,8 @@ def build(options: Options, setting: Setting) -> Mmlu:
     Raises:
         ValueError: the data cannot be read, or has fewer examples than are wanted.
     """
-    items, examples = _published(options.data) or _rows(options)
+    published = _published(options.data)
+    items, examples, notes = (*published, []) if published else _rows(options)
     items = drawn_evenly(items, options.limit, lambda item: item.subject)
     shots: dict[str, list[Item]] = {}
     for example in examples:
@@ -171,7 +180,7 @@ def build(options: Options, setting: Setting) -> Mmlu:
             raise ValueError(
                 f"--num_few_shot: {options.shots} examples are wanted, the dev split has {found} of {subject}"
             )
-    return Mmlu(items, shots, options.prompt, setting)
+    return Mmlu(items, shots, options.prompt, setting, notes)
 
 
 def _published(data: str | None) -> tuple[list[Item], list[Item]] | None:
@@ -196,23 +205,31 @@ def _read(file: Path, split: str) -> Iterator[Item]:
             )  # fmt: skip
 
 
-def _rows(options: Options) -> tuple[list[Item], list[Item]]:
-    splits = open_data(options.data or HUB, CONFIG)
-    test = _items(first_rows(rows_of(splits, ("test",), COLUMNS), None))
-    return test, _items(first_rows(rows_of(splits, ("dev",), COLUMNS), None)) if options.shots else []
+def _rows(options: Options) -> tuple[list[Item], list[Item], list[str]]:
+    splits = open_data(options.data or HUB, CONFIG, options.columns)
+    test, notes = _items(first_rows(rows_of(splits, ("test",), COLUMNS), None))
+    dev = _items(first_rows(rows_of(splits, ("dev",), COLUMNS), None))[0] if options.shots else []
+    return test, dev, notes
 
 
-def _items(rows: list[dict]) -> list[Item]:
+def _items(rows: list[dict]) -> tuple[list[Item], list[str]]:
+    """The questions of rows, and a sentence on rows that lack something."""
     items: list[Item] = []
     counts: dict[str, int] = {}
-    for row in rows:
-        number = counts[row["subject"]] = counts.get(row["subject"], -1) + 1
-        if len(row["choices"]) != 4 or row["answer"] not in range(4):
-            raise ValueError(f"{DATA_OPTION}: four choices and an answer from 0 to 3 are needed, not {row}")
-        items.append(
-            Item(f"{row['subject']}/{number}", row["subject"], row["question"], tuple(row["choices"]), row["answer"])
-        )
-    return items
+    found, notes = complete_rows(rows, ("question", "subject", "answer"))
+    for row in found:
+        cells = row.cells
+        subject, choices, answer = cells["subject"], cells["choices"], cells["answer"].strip()
+        number = counts[subject] = counts.get(subject, -1) + 1
+        with row.named():
+            texts = isinstance(choices, list) and all(type(choice) in (str, int) for choice in choices)
+            if not texts or len(choices) != 4 or answer not in (*"0123", *LETTERS):
+                raise ValueError(
+                    f"four choices and an answer from 0 to 3, or A to D, are needed, not {cut(repr(cells))}"
+                )
+        place = LETTERS.index(answer) if answer in LETTERS else int(answer)
+        items.append(Item(f"{subject}/{number}", subject, cells["question"], tuple(map(str, choices)), place))
+    return items, notes
 
 
 def _up_to_the_letter(text: str, style: Style, setting: Setting) -> tuple[list[int], tuple[int, ...]]:
@@ -222,7 +239,7 @@ def _up_to_the_letter(text: str, style: Style, setting: Setting) -> tuple[list[i
         ValueError: a letter is not one token.
     """
     gap = "" if style == "chat" else " "
-    four = [prompt_tokens(f"{text}{gap}{letter}", setting.tokenizer) for letter in LETTERS]
+    four = [prompt_tokens(f"{text}{gap}{letter}", setting.tokenizer, setting.bare) for letter in LETTERS]
     shared = next(place for place, ids in enumerate(zip(*four, strict=False)) if len(set(ids)) > 1)
     if any(len(ids) != shared + 1 for ids in four):
         raise ValueError("--task mmlu: the tokenizer does not make one token of each of the letters A, B, C, D")

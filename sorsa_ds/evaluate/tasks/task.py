@@ -23,16 +23,16 @@ Generate = Callable[[list[Prompt], Receive], None]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is known before a model is loaded. positions: the most tokens that it takes; None: any number."""
+    """What is known before a model is loaded.
+
+    positions: the most tokens that it takes; None: any number. bare: whether a chat template makes the prompts, with
+    all the special tokens that they need.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     folder: Path
     positions: int | None
-
-    @property
-    def pad(self) -> int:
-        """Id of the token that fills batches up."""
-        return pad_token_id(self.tokenizer)
+    bare: bool = False
 
 
 class Engine(Protocol):
@@ -60,7 +60,9 @@ class LocalEngine:
         return Transformers(self.model, self.setting.tokenizer, self.device)
 
     def likelihood(self) -> Likelihood:
-        return Likelihood(self.model, self.device, self.setting.pad, self.autocast)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        pad = pad_token_id(self.setting.tokenizer, vocabulary)
+        return Likelihood(self.model, self.device, pad, self.autocast)
 
 
 class Task(Protocol):

@@ -1,0 +1,221 @@
+"""From the shapes in which people store conversations to the messages that chat templates take.
+
+Understood are `messages` (role, content), ShareGPT's `conversations` (from, value), and `prompt` and `completion` where
+they hold messages; the list may be stored as JSON text. Whatever cannot be passed on as it is written is refused.
+Messages are counted from 1 in what users read.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple
+
+from sorsa_ds.data.tools import calls_of, tools_of
+from sorsa_ds.runtime.words import cut
+
+Messages = Sequence[Mapping[str, Any]]
+
+Learn = Literal["all", "last"]
+"""Which assistant turns are learned."""
+
+COLUMNS = ("messages", "conversations")
+"""The columns of which each holds a whole conversation."""
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""The names under which a message's reasoning is stored."""
+
+_SPEAKERS = {
+    "system": "system", "developer": "developer", "human": "user", "user": "user", "gpt": "assistant",
+    "assistant": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "bing": "assistant",
+    "bard": "assistant", "tool": "tool", "observation": "tool", "tool_response": "tool", "function_response": "tool",
+    "function_call": "assistant", "tool_call": "assistant",
+}  # fmt: skip
+"""The role of each speaker that ShareGPT's `from` names."""
+
+_CALLS = ("function_call", "tool_call")
+_MEDIA = ("images", "image", "audios", "audio", "videos", "video")
+_UNUSED = (*_MEDIA, "documents", "chat_template_kwargs")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_THOUGHT_PARTS = ("thinking", "reasoning")
+_SAID = {"content", "tool_calls", "function_call", *REASONING}
+_OURS = ("train", "weight", *REASONING)  # not handed on to the template as they are
+
+EMPTY_TURN = "an assistant turn is empty, and not learned"
+UNANSWERED = "what follows the last answer is left out"
+
+
+class Conversation(NamedTuple):
+    """A conversation up to its last answer.
+
+    messages: as chat templates take them; reasoning is always `reasoning_content`.
+    learned: the positions, from 0, of the assistant turns to learn.
+    tools: the schemas of the tools that may be called; None where there are none.
+    left_out: why nothing of it is learned; empty where something is.
+    remarks: what of the row is not learned, in words by which rows are counted.
+    """
+
+    messages: Messages = ()
+    learned: tuple[int, ...] = ()
+    tools: list[dict[str, Any]] | None = None
+    left_out: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+def conversation_of(row: Mapping[str, Any], learn: Learn = "all") -> Conversation:
+    """The conversation of a row, with the turns to learn: those with content that `train` or `weight` do not exclude.
+
+    Raises:
+        ValueError: the row holds no conversation, or something in it that cannot be passed on as it is written.
+    """
+    for column in _UNUSED:
+        if row.get(column):
+            raise ValueError(
+                f"column {column!r} holds {cut(repr(row[column]))}, which is not used: only text is learned"
+            )
+    entries, given = _entries(row)
+    if not entries:
+        return Conversation(left_out="no message")
+    messages, wanted = _messages(entries, given, row.get("system"))
+    null = next((m["role"] for m in messages if m["role"] != "assistant" and m.get("content") is None), None)
+    if null is not None:
+        return Conversation(left_out=f"a {null} message is null")
+    if messages[0]["role"] == "assistant":
+        raise ValueError(f"the conversation starts with the assistant: {cut(repr(entries[0]))} answers no prompt")
+    return _up_to_the_last_answer(messages, wanted, tools_of(row), learn)
+
+
+def _up_to_the_last_answer(
+    messages: list[dict[str, Any]], wanted: list[bool], tools: list[dict[str, Any]] | None, learn: Learn
+) -> Conversation:
+    turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    full = [number for number in turns if not _is_empty(messages[number])]
+    if not full:
+        return Conversation(left_out="an empty response" if turns else "no assistant turn")
+    remarks = [EMPTY_TURN] if len(full) < len(turns) else []
+    if full[-1] < len(messages) - 1:
+        remarks.append(UNANSWERED)
+    learned = tuple(number for number in full[-1 if learn == "last" else 0 :] if wanted[number])
+    if not learned:
+        return Conversation(left_out="no turn to learn (train: false, weight: 0)")
+    return Conversation(tuple(messages[: full[-1] + 1]), learned, tools, remarks=tuple(remarks))
+
+
+def _entries(row: Mapping[str, Any]) -> tuple[list[Any], int]:
+    """The stored messages, and how many of them are only the prompt of the others."""
+    for column in COLUMNS:
+        if column in row:
+            return _list_of_messages(row[column], column), 0
+    if "prompt" not in row or "completion" not in row:
+        raise ValueError(f"no column {' or '.join(map(repr, COLUMNS))}: there is no conversation")
+    prompt = _side(row["prompt"], "prompt", "user")
+    completion = _side(row["completion"], "completion", "assistant")
+    return [*prompt, *completion], len(prompt)
+
+
+def _side(value: Any, column: str, role: str) -> list[Any]:
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        return [{"role": role, "content": value}]
+    return _list_of_messages(value, column)
+
+
+def _list_of_messages(value: Any, column: str) -> list[Any]:
+    stored = value
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):  # it is refused below, as it is written
+            value = json.loads(value)
+    if value is None:
+        return []
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValueError(f"column {column!r} holds {cut(repr(stored))} where a list of messages is needed")
+    return list(value)
+
+
+def _messages(entries: list[Any], given: int, system: Any) -> tuple[list[dict[str, Any]], list[bool]]:
+    """All messages, and for each whether it may be learned."""
+    found = [_message(entry, number) for number, entry in enumerate(entries, 1)]
+    wanted = [number >= given and _wanted(entry, number + 1) for number, entry in enumerate(entries)]
+    if isinstance(system, str) and system.strip():
+        if found[0]["role"] == "system":
+            raise ValueError("column 'system' stands beside a conversation that has a system message of its own")
+        return [{"role": "system", "content": system}, *found], [False, *wanted]
+    if system is not None and not isinstance(system, str):
+        raise ValueError(f"column 'system' holds {cut(repr(system))} where text is needed")
+    return found, wanted
+
+
+def _message(entry: Any, number: int) -> dict[str, Any]:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"message {number} is {cut(repr(entry))} where a role and a content are needed")
+    fields = {name: value for name, value in entry.items() if value is not None}
+    if "role" not in fields and "from" in fields:
+        fields = _of_sharegpt(fields, number)
+    if not isinstance(fields.get("role"), str) or not _SAID & (entry.keys() | fields.keys()):
+        raise ValueError(f"message {number} is {cut(repr(entry))} where a role and a content are needed")
+    for name in _MEDIA:
+        if fields.get(name):
+            raise ValueError(f"message {number} has {name}, which cannot be learned: only text can")
+    content, thought = _content(fields.get("content"), number)
+    thought = next((fields[name] for name in REASONING if name in fields), thought)
+    if thought is not None and not isinstance(thought, str):
+        raise ValueError(f"message {number} holds {cut(repr(thought))} as reasoning, which must be text")
+    message = {name: value for name, value in fields.items() if name not in _OURS}
+    calls = message.pop("tool_calls", None) or message.pop("function_call", None)
+    if content is None and fields["role"] == "assistant" and not calls:
+        content = ""  # most templates fail at a message without content, unless it calls tools
+    if content is not None:
+        message["content"] = content
+    if thought:
+        message["reasoning_content"] = thought
+    if calls:
+        message["tool_calls"] = calls_of(calls, number)
+    return message
+
+
+def _of_sharegpt(fields: dict[str, Any], number: int) -> dict[str, Any]:
+    speaker = fields.pop("from")
+    if speaker not in _SPEAKERS:
+        raise ValueError(f"message {number} is from {cut(repr(speaker))}; known are {', '.join(_SPEAKERS)}")
+    role, value = _SPEAKERS[speaker], fields.pop("value", None)
+    if speaker in _CALLS:
+        return {**fields, "role": role, "tool_calls": value}
+    return {**fields, "role": role, "content": value}
+
+
+def _content(content: Any, number: int) -> tuple[str | None, str | None]:
+    """The text of a message, and the reasoning that is stored among its parts."""
+    if content is None or isinstance(content, str):
+        return content, None
+    if not isinstance(content, Sequence):
+        raise ValueError(f"message {number} holds {cut(repr(content))} where text is needed")
+    texts, thoughts = [], []
+    for part in content:
+        fields = {"type": "text", "text": part} if isinstance(part, str) else part
+        kind = fields.get("type") if isinstance(fields, Mapping) else None
+        if kind in _TEXT_PARTS and isinstance(fields.get("text"), str):
+            texts.append(fields["text"])
+        elif kind in _THOUGHT_PARTS and isinstance(fields.get(kind), str):
+            thoughts.append(fields[kind])
+        else:
+            raise ValueError(f"message {number} has the part {cut(repr(part))}, which cannot be learned: only text can")
+    return "".join(texts), "\n".join(thoughts) or None
+
+
+def _wanted(entry: Mapping[str, Any], number: int) -> bool:
+    """Whether the row lets this turn be learned.
+
+    Raises:
+        ValueError: `train` or `weight` says something else than yes or no.
+    """
+    train, weight = entry.get("train"), entry.get("weight")
+    if train is not None and not isinstance(train, bool):
+        raise ValueError(f"message {number} has train: {cut(repr(train))}; it is true or false")
+    if weight is not None and weight not in (0, 1):
+        raise ValueError(f"message {number} has weight: {cut(repr(weight))}; a turn is learned (1) or not (0)")
+    if train and entry.get("role", _SPEAKERS.get(entry.get("from", ""))) != "assistant":
+        raise ValueError(f"message {number} has train: true; only turns of the assistant can be learned")
+    return train is not False and weight != 0
+
+
+def _is_empty(message: Mapping[str, Any]) -> bool:
+    said = (message.get("content") or "").strip() or message.get("reasoning_content", "").strip()
+    return not said and not message.get("tool_calls")

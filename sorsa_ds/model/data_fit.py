@@ -1,0 +1,42 @@
+"""Whether examples can be given to a model, as its configuration tells before any weight is read."""
+
+from pathlib import Path
+
+from sorsa_ds.config.schema import LoadingConfig
+from sorsa_ds.data.token_store import Examples
+from sorsa_ds.model.skeleton import read_config
+
+
+def check_fits(folder: Path, loading: LoadingConfig, some: list[Examples]) -> None:
+    """Stop before the model is loaded if an example is too long for it, or holds a token that it does not know.
+
+    Raises:
+        ValueError: the message names the number and the limit.
+    """
+    config = read_config(folder, loading)
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = max(int(examples.lengths.max()) for examples in some)
+    if positions is not None and longest > positions:
+        raise ValueError(f"data.max_length: an example has {longest} tokens, the model takes {positions}; lower it")
+    largest = max(examples.largest_token for examples in some)
+    if largest >= config.vocab_size:
+        raise ValueError(
+            f"model: its tokenizer makes token {largest}, but it knows only {config.vocab_size}: they do not belong "
+            f"together"
+        )
+
+
+def check_length(folder: Path, loading: LoadingConfig, most: int) -> None:
+    """Stop where examples of a stream may become too long for the model: they cannot be looked through beforehand.
+
+    Args:
+        most: `data.max_length`.
+
+    Raises:
+        ValueError: the message names the limit.
+    """
+    positions = getattr(read_config(folder, loading), "max_position_embeddings", None)
+    if positions is not None and most > positions:
+        raise ValueError(
+            f"data.max_length: with data.streaming it must not be more than the {positions} tokens that the model takes"
+        )
