@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sorsa_ds.config.fields import Leaf, leaves, nearest, section_help, sections
-from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.config.schema import DataConfig, MixedSource, RunConfig
 from sorsa_ds.config.yaml_io import Given, build_settings, check_value, read_value, read_yaml, to_yaml, value_text
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 T = TypeVar("T")
+Data = TypeVar("Data", DataConfig, MixedSource)
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_DS_CONFIG = "ds_configs/zero3.json"
 
@@ -172,11 +173,15 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         path = Path(name).expanduser()
         return str(path.resolve()) if path.exists() else name
 
-    data, held_out = config.data, config.data.eval_path
-    data = dataclasses.replace(
-        data, path=absolute(data.path), eval_path=None if held_out is None else absolute(held_out)
-    )
-    return dataclasses.replace(config, model=absolute(config.model), data=data)
+    def absolute_data(data: Data) -> Data:
+        held_out = data.eval_path
+        return dataclasses.replace(
+            data, path=absolute(data.path), eval_path=None if held_out is None else absolute(held_out)
+        )
+
+    mix = [absolute_data(source) for source in config.data.mix]
+    data = config.data if mix else absolute_data(config.data)
+    return dataclasses.replace(config, model=absolute(config.model), data=dataclasses.replace(data, mix=mix))
 
 
 def help_text(schema: type, usage: str, options: Mapping[str, str]) -> str:

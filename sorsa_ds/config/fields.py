@@ -88,6 +88,8 @@ def describe_type(annotation: Any) -> str:
         return f"list [{', '.join(map(describe_type, args))}]"
     if origin is dict:
         return f"mapping of {describe_type(args[0])} to {describe_type(args[1])}"
+    if dataclasses.is_dataclass(annotation):
+        return f"mapping with {', '.join(field.name for field in dataclasses.fields(annotation))}"
     return _NAMES[annotation]
 
 

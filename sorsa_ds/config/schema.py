@@ -20,9 +20,11 @@ from sorsa_ds.config.declare import (
     settings,
 )
 from sorsa_ds.config.method_settings import BaselineConfig, MethodName, RegularizerConfig, ResidualConfig, SorsaConfig
+from sorsa_ds.config.mixing import check_mix, check_streaming
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_DATA = "word-problems"
+DataFormat = Literal["auto", "metamath", "codefeedback", "alpaca", "gsm8k", "chat", "completion", "tokens", "text"]
 
 
 @settings
@@ -44,6 +46,41 @@ Truncation = Literal["right", "left", "drop", "error"]
 
 
 @settings
+class MixedSource:
+    """One source of `data.mix`. What it leaves out is as the settings of `data` say."""
+
+    path: Name
+    """Like `data.path`."""
+
+    weight: PositiveFloat | None = None
+    """Share of the examples, relative to the other sources' weights. All sources have one, or none has."""
+
+    name: str | None = None
+    """Like `data.name`."""
+
+    format: DataFormat | None = None
+    """Like `data.format`."""
+
+    columns: dict[str, Name] | None = None
+    """Like `data.columns`."""
+
+    prompt: str | None = None
+    """Like `data.prompt`."""
+
+    train_split: str | None = None
+    """Like `data.train_split`."""
+
+    eval_path: Name | None = None
+    """Like `data.eval_path`."""
+
+    eval_split: str | None = None
+    """Like `data.eval_split`."""
+
+    eval_size: NonNegativeInt | None = None
+    """Like `data.eval_size`."""
+
+
+@settings
 class DataConfig:
     """What the model is trained on. The loss is computed on the response only."""
 
@@ -55,9 +92,7 @@ class DataConfig:
     """Configuration name of a data set on the hub (`main` for openai/gsm8k). In the folder of a local copy it is the
     folder of that name."""
 
-    format: Literal["auto", "metamath", "codefeedback", "alpaca", "gsm8k", "chat", "completion", "tokens", "text"] = (
-        "auto"
-    )
+    format: DataFormat = "auto"
     """How a row becomes prompt and response, with the columns it is read from. metamath: query, response. codefeedback:
     query, answer. alpaca: instruction, input, output, system, history. gsm8k: question, answer. chat: messages or
     conversations, in the tokenizer's template. completion: prompt, completion, one behind the other as they are, or
@@ -103,6 +138,29 @@ class DataConfig:
     packing: bool = False
     """Put the examples of a step side by side into rows of at most `max_length` tokens, in which they do not see one
     another. A step learns the same examples, in fewer forward passes of `train.micro_batch_size` rows each."""
+
+    mix: list[MixedSource] = Field(default_factory=list)
+    """Several data sets in place of `path`: a list of mappings, each with a `path`, perhaps a `weight`, and any of
+    `name`, `format`, `columns`, `prompt`, `train_split`, `eval_path`, `eval_split` and `eval_size`, which are as above
+    where it leaves them out; each source holds out rows of its own. With weights every example is drawn from a source
+    at random; without, the sources are learned as one set."""
+
+    mix_until: Literal["all_exhausted", "first_exhausted"] = "all_exhausted"
+    """When an epoch of a weighted mix ends: when every source has been read to its end, smaller ones again and again,
+    or when the first one has, which leaves the rest of the others to later epochs."""
+
+    streaming: bool = False
+    """Read rows while training goes on, for data larger than the disk. It needs `train.steps`, and held-out rows that
+    are named (`eval_path` or `eval_split`), or `eval_size: 0`. Where the data end before the steps do, they are read
+    again."""
+
+    shuffle_buffer: Annotated[int, Field(ge=1, le=10**6)] = 1000
+    """Rows of a stream that are shuffled among one another, block by block. 1: they are learned in the order in which
+    they are stored."""
+
+    def __post_init__(self) -> None:
+        check_mix(self)
+        check_streaming(self, generated=EMBEDDED_DATA)
 
 
 @settings
@@ -238,3 +296,7 @@ class RunConfig:
     train: TrainConfig = Field(default_factory=TrainConfig)
     analysis: AnalysisConfig = Field(default_factory=AnalysisConfig)
     output: OutputConfig = Field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        if self.data.streaming and self.train.steps is None:
+            raise ValueError("data.streaming: the length of a stream is not known, so train.steps must be set")

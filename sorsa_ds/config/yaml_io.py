@@ -121,10 +121,19 @@ def check_value(leaf: Leaf, given: Given) -> Any:
         return TypeAdapter(leaf.annotation).validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
         own = [wrong["msg"].removeprefix("Value error, ") for wrong in error.errors() if wrong["type"] == "value_error"]
-        reason = own[0] if own else f"must be {leaf.type_text}"
+        reason = own[0] if own else f"must be {leaf.type_text}{_place(error)}"
         raise ValueError(f"{leaf.path} = {cut(repr(value))}: {reason} ({given.where})") from None
     except ValueError as error:
         raise ValueError(f"{leaf.path} = {cut(repr(value))}: {error} ({given.where})") from None
+
+
+def _place(error: ValidationError) -> str:
+    """Where in a list of mappings a value is wrong, and why; empty for simpler values."""
+    wrong = error.errors()[0]
+    element, *inner = wrong["loc"] or ("",)
+    if not inner or not isinstance(element, int):
+        return ""
+    return f"; {'.'.join(map(str, inner))} of element {element + 1}: {wrong['msg']}"
 
 
 def texts_in(value: Any) -> Iterator[str]:
@@ -195,9 +204,18 @@ def to_yaml(config: Any, comments: bool = False, only: Collection[str] | None = 
 def value_text(value: Any) -> str:
     """A value as YAML on one line."""
     plain = list(value) if isinstance(value, tuple) else value
+    if isinstance(value, list):
+        plain = [_plain(element) for element in value]
     style = '"' if isinstance(value, str) and "\n" in value else None
     text = yaml.dump(plain, Dumper=_Writer, default_flow_style=True, width=math.inf, default_style=style)
     return text.removesuffix("...\n").strip()
+
+
+def _plain(element: Any) -> Any:
+    """An element of a list; the settings of one as a mapping, without those that are unset."""
+    if not dataclasses.is_dataclass(element) or isinstance(element, type):
+        return element
+    return {name: value for name, value in dataclasses.asdict(element).items() if value is not None}
 
 
 def _comment(text: str, indent: str) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds.data.order import GlobalOrder, rank_slices, turns
+from sorsa_ds.data.order import GlobalOrder, Passes, ShuffledPasses, rank_slices, turns
 from sorsa_ds.data.packing import Packing, collate_packed, packed_rows
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import IGNORED, Example
@@ -25,6 +25,8 @@ class BatchPlan:
 
     The batches are a pure function of the step, so nothing has to be saved or replayed to continue a run. `steps` and
     `epochs` mean what they mean in TrainConfig. `packing` is None where examples are padded instead.
+
+    passes: the order of the examples; unset: every example once in each epoch, in an order given by `seed`.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class BatchPlan:
         steps: int | None = None,
         epochs: float = 1.0,
         packing: Packing | None = None,
+        passes: Passes | None = None,
     ) -> None:
         self.examples = examples
         self.micro_batch_size = micro_batch_size
@@ -49,7 +52,12 @@ class BatchPlan:
         self.world_size = world_size
         self.pad_token_id = pad_token_id
         global_batch = micro_batch_size * world_size * accumulation
-        self.order = GlobalOrder.of_run(len(examples), global_batch, seed, steps=steps, epochs=epochs)
+        passes = passes or ShuffledPasses(len(examples), seed)
+        self.order = GlobalOrder.of_run(passes, global_batch, steps=steps, epochs=epochs)
+
+    @property
+    def state(self) -> None:
+        """Nothing to save: the step alone says what its batches are. Those of streams need more."""
 
     @property
     def digest(self) -> str:

@@ -1,7 +1,8 @@
 """What became of the rows of a data set."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,18 @@ class Counts:
         )
         remarks = (f"In {rows} of {self.rows} {kind} conversations {what}." for what, rows in self.remarks.items())
         return [cut] * bool(self.cut) + [*left_out, *remarks]
+
+
+class Taken(NamedTuple):
+    """What became of a source's rows, and how many times a run has taken one of its examples."""
+
+    counts: Counts
+    examples: int
+
+
+def total(counts: Collection[Counts]) -> Counts:
+    """The sum of the counts of several sources."""
+    return replace(sum(counts, Counts()), source=", ".join(one.source for one in counts))
 
 
 def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
-from datasets import Dataset, DatasetDict, Json, LargeList, List, ReadInstruction, concatenate_datasets, load_dataset
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    Json,
+    LargeList,
+    List,
+    ReadInstruction,
+    concatenate_datasets,
+    load_dataset,
+)
 from datasets.features.features import require_decoding
 
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
@@ -216,16 +226,26 @@ def _without_media(splits: DatasetDict, setting: str) -> DatasetDict:
         ValueError: such a column is one that prompts refer to.
     """
     for split, rows in splits.items():
-        media = [name for name, kind in rows.features.items() if _opens_files(kind)]
-        if shown := [name for name in media if name in _SHOWN]:
-            raise ValueError(
-                f"{setting}: {split} has pictures, sound or films in its column {', '.join(shown)}, and text alone is "
-                "learned; if the text stands for itself, remove the column from the data"
-            )
-        if media:
-            say(f"Columns of pictures or sound are left out of {split}: {', '.join(media)}")
+        if media := media_columns(rows.features, split, setting):
             splits[split] = rows.remove_columns(media)
     return splits
+
+
+def media_columns(features: Features, split: str, setting: str) -> list[str]:
+    """The columns of pictures or sound, which are to be left out; that is said.
+
+    Raises:
+        ValueError: one of them is a column that prompts refer to.
+    """
+    media = [name for name, kind in features.items() if _opens_files(kind)]
+    if shown := [name for name in media if name in _SHOWN]:
+        raise ValueError(
+            f"{setting}: {split} has pictures, sound or films in its column {', '.join(shown)}, and text alone is "
+            "learned; if the text stands for itself, remove the column from the data"
+        )
+    if media:
+        say(f"Columns of pictures or sound are left out of {split}: {', '.join(media)}")
+    return media
 
 
 def _opens_files(kind: Any) -> bool:
@@ -248,12 +268,12 @@ def _read_hub(setting: str, path: str, name: str | None) -> DatasetDict:
     except Exception as error:
         raise ValueError(
             f"{setting}: there is no file or folder {path!r} here, and reading it from the hub failed "
-            f"(data.name: {name}): {_reason(error) if online else hub.unreachable(setting)}"
+            f"(data.name: {name}): {reason_of(error) if online else hub.unreachable(setting)}"
         ) from error
     return _without_media(splits, setting)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """What went wrong: `datasets` wraps the real error in one that only says that something went wrong."""
     return str(error.__cause__ or error).strip()
 

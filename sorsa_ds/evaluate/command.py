@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 from sorsa_ds.data.chat import end_rendering
 from sorsa_ds.data.chat_templates import use_template
-from sorsa_ds.data.examples import load_held_out
+from sorsa_ds.data.run_data import load_held_out
 from sorsa_ds.evaluate.backends.generation import end_tokens
 from sorsa_ds.evaluate.backends.likelihood import Likelihood
 from sorsa_ds.evaluate.backends.vllm import Vllm
@@ -147,10 +147,11 @@ def _build(options: Options, found: FoundModel, setting: Setting) -> Task:
     folder, config = found.run
     reported = FinishedRun(folder).report()["eval_loss_end"]
     data = replace(config.data, chat_template=None)  # the tokenizer has the one that the run has kept
-    held_out = load_held_out(data, setting.tokenizer, config.train.seed)
-    if not held_out or reported is None:
+    sources = load_held_out(data, setting.tokenizer, config.train.seed)
+    if not sources or reported is None:
         raise ValueError(f"--model: {folder} was trained without held-out data (data.eval_size, data.eval_split)")
-    return loss.held_out(list(islice(held_out, options.limit)), reported, config.data.eval_path or config.data.path)
+    held_out = islice(chain.from_iterable(sources.values()), options.limit)
+    return loss.held_out(list(held_out), reported, ", ".join(examples.counts.source for examples in sources.values()))
 
 
 def _products(options: Options, found: FoundModel) -> Products:

@@ -24,3 +24,19 @@ def check_fits(folder: Path, loading: LoadingConfig, some: list[Examples]) -> No
             f"model: its tokenizer makes token {largest}, but it knows only {config.vocab_size}: they do not belong "
             f"together"
         )
+
+
+def check_length(folder: Path, loading: LoadingConfig, most: int) -> None:
+    """Stop where examples of a stream may become too long for the model: they cannot be looked through beforehand.
+
+    Args:
+        most: `data.max_length`.
+
+    Raises:
+        ValueError: the message names the limit.
+    """
+    positions = getattr(read_config(folder, loading), "max_position_embeddings", None)
+    if positions is not None and most > positions:
+        raise ValueError(
+            f"data.max_length: with data.streaming it must not be more than the {positions} tokens that the model takes"
+        )

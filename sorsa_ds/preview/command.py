@@ -5,7 +5,8 @@ import os
 import sys
 from contextlib import redirect_stdout
 
-from sorsa_ds.data.examples import load_examples
+from sorsa_ds.data.mix import joined
+from sorsa_ds.data.run_data import load_data
 from sorsa_ds.model.data_fit import check_fits
 from sorsa_ds.model.pretrained import find_companions
 from sorsa_ds.model.tokenizer import load_tokenizer
@@ -19,15 +20,18 @@ def show(request: Request) -> None:
     """Read and tokenise the data, and show it; the tokens stay in the cache.
 
     Raises:
-        ValueError: whatever training would refuse before it loads a weight.
+        ValueError: whatever training would refuse before it loads a weight; or the data are to be streamed.
     """
     config = request.config
+    if config.data.streaming:
+        raise ValueError("data.streaming: a stream is read only while training goes on; preview it without")
     said = _Kept()
     with redirect_stdout(said):
         folder = find_companions(config.model, config.loading)
         tokenizer = load_tokenizer(folder, config.loading)
         said.lines.clear()  # what concerns the model is no warning of the data's
-        train, held_out = load_examples(config.data, tokenizer, config.train.seed)
+        data = load_data(config.data, tokenizer, config.train.seed)
+    train, held_out = data.examples, joined(list(data.held_out.values()))
     check_fits(folder, config.loading, [part for part in (train, held_out) if part])
     if request.plot is not None:
         draw_lengths(train, request.plot, config.data.max_length)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sorsa_ds.config.command_line import Errors
+from sorsa_ds.config.mixing import sources_of
 from sorsa_ds.config.schema import EMBEDDED_MODEL, DataConfig, LoadingConfig, OutputConfig, RunConfig
 from sorsa_ds.data.data_files import check_data
 from sorsa_ds.model.embedded import check_embedded_model
@@ -103,6 +104,16 @@ def _check_model(model: str, loading: LoadingConfig) -> None:
 
 
 def _check_data(data: DataConfig) -> None:
+    for name, source in sources_of(data).items():
+        try:
+            _check_source(source)
+        except ValueError as error:
+            if not data.mix:
+                raise
+            raise ValueError(f"data.mix, {name}: {error}") from error
+
+
+def _check_source(data: DataConfig) -> None:
     settings = {"data.path": data.path}
     if data.eval_size and data.eval_path is not None:
         settings["data.eval_path"] = data.eval_path

@@ -1,13 +1,20 @@
 """What a run reads before it loads any weight: tokenizer and examples, checked against the model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
+from transformers import PreTrainedTokenizerBase
+
+from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
-from sorsa_ds.data.examples import load_examples
+from sorsa_ds.data.counts import Taken
 from sorsa_ds.data.packing import Packing
+from sorsa_ds.data.run_data import load_data, load_held_out, open_stream, passes_of
+from sorsa_ds.data.stream_batches import StreamBatches
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import show_example
-from sorsa_ds.model.data_fit import check_fits
+from sorsa_ds.model.data_fit import check_fits, check_length
 from sorsa_ds.model.numerics import Numerics, numerics_of
 from sorsa_ds.model.packed_attention import check_packing, joins_rows
 from sorsa_ds.model.skeleton import read_config, skeleton
@@ -26,18 +33,33 @@ class Inputs:
 
     numerics: what decides the model's numbers besides its weights.
     batches: the micro-batches of every step, for this rank.
-    data_digest: digest of the training examples, the same on every rank.
-    eval_examples: held-out examples, possibly none.
+    data_digest: digest of the training examples, the same on every rank; of a stream, of those that it begins with.
+    data_size: how many examples there are, in words.
+    held_out: held-out examples of each source that has any.
+    sources: tells for each source what became of its rows, and how many of its examples the run has taken.
     stored: the linears to snapshot; empty if `analysis.every` is 0.
     chat_template: the one that the settings ask for; None where it is the tokenizer's own.
     """
 
     numerics: Numerics
-    batches: BatchPlan
+    batches: BatchPlan | StreamBatches
     data_digest: str
-    eval_examples: Examples
+    data_size: str
+    held_out: dict[str, Examples]
+    sources: Callable[[], dict[str, Taken]]
     stored: list[Target]
     chat_template: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Data:
+    """The training data of a run; see `Inputs`. some: examples that are there already, to be looked at."""
+
+    batches: BatchPlan | StreamBatches
+    size: str
+    some: Examples
+    held_out: dict[str, Examples]
+    sources: Callable[[], dict[str, Taken]]
 
 
 def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
@@ -47,38 +69,29 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
         ValueError: a tokenizer or data that cannot be read, or that do not belong to the model; a model whose examples
             cannot be packed.
     """
-    config, resolved, model_folder = settings.config, settings.resolved, settings.model_folder
+    config, model_folder = settings.config, settings.model_folder
     tokenizer = load_tokenizer(model_folder, config.loading)
     numerics = numerics_of(model_folder, config.loading, tokenizer)
     origin.check_numerics(numerics, model_folder, config.loading)
     data = config.data
     if origin.chat_template is not None:
         data = replace(data, chat_template=str(origin.chat_template))
-    vocabulary = read_config(model_folder, config.loading).vocab_size
     packing = _packing(settings)
-    train_examples, eval_examples = load_examples(data, tokenizer, config.train.seed)
-    batches = BatchPlan(
-        train_examples,
-        micro_batch_size=resolved.micro_batch_size,
-        accumulation=resolved.gradient_accumulation_steps,
-        rank=collectives.rank(),
-        world_size=collectives.world_size(),
-        seed=config.train.seed,
-        pad_token_id=pad_token_id(tokenizer, vocabulary),
-        steps=config.train.steps,
-        epochs=config.train.epochs,
-        packing=packing,
+    read = (
+        _streamed(settings, data, origin, tokenizer) if data.streaming else _stored(settings, data, tokenizer, packing)
     )
-    data_digest = batches.digest
+    data_digest = read.batches.digest
     origin.check_data(data_digest)
-    check_fits(model_folder, config.loading, [part for part in (train_examples, eval_examples) if part])
+    check_fits(model_folder, config.loading, [read.some, *read.held_out.values()])
     stored = _stored_linears(settings, origin)
-    say(show_example(train_examples[0], tokenizer))
+    say(show_example(read.some[0], tokenizer))
     return Inputs(
         numerics=numerics,
-        batches=batches,
+        batches=read.batches,
         data_digest=data_digest,
-        eval_examples=eval_examples,
+        data_size=read.size,
+        held_out=read.held_out,
+        sources=read.sources,
         stored=stored,
         chat_template=None if data.chat_template is None else tokenizer.get_chat_template(),
     )
@@ -95,6 +108,76 @@ def _packing(settings: RunSettings) -> Packing | None:
         return None
     check_packing(skeleton(settings.model_folder, config.loading))
     return Packing.of(settings.resolved.micro_batch_size, config.data.max_length, joins_rows(config.loading))
+
+
+def _stored(
+    settings: RunSettings, asked: DataConfig, tokenizer: PreTrainedTokenizerBase, packing: Packing | None
+) -> _Data:
+    """The data of a run that reads all of it before training begins. A collective call."""
+    train = settings.config.train
+    data = load_data(asked, tokenizer, train.seed)
+    passes = passes_of(asked, data.train, train.seed)
+    batches = BatchPlan(
+        data.examples,
+        **_shape(settings, tokenizer),
+        seed=train.seed,
+        steps=train.steps,
+        epochs=train.epochs,
+        packing=packing,
+        passes=passes,
+    )
+    ends = list(accumulate(map(len, data.train.values())))
+
+    def sources() -> dict[str, Taken]:
+        taken = passes.taken(batches.order.positions, ends)
+        return {name: Taken(one.counts, count) for (name, one), count in zip(data.train.items(), taken, strict=True)}
+
+    return _Data(
+        batches=batches,
+        size=f"{len(data.examples):,} examples",
+        some=data.examples,
+        held_out=data.held_out,
+        sources=sources,
+    )
+
+
+def _streamed(settings: RunSettings, asked: DataConfig, origin: Origin, tokenizer: PreTrainedTokenizerBase) -> _Data:
+    """The data of a run that reads it while it trains. A collective call.
+
+    Raises:
+        ValueError: the data cannot be read, or examples may become longer than the model takes; on every rank.
+    """
+    train, loading, folder = settings.config.train, settings.config.loading, settings.model_folder
+    check_length(folder, loading, asked.max_length)
+    assert train.steps is not None, "the settings ask for it"
+
+    def check(examples: Examples) -> None:
+        check_fits(folder, loading, [examples])
+
+    held_out, stream = collectives.together(
+        lambda: (
+            load_held_out(asked, tokenizer, train.seed),
+            open_stream(asked, tokenizer, train.seed, origin.stream, check),
+        ),
+        settings.device,
+    )
+    batches = StreamBatches(stream, **_shape(settings, tokenizer), steps=train.steps, device=settings.device)
+    some = Examples.of(batches.first)
+    return _Data(
+        batches=batches, size="a stream of examples", some=some, held_out=held_out, sources=lambda: batches.taken
+    )
+
+
+def _shape(settings: RunSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """How the examples of a step are dealt out, and with what they are padded."""
+    vocabulary = read_config(settings.model_folder, settings.config.loading).vocab_size
+    return {
+        "micro_batch_size": settings.resolved.micro_batch_size,
+        "accumulation": settings.resolved.gradient_accumulation_steps,
+        "rank": collectives.rank(),
+        "world_size": collectives.world_size(),
+        "pad_token_id": pad_token_id(tokenizer, vocabulary),
+    }
 
 
 def _stored_linears(settings: RunSettings, origin: Origin) -> list[Target]:

@@ -6,7 +6,7 @@ The stations of `sorsa_ds.train.setup` are the same for both; wherever they diff
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -55,6 +55,10 @@ class Origin(Protocol):
     @property
     def base_digests(self) -> dict[str, str] | None:
         """What the digests of the pre-trained parameters must be; None where no run has seen them yet."""
+
+    @property
+    def stream(self) -> dict[str, Any] | None:
+        """Where streamed data go on; None at their beginning, and where data are stored."""
 
     def split_batch(self, train: TrainConfig, world_size: int) -> TrainConfig:
         """The settings with the batch that the run has, split for so many ranks.
@@ -163,6 +167,7 @@ class NewRun:
     initial_factors: ClassVar[None] = None
     trained_values: ClassVar[None] = None
     base_digests: ClassVar[None] = None
+    stream: ClassVar[None] = None
     chat_template: ClassVar[None] = None
 
     def split_batch(self, train: TrainConfig, world_size: int) -> TrainConfig:
@@ -243,6 +248,11 @@ class ResumedRun:
     def base_digests(self) -> dict[str, str] | None:
         """The digests of the parameters on which the run began."""
         return self.saved.manifest.base
+
+    @property
+    def stream(self) -> dict[str, Any] | None:
+        """What the checkpoint says of it."""
+        return self.saved.manifest.progress.stream
 
     def split_batch(self, train: TrainConfig, world_size: int) -> TrainConfig:
         """The settings with the saved global batch; its micro-batches are regrouped where the ranks ask for it.

@@ -2,8 +2,10 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.data.counts import Counts, Taken, total
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.run.checkpoint.keeper import PACKAGES
@@ -25,14 +27,18 @@ def build_report(
     steps: int,
     losses: list[float],
     eval_loss: float | None,
-    data: dict[str, dict],
+    eval_losses: dict[str, float],
+    sources: dict[str, Taken],
+    held_out: dict[str, Counts],
 ) -> dict:
     """What report.json will hold. A collective call.
 
     Args:
         losses: of all steps of the run.
         eval_loss: of the held-out data after the last step; None without such data.
-        data: what became of the rows, of the training data and of the held-out data.
+        eval_losses: that of each source, where there are several.
+        sources: what became of the rows of each source, and how many of its examples the run has taken.
+        held_out: what became of the held-out rows of each source that has any.
     """
     tenth = max(1, len(losses) // 10)
     return {
@@ -43,6 +49,16 @@ def build_report(
         "start_loss": progress.start_loss,
         "eval_loss_start": progress.eval_loss_start,
         "eval_loss_end": eval_loss,
+        "sources": {
+            name: {
+                **one.counts.as_dict(),
+                "taken": one.examples,
+                "held_out": held_out[name].as_dict() if name in held_out else None,
+                "eval_loss_start": progress.eval_losses_start.get(name),
+                "eval_loss_end": eval_losses.get(name),
+            }
+            for name, one in sources.items()
+        },
         "reg_loss_end": progress.reg_loss,
         "method": config.method,
         "regularizer": engine.regularizer and asdict(engine.regularizer),
@@ -51,7 +67,10 @@ def build_report(
         "tokens_per_second": progress.tokens / progress.seconds,
         "memory_gib": memory_gib(),
         "peak_memory_gib": max(collectives.gather_lists([peak_memory_gib()])),
-        "data": data,
+        "data": {
+            "training": total([one.counts for one in sources.values()]).as_dict(),
+            "held-out": total(list(held_out.values())).as_dict(),
+        },
         "world_size": collectives.world_size(),
         "versions": package_versions(PACKAGES),
     }
@@ -70,6 +89,7 @@ def show_report(report: dict, folder: Path) -> None:
     rows += [(f"{kind} rows", _told(counts)) for kind, counts in report["data"].items() if counts["rows"]]
     if report["eval_loss_end"] is not None:
         rows.append(("held-out loss", f"{report['eval_loss_start']:.4f} -> {report['eval_loss_end']:.4f}"))
+    rows += [(name, _told_source(one)) for name, one in report["sources"].items() if len(report["sources"]) > 1]
     if report["reg_loss_end"] is not None:
         rows.append(("orthonormality", f"L_reg = {report['reg_loss_end']:.3g}"))
     rows += [
@@ -85,6 +105,14 @@ def _told(counts: dict) -> str:
     told = [f"{counts['learned_rows']:,} of {counts['rows']:,} taken"]
     told += [f"{counts['cut']:,} cut"] * bool(counts["cut"])
     return ", ".join([*told, *(f"{rows:,} left out: {reason}" for reason, rows in counts["left_out"].items())])
+
+
+def _told_source(source: dict[str, Any]) -> str:
+    """What a run took of one of several sources, in a line."""
+    told = f"{source['taken']:,} times an example of {source['learned_rows']:,}"
+    if source["eval_loss_end"] is None:
+        return told
+    return f"{told}; held-out loss {source['eval_loss_start']:.4f} -> {source['eval_loss_end']:.4f}"
 
 
 def draw_loss(folder: Path) -> None:

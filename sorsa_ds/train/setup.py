@@ -187,7 +187,8 @@ def build_trainer(
         loaded=model.loaded,
         numerics=inputs.numerics,
         batches=inputs.batches,
-        eval_examples=inputs.eval_examples,
+        held_out=inputs.held_out,
+        sources=inputs.sources,
         folder=folder,
         log=log,
         keeper=keeper,
@@ -222,7 +223,7 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
             *method_of(config).rows(config, loaded.targets, engine.trained_numbers, run.regularizer),
             ("ranks", f"{world_size} x {settings.device_type}, ZeRO stage {resolved.zero_stage}"),
             ("batch", batch),
-            ("steps", f"{inputs.batches.steps} over {len(inputs.batches.examples):,} examples"),
+            ("steps", f"{inputs.batches.steps} over {inputs.data_size}"),
             ("run folder", str(run.folder)),
         ]
     )

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.data.batches import BatchPlan, eval_batches
+from sorsa_ds.data.batches import BatchPlan
+from sorsa_ds.data.counts import Taken
+from sorsa_ds.data.stream_batches import StreamBatches
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.engine.engine import SorsaEngine, StepReport
 from sorsa_ds.engine.gather import save_factors
@@ -34,7 +36,8 @@ from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.launcher import begin_again
 from sorsa_ds.runtime.process import memory_gib
 from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
-from sorsa_ds.train.loss import learned_tokens, mean_loss, summed_loss
+from sorsa_ds.train.held_out import held_out_losses
+from sorsa_ds.train.loss import learned_tokens, summed_loss
 from sorsa_ds.train.report import build_report
 from sorsa_ds.train.start_check import check_packed, check_start, largest_gap
 
@@ -45,7 +48,8 @@ class Trainer:
 
     numerics: what decides the base model's numbers besides its weights; its adapter will say it.
     batches: the micro-batches of every step, for this rank.
-    eval_examples: held-out examples, possibly none.
+    held_out: held-out examples of each source of the data that has any.
+    sources: tells for each source what became of its rows, and how many of its examples the run has taken.
     folder: the run's. lock: held on it, to be released at the end.
     keeper: makes the checkpoints; its `progress` is the run's account of how far it is.
     recorder: takes the snapshots for an analysis.
@@ -56,8 +60,9 @@ class Trainer:
     engine: SorsaEngine
     loaded: AdaptedModel
     numerics: Numerics
-    batches: BatchPlan
-    eval_examples: Examples
+    batches: BatchPlan | StreamBatches
+    held_out: dict[str, Examples]
+    sources: Callable[[], dict[str, Taken]]
     folder: Path
     log: RunLog
     keeper: CheckpointKeeper
@@ -124,6 +129,7 @@ class Trainer:
         self.stop_unless_finite(done.reg_loss, "regulariser's value L_reg", progress.step + 1)
         self.stop_unless_finite(done.reg_grad_norm, "norm of the regulariser's gradient", progress.step + 1)
         progress.step, progress.tokens, progress.reg_loss = progress.step + 1, progress.tokens + tokens, done.reg_loss
+        progress.stream = self.batches.state
         self.log.write(
             progress.step,
             loss=loss,
@@ -149,7 +155,7 @@ class Trainer:
             ValueError: the run's folder was taken away, or it cannot be written.
         """
         adapter = self.folder / ADAPTER
-        eval_loss = self.evaluate(self.batches.steps)
+        eval_loss, eval_losses = self.evaluate(self.batches.steps)
         self.recorder.finish()
         check_still_held(self.lock, self.device)
         self.keeper.save()
@@ -162,10 +168,9 @@ class Trainer:
             steps=self.batches.steps,
             losses=losses,
             eval_loss=eval_loss,
-            data={
-                "training": self.batches.examples.counts.as_dict(),
-                "held-out": self.eval_examples.counts.as_dict(),
-            },
+            eval_losses=eval_losses,
+            sources=self.sources(),
+            held_out={name: one.counts for name, one in self.held_out.items()},
         )
         self.log.close(report)
         self.lock.release()
@@ -241,7 +246,7 @@ class Trainer:
             self.device,
             on=0,
         )
-        progress.eval_loss_start = self.evaluate(step=0)
+        progress.eval_loss_start, progress.eval_losses_start = self.evaluate(step=0)
         progress.base_loss, progress.start_loss = base, start
 
     def step(self, step: int) -> tuple[float, float, StepReport]:
@@ -276,27 +281,25 @@ class Trainer:
         done = self.engine.train_step(losses(), len(micro_batches))
         return mean, tokens, done
 
-    def evaluate(self, step: int) -> float | None:
-        """Held-out loss after `step` steps, in nats per learned token; None without held-out data. A collective call.
+    def evaluate(self, step: int) -> tuple[float | None, dict[str, float]]:
+        """Held-out loss after `step` steps, in nats per learned token. A collective call.
+
+        Returns:
+            (the loss over all held-out data, None without any; that of each source, where there are several).
 
         Raises:
             ValueError: the loss is no number.
             StopRequest: a signal came.
         """
-        if not self.eval_examples:
-            return None
-        held_out = eval_batches(
-            self.eval_examples,
-            collectives.rank(),
-            collectives.world_size(),
-            self.batches.micro_batch_size,
-            self.batches.pad_token_id,
-        )
-        loss = mean_loss(self.engine, self.interruptible(held_out), self.device)
+        if not self.held_out:
+            return None, {}
+        size, pad = self.batches.micro_batch_size, self.batches.pad_token_id
+        loss, losses = held_out_losses(self.engine, self.held_out, size, pad, self.device, self.interruptible)
         self.stop_unless_finite(loss, "held-out loss", step)
-        say(f"Step {step}: held-out loss {loss:.4f} nats per token.")
-        self.log.write(step, eval_loss=loss)
-        return loss
+        told = "".join(f"; {name}: {one:.4f}" for name, one in losses.items())
+        say(f"Step {step}: held-out loss {loss:.4f} nats per token{told}.")
+        self.log.write(step, eval_loss=loss, **{f"eval_loss/{name}": one for name, one in losses.items()})
+        return loss, losses
 
     def interruptible(self, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The batches, until a signal to stop comes. Each of them is a collective call.

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sorsa_ds.data.batches import BatchPlan, collate, eval_batches, pad_token_id
-from sorsa_ds.data.order import GlobalOrder
+from sorsa_ds.data.order import GlobalOrder, ShuffledPasses
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import IGNORED
 from tests.helpers.chat_tokenizer import chat_tokenizer
@@ -31,7 +31,7 @@ def step_indices(order: GlobalOrder, step: int, world: int, micro_batch: int) ->
 
 
 def test_every_epoch_takes_each_example_once_in_another_order():
-    order = GlobalOrder(examples=50, global_batch=7, positions=150, seed=3)
+    order = GlobalOrder(ShuffledPasses(50, seed=3), global_batch=7, positions=150)
     epochs = [[order.index(position) for position in range(50 * epoch, 50 * (epoch + 1))] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in [*epochs, list(range(50))]}) == 4
@@ -39,7 +39,7 @@ def test_every_epoch_takes_each_example_once_in_another_order():
 
 @pytest.mark.parametrize(("world", "micro_batch"), SHAPES)
 def test_a_steps_examples_do_not_depend_on_the_ranks(world, micro_batch):
-    order = GlobalOrder.of_run(50, GLOBAL_BATCH, seed=1, epochs=2)
+    order = GlobalOrder.of_run(ShuffledPasses(50, seed=1), GLOBAL_BATCH, epochs=2)
     stream = [order.index(position) for position in range(order.steps * GLOBAL_BATCH)]
     assert order.steps == 9
     for step in range(order.steps):
@@ -49,7 +49,7 @@ def test_a_steps_examples_do_not_depend_on_the_ranks(world, micro_batch):
 
 @pytest.mark.parametrize(("world", "micro_batch"), SHAPES)
 def test_a_run_of_two_epochs_neither_repeats_nor_skips(world, micro_batch):
-    order = GlobalOrder.of_run(50, GLOBAL_BATCH, seed=1, epochs=2)
+    order = GlobalOrder.of_run(ShuffledPasses(50, seed=1), GLOBAL_BATCH, epochs=2)
     taken = [index for step in range(order.steps) for index in step_indices(order, step, world, micro_batch)]
     assert sorted(index for index in taken if index is not None) == sorted([*range(50), *range(50)])
     assert taken.count(None) == 9 * GLOBAL_BATCH - 100
@@ -57,7 +57,7 @@ def test_a_run_of_two_epochs_neither_repeats_nor_skips(world, micro_batch):
 
 
 def test_each_example_of_a_micro_batch_goes_to_one_rank():
-    order = GlobalOrder.of_run(24, 24, seed=0)
+    order = GlobalOrder.of_run(ShuffledPasses(24, seed=0), 24)
     ranks = [{index for batch in order.micro_batches(0, rank, 3, 2) for index in batch} for rank in range(3)]
     assert [len(rank) for rank in ranks] == [8, 8, 8]
     assert set.union(*ranks) == set(range(24))
@@ -65,7 +65,7 @@ def test_each_example_of_a_micro_batch_goes_to_one_rank():
 
 @pytest.mark.parametrize(("world", "micro_batch"), SHAPES)
 def test_examples_of_similar_length_share_a_row_of_micro_batches_the_longest_first(world, micro_batch):
-    order = GlobalOrder.of_run(50, GLOBAL_BATCH, seed=1, epochs=1)
+    order = GlobalOrder.of_run(ShuffledPasses(50, seed=1), GLOBAL_BATCH, epochs=1)
     for step in range(order.steps):
         per_rank = [
             order.micro_batches(step, rank, world, micro_batch, lambda index: index % 7) for rank in range(world)
@@ -81,7 +81,7 @@ def test_examples_of_similar_length_share_a_row_of_micro_batches_the_longest_fir
 
 
 def test_ranks_take_turns_at_the_longest_so_that_none_has_more_of_a_step():
-    order = GlobalOrder.of_run(64, 64, seed=1)
+    order = GlobalOrder.of_run(ShuffledPasses(64, seed=1), 64)
     ranks = [order.micro_batches(0, rank, 4, 2, lambda index: index) for rank in range(4)]
     taken = [sum(index for batch in rank for index in batch) for rank in ranks]
     assert taken == [sum(range(64)) // 4] * 4
@@ -99,20 +99,20 @@ def test_a_plan_pads_no_more_than_the_lengths_of_neighbours_differ():
 
 
 def test_steps_go_on_over_epochs_with_full_batches():
-    order = GlobalOrder.of_run(5, 4, seed=0, steps=10)
+    order = GlobalOrder.of_run(ShuffledPasses(5, seed=0), 4, steps=10)
     assert order.steps == 10
     assert [order.index(position) for position in range(40)].count(None) == 0
 
 
 @pytest.mark.parametrize(("epochs", "positions", "steps"), [(1, 10, 3), (0.5, 5, 2), (1.6, 16, 4), (1e-6, 1, 1)])
 def test_epochs_need_not_be_whole(epochs, positions, steps):
-    order = GlobalOrder.of_run(10, 4, seed=0, epochs=epochs)
+    order = GlobalOrder.of_run(ShuffledPasses(10, seed=0), 4, epochs=epochs)
     assert (order.positions, order.steps) == (positions, steps)
 
 
 def test_the_seed_decides_the_order():
     def stream(seed):
-        return [GlobalOrder.of_run(40, 8, seed).index(position) for position in range(40)]
+        return [GlobalOrder.of_run(ShuffledPasses(40, seed), 8).index(position) for position in range(40)]
 
     assert stream(1) == stream(1)
     assert stream(1) != stream(2)

@@ -38,6 +38,8 @@ class RunProgress:
     seconds, tokens: spent and processed so far.
     base_loss, start_loss: of the pre-trained model and of the adapted one at step 0; None before they are measured.
     reg_loss: L_reg before the last finished step.
+    eval_losses_start: held-out loss at step 0 of each source of the data, where there are several.
+    stream: where streamed data go on; None where the step alone says it.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -49,6 +51,8 @@ class RunProgress:
     start_loss: Finite | None = None
     eval_loss_start: Finite | None = None
     reg_loss: Amount | None = None
+    eval_losses_start: dict[str, Finite] = field(default_factory=dict)
+    stream: dict[str, Any] | None = None
 
     @property
     def started(self) -> bool:

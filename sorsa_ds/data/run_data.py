@@ -1,0 +1,166 @@
+"""What a run learns from and is measured on: one source or several, stored or streamed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from sorsa_ds.config.mixing import sources_of
+from sorsa_ds.config.schema import DataConfig
+from sorsa_ds.data.chat import end_rendering
+from sorsa_ds.data.chat_templates import use_template
+from sorsa_ds.data.examples import HELD_OUT, TRAINING, load_examples
+from sorsa_ds.data.examples import load_held_out as load_stored
+from sorsa_ds.data.mix import WeightedPasses, joined, shares
+from sorsa_ds.data.order import Passes, ShuffledPasses
+from sorsa_ds.data.stream_encoding import BlockEncoder
+from sorsa_ds.data.stream_rows import open_rows
+from sorsa_ds.data.streams import ExampleStream, Place, SourceStream
+from sorsa_ds.data.token_store import Examples
+from sorsa_ds.runtime.console import say
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredData:
+    """Examples that are all there before training begins.
+
+    train: of each source, by its name. held_out: the same, without sources that hold out none.
+    """
+
+    train: dict[str, Examples]
+    held_out: dict[str, Examples]
+
+    @property
+    def examples(self) -> Examples:
+        """The training examples, one source after the other."""
+        return joined(list(self.train.values()))
+
+
+def load_data(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> StoredData:
+    """Read and tokenise every source.
+
+    Args:
+        seed: of the generated data.
+
+    Raises:
+        ValueError: a source cannot be read, does not fit the format, or holds nothing to learn; in a mix the message
+            names it.
+    """
+    train, held_out = {}, {}
+    for name, source in sources_of(data).items():
+        train[name], kept = _named(data, name, partial(load_examples, source, tokenizer, seed))
+        if len(kept):
+            held_out[name] = kept
+    return StoredData(train, held_out)
+
+
+def passes_of(data: DataConfig, train: dict[str, Examples], seed: int) -> Passes:
+    """The order in which the examples of the sources are learned.
+
+    Args:
+        seed: of the order.
+    """
+    sizes = [len(examples) for examples in train.values()]
+    weights = [source.weight for source in data.mix if source.weight is not None]
+    if not weights:
+        return ShuffledPasses(sum(sizes), seed)
+    told = ", ".join(f"{name} {share:.1%}" for name, share in zip(train, shares(weights), strict=True))
+    say(f"Each example is drawn from a source by its weight (data.mix): {told}.")
+    return WeightedPasses(sizes, weights, seed, data.mix_until)
+
+
+def open_stream(
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    saved: dict | None,
+    check: Callable[[Examples], None],
+) -> ExampleStream:
+    """Open every source as a stream.
+
+    Args:
+        seed: of the order.
+        saved: what `ExampleStream.state` was when the run was stopped; None for a new run.
+        check: stops where examples cannot be learned; asked for each block of them.
+
+    Raises:
+        ValueError: a source cannot be read, or does not fit the format; in a mix the message names it.
+    """
+    if data.chat_template is not None:
+        use_template(tokenizer, data.chat_template)
+    sources = sources_of(data)
+    numbers = {name: number for number, name in enumerate(sources)}
+
+    def open_source(name: str, place: Place | None) -> SourceStream:
+        source = sources[name]
+        rows = open_rows(source.path, source.name, source.train_split, "data.path")
+        encode = BlockEncoder(source, tokenizer, TRAINING, source.path)
+
+        def checked(rows: list[dict], first: int) -> Examples:
+            block = encode(rows, first)
+            if len(block):
+                check(block)
+            return block
+
+        own = (seed, numbers[name])
+        return SourceStream(name, rows, checked, size=data.shuffle_buffer, seed=own, place=place)
+
+    def named(name: str, place: Place | None) -> SourceStream:
+        return _named(data, name, partial(open_source, name, place))
+
+    weights = [source.weight or 1.0 for source in data.mix] or [1.0]
+    return ExampleStream(named, dict(zip(sources, weights, strict=True)), seed, saved)
+
+
+def load_held_out(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, Examples]:
+    """The held-out examples of each source that has any, by its name.
+
+    Args:
+        seed: of the generated data.
+
+    Raises:
+        ValueError: a source cannot be read, does not fit the format, or holds nothing to learn.
+    """
+    sources = sources_of(data).items()
+    if not data.streaming:
+        found = {name: _named(data, name, partial(load_stored, one, tokenizer, seed)) for name, one in sources}
+        return {name: examples for name, examples in found.items() if len(examples)}
+    if data.chat_template is not None:
+        use_template(tokenizer, data.chat_template)
+    return {
+        name: _named(data, name, partial(_streamed_held_out, source, tokenizer))
+        for name, source in sources
+        if source.eval_size
+    }
+
+
+def _streamed_held_out(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Examples:
+    path = data.eval_path or data.path
+    name = None if data.eval_path else data.name
+    if data.eval_path is None and data.eval_split == data.train_split:
+        raise ValueError(f"data.eval_split: {data.eval_split} is learned, so the held-out loss would be taken on it")
+    rows = list(islice(open_rows(path, name, data.eval_split, "data.eval_split"), data.eval_size))
+    try:
+        examples = BlockEncoder(data, tokenizer, HELD_OUT, path)(rows, 1)
+    finally:
+        end_rendering()
+    if not len(examples):
+        raise ValueError(
+            f"held-out data ({path}): nothing to learn in any of {len(rows)} rows{examples.counts.reasons()}"
+        )
+    return examples
+
+
+def _named(data: DataConfig, name: str, action: Callable[[], T]) -> T:
+    """What an action gives; its error says which source of a mix it is about."""
+    try:
+        return action()
+    except ValueError as error:
+        if not data.mix:
+            raise
+        raise ValueError(f"data.mix, {name}: {error}") from error

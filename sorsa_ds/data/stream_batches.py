@@ -1,0 +1,115 @@
+"""The micro-batches of a run whose examples are streamed; see `sorsa_ds.data.batches` for those that are stored."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from sorsa_ds.data.batches import collate
+from sorsa_ds.data.counts import Counts, Taken
+from sorsa_ds.data.order import share_of
+from sorsa_ds.data.streams import ExampleStream
+from sorsa_ds.data.tokenize import Example
+from sorsa_ds.runtime import collectives
+
+T = TypeVar("T")
+
+
+class StreamBatches:
+    """All micro-batches of one rank that are still to come, step by step.
+
+    Every rank reads the examples of the whole step, so a step has the same ones on any number of ranks. The next step's
+    are read in a thread while the present one is computed.
+
+    Args:
+        stream: at the first example of the step that comes first.
+        device: over which the ranks tell one another whether reading has failed.
+        steps: optimizer steps of the run.
+    """
+
+    def __init__(
+        self,
+        stream: ExampleStream,
+        *,
+        micro_batch_size: int,
+        accumulation: int,
+        rank: int,
+        world_size: int,
+        pad_token_id: int,
+        steps: int,
+        device: torch.device,
+    ) -> None:
+        self.steps, self.micro_batch_size, self.pad_token_id = steps, micro_batch_size, pad_token_id
+        self.digest = stream.digest
+        self._stream, self._rank, self._world_size, self._device = stream, rank, world_size, device
+        self._global_batch = micro_batch_size * world_size * accumulation
+        first_step, rest = divmod(stream.taken, self._global_batch)
+        assert rest == 0, (stream.taken, self._global_batch)
+        self._step, self._examples = first_step - 1, list[Example]()
+        self._state, self._counts = stream.state, stream.counts
+        self._next = self._read_ahead()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Where the stream is behind the step that was asked for last, in what JSON can hold."""
+        return self._state
+
+    @property
+    def first(self) -> list[Example]:
+        """The examples of the step that comes next, which are waited for. A collective call."""
+        return collectives.together(self._next.result, self._device)[0]
+
+    @property
+    def taken(self) -> dict[str, Taken]:
+        """What became of the rows read up to that step, and the number of examples learned, by source."""
+        places = self._state["places"].items()
+        return {
+            name: Taken(self._counts[name], place["counts"]["learned_rows"] + place["taken"]) for name, place in places
+        }
+
+    def micro_batches(self, step: int) -> list[dict[str, Tensor]]:
+        """This rank's batches of the step that was asked for last, or of the next one; see `collate`.
+
+        A collective call.
+
+        Raises:
+            ValueError: rows cannot be read or rendered, or a source holds nothing to learn; on every rank.
+        """
+        if step != self._step:
+            assert step == self._step + 1, (step, self._step)
+            self._examples, self._state, self._counts = collectives.together(self._next.result, self._device)
+            self._step = step
+            if step + 1 < self.steps:
+                self._next = self._read_ahead()
+        lengths = [len(example["input_ids"]) for example in self._examples]
+        share = share_of(range(len(lengths)), self._rank, self._world_size, self.micro_batch_size, lengths.__getitem__)
+        return [
+            collate([None if index is None else self._examples[index] for index in batch], self.pad_token_id)
+            for batch in share
+        ]
+
+    def _read_ahead(self) -> "Future[tuple[list[Example], dict[str, Any], dict[str, Counts]]]":
+        """Start to read the next step's examples."""
+
+        def read() -> tuple[list[Example], dict[str, Any], dict[str, Counts]]:
+            examples = self._stream.take(self._global_batch)
+            return examples, self._stream.state, self._stream.counts
+
+        return _in_background(read)
+
+
+def _in_background(action: Callable[[], T]) -> "Future[T]":
+    """What an action will give, which runs in a thread that ends with the process."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="stream", daemon=True).start()
+    return future

@@ -1,0 +1,42 @@
+"""The loss on held-out data: over all of it, and over each of its sources."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sorsa_ds.data.batches import eval_batches
+from sorsa_ds.data.token_store import Examples
+from sorsa_ds.data.tokenize import IGNORED
+from sorsa_ds.runtime import collectives
+from sorsa_ds.train.loss import mean_loss
+
+Batches = Iterator[dict[str, Tensor]]
+
+
+def held_out_losses(
+    model: nn.Module,
+    sources: Mapping[str, Examples],
+    micro_batch_size: int,
+    pad_token_id: int,
+    device: torch.device,
+    interruptible: Callable[[Batches], Batches],
+) -> tuple[float, dict[str, float]]:
+    """Held-out loss in nats per learned token. A collective call.
+
+    Args:
+        sources: name -> held-out examples; one or more.
+        interruptible: gives the batches until a signal comes.
+
+    Returns:
+        (the loss over all learned tokens of all sources; that of each source, where there are several).
+    """
+    losses, learned = {}, {}
+    for name, examples in sources.items():
+        batches = eval_batches(examples, collectives.rank(), collectives.world_size(), micro_batch_size, pad_token_id)
+        losses[name] = mean_loss(model, interruptible(batches), device)
+        learned[name] = sum(int((example["labels"][1:] != IGNORED).sum()) for example in examples)
+    if len(losses) == 1:
+        return losses.popitem()[1], {}
+    return math.fsum(losses[name] * learned[name] for name in losses) / sum(learned.values()), losses
