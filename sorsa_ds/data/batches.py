@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds.data.order import GlobalOrder, Passes, ShuffledPasses, rank_slices, turns
-from sorsa_ds.data.packing import Packing, collate_packed, packed_rows
+from sorsa_ds.data.order import GlobalOrder, Passes, ShuffledPasses, rank_slices
+from sorsa_ds.data.packing import Packing, collate_packed, packed_share
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import IGNORED, Example
 
@@ -85,12 +85,10 @@ class BatchPlan:
     def packed(self, step: int) -> list[list[list[Example]]]:
         """This rank's examples of a step in packed rows: those of each row, for each forward pass."""
         assert self.packing is not None
-        at_once = self.packing.rows
         indices = [index for index in self.order.of_step(step) if index is not None]
         lengths = [int(self.examples.lengths[index]) for index in indices]
-        rows = packed_rows(lengths, self.packing, self.world_size, self.accumulation)
-        passes = turns(len(rows) // (self.world_size * at_once), self.rank, self.world_size, at_once)
-        return [[[self.examples[indices[place]] for place in rows[at]] for at in one] for one in passes]
+        share = packed_share(lengths, self.packing, self.rank, self.world_size, self.accumulation)
+        return [[[self.examples[indices[place]] for place in row] for row in rows] for rows in share]
 
 
 def eval_batches(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sorsa_ds.data.order import turns
 from sorsa_ds.data.tokenize import IGNORED, Example
 
 
@@ -33,6 +34,18 @@ class Packing:
                 grows with the examples' own lengths and not with the square of the row's.
         """
         return cls(1, micro_batch_size * max_length) if joined else cls(micro_batch_size, max_length)
+
+
+def packed_share(
+    lengths: Sequence[int], packing: Packing, rank: int, world: int, most_passes: int
+) -> list[list[list[int]]]:
+    """The part of a step's packed rows that one rank takes: those of each forward pass, see `packed_rows`.
+
+    Passes have rows of similar length, and the ranks take turns at the longest ones, as without packing (`order`).
+    """
+    rows = packed_rows(lengths, packing, world, most_passes)
+    passes = turns(len(rows) // (world * packing.rows), rank, world, packing.rows)
+    return [[rows[at] for at in one] for one in passes]
 
 
 def packed_rows(lengths: Sequence[int], packing: Packing, world: int, most_passes: int) -> list[list[int]]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from sorsa_ds.data.batches import BatchPlan
 from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import schedule
@@ -215,7 +216,7 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
         f"{resolved.global_batch_size} = {resolved.micro_batch_size} x {world_size} ranks x "
         f"{resolved.gradient_accumulation_steps} accumulated"
     )
-    if inputs.batches.packing is not None:
+    if isinstance(inputs.batches, BatchPlan) and inputs.batches.packing is not None:
         batch += f", packed: {len(inputs.batches.packed(0))} in the first step"
     return table(
         [

@@ -94,7 +94,8 @@ class Trainer:
             StopRequest: a signal came; nothing is saved for it yet.
         """
         progress = self.progress
-        check_packed(self.engine, self.batches, self.device, self.config.train.precision)
+        if isinstance(self.batches, BatchPlan):  # a stream is not packed
+            check_packed(self.engine, self.batches, self.device, self.config.train.precision)
         if progress.started:
             self.measure_on_the_way()
         else:

@@ -89,6 +89,7 @@ def test_a_step_takes_as_few_passes_as_hold_it():
     assert len(packed_rows([25] * 16, Packing(rows=2, length=100), 2, 4)) == 4  # one pass of two ranks
     assert len(packed_rows([25] * 17, Packing(rows=2, length=100), 2, 5)) == 8
     assert len(packed_rows([60] * 4, Packing(rows=1, length=100), 1, 9)) == 4  # 240 tokens would fit into three rows
+    assert len(packed_rows([60] * 8, Packing(rows=1, length=100), 1, 9)) == 8
 
 
 def test_a_large_step_is_planned_in_a_moment():

@@ -116,7 +116,9 @@ def test_a_steps_examples_do_not_depend_on_the_ranks(data, world, micro):
 def test_a_step_can_be_asked_for_again(data):
     batches = batches_of(data)
     first = batches.micro_batches(0)
-    assert all(torch.equal(one["labels"], other["labels"]) for one, other in zip(first, batches.micro_batches(0)))
+    assert all(
+        torch.equal(one["labels"], other["labels"]) for one, other in zip(first, batches.micro_batches(0), strict=True)
+    )
     assert not torch.equal(batches.micro_batches(1)[0]["labels"], first[0]["labels"])
 
 
