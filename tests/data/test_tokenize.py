@@ -294,9 +294,7 @@ def test_long_rows_are_dropped_and_counted_or_stop_the_run(tokenizer):
     texts, most = ["one", "one two three", "one"], len(short["labels"])
     found = encoded(texts, tokenizer, most, "drop")
     assert (len(found.examples), found.cut, dict(found.left_out)) == (2, 0, {TOO_LONG: 1})
-    with pytest.raises(
-        ValueError, match=rf"^data\.jsonl, row 2: it has \d+ tokens, more .*max_length \({most}\)"
-    ):
+    with pytest.raises(ValueError, match=rf"^data\.jsonl, row 2: it has \d+ tokens, more .*max_length \({most}\)"):
         encoded(texts, tokenizer, most, "error")
     assert len(encoded(texts[::2], tokenizer, most, "error").examples) == 2
 
