@@ -101,7 +101,7 @@ def show_report(report: dict, folder: Path) -> None:
 
 
 def _told(counts: dict) -> str:
-    """What became of rows, from `Counts.as_dict`."""
+    """What became of rows, in words."""
     told = [f"{counts['learned_rows']:,} of {counts['rows']:,} taken"]
     told += [f"{counts['cut']:,} cut"] * bool(counts["cut"])
     return ", ".join([*told, *(f"{rows:,} left out: {reason}" for reason, rows in counts["left_out"].items())])

@@ -34,6 +34,10 @@ def test_a_run_leaves_what_it_promises(zero3):
         assert all(math.isfinite(value) for value in metrics(folder, key)), key
     report = json.loads((folder / "report.json").read_text())
     assert report["start_loss"] == pytest.approx(report["base_loss"], rel=1e-5)
+    for kind, counts in report["data"].items():
+        assert counts["rows"] == counts["learned_rows"] + sum(counts["left_out"].values()), kind
+        assert 0 < counts["learned_tokens"] < counts["tokens"], kind
+        assert f"{kind} rows" in printed
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["train"]["micro_batch_size"] == 2
     assert config["train"]["gradient_accumulation_steps"] == 2
@@ -131,6 +135,6 @@ def test_an_error_on_one_rank_ends_all_with_its_message_first(project, tmp_path)
 
 def test_command_lines_are_read_without_pytorch():
     """It takes seconds to import, and a mistake or a call for help is answered at once."""
-    rooms = "train", "plan", "evaluate", "export", "study.analysis"
+    rooms = "train", "plan", "preview", "evaluate", "export", "study.analysis"
     code = f"import sys, {', '.join(f'sorsa_ds.{room}.options' for room in rooms)}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], text=True, capture_output=True).stdout == "False\n"

@@ -147,11 +147,6 @@ def test_refusals_end_with_code_2_and_help_comes_at_once(tmp_path):
     assert "data.truncation" in helped.stdout
 
 
-def test_the_command_line_is_read_without_libraries():
-    program = "import sys, sorsa_ds.cli.preview, sorsa_ds.preview.options; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
-
-
 def test_defaults_are_those_of_the_settings():
     assert parse([]).config.data == DataConfig()
     assert (parse([]).examples, parse([]).as_json, parse(["--json"]).as_json) == (3, False, True)
