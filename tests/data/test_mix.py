@@ -143,7 +143,11 @@ def test_an_error_names_the_source(files):
 
 def test_sources_of_one_name_are_told_apart(files):
     stories = str(files[0])
-    twice = [MixedSource(path=stories, train_split="train[:4]"), MixedSource(path=stories), MixedSource(path="a/b", name="c")]
+    twice = [
+        MixedSource(path=stories, train_split="train[:4]"),
+        MixedSource(path=stories),
+        MixedSource(path="a/b", name="c"),
+    ]
     sources = sources_of(DataConfig(mix=twice, train_split="train[4:]", max_length=9))
     assert list(sources) == ["stories.jsonl (1)", "stories.jsonl (2)", "a/b:c"]
     assert [one.train_split for one in sources.values()] == ["train[:4]", "train[4:]", "train[4:]"]

@@ -116,7 +116,9 @@ def test_a_steps_examples_do_not_depend_on_the_ranks(data, world, micro):
 def test_a_step_can_be_asked_for_again(data):
     batches = batches_of(data)
     first = batches.micro_batches(0)
-    assert all(torch.equal(one["labels"], other["labels"]) for one, other in zip(first, batches.micro_batches(0)))
+    assert all(
+        torch.equal(one["labels"], other["labels"]) for one, other in zip(first, batches.micro_batches(0), strict=True)
+    )
     assert not torch.equal(batches.micro_batches(1)[0]["labels"], first[0]["labels"])
 
 
@@ -213,7 +215,9 @@ def test_columns_that_come_later_are_read_and_those_that_are_missing_are_empty(t
     assert sum("### Input:\ncontext" in text for text in found) == 1
     rows.append({"messages": [{"role": "user", "content": "?"}]})
     data = DataConfig(path=str(write(tmp_path, "a.jsonl", rows)), streaming=True, shuffle_buffer=10, eval_size=0)
-    with pytest.raises(ValueError, match="from row 11 on there are other columns .'messages'.*would be chat, no longer al"):
+    with pytest.raises(
+        ValueError, match="from row 11 on there are other columns .'messages'.*would be chat, no longer al"
+    ):
         stream_of(data).take(11)
 
 
