@@ -234,9 +234,13 @@ def cut_right(example: Example, max_length: int) -> Example:
 
 
 def cut_left(example: Example, max_length: int, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """The last tokens of an example. A BOS at its beginning stays, and the first token is never learned."""
+    """The last tokens of an example. A BOS at its beginning stays, and the first token is never learned.
+
+    Some tokenizers call the marker of a turn their BOS; it comes more than once, and goes with its turn.
+    """
     begins = example["input_ids"][:1]
-    kept = int(tokenizer.bos_token_id is not None and begins[0] == tokenizer.bos_token_id)
+    is_bos = example["input_ids"] == (-1 if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
+    kept = int(is_bos[0] and is_bos.sum() == 1)
     ends = slice(len(example["labels"]) - max_length + kept, None)
     ids = np.concatenate([begins[:kept], example["input_ids"][ends]])
     labels = np.concatenate([example["labels"][:kept], example["labels"][ends]])

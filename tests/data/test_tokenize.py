@@ -7,8 +7,18 @@ from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizer
 
+from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.formats import Rendered, prompt_for
-from sorsa_ds.data.tokenize import IGNORED, encode, encode_all, show_example
+from sorsa_ds.data.tokenize import (
+    IGNORED,
+    TOO_LONG,
+    Encoded,
+    Encoder,
+    encode,
+    encode_all,
+    encode_rows,
+    show_example,
+)
 from tests.helpers import small_data
 from tests.helpers.chat_tokenizer import CHATML, chat_tokenizer
 from tests.helpers.llama_tokenizer import llama_tokenizer
@@ -239,3 +249,62 @@ def test_an_example_is_shown_with_its_parts_told_apart(tokenizer):
     before, after = shown.split(f"--- learned, {learned} tokens ---\n")
     assert before.endswith("1+1?\n\n### Response:\n")
     assert after.strip() == "Two." + tokenizer.eos_token
+
+
+def encoded(texts: list[str], tokenizer, most: int, truncation: str) -> Encoded:
+    """Rows of gsm8k that answer with these texts, as examples of at most so many tokens."""
+    rows = Dataset.from_list([{"question": "How many?", "answer": text} for text in texts])
+    data = DataConfig(max_length=most, truncation=truncation)
+    return encode_rows(rows, 0, Encoder.of(data, rows.column_names, tokenizer, "data.jsonl"))
+
+
+def test_on_the_left_the_response_stays_and_a_bos(tokenizer):
+    [whole] = encoded(["one two three four"], tokenizer, 1000, "left").examples
+    learned = int((whole["labels"] != IGNORED).sum())
+    has_bos = int(whole["input_ids"][0] == tokenizer.bos_token_id)
+    for most in (len(whole["labels"]) - 1, learned + 3):
+        found = encoded(["one two three four"], tokenizer, most, "left")
+        [example] = found.examples
+        assert (found.cut, len(example["labels"])) == (1, most)
+        assert learned_text(example, tokenizer) == "one two three four" + tokenizer.eos_token
+        assert example["input_ids"][has_bos:].tolist() == whole["input_ids"][has_bos - most :].tolist()
+        assert (example["input_ids"][0] == tokenizer.bos_token_id) == has_bos
+
+
+def test_a_marker_of_turns_is_no_bos_though_the_tokenizer_calls_it_so():
+    tokenizer = chat_tokenizer()
+    turns = [{"role": "user", "content": "Why? " * 9}, {"role": "assistant", "content": "So."}]
+    rows = Dataset.from_list([{"messages": turns}])
+    encoder = Encoder.of(DataConfig(max_length=20, truncation="left"), rows.column_names, tokenizer, "rows")
+    [example] = encode_rows(rows, 0, encoder).examples
+    assert example["input_ids"][0] != tokenizer.bos_token_id
+    assert tokenizer.decode(example["input_ids"]).endswith("Why? <|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>")
+
+
+def test_a_response_that_is_cut_on_the_left_does_not_learn_its_first_token():
+    tokenizer = chat_tokenizer()
+    [example] = encoded(["one two three " * 20], tokenizer, 9, "left").examples
+    assert example["labels"][0] == IGNORED
+    assert example["labels"][1:].tolist() == example["input_ids"][1:].tolist()
+    assert example["labels"][-1] == tokenizer.eos_token_id
+
+
+def test_long_rows_are_dropped_and_counted_or_stop_the_run(tokenizer):
+    [short] = encoded(["one"], tokenizer, 1000, "drop").examples
+    texts, most = ["one", "one two three", "one"], len(short["labels"])
+    found = encoded(texts, tokenizer, most, "drop")
+    assert (len(found.examples), found.cut, dict(found.left_out)) == (2, 0, {TOO_LONG: 1})
+    with pytest.raises(
+        ValueError, match=rf"^data\.jsonl, row 2: it has \d+ tokens, more .*max_length \({most}\)"
+    ):
+        encoded(texts, tokenizer, most, "error")
+    assert len(encoded(texts[::2], tokenizer, most, "error").examples) == 2
+
+
+def test_counts_hold_every_row_and_token(tokenizer):
+    found = encoded(["one", "", "two " * 400], tokenizer, 200, "drop")
+    counts = found.counts + found.counts
+    assert counts.rows == 6 == counts.learned_rows + sum(counts.left_out.values())
+    assert set(counts.left_out.values()) == {2}
+    assert counts.tokens == 2 * len(found.examples[0]["labels"])
+    assert counts.learned_tokens == 2 * int((found.examples[0]["labels"] != IGNORED).sum())

@@ -154,7 +154,7 @@ def _documents(options: Options, setting: Setting) -> list[Example]:
         layout = resolve_format("auto", rows.column_names, options.columns)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
-    examples, left_out, _ = encode_all(rows, layout, setting.tokenizer, _UNLIMITED, what)
-    for reason, count in left_out.items():
+    found = encode_all(rows, layout, setting.tokenizer, _UNLIMITED, what)
+    for reason, count in found.left_out.items():
         say(f"{count} of {len(rows)} rows are left out: {reason}.")
-    return examples
+    return found.examples
