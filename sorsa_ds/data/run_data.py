@@ -150,9 +150,8 @@ def _streamed_held_out(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> 
     finally:
         end_rendering()
     if not len(examples):
-        raise ValueError(
-            f"held-out data ({path}): nothing to learn in any of {len(rows)} rows{examples.counts.reasons()}"
-        )
+        reasons = examples.counts.reasons()
+        raise ValueError(f"held-out data ({path}): nothing to learn in any of {len(rows)} rows{reasons}")
     return examples
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from huggingface_hub import HfApi, ModelCardData
 
+from sorsa_ds.config.mixing import sources_of
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
 from sorsa_ds.export.options import Format
 from sorsa_ds.run.source import Source
@@ -94,7 +95,7 @@ def _rows(source: Source, base: str) -> list[tuple[str, str]]:
         ("learning rate", f"{config.train.learning_rate:g}"),
         ("global batch", str(config.train.global_batch_size)),
         ("precision", source.precision.name),
-        ("data", _data(config.data)),
+        ("data", "; ".join(map(_data, sources_of(config.data).values()))),
     ]
     for name, key in _FIGURES.items():
         if (value := report.get(key)) is not None:

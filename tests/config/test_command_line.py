@@ -1,11 +1,12 @@
 """The command line: spellings, precedence, error messages, help, and YAML that reads back."""
 
+import re
 import time
 from pathlib import Path
 
 import pytest
 
-from sorsa_ds.config.command_line import to_yaml
+from sorsa_ds.config.command_line import load_settings, to_yaml, with_absolute_paths
 from sorsa_ds.config.fields import leaves
 from sorsa_ds.config.schema import DataConfig, OutputConfig, RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.train.options import parse
@@ -267,3 +268,39 @@ def test_default_recipe_is_the_defaults_with_their_help():
 def test_every_shipped_recipe_is_valid(recipe):
     config = parse(["--config", str(recipe)]).config
     assert (config == RunConfig()) == (recipe.name == "default.yaml")
+
+
+SOURCES = ("data.mix", "[{path: a.jsonl, weight: 2}, {path: b/c, weight: 1, columns: {prompt: q}, eval_size: 0}]")
+
+
+def test_a_mix_is_read_and_written_back(tmp_path):
+    config = load_settings(RunConfig, None, [SOURCES])
+    assert [(one.path, one.weight, one.eval_size) for one in config.data.mix] == [("a.jsonl", 2, None), ("b/c", 1, 0)]
+    file = tmp_path / "again.yaml"
+    file.write_text(to_yaml(config))
+    assert "mix: [{path: a.jsonl, weight: 2.0}, {columns: {prompt: q}, eval_size: 0, path: b/c" in file.read_text()
+    assert load_settings(RunConfig, file) == config
+
+
+def test_files_of_a_mix_get_absolute_paths(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    config = with_absolute_paths(load_settings(RunConfig, None, [SOURCES]))
+    assert [one.path for one in config.data.mix] == [str(tmp_path / "a.jsonl"), "b/c"]
+
+
+@pytest.mark.parametrize(
+    ("mix", "more", "said"),
+    [
+        ("[{path: a, wieght: 2}]", [], "wieght of element 1: Unexpected keyword argument"),
+        ("[{path: a}, {path: 3}]", [], "path of element 2: Input should be a valid string"),
+        ("[{path: a, weight: 0}]", [], "weight of element 1: Input should be greater than 0"),
+        ("[a]", [], "data.mix = ['a']: must be list of mapping with path, weight, name"),
+        ("[{path: a, weight: 1}, {path: b}]", [], "data.mix: give every source a weight, or none; there is none at b"),
+        ("[{path: a}]", [("data.path", "b")], "data.path: with data.mix each source names its own"),
+        ("[{path: a}]", [("data.eval_path", "b")], "data.eval_path: with data.mix each source names its own"),
+    ],
+)
+def test_a_mix_that_cannot_be_is_refused_with_the_place(mix, more, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        load_settings(RunConfig, None, [("data.mix", mix), *more])

@@ -33,6 +33,26 @@ BATCH = whole(1, 1_000_000)
 LIST_OR_WORDS = either(words, many(words))
 OPEN_BATCH, OPEN_COUNT, OPEN_WORDS = (either(nothing, rule) for rule in (BATCH, COUNT, words))
 OPEN_RANK = either(nothing, RANK)
+FORMAT = one_of("auto", "metamath", "codefeedback", "alpaca", "gsm8k", "chat", "completion", "tokens", "text")
+SOURCE: dict[str, Rule] = {
+    "path": name,
+    "weight": either(nothing, ABOVE_ZERO),
+    "name": OPEN_WORDS,
+    "format": either(nothing, FORMAT),
+    "columns": either(nothing, mapping(words, name)),
+    "prompt": OPEN_WORDS,
+    "train_split": OPEN_WORDS,
+    "eval_path": either(nothing, name),
+    "eval_split": OPEN_WORDS,
+    "eval_size": either(nothing, COUNT_FROM_0),
+}
+
+
+def source(value) -> bool:
+    """A source of a mix: a mapping with a path, and no entries but those of SOURCE."""
+    known = isinstance(value, dict) and "path" in value and value.keys() <= SOURCE.keys()
+    return known and all(SOURCE[key](inner) for key, inner in value.items())
+
 
 SETTINGS: dict[str, Rule] = {
     "model": name,
@@ -69,9 +89,7 @@ SETTINGS: dict[str, Rule] = {
     "regularizer.reorthonormalize": COUNT_FROM_0,
     "data.path": name,
     "data.name": OPEN_WORDS,
-    "data.format": one_of(
-        "auto", "metamath", "codefeedback", "alpaca", "gsm8k", "chat", "completion", "tokens", "text"
-    ),
+    "data.format": FORMAT,
     "data.columns": mapping(words, name),
     "data.prompt": OPEN_WORDS,
     "data.train_split": words,
@@ -80,6 +98,10 @@ SETTINGS: dict[str, Rule] = {
     "data.eval_size": COUNT_FROM_0,
     "data.max_length": whole(8, 10**7),
     "data.packing": flag,
+    "data.mix": either(many(source), lambda value: value == []),
+    "data.mix_until": one_of("all_exhausted", "first_exhausted"),
+    "data.streaming": flag,
+    "data.shuffle_buffer": whole(1, 10**6),
     "train.steps": OPEN_COUNT,
     "train.epochs": ABOVE_ZERO,
     "train.global_batch_size": OPEN_BATCH,

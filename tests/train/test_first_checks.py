@@ -200,3 +200,9 @@ def test_the_command_ends_before_anything_is_prepared(work, no_key):
     assert "data.path: no file or folder 'no.jsonl'" in done.stderr
     assert "output.wandb=online: there is no key" in done.stderr
     assert not (work / "new").exists()
+
+
+def test_every_source_of_a_mix_is_looked_at(work):
+    mix = "data.mix=[{path: word-problems}, {path: nowhere.jsonl}]"
+    told = fault(work, "data.path=word-problems", mix)
+    assert told.startswith("data.mix, nowhere.jsonl: data.path: no file or folder 'nowhere.jsonl' here")

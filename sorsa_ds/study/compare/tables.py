@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sorsa_ds.config.mixing import sources_of
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.settings import listed
 from sorsa_ds.runtime.files import write_json, write_text
@@ -131,7 +132,9 @@ def as_json(comparison: Comparison) -> dict:
 def _setup(comparison: Comparison) -> list[str]:
     """Lines on what the runs have in common, with a warning where they ran on different numbers of ranks."""
     config = comparison.settings
-    lines = [f"{config.model} on {config.data.path}, {_rank(config)}."]
+    lines = [
+        f"{config.model} on {', '.join(source.path for source in sources_of(config.data).values())}, {_rank(config)}."
+    ]
     ranks = sorted({run.report["world_size"] for run in comparison.runs})
     if ranks:
         report = comparison.runs[0].report
