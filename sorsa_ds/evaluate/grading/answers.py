@@ -20,10 +20,10 @@ _BELOW = re.compile(
     r"(?=(\*{1,3}|__?)[^*_\n]+\2[ \t.!]*$|(?:[A-Z]{2,3}\s?)?[^\w\s.,:;!?'\"()|#]{0,3}\.?\d)",
     re.MULTILINE,
 )
-_ABBREVIATION = r"(?<!\bM[rs])(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bU\.S)"
+_ABBREVIATION = r"(?<!\bM[rs])(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bU\.S)(?<!\b[Aa]pprox)"
 _END_OF_SENTENCE = re.compile(_ABBREVIATION + r"\.(?=\$?(?:\s+[(\"]?[A-Z]|\s*$))|(?<=!)(?=\$?(?:\s+[A-Z]|\s*$))")
 _EXCLAIMED = re.compile(r"(\d?)!$")
-_REASON = re.compile(r"[,;]?(?<=\S)\s+(?:so|because|since|which|therefore|thus|hence)\b.*")
+_REASON = re.compile(r"[,;]?(?<=\S)(?<!\bor)\s+(?:so|because|since|which|therefore|thus|hence)\b.*")
 
 
 def announced(text: str) -> str | None:

@@ -14,6 +14,7 @@ _FRACTION = re.compile(r"(\d?)([¼-¾⅐-⅞↉])")
 _RAISED = re.compile(r"[⁰¹²³⁴-⁹⁺⁻]+")
 _LOWERED = re.compile(r"[₀-₉]+")
 _ROOT = re.compile(r"([√∛])\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
+_UNUSUAL = re.compile(r"[ \t]*([^\x00-\x7f])")
 _REMARK_DASH = re.compile(r"(?<=\w)[—―](?=[^\W\d])|(?<=[^\W\d])[—―](?=\w)")
 
 
@@ -33,8 +34,8 @@ def plain_characters(text: str) -> str:
 
 
 def undecorated(text: str) -> str:
-    """The text without emoji and characters that are not seen; signs such as ° stay."""
-    return text if text.isascii() else "".join(sign for sign in text if sign in _SIGNS or not _is_decoration(sign))
+    """The text without emoji, the spaces before them, and characters that are not seen; signs such as ° stay."""
+    return _UNUSUAL.sub(lambda found: "" if found[1] not in _SIGNS and _is_decoration(found[1]) else found[0], text)
 
 
 def _plain(sign: str) -> str:

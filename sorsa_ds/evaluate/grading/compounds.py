@@ -50,9 +50,9 @@ class Compound(NamedTuple):
 
 def compound(text: str) -> Compound | None:
     """The quantity with which a text begins, in one unit or in several from the largest to the smallest, else None."""
-    first, total, units, end = "", Fraction(0), [], 0
+    first, total, end, position = "", Fraction(0), 0, 0
+    units: list[str] = []
     scale: dict[str, int] = {}
-    position = 0
     while part := _PART.match(text, position):
         unit = _unit(part[2], within_hours="hour" in units)
         if not units:
@@ -62,7 +62,7 @@ def compound(text: str) -> Compound | None:
         total += sum(map(Fraction, part[1].replace(",", "").split())) * scale[unit]
         units.append(unit)
         end = part.end()
-        position = _JOINED.match(text, end).end()
+        position = joined.end() if (joined := _JOINED.match(text, end)) else end
     return Compound(first, total, units, scale, end) if units else None
 
 

@@ -12,6 +12,7 @@ from math_verify import parse, verify
 from sympy import Basic, Eq, FiniteSet, Float, Interval, Tuple
 
 from sorsa_ds.evaluate.grading.characters import plain_characters
+from sorsa_ds.evaluate.grading.compounds import NUMBER
 from sorsa_ds.evaluate.grading.money import currencies, without_currency
 from sorsa_ds.evaluate.grading.prose import readings
 from sorsa_ds.evaluate.grading.quantities import measured, name_of
@@ -21,11 +22,18 @@ Verdict = Literal["right", "wrong", "unparsable"]
 
 _INSIDE_NUMBER = re.compile(r"(?<=\d)(?:\\[,!: ]|\{,\})(?=\d{3})|(?<=\d)[ ~'](?=\d{3}(?!\d))")
 _POINTS_FOR_THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d{1,2})(?![\d,])")
-_RANGE = re.compile(r"([\d,.]+)(?:[-~]| to )([\d,.]+)(?: [A-Za-z]{2,}.*)?")
+_SILENT_ZEROS = re.compile(r"(?<![\d:])(\d+)(?:\.0+(?=\s*\\?%)|:00(?=\s*[ap]\.?m\b))")
+_RANGE = re.compile(rf"({NUMBER})(?:[-~]| to )({NUMBER})(?: [A-Za-z]{{2,}}.*)?")
 _DRESS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]|\\(?:left|right)(?![a-z])")
 _MIXED_NUMBER = re.compile(r"(?<![\d.^])(-?)(\d+)\s+(\d+)/(\d+)")
 _LETTER = re.compile(r"(\(?)([A-Za-z])\)?")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]?[a-z]{3,}|\b(?:i\.e|e\.g)|[(\[]\s*=|[^\x00-\x7f\w]")
+_NAMED_IN_LATEX = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname|begin|end)\s*\{[^{}]*\}")
+_MATHEMATICAL = re.compile(
+    r"sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|exp|sqrt|mod|gcd|lcm|[Ii]nf(?:ty|inity)?|min|max|lim"
+    r"|cis|det|percent|pct|base|frac|union|theta|alpha|beta|gamma|lambda"
+)
 _BASE = re.compile(r"(?<![\^\\\w])[\dA-F]*\d[\dA-F]*_")
 
 
@@ -70,24 +78,27 @@ def _compared(wanted: str, given: str) -> Verdict:
     (wanted, wanted_unit), (given, given_unit) = measured(wanted), measured(given)
     if wanted_unit and given_unit and wanted_unit != given_unit:
         return "wrong"
+    if _has_prose(given) and not _has_prose(_TEXT.sub(r"\1", wanted)):
+        return "unparsable"
     return _verified(_improper(wanted), _improper(given))
 
 
 def clean_expression(text: str) -> str:
     """The expression in plain characters, without currencies, LaTeX's brackets, a final full stop, marks in numbers."""
-    text = _DRESS.sub("", without_currency(plain_characters(text))).strip().rstrip(".").strip()
+    text = _DRESS.sub("", without_currency(plain_characters(text))).strip().rstrip(".?").strip()
     text = _POINTS_FOR_THOUSANDS.sub(lambda found: f"{found[1].replace('.', '')}.{found[2]}", text)
-    return _INSIDE_NUMBER.sub("", text)
+    return _SILENT_ZEROS.sub(r"\1", _INSIDE_NUMBER.sub("", text))
+
+
+def _has_prose(text: str) -> bool:
+    """Whether this has words, of which math-verify would read each letter as a factor and `and` as a list's comma."""
+    return not all(_MATHEMATICAL.fullmatch(word) for word in _WORD.findall(_NAMED_IN_LATEX.sub("", text)))
 
 
 def _is_range(text: str) -> bool:
     """Whether this is all from one number up to a larger: `3-5`, which math-verify would read as -2, `3 to 5`."""
     found = _RANGE.fullmatch(text)
-    return bool(found) and _number(found[1]) < _number(found[2])
-
-
-def _number(text: str) -> float:
-    return float(re.sub(r"[,.](?!\d)|,", "", text) or "nan")
+    return found is not None and float(found[1].replace(",", "")) < float(found[2].replace(",", ""))
 
 
 def _is_bound(text: str) -> bool:

@@ -2,16 +2,23 @@
 
 import re
 
-_SMALL = {word: value for value, word in enumerate(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen".split()
-)}  # fmt: skip
-_TENS = {word: 10 * value for value, word in enumerate(
-    "twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2
-)}  # fmt: skip
+
+def words_of(text: str) -> frozenset[str]:
+    """The words of a text, as a set."""
+    return frozenset(text.split())
+
+
+_UNITS = (
+    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
+    "|eighteen|nineteen"
+)
+_TENS = "twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
+_VALUES = {word: value for value, word in enumerate(_UNITS.split("|"))} | {
+    word: 10 * value for value, word in enumerate(_TENS.split("|"), start=2)
+}
 _POWERS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
-NUMBER_WORDS = "|".join([*_SMALL, *_TENS])
+NUMBER_WORDS = f"{_UNITS}|{_TENS}"
 """The words of small numbers, as a regular expression."""
 
 
@@ -20,8 +27,8 @@ def in_words(text: str) -> tuple[int, list[str]] | None:
     words = re.findall("[a-z]+", text.lower())
     total = part = used = 0
     for word in words:
-        if word in _SMALL or word in _TENS:
-            part += _SMALL.get(word, 0) + _TENS.get(word, 0)
+        if word in _VALUES:
+            part += _VALUES[word]
         elif used and word == "hundred":
             part *= 100
         elif used and word in _POWERS:

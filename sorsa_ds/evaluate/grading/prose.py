@@ -8,9 +8,11 @@ number, and then nothing is read.
 import re
 from fractions import Fraction
 
+from sympy import sympify
+
 from sorsa_ds.evaluate.grading.compounds import NUMBER, Compound, compound
 from sorsa_ds.evaluate.grading.money import currencies
-from sorsa_ds.evaluate.grading.number_words import NUMBER_WORDS, in_words
+from sorsa_ds.evaluate.grading.number_words import NUMBER_WORDS, in_words, words_of
 from sorsa_ds.evaluate.grading.quantities import MAGNITUDES
 
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|underline)\s*\{([^{}]*)\}")
@@ -18,22 +20,22 @@ _QUOTED = re.compile(r'^"([^"]*)"$')
 _INTRODUCTION = re.compile(rf"(?i:in|after|for|within|during|at|by|with)\s+(?:the\s+)?{NUMBER}(?:\s+[A-Za-z]+)+,\s+")
 _BEFORE = re.compile(r"(?P<words>(?:[A-Za-z][A-Za-z'.-]*(?=[\s,:=])|[\s,])*)(?P<joint>[:=]?)\s*")
 _ABOUT = re.compile(r"(?:~|\\approx\b|\\sim\b)\s*")
-_VERBS = frozenset(
+_VERBS = words_of(
     "is are was were be equals equal has have had makes make made gets get got costs cost takes take took needs need "
     "earns earn earned sells sell sold spends spend spent leaves leave left pays pay paid saves save saved buys buy "
     "bought becomes become remain remains remained gives give gave receives receive received eats eat ate reads read "
-    "travels weighs totals owes collects collected uses used can will must would could should did".split()
+    "travels weighs totals owes collects collected uses used can will must would could should did"
 )
-_DENIES = frozenset("not no never none neither nor either or if unless except without wrong incorrect false".split())
-_BOUNDS = frozenset(
+_DENIES = words_of("not no never none neither nor either or if unless except without wrong incorrect false")
+_BOUNDS = words_of(
     "more less fewer greater larger smaller higher lower over under above below beyond exceed exceeds exceeding least "
-    "most until till up between from nearly almost maximum minimum max min".split()
+    "most until till up between from nearly almost maximum minimum max min"
 )
-_CALCULATES = frozenset(
+_CALCULATES = words_of(
     "half halves third thirds quarter quarters fourth fourths fifth fifths sixth eighth tenth tenths twice thrice "
     "double triple quadruple times root square squared cube cubed sum difference product quotient ratio remainder "
     "percent log ln sin cos tan sqrt mod modulo base power factor factorial multiple plus divided multiplied every "
-    "reciprocal inverse pi hundred thousand million billion dozen".split()
+    "reciprocal inverse pi hundred thousand million billion dozen"
 )
 _SIGNS = frozenset({"minus", "negative"})
 
@@ -45,16 +47,20 @@ _OF_MONEY = {"m": "million", "b": "billion", "T": "trillion", "t": "trillion"}
 _STEM = re.compile(
     rf"(?P<sum>[^A-Za-z]*=\s*)?(?P<amount>{_AMOUNT})(?P<big>\s?(?:K|k|M|m|mn|mln|B|b|bn|T|t)(?![A-Za-z^/.]))?"
     r"(?P<unit>(?:(?:\s*|-)[A-Za-z][A-Za-z'./-]*(?:\^\{?\d\}?)?(?:\s+[A-Za-z][A-Za-z'./-]*(?:\^\{?\d\}?)?)*?)?)"
-    r"(?P<remark>|\s*[,;(].*|\s*:\s.*|\s+-\s.*|\s+(?:for|after|during|within|at|when|from)\s(?=.*\d).*)",
+    r"(?P<remark>|\s*[,;(\[=].*|\s*:\s.*|\s+-\s.*|\s+(?:for|after|during|within|at|when|from)\s(?=.*\d).*"
+    rf"|\s+in\s+{NUMBER}\s+(?:second|minute|hour|day|week|month|year)s?\b.*)",
     re.DOTALL,
 )
 _CHOICE = re.compile(rf"\b(?:or|and)\s+(?:more|less|fewer|so|above|below|over|under|{NUMBER_WORDS})\b", re.IGNORECASE)
-_BRACKET = re.compile(r"\s*\(((?:[^()]|\([^()]*\))*)\)(.*)", re.DOTALL)
+_BRACKET = re.compile(r"[(\[]((?:[^()\[\]]|\([^()]*\))*)[)\]](.*)", re.DOTALL)
+_THAT_IS = re.compile(r"(?:i\.e\.|that is|=)[\s,:]*", re.IGNORECASE)
+_VAGUE = re.compile(r"(?:give or take|more or less|or so)\b", re.IGNORECASE)
 _EXPLAINS = re.compile(
     r"(?:i\.e|that is|that's|not|of which|including|with|as|given|rather|compared|assuming|leaving|making|meaning"
-    r"|calculated|rounded|based|when|after|where|for|from|in total|per|each)\b",
+    r"|calculated|rounded|based|when|after|during|within|where|for|from|at|in|per|each)\b",
     re.IGNORECASE,
 )
+_LATER = re.compile(r"(?:after|during|within|when)\b", re.IGNORECASE)
 _ADDS = re.compile(
     rf"\d|\b(?:or|and|but|plus|minus|to|squared|cubed|doubled|tripled|halved|factorial|times|dozen|hundred|thousand"
     rf"|million|billion|negative|half|{NUMBER_WORDS})\b",
@@ -87,6 +93,7 @@ def readings(text: str, money: bool, unit: str | None) -> list[str]:
 def _after_the_words(text: str) -> str | None:
     """The text behind the words that lead to a quantity; None where they do not, or where no quantity follows."""
     before = _BEFORE.match(text)
+    assert before is not None  # it matches nothing, too
     words = [word.strip(".-").lower() for word in re.findall(r"[A-Za-z'.-]+", before["words"])]
     said = _ABOUT.sub("", text[before.end() :], count=1)
     if not said or said[0].isalpha() or not _lead(words, before["joint"]):
@@ -105,7 +112,9 @@ def _lead(words: list[str], joint: str) -> bool:
 
 def _of_stem(stem: re.Match, money: bool) -> list[str]:
     unit, amount, big = stem["unit"], stem["amount"], (stem["big"] or "").strip()
-    if _CHOICE.search(unit) or not _is_remark(stem["remark"], amount, bool(unit or big or money or "%" in amount), unit):
+    if _CHOICE.search(unit) or not _is_remark(
+        stem["remark"], amount, bool(unit or big or money or "%" in amount), unit
+    ):
         return []
     magnitude = MAGNITUDES.get(big) or (_OF_MONEY.get(big) if money else None)
     counted = f" {magnitude}" if magnitude else stem["big"] or ""
@@ -117,16 +126,21 @@ def _is_remark(text: str, amount: str, named: bool, unit: str) -> bool:
     text = text.strip()
     if not text:
         return True
+    if text[0] == "=":
+        return _equals(text, amount)
     if bracket := _BRACKET.fullmatch(text):
-        inner, rest = bracket[1].strip(), bracket[2]
+        inner, rest = _THAT_IS.sub("", bracket[1].strip()), bracket[2]
         words = bool(_A_WORD.search(inner))
         fits = (named or words or _equals(inner, amount)) and not _CHOOSES.match(inner)
         return fits and not _contradicts(inner, amount, unit) and _is_remark(rest, amount, True, unit)
     mark, text = (text[0], text[1:].strip()) if text[0] in ",;:-" else ("", text)
+    text = _VAGUE.sub("", text, count=1).strip()
     if _CHOOSES.match(text):
         return False
     explained = (mark == ":" and named) or bool(_EXPLAINS.match(text))
-    return (explained and named and not _RATE.search(text)) or not _ADDS.search(text)
+    return (
+        explained and (named or bool(mark) or bool(_LATER.match(text))) and not _RATE.search(text)
+    ) or not _ADDS.search(text)
 
 
 def _contradicts(inner: str, amount: str, unit: str) -> bool:
@@ -149,9 +163,7 @@ def _equals(calculation: str, amount: str) -> bool:
 
 def _value(text: str) -> Fraction | None:
     """The value of a calculation with numbers, + - * / and brackets; None where it is none."""
-    from sympy import sympify
-
-    text = re.sub(r"\\times|\\cdot", "*", text.replace(",", ""))
+    text = re.sub(r"\\times|\\cdot", "*", re.sub(r"\\?%", "/100", text.replace(",", "")))
     if not _SUM.fullmatch(text) or "**" in text or "//" in text or len(text) > 200:
         return None
     try:
@@ -187,8 +199,8 @@ def _restated(said: str) -> list[Compound]:
         return []
     rest = said[first.end :].strip()
     again = re.fullmatch(r"\(\s*(?:or|=)?\s*(.+?)\s*\)|(?:,?\s*or|=)\s+(.+)", rest)
-    if again and (second := compound(text := again[1] or again[2])):
-        if second.end == len(text) and second.scale == first.scale and second.total == first.total:
-            return [first, second]
+    second = compound(again[1] or again[2]) if again else None
+    if second and (second.scale, second.total) == (first.scale, first.total):
+        return [first, second]
     words = rest.split(" ")[0]
     return [first] if _is_remark(re.sub(r"^[A-Za-z][A-Za-z' ]*", "", rest), "", True, words) else []

@@ -6,6 +6,7 @@ what is counted.
 
 import re
 from collections import Counter
+from fractions import Fraction
 
 from sympy.physics import units
 
@@ -37,6 +38,7 @@ MAGNITUDES = {"K": "thousand", "k": "thousand", "M": "million", "mn": "million",
 _PARTS = {"half": 2, "halve": 2, "third": 3, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
           "ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000, "millionth": 10**6}  # fmt: skip
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_DECIMAL = re.compile(r"\d*\.\d+")
 _PLAINER = [
     (re.compile(r"\b(?:square|sq)\b\.?\s*([A-Za-z]+)|([A-Za-z]+)\s+squared\b"), r"\1\2^2"),
     (re.compile(r"\b(?:cubic|cu)\b\.?\s*([A-Za-z]+)|([A-Za-z]+)\s+cubed\b"), r"\1\2^3"),
@@ -66,8 +68,15 @@ def measured(text: str) -> tuple[str, Unit]:
     if found["words"] and (len(words) == 1 or number + found["words"] in text):
         return text, unit  # may be variables: 5 m, 5xy
     if factors := _factors(words):
-        number = r" \cdot ".join([f"({_THOUSANDS.sub('', number)})", *factors])
+        exact = _DECIMAL.sub(_as_fraction, _THOUSANDS.sub("", number))
+        number = r" \cdot ".join([f"({exact})", *factors])
     return before + number, unit
+
+
+def _as_fraction(decimal: re.Match) -> str:
+    """A decimal as a fraction, whose product with a power of ten is exact: 4.1 times a million is 4100000."""
+    value = Fraction(decimal[0])
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 def name_of(unit: Unit) -> str | None:
