@@ -13,7 +13,7 @@ from sorsa_ds.evaluate.grading.answers import announced, boxed, marked
 from sorsa_ds.evaluate.grading.grader import Grader
 from sorsa_ds.evaluate.tasks.generated import wilson_interval
 from tests.helpers import small_data
-from tests.helpers.grader_cases import ANNOUNCED, ANNOUNCED_WRONG, DIFFERENT, MATH, SAME
+from tests.helpers.grader_cases import ANNOUNCED, ANNOUNCED_WRONG, DIFFERENT, MATH, SAID, SAID_WRONG, SAME
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,21 @@ def test_an_answer_is_read_however_it_is_dressed(grader, reference, text):
 @pytest.mark.parametrize(("reference", "text"), ANNOUNCED_WRONG)
 def test_no_dress_makes_a_wrong_answer_right(grader, reference, text):
     answer = announced(text)
+    assert answer is None or grader.grade(reference, answer) != "right"
+
+
+@pytest.mark.parametrize("colon", [":", ""])
+@pytest.mark.parametrize(("reference", "said"), SAID)
+def test_what_words_say_is_right(grader, reference, said, colon):
+    answer = announced(f"So.\nThe answer is{colon} {said}")
+    assert answer is not None
+    assert grader.grade(reference, answer) == "right"
+
+
+@pytest.mark.parametrize("colon", [":", ""])
+@pytest.mark.parametrize(("reference", "said"), SAID_WRONG)
+def test_near_misses_in_words_are_wrong(grader, reference, said, colon):
+    answer = announced(f"So.\nThe answer is{colon} {said}")
     assert answer is None or grader.grade(reference, answer) != "right"
 
 

@@ -2,20 +2,28 @@
 
 import re
 
+from sorsa_ds.evaluate.grading.characters import undecorated
+from sorsa_ds.evaluate.grading.markdown import plain_markdown
+
 ANNOUNCEMENT = "The answer is:"
 """The words before the answer in the papers' training data."""
 
 _SAYS = r"(?i:the (?:final )?answer is)"
-_ANNOUNCED = re.compile(_SAYS + r":(?=(?:\s*(?=\$)|[ \t]*\n?[ \t]*)(.*))")
+_COLON = r"[ \t]?[:\uff1a]"
+_ANNOUNCED = re.compile(_SAYS + _COLON + r"(?=(?:\s*(?=\$)|[ \t]*\n?[ \t]*)(.*))")
 _SAID = re.compile(_SAYS + r"(?=[ \t]+(.*))")
 _MARKED = re.compile(r"^####[ \t]*(.+)$", re.MULTILINE)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(\S+?)(?=[\s$.]|$)")
-_EMPHASIS = re.compile(r"(?<![\w*)}\]])(\*{1,3}|__)(?=\S)([^*_\n]+?)(?<=\S)\1(?![\w*])")
-_CODE = re.compile(r"```\w*\n?|`")
 _FORMULA = re.compile(r"(?<!\\)\\\[(.+?)\\\]|\$\$(.+?)\$\$|(?<!\\)\\\((.+?)\\\)", re.DOTALL)
-_END_OF_SENTENCE = re.compile(r"\.(?=\$?(?:\s+[A-Z]|\s*$))|(?<=!)(?=\$?(?:\s+[A-Z]|\s*$))")
+_BELOW = re.compile(
+    rf"({_SAYS}(?:{_COLON})?(?:\*{{1,3}}|__)?)[ \t]*\n\s*(?:[>*\u2022]\s+)*"
+    r"(?=(\*{1,3}|__?)[^*_\n]+\2[ \t.!]*$|(?:[A-Z]{2,3}\s?)?[^\w\s.,:;!?'\"()|#]{0,3}\.?\d)",
+    re.MULTILINE,
+)
+_ABBREVIATION = r"(?<!\bM[rs])(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bU\.S)(?<!\b[Aa]pprox)"
+_END_OF_SENTENCE = re.compile(_ABBREVIATION + r"\.(?=\$?(?:\s+[(\"]?[A-Z]|\s*$))|(?<=!)(?=\$?(?:\s+[A-Z]|\s*$))")
 _EXCLAIMED = re.compile(r"(\d?)!$")
-_REASON = re.compile(r"[,;]?(?<=\S)\s+(?:so|because|since|which|therefore|thus|hence)\b.*")
+_REASON = re.compile(r"[,;]?(?<=\S)(?<!\bor)\s+(?:so|because|since|which|therefore|thus|hence)\b.*")
 
 
 def announced(text: str) -> str | None:
@@ -23,14 +31,15 @@ def announced(text: str) -> str | None:
 
     By the papers' rule it is what follows the last `The answer is:`, up to the end of the sentence or line. A text
     without these words may mark its answer as the references do, by the last `\\boxed{...}` or `#### ...`, or say it
-    without the colon. Markdown's emphasis and code, and formulas on lines of their own, are read as plain text.
+    without the colon. It may stand further below where it is a number or its line is emphasised. Markdown's emphasis
+    and code, and formulas on lines of their own, are read as plain text.
     """
     text = _plain(text)
     return _last_of(_ANNOUNCED, text) or boxed(text) or marked(text) or _last_of(_SAID, text)
 
 
 def _plain(text: str) -> str:
-    text = _EMPHASIS.sub(r"\2", _CODE.sub("", text))
+    text = plain_markdown(_BELOW.sub(r"\1 ", undecorated(text)))
     return _FORMULA.sub(lambda found: f"${' '.join(''.join(filter(None, found.groups())).split())}$", text)
 
 

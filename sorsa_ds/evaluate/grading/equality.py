@@ -11,16 +11,29 @@ from typing import Literal
 from math_verify import parse, verify
 from sympy import Basic, Eq, FiniteSet, Float, Interval, Tuple
 
-from sorsa_ds.evaluate.grading.quantities import measured
+from sorsa_ds.evaluate.grading.characters import plain_characters
+from sorsa_ds.evaluate.grading.compounds import NUMBER
+from sorsa_ds.evaluate.grading.money import currencies, without_currency
+from sorsa_ds.evaluate.grading.prose import readings
+from sorsa_ds.evaluate.grading.quantities import measured, name_of
 from sorsa_ds.runtime.line_process import serve
 
 Verdict = Literal["right", "wrong", "unparsable"]
 
-_SPACE_IN_NUMBER = re.compile(r"(?<=\d)(?:\\[,!: ]|\{,\})(?=\d{3})|(?<=\d)[  ](?=\d{3}(?!\d))")
+_INSIDE_NUMBER = re.compile(r"(?<=\d)(?:\\[,!: ]|\{,\})(?=\d{3})|(?<=\d)[ ~'](?=\d{3}(?!\d))")
+_POINTS_FOR_THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d{1,2})(?![\d,])")
+_SILENT_ZEROS = re.compile(r"(?<![\d:])(\d+)(?:\.0+(?=\s*\\?%)|:00(?=\s*[ap]\.?m\b))")
+_RANGE = re.compile(rf"({NUMBER})(?:[-~]| to )({NUMBER})(?: [A-Za-z]{{2,}}.*)?")
 _DRESS = re.compile(r"\\?\$|(?<!\\)\\[()\[\]]|\\(?:left|right)(?![a-z])")
 _MIXED_NUMBER = re.compile(r"(?<![\d.^])(-?)(\d+)\s+(\d+)/(\d+)")
 _LETTER = re.compile(r"(\(?)([A-Za-z])\)?")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]?[a-z]{3,}|\b(?:i\.e|e\.g)|[(\[]\s*=|[^\x00-\x7f\w]")
+_NAMED_IN_LATEX = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname|begin|end)\s*\{[^{}]*\}")
+_MATHEMATICAL = re.compile(
+    r"sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|exp|sqrt|mod|gcd|lcm|[Ii]nf(?:ty|inity)?|min|max|lim"
+    r"|cis|det|percent|pct|base|frac|union|theta|alpha|beta|gamma|lambda"
+)
 _BASE = re.compile(r"(?<![\^\\\w])[\dA-F]*\d[\dA-F]*_")
 
 
@@ -32,16 +45,31 @@ def grade_answer(reference: str, answer: str) -> Verdict:
     and 2.5, and a choice however it is written, \\text{(A)} and a. Here are different, though equal to math-verify:
     `5 cm` and `5 m`, x and X, 10_2 and 10, `6 = 5` and 5, the point (1,3) and the numbers 3, 1 or the set \\{1, 3\\}.
     An exclamation mark that stands apart, `5 !`, is read as the end of a sentence and as the factorial; it is enough
-    that one of these is right.
+    that one of these is right. An answer in words is right where what it says is, by the rules of `prose`.
     """
     if answer.endswith(" !"):
         verdict = grade_answer(reference, answer.removesuffix(" !"))
         return verdict if verdict == "right" else grade_answer(reference, answer.replace(" !", "!"))
     wanted, given = clean_expression(reference), clean_expression(answer)
+    money, named = currencies(answer), currencies(reference)
+    if money and named and not money & named:
+        return "wrong"
+    verdict = _compared(wanted, given)
+    for said in readings(given, bool(money), name_of(measured(wanted)[1])) if verdict != "right" else ():
+        verdict = _compared(wanted, said)
+        if verdict == "right":
+            break
+    return verdict
+
+
+def _compared(wanted: str, given: str) -> Verdict:
+    """Grade one expression against another; both are clean."""
     if not given:
         return "unparsable"
     if wanted == given:
         return "right"
+    if _is_range(wanted) or _is_range(given) or (_is_bound(wanted) != _is_bound(given)):
+        return "right" if _even(wanted) == _even(given) else "wrong"
     first, second = (_LETTER.fullmatch(_TEXT.sub(r"\1", text).strip()) for text in (wanted, given))
     if first and second:
         return "right" if _same_letter(first, second) else "wrong"
@@ -50,12 +78,36 @@ def grade_answer(reference: str, answer: str) -> Verdict:
     (wanted, wanted_unit), (given, given_unit) = measured(wanted), measured(given)
     if wanted_unit and given_unit and wanted_unit != given_unit:
         return "wrong"
+    if _has_prose(given) and not _has_prose(_TEXT.sub(r"\1", wanted)):
+        return "unparsable"
     return _verified(_improper(wanted), _improper(given))
 
 
 def clean_expression(text: str) -> str:
-    """The expression without dollar signs, LaTeX's brackets, a final full stop and spaces inside of numbers."""
-    return _SPACE_IN_NUMBER.sub("", _DRESS.sub("", text.strip()).strip().rstrip(".").strip())
+    """The expression in plain characters, without currencies, LaTeX's brackets, a final full stop, marks in numbers."""
+    text = _DRESS.sub("", without_currency(plain_characters(text))).strip().rstrip(".?").strip()
+    text = _POINTS_FOR_THOUSANDS.sub(lambda found: f"{found[1].replace('.', '')}.{found[2]}", text)
+    return _SILENT_ZEROS.sub(r"\1", _INSIDE_NUMBER.sub("", text))
+
+
+def _has_prose(text: str) -> bool:
+    """Whether this has words, of which math-verify would read each letter as a factor and `and` as a list's comma."""
+    return not all(_MATHEMATICAL.fullmatch(word) for word in _WORD.findall(_NAMED_IN_LATEX.sub("", text)))
+
+
+def _is_range(text: str) -> bool:
+    """Whether this is all from one number up to a larger: `3-5`, which math-verify would read as -2, `3 to 5`."""
+    found = _RANGE.fullmatch(text)
+    return found is not None and float(found[1].replace(",", "")) < float(found[2].replace(",", ""))
+
+
+def _is_bound(text: str) -> bool:
+    """Whether this says that something unnamed is larger or smaller than what follows, which is no number."""
+    return bool(re.match(r"[<>]|\\(?:geq?|leq?|gt|lt)(?:slant)?(?![a-z])", text))
+
+
+def _even(text: str) -> str:
+    return re.sub(r"\s", "", text.replace(" to ", "-").replace("~", "-"))
 
 
 def _same_letter(wanted: re.Match, given: re.Match) -> bool:

@@ -6,8 +6,11 @@ what is counted.
 
 import re
 from collections import Counter
+from fractions import Fraction
 
 from sympy.physics import units
+
+from sorsa_ds.evaluate.grading.number_words import NUMBER_WORDS
 
 Unit = dict[object, int]
 """A unit as its factors: quantity (sympy's, or a name) -> exponent; empty where no unit is named."""
@@ -22,15 +25,20 @@ _QUANTITY = re.compile(
 _READ_BY_MATH_VERIFY = re.compile(r"(?:pi|sqrt|inf|infinity|infty|sin|cos|tan|log|ln|exp|mod|base)\b|(?:percent|pct)$")
 _CALCULATES = re.compile(
     r"^(?:squared|cubed|factorial|and|or|plus|minus)\b|\band (?:a|one) (?:half|third|quarter|fourth)\b"
-    r"|\b(?:hundred|thousand|million|billion|trillion) (?:and )?(?:one|two|three|four|five|six|seven|eight|nine|ten"
-    r"|eleven|twelve|\w+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty)\b",
+    rf"|\b(?:hundred|thousand|million|billion|trillion) (?:and )?(?:{NUMBER_WORDS})\b"
+    rf"|\b(?:and|or) (?:more|less|fewer|so|{NUMBER_WORDS})\b",
     re.IGNORECASE,
 )
 _COUNTS = {"dozen": "12", "hundred": "100", "thousand": "1000", "million": "10^6", "billion": "10^9",
-           "trillion": "10^{12}"}  # fmt: skip
+           "trillion": "10^{12}", "lakh": "10^5", "crore": "10^7"}  # fmt: skip
+MAGNITUDES = {"K": "thousand", "k": "thousand", "M": "million", "mn": "million", "mln": "million", "B": "billion",
+              "bn": "billion"}  # fmt: skip
+"""What letters behind a number multiply it by, as in `1.2M views`; alone they may be variables or units."""
+
 _PARTS = {"half": 2, "halve": 2, "third": 3, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
           "ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000, "millionth": 10**6}  # fmt: skip
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_DECIMAL = re.compile(r"\d*\.\d+")
 _PLAINER = [
     (re.compile(r"\b(?:square|sq)\b\.?\s*([A-Za-z]+)|([A-Za-z]+)\s+squared\b"), r"\1\2^2"),
     (re.compile(r"\b(?:cubic|cu)\b\.?\s*([A-Za-z]+)|([A-Za-z]+)\s+cubed\b"), r"\1\2^3"),
@@ -60,13 +68,31 @@ def measured(text: str) -> tuple[str, Unit]:
     if found["words"] and (len(words) == 1 or number + found["words"] in text):
         return text, unit  # may be variables: 5 m, 5xy
     if factors := _factors(words):
-        number = r" \cdot ".join([f"({_THOUSANDS.sub('', number)})", *factors])
+        exact = _DECIMAL.sub(_as_fraction, _THOUSANDS.sub("", number))
+        number = r" \cdot ".join([f"({exact})", *factors])
     return before + number, unit
+
+
+def _as_fraction(decimal: re.Match) -> str:
+    """A decimal as a fraction, whose product with a power of ten is exact: 4.1 times a million is 4100000."""
+    value = Fraction(decimal[0])
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+def name_of(unit: Unit) -> str | None:
+    """The name of a unit that is a single one, as hour is and miles per hour are not; None of others."""
+    if len(unit) != 1 or set(unit.values()) != {1}:
+        return None
+    (quantity,) = unit
+    return str(getattr(quantity, "name", quantity))
 
 
 def _factors(words: str) -> list[str]:
     """The factors that the words stand for, up to the first word that is none; `5 fifth graders` is no fraction."""
     factors = []
+    first, _, others = words.partition(" ")
+    if (others or len(first) > 1) and first in MAGNITUDES:
+        words = f"{MAGNITUDES[first]} {others}"
     for word in re.findall("[a-z]+", words.lower()):
         one = word.removesuffix("s")
         if one in _COUNTS:
