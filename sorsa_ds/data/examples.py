@@ -1,5 +1,6 @@
 """The examples of a run: rows of its data, in its format, as token ids and labels."""
 
+import os
 from pathlib import Path
 
 from datasets import Dataset
@@ -14,6 +15,7 @@ from sorsa_ds.data.token_cache import digest_of_tokenizer, folder_of
 from sorsa_ds.data.token_store import Examples, opened, store
 from sorsa_ds.data.tokenize import Encoder, check_any
 from sorsa_ds.data.workers import encode_in_parts
+from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.made_once import made_once
 from sorsa_ds.runtime.waiting import first_of_node
@@ -32,8 +34,8 @@ def load_examples(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
         seed: of the generated data.
 
     Raises:
-        ValueError: the data cannot be read, does not fit the format, or holds nothing to learn; or the cache cannot be
-            written.
+        ValueError: the data cannot be read, does not fit the format, holds nothing to learn, or is not the same on all
+            nodes; or the cache cannot be written.
     """
     found = _load(data, tokenizer, seed, [TRAINING, HELD_OUT])
     return found[TRAINING], found.get(HELD_OUT) or Examples.of([])
@@ -51,9 +53,22 @@ def _load(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, kinds
     made: dict[str, str] = first_of_node(lambda: _tokenised(data, tokenizer, seed, kinds), "tokenising the data")
     found = {kind: opened(Path(folder), _source(data, kind)) for kind, folder in made.items()}
     for kind, examples in found.items():
+        _check_same(examples, kind)
+    for kind, examples in found.items():
         for told in examples.counts.notes(kind, data.max_length):
             say(told)
     return found
+
+
+def _check_same(examples: Examples, kind: str) -> None:
+    """Stop all ranks where nodes have read different data. A collective call."""
+    node = os.uname().nodename
+    for other, theirs in collectives.gather_json((node, examples.digest)):
+        if theirs != examples.digest:
+            raise ValueError(
+                f"the {kind} data ({examples.counts.source}) is not the same on all nodes: {other} makes other tokens "
+                f"of it than {node}; copy the files anew, and see to it that all nodes have the same packages"
+            )
 
 
 def _tokenised(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, kinds: list[str]) -> dict[str, str]:

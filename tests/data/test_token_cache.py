@@ -210,6 +210,23 @@ def test_one_rank_of_a_node_tokenises_for_all(data, tmp_path):
     assert (tmp_path / "log").read_text().splitlines() == ["tokenised"] * 2
 
 
+def refused_on_a_node(paths: list[str]) -> str:
+    """What a rank says, each of which is a node of its own and reads a file of its own."""
+    own = os.environ["RANK"]
+    os.environ.update(LOCAL_RANK="0", CROSS_RANK=own)
+    with pytest.raises(ValueError) as caught:
+        load(DataConfig(path=paths[int(own)]))
+    return str(caught.value)
+
+
+@pytest.mark.slow
+def test_nodes_with_different_data_are_refused(data, tmp_path):
+    other = write_lines(tmp_path / "other.jsonl", [{**ROWS[0], "answer": "2"}, *ROWS[1:]])
+    told = run_ranks(2, refused_on_a_node, [data.path, str(other)])
+    assert all("is not the same on all nodes" in text for text in told)
+    assert "training data" in told[0]
+
+
 def made_up(rows: int, length: int):
     """Parts of a data set of so many rows."""
     ids = np.arange(length, dtype=np.int32)
