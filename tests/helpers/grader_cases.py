@@ -75,7 +75,7 @@ ANNOUNCED_WRONG = [
 """(reference, text of an answer that is wrong)."""
 
 SAID = [
-    ("4100000", "The total is 4.1M"), ("4100000", "$4.1 million"),
+    ("18", "18 (9 x 2)"), ("18", "18 clips! 🎉"), ("4100000", "The total is 4.1M"), ("4100000", "$4.1 million"),
     ("72", "72 clips, altogether."), ("72", "72 clips (48 + 24)."), ("72", "72 clips (48 + 24), altogether."),
     ("5", "5 (five)"), ("70000", "$70,000 (seventy thousand dollars)"), ("5", "about 5 apples"), ("12.50", "USD 12.50"),
     ("12", "US$12"), ("12", "US\\$12"), ("14", "She has 14 eggs."), ("1200000", "1.2M"), ("70000", "$70k"),
