@@ -89,7 +89,8 @@ grow_segments() {
 has_gpu() {
     [[ ${DS_ACCELERATOR:-} != cpu ]] || return 1
     case ${CUDA_VISIBLE_DEVICES-all} in '' | -1 | NoDevFiles) return 1 ;; esac
-    compgen -G '/dev/nvidia[0-9]*' >/dev/null || nvidia-smi -L 2>/dev/null | grep -q '^GPU '
+    # grep reads to the end: at the first line it would leave nvidia-smi with a broken pipe, and the pipe fails with it.
+    compgen -G '/dev/nvidia[0-9]*' >/dev/null || nvidia-smi -L 2>/dev/null | grep '^GPU ' >/dev/null
 }
 
 # Everything that this script starts computes on the CPU, and sees no GPU.

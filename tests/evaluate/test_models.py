@@ -37,7 +37,7 @@ def _train(folder, name, *changes):
 @pytest.fixture(scope="module")
 def project(trained):
     """A model that answers, and a run that goes on training it."""
-    run_ranks(1, _train, trained, "run", "train.learning_rate=2e-3")
+    run_ranks(1, _train, trained, "run", "train.learning_rate=5e-3")
     return trained
 
 
