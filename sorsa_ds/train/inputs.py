@@ -1,7 +1,7 @@
 """What a run reads before it loads any weight: tokenizer and examples, checked against the model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
@@ -73,9 +73,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     tokenizer = load_tokenizer(model_folder, config.loading)
     numerics = numerics_of(model_folder, config.loading, tokenizer)
     origin.check_numerics(numerics, model_folder, config.loading)
-    data = config.data
-    if origin.chat_template is not None:
-        data = replace(data, chat_template=str(origin.chat_template))
+    data = origin.data_settings(config.data)
     packing = _packing(settings)
     read = (
         _streamed(settings, data, origin, tokenizer) if data.streaming else _stored(settings, data, tokenizer, packing)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sorsa_ds.config.batch_size import AUTO
-from sorsa_ds.config.schema import LoadingConfig, RunConfig, TrainConfig
+from sorsa_ds.config.schema import DataConfig, LoadingConfig, RunConfig, TrainConfig
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.methods.settings import check_open_micro_batch
@@ -49,16 +49,15 @@ class Origin(Protocol):
         """Gives a trained tensor by name and shape, fp32 on the CPU; None where nothing is trained yet."""
 
     @property
-    def chat_template(self) -> Path | None:
-        """The file with the chat template that the run was given; None of a new run, and of one without."""
-
-    @property
     def base_digests(self) -> dict[str, str] | None:
         """What the digests of the pre-trained parameters must be; None where no run has seen them yet."""
 
     @property
     def stream(self) -> dict[str, Any] | None:
         """Where streamed data go on; None at their beginning, and where data are stored."""
+
+    def data_settings(self, data: DataConfig) -> DataConfig:
+        """The settings of the data with the chat template that the run was given, where it was given one."""
 
     def split_batch(self, train: TrainConfig, world_size: int) -> TrainConfig:
         """The settings with the batch that the run has, split for so many ranks.
@@ -168,7 +167,10 @@ class NewRun:
     trained_values: ClassVar[None] = None
     base_digests: ClassVar[None] = None
     stream: ClassVar[None] = None
-    chat_template: ClassVar[None] = None
+
+    def data_settings(self, data: DataConfig) -> DataConfig:
+        """The settings as they are: a new run reads the chat template that they name."""
+        return data
 
     def split_batch(self, train: TrainConfig, world_size: int) -> TrainConfig:
         """The settings as they are: `resolve_ds_config` splits the batch."""
@@ -239,12 +241,6 @@ class ResumedRun:
         return self.saved.tensors.values
 
     @property
-    def chat_template(self) -> Path | None:
-        """The copy that the run has kept, so that a file which was changed or removed since then does not matter."""
-        kept = self.saved.run / ADAPTER / CHAT_TEMPLATE
-        return kept if kept.exists() else None
-
-    @property
     def base_digests(self) -> dict[str, str] | None:
         """The digests of the parameters on which the run began."""
         return self.saved.manifest.base
@@ -253,6 +249,11 @@ class ResumedRun:
     def stream(self) -> dict[str, Any] | None:
         """What the checkpoint says of it."""
         return self.saved.manifest.progress.stream
+
+    def data_settings(self, data: DataConfig) -> DataConfig:
+        """The settings with the run's own copy of its chat template, whatever has become of the file since then."""
+        kept = self.saved.run / ADAPTER / CHAT_TEMPLATE
+        return replace(data, chat_template=str(kept)) if kept.exists() else data
 
     def split_batch(self, train: TrainConfig, world_size: int) -> TrainConfig:
         """The settings with the saved global batch; its micro-batches are regrouped where the ranks ask for it.

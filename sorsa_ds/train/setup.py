@@ -44,7 +44,6 @@ def assemble(invocation: Invocation) -> Trainer:
     settings = resolve_settings(job, origin)
     run = hold_run(settings, origin)
     inputs = read_inputs(settings, origin)
-    keep_chat_template(run, inputs, settings.device)
     model = build_model(settings, origin)
     engine = build_engine(settings, run, inputs, model)
     return build_trainer(settings, run, inputs, model, engine)
@@ -169,6 +168,7 @@ def build_trainer(
         ValueError: the run's folder cannot be written or is damaged, or the checkpoint lacks something.
     """
     config, folder = settings.config, run.folder
+    keep_chat_template(run, inputs, settings.device)
     progress = run.origin.restore(engine, config)
     keeper = CheckpointKeeper(
         run=folder,
