@@ -40,9 +40,9 @@ def main() -> None:
     arguments = parser.parse_args()
     dice = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
-        projects = killed, disturbed = [
-            Project(Path(folder) / str(steps), steps) for steps in (8 * arguments.kills, 40)
-        ]
+        killed = Project(Path(folder) / "killed", steps=8 * arguments.kills)
+        disturbed = Project(Path(folder) / "disturbed", steps=40)
+        projects = killed, disturbed
         try:
             for project in projects:
                 project.train(UNDISTURBED)
