@@ -9,8 +9,7 @@ NPROC ?= 2
 WORKERS ?= 2
 
 # On a machine without GPUs the script is told how many CPU ranks to start.
-HAS_GPU = $(shell [ "$$DS_ACCELERATOR" != cpu ] && \
-    { ls /dev/nvidia[0-9]* || nvidia-smi -L | grep '^GPU '; } >/dev/null 2>&1 && echo yes)
+HAS_GPU = $(shell bash -c 'repository=.; . launch/common.sh; has_gpu && echo yes')
 
 # Tests of GPUs run by themselves: a process that has started CUDA must not fork, and the other tests do.
 # A file's tests share what they have trained, so that a file stays on one process; tests/conftest.py orders the files.

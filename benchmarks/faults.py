@@ -40,12 +40,16 @@ def main() -> None:
     arguments = parser.parse_args()
     dice = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
-        project = Project(Path(folder), steps=8 * arguments.kills)
+        killed = Project(Path(folder) / "killed", steps=8 * arguments.kills)
+        disturbed = Project(Path(folder) / "disturbed", steps=40)
+        projects = killed, disturbed
         try:
-            project.train(UNDISTURBED)
-            result = kills(project, arguments.kills, dice) | damages(project) | mishaps(project)
+            for project in projects:
+                project.train(UNDISTURBED)
+            result = kills(killed, arguments.kills, dice) | damages(killed) | mishaps(disturbed)
         finally:
-            project.end_all()
+            for project in projects:
+                project.end_all()
     print(json.dumps(result))
     whole = result["kills"] == result["recovered"] == arguments.kills and result["detected"] == result["corruptions"]
     if not whole or result["survived"] < result["mishaps"] or result["lost_steps_max"] > 2 * SAVE_EVERY:

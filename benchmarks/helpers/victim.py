@@ -30,6 +30,7 @@ class Project:
 
     def __init__(self, folder: Path, steps: int):
         self.folder, self.steps = folder, steps
+        folder.mkdir()
         self._started: list[subprocess.Popen] = []
         tokenizer = AutoTokenizer.from_pretrained(ensure_embedded_model(lambda text: None))
         torch.manual_seed(0)

@@ -174,7 +174,7 @@ def _peft(folder: Path, described: dict, base: str | None, loading: LoadingConfi
     place = find_model(name, loading)
 
     def load(device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
-        return peft_adapter.put_on(_plain(place, loading, device, dtype), folder, device)
+        return peft_adapter.put_on(_plain(place, loading, device, dtype), folder, described, device)
 
     own_tokenizer = (folder / "tokenizer.json").exists()
     return FoundModel(

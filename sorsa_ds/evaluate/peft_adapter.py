@@ -4,7 +4,6 @@ The description may be anybody's. It says what was trained; it may choose neithe
 nor files: PEFT itself would import, download or read what some of its fields name.
 """
 
-import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -111,14 +110,12 @@ def check_tensors(folder: Path) -> None:
         file.tensor(name)
 
 
-def check_patterns(folder: Path, modules: list[str]) -> None:
+def check_patterns(path: Path, described: dict[str, Any], modules: list[str]) -> None:
     """Stop at a pattern of the description that PEFT could not match with the names of a model's modules in some time.
 
     Raises:
         ValueError: a pattern is no regular expression, or matching takes too much time or memory.
     """
-    path = folder / CONFIG
-    described = json.loads(path.read_text(encoding="utf-8"))
     values = [described.get(field) for field in _PATTERNS]
     texts = [str(text) for value in values for text in ([value] if isinstance(value, str) else value or ())]
     patterns = [text for text in texts if not re.fullmatch(r"[\w.-]*", text)]
@@ -137,7 +134,7 @@ def check_patterns(folder: Path, modules: list[str]) -> None:
         raise ValueError(f"--model: {path}: {cut(told)}")
 
 
-def put_on(model: PreTrainedModel, folder: Path, device: torch.device) -> PreTrainedModel:
+def put_on(model: PreTrainedModel, folder: Path, described: dict[str, Any], device: torch.device) -> PreTrainedModel:
     """The base model with the adapter, merged into its weights unless these are quantised.
 
     Raises:
@@ -149,7 +146,7 @@ def put_on(model: PreTrainedModel, folder: Path, device: torch.device) -> PreTra
     except ImportError as error:
         raise ValueError(f"--model: {folder} needs the package peft, which is not installed") from error
     check_tensors(folder)
-    check_patterns(folder, [name for name, _ in model.named_modules()])
+    check_patterns(folder / CONFIG, described, [name for name, _ in model.named_modules()])
     quantised = getattr(model, "hf_quantizer", None) is not None
     try:
         with warnings.catch_warnings():
