@@ -164,7 +164,7 @@ class RunLog:
         with suppress(OSError):  # the disk may still refuse a line that was not logged
             self._file.close()
         if report is not None:
-            write_json(self.folder / REPORT, report)
+            write_json(self.folder / REPORT, report, parents=False)
         if self._wandb is not None:
             self._wandb.summary.update(report or {})
             self._wandb.finish(exit_code=0 if report else 1)

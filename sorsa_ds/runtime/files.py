@@ -51,13 +51,20 @@ def write_atomic(path: Path, write: Callable[[Path], object], parents: bool = Tr
         raise ValueError(f"{path}: cannot be written ({why}); a file that was there before is untouched") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def write_text(path: Path, text: str, parents: bool = True) -> None:
+    """Write a UTF-8 text file atomically.
+
+    Args:
+        parents: make the folder of `path` where there is none.
+    """
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), parents)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, parents: bool = True) -> None:
     """Write a value as an indented JSON file, atomically.
+
+    Args:
+        parents: make the folder of `path` where there is none.
 
     Raises:
         ValueError: the file cannot be written, or a number is NaN or infinite; the message names it and the file.
@@ -66,7 +73,7 @@ def write_json(path: Path, value: Any) -> None:
         text = finite_json(value, indent=2, ensure_ascii=False)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    write_text(path, text + "\n")
+    write_text(path, text + "\n", parents)
 
 
 def fsync(path: Path) -> None:

@@ -1,5 +1,7 @@
 """The folder in which a checkpoint is written before it is one, and what lies beside it."""
 
+import shutil
+
 import pytest
 
 from sorsa_ds.run.checkpoint.folder import commit_checkpoint, existing_checkpoints, make_temporary
@@ -41,3 +43,25 @@ def test_what_cannot_be_removed_is_told_and_no_save_fails(tmp_path, beside, monk
     monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
     make_temporary(tmp_path, 4)
     assert ".step-000002.tmp: left by a run that was killed, and cannot be removed" in capsys.readouterr().err
+
+
+def test_a_run_that_is_removed_before_or_during_a_save_is_not_made_anew(tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(FileNotFoundError):
+        make_temporary(run, 4)
+    assert not run.exists()
+    run.mkdir()
+    temporary = make_temporary(run, 4)
+    shutil.rmtree(run)
+    with pytest.raises(FileNotFoundError):
+        commit_checkpoint(temporary, 4, keep=2)
+    assert not run.exists()
+
+
+def test_a_run_that_is_removed_between_a_checkpoints_name_and_the_pointer_to_it_is_not_made_anew(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    temporary = make_temporary(run, 4)
+    monkeypatch.setattr("sorsa_ds.run.checkpoint.folder.fsync", lambda path: path == temporary or shutil.rmtree(run))
+    commit_checkpoint(temporary, 4, keep=2)
+    assert not run.exists()

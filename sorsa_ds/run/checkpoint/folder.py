@@ -44,13 +44,14 @@ def existing_checkpoints(run: Path) -> list[Path]:
 def make_temporary(run: Path, step: int) -> Path:
     """Make an empty folder for a checkpoint to be written into; its name is one that nobody can foresee.
 
-    What killed runs have left unfinished is removed. The caller holds the lock of the run.
+    What killed runs have left unfinished is removed. The caller holds the lock of the run. A run's folder that was
+    taken away is not made anew.
 
     Raises:
         OSError: the folder cannot be made.
     """
     folder = run / CHECKPOINTS
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     for leftover in folder.iterdir():
         if _UNFINISHED.fullmatch(leftover.name) and leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -78,7 +79,7 @@ def commit_checkpoint(temporary: Path, step: int, keep: int) -> None:
     os.replace(temporary, final)  # a run that went back has set aside what it had of this step
     fsync(final.parent)
     with suppress(ValueError):  # it is valid now; whoever reads a `latest` that lags behind looks for newer ones too
-        write_text(final.parent / LATEST, final.name + "\n")
+        write_text(final.parent / LATEST, final.name + "\n", parents=False)
     for old in [path for path in existing_checkpoints(run) if step_of(path) <= step][keep:]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -99,7 +100,7 @@ def set_aside_after(run: Path, step: int) -> list[Path]:
             os.replace(path, target)
             aside.append(target)
     current = checkpoint_path(run, step)
-    write_text(current.parent / LATEST, current.name + "\n")
+    write_text(current.parent / LATEST, current.name + "\n", parents=False)
     return aside
 
 

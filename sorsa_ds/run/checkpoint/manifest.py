@@ -104,7 +104,7 @@ class Manifest:
     def write(self, checkpoint: Path) -> None:
         """Write the manifest into a checkpoint's folder, durably."""
         content = {"format": FORMAT, **asdict(self)}
-        write_json(checkpoint / FILE, {**content, "digest": _digest_of(content)})
+        write_json(checkpoint / FILE, {**content, "digest": _digest_of(content)}, parents=False)
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
