@@ -11,7 +11,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from typing import TypeVar
 
 import psutil
 import torch
@@ -19,6 +21,8 @@ import torch.distributed as dist
 
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.leave import SIGNALS, leave
+
+T = TypeVar("T")
 
 
 class StopRequest(Exception):
@@ -56,6 +60,16 @@ class StopSignals:
             dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self._group)
         if number:
             raise StopRequest(signal.Signals(int(number)).name)
+
+    def checked(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, with a `check` before each of them is handed out. Every step is a collective call.
+
+        Raises:
+            StopRequest: any rank has received a signal.
+        """
+        for item in items:
+            self.check()
+            yield item
 
     def _listen(self, reading: int) -> None:
         """Note every signal that arrives. Runs in a thread of its own."""

@@ -21,13 +21,13 @@ def held_out_losses(
     micro_batch_size: int,
     pad_token_id: int,
     device: torch.device,
-    interruptible: Callable[[Batches], Batches],
+    checked: Callable[[Batches], Batches],
 ) -> tuple[float, dict[str, float]]:
     """Held-out loss in nats per learned token. A collective call.
 
     Args:
         sources: name -> held-out examples; one or more.
-        interruptible: gives the batches until a signal comes.
+        checked: gives the same batches, and stops the run between two of them when a signal has come.
 
     Returns:
         (the loss over all learned tokens of all sources; that of each source, where there are several).
@@ -35,7 +35,7 @@ def held_out_losses(
     losses, learned = {}, {}
     for name, examples in sources.items():
         batches = eval_batches(examples, collectives.rank(), collectives.world_size(), micro_batch_size, pad_token_id)
-        losses[name] = mean_loss(model, interruptible(batches), device)
+        losses[name] = mean_loss(model, checked(batches), device)
         learned[name] = sum(int((example["labels"][1:] != IGNORED).sum()) for example in examples)
     if len(losses) == 1:
         return losses.popitem()[1], {}

@@ -295,22 +295,12 @@ class Trainer:
         if not self.held_out:
             return None, {}
         size, pad = self.batches.micro_batch_size, self.batches.pad_token_id
-        loss, losses = held_out_losses(self.engine, self.held_out, size, pad, self.device, self.interruptible)
+        loss, losses = held_out_losses(self.engine, self.held_out, size, pad, self.device, self.signals.checked)
         self.stop_unless_finite(loss, "held-out loss", step)
         told = "".join(f"; {name}: {one:.4f}" for name, one in losses.items())
         say(f"Step {step}: held-out loss {loss:.4f} nats per token{told}.")
         self.log.write(step, eval_loss=loss, **{f"eval_loss/{name}": one for name, one in losses.items()})
         return loss, losses
-
-    def interruptible(self, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-        """The batches, until a signal to stop comes. Each of them is a collective call.
-
-        Raises:
-            StopRequest: a signal came.
-        """
-        for batch in batches:
-            self.signals.check()
-            yield batch
 
     def probe(self) -> dict[str, Tensor]:
         """The batch on which the model at step 0 is compared with the base model: this rank's first micro-batch."""
