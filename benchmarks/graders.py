@@ -22,7 +22,7 @@ from sorsa_ds.evaluate.sandbox.runner import Sandbox
 from sorsa_ds.evaluate.tasks import math
 from sorsa_ds.evaluate.tasks.gsm8k import solution
 from sorsa_ds.evaluate.tasks.humaneval import code_of, program
-from tests.helpers.grader_cases import ANNOUNCED, ANNOUNCED_WRONG, DIFFERENT, MATH, SAME
+from tests.helpers.grader_cases import ANNOUNCED, ANNOUNCED_WRONG, DIFFERENT, MATH, SAID, SAID_WRONG, SAME
 
 
 def main() -> None:
@@ -77,7 +77,9 @@ def near_misses(grader: Grader) -> float:
         for one, other, equal in cases
         for first, second in ((one, other), (other, one))
     ]
-    texts = [(*case, True) for case in ANNOUNCED] + [(*case, False) for case in ANNOUNCED_WRONG]
+    right = [*ANNOUNCED, *((reference, f"The answer is: {said}") for reference, said in SAID)]
+    wrong = [*ANNOUNCED_WRONG, *((reference, f"The answer is: {said}") for reference, said in SAID_WRONG)]
+    texts = [(*case, True) for case in right] + [(*case, False) for case in wrong]
     passed += [(grader.grade(one, announced(text) or "") == "right") == right for one, text, right in texts]
     return _rate("near misses", sum(passed), len(passed))
 
