@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ from sorsa_ds.runtime.json_text import finite_json
 
 _RANDOM = r"[a-z0-9_]{8}"
 """What `tempfile` puts into a name."""
+_SECONDS_UNTIL_LOCKED = 60
+"""A private folder that has no lock after this time was left by a process that was killed before it took the lock."""
 
 
 def write_atomic(path: Path, write: Callable[[Path], object], parents: bool = True) -> None:
@@ -123,8 +126,23 @@ def _sweep(beside: Path) -> None:
     own = re.compile(rf"{re.escape(f'.{beside.name}.')}{_RANDOM}\.tmp")
     with suppress(OSError):
         for entry in [entry for entry in os.scandir(beside.parent) if own.fullmatch(entry.name)]:
-            lock = RunLock(Path(entry.path))
             with suppress(OSError):
-                if entry.is_dir(follow_symlinks=False) and lock.take(create=False) and not lock.unsupported:
-                    shutil.rmtree(entry.path, ignore_errors=True)
-            lock.release()
+                if entry.is_dir(follow_symlinks=False):
+                    _remove_unless_held(Path(entry.path))
+
+
+def _remove_unless_held(folder: Path) -> None:
+    """Remove a private folder that nobody holds. One without a lock is removed where it is empty, and not just made.
+
+    Raises:
+        OSError: the folder cannot be looked at, or holds files but no lock.
+    """
+    lock = RunLock(folder)
+    try:
+        if lock.take(create=False) and not lock.unsupported:
+            shutil.rmtree(folder, ignore_errors=True)
+    except FileNotFoundError:
+        if time.time() - folder.stat().st_mtime > _SECONDS_UNTIL_LOCKED:
+            folder.rmdir()
+    finally:
+        lock.release()

@@ -63,6 +63,17 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
     assert all(path.exists() for path in (*others, tmp_path / ".text.file0000.tmp", tmp_path / ".text.link0000.tmp"))
 
 
+def test_a_folder_that_a_process_left_before_it_took_the_lock_is_swept_once_it_is_old(tmp_path):
+    new, old, filled = (tmp_path / f".text.{name}.tmp" for name in ("new00000", "old00000", "filled00"))
+    for folder in (new, old, filled):
+        folder.mkdir()
+    (filled / "notes").touch()
+    for folder in (old, filled):
+        os.utime(folder, (0, 0))
+    write_text(tmp_path / "text", "x")
+    assert new.exists() and filled.exists() and not old.exists()
+
+
 def test_what_a_living_process_is_writing_stays(tmp_path):
     with private_folder(tmp_path / "text") as folder:
         write_text(tmp_path / "text", "from elsewhere")
