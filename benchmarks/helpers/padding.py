@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from benchmarks.helpers.common import say
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
 from sorsa_ds.data.layout import layout_of
-from sorsa_ds.data.order import GlobalOrder
+from sorsa_ds.data.order import GlobalOrder, ShuffledPasses
 from sorsa_ds.data.packing import balanced
 from sorsa_ds.data.source import open_splits
 from sorsa_ds.data.tokenize import Example, encode_all
@@ -84,7 +84,7 @@ def shares(lengths: Sequence[int], whole: int, micro: int, world: int) -> dict[t
 
     lengths: tokens of each example. whole: examples of a step. micro: examples of a micro-batch. world: ranks.
     """
-    order = GlobalOrder.of_run(len(lengths), whole, 0)
+    order = GlobalOrder.of_run(ShuffledPasses(len(lengths), seed=0), whole)
     positions = {(kind, way): 0 for kind in KINDS for way in WAYS}
     for step in range(order.steps):
         places = range(step * whole, (step + 1) * whole)

@@ -19,7 +19,7 @@ from benchmarks.helpers.padding import data
 from benchmarks.helpers.sides import add_engine, add_sizes, engine_step, examples, made
 from benchmarks.helpers.turns import in_turns
 from sorsa_ds.data.batches import collate
-from sorsa_ds.data.order import GlobalOrder
+from sorsa_ds.data.order import GlobalOrder, ShuffledPasses
 from sorsa_ds.data.packing import balanced, collate_packed
 from sorsa_ds.data.tokenize import IGNORED
 from sorsa_ds.engine.masters import inner_optimizer
@@ -134,7 +134,7 @@ def packing(a: argparse.Namespace) -> dict:
     for example in examples:  # the shape may have a smaller vocabulary than the tokenizer
         example["input_ids"] %= model.config.vocab_size
         example["labels"][example["labels"] != IGNORED] %= model.config.vocab_size
-    order = GlobalOrder.of_run(len(examples), a.global_batch, 0)
+    order = GlobalOrder.of_run(ShuffledPasses(len(examples), seed=0), a.global_batch)
     lengths = [len(example["input_ids"]) for example in examples]
     chosen = [order.index(place) for place in range(a.global_batch)]
     rows = balanced([lengths[index] for index in chosen], a.global_batch // a.micro_batch)
