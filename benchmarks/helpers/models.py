@@ -61,12 +61,12 @@ def shaped_model(
     """
     device = this_device()
     model = skeleton(shape, LoadingConfig())
-    targets, recipe = _operation(method, SorsaConfig(rank=rank, svd_cache="off"), storage, precision)(model)
-    names = {spec.name for target in targets for spec in recipe.specs(Item.of(target))}
+    selection, recipe = _operation(method, SorsaConfig(rank=rank, svd_cache="off"), storage, precision)(model)
+    names = {spec.name for target in selection.targets for spec in recipe.specs(Item.of(target))}
     others = {n: getattr(*places[0]).shape for n, places in parameter_homes(model).items() if n not in names}
     fill_parameters(
-        model, targets, others, Generated(device), recipe=recipe, placement=_placement(stage, precision), device=device,
-        progress=iter,
+        model, selection.targets, others, Generated(device), recipe=recipe, placement=_placement(stage, precision),
+        device=device, progress=iter,
     )  # fmt: skip
     return model.to(device)  # moves the buffers
 

@@ -43,8 +43,12 @@ class SorsaConfig:
     """Which linear layers are adapted, and how (SORSA, eq. 8)."""
 
     targets: list[str] | str = "all-linear"
-    """`all-linear` (every linear layer but the output head and RWKV6's small mixing projections), or a list of module
-    names, name suffixes (`q_proj`) or globs."""
+    """`all-linear` (every linear layer but the output head, those that cannot be adapted, and very small ones), or a
+    list of module names, name suffixes (`q_proj`) or globs, in which `all-linear` may stand too
+    (`[all-linear, lm_head]`). A run says what is left out."""
+
+    exclude: list[str] = Field(default_factory=list)
+    """Linears that are not adapted although `targets` means them: module names, name suffixes or globs."""
 
     rank: Rank = 16
     """Number r of singular triplets that are trained in each adapted linear layer. It may not exceed min(out, in) of

@@ -22,7 +22,7 @@ from sorsa_ds.model import fill, pretrained
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, FactorFile
 from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.load import AdaptModel
-from sorsa_ds.model.targets import Target, select_targets
+from sorsa_ds.model.targets import Selection, Target, choose
 from sorsa_ds.model.weight_sources import DiskWeightSource
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.decompose import Factors
@@ -135,21 +135,21 @@ class Method(ABC):
         """Names of the files of tensors in a run's adapter."""
         return (INITIAL, TRAINED) if self.keeps_initial else (TRAINED,)
 
-    def select_targets(self, model: nn.Module, sorsa: SorsaConfig) -> list[Target]:
+    def choose(self, model: nn.Module, sorsa: SorsaConfig) -> Selection:
         """The linears that it adapts, in module order; none where every parameter is trained.
 
         Raises:
-            ValueError: `model.targets.select_targets` finds bad targets or ranks.
+            ValueError: `model.targets.choose` finds bad targets or ranks.
         """
-        return select_targets(model, sorsa)
+        return choose(model, sorsa)
 
     def trained_linears(self, model: nn.Module, sorsa: SorsaConfig) -> list[Target]:
         """All linears whose weight training changes, in module order, the output head left out.
 
         Raises:
-            ValueError: `model.targets.select_targets` finds bad targets or ranks.
+            ValueError: `model.targets.choose` finds bad targets or ranks.
         """
-        return self.select_targets(model, sorsa)
+        return self.choose(model, sorsa).targets
 
     def operation(
         self,
@@ -176,11 +176,11 @@ class Method(ABC):
         return lambda model: self.adapt(model, making)
 
     @abstractmethod
-    def adapt(self, model: PreTrainedModel, making: Making) -> tuple[list[Target], Recipe]:
+    def adapt(self, model: PreTrainedModel, making: Making) -> tuple[Selection, Recipe]:
         """Change a model without memory as `operation` says.
 
         Returns:
-            The targets, in module order, and what fills every tensor.
+            The targets, in module order, with what is left out, and what fills every tensor.
 
         Raises:
             ValueError: bad targets or ranks, or a linear that the method cannot adapt.

@@ -22,7 +22,7 @@ from sorsa_ds.methods.method import Values
 from sorsa_ds.model.fill import Produced, check_finite
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import TensorSpec
-from sorsa_ds.model.targets import Target, select_targets
+from sorsa_ds.model.targets import Selection, Target, choose
 from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.numerics import full_fp32_products
@@ -85,15 +85,15 @@ class PeftLayers:
                 frozen_linear(layer).weight.data = mutated.t().contiguous() if target.transposed else mutated
         return layer
 
-    def operate(self, model: PreTrainedModel, precision: Precision) -> list[Target]:
+    def operate(self, model: PreTrainedModel, precision: Precision) -> Selection:
         """Freeze a model without memory, and put PEFT's layers, without memory too, around its targets.
 
         Raises:
             ValueError: bad targets, or a linear that the method cannot adapt.
         """
-        targets = select_targets(model, self.sorsa)
+        selection = choose(model, self.sorsa)
         model.requires_grad_(False)
-        for target in targets:
+        for target in selection.targets:
             if target.transposed and not self.method.adapts_conv1d:
                 raise ValueError(
                     f"method {self.method.name}: PEFT's {self.method.title} takes no Conv1D ({target.name}); choose "
@@ -108,7 +108,7 @@ class PeftLayers:
             for parameter in layer.parameters():
                 parameter.data = parameter.data.to(precision.factor_dtype)
             setattr(model.get_submodule(parent), leaf, layer)
-        return targets
+        return selection
 
 
 @dataclass(frozen=True, slots=True)

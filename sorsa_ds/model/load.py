@@ -16,12 +16,12 @@ from sorsa_ds.model.init_report import LayerReport
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import Part, Placement
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import Target
+from sorsa_ds.model.targets import Selection, Target
 from sorsa_ds.model.weight_sources import DiskWeightSource
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.device import return_cached_memory
 
-AdaptModel = Callable[[PreTrainedModel], tuple[list[Target], Recipe]]
+AdaptModel = Callable[[PreTrainedModel], tuple[Selection, Recipe]]
 """Turns a model without memory into one that can be fine-tuned: replaces its layers, and says which are adapted and
 what each rank makes their tensors from."""
 
@@ -31,7 +31,7 @@ class AdaptedModel:
     """A model to fine-tune, and what it was made from.
 
     model: the adapted model; with SORSA every parameter but U, s and V is frozen.
-    targets: the adapted linears, in module order.
+    selection: the adapted linears, in module order, and those that are left out.
     source: where the pre-trained weights lie.
     exact_factors: this rank's parts of the trained tensors in fp32 where the parameters themselves are rounded
         (precision bf16); empty otherwise.
@@ -40,11 +40,16 @@ class AdaptedModel:
     """
 
     model: PreTrainedModel
-    targets: list[Target]
+    selection: Selection
     source: DiskWeightSource
     exact_factors: dict[str, Part]
     reports: list[LayerReport]
     digests: dict[str, str]
+
+    @property
+    def targets(self) -> list[Target]:
+        """The adapted linears, in module order."""
+        return self.selection.targets
 
 
 def load_adapted_model(
@@ -54,6 +59,7 @@ def load_adapted_model(
     loading: LoadingConfig,
     placement: Placement,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
     digests: dict[str, str] | None = None,
     progress: RoundProgress = iter,
 ) -> AdaptedModel:
@@ -63,36 +69,38 @@ def load_adapted_model(
         adapt: what the method of fine-tuning makes of the model (`sorsa_ds.methods`).
         placement: whole on each rank, or cut for ZeRO-3.
         device: where decompositions run.
+        dtype: of the buffers that are not stored, such as the scale of Gemma's embeddings; the run's, as `skeleton`
+            says. The parameters have those of the recipe.
         digests: what the digests of the pre-trained parameters must be, if this model was loaded before.
         progress: wraps the rounds, to show them.
 
     Raises:
         ValueError: bad model, target, rank or weight; on every rank, with the message of the rank that found it.
     """
-    prepared = collectives.together(lambda: _prepare(folder, adapt, loading, digests or {}), device)
+    prepared = collectives.together(lambda: _prepare(folder, adapt, loading, dtype, digests or {}), device)
     assert prepared is not None  # every rank has acted
-    model, source, targets, others, recipe = prepared
+    model, source, selection, others, recipe = prepared
     exact, reports = fill_parameters(
-        model, targets, others, source, recipe=recipe, placement=placement, device=device, progress=progress
+        model, selection.targets, others, source, recipe=recipe, placement=placement, device=device, progress=progress
     )
     _fill_buffers(model, source, device)
     return_cached_memory(device)  # decompositions leave blocks of sizes that training does not ask for
     read = dict(collectives.gather_lists([*source.digests.items()]))
-    return AdaptedModel(model, targets, source, exact, reports, read)
+    return AdaptedModel(model, selection, source, exact, reports, read)
 
 
 def _prepare(
-    folder: Path, adapt: AdaptModel, loading: LoadingConfig, digests: dict[str, str]
-) -> tuple[PreTrainedModel, DiskWeightSource, list[Target], dict[str, torch.Size], Recipe]:
+    folder: Path, adapt: AdaptModel, loading: LoadingConfig, dtype: torch.dtype, digests: dict[str, str]
+) -> tuple[PreTrainedModel, DiskWeightSource, Selection, dict[str, torch.Size], Recipe]:
     """The adapted model without memory, where its weights lie, its targets, and the shapes of all other parameters."""
-    model = skeleton(folder, loading)
+    model = skeleton(folder, loading, dtype)
     # First, because the weights are found by the names that parameters have before the targets are replaced.
     source = DiskWeightSource.of_model(folder, model, digests)
-    targets, recipe = adapt(model)
-    inside = {spec.name for target in targets for spec in recipe.specs(Item.of(target))}
+    selection, recipe = adapt(model)
+    inside = {spec.name for target in selection.targets for spec in recipe.specs(Item.of(target))}
     homes = parameter_homes(model)
     others = {name: getattr(*places[0]).shape for name, places in homes.items() if name not in inside}
-    return model, source, targets, others, recipe
+    return model, source, selection, others, recipe
 
 
 def _fill_buffers(model: PreTrainedModel, source: DiskWeightSource, device: torch.device) -> None:

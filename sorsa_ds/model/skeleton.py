@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -51,8 +52,12 @@ def attention_of(loading: LoadingConfig) -> str | None:
     return None if loading.attn_implementation == "auto" else loading.attn_implementation
 
 
-def skeleton(folder: Path | str, loading: LoadingConfig) -> PreTrainedModel:
+def skeleton(folder: Path | str, loading: LoadingConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The model of a folder with its parameters on the meta device; its buffers (rotary frequencies) are real.
+
+    Args:
+        dtype: in which a model makes its buffers, unless it says another itself. transformers takes the dtype in which
+            a model is loaded, not that of the files: in bf16, Gemma's embedding scale is 25.25 in place of 25.298.
 
     Raises:
         ValueError: the folder's configuration is not one of a causal language model, its architecture needs a package
@@ -69,7 +74,7 @@ def skeleton(folder: Path | str, loading: LoadingConfig) -> PreTrainedModel:
             raise ValueError(f'{config.model_type} sees the tokens that it is to predict, without "is_decoder": true')
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
-                config, attn_implementation=attention, trust_remote_code=loading.trust_remote_code
+                config, dtype=dtype, attn_implementation=attention, trust_remote_code=loading.trust_remote_code
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"model: {folder} cannot be built as a causal language model: {error}") from error

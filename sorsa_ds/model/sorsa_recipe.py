@@ -14,7 +14,7 @@ from sorsa_ds.model.init_report import LayerReport, QuantisationLoss
 from sorsa_ds.model.pretrained import REOPEN_BYTES
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import TensorSpec
-from sorsa_ds.model.targets import Target, insert_sorsa_layers, select_targets
+from sorsa_ds.model.targets import Selection, Target, choose, insert_sorsa_layers
 from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.numerics import full_fp32_products
@@ -51,8 +51,8 @@ def adapt_to_sorsa(
     device: torch.device,
     factor_source: FactorSource,
     trained: FactorSource | None = None,
-) -> tuple[list[Target], Recipe]:
-    """Make the targets of a model without memory SORSA layers, and return them with the recipe that fills them.
+) -> tuple[Selection, Recipe]:
+    """Make the targets of a model without memory SORSA layers; returns them with the recipe that fills all tensors.
 
     Args:
         storage: how the residuals are kept.
@@ -63,9 +63,9 @@ def adapt_to_sorsa(
     Raises:
         ValueError: bad targets or ranks.
     """
-    targets = select_targets(model, sorsa)
-    insert_sorsa_layers(model, targets, sorsa, precision, storage)
-    return targets, SorsaRecipe(model, precision, storage, device, factor_source, trained)
+    selection = choose(model, sorsa)
+    insert_sorsa_layers(model, selection.targets, sorsa, precision, storage)
+    return selection, SorsaRecipe(model, precision, storage, device, factor_source, trained)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ The new layers are made on the meta device, so replacing takes no memory; `sorsa
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import cast
@@ -15,9 +15,16 @@ from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.model.architectures import mixing_linears, uncalled_linears
+from sorsa_ds.model.weight_reads import weight_reads
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.residual_storage import Storage
+
+ALL_LINEAR = "all-linear"
+"""The pattern that means every linear but the output head and what cannot or need not be adapted."""
+
+SMALLEST_SIDE = 8
+"""Linears with a shorter side than this have no rank that would save anything, such as a gate with one output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,41 +47,145 @@ class Target:
         return self.rank * (self.out_features + self.in_features + 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What `choose` has chosen of a model.
+
+    targets: the linears to adapt, in module order.
+    left_out: the linears that `all-linear` passes over -> the reason, as half a sentence. The output head, which it
+        never means, is not among them.
+    body: numbers in all parameters of the model but its embeddings and its output head.
+    """
+
+    targets: list[Target]
+    left_out: dict[str, str]
+    body: int
+
+    @property
+    def share(self) -> float:
+        """The share of the body's numbers that lie in the weights of the targets."""
+        inside = sum(target.out_features * target.in_features for target in self.targets)
+        return inside / self.body if self.body else 0.0
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Rows of the table at the beginning of a run: how much is adapted, and what is left out for which reason."""
+        told = [
+            ("adapted", f"{len(self.targets)} linears, {self.share:.1%} of the weights between embeddings and head")
+        ]
+        return [*told, ("left out", summed_up(self.left_out))] if self.left_out else told
+
+
 def matches(name: str, pattern: str) -> bool:
     """Whether a module name is a pattern, ends in it after a dot (`self_attn.q_proj`), or fits it as a glob."""
     return name == pattern or name.endswith("." + pattern) or fnmatchcase(name, pattern)
+
+
+def choose(model: nn.Module, config: SorsaConfig) -> Selection:
+    """The linears that the configuration names, and those that `all-linear` leaves out.
+
+    Raises:
+        ValueError: a pattern matches no linear (the message lists what exists) or one that cannot be adapted, nothing
+            is selected, or a rank exceeds min(out, in) of a layer (the message names the layer).
+    """
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    patterns = [config.targets] if isinstance(config.targets, str) else config.targets
+    named = [pattern for pattern in patterns if pattern != ALL_LINEAR]
+    check_all_match("sorsa.targets", named, linears)
+    check_all_match("sorsa.exclude", config.exclude, linears)
+    excluded = {name for name in linears if any(matches(name, pattern) for pattern in config.exclude)}
+    wanted = {name for name in linears if any(matches(name, pattern) for pattern in named)} - excluded
+    unfit = _unfit(model, linears)
+    for name in sorted(wanted & unfit.keys()):
+        raise ValueError(f"sorsa.targets: {name} cannot be adapted, since {unfit[name]}; leave it out")
+    left_out: dict[str, str] = {}
+    if ALL_LINEAR in patterns:
+        head = _output_head(model)
+        left_out = {n: r for n, r in _left_out(model, linears, config).items() if n not in wanted} | unfit
+        left_out |= dict.fromkeys(excluded, "named by sorsa.exclude")
+        left_out = {name: left_out[name] for name in linears if name in left_out and linears[name] is not head}
+        wanted |= {n for n, module in linears.items() if module is not head and n not in left_out} - excluded
+    if not wanted:
+        raise ValueError(
+            "sorsa.targets selects no linear: the list is empty, or the model has no linear but its output head"
+            + (f" and others that are left out: {summed_up(left_out)}" if left_out else "")
+        )
+    check_all_match("sorsa.rank_pattern", config.rank_pattern, wanted)
+    targets = [_target(name, linears[name], _rank(name, config)) for name in linears if name in wanted]
+    return Selection(targets, left_out, body_of(model))
 
 
 def select_targets(model: nn.Module, config: SorsaConfig) -> list[Target]:
     """The linears that the configuration names, in module order.
 
     Raises:
-        ValueError: a pattern matches no linear (the message lists what exists) or one that the model does not call, or
-            a rank exceeds min(out, in) of a layer (the message names the layer).
+        ValueError: as `choose`.
     """
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    if config.targets == "all-linear":
-        find_head = getattr(model, "get_output_embeddings", None)
-        head = find_head() if find_head else None
-        kept = mixing_linears(model)
-        selected = {n for n, module in linears.items() if module is not head and not any(matches(n, p) for p in kept)}
-    else:
-        patterns = [config.targets] if isinstance(config.targets, str) else config.targets
-        selected = {name for name in linears for pattern in patterns if matches(name, pattern)}
-        check_all_match("sorsa.targets", patterns, linears)
-        _check_called(selected, uncalled_linears(model))
-    if not selected:
-        raise ValueError(
-            "sorsa.targets selects no linear: the list is empty, or the model has no linear but its output head"
-        )
-    check_all_match("sorsa.rank_pattern", config.rank_pattern, selected)
+    return choose(model, config).targets
 
-    targets = []
-    for name in linears:
-        if name in selected:
-            rank = next((r for p, r in config.rank_pattern.items() if matches(name, p)), config.rank)
-            targets.append(_target(name, linears[name], rank))
-    return targets
+
+def body_of(model: nn.Module) -> int:
+    """Numbers in all parameters of a model but its embeddings and its output head; a tied one counts as these do."""
+    find_embeddings = getattr(model, "get_input_embeddings", None)
+    ends = [_output_head(model), find_embeddings() if find_embeddings else None]
+    apart = {id(parameter) for end in ends if end is not None for parameter in end.parameters()}
+    return sum(
+        getattr(parameter, "ds_numel", parameter.numel())
+        for parameter in model.parameters()
+        if id(parameter) not in apart
+    )
+
+
+def summed_up(left_out: Mapping[str, str]) -> str:
+    """What is left out in a few words: the reasons, each with the kinds of linears and their number."""
+    reasons: dict[str, Counter[str]] = {}
+    for name, reason in left_out.items():
+        reasons.setdefault(reason, Counter())[kind_of(name)] += 1
+    return "; ".join(
+        f"{', '.join(f'{kind} (x{count})' for kind, count in kinds.items())}: {reason}"
+        for reason, kinds in reasons.items()
+    )
+
+
+def _output_head(model: nn.Module) -> nn.Module | None:
+    find_head = getattr(model, "get_output_embeddings", None)
+    return find_head() if find_head else None
+
+
+def _unfit(model: nn.Module, linears: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Linears that cannot be adapted -> the reason, as half a sentence."""
+    own = {
+        name: f"its class {type(module).__name__} computes something else than a linear"
+        for name, module in linears.items()
+        if type(module).forward not in (nn.Linear.forward, Conv1D.forward)
+    }
+    read = {
+        name: f"{place} reads its weight without calling it"
+        for name, place in weight_reads(model).items()
+        if name in linears
+    }
+    listed = {
+        name: "the model reads its weight without calling it"
+        for name in linears
+        if any(matches(name, pattern) for pattern in uncalled_linears(model))
+    }
+    return own | read | listed
+
+
+def _left_out(model: nn.Module, linears: Mapping[str, nn.Linear | Conv1D], config: SorsaConfig) -> dict[str, str]:
+    """Linears that could be adapted, and that `all-linear` does not mean -> the reason, as half a sentence."""
+    mixing = mixing_linears(model)
+    left_out = {}
+    for name, module in linears.items():
+        smallest = min(_shape(module))
+        if any(matches(name, pattern) for pattern in mixing):
+            left_out[name] = "a small projection that mixes tokens"
+        elif smallest < SMALLEST_SIDE and smallest < _rank(name, config):
+            left_out[name] = f"a side shorter than {SMALLEST_SIDE} and than the rank"
+    return left_out
+
+
+def _rank(name: str, config: SorsaConfig) -> int:
+    return next((rank for pattern, rank in config.rank_pattern.items() if matches(name, pattern)), config.rank)
 
 
 def insert_sorsa_layers(
@@ -105,25 +216,25 @@ def scale_of(target: Target, sorsa: SorsaConfig) -> float:
 
 
 def _target(name: str, module: nn.Linear | Conv1D, rank: int) -> Target:
-    transposed = isinstance(module, Conv1D)
-    weight = cast(Tensor, module.weight)
-    shape = getattr(weight, "ds_shape", weight.shape)  # ZeRO-3 empties the shape of a parameter that it cuts
-    n, m = (shape[0], shape[1]) if transposed else (shape[1], shape[0])
+    m, n = _shape(module)
     if rank > min(m, n):
         raise ValueError(
-            f"rank {rank} exceeds min(out, in) = {min(m, n)} of {name} ({m} x {n}): lower sorsa.rank, or give this "
-            f"layer its own in sorsa.rank_pattern"
+            f"rank {rank} exceeds min(out, in) = {min(m, n)} of {name} ({m} x {n}): lower sorsa.rank, give this "
+            f"layer its own in sorsa.rank_pattern, or leave it out by sorsa.exclude"
         )
-    return Target(name, m, n, rank, bias=module.bias is not None, transposed=transposed)
+    return Target(name, m, n, rank, bias=module.bias is not None, transposed=isinstance(module, Conv1D))
 
 
-def _check_called(selected: Iterable[str], uncalled: Iterable[str]) -> None:
-    """Stop at the first target whose weight the model reads without calling the linear."""
-    for name in sorted(selected):
-        if any(matches(name, pattern) for pattern in uncalled):
-            raise ValueError(
-                f"sorsa.targets: {name} cannot be adapted: the model reads its weight without calling it; leave it out"
-            )
+def _shape(module: nn.Linear | Conv1D) -> tuple[int, int]:
+    """(out_features, in_features)."""
+    weight = cast(Tensor, module.weight)
+    shape = getattr(weight, "ds_shape", weight.shape)  # ZeRO-3 empties the shape of a parameter that it cuts
+    return (shape[1], shape[0]) if isinstance(module, Conv1D) else (shape[0], shape[1])
+
+
+def kind_of(name: str) -> str:
+    """The last part of a linear's name, which linears of all blocks share; numbers in a list are skipped."""
+    return next((part for part in reversed(name.split(".")) if not part.isdecimal()), name)
 
 
 def check_all_match(field: str, patterns: Iterable[str], names: Iterable[str]) -> None:
@@ -134,7 +245,7 @@ def check_all_match(field: str, patterns: Iterable[str], names: Iterable[str]) -
     """
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
-            kinds = Counter(name.rpartition(".")[2] for name in names)
+            kinds = Counter(map(kind_of, names))
             near = difflib.get_close_matches(pattern, kinds, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             listing = ", ".join(f"{kind} (x{count})" for kind, count in kinds.items())

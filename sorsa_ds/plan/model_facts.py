@@ -118,13 +118,14 @@ def bare_model(folder: Path, job: Job) -> BareModel:
         ValueError: the model is not a causal language model, lacks a target, has no room for a rank, or cannot be
             trained on packed examples where that is asked for.
     """
-    model = skeleton(folder, job.config.loading)
+    model = skeleton(folder, job.config.loading, job.precision.residual_dtype)
     if job.config.data.packing:
         check_packing(model)
     cast(nn.Module, model).to("meta")  # the decorator of transformers' own `to` hides its arguments' types
     head = model.get_output_embeddings()
     method = method_of(job.config)
-    targets, _ = method.operation(job.config, job.precision, job.storage, torch.device("meta"))(model)
+    selection, _ = method.operation(job.config, job.precision, job.storage, torch.device("meta"))(model)
+    targets = selection.targets
     residuals = {name for target in targets for name in method.residual_names(target, job.storage)}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and name not in residuals and parameter.is_floating_point():

@@ -77,6 +77,7 @@ def reload(
         loading=described.loading,
         placement=Whole(device),
         device=device,
+        dtype=formats.residual_dtype,
         digests=described.digests,
         progress=progress,
     )

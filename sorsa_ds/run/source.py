@@ -112,7 +112,7 @@ def open_finished_run(run: Path, base: str | None = None, trust_remote_code: boo
     model = skeleton(base_folder, described.loading)
     weights = DiskWeightSource.of_model(base_folder, model, described.digests)
     method = method_of(described)
-    targets = method.select_targets(model, described.sorsa)
+    targets = method.choose(model, described.sorsa).targets
     _check_layers(base_folder, targets, described)
     opened = {name: adapter_file.open_factors(folder, name, described) for name in method.adapter_files}
     if unchecked := described.unchecked(opened, [name for name, _ in model.named_parameters()]):

@@ -33,7 +33,8 @@ class _SorsaFunction(torch.autograd.Function):
         ctx.save_for_backward(p_TN if ctx.needs_input_grad[4] else None, z_TR, U_MR, s_R, V_NR, *kept)
         ctx.scale, ctx.storage, ctx.dtype, ctx.x_shape, ctx.x_dtype = scale, storage, dtype, x.shape, x.dtype
         ctx.one_input = x_principal is x
-        return y_TM.view(*x.shape[:-1], len(U_MR))
+        # A view made in here could not be written to, which some models do with what a linear returns. This is none.
+        return torch.ops.aten._unsafe_view(y_TM, [*x.shape[:-1], len(U_MR)])
 
     @staticmethod
     def backward(ctx, grad_y):
@@ -67,6 +68,36 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
+
+
+class WeightFacts:
+    """What may be asked of the weight of an adapted linear, which as a matrix does not exist.
+
+    The attributes are those of a tensor: dtype, device, shape (M, N), ndim, requires_grad. Everything else raises a
+    ValueError, since it would read numbers.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, shape: torch.Size):
+        self.dtype, self.device, self.shape, self.ndim, self.requires_grad = dtype, device, shape, 2, False
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self._unreadable(f"{tuple(self.shape)}: .{name}")
+
+    def __getitem__(self, part):
+        raise self._unreadable(f"{tuple(self.shape)}: [...]")
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), keywords=None):
+        raise cls._unreadable(getattr(function, "__name__", str(function)))
+
+    @staticmethod
+    def _unreadable(what: str) -> ValueError:
+        return ValueError(
+            f"the model reads the weight of an adapted linear without calling it ({what}), so this linear cannot be "
+            f"adapted: leave it out by sorsa.exclude"
+        )
 
 
 class SorsaLinear(nn.Module):
@@ -129,6 +160,13 @@ class SorsaLinear(nn.Module):
         return _SorsaFunction.apply(
             x, x_principal, self.U, self.s, self.V, self.bias, self.scale, self.storage, *kept
         )  # fmt: skip
+
+    @property
+    def weight(self) -> WeightFacts:
+        """What a model may ask of the weight: its dtype, device and shape, but none of its numbers."""
+        first = getattr(self, self.storage.names[0])
+        dtype = first.dtype if first.is_floating_point() else self.U.dtype
+        return WeightFacts(dtype, first.device, torch.Size((self.out_features, self.in_features)))
 
     def extra_repr(self) -> str:
         """The layer's shape, as `print(model)` shows it."""

@@ -130,6 +130,7 @@ def build_model(settings: RunSettings, origin: Origin) -> BuiltModel:
         loading=config.loading,
         placement=Zero3(settings.resolved.ds, device) if settings.resolved.zero_stage == 3 else Whole(device),
         device=device,
+        dtype=settings.formats.residual_dtype,
         digests=origin.base_digests,
         progress=_decomposing if method_of(config).decomposes else _loading,
     )
@@ -222,6 +223,7 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
         [
             ("model", config.model),
             *method_of(config).rows(config, loaded.targets, engine.trained_numbers, run.regularizer),
+            *(loaded.selection.rows() if loaded.targets else ()),
             ("ranks", f"{world_size} x {settings.device_type}, ZeRO stage {resolved.zero_stage}"),
             ("batch", batch),
             ("steps", f"{inputs.batches.steps} over {inputs.data_size}"),

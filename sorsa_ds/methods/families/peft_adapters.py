@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from sorsa_ds.config.schema import BaselineConfig, RunConfig
 from sorsa_ds.methods.method import SORSA_SETTINGS, Making, Method, Settings, TrainedRun, reading_bytes
 from sorsa_ds.model.fill import Recipe
-from sorsa_ds.model.targets import Target, scale_of
+from sorsa_ds.model.targets import Selection, Target, scale_of
 from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.regularizer import Regularizer
@@ -58,13 +58,13 @@ class PeftMethod(Method):
         """fp32 numbers that LAPACK takes beside the matrices while a layer (m, n) is made."""
         return 0
 
-    def adapt(self, model: PreTrainedModel, making: Making) -> tuple[list[Target], Recipe]:
+    def adapt(self, model: PreTrainedModel, making: Making) -> tuple[Selection, Recipe]:
         from sorsa_ds.methods.peft_layers import PeftRecipe
 
         layers = self.layers(making.settings, making.seed)
-        targets = layers.operate(model, making.precision)
+        selection = layers.operate(model, making.precision)
         initial = None if making.initial is None else making.initial.values
-        return targets, PeftRecipe(layers, model, making.precision, making.device, initial, making.trained)
+        return selection, PeftRecipe(layers, model, making.precision, making.device, initial, making.trained)
 
     def layers(self, settings: Settings, seed: int = 0) -> PeftLayers:
         """What makes PEFT's layers with these settings."""

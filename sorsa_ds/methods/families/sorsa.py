@@ -15,7 +15,7 @@ from sorsa_ds.model import factor_source, sorsa_recipe
 from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa
-from sorsa_ds.model.targets import Target, scale_of
+from sorsa_ds.model.targets import Selection, Target, scale_of
 from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import regularizer, residual_storage
@@ -40,7 +40,7 @@ class Sorsa(Method):
     decomposes = True
     layers_cast_weights = True
 
-    def adapt(self, model: PreTrainedModel, making: Making) -> tuple[list[Target], Recipe]:
+    def adapt(self, model: PreTrainedModel, making: Making) -> tuple[Selection, Recipe]:
         settings, precision, storage = making.settings, making.precision, making.storage
         if making.initial is None:
             start = factor_source.factor_source(settings.sorsa, settings.residual, storage, precision)

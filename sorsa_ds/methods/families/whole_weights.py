@@ -16,7 +16,7 @@ from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.fill import Produced, Recipe, check_finite
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import TensorSpec
-from sorsa_ds.model.targets import Target, select_targets
+from sorsa_ds.model.targets import Selection, Target, body_of, select_targets
 from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime.precision import Precision
 
@@ -30,14 +30,14 @@ class WholeWeights(Method):
     keeps_initial = False
     has_rank = False
 
-    def adapt(self, model: PreTrainedModel, making: Making) -> tuple[list[Target], Recipe]:
-        targets = self.select_targets(model, making.settings.sorsa)
+    def adapt(self, model: PreTrainedModel, making: Making) -> tuple[Selection, Recipe]:
+        selection = self.choose(model, making.settings.sorsa)
         model.requires_grad_(False)
-        self.train_parameters(model, targets)
+        self.train_parameters(model, selection.targets)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(making.precision.factor_dtype)
-        return targets, WeightsRecipe.of(model, making.precision, making.trained)
+        return selection, WeightsRecipe.of(model, making.precision, making.trained)
 
     @abstractmethod
     def train_parameters(self, model: PreTrainedModel, targets: Sequence[Target]) -> None:
@@ -54,8 +54,8 @@ class Full(WholeWeights):
     name, title = "full", "full fine-tuning"
     ignored_settings = (*Method.ignored_settings, "sorsa.targets", *ADAPTER_SETTINGS)
 
-    def select_targets(self, model: nn.Module, sorsa: SorsaConfig) -> list[Target]:
-        return []
+    def choose(self, model: nn.Module, sorsa: SorsaConfig) -> Selection:
+        return Selection([], {}, body_of(model))
 
     def trained_linears(self, model: nn.Module, sorsa: SorsaConfig) -> list[Target]:
         return select_targets(model, SorsaConfig(rank=1))
