@@ -25,8 +25,8 @@ def plans(examples, packing: Packing | None, world=1, micro=2, accumulation=4, *
     """The plan of each rank."""
     return [
         BatchPlan(
-            Examples.of(examples), micro_batch_size=micro, accumulation=accumulation, rank=rank, world_size=world, seed=0,
-            pad_token_id=PAD, packing=packing, **settings,
+            Examples.of(examples), micro_batch_size=micro, accumulation=accumulation, rank=rank, world_size=world,
+            seed=0, pad_token_id=PAD, packing=packing, **settings,
         )
         for rank in range(world)
     ]  # fmt: skip
