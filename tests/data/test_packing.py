@@ -8,6 +8,7 @@ import pytest
 
 from sorsa_ds.data.batches import BatchPlan
 from sorsa_ds.data.packing import Packing, balanced, collate_packed, packed_rows
+from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import IGNORED, Example
 from sorsa_ds.data.word_problems import word_problems
 
@@ -24,8 +25,8 @@ def plans(examples, packing: Packing | None, world=1, micro=2, accumulation=4, *
     """The plan of each rank."""
     return [
         BatchPlan(
-            examples, micro_batch_size=micro, accumulation=accumulation, rank=rank, world_size=world, seed=0,
-            pad_token_id=PAD, packing=packing, **settings,
+            Examples.of(examples), micro_batch_size=micro, accumulation=accumulation, rank=rank, world_size=world,
+            seed=0, pad_token_id=PAD, packing=packing, **settings,
         )
         for rank in range(world)
     ]  # fmt: skip
