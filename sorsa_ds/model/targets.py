@@ -23,6 +23,8 @@ from sorsa_ds.sorsa.residual_storage import Storage
 ALL_LINEAR = "all-linear"
 """The pattern that means every linear but the output head and what cannot or need not be adapted."""
 
+EXCLUDED = "named by sorsa.exclude"
+
 SMALLEST_SIDE = 8
 """Linears with a shorter side than this have no rank that would save anything, such as a gate with one output."""
 
@@ -55,17 +57,18 @@ class Selection:
     left_out: the linears that `all-linear` passes over -> the reason, as half a sentence. The output head, which it
         never means, is not among them.
     body: numbers in all parameters of the model but its embeddings and its output head.
+    adapted: those of them that lie in the weights of the targets.
     """
 
     targets: list[Target]
     left_out: dict[str, str]
     body: int
+    adapted: int
 
     @property
     def share(self) -> float:
-        """The share of the body's numbers that lie in the weights of the targets."""
-        inside = sum(target.out_features * target.in_features for target in self.targets)
-        return inside / self.body if self.body else 0.0
+        """The share of the body that lies in the weights of the targets."""
+        return self.adapted / self.body if self.body else 0.0
 
     def rows(self) -> list[tuple[str, str]]:
         """Rows of the table at the beginning of a run: how much is adapted, and what is left out for which reason."""
@@ -92,26 +95,25 @@ def choose(model: nn.Module, config: SorsaConfig) -> Selection:
     named = [pattern for pattern in patterns if pattern != ALL_LINEAR]
     check_all_match("sorsa.targets", named, linears)
     check_all_match("sorsa.exclude", config.exclude, linears)
-    excluded = {name for name in linears if any(matches(name, pattern) for pattern in config.exclude)}
-    wanted = {name for name in linears if any(matches(name, pattern) for pattern in named)} - excluded
-    unfit = _unfit(model, linears)
-    for name in sorted(wanted & unfit.keys()):
+    excluded = {name: EXCLUDED for name in linears if any(matches(name, pattern) for pattern in config.exclude)}
+    chosen = {name for name in linears if any(matches(name, pattern) for pattern in named)} - excluded.keys()
+    unfit, head, left_out = _unfit(model, linears), _output_head(model), dict(excluded)
+    for name in sorted(chosen & unfit.keys()):
         raise ValueError(f"sorsa.targets: {name} cannot be adapted, since {unfit[name]}; leave it out")
-    left_out: dict[str, str] = {}
     if ALL_LINEAR in patterns:
-        head = _output_head(model)
-        left_out = {n: r for n, r in _left_out(model, linears, config).items() if n not in wanted} | unfit
-        left_out |= dict.fromkeys(excluded, "named by sorsa.exclude")
-        left_out = {name: left_out[name] for name in linears if name in left_out and linears[name] is not head}
-        wanted |= {n for n, module in linears.items() if module is not head and n not in left_out} - excluded
-    if not wanted:
+        body = {name for name, module in linears.items() if module is not head}
+        reasons = _unneeded(model, linears, config) | unfit | excluded
+        left_out = {name: reasons[name] for name in linears if name in (reasons.keys() & body) - chosen}
+        chosen |= body - left_out.keys()
+    if not chosen:
         raise ValueError(
             "sorsa.targets selects no linear: the list is empty, or the model has no linear but its output head"
             + (f" and others that are left out: {summed_up(left_out)}" if left_out else "")
         )
-    check_all_match("sorsa.rank_pattern", config.rank_pattern, wanted)
-    targets = [_target(name, linears[name], _rank(name, config)) for name in linears if name in wanted]
-    return Selection(targets, left_out, body_of(model))
+    check_all_match("sorsa.rank_pattern", config.rank_pattern, chosen)
+    targets = [_target(name, linears[name], _rank(name, config)) for name in linears if name in chosen]
+    inside = sum(target.out_features * target.in_features for target in targets if linears[target.name] is not head)
+    return Selection(targets, left_out, body_of(model), inside)
 
 
 def select_targets(model: nn.Module, config: SorsaConfig) -> list[Target]:
@@ -171,17 +173,17 @@ def _unfit(model: nn.Module, linears: Mapping[str, nn.Module]) -> dict[str, str]
     return own | read | listed
 
 
-def _left_out(model: nn.Module, linears: Mapping[str, nn.Linear | Conv1D], config: SorsaConfig) -> dict[str, str]:
+def _unneeded(model: nn.Module, linears: Mapping[str, nn.Linear | Conv1D], config: SorsaConfig) -> dict[str, str]:
     """Linears that could be adapted, and that `all-linear` does not mean -> the reason, as half a sentence."""
     mixing = mixing_linears(model)
-    left_out = {}
+    reasons = {}
     for name, module in linears.items():
         smallest = min(_shape(module))
         if any(matches(name, pattern) for pattern in mixing):
-            left_out[name] = "a small projection that mixes tokens"
+            reasons[name] = "a small projection that mixes tokens"
         elif smallest < SMALLEST_SIDE and smallest < _rank(name, config):
-            left_out[name] = f"a side shorter than {SMALLEST_SIDE} and than the rank"
-    return left_out
+            reasons[name] = f"a side shorter than {SMALLEST_SIDE} and than the rank"
+    return reasons
 
 
 def _rank(name: str, config: SorsaConfig) -> int:

@@ -55,7 +55,7 @@ class Full(WholeWeights):
     ignored_settings = (*Method.ignored_settings, "sorsa.targets", *ADAPTER_SETTINGS)
 
     def choose(self, model: nn.Module, sorsa: SorsaConfig) -> Selection:
-        return Selection([], {}, body_of(model))
+        return Selection([], {}, body_of(model), 0)
 
     def trained_linears(self, model: nn.Module, sorsa: SorsaConfig) -> list[Target]:
         return select_targets(model, SorsaConfig(rank=1))
