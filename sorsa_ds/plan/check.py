@@ -1,8 +1,11 @@
 """The plan at the beginning of a run: said in a line, and what cannot fit is refused before anything is loaded."""
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from transformers import PreTrainedModel
 
 from sorsa_ds.config.deepspeed_json import Resolved
 from sorsa_ds.config.schema import RunConfig
@@ -11,7 +14,7 @@ from sorsa_ds.plan.advice import advice
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import HEADROOM, Place, places
-from sorsa_ds.plan.micro_batch import size_micro_batch
+from sorsa_ds.plan.micro_batch import NoEstimateError, size_micro_batch
 from sorsa_ds.plan.report import short
 from sorsa_ds.runtime import collectives, process
 from sorsa_ds.runtime.console import say
@@ -37,7 +40,13 @@ class Free:
 
 
 def fit_memory(
-    folder: Path, config: RunConfig, given: dict, resolved: Resolved, formats: Precision, storage: Storage
+    folder: Path,
+    config: RunConfig,
+    given: dict,
+    resolved: Resolved,
+    formats: Precision,
+    storage: Storage,
+    check: Callable[[PreTrainedModel], object] | None = None,
 ) -> Resolved:
     """Resolve the micro-batch where it is open, say what a run needs, and stop where this machine has less.
 
@@ -48,12 +57,13 @@ def fit_memory(
         folder: the model's folder.
         config: the settings, with what was left open filled in, but for the micro-batch.
         given: the DeepSpeed JSON as the user wrote it, and `resolved` as it was resolved for this job.
+        check: as `size_micro_batch` takes it.
 
     Returns:
         `resolved`, with the micro-batch.
 
     Raises:
-        ValueError: the run cannot fit, or the model has no such targets or ranks; on every rank.
+        ValueError: the run cannot fit, the model has no such targets or ranks, or `check` has raised it; on every rank.
     """
     if not (config.train.check_memory or resolved.micro_choices):
         return resolved
@@ -61,7 +71,12 @@ def fit_memory(
 
     def plan_for_all() -> tuple[int, str | None, str, str | None]:
         """The micro-batch, a sentence on its choice, what is needed, and why that cannot be had."""
-        sized = size_micro_batch(folder, job)
+        try:
+            sized = size_micro_batch(folder, job, check)
+        except NoEstimateError as error:
+            size = resolved.micro_choices[0] if resolved.micro_choices else resolved.micro_batch_size
+            unknown = f"The memory that this run needs cannot be estimated ({error}); micro-batch {size}."
+            return size, unknown, "", None
         found = places(sized.job, sized.memory)
         full = next((place for place in found if place.needed > place.limit), None)
         refusal = None if full is None else _refusal(full, others, _ways_to_fit(folder, sized.job))
@@ -71,7 +86,8 @@ def fit_memory(
     if choice is not None:
         say(choice)
     if config.train.check_memory:
-        say(needed)
+        if needed:
+            say(needed)
         if refusal is not None:
             raise ValueError(refusal)
     return resolved.with_micro_batch(micro_batch) if resolved.micro_choices else resolved

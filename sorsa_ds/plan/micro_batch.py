@@ -4,8 +4,11 @@ The global batch is resolved, so a micro-batch is one of the divisors of a rank'
 more memory a job takes, so the search halves the divisors.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from transformers import PreTrainedModel
 
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import HEADROOM, Memory, fits, memory, places
@@ -26,16 +29,30 @@ class Sized:
     choice: str | None = None
 
 
-def size_micro_batch(folder: Path, job: Job) -> Sized:
+class NoEstimateError(Exception):
+    """What a model needs cannot be estimated, which does not keep it from being trained. The message says why."""
+
+
+def size_micro_batch(folder: Path, job: Job, check: Callable[[PreTrainedModel], object] | None = None) -> Sized:
     """Settle the micro-batch of a job. It is the smallest one where none fits.
 
     Args:
         folder: has the model's config.json.
+        check: is given the model without memory before its layers are replaced, and raises a ValueError where it cannot
+            be trained.
 
     Raises:
-        ValueError: the model cannot be built, or has no such targets or ranks.
+        ValueError: the model cannot be built, or has no such targets or ranks; or `check` has raised it.
+        NoEstimateError: the model is unlike those whose memory can be estimated.
     """
-    model = bare_model(folder, job)
+    model = bare_model(folder, job, check)
+    try:
+        return _settled(model, job)
+    except Exception as error:  # a forward pass without memory runs the model's own code
+        raise NoEstimateError(f"{type(error).__name__}: {error}") from error
+
+
+def _settled(model: BareModel, job: Job) -> Sized:
     choices = job.resolved.micro_choices
     if not choices:
         return _sized(model, job)

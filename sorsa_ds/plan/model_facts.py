@@ -1,5 +1,6 @@
 """The model that a job would train, from its configuration alone: every parameter, and what a forward pass keeps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -108,17 +109,20 @@ class BareModel:
         return Facts(self.parameters, self.targets, self.linears, kept, _attention(text), text.vocab_size)
 
 
-def bare_model(folder: Path, job: Job) -> BareModel:
+def bare_model(folder: Path, job: Job, check: Callable[[PreTrainedModel], object] | None = None) -> BareModel:
     """Build the job's model without memory for its parameters, which takes seconds.
 
     Args:
         folder: has the model's config.json; weights are not needed.
+        check: is given the model before its layers are replaced.
 
     Raises:
         ValueError: the model is not a causal language model, lacks a target, has no room for a rank, or cannot be
             trained on packed examples where that is asked for.
     """
     model = skeleton(folder, job.config.loading, job.precision.residual_dtype)
+    if check is not None:
+        check(model)
     if job.config.data.packing:
         check_packing(model)
     cast(nn.Module, model).to("meta")  # the decorator of transformers' own `to` hides its arguments' types

@@ -6,13 +6,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.batch_size import AUTO
 from sorsa_ds.config.command_line import with_absolute_paths
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.settings import check_settings, unused_note, without_unused_of_file
-from sorsa_ds.model.pretrained import find_model
+from sorsa_ds.model.pretrained import PretrainedWeights, find_model
 from sorsa_ds.plan.check import fit_memory
 from sorsa_ds.run.paths import CONFIG
 from sorsa_ds.runtime import collectives, precision
@@ -105,7 +106,12 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
     )
     origin.check_settings(config)
     model_folder = find_model(config.model, config.loading)
-    resolved = fit_memory(model_folder, config, job.ds_config, resolved, formats, storage)
+
+    def check_files(model: PreTrainedModel) -> None:
+        """Compare the files with the model before its memory is planned: what is wrong with them is told first."""
+        PretrainedWeights(model_folder).parameter_names(model)
+
+    resolved = fit_memory(model_folder, config, job.ds_config, resolved, formats, storage, check_files)
     return RunSettings(
         config=_resolved_config(config, resolved, formats),
         model_folder=model_folder,

@@ -28,7 +28,7 @@ def bare(kind: str, **fields) -> nn.Module:
         ("falcon_mamba", dict(state_size=4, time_step_rank=8), {"x_proj", "dt_proj", "out_proj"}),
         ("mamba2", dict(num_heads=8, head_dim=8, state_size=8, n_groups=1), {"out_proj"}),
         ("bamba", dict(mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8), {"out_proj"}),
-        ("bloom", dict(hidden_size=32, n_head=4, n_layer=2), set()),  # reads weights where config.slow_but_exact says so
+        ("bloom", dict(hidden_size=32, n_head=4, n_layer=2), set()),  # reads weights if slow_but_exact
         ("bloom", dict(hidden_size=32, n_head=4, n_layer=2, pretraining_tp=2, slow_but_exact=True),
          {"dense", "dense_4h_to_h"}),
         ("gptj", dict(n_embd=32, n_layer=2, n_head=4, rotary_dim=4), set()),  # asks for a weight's dtype

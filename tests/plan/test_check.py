@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 
 import pytest
+from torch import nn
 
 from sorsa_ds.config.command_line import Errors, load_settings, split
 from sorsa_ds.config.schema import RunConfig, TrainConfig
@@ -198,3 +199,24 @@ def test_every_rank_of_a_run_refuses_what_cannot_fit_before_it_makes_a_folder(pr
     told = run_ranks(2, _refused, project)
     assert all("the run needs about" in one and "launch/plan.py" in one for one in told)
     assert not (project / "runs" / "plan-no").exists()
+
+
+def test_a_model_that_cannot_be_estimated_is_trained_all_the_same(folder, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise AttributeError("this configuration has no head_dim")
+
+    monkeypatch.setattr("sorsa_ds.plan.model_facts.kept_for_backward", fails)
+    job = job_of(0)
+    assert fit_memory(*arguments(folder, job)) is job.resolved
+    assert "The memory that this run needs cannot be estimated (AttributeError: this configuration" in (
+        capsys.readouterr().out
+    )
+
+
+def test_what_is_wrong_with_the_files_is_told_before_the_memory(folder):
+    def refuse(model):
+        assert any(isinstance(module, nn.Linear) for module in model.modules()), "no layer is replaced yet"
+        raise ValueError("a shard is missing")
+
+    with pytest.raises(ValueError, match="a shard is missing"):
+        fit_memory(*arguments(folder, job_of(0)), refuse)
