@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -141,10 +142,17 @@ def test_what_only_says_where_rows_lie_makes_nothing_anew(data, cache, tmp_path)
     assert kept(cache) == before
 
 
-def test_the_code_that_decides_tokens_is_all_of_the_room():
-    assert len(token_cache._digest_of_code()) == 32
-    room = Path(token_cache.__file__).parent
-    assert {file.name for file in room.glob("*.py")} >= {"tokenize.py", "formats.py", "chat.py"}
+def test_a_change_in_any_module_of_the_room_is_another_code(tmp_path):
+    room = shutil.copytree(Path(token_cache.__file__).parent, tmp_path / "data")
+    before = token_cache._digest_of_code()
+    assert token_cache._digest_of_code(room) == before
+    for file in room.glob("*.py"):
+        content = file.read_bytes()
+        file.write_bytes(content + b"\n")
+        assert token_cache._digest_of_code(room) != before
+        file.write_bytes(content)
+    (room / "chat.py").rename(room / "talk.py")
+    assert token_cache._digest_of_code(room) != before
 
 
 def test_a_killed_process_leaves_no_half_cache(data, cache, monkeypatch):
