@@ -197,6 +197,27 @@ def test_a_cache_that_was_cut_off_is_named(data, cache):
         train[20]
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokens.bin", None), ("lengths.npy", None), ("lengths.npy", b""), ("facts.json", b"{}"), ("facts.json", b"[]"),
+        ("facts.json", b"{"),
+    ],
+)  # fmt: skip
+def test_a_cache_that_was_changed_is_named_with_the_way_to_make_it_again(data, cache, file, content):
+    load(data)
+    for stored in cache.glob(f"*/{file}"):
+        changed = bytearray(stored.read_bytes())
+        changed[-1] ^= 1
+        stored.write_bytes(bytes(changed) if content is None else content)
+    with pytest.raises(
+        ValueError, match=r"cache/tokens/.* are damaged \(.*; remove this folder, and they will be made"
+    ):
+        load(data)
+    shutil.rmtree(cache)
+    assert len(load(data)[0]) == 36
+
+
 def told_by_a_rank(data: DataConfig, log: Path) -> tuple[str, int, int]:
     """What a rank has got; each time that rows are tokenised, a line is added to the log."""
     tokenise = examples.encode_in_parts
