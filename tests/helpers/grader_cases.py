@@ -112,7 +112,8 @@ SAID = [
 
 SAID_WRONG = [
     ("100", "100, rounded to 120"), ("120", "100, rounded to 120"), ("5", "5 when 3 are added it is 8"),
-    ("10", "10 (wrong)"), ("12", "12 days from 3"),
+    ("10", "10 (wrong)"), ("72", "72 clips (no, 73)"), ("5", "5 apples (10 in total)"), ("5", "5 (10 in total)"),
+    ("12", "12 days from 3"),
     ("48", "72 clips (48 + 24)."), ("24", "72 clips (48 + 24)."), ("30", "8 hours and 30 minutes"),
     ("38", "8 hours and 30 minutes"), ("8 hours", "8 hours and 30 minutes"), ("50", "3 dollars and 50 cents"),
     ("3", "3 dollars and 50 cents"), ("6", "5 feet 6 inches"), ("1.2", "1.2M"), ("70", "$70k"), ("3", "3–5"),

@@ -61,14 +61,14 @@ _EXPLAINS = re.compile(
     re.IGNORECASE,
 )
 _RETRACTS = re.compile(
-    rf"\b(?:wrong|incorrect|false|mistaken)\b|\brounded\s+(?:(?:up|down|off)\s+)?to\s+(?:about\s+)?[^\w\s]*{NUMBER}"
+    rf"^no\b|\b(?:wrong|incorrect|false|mistaken)\b|\brounded\s+(?:(?:up|down|off)\s+)?to\s+(?:about\s+)?[^\w\s]*{NUMBER}"
     rf"(?!\s+(?:decimal|significant|place|digit))|^from\s+[^\w\s]*{NUMBER}\s*$",
     re.IGNORECASE,
 )
 """A remark that takes the number back, or goes on to another one: `100, rounded to 120`."""
 _CONCLUDES = re.compile(
     rf"(?<=.)\b(?:it|that|this|which|total|result|answer|sum)\s+(?:is|are|was|becomes|gives|makes|equals|gets)\s+"
-    rf"[^\w\s]*({NUMBER})",
+    rf"[^\w\s]*({NUMBER})|\b({NUMBER})\s+(?:in total|altogether|in all)\b",
     re.IGNORECASE,
 )
 _LATER = re.compile(r"(?:after|during|within|when)\b", re.IGNORECASE)
@@ -157,7 +157,7 @@ def _is_remark(text: str, amount: str, named: bool, unit: str) -> bool:
 
 def _takes_back(remark: str, amount: str) -> bool:
     """Whether a remark denies the amount, or ends with another one, as in `5 when 3 are added it is 8`."""
-    concluded = [found[1] for found in _CONCLUDES.finditer(remark)]
+    concluded = [found[1] or found[2] for found in _CONCLUDES.finditer(remark)]
     return bool(_RETRACTS.search(remark)) or any(_value(number) != _value(amount) for number in concluded)
 
 
