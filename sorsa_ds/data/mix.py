@@ -129,5 +129,7 @@ def _interleaved(sizes: Sequence[int], weights: Sequence[float], seed: int, whol
         if (missing_S.max() if whole else missing_S.min()) <= 0:
             break
     source_M = np.concatenate(blocks)
-    lasts = [np.flatnonzero(source_M == source)[size - 1] for source, size in enumerate(sizes) if missing_S[source] <= 0]
+    lasts = [
+        np.flatnonzero(source_M == source)[size - 1] for source, size in enumerate(sizes) if missing_S[source] <= 0
+    ]
     return source_M[: (max(lasts) if whole else min(lasts)) + 1]
