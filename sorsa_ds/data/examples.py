@@ -48,10 +48,16 @@ def load_held_out(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
 
 def _load(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, kinds: list[str]) -> dict[str, Examples]:
     """The examples of each kind of which there are any."""
-    if data.chat_template is not None:
-        use_template(tokenizer, data.chat_template)
-    made: dict[str, str] = first_of_node(lambda: _tokenised(data, tokenizer, seed, kinds), "tokenising the data")
-    found = {kind: opened(Path(folder), _source(data, kind)) for kind, folder in made.items()}
+    asked = data.chat_template
+
+    def made() -> dict[str, Examples]:
+        folders = first_of_node(lambda: _tokenised(data, tokenizer, seed, kinds), "tokenising the data")
+        return {kind: opened(Path(folder), _source(data, kind)) for kind, folder in folders.items()}
+
+    # A rank that failed alone would leave those of other nodes in the collective of `_check_same`.
+    if asked is not None:
+        collectives.together(lambda: use_template(tokenizer, asked))
+    found = collectives.together(made)
     for kind, examples in found.items():
         _check_same(examples, kind)
     for kind, examples in found.items():

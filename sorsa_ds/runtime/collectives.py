@@ -42,41 +42,45 @@ def cpu_group(timeout: timedelta) -> dist.ProcessGroup | None:
     return dist.new_group(backend="gloo", timeout=timeout) if beside else None
 
 
-def agree(error: Exception | None, device: torch.device) -> None:
+def agree(error: Exception | None, device: torch.device | None = None) -> None:
     """Stop every rank if any rank failed: a failed rank raises its own error, the others raise a PeerError.
 
     A collective call. Where no rank failed, only one number is communicated.
 
     Args:
         error: what went wrong on this rank; None if nothing did.
+        device: over which they tell one another; None: that of the default group.
 
     Raises:
         Exception: `error`, on a rank that gave one.
         PeerError: on the other ranks, with the failed ranks and their messages.
     """
     if world_size() > 1:
-        failed = torch.tensor(float(error is not None), device=device)
+        failed = torch.tensor(float(error is not None), device=_device() if device is None else device)
         dist.all_reduce(failed)
         if failed.item():
             messages = gather_json(None if error is None else f"{type(error).__name__}: {error}")
             if error is None:
-                told = "; ".join(f"rank {r}: {m}" for r, m in enumerate(messages) if m is not None)
+                failures = {r: m for r, m in enumerate(messages) if m is not None}
+                causes = {r: m for r, m in failures.items() if not m.startswith(PeerError.__name__)}
+                told = "; ".join(f"rank {r}: {m}" for r, m in (causes or failures).items())
                 raise PeerError(f"stopped because another rank failed: {told}")
     if error is not None:
         raise error
 
 
 @overload
-def together(action: Callable[[], T], device: torch.device) -> T: ...
+def together(action: Callable[[], T], device: torch.device | None = None) -> T: ...
 @overload
 def together(action: Callable[[], T], device: torch.device, on: int | None) -> T | None: ...
 
 
-def together(action: Callable[[], T], device: torch.device, on: int | None = None) -> T | None:
+def together(action: Callable[[], T], device: torch.device | None = None, on: int | None = None) -> T | None:
     """Run an action that may fail, and stop every rank if it failed on any. A collective call.
 
     Args:
         action: what to run.
+        device: over which the ranks tell one another; None: that of the default group.
         on: the only rank that runs it; None: every rank runs it.
 
     Returns:
@@ -160,7 +164,7 @@ def gather_json(mine: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     told = json.dumps(mine).encode()
     if world_size() == 1:
         return [json.loads(told)]
-    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    device = _device(group)
     size = torch.tensor([len(told)], device=device)
     sizes = [torch.empty_like(size) for _ in range(world_size())]
     dist.all_gather(sizes, size, group=group)
@@ -180,3 +184,8 @@ def broadcast(tensor: Tensor, source: int) -> None:
     """Overwrite a tensor with the one that rank `source` has. A collective call."""
     if world_size() > 1:
         dist.broadcast(tensor, source)
+
+
+def _device(group: dist.ProcessGroup | None = None) -> torch.device:
+    """Where a group takes its tensors from."""
+    return torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
