@@ -40,7 +40,8 @@ def encode_in_parts(
         place_of: the file in which a row, counted from 0, stands, and where in it; empty where that is not known.
 
     Raises:
-        ValueError: a row cannot be rendered or is longer than allowed, or the system has ended a worker.
+        ValueError: a row cannot be rendered or is longer than allowed, or the system has not started a process or has
+            ended one.
     """
     processes = min(MOST_PROCESSES, len(os.sched_getaffinity(0)), len(rows) // ROWS_PER_CALL)
     alone = len(rows) < FEWEST_ROWS or processes < 2 or not _can_be_sent(encoder.tokenizer)
@@ -51,6 +52,8 @@ def encode_in_parts(
                 progress.update(len(part.examples) + part.left_out.total())
         except RowError as error:
             raise error.at(place_of(error.number - 1)) from error
+        except OSError as error:  # which would be taken for one of writing what is tokenised
+            raise ValueError(f"{encoder.what}: a process for it cannot be started or reached: {error}") from error
 
 
 def _can_be_sent(tokenizer: PreTrainedTokenizerBase) -> bool:

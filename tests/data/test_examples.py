@@ -6,6 +6,7 @@ import os
 import pytest
 
 from sorsa_ds.config.schema import DataConfig
+from sorsa_ds.data import workers
 from sorsa_ds.data.examples import load_examples
 from sorsa_ds.runtime import collectives
 from tests.helpers.chat_tokenizer import chat_tokenizer
@@ -40,6 +41,19 @@ def test_errors_name_the_file_and_the_row(stories):
     data = DataConfig(path=str(stories["train"]), eval_path=str(stories["held_out"]))
     with pytest.raises(ValueError, match=r"^held-out data \(.*held_out\.jsonl\), row 3: column 'text' holds True"):
         load_examples(data, chat_tokenizer(), seed=0)
+
+
+def test_a_process_that_cannot_be_started_is_no_folder_that_cannot_be_written(stories, tmp_path, monkeypatch):
+    monkeypatch.setenv("SORSA_CACHE", str(tmp_path / "cache"))
+
+    def refuse(*_):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(workers, "_here", refuse)
+    with pytest.raises(
+        ValueError, match=r"^training data \(.*\): a process for it cannot be started or reached: .*avail"
+    ):
+        load_examples(DataConfig(path=str(stories["train"]), eval_size=0), chat_tokenizer(), seed=0)
 
 
 def _failure_on_one_of_two_nodes(files: list[str], cache: str) -> str:
