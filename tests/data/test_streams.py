@@ -14,7 +14,9 @@ from sorsa_ds.data.source import load_rows
 from sorsa_ds.data.stream_batches import StreamBatches
 from sorsa_ds.data.stream_encoding import BlockEncoder
 from sorsa_ds.data.stream_rows import PLACE, open_rows
+from sorsa_ds.runtime import collectives
 from tests.helpers.chat_tokenizer import chat_tokenizer
+from tests.helpers.worlds import run_ranks
 
 BUFFER, SEED, STEPS = 8, 5, 20
 KINDS = ["jsonl", "json", "csv", "parquet", "folder", "saved"]
@@ -305,3 +307,37 @@ def test_a_split_that_is_not_there_is_named(tmp_path, split, said):
         return
     with pytest.raises(ValueError, match=said):
         open_rows(str(file), None, split, "data.path")
+
+
+def _of_one_rank(files: list[str]) -> list[str]:
+    """What a rank says at each of its steps, where each rank has a file of its own."""
+    rank, said = collectives.rank(), []
+    data = DataConfig(path=files[rank], streaming=True, shuffle_buffer=4, eval_size=0)
+    batches = batches_of(data, None, rank, world=2, micro=1, accumulation=2)
+    for step in range(3):
+        try:
+            said.append(str(len(batches.micro_batches(step))))
+        except Exception as error:
+            return [*said, f"{type(error).__name__}: {error}"]
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("other", "steps"), [("same", 3), ("other", 1), ("broken", 0)])
+def test_ranks_that_read_different_rows_are_all_stopped_at_the_step_that_differs(tmp_path, other, steps):
+    rows = rows_of("a", 14)
+    changed = {"same": rows[6], "other": {"text": "another"}, "broken": {"text": False}}[other]
+    files = [
+        str(write(tmp_path, f"{number}.jsonl", [*rows[:6], row, *rows[7:]]))
+        for number, row in enumerate([rows[6], changed])
+    ]
+    told = run_ranks(2, _of_one_rank, files, timeout=60)
+    assert [one[:steps] for one in told] == [["2"] * steps] * 2
+    if other == "other":
+        assert all(
+            "ValueError: what a step takes of the streamed data is not the same on all" in one[-1] for one in told
+        )
+    if other == "broken":
+        assert told[0][-1].startswith(
+            "PeerError: stopped because another rank failed: rank 1: ValueError: training data"
+        )
