@@ -19,7 +19,7 @@ def read_hub(path: str, name: str | None, setting: str, **how: Any) -> Mapping[s
     Args:
         name: of one of its configurations.
         setting: name of the setting that gave the path, for error messages.
-        how: arguments of `datasets.load_dataset`.
+        how: arguments of `load_dataset`.
 
     Raises:
         ValueError: there is no such data set, or neither the hub nor a copy in the cache can be read.

@@ -1,6 +1,6 @@
 """Several data sets as one: which example of which source is learned at which place of a run.
 
-Sources with weights are interleaved as `datasets.interleave_datasets` does it: a seeded draw for each place says whose
+Sources with weights are interleaved as `interleave_datasets` does it: a seeded draw for each place says whose
 turn it is. Each source is passed through in a seeded order of its own, which goes on from one epoch to the next, so no
 example of it comes a second time before all of them have come once.
 Shapes: S sources, M places of one epoch, D places drawn at once.
@@ -58,7 +58,7 @@ class WeightedPasses(Passes):
         sizes: examples of each source.
         weights: of the sources; their sum does not matter.
         seed: of the draws and of each source's own order.
-        until: `first_exhausted` or `all_exhausted`; when an epoch ends, as in `datasets.interleave_datasets`.
+        until: `first_exhausted` or `all_exhausted`; when an epoch ends, as in `interleave_datasets`.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, until: str) -> None:
