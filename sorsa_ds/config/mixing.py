@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from sorsa_ds.config.schema import DataConfig, MixedSource
+
+T = TypeVar("T")
 
 OWN = ("path", "name", "eval_path")
 """Settings of `data` that mean one data set, so that with `data.mix` only its sources have them."""
@@ -75,6 +77,16 @@ def sources_of(data: "DataConfig") -> dict[str, "DataConfig"]:
         seen[name] += 1
         named[f"{name} ({seen[name]})" if names.count(name) > 1 else name] = one
     return named
+
+
+def of_source(data: "DataConfig", name: str, action: Callable[[], T]) -> T:
+    """What an action gives; its error says which source of a mix it is about."""
+    try:
+        return action()
+    except ValueError as error:
+        if not data.mix:
+            raise
+        raise ValueError(f"data.mix, {name}: {error}") from error
 
 
 def _settings_of(data: "DataConfig", source: "MixedSource") -> "DataConfig":

@@ -5,6 +5,8 @@ Nothing here imports `datasets`, so that a command can look at its data before i
 
 import os
 import re
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 from sorsa_ds.config.schema import EMBEDDED_DATA
@@ -21,6 +23,7 @@ STATE, SPLIT_LIST = "state.json", "dataset_dict.json"
 """The descriptions in a folder that `save_to_disk` of `datasets` has written: of one split, and of several."""
 
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
+_HUBS_OWN = "a description of the hub's"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -95,7 +98,7 @@ def data_files(local: Path, setting: str) -> list[Path]:
             raise ValueError(f"{setting}: {local} is of no known kind ({known})")
         return [local]
     found = [file for file in _files_below(local) if _suffix_of(file)]
-    files = [file for file in found if not is_description(file)] or found
+    files = [file for file in found if not _is_description(file)] or found
     kinds = sorted({kind_of(file) for file in files})
     if len(kinds) == 1:
         return files
@@ -103,9 +106,24 @@ def data_files(local: Path, setting: str) -> list[Path]:
     raise ValueError(f"{setting}: the folder {local} {told}; it takes files of one kind: {known}")
 
 
-def is_description(file: Path) -> bool:
+def left_out_files(folder: Path, read: Collection[Path]) -> dict[Path, str]:
+    """The files of a folder that have the suffix of data and were not read, with what was seen of each."""
+    others = [file for file in _files_below(folder) if _suffix_of(file) and file not in read]
+    return {file: _HUBS_OWN if file.name in _DESCRIPTIONS else "one object over several lines" for file in others}
+
+
+def _is_description(file: Path) -> bool:
     """Whether a file describes the data beside it: it has a name that the hub gives, or holds one indented object."""
-    return file.name in _DESCRIPTIONS or (file.suffix.lower() == ".json" and is_one_object(file))
+    if file.name in _DESCRIPTIONS or file.suffix.lower() != ".json":
+        return file.name in _DESCRIPTIONS
+    facts = file.stat()
+    return _holds_one_object(file, facts.st_size, facts.st_mtime_ns)
+
+
+@cache
+def _holds_one_object(file: Path, size: int, changed: int) -> bool:
+    """As `is_one_object`, which parses the whole file, once for each state that a file is in."""
+    return is_one_object(file)
 
 
 def _files_below(folder: Path) -> list[Path]:

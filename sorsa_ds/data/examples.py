@@ -48,26 +48,40 @@ def load_held_out(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
 
 def _load(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, kinds: list[str]) -> dict[str, Examples]:
     """The examples of each kind of which there are any."""
-    if data.chat_template is not None:
-        use_template(tokenizer, data.chat_template)
-    made: dict[str, str] = first_of_node(lambda: _tokenised(data, tokenizer, seed, kinds), "tokenising the data")
-    found = {kind: opened(Path(folder), _source(data, kind)) for kind, folder in made.items()}
+    asked = data.chat_template
+
+    def made() -> dict[str, Examples]:
+        folders = first_of_node(lambda: _tokenised(data, tokenizer, seed, kinds), "tokenising the data")
+        return {kind: opened(Path(folder), _source(data, kind)) for kind, folder in folders.items()}
+
+    # A rank that failed alone would leave those of other nodes in the collective of `check_same`.
+    if asked is not None:
+        collectives.together(lambda: use_template(tokenizer, asked))
+    found = collectives.together(made)
     for kind, examples in found.items():
-        _check_same(examples, kind)
+        check_same(examples.digest, f"the {kind} data ({examples.counts.source})")
     for kind, examples in found.items():
         for told in examples.counts.notes(kind, data.max_length):
             say(told)
     return found
 
 
-def _check_same(examples: Examples, kind: str) -> None:
-    """Stop all ranks where nodes have read different data. A collective call."""
+def check_same(digest: str, what: str) -> None:
+    """Stop all ranks where one has read other data than another. A collective call.
+
+    Args:
+        digest: of the examples that this rank has.
+        what: names them in the message, as in `the training data`.
+
+    Raises:
+        ValueError: the digests of some ranks differ; the message names the nodes.
+    """
     node = os.uname().nodename
-    for other, theirs in collectives.gather_json((node, examples.digest)):
-        if theirs != examples.digest:
+    for other, theirs in collectives.gather_json((node, digest)):
+        if theirs != digest:
             raise ValueError(
-                f"the {kind} data ({examples.counts.source}) is not the same on all nodes: {other} makes other tokens "
-                f"of it than {node}; copy the files anew, and see to it that all nodes have the same packages"
+                f"{what} is not the same on all nodes: {other} makes other tokens of it than {node}; copy the files "
+                "anew, and see to it that all nodes have the same packages"
             )
 
 

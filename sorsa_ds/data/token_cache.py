@@ -5,6 +5,7 @@ become examples, the tokenizer with its template, and the code of this room and 
 of them changes, the tokens are made anew.
 """
 
+import inspect
 import io
 from dataclasses import asdict
 from pathlib import Path
@@ -50,15 +51,24 @@ def folder_of(rows: Dataset, data: DataConfig, tokenizer: str) -> Path:
 
 
 def digest_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The digest of all in a tokenizer that decides tokens: what tokenizer.json has, special tokens and template."""
+    """The digest of all in a tokenizer that decides tokens: what tokenizer.json has, special tokens, template, code."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = (
         type(tokenizer).__name__,
         "" if backend is None else backend.to_str(),
         repr(sorted(tokenizer.special_tokens_map.items())),
         repr(tokenizer.chat_template),
+        *map(digest.of_file, _own_code(tokenizer)),
     )
     return digest.of_bytes("\0".join(parts).encode(errors="surrogatepass"))
+
+
+def _own_code(tokenizer: PreTrainedTokenizerBase) -> list[Path]:
+    """The Python files of a tokenizer that is no class of transformers alone: those of its class, and beside them."""
+    classes = type(tokenizer).__mro__
+    first = next(place for place, cls in enumerate(classes) if cls.__module__.startswith("transformers."))
+    folders = dict.fromkeys(Path(inspect.getfile(cls)).parent for cls in classes[:first])
+    return [file for folder in folders for file in sorted(folder.glob("*.py"))]
 
 
 class _Hashing(io.RawIOBase):

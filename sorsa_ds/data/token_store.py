@@ -42,18 +42,18 @@ class Examples:
             a continued run learns from the same data.
         largest_token: the largest token id; -1 where there is no example.
         template: how rows have become texts, in words.
+        tokens: of all examples, one behind the other, each with its ids first and then its labels.
     """
 
     def __init__(
         self, tokens: Tokens, lengths: np.ndarray, counts: Counts, digest: str, largest_token: int, template: str = ""
     ):
-        """Examples that lie in `tokens` one behind the other, each with its ids first and then its labels."""
         self.lengths = lengths
         self.counts = counts
         self.digest = digest
         self.largest_token = largest_token
         self.template = template
-        self._tokens = tokens
+        self.tokens = tokens
         self._ends = np.cumsum(lengths, dtype=np.int64)
 
     @classmethod
@@ -83,7 +83,7 @@ class Examples:
         """
         length = int(self.lengths[index])
         end = 2 * int(self._ends[index])
-        found = np.array(self._tokens[end - 2 * length : end])
+        found = np.array(self.tokens[end - 2 * length : end])
         return {"input_ids": found[:length], "labels": found[length:]}
 
     def __iter__(self) -> Iterator[Example]:

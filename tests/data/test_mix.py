@@ -1,6 +1,7 @@
 """Several sources as one: whose turn it is, and which example it gives."""
 
 import json
+import sys
 from collections import Counter
 from itertools import islice
 
@@ -49,6 +50,33 @@ def test_an_epoch_is_what_interleave_datasets_gives_of_the_shuffled_sources(unti
     assert found == passes["index"][: len(found)]
 
 
+@pytest.mark.parametrize("until", ["first_exhausted", "all_exhausted"])
+@pytest.mark.parametrize(("sizes", "weights"), [([100, 1], [1, 40]), ([1], [2]), ([500, 500, 1500], [1, 1, 3])])
+def test_an_epoch_ends_where_interleave_datasets_ends_it(until, sizes, weights):
+    sources = [Dataset.from_dict({"source": [s] * size}) for s, size in enumerate(sizes)]
+    chances = [weight / sum(weights) for weight in weights]
+    mixed = datasets.interleave_datasets(sources, probabilities=chances, seed=3, stopping_strategy=until)
+    mix = WeightedPasses(sizes, weights, seed=3, until=until)
+    ends = np.cumsum(sizes)
+    assert [int(np.searchsorted(ends, mix.index(place), "right")) for place in range(len(mix))] == mixed[:]["source"]
+
+
+def test_a_mix_of_many_examples_is_drawn_without_a_call_for_each_of_its_places():
+    """A lazy column of `datasets`, read place by place, took hours for the mixes that people have."""
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        mix = WeightedPasses([60_000, 40_000], [3, 2], seed=0, until="all_exhausted")
+    finally:
+        sys.setprofile(None)
+    assert len(mix) > 100_000 > 10 * calls
+
+
 def test_later_epochs_go_on_with_each_source_where_the_last_one_left_it():
     mix = WeightedPasses(SIZES, WEIGHTS, seed=3, until="first_exhausted")
     found = [mix.index(position) for position in range(20 * len(mix))]
@@ -89,6 +117,7 @@ def test_joined_examples_are_those_of_the_parts():
             whole[index]
     assert joined(parts[:1]) is parts[0]
     assert len(joined([])) == 0
+    assert [example["labels"].tolist() for example in joined([whole, parts[1]])][-2:] == [[7] * 7, [9] * 9]
 
 
 @pytest.fixture
@@ -152,3 +181,32 @@ def test_sources_of_one_name_are_told_apart(files):
     assert list(sources) == ["stories.jsonl (1)", "stories.jsonl (2)", "a/b:c"]
     assert [one.train_split for one in sources.values()] == ["train[:4]", "train[4:]", "train[4:]"]
     assert {one.max_length for one in sources.values()} == {9}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "fits"),
+    [
+        ({"eval_path": "FILE", "path": "OTHER", "eval_size": 2}, {"eval_size": 0}, False),
+        ({"eval_size": 2}, {"eval_size": 0}, False),
+        ({"eval_size": 0}, {"eval_size": 2}, False),
+        ({"eval_size": 2}, {"eval_size": 2}, True),
+        ({"train_split": "train[:6]", "eval_size": 2}, {"train_split": "train[5:]", "eval_size": 0}, False),
+        ({"train_split": "train[:6]", "eval_size": 2}, {"train_split": "train[6:]", "eval_size": 0}, True),
+        ({"eval_size": 2, "path": "FOLDER"}, {"eval_size": 0}, False),
+    ],
+)
+def test_what_one_source_holds_out_is_learned_by_no_other(files, first, second, fits):
+    stories, questions = files
+    names = {"FILE": str(stories), "OTHER": str(questions), "FOLDER": str(stories.parent)}
+    sources = [
+        MixedSource(**{"path": str(stories), **{key: names.get(value, value) for key, value in one.items()}})
+        for one in (first, second)
+    ]
+    if first.get("path") == "FOLDER":
+        questions.unlink()
+    data = DataConfig(mix=sources)
+    if fits:
+        assert len(load_data(data, chat_tokenizer(), seed=0).held_out) > 0
+        return
+    with pytest.raises(ValueError, match=r"^data\.mix: .* holds out rows of .*stories\.jsonl that .* learns"):
+        load_data(data, chat_tokenizer(), seed=0)

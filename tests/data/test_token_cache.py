@@ -1,5 +1,6 @@
 """Tokens are made once: what a later start reads, what makes them anew, and what a kill leaves."""
 
+import importlib
 import json
 import os
 import shutil
@@ -153,6 +154,20 @@ def test_a_change_in_any_module_of_the_room_is_another_code(tmp_path):
         file.write_bytes(content)
     (room / "chat.py").rename(room / "talk.py")
     assert token_cache._digest_of_code(room) != before
+
+
+def test_the_code_that_a_tokenizer_brings_decides_its_tokens_too(tmp_path, monkeypatch):
+    code = (
+        "from transformers import PreTrainedTokenizerFast\n\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    (tmp_path / "own_tokenizer.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("own_tokenizer").OwnTokenizer(tokenizer_object=chat_tokenizer()._tokenizer)
+    found = {token_cache.digest_of_tokenizer(own)}
+    for changed in ("own_tokenizer.py", "beside.py"):
+        (tmp_path / changed).write_text(f"{code}# changed\n")
+        found.add(token_cache.digest_of_tokenizer(own))
+    assert len(found) == 3
 
 
 def test_a_killed_process_leaves_no_half_cache(data, cache, monkeypatch):
