@@ -241,6 +241,16 @@ CASES: tuple[Case, ...] = (
     Case("a prompt of one's own", _file("a.jsonl", '{"topic": "T", "n": 1.50, "answer": "A"}\n'
          '{"topic": null, "n": 2, "answer": "B"}\n'), ["A"], left_out=1,
         settings={"prompt": "{{ topic }} {{ n }}\n", "columns": {"response": ANSWER}}, shown="T 1.50\nA"),
+    Case("a prompt that compares a number", _file("a.jsonl", '{"n": 1, "answer": "A"}\n{"n": 0, "answer": "B"}\n'),
+         ["A", "B"], settings={"prompt": "{{ 'one' if n == 1 else 'other' }} ", "columns": {"response": ANSWER}},
+         shown="one A"),
+    Case("a prompt that asks whether a number is zero", _file("a.jsonl", '{"n": 0, "answer": "A"}\n'), ["A"],
+         settings={"prompt": "{{ 'some' if n else 'none' }} ", "columns": {"response": ANSWER}}, shown="none A"),
+    Case("a prompt that compares a number with text", _file("a.jsonl", '{"n": 1, "answer": "A"}\n'), None,
+         settings={"prompt": "{{ 'one' if n == '1' else 'other' }} ", "columns": {"response": ANSWER}},
+         said=["row 1", "data.prompt", "number 1"]),
+    Case("a prompt that trims null", _file("a.jsonl", '{"n": null, "answer": "A"}\n{"n": "q", "answer": "B"}\n'),
+         ["B"], left_out=1, settings={"prompt": "{{ n | trim }} ", "columns": {"response": ANSWER}}),
     Case("a prompt with a column that is not there", _file("a.jsonl", _asked("a")), None,
          settings={"prompt": "{{ qestion }}"}, said=["qestion"]),
 )  # fmt: skip

@@ -106,7 +106,8 @@ class DataConfig:
 
     prompt: str | None = None
     """The prompt as a Jinja text with the columns of a row, such as `Q: {{ question }} A:`, in place of the format's.
-    The response follows it as it is."""
+    The response follows it as it is. A number of JSON prints as it is written and compares as a number (`label == 1`);
+    a cell of CSV is text (`label == '1'`)."""
 
     learn: Literal["all", "last"] = "all"
     """Which turns of the assistant are learned in a conversation: all, or the last one, with everything before it as

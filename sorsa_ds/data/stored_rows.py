@@ -20,7 +20,7 @@ from sorsa_ds.runtime.files import write_json
 from sorsa_ds.runtime.json_text import read_json
 from sorsa_ds.runtime.whole_folder import whole_folder
 
-_VERSION = 1
+_VERSION = 2
 """Of what the readers make of a file: what another version has stored is not read."""
 _ROWS, _PARTS = "rows.arrow", "parts.json"
 
