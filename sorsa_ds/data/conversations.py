@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
+from sorsa_ds.data.tools import COLUMNS as TOOLS
 from sorsa_ds.data.tools import calls_of, tools_of
 from sorsa_ds.runtime.words import cut
 
@@ -20,6 +21,14 @@ Learn = Literal["all", "last"]
 
 COLUMNS = ("messages", "conversations")
 """The columns of which each holds a whole conversation."""
+
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+"""The columns, and fields of messages, of pictures, sound and films to which prompts refer."""
+
+_UNUSED = (*MEDIA, "documents", "chat_template_kwargs")
+
+BESIDE = ("system", *TOOLS, *_UNUSED)
+"""The columns beside a conversation that belong to it: they are read, or refused where they are not empty."""
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """The names under which a message's reasoning is stored."""
@@ -33,8 +42,6 @@ _SPEAKERS = {
 """The role of each speaker that ShareGPT's `from` names."""
 
 _CALLS = ("function_call", "tool_call")
-_MEDIA = ("images", "image", "audios", "audio", "videos", "video")
-_UNUSED = (*_MEDIA, "documents", "chat_template_kwargs")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 _SAID = {"content", "tool_calls", "function_call", *REASONING}
@@ -151,7 +158,7 @@ def _message(entry: Any, number: int) -> dict[str, Any]:
         fields = _of_sharegpt(fields, number)
     if not isinstance(fields.get("role"), str) or not _SAID & (entry.keys() | fields.keys()):
         raise ValueError(f"message {number} is {cut(repr(entry))} where a role and a content are needed")
-    for name in _MEDIA:
+    for name in MEDIA:
         if fields.get(name):
             raise ValueError(f"message {number} has {name}, which cannot be learned: only text can")
     content, thought = _content(fields.get("content"), number)

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.data.chat import render_chat
+from sorsa_ds.data.conversations import BESIDE
 from sorsa_ds.data.conversations import COLUMNS as CONVERSATION
 from sorsa_ds.data.layout import Layout
 from sorsa_ds.data.prompt_template import NullColumnError
@@ -84,15 +85,9 @@ def render(row: Mapping[str, Any], layout: Layout, tokenizer: PreTrainedTokenize
             be used.
     """
     conversation = _conversation_of(row, layout)
+    _check_unread(row, layout, BESIDE if conversation is not None else ())
     if conversation is not None:
         return Rendered(**render_chat(conversation, tokenizer, layout.learn)._asdict())
-    for column in layout.refused:
-        if row[column] not in (None, "", [], {}):
-            raise ValueError(
-                f"column {column!r} holds {cut(repr(row[column]))}, which changes what the row means, and "
-                f"data.format={layout.format} does not read it; name its role in data.columns, write it in "
-                "data.prompt, or remove the column"
-            )
     cells = {role: row[column] for role, column in layout.columns.items()}
     try:
         if layout.format == "tokens":
@@ -111,6 +106,30 @@ def render(row: Mapping[str, Any], layout: Layout, tokenizer: PreTrainedTokenize
         return Rendered("", (), closed=False, left_out=str(missing))
     except NullColumnError:
         return Rendered("", (), closed=False, left_out="a column that data.prompt writes is null")
+
+
+def _check_unread(row: Mapping[str, Any], layout: Layout, read: Sequence[str]) -> None:
+    """Stop at a row with something in a column that changes what it means.
+
+    Args:
+        read: columns that are read after all.
+
+    Raises:
+        ValueError: the message names the column, and the ways out.
+    """
+    for column in layout.refused:
+        if column in read or row[column] in (None, "", [], {}):
+            continue
+        if column in CONVERSATION:
+            way_out = "say which column to learn with data.columns={messages: COLUMN}"
+        elif layout.format == "chat":
+            way_out = "write it in a message, or remove the column"
+        else:
+            way_out = "name its role in data.columns, write it in data.prompt, or remove the column"
+        raise ValueError(
+            f"column {column!r} holds {cut(repr(row[column]))}, which changes what the row means, and "
+            f"data.format={layout.format} does not read it; {way_out}"
+        )
 
 
 def _conversation_of(row: Mapping[str, Any], layout: Layout) -> dict[str, Any] | None:

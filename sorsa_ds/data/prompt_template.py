@@ -11,7 +11,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from sorsa_ds.data.written_number import WrittenNumber, is_printed
 from sorsa_ds.runtime.words import cut
 
-
 _OF_TEXT = (
     "capitalize", "center", "e", "escape", "indent", "lower", "replace", "string", "title", "trim", "truncate", "upper",
     "urlencode", "wordcount", "wordwrap",

@@ -24,6 +24,7 @@ from datasets import (
 from datasets.features.features import require_decoding
 
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
+from sorsa_ds.data.conversations import MEDIA
 from sorsa_ds.data.data_files import check_data, data_files, is_description, is_saved, named_folder
 from sorsa_ds.data.saved_rows import read_saved
 from sorsa_ds.data.split_names import splits_of
@@ -37,9 +38,6 @@ datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
 _LISTED = 10
 """The most files of a split that are told by name."""
-
-_SHOWN = ("image", "images", "audio", "audios", "video", "videos")
-"""Columns of media that prompts refer to: without them the rows would mean something else."""
 
 
 class RowRange(NamedTuple):
@@ -238,7 +236,7 @@ def media_columns(features: Features, split: str, setting: str) -> list[str]:
         ValueError: one of them is a column that prompts refer to.
     """
     media = [name for name, kind in features.items() if _opens_files(kind)]
-    if shown := [name for name in media if name in _SHOWN]:
+    if shown := [name for name in media if name in MEDIA]:
         raise ValueError(
             f"{setting}: {split} has pictures, sound or films in its column {', '.join(shown)}, and text alone is "
             "learned; if the text stands for itself, remove the column from the data"
