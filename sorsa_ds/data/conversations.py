@@ -5,13 +5,13 @@ they hold messages; the list may be stored as JSON text. Whatever cannot be pass
 Messages are counted from 1 in what users read.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 from sorsa_ds.data.tools import COLUMNS as TOOLS
 from sorsa_ds.data.tools import calls_of, tools_of
+from sorsa_ds.runtime.json_text import parse_json
 from sorsa_ds.runtime.words import cut
 
 Messages = Sequence[Mapping[str, Any]]
@@ -129,7 +129,7 @@ def _list_of_messages(value: Any, column: str) -> list[Any]:
     stored = value
     if isinstance(value, str) and value.lstrip().startswith("["):
         with suppress(ValueError):  # it is refused below, as it is written
-            value = json.loads(value)
+            value = parse_json(value)
     if value is None:
         return []
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -140,7 +140,11 @@ def _list_of_messages(value: Any, column: str) -> list[Any]:
 def _messages(entries: list[Any], given: int, system: Any) -> tuple[list[dict[str, Any]], list[bool]]:
     """All messages, and for each whether it may be learned."""
     found = [_message(entry, number) for number, entry in enumerate(entries, 1)]
-    wanted = [number >= given and _wanted(entry, number + 1) for number, entry in enumerate(entries)]
+    roles = [message["role"] for message in found]
+    wanted = [
+        number >= given and _wanted(entry, role, number + 1)
+        for number, (entry, role) in enumerate(zip(entries, roles, strict=True))
+    ]
     if isinstance(system, str) and system.strip():
         if found[0]["role"] == "system":
             raise ValueError("column 'system' stands beside a conversation that has a system message of its own")
@@ -180,7 +184,7 @@ def _message(entry: Any, number: int) -> dict[str, Any]:
 
 def _of_sharegpt(fields: dict[str, Any], number: int) -> dict[str, Any]:
     speaker = fields.pop("from")
-    if speaker not in _SPEAKERS:
+    if not isinstance(speaker, str) or speaker not in _SPEAKERS:
         raise ValueError(f"message {number} is from {cut(repr(speaker))}; known are {', '.join(_SPEAKERS)}")
     role, value = _SPEAKERS[speaker], fields.pop("value", None)
     if speaker in _CALLS:
@@ -207,7 +211,7 @@ def _content(content: Any, number: int) -> tuple[str | None, str | None]:
     return "".join(texts), "\n".join(thoughts) or None
 
 
-def _wanted(entry: Mapping[str, Any], number: int) -> bool:
+def _wanted(entry: Mapping[str, Any], role: str, number: int) -> bool:
     """Whether the row lets this turn be learned.
 
     Raises:
@@ -218,7 +222,7 @@ def _wanted(entry: Mapping[str, Any], number: int) -> bool:
         raise ValueError(f"message {number} has train: {cut(repr(train))}; it is true or false")
     if weight is not None and weight not in (0, 1):
         raise ValueError(f"message {number} has weight: {cut(repr(weight))}; a turn is learned (1) or not (0)")
-    if train and entry.get("role", _SPEAKERS.get(entry.get("from", ""))) != "assistant":
+    if train and role != "assistant":
         raise ValueError(f"message {number} has train: true; only turns of the assistant can be learned")
     return train is not False and weight != 0
 

@@ -150,7 +150,7 @@ def _conversation_of(row: Mapping[str, Any], layout: Layout) -> dict[str, Any] |
 
 def _papers_prompt(prompt: str, cells: Mapping[str, Any], layout: Layout) -> str:
     context, system = ("" if cells.get(role) is None else _text(cells, role, layout) for role in ("input", "system"))
-    history = cells.get("history") or []
+    history = [] if cells.get("history") in (None, "") else cells["history"]
     pairs = isinstance(history, list) and all(
         isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn) for turn in history
     )
@@ -213,12 +213,13 @@ def _stored_tokens(cells: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase)
     mask = cells.get("attention_mask")
     if ids is None or labels is None:
         raise _MissingError(f"column {'input_ids' if ids is None else 'labels'!r} is null")
-    mask = [1] * len(ids) if mask is None else mask
-    for name, values in (("input_ids", ids), ("labels", labels), ("attention_mask", mask)):
+    given = {"input_ids": ids, "labels": labels} | ({} if mask is None else {"attention_mask": mask})
+    for name, values in given.items():
         if not isinstance(values, list) or not all(type(value) is int for value in values):
             raise ValueError(f"column {name!r} holds {cut(repr(values))} where a list of whole numbers is needed")
         if len(values) != len(ids):
             raise ValueError(f"column {name!r} has {len(values)} entries, 'input_ids' has {len(ids)}")
+    mask = [1] * len(ids) if mask is None else mask
     shown = [place for place, seen in enumerate(mask) if seen]
     kept = slice(shown[0], shown[-1] + 1) if shown else slice(0)
     if len(shown) != len(ids[kept]):
