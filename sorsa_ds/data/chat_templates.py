@@ -31,6 +31,7 @@ class Marked:
     name: str = ""
 
 
+@cache
 def marked_template(template: str) -> Marked | None:
     """The template itself where it has markers, else TRL's marked twin of it, else None."""
     if _MARKER.search(template):

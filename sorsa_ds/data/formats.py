@@ -5,6 +5,7 @@ The instruction formats share the papers' prompt, the Alpaca layout. The prompt 
 follows, so prompt and response meet between two tokens, in training as in generation.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,9 @@ INSTRUCTION_WITH_INPUT = (
     "### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:"
 )
 _OPENING = INSTRUCTION.partition("###")[0]
-_IGNORED = -100  # the label of a token that is not learned, in data that is stored as tokens
+
+IGNORED = -100
+"""The label of a token that is not learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +78,18 @@ def prompt_for(question: str, context: str = "", system: str = "", history: Sequ
     return opening + before + f"###{turn}".format(instruction=question, context=context)
 
 
-def render(row: Mapping[str, Any], layout: Layout, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+def render(
+    row: Mapping[str, Any],
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    special: re.Pattern[str] | None = None,
+) -> Rendered:
     """Render one row.
 
     A row whose response is blank, or in which a column that is needed is missing, is no example: it is `left_out`.
+
+    Args:
+        special: `sorsa_ds.data.chat.special_tokens` of the tokenizer, for callers with many rows.
 
     Raises:
         ValueError: a column holds no text, or changes what the row means and is not read; or the chat template cannot
@@ -87,7 +98,7 @@ def render(row: Mapping[str, Any], layout: Layout, tokenizer: PreTrainedTokenize
     conversation = _conversation_of(row, layout)
     _check_unread(row, layout, BESIDE if conversation is not None else ())
     if conversation is not None:
-        return Rendered(**render_chat(conversation, tokenizer, layout.learn)._asdict())
+        return Rendered(**render_chat(conversation, tokenizer, layout.learn, special)._asdict())
     cells = {role: row[column] for role, column in layout.columns.items()}
     try:
         if layout.format == "tokens":
@@ -227,11 +238,11 @@ def _stored_tokens(cells: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase)
     ids, labels = ids[kept], labels[kept]
     if wrong := [token for token in ids if not 0 <= token < len(tokenizer)]:
         raise ValueError(f"column 'input_ids' holds {wrong[0]}; the tokenizer has the ids 0 to {len(tokenizer) - 1}")
-    if wrong := [place for place, label in enumerate(labels) if label not in (ids[place], _IGNORED)]:
+    if wrong := [place for place, label in enumerate(labels) if label not in (ids[place], IGNORED)]:
         raise ValueError(
             f"column 'labels' holds {labels[wrong[0]]} at place {wrong[0] + 1}, where token {ids[wrong[0]]} stands; a "
-            f"label is the token's own id, or {_IGNORED} where it is not learned"
+            f"label is the token's own id, or {IGNORED} where it is not learned"
         )
-    if all(label == _IGNORED for label in labels[1:]):
+    if all(label == IGNORED for label in labels[1:]):
         raise _MissingError("no token of it is to be learned")
     return Rendered("", (), closed=False, tokens=(ids, labels))

@@ -11,10 +11,10 @@ from tests.helpers.rendering import render
 
 DEEP = "[" * 100_000
 VALUES = [
-    None, True, False, 5, 1.5, -1, 10**30, float("nan"), "", "x", "5", "[", "[]", "{}", DEEP, b"x", datetime(2024, 1, 1),
-    [], [None], ["x"], [5], [10**30], [[]], [{}], [["a"]], [["a", None]], [["a", 5]], {}, {"a": 1}, {"a": None},
-    {"type": ["x"]}, [{"type": ["x"], "text": []}], [{"from": ["x"]}], [{"role": ["x"], "content": "y"}],
-    [{"name": ["x"]}], [{"function": 5}], [{"name": "f", "arguments": DEEP}],
+    None, True, False, 5, 1.5, -1, 10**30, float("nan"), "", "x", "5", "[", "[]", "{}", DEEP, b"x",
+    datetime(2024, 1, 1), [], [None], ["x"], [5], [10**30], [[]], [{}], [["a"]], [["a", None]], [["a", 5]], {},
+    {"a": 1}, {"a": None}, {"type": ["x"]}, [{"type": ["x"], "text": []}], [{"from": ["x"]}],
+    [{"role": ["x"], "content": "y"}], [{"name": ["x"]}], [{"function": 5}], [{"name": "f", "arguments": DEEP}],
 ]  # fmt: skip
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
