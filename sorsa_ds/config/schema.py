@@ -20,7 +20,7 @@ from sorsa_ds.config.declare import (
     settings,
 )
 from sorsa_ds.config.method_settings import BaselineConfig, MethodName, RegularizerConfig, ResidualConfig, SorsaConfig
-from sorsa_ds.config.mixing import check_mix, check_streaming
+from sorsa_ds.config.mixing import check_conversations, check_mix, check_streaming
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_DATA = "word-problems"
@@ -162,6 +162,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_mix(self)
         check_streaming(self, generated=EMBEDDED_DATA)
+        check_conversations(self)
 
 
 @settings

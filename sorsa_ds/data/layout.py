@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from sorsa_ds.config.mixing import WITH_PROMPT
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.conversations import BESIDE, MEDIA, Learn
 from sorsa_ds.data.conversations import COLUMNS as CONVERSATION
@@ -57,6 +58,11 @@ class Layout:
     refused: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     learn: Learn = "all"
+
+    @property
+    def kind(self) -> str:
+        """How rows become texts, in words, where they are no conversations."""
+        return self.format if self.prompt is None else f"{self.format}{WITH_PROMPT}"
 
 
 def layout_of(data: DataConfig, columns: Sequence[str]) -> Layout:

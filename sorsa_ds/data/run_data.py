@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds.config.mixing import sources_of
+from sorsa_ds.config.mixing import check_conversations, sources_of
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.chat import end_rendering
 from sorsa_ds.data.chat_templates import use_template
@@ -49,13 +49,14 @@ def load_data(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -
 
     Raises:
         ValueError: a source cannot be read, does not fit the format, or holds nothing to learn; in a mix the message
-            names it.
+            names it. Or there are settings of conversations, and no source holds any.
     """
     train, held_out = {}, {}
     for name, source in sources_of(data).items():
         train[name], kept = _named(data, name, partial(load_examples, source, tokenizer, seed))
         if len(kept):
             held_out[name] = kept
+    check_conversations(data, [examples.template for examples in train.values()])
     return StoredData(train, held_out)
 
 
@@ -94,6 +95,7 @@ def open_stream(
     if data.chat_template is not None:
         use_template(tokenizer, data.chat_template)
     sources = sources_of(data)
+    kinds: dict[str, str] = {}
     numbers = {name: number for number, name in enumerate(sources)}
 
     def open_source(name: str, place: Place | None) -> SourceStream:
@@ -104,6 +106,9 @@ def open_stream(
         def checked(rows: list[dict], first: int) -> Examples:
             block = encode(rows, first)
             if len(block):
+                kinds[name] = encode.kind
+                if len(kinds) == len(sources):
+                    check_conversations(data, kinds.values())
                 check(block)
             return block
 
