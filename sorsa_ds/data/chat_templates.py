@@ -31,6 +31,7 @@ class Marked:
     name: str = ""
 
 
+@cache
 def marked_template(template: str) -> Marked | None:
     """The template itself where it has markers, else TRL's marked twin of it, else None."""
     if _MARKER.search(template):
@@ -65,10 +66,9 @@ def use_template(tokenizer: PreTrainedTokenizerBase, request: str) -> None:
     Raises:
         ValueError: there is no such file and no such name, or the file is empty or no text.
     """
-    file = Path(request).expanduser()
     own = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
     known = {**trl_templates(), **own}
-    if file.is_file():
+    if (file := _file(request)) is not None:
         try:
             template = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -82,6 +82,15 @@ def use_template(tokenizer: PreTrainedTokenizerBase, request: str) -> None:
         raise ValueError(
             f"data.chat_template: {cut(request)!r} is neither a file nor one of the names {', '.join(sorted(known))}"
         )
+
+
+def _file(request: str) -> Path | None:
+    """The file of that name; None where there is none, and where no file could have such a name."""
+    try:
+        file = Path(request).expanduser()
+        return file if file.is_file() else None
+    except (OSError, RuntimeError, ValueError):  # a template in place of its name is too long for one; an unknown ~user
+        return None
 
 
 @cache

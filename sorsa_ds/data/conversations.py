@@ -5,12 +5,13 @@ they hold messages; the list may be stored as JSON text. Whatever cannot be pass
 Messages are counted from 1 in what users read.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
+from sorsa_ds.data.tools import COLUMNS as TOOLS
 from sorsa_ds.data.tools import calls_of, tools_of
+from sorsa_ds.runtime.json_text import parse_json
 from sorsa_ds.runtime.words import cut
 
 Messages = Sequence[Mapping[str, Any]]
@@ -20,6 +21,14 @@ Learn = Literal["all", "last"]
 
 COLUMNS = ("messages", "conversations")
 """The columns of which each holds a whole conversation."""
+
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+"""The columns, and fields of messages, of pictures, sound and films to which prompts refer."""
+
+_UNUSED = (*MEDIA, "documents", "chat_template_kwargs")
+
+BESIDE = ("system", *TOOLS, *_UNUSED)
+"""The columns beside a conversation that belong to it: they are read, or refused where they are not empty."""
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """The names under which a message's reasoning is stored."""
@@ -33,8 +42,6 @@ _SPEAKERS = {
 """The role of each speaker that ShareGPT's `from` names."""
 
 _CALLS = ("function_call", "tool_call")
-_MEDIA = ("images", "image", "audios", "audio", "videos", "video")
-_UNUSED = (*_MEDIA, "documents", "chat_template_kwargs")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 _SAID = {"content", "tool_calls", "function_call", *REASONING}
@@ -122,7 +129,7 @@ def _list_of_messages(value: Any, column: str) -> list[Any]:
     stored = value
     if isinstance(value, str) and value.lstrip().startswith("["):
         with suppress(ValueError):  # it is refused below, as it is written
-            value = json.loads(value)
+            value = parse_json(value)
     if value is None:
         return []
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -133,7 +140,11 @@ def _list_of_messages(value: Any, column: str) -> list[Any]:
 def _messages(entries: list[Any], given: int, system: Any) -> tuple[list[dict[str, Any]], list[bool]]:
     """All messages, and for each whether it may be learned."""
     found = [_message(entry, number) for number, entry in enumerate(entries, 1)]
-    wanted = [number >= given and _wanted(entry, number + 1) for number, entry in enumerate(entries)]
+    roles = [message["role"] for message in found]
+    wanted = [
+        number >= given and _wanted(entry, role, number + 1)
+        for number, (entry, role) in enumerate(zip(entries, roles, strict=True))
+    ]
     if isinstance(system, str) and system.strip():
         if found[0]["role"] == "system":
             raise ValueError("column 'system' stands beside a conversation that has a system message of its own")
@@ -151,7 +162,7 @@ def _message(entry: Any, number: int) -> dict[str, Any]:
         fields = _of_sharegpt(fields, number)
     if not isinstance(fields.get("role"), str) or not _SAID & (entry.keys() | fields.keys()):
         raise ValueError(f"message {number} is {cut(repr(entry))} where a role and a content are needed")
-    for name in _MEDIA:
+    for name in MEDIA:
         if fields.get(name):
             raise ValueError(f"message {number} has {name}, which cannot be learned: only text can")
     content, thought = _content(fields.get("content"), number)
@@ -173,7 +184,7 @@ def _message(entry: Any, number: int) -> dict[str, Any]:
 
 def _of_sharegpt(fields: dict[str, Any], number: int) -> dict[str, Any]:
     speaker = fields.pop("from")
-    if speaker not in _SPEAKERS:
+    if not isinstance(speaker, str) or speaker not in _SPEAKERS:
         raise ValueError(f"message {number} is from {cut(repr(speaker))}; known are {', '.join(_SPEAKERS)}")
     role, value = _SPEAKERS[speaker], fields.pop("value", None)
     if speaker in _CALLS:
@@ -200,7 +211,7 @@ def _content(content: Any, number: int) -> tuple[str | None, str | None]:
     return "".join(texts), "\n".join(thoughts) or None
 
 
-def _wanted(entry: Mapping[str, Any], number: int) -> bool:
+def _wanted(entry: Mapping[str, Any], role: str, number: int) -> bool:
     """Whether the row lets this turn be learned.
 
     Raises:
@@ -211,7 +222,7 @@ def _wanted(entry: Mapping[str, Any], number: int) -> bool:
         raise ValueError(f"message {number} has train: {cut(repr(train))}; it is true or false")
     if weight is not None and weight not in (0, 1):
         raise ValueError(f"message {number} has weight: {cut(repr(weight))}; a turn is learned (1) or not (0)")
-    if train and entry.get("role", _SPEAKERS.get(entry.get("from", ""))) != "assistant":
+    if train and role != "assistant":
         raise ValueError(f"message {number} has train: true; only turns of the assistant can be learned")
     return train is not False and weight != 0
 

@@ -126,7 +126,7 @@ def _template(layout: Layout, tokenizer: PreTrainedTokenizerBase) -> str:
     """How rows become texts, in words."""
     if layout.format == "chat":
         return f"The assistant's turns are told apart {describe_template(tokenizer)}."
-    return layout.format if layout.prompt is None else f"{layout.format}, with data.prompt"
+    return layout.kind
 
 
 def _source(data: DataConfig, kind: str) -> str:

@@ -1,12 +1,21 @@
 """A user's own prompt, `data.prompt`: a Jinja text with the columns of a row."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2 import StrictUndefined, TemplateError, meta, nodes
+from jinja2.filters import do_join, pass_eval_context
+from jinja2.nodes import EvalContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from sorsa_ds.data.written_number import WrittenNumber, is_printed
 from sorsa_ds.runtime.words import cut
+
+_OF_TEXT = (
+    "capitalize", "center", "e", "escape", "indent", "lower", "replace", "string", "title", "trim", "truncate", "upper",
+    "urlencode", "wordcount", "wordwrap",
+)  # fmt: skip
+"""Filters of Jinja that take any value for text, so that null would become `None`."""
 
 
 class NullColumnError(Exception):
@@ -15,6 +24,10 @@ class NullColumnError(Exception):
 
 class PromptTemplate:
     """A prompt that is made of a row's columns.
+
+    Numbers of JSON are written as they stand in the file, and are numbers in comparisons and sums. Whatever has no one
+    way of being written (null, true and false, fractions that were computed, lists) is never turned into text, be it by
+    an expression, by `~` or by a filter.
 
     Attributes: `columns`, the names of the columns that it uses.
 
@@ -26,9 +39,12 @@ class PromptTemplate:
         environment = ImmutableSandboxedEnvironment(
             undefined=StrictUndefined, finalize=_written, keep_trailing_newline=True
         )
+        environment.filters |= {"join": _joined, "written": _written}
         try:
-            self.columns = sorted(meta.find_undeclared_variables(environment.parse(text)))
-            self._template = environment.from_string(text)
+            tree = environment.parse(text)
+            _guard(tree)
+            self.columns = sorted(meta.find_undeclared_variables(tree))
+            self._template = environment.from_string(tree)
         except TemplateError as error:
             raise ValueError(f"data.prompt: {error}, in its line {getattr(error, 'lineno', 1)}") from error
 
@@ -37,20 +53,48 @@ class PromptTemplate:
 
         Raises:
             NullColumnError: it writes a column that is missing in the row.
-            ValueError: it writes a value that is no text, or fails with this row.
+            ValueError: it writes a value that is no text, compares a number with text, or fails with this row.
         """
         try:
-            return self._template.render({column: row[column] for column in self.columns})
+            return self._template.render({column: _value(row[column]) for column in self.columns})
         except NullColumnError:
             raise
         except Exception as error:  # an expression of a template can raise anything
             raise ValueError(f"data.prompt: {error}") from error
 
 
+def _guard(tree: nodes.Template) -> None:
+    """Let no part of a template turn into text what cannot be written."""
+    for joined in tree.find_all(nodes.Concat):
+        joined.nodes = [_as_written(part) for part in joined.nodes]
+    for used in list(tree.find_all(nodes.Filter)):
+        if used.name in _OF_TEXT and used.node is not None:
+            used.node = _as_written(used.node)
+        elif used.name == "format":
+            used.args = [_as_written(part) for part in used.args]
+
+
+def _as_written(part: nodes.Expr) -> nodes.Expr:
+    return nodes.Filter(part, "written", [], [], None, None, lineno=part.lineno)
+
+
+def _value(cell: Any) -> Any:
+    return cell.value() if isinstance(cell, WrittenNumber) else cell
+
+
 def _written(value: Any) -> Any:
     """What is written for the value of an expression."""
     if value is None:
         raise NullColumnError
-    if isinstance(value, bool) or not isinstance(value, str | int | StrictUndefined):
+    if isinstance(value, bool) or not (isinstance(value, str | int | StrictUndefined) or is_printed(value)):
         raise ValueError(f"it writes {cut(repr(value))} where text is needed")
     return value
+
+
+@pass_eval_context
+def _joined(context: EvalContext, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+    """Jinja's own filter, for values that can be written."""
+    found = list(value)
+    if attribute is None:
+        found = [_written(one) for one in found]
+    return do_join(context, found, d, attribute)

@@ -7,7 +7,7 @@ from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds.config.mixing import of_source, sources_of
+from sorsa_ds.config.mixing import check_conversations, of_source, sources_of
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.chat import end_rendering
 from sorsa_ds.data.chat_templates import use_template
@@ -49,7 +49,8 @@ def load_data(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -
 
     Raises:
         ValueError: a source cannot be read, does not fit the format, or holds nothing to learn; in a mix the message
-            names it. Or a source holds out rows that another learns.
+            names it. Or a source holds out rows that another learns, or there are settings of conversations, and no
+            source holds any.
     """
     collectives.together(partial(first_of_node, partial(check_apart, data, seed), "reading the data"))
     train, held_out = {}, {}
@@ -57,6 +58,7 @@ def load_data(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -
         train[name], kept = of_source(data, name, partial(load_examples, source, tokenizer, seed))
         if len(kept):
             held_out[name] = kept
+    check_conversations(data, [examples.template for examples in train.values()])
     return StoredData(train, held_out)
 
 
@@ -95,6 +97,7 @@ def open_stream(
     if data.chat_template is not None:
         use_template(tokenizer, data.chat_template)
     sources = sources_of(data)
+    kinds: dict[str, str] = {}
     numbers = {name: number for number, name in enumerate(sources)}
 
     def open_source(name: str, place: Place | None) -> SourceStream:
@@ -105,6 +108,9 @@ def open_stream(
         def checked(rows: list[dict], first: int) -> Examples:
             block = encode(rows, first)
             if len(block):
+                kinds[name] = encode.kind
+                if len(kinds) == len(sources):
+                    check_conversations(data, kinds.values())
                 check(block)
             return block
 

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict, Features, Json, LargeList, List
 from datasets.features.features import require_decoding
 
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
+from sorsa_ds.data.conversations import MEDIA
 from sorsa_ds.data.data_files import check_data, data_files, is_saved, left_out_files, named_folder
 from sorsa_ds.data.hub_rows import read_hub
 from sorsa_ds.data.saved_rows import read_saved
@@ -23,9 +24,6 @@ from sorsa_ds.runtime.console import say
 
 _LISTED = 10
 """The most files of a split that are told by name."""
-
-_SHOWN = ("image", "images", "audio", "audios", "video", "videos")
-"""Columns of media that prompts refer to: without them the rows would mean something else."""
 
 
 def load_rows(config: DataConfig, seed: int) -> tuple[Dataset, Dataset | None]:
@@ -179,7 +177,7 @@ def media_columns(features: Features, split: str, setting: str) -> list[str]:
         ValueError: one of them is a column that prompts refer to.
     """
     media = [name for name, kind in features.items() if _opens_files(kind)]
-    if shown := [name for name in media if name in _SHOWN]:
+    if shown := [name for name in media if name in MEDIA]:
         raise ValueError(
             f"{setting}: {split} has pictures, sound or films in its column {', '.join(shown)}, and text alone is "
             "learned; if the text stands for itself, remove the column from the data"

@@ -29,6 +29,12 @@ class BlockEncoder:
         self._columns: dict[str, None] = {}
         self._encoder: Encoder | None = None
 
+    @property
+    def kind(self) -> str:
+        """How the rows of the last block became texts, in words."""
+        assert self._encoder is not None, "there was a block"
+        return self._encoder.layout.kind
+
     def __call__(self, rows: list[dict], first: int) -> Examples:
         """The examples of a block.
 

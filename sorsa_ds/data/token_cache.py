@@ -51,11 +51,14 @@ def folder_of(rows: Dataset, data: DataConfig, tokenizer: str) -> Path:
 
 
 def digest_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The digest of all in a tokenizer that decides tokens: what tokenizer.json has, special tokens, template, code."""
+    """The digest of all in a tokenizer that decides tokens: what tokenizer.json has, special tokens, template, code.
+
+    A tokenizer without a tokenizer.json makes no tokens here, and its vocabulary says which it knows.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = (
         type(tokenizer).__name__,
-        "" if backend is None else backend.to_str(),
+        repr(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str(),
         repr(sorted(tokenizer.special_tokens_map.items())),
         repr(tokenizer.chat_template),
         *map(digest.of_file, _own_code(tokenizer)),

@@ -6,8 +6,10 @@ therefore left out, as TRL does; what is stored as JSON text is taken as it is.
 
 import json
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
+from sorsa_ds.runtime.json_text import parse_json
 from sorsa_ds.runtime.words import cut
 
 COLUMNS = ("tools", "functions")
@@ -109,8 +111,12 @@ def _call(entry: Any, number: int) -> dict[str, Any]:
 
 
 def _parsed(value: Any) -> Any:
-    """What JSON text says; what is no text, without the fields that have no value."""
-    return json.loads(value) if isinstance(value, str) else _without_nulls(value)
+    """What JSON text says; what is no text, without the fields that have no value.
+
+    Raises:
+        ValueError: the text is no JSON, or the value holds what JSON cannot.
+    """
+    return parse_json(value) if isinstance(value, str) else _without_nulls(value)
 
 
 def _without_nulls(value: Any) -> Any:
@@ -118,4 +124,6 @@ def _without_nulls(value: Any) -> Any:
         return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):
         return [_without_nulls(inner) for inner in value]
+    if value is not None and not isinstance(value, str | int) and not (isinstance(value, float) and isfinite(value)):
+        raise ValueError(f"JSON cannot hold {cut(repr(value))}")
     return value

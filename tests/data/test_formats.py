@@ -101,6 +101,13 @@ def test_auto_goes_by_the_columns(columns, name):
     assert resolve_format("auto", columns).format == name
 
 
+def test_columns_beside_a_conversation_are_read_refused_or_told():
+    found = resolve_format("chat", ["messages", "tools", "system_prompt", "conversations", "id", "images"])
+    assert (found.refused, found.ignored) == (("system_prompt", "conversations"), ("id",))
+    named = resolve_format("chat", ["messages", "conversations", "id"], {"messages": "conversations"})
+    assert (named.refused, named.ignored) == ((), ("messages", "id"))
+
+
 def test_unknown_columns_are_listed_with_the_formats():
     with pytest.raises(ValueError, match=r"'foo', 'bar' fit no known format .*metamath: query, response.*text: text"):
         resolve_format("auto", ["foo", "bar"])

@@ -210,3 +210,40 @@ def test_what_one_source_holds_out_is_learned_by_no_other(files, first, second, 
         return
     with pytest.raises(ValueError, match=r"^data\.mix: .* holds out rows of .*stories\.jsonl that .* learns"):
         load_data(data, chat_tokenizer(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (dict(mix_until="first_exhausted"), "data.mix_until=first_exhausted: .* give every source of data.mix"),
+        (dict(mix_until="first_exhausted", mix=[MixedSource(path="a")]), "data.mix_until=first_exhausted: "),
+        (dict(shuffle_buffer=5), "data.shuffle_buffer=5: only a stream .*data.streaming: true"),
+        (dict(learn="last", format="gsm8k"), r"data.learn: only conversations have that.*\(gsm8k\)"),
+        (dict(chat_template="qwen3", prompt="{{ a }}"), r"data.chat_template: .*\(auto, with data.prompt\)"),
+        (dict(learn="last", chat_template="qwen3", format="text"), "data.learn, data.chat_template: "),
+        (dict(learn="last", mix=[MixedSource(path="a", format="text"), MixedSource(path="b", format="gsm8k")]),
+         r"data.learn: .*\(text, gsm8k\)"),
+    ],
+)  # fmt: skip
+def test_settings_that_would_be_ignored_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said.replace("data.", r"data\.")):
+        DataConfig(**settings)
+
+
+@pytest.mark.parametrize("settings", [dict(learn="last"), dict(chat_template="qwen3")])
+def test_settings_of_conversations_are_refused_where_the_columns_show_none(files, settings):
+    for data in (DataConfig(path=str(files[1]), eval_size=0, **settings), mix_of(files, **settings)):
+        with pytest.raises(ValueError, match=r"only conversations have that, and the data are none \(.*gsm8k\)"):
+            load_data(data, chat_tokenizer(), seed=0)
+
+
+@pytest.mark.parametrize("format_", [None, "gsm8k"])
+def test_one_source_of_conversations_is_enough(files, tmp_path, format_):
+    chats = tmp_path / "chats.jsonl"
+    turns = [{"role": role, "content": role} for role in ("user", "assistant") * 2]
+    chats.write_text(json.dumps({"messages": turns}) + "\n")
+    sources = [MixedSource(path=str(chats), weight=1), MixedSource(path=str(files[1]), weight=1, format=format_)]
+    data = DataConfig(mix=sources, eval_size=0, learn="last", mix_until="first_exhausted")
+    found = load_data(data, chat_tokenizer(), seed=0)
+    assert (found.train["chats.jsonl"][0]["labels"] != -100).sum() < 10
+    assert len(found.train["questions.jsonl"]) == 6

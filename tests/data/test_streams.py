@@ -296,6 +296,13 @@ def test_settings_that_a_stream_cannot_fulfil_are_refused(settings, said):
         DataConfig(streaming=True, **settings)
 
 
+def test_settings_of_conversations_are_refused_when_no_source_of_a_stream_holds_any(data):
+    mix = [*data.mix, MixedSource(path=data.mix[0].path, format="text", weight=1)]
+    data = DataConfig(mix=mix, streaming=True, eval_size=0, learn="last")
+    with pytest.raises(ValueError, match=r"data\.learn: only conversations have that.*\(text, text, text\)"):
+        list(islice(batches_of(data), 60))
+
+
 @pytest.mark.parametrize(
     ("split", "said"),
     [("test", "there is no split test in .*; say which to take: train"), (None, "^$")],
