@@ -107,9 +107,14 @@ def data_files(local: Path, setting: str) -> list[Path]:
 
 
 def left_out_files(folder: Path, read: Collection[Path]) -> dict[Path, str]:
-    """The files of a folder that have the suffix of data and were not read, with what was seen of each."""
-    others = [file for file in _files_below(folder) if _suffix_of(file) and file not in read]
-    return {file: _HUBS_OWN if file.name in _DESCRIPTIONS else "one object over several lines" for file in others}
+    """The files of a folder that were not read, hidden ones apart, with what was seen of each."""
+    return {file: _why_left_out(file) for file in _files_below(folder) if file not in read}
+
+
+def _why_left_out(file: Path) -> str:
+    if _suffix_of(file) is None:
+        return "no kind of data by its suffix"
+    return _HUBS_OWN if file.name in _DESCRIPTIONS else "one object over several lines"
 
 
 def _is_description(file: Path) -> bool:

@@ -5,6 +5,7 @@ Only the generated problems are random, and they are seeded, so all ranks get th
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,9 @@ def _told(folder: Path, parts: Sequence[Part]) -> Iterator[str]:
         rows = sum(part.rows for part in own)
         yield f"{split} is {rows} rows of {len(own)} files in {folder}: {', '.join(listed + more)}"
     if not is_saved(folder) and (others := left_out_files(folder, {part.file for part in parts})):
-        yield f"left out: {', '.join(f'{file.relative_to(folder)} ({why})' for file, why in others.items())}"
+        listed = [f"{file.relative_to(folder)} ({why})" for file, why in islice(others.items(), _LISTED)]
+        more = [f"and {len(others) - _LISTED} more"] if len(others) > _LISTED else []
+        yield f"left out: {', '.join(listed + more)}"
 
 
 def _without_media(splits: DatasetDict, setting: str) -> DatasetDict:

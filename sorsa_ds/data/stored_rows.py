@@ -53,14 +53,21 @@ def read_files(files: dict[str, list[Path]]) -> tuple[DatasetDict, list[Part]]:
     except OSError as error:
         raise ValueError(f"{folder}: rows cannot be stored there ({error.strerror or error})") from error
     flat = [(split, file) for split, those in files.items() for file in those]
-    parts = [Part(split, file, rows) for (split, file), rows in zip(flat, read_json(folder / _PARTS), strict=True)]
-    return _splits(Dataset.from_file(str(folder / _ROWS)), parts), parts
+    try:
+        counts = read_json(folder / _PARTS)
+        parts = [Part(split, file, int(rows)) for (split, file), rows in zip(flat, counts, strict=True)]
+        return _splits(Dataset.from_file(str(folder / _ROWS)), parts), parts
+    except Exception as error:  # a damaged Arrow file gives errors of many kinds
+        raise ValueError(
+            f"{folder}: the rows stored there are damaged ({error}); remove this folder, and they will be made again"
+        ) from error
 
 
 def _key(files: dict[str, list[Path]]) -> str:
     """Digest of all that tells whether files are what they were when they were read."""
     facts = [
-        (split, str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns)
+        # The time of writing alone is not enough: tools that copy, such as rsync and tar, set it to what it was.
+        (split, str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
         for split, those in files.items()
         for file in those
     ]

@@ -1,6 +1,7 @@
 """Files as people have them: suffixes in capitals, tabs, links, tables of spreadsheets, types that are not for rows."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow
@@ -8,7 +9,8 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
-from sorsa_ds.data.source import open_splits
+from sorsa_ds.config.schema import DataConfig
+from sorsa_ds.data.source import load_rows, open_splits
 
 ROW = {"question": "q", "answer": "a"}
 LINE = json.dumps(ROW) + "\n"
@@ -80,3 +82,32 @@ def test_an_empty_split_beside_another_is_told(tmp_path, capsys):
     DatasetDict(splits).save_to_disk(tmp_path / "saved")
     assert rows_of(tmp_path / "saved") == [ROW]
     assert "data.path: test in" in capsys.readouterr().out
+
+
+def test_what_is_no_data_in_a_folder_is_told(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text(LINE)
+    for name in ("b.jsonl.zst", "README.md", ".hidden"):
+        (tmp_path / name).touch()
+    load_rows(DataConfig(path=str(tmp_path), eval_size=0), 0)
+    assert "left out: README.md (no kind of data by its suffix), b.jsonl.zst (no kind of" in capsys.readouterr().out
+
+
+def test_a_file_that_was_replaced_is_read_again_whatever_time_it_bears(tmp_path):
+    file, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    file.write_text(json.dumps({"question": "q", "answer": "one"}) + "\n")
+    assert rows_of(file)[0]["answer"] == "one"
+    before = file.stat()
+    other.write_text(json.dumps({"question": "q", "answer": "two"}) + "\n")
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(file)
+    assert rows_of(file)[0]["answer"] == "two"
+
+
+@pytest.mark.parametrize("damaged", ["rows.arrow", "rows_of_files.json"])
+def test_a_damaged_cache_of_rows_is_named_with_the_way_to_make_it_again(damaged, tmp_path):
+    (tmp_path / "a.jsonl").write_text(LINE)
+    rows_of(tmp_path / "a.jsonl")
+    for stored in tmp_path.glob(f"cache/sorsa_ds/*/{damaged}"):
+        stored.write_bytes(b"{}")
+    with pytest.raises(ValueError, match="the rows stored there are damaged .*; remove this folder, and they will be"):
+        rows_of(tmp_path / "a.jsonl")
