@@ -67,7 +67,7 @@ class Examples:
         parts = [example[key] for example in given for key in ("input_ids", "labels")]
         tokens = np.concatenate([np.zeros(0, dtype=np.int32), *parts], dtype=np.int32)
         lengths = np.array([len(example["input_ids"]) for example in given], dtype=np.int32)
-        learned = sum(int((example["labels"] != IGNORED).sum()) for example in given)
+        learned = sum(int((example["labels"][1:] != IGNORED).sum()) for example in given)
         own = Counts(rows=len(given), learned_rows=len(given), tokens=int(lengths.sum()), learned_tokens=learned)
         return cls(tokens, lengths, counts or own, digest.of_bytes(tokens.tobytes()), int(tokens.max(initial=-1)))
 
