@@ -3,16 +3,19 @@
 Nothing here imports `datasets`, so that a command can look at its data before it spends seconds on that.
 """
 
+import os
 import re
 from pathlib import Path
 
 from sorsa_ds.config.schema import EMBEDDED_DATA
 from sorsa_ds.data.json_rows import is_one_object
 
-KINDS = dict.fromkeys((".json", ".jsonl", ".json.gz", ".jsonl.gz"), "json") | {
-    ".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv"
-}  # fmt: skip
-"""What a file holds, by its suffix."""
+KINDS = (
+    dict.fromkeys((".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz"), "json")
+    | {".parquet": "parquet"}
+    | dict.fromkeys((".csv", ".tsv", ".csv.gz", ".tsv.gz"), "csv")
+)
+"""What a file holds, by its suffix in small letters. A .tsv is a .csv with tabs between its cells."""
 
 STATE, SPLIT_LIST = "state.json", "dataset_dict.json"
 """The descriptions in a folder that `save_to_disk` of `datasets` has written: of one split, and of several."""
@@ -102,12 +105,20 @@ def data_files(local: Path, setting: str) -> list[Path]:
 
 def is_description(file: Path) -> bool:
     """Whether a file describes the data beside it: it has a name that the hub gives, or holds one indented object."""
-    return file.name in _DESCRIPTIONS or (file.suffix == ".json" and is_one_object(file))
+    return file.name in _DESCRIPTIONS or (file.suffix.lower() == ".json" and is_one_object(file))
 
 
 def _files_below(folder: Path) -> list[Path]:
     """All files of a folder that are neither hidden nor in a folder that is hidden or as `__pycache__` is."""
-    return sorted(file for file in folder.rglob("*") if file.is_file() and not _hidden(file.relative_to(folder)))
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link that leads back to a folder around it
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(place, name) for name in files]
+    return sorted(file for file in found if file.is_file() and not _hidden(file.relative_to(folder)))
 
 
 def _hidden(file: Path) -> bool:
@@ -116,4 +127,5 @@ def _hidden(file: Path) -> bool:
 
 def _suffix_of(file: Path) -> str | None:
     """The suffix of a file by which its kind is known; None where it has none."""
-    return next((suffix for suffix in KINDS if file.name.endswith(suffix)), None)
+    name = file.name.lower()
+    return next((suffix for suffix in KINDS if name.endswith(suffix)), None)

@@ -12,7 +12,7 @@ from sorsa_ds.data.chat_templates import use_template
 from sorsa_ds.data.layout import Layout, listed
 from sorsa_ds.data.source import load_rows, place_of_row
 from sorsa_ds.data.token_cache import digest_of_tokenizer, folder_of
-from sorsa_ds.data.token_store import Examples, opened, store
+from sorsa_ds.data.token_store import Examples, check_stored, opened, store
 from sorsa_ds.data.tokenize import Encoder, check_any
 from sorsa_ds.data.workers import encode_in_parts
 from sorsa_ds.runtime import collectives
@@ -98,7 +98,8 @@ def _kept(rows: Dataset, data: DataConfig, tokenizer: PreTrainedTokenizerBase, o
         check_any(store(empty, parts, template), encoder)
 
     try:
-        made_once(folder, fill, f"tokenises the {kind} data", say)
+        if not made_once(folder, fill, f"tokenises the {kind} data", say):
+            check_stored(folder)
     except OSError as error:
         raise ValueError(
             f"{folder}: cannot be written ({error.strerror or error}); the environment variable SORSA_CACHE names "

@@ -7,6 +7,7 @@ Shapes: N examples.
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -130,6 +131,7 @@ def store(folder: Path, parts: Iterable[Encoded], template: str) -> Counts:
     facts = {
         "counts": counts.as_dict(),
         "digest": digest.of_file(folder / _TOKENS),
+        "digest_of_lengths": digest.of_file(folder / _LENGTHS),
         "largest_token": largest,
         "template": template,
     }
@@ -144,13 +146,36 @@ def opened(folder: Path, source: str) -> Examples:
         source: where their rows come from, for the counts.
 
     Raises:
-        ValueError: the folder cannot be read.
+        ValueError: the folder cannot be read, or holds something else; the message says how to make it again.
     """
-    try:
+    with _or_damaged(folder):
         facts: dict[str, Any] = read_json(folder / _FACTS)
         lengths = np.load(folder / _LENGTHS)
         tokens = TokenFile(folder / _TOKENS)
-    except OSError as error:
-        raise ValueError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    counts = replace(Counts(**facts["counts"]), source=source)
-    return Examples(tokens, lengths, counts, facts["digest"], facts["largest_token"], facts["template"])
+        counts = replace(Counts(**facts["counts"]), source=source)
+        return Examples(tokens, lengths, counts, facts["digest"], facts["largest_token"], facts["template"])
+
+
+def check_stored(folder: Path) -> None:
+    """Compare the files of stored examples with their digests, at the speed of the disk.
+
+    Raises:
+        ValueError: one of them is not what was written, or cannot be read; the message says how to make it again.
+    """
+    with _or_damaged(folder):
+        facts = read_json(folder / _FACTS)
+        wanted = {_TOKENS: facts["digest"], _LENGTHS: facts["digest_of_lengths"]}
+        if changed := [name for name, value in wanted.items() if digest.of_file(folder / name) != value]:
+            raise ValueError(f"{changed[0]} is not what was written")
+
+
+@contextmanager
+def _or_damaged(folder: Path) -> Iterator[None]:
+    """A context in which whatever goes wrong is told as a damage of the folder."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        raise ValueError(
+            f"{folder}: the tokens stored there are damaged ({why}); remove this folder, and they will be made again"
+        ) from error

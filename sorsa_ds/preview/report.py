@@ -47,6 +47,7 @@ def as_json(
         "learned_rows": counts.learned_rows,
         "left_out": counts.left_out,
         "cut": counts.cut,
+        "remarks": counts.remarks,
         "tokens": counts.tokens,
         "learned_tokens": counts.learned_tokens,
         "template": train.template,
