@@ -6,12 +6,11 @@ Messages are counted from 1 in what users read.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 from sorsa_ds.data.tools import COLUMNS as TOOLS
-from sorsa_ds.data.tools import calls_of, tools_of
-from sorsa_ds.runtime.json_text import parse_json
+from sorsa_ds.data.tools import NULLS, calls_of, has_nulls, tools_of
+from sorsa_ds.runtime.json_text import parse_exact
 from sorsa_ds.runtime.words import cut
 
 Messages = Sequence[Mapping[str, Any]]
@@ -44,6 +43,7 @@ _SPEAKERS = {
 _CALLS = ("function_call", "tool_call")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
+_CALL_FIELDS = ("tool_calls", "function_call")
 _SAID = {"content", "tool_calls", "function_call", *REASONING}
 _OURS = ("train", "weight", *REASONING)  # not handed on to the template as they are
 
@@ -88,7 +88,11 @@ def conversation_of(row: Mapping[str, Any], learn: Learn = "all") -> Conversatio
         return Conversation(left_out=f"a {null} message is null")
     if messages[0]["role"] == "assistant":
         raise ValueError(f"the conversation starts with the assistant: {cut(repr(entries[0]))} answers no prompt")
-    return _up_to_the_last_answer(messages, wanted, tools_of(row), learn)
+    found = _up_to_the_last_answer(messages, wanted, tools_of(row), learn)
+    calls = [entry.get(name) for entry in entries for name in _CALL_FIELDS]
+    if not found.left_out and has_nulls([*calls, *(row.get(column) for column in TOOLS)]):
+        return found._replace(remarks=(*found.remarks, NULLS))
+    return found
 
 
 def _up_to_the_last_answer(
@@ -128,8 +132,12 @@ def _side(value: Any, column: str, role: str) -> list[Any]:
 def _list_of_messages(value: Any, column: str) -> list[Any]:
     stored = value
     if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(ValueError):  # it is refused below, as it is written
-            value = parse_json(value)
+        try:
+            value = parse_exact(value)
+        except ValueError as error:
+            raise ValueError(
+                f"column {column!r} holds {cut(repr(stored))} where a list of messages is needed ({error})"
+            ) from error
     if value is None:
         return []
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -170,7 +178,10 @@ def _message(entry: Any, number: int) -> dict[str, Any]:
     if thought is not None and not isinstance(thought, str):
         raise ValueError(f"message {number} holds {cut(repr(thought))} as reasoning, which must be text")
     message = {name: value for name, value in fields.items() if name not in _OURS}
-    calls = message.pop("tool_calls", None) or message.pop("function_call", None)
+    given = [value for value in (message.pop(name, None) for name in _CALL_FIELDS) if value]
+    if len(given) > 1:
+        raise ValueError(f"message {number} has both tool_calls and function_call; keep one of them")
+    calls = given[0] if given else None
     if content is None and fields["role"] == "assistant" and not calls:
         content = ""  # most templates fail at a message without content, unless it calls tools
     if content is not None:

@@ -9,6 +9,7 @@ from sorsa_ds.data.chat import ENDLESS, render_chat
 from sorsa_ds.data.conversations import EMPTY_TURN, UNANSWERED, conversation_of
 from sorsa_ds.data.formats import Rendered
 from sorsa_ds.data.tokenize import IGNORED, encode
+from sorsa_ds.data.tools import NULLS
 from tests.helpers.chat_families import CALL, TOOLS, assistant, user
 from tests.helpers.chat_tokenizer import CHATML, chat_tokenizer
 
@@ -227,3 +228,48 @@ def test_exactly_the_tokens_of_the_turns_are_learned():
     row = {"messages": [HI[0], {**HI[1], "train": False}, *FOUR[2:]]}
     example = encode(Rendered(**render_chat(row, tokenizer)._asdict()), tokenizer, 1000)
     assert tokenizer.decode(example["input_ids"][example["labels"] != IGNORED]) == "five<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ('{"a": 12345678901234567890.123}', r"12345678901234567890\.123 would be written as 1\.2345678901234567e"),
+        ('{"a": 1e400}', "number 1e400 would be written as inf"),
+        ('{"a": [1.50]}', r"number 1\.50 would be written as 1\.5; write it so"),
+        ('{"a": -0}', "number -0 would be written as 0"),
+        ('{"a": 0.1, "a": 0.2}', '"a" is set twice'),
+        ('{"a": NaN}', "NaN is not a number in JSON"),
+        ("[" * 200000, "more than 64 lists and objects are inside one another"),
+    ],
+)
+def test_json_text_that_would_be_changed_is_refused_with_the_reason(arguments, said):
+    called = assistant(None, tool_calls=[{"name": "add", "arguments": arguments}])
+    with pytest.raises(ValueError, match=rf"message 2 calls add with .*{said}"):
+        conversation_of({"messages": [user("Hi"), called]})
+    with pytest.raises(ValueError, match=f"column 'tools' holds .*{said}"):
+        conversation_of({"messages": HI, "tools": arguments})
+    text = arguments if arguments.startswith("[") else f"[{arguments}]"
+    with pytest.raises(ValueError, match=f"column 'messages' holds .*{said}"):
+        conversation_of({"messages": text})
+
+
+def test_numbers_and_nulls_of_json_text_stay():
+    arguments = {"a": 0.1, "b": None, "c": 10**30, "d": -2}
+    called = assistant(None, tool_calls=[{"name": "add", "arguments": json.dumps(arguments)}])
+    found = conversation_of({"messages": [user("Hi"), called], "tools": "null"})
+    assert found.messages[1]["tool_calls"][0]["function"]["arguments"] == arguments
+    assert (found.tools, found.remarks) == (None, ())
+
+
+def test_nulls_that_are_left_out_are_said():
+    called = assistant(None, tool_calls=[{"function": {"name": "add", "arguments": {"a": [{"b": None}]}}}])
+    assert conversation_of({"messages": [user("Hi"), called]}).remarks == (NULLS,)
+    tools = [{"name": "add", "description": None, "parameters": {"a": {"default": None}}}]
+    assert conversation_of({"messages": HI, "tools": tools}).remarks == (NULLS,)
+    assert conversation_of({"messages": HI, "tools": [{**tools[0], "parameters": {}}]}).remarks == ()
+
+
+def test_calls_under_two_names_are_refused():
+    called = assistant(None, tool_calls=[CALL], function_call={"name": "sub", "arguments": "{}"})
+    with pytest.raises(ValueError, match="message 2 has both tool_calls and function_call"):
+        conversation_of({"messages": [user("Hi"), called]})
