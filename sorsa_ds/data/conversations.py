@@ -52,7 +52,7 @@ UNANSWERED = "what follows the last answer is left out"
 
 
 class Conversation(NamedTuple):
-    """A conversation up to its last answer.
+    """A conversation up to its last answer, or the whole of one that is left out.
 
     messages: as chat templates take them; reasoning is always `reasoning_content`.
     learned: the positions, from 0, of the assistant turns to learn.
@@ -85,7 +85,7 @@ def conversation_of(row: Mapping[str, Any], learn: Learn = "all") -> Conversatio
     messages, wanted = _messages(entries, given, row.get("system"))
     null = next((m["role"] for m in messages if m["role"] != "assistant" and m.get("content") is None), None)
     if null is not None:
-        return Conversation(left_out=f"a {null} message is null")
+        return Conversation(tuple(messages), left_out=f"a {null} message is null")
     if messages[0]["role"] == "assistant":
         raise ValueError(f"the conversation starts with the assistant: {cut(repr(entries[0]))} answers no prompt")
     found = _up_to_the_last_answer(messages, wanted, tools_of(row), learn)
@@ -101,13 +101,13 @@ def _up_to_the_last_answer(
     turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     full = [number for number in turns if not _is_empty(messages[number])]
     if not full:
-        return Conversation(left_out="an empty response" if turns else "no assistant turn")
+        return Conversation(tuple(messages), left_out="an empty response" if turns else "no assistant turn")
     remarks = [EMPTY_TURN] if len(full) < len(turns) else []
     if full[-1] < len(messages) - 1:
         remarks.append(UNANSWERED)
     learned = tuple(number for number in full[-1 if learn == "last" else 0 :] if wanted[number])
     if not learned:
-        return Conversation(left_out="no turn to learn (train: false, weight: 0)")
+        return Conversation(tuple(messages), left_out="no turn to learn (train: false, weight: 0)")
     return Conversation(tuple(messages[: full[-1] + 1]), learned, tools, remarks=tuple(remarks))
 
 
@@ -170,18 +170,21 @@ def _message(entry: Any, number: int) -> dict[str, Any]:
         fields = _of_sharegpt(fields, number)
     if not isinstance(fields.get("role"), str) or not _SAID & (entry.keys() | fields.keys()):
         raise ValueError(f"message {number} is {cut(repr(entry))} where a role and a content are needed")
+    if fields.get("refusal"):
+        raise ValueError(f"message {number} has a refusal, which no chat template shows; write it as the content")
     for name in MEDIA:
         if fields.get(name):
             raise ValueError(f"message {number} has {name}, which cannot be learned: only text can")
     content, thought = _content(fields.get("content"), number)
-    thought = next((fields[name] for name in REASONING if name in fields), thought)
-    if thought is not None and not isinstance(thought, str):
-        raise ValueError(f"message {number} holds {cut(repr(thought))} as reasoning, which must be text")
+    thought = _thought([thought, *(fields.get(name) for name in REASONING)], number)
     message = {name: value for name, value in fields.items() if name not in _OURS}
     given = [value for value in (message.pop(name, None) for name in _CALL_FIELDS) if value]
     if len(given) > 1:
         raise ValueError(f"message {number} has both tool_calls and function_call; keep one of them")
     calls = given[0] if given else None
+    if fields["role"] != "assistant" and (calls or thought):
+        what = "calls of tools" if calls else "reasoning"
+        raise ValueError(f"message {number} ({cut(fields['role'])}) has {what}, which only the assistant can have")
     if content is None and fields["role"] == "assistant" and not calls:
         content = ""  # most templates fail at a message without content, unless it calls tools
     if content is not None:
@@ -193,11 +196,26 @@ def _message(entry: Any, number: int) -> dict[str, Any]:
     return message
 
 
+def _thought(found: list[Any], number: int) -> str | None:
+    """The reasoning of a message, which may be stored in several places as long as they agree."""
+    given = [thought for thought in found if thought]
+    if wrong := [thought for thought in given if not isinstance(thought, str)]:
+        raise ValueError(f"message {number} holds {cut(repr(wrong[0]))} as reasoning, which must be text")
+    if other := [thought for thought in given if thought != given[0]]:
+        told = f"{cut(repr(given[0]))} and {cut(repr(other[0]))}"
+        raise ValueError(f"message {number} holds two different texts as reasoning, {told}; keep one of them")
+    return given[0] if given else None
+
+
 def _of_sharegpt(fields: dict[str, Any], number: int) -> dict[str, Any]:
     speaker = fields.pop("from")
     if not isinstance(speaker, str) or speaker not in _SPEAKERS:
         raise ValueError(f"message {number} is from {cut(repr(speaker))}; known are {', '.join(_SPEAKERS)}")
     role, value = _SPEAKERS[speaker], fields.pop("value", None)
+    content = fields.pop("content", value)
+    if value is not None and content != value:
+        raise ValueError(f"message {number} has both a value and a content, which differ; keep one of them")
+    value = content
     if speaker in _CALLS:
         return {**fields, "role": role, "tool_calls": value}
     return {**fields, "role": role, "content": value}

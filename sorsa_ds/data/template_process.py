@@ -105,6 +105,27 @@ class Template:
 
 
 @cache
+def shows_name(template: Template, role: str) -> bool:
+    """Whether a template writes the `name` that a message of a role has, tried with a short conversation."""
+    question, answer = _PROBE
+    named = {"role": role, "content": "sorsa-ds-content", "name": "sorsa_ds_name"}
+    call = {"type": "function", "function": {"name": "sorsa_ds_tool", "arguments": {}}}
+    before = {
+        "assistant": [{"role": "user", "content": question}],
+        "tool": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ],
+    }.get(role, [])
+    after = [] if role == "user" or before else [{"role": "user", "content": question}]
+    messages = [*before, named, *after] + [{"role": "assistant", "content": answer}] * (role != "assistant")
+    try:
+        return named["name"] in template.render(messages, None, [(len(messages), False)])[0][0]
+    except ValueError:
+        return False
+
+
+@cache
 def _takes_parts(template: Template) -> bool:
     """Whether a template shows text only as a list of parts, as templates of models that see images may."""
     question, answer = _PROBE

@@ -132,25 +132,50 @@ def _clipped(text: str, marks: Sequence[Span], start: int, end: int) -> tuple[Sp
 
 
 def missing_part(message: Mapping[str, Any], text: str) -> str | None:
-    """What of a message a text does not show, by its name; None where it shows everything.
+    """What of a message a text does not show, by its name; None where it shows everything."""
+    return min(missing_parts([message], text)[0], key=_PARTS.index, default=None)
 
-    A template may put text between lines, change the whitespace around them, and write values as JSON.
+
+def missing_parts(messages: Sequence[Mapping[str, Any]], text: str) -> list[set[str]]:
+    """What of each message a text does not show, by the names of the parts.
+
+    A template may put text between lines, change the whitespace around them, and write values as JSON. Every line has
+    to have a place of its own in the text: a call is not shown by a sentence that happens to name the tool. So the
+    longest lines are looked for first, and what has been found is taken out of the text.
     """
+    lines = [(line.strip(), part, at) for at, message in enumerate(messages) for part, line in _lines(message)]
+    lines.sort(key=lambda found: (-len(found[0]), _PARTS.index(found[1])))
+    missing: list[set[str]] = [set() for _ in messages]
+    for line, part, at in lines:
+        spelt = next((spelt for spelt in _spellings(line) if spelt in text), None)
+        if spelt is None:
+            missing[at].add(part)
+        else:
+            text = text.replace(spelt, _TAKEN, 1)
+    return missing
+
+
+_PARTS = ("content", "reasoning", "tool call")
+_TAKEN = "\0"
+
+
+def _lines(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The lines of a message, each behind the name of the part that it belongs to."""
     for name, part in (("content", "content"), ("reasoning_content", "reasoning")):
-        if not all(_shown(line, text) for line in str(message.get(name) or "").splitlines()):
-            return part
+        for line in str(message.get(name) or "").splitlines():
+            if line.strip():
+                yield part, line
     for call in message.get("tool_calls") or []:
         function = call["function"]
-        if not all(_shown(leaf, text) for leaf in (function["name"], *_leaves(function["arguments"]))):
-            return "tool call"
-    return None
+        for leaf in (function["name"], *_leaves(function["arguments"])):
+            yield "tool call", leaf
 
 
-def _shown(line: str, text: str) -> bool:
-    line = line.strip()
-    return line in text or any(
-        json.dumps(line, ensure_ascii=ascii_)[1:-1] in text for ascii_ in (False, True)
-    )  # as JSON writes it
+def _spellings(line: str) -> Iterator[str]:
+    """A line as it is, and as JSON writes it."""
+    yield line
+    yield json.dumps(line, ensure_ascii=False)[1:-1]
+    yield json.dumps(line)[1:-1]
 
 
 def _leaves(value: Any) -> Iterator[str]:

@@ -5,7 +5,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from sorsa_ds.data.chat import ENDLESS, render_chat
+from sorsa_ds.data.chat import ENDLESS, NAMELESS, render_chat
 from sorsa_ds.data.conversations import EMPTY_TURN, UNANSWERED, conversation_of
 from sorsa_ds.data.formats import Rendered
 from sorsa_ds.data.tokenize import IGNORED, encode
@@ -273,3 +273,58 @@ def test_calls_under_two_names_are_refused():
     called = assistant(None, tool_calls=[CALL], function_call={"name": "sub", "arguments": "{}"})
     with pytest.raises(ValueError, match="message 2 has both tool_calls and function_call"):
         conversation_of({"messages": [user("Hi"), called]})
+
+
+def test_a_part_is_not_shown_by_another_that_says_the_same():
+    weather = {"name": "get_weather", "arguments": {"city": "Rome"}}
+    called = assistant("I will call get_weather for the city Rome.", tool_calls=[weather])
+    with pytest.raises(ValueError, match="leaves out the tool call of message 2"):
+        learned({"messages": [user("Weather?"), called]})
+    with pytest.raises(ValueError, match="leaves out the tool call of message 2"):
+        learned({"messages": [user("get_weather city Rome"), {**called, "train": False}, *HI]})
+    with pytest.raises(ValueError, match="leaves out the reasoning of message 2"):
+        learned({"messages": [user("2+2?"), assistant("2+2 is 4", reasoning_content="2+2 is 4")]})
+    system = {"role": "system", "content": "Translate to French"}
+    with pytest.raises(ValueError, match=r"leaves out the content of message 1 \(system\)"):
+        learned({"messages": [system, user("Translate to French: dog"), HI[1]]}, template=UNRULED)
+    assert learned({"messages": [user("Hi"), assistant("Hi"), user("Hi"), assistant("Hi\n\nHi")]}) == ["Hi", "Hi\n\nHi"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([{**HI[0], "tool_calls": [CALL]}, HI[1]], r"message 1 \(user\) has calls of tools"),
+        ([{**HI[0], "reasoning": "Hm"}, HI[1]], r"message 1 \(user\) has reasoning"),
+        (
+            [HI[0], {**HI[1], "reasoning_content": "deep", "thinking": "other"}],
+            "two different texts .*'deep' and 'other'",
+        ),
+        ([HI[0], assistant(None, refusal="I cannot do that")], "message 2 has a refusal"),
+        ([{"from": "human", "value": "Hi", "content": "Ho"}, HI[1]], "both a value and a content"),
+    ],
+)
+def test_what_stands_in_another_field_is_not_lost(messages, said):
+    with pytest.raises(ValueError, match=said):
+        conversation_of({"messages": messages})
+
+
+def test_content_and_reasoning_may_have_two_names_or_the_other_one():
+    assert list(conversation_of({"messages": [{"from": "human", "content": "Hi"}, HI[1]]}).messages) == HI
+    twice = {**HI[1], "reasoning_content": "Why.", "thinking": "Why.", "reasoning": ""}
+    assert conversation_of({"messages": [HI[0], twice]}).messages[1]["reasoning_content"] == "Why."
+
+
+def test_a_name_that_the_template_does_not_show_is_said():
+    messages = [{**HI[0], "name": "alice"}, HI[1]]
+    assert render_chat({"messages": messages}, chat_tokenizer()).remarks == (NAMELESS,)
+    naming = CHATML.replace("{{ m.role }}", "{{ m.role }}{{ ' ' ~ m.name if m.name }}")
+    assert render_chat({"messages": messages}, chat_tokenizer(naming)).remarks == ()
+
+
+@pytest.mark.parametrize("role", ["Assistant", "model", "bot"])
+def test_an_unknown_role_that_answers_is_named(role):
+    with pytest.raises(ValueError, match=f"message 2 has the role '{role}', which no template knows"):
+        learned({"messages": [HI[0], {"role": role, "content": "Hello"}]})
+    knowing = CHATML + "{{ '' if '" + role + "' }}"
+    with pytest.raises(ValueError, match=f"message 2 has the role '{role}', and none is the assistant's"):
+        learned({"messages": [HI[0], {"role": role, "content": "Hello"}]}, template=knowing)
