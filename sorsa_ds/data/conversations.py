@@ -5,6 +5,7 @@ they hold messages; the list may be stored as JSON text. Whatever cannot be pass
 Messages are counted from 1 in what users read.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +40,9 @@ _SPEAKERS = {
     "function_call": "assistant", "tool_call": "assistant",
 }  # fmt: skip
 """The role of each speaker that ShareGPT's `from` names."""
+
+_OPENS_A_MESSAGE = re.compile(rf'\s*\[\s*\{{\s*"(?:role|from)"\s*:\s*"(?:{"|".join(_SPEAKERS)})"')
+"""The beginning of a list of messages as JSON text."""
 
 _CALLS = ("function_call", "tool_call")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -123,8 +127,29 @@ def _entries(row: Mapping[str, Any]) -> tuple[list[Any], int]:
     return [*prompt, *completion], len(prompt)
 
 
+def holds_messages(value: Any) -> bool:
+    """Whether a prompt or a completion is a list of messages, or the JSON text of one, be it sound or not."""
+    if not isinstance(value, str):
+        return isinstance(value, list)
+    if not value.lstrip().startswith("["):
+        return False
+    try:
+        entries = parse_exact(value)
+    except ValueError:
+        return _OPENS_A_MESSAGE.match(value) is not None
+    return isinstance(entries, list) and bool(entries) and all(map(_is_message, entries))
+
+
+def _is_message(entry: Any) -> bool:
+    """Whether a value is a message for sure: JSON with a `role` may be a text to learn as well."""
+    if not isinstance(entry, Mapping):
+        return False
+    said = entry.keys() & (_SAID if "role" in entry else {"value", "content"})
+    return bool(said) and entry.get("role", entry.get("from")) in (*_SPEAKERS,)
+
+
 def _side(value: Any, column: str, role: str) -> list[Any]:
-    if isinstance(value, str) and not value.lstrip().startswith("["):
+    if isinstance(value, str) and not holds_messages(value) and value.strip() != "[]":
         return [{"role": role, "content": value}]
     return _list_of_messages(value, column)
 
