@@ -108,17 +108,13 @@ class Template:
 def shows_name(template: Template, role: str) -> bool:
     """Whether a template writes the `name` that a message of a role has, tried with a short conversation."""
     question, answer = _PROBE
+    asked = {"role": "user", "content": question}
     named = {"role": role, "content": "sorsa-ds-content", "name": "sorsa_ds_name"}
+    told = {"role": "assistant", "content": answer}
     call = {"type": "function", "function": {"name": "sorsa_ds_tool", "arguments": {}}}
-    before = {
-        "assistant": [{"role": "user", "content": question}],
-        "tool": [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-        ],
-    }.get(role, [])
-    after = [] if role == "user" or before else [{"role": "user", "content": question}]
-    messages = [*before, named, *after] + [{"role": "assistant", "content": answer}] * (role != "assistant")
+    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+    conversations = {"user": [named, told], "assistant": [asked, named], "tool": [asked, calling, named, told]}
+    messages = conversations.get(role, [named, asked, told])
     try:
         return named["name"] in template.render(messages, None, [(len(messages), False)])[0][0]
     except ValueError:
