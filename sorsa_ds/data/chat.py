@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.data import template_process
-from sorsa_ds.data.chat_templates import marked_template, told_by
+from sorsa_ds.data.chat_templates import marked_template, told_by, writes_the_date
 from sorsa_ds.data.conversations import Conversation, Learn, Messages, conversation_of
 from sorsa_ds.data.template_process import Template, TemplateFails, shows_name
 from sorsa_ds.data.tools import with_text_arguments
@@ -35,6 +35,7 @@ CLOSED = "the template's prompt for an answer has an empty thought, and the answ
 KEPT = "earlier turns keep their thoughts, as in TRL's training template; the model's own template drops them"
 FORGOTTEN = "the template drops the reasoning of a turn that is not learned"
 NAMELESS = "the template does not show the name of a message"
+DATED = "the template asks for today's date, so tokens that are made on another day may be others"
 ENDLESS = "a turn before the last has no end token in this template"
 
 HEADED = "the template writes more before a turn than the prompt with which it asks for one"
@@ -111,6 +112,8 @@ def render_chat(
     remarks = dict.fromkeys((*conversation.remarks, *reading.remarks))
     if any(not ends_with_special(reading.text[: place.end], special) for place in reading.places[:-1]):
         remarks[ENDLESS] = None
+    if writes_the_date(template.text):
+        remarks[DATED] = None
     # A last turn that is not learned, because the row says so, does not get an end token either.
     last_is_learned = bool(learned) and learned[-1][1] == len(reading.text)
     return RenderedChat(reading.text, learned, closed and last_is_learned, remarks=tuple(remarks))

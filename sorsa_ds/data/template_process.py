@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from sorsa_ds.data.chat_templates import owner_of
 from sorsa_ds.data.conversations import Messages
 from sorsa_ds.data.turns import Span
 from sorsa_ds.runtime.line_process import LineProcess
@@ -55,8 +56,7 @@ class Template:
                 "data.chat_template"
             )
         tokens = tuple((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
-        owner = tokenizer.name_or_path or "the tokenizer"
-        return cls(tokenizer.get_chat_template(tools=tools), tokens, f"the chat template of {owner}")
+        return cls(tokenizer.get_chat_template(tools=tools), tokens, owner_of(tokenizer))
 
     def with_text(self, text: str) -> "Template":
         """Another template with the same special tokens."""
