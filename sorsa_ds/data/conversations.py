@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from sorsa_ds.data.tools import COLUMNS as TOOLS
-from sorsa_ds.data.tools import NULLS, calls_of, has_nulls, tools_of
+from sorsa_ds.data.tools import calls_of, lost_by, tools_of
 from sorsa_ds.runtime.json_text import parse_exact
 from sorsa_ds.runtime.words import cut
 
@@ -93,10 +93,9 @@ def conversation_of(row: Mapping[str, Any], learn: Learn = "all") -> Conversatio
     if messages[0]["role"] == "assistant":
         raise ValueError(f"the conversation starts with the assistant: {cut(repr(entries[0]))} answers no prompt")
     found = _up_to_the_last_answer(messages, wanted, tools_of(row), learn)
-    calls = [entry.get(name) for entry in entries for name in _CALL_FIELDS]
-    if not found.left_out and has_nulls([*calls, *(row.get(column) for column in TOOLS)]):
-        return found._replace(remarks=(*found.remarks, NULLS))
-    return found
+    calls = [entry.get(name) for entry in entries for name in (*_CALL_FIELDS, "value")]
+    lost = [] if found.left_out else sorted(lost_by([*calls, *(row.get(column) for column in TOOLS)]))
+    return found._replace(remarks=(*found.remarks, *lost))
 
 
 def _up_to_the_last_answer(

@@ -108,11 +108,11 @@ class Template:
 def shows_name(template: Template, role: str) -> bool:
     """Whether a template writes the `name` that a message of a role has, tried with a short conversation."""
     question, answer = _PROBE
-    asked = {"role": "user", "content": question}
-    named = {"role": role, "content": "sorsa-ds-content", "name": "sorsa_ds_name"}
-    told = {"role": "assistant", "content": answer}
+    asked: dict[str, Any] = {"role": "user", "content": question}
+    named: dict[str, Any] = {"role": role, "content": "sorsa-ds-content", "name": "sorsa_ds_name"}
+    told: dict[str, Any] = {"role": "assistant", "content": answer}
     call = {"type": "function", "function": {"name": "sorsa_ds_tool", "arguments": {}}}
-    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+    calling: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
     conversations = {"user": [named, told], "assistant": [asked, named], "tool": [asked, calling, named, told]}
     messages = conversations.get(role, [named, asked, told])
     try:

@@ -17,6 +17,9 @@ COLUMNS = ("tools", "functions")
 
 
 NULLS = "fields that are null in the arguments or schemas of tools are left out, which JSON text would keep"
+ROUNDED = "numbers in the arguments or schemas of tools have so many digits that they may have been rounded when read"
+_SURE_DIGITS = 15
+"""Decimal digits that a fraction keeps, whatever they are."""
 
 
 def tools_of(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -61,18 +64,24 @@ def with_text_arguments(messages: Sequence[Mapping[str, Any]]) -> list[dict[str,
     ]  # fmt: skip
 
 
-def has_nulls(value: Any) -> bool:
-    """Whether the arguments of a call, or the parameters of a tool, have fields that are null and no JSON text."""
+def lost_by(value: Any) -> set[str]:
+    """What arguments of calls, or parameters of tools, lose or may have lost as objects, in words for counts."""
     if isinstance(value, Mapping):
         kept = [inner for name, inner in value.items() if name in ("arguments", "parameters")]
-        return any(map(_holds_null, kept)) or has_nulls(value.get("function"))
-    return isinstance(value, list | tuple) and any(map(has_nulls, value))
+        return lost_by(value.get("function")).union(*map(_lost, kept))
+    return set().union(*map(lost_by, value)) if isinstance(value, list | tuple) else set()
 
 
-def _holds_null(value: Any) -> bool:
+def _lost(value: Any) -> set[str]:
     if isinstance(value, Mapping):
-        return any(inner is None or _holds_null(inner) for inner in value.values())
-    return isinstance(value, list | tuple) and any(map(_holds_null, value))
+        inner = list(value.values())
+        return ({NULLS} if any(one is None for one in inner) else set()).union(*map(_lost, inner))
+    if isinstance(value, list | tuple):
+        return set().union(*map(_lost, value))
+    is_long = (
+        isinstance(value, float) and len(repr(value).partition("e")[0].replace(".", "").strip("-0")) > _SURE_DIGITS
+    )
+    return {ROUNDED} if is_long else set()
 
 
 def _with_text(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from sorsa_ds.data.chat import ENDLESS, NAMELESS, render_chat
 from sorsa_ds.data.conversations import EMPTY_TURN, UNANSWERED, conversation_of
 from sorsa_ds.data.formats import Rendered
 from sorsa_ds.data.tokenize import IGNORED, encode
-from sorsa_ds.data.tools import NULLS
+from sorsa_ds.data.tools import NULLS, ROUNDED
 from tests.helpers.chat_families import CALL, TOOLS, assistant, user
 from tests.helpers.chat_tokenizer import CHATML, chat_tokenizer
 
@@ -267,6 +267,12 @@ def test_nulls_that_are_left_out_are_said():
     tools = [{"name": "add", "description": None, "parameters": {"a": {"default": None}}}]
     assert conversation_of({"messages": HI, "tools": tools}).remarks == (NULLS,)
     assert conversation_of({"messages": HI, "tools": [{**tools[0], "parameters": {}}]}).remarks == ()
+
+
+def test_numbers_that_may_have_been_rounded_are_said():
+    for number, remarks in ((12345678901234567890.123, (ROUNDED,)), (-0.1234567890123456, (ROUNDED,)), (0.1, ())):
+        called = assistant(None, tool_calls=[{"function": {"name": "add", "arguments": {"a": [number, 10**30]}}}])
+        assert conversation_of({"messages": [user("Hi"), called]}).remarks == remarks
 
 
 def test_calls_under_two_names_are_refused():
