@@ -1,6 +1,7 @@
 """From stored conversations to messages: every shape is taken as it is written, left out with a reason, or refused."""
 
 import json
+import time
 
 import pytest
 from datasets import Dataset
@@ -10,6 +11,7 @@ from sorsa_ds.data.conversations import EMPTY_TURN, UNANSWERED, conversation_of
 from sorsa_ds.data.formats import Rendered
 from sorsa_ds.data.tokenize import IGNORED, encode
 from sorsa_ds.data.tools import NULLS, ROUNDED
+from sorsa_ds.data.turns import missing_parts
 from tests.helpers.chat_families import CALL, TOOLS, assistant, user
 from tests.helpers.chat_tokenizer import CHATML, chat_tokenizer
 
@@ -334,3 +336,11 @@ def test_an_unknown_role_that_answers_is_named(role):
     knowing = CHATML + "{{ '' if '" + role + "' }}"
     with pytest.raises(ValueError, match=f"message 2 has the role '{role}', and none is the assistant's"):
         learned({"messages": [HI[0], {"role": role, "content": "Hello"}]}, template=knowing)
+
+
+def test_a_long_text_of_many_lines_is_found_quickly():
+    text = "\n".join(f"line {number} of a long text" for number in range(50_000))
+    began = time.monotonic()
+    assert missing_parts([user(text), user("line 7 of a long text")], f"<u>{text}</u>") == [set(), {"content"}]
+    assert missing_parts([user("a\n\n b"), user("c\nd")], "a\nb\nc") == [set(), {"content"}]
+    assert time.monotonic() - began < 5
