@@ -18,6 +18,8 @@ from sorsa_ds.runtime.words import cut
 
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TRAINING = "_training"
+_OWNER = "sorsa_ds_owner_of_template"
+"""The attribute of a tokenizer that says which request its template came from; it is sent to workers with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def use_template(tokenizer: PreTrainedTokenizerBase, request: str) -> None:
     known = {**trl_templates(), **own}
     if (file := _file(request)) is not None:
         try:
-            template = file.read_text(encoding="utf-8")
+            template = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"data.chat_template: {file} cannot be read: {error}") from error
         if not template.strip():
@@ -82,6 +84,17 @@ def use_template(tokenizer: PreTrainedTokenizerBase, request: str) -> None:
         raise ValueError(
             f"data.chat_template: {cut(request)!r} is neither a file nor one of the names {', '.join(sorted(known))}"
         )
+    setattr(tokenizer, _OWNER, f"data.chat_template ({request})")
+
+
+def owner_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Whose the template is that a tokenizer uses, for error messages."""
+    return getattr(tokenizer, _OWNER, f"the chat template of {tokenizer.name_or_path or 'the tokenizer'}")
+
+
+def writes_the_date(template: str) -> bool:
+    """Whether a template asks for the time, so that what it writes may differ from day to day."""
+    return "strftime_now(" in template
 
 
 def _file(request: str) -> Path | None:

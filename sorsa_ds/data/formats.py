@@ -7,16 +7,18 @@ follows, so prompt and response meet between two tokens, in training as in gener
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds.data.chat import render_chat
-from sorsa_ds.data.conversations import BESIDE
+from sorsa_ds.data.chat import describe_template, render_chat
+from sorsa_ds.data.conversations import BESIDE, holds_messages
 from sorsa_ds.data.conversations import COLUMNS as CONVERSATION
 from sorsa_ds.data.layout import Layout
 from sorsa_ds.data.prompt_template import NullColumnError
+from sorsa_ds.runtime.json_text import parse_exact
 from sorsa_ds.runtime.words import cut
 
 INSTRUCTION = (
@@ -29,6 +31,8 @@ INSTRUCTION_WITH_INPUT = (
     "### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:"
 )
 _OPENING = INSTRUCTION.partition("###")[0]
+
+TOLD = "prompt and completion hold messages, and the assistant's turns are told apart {}"
 
 IGNORED = -100
 """The label of a token that is not learned."""
@@ -98,7 +102,9 @@ def render(
     conversation = _conversation_of(row, layout)
     _check_unread(row, layout, BESIDE if conversation is not None else ())
     if conversation is not None:
-        return Rendered(**render_chat(conversation, tokenizer, layout.learn, special)._asdict())
+        chat = render_chat(conversation, tokenizer, layout.learn, special)
+        told = () if layout.format == "chat" else (TOLD.format(describe_template(tokenizer)),)
+        return Rendered(**chat._replace(remarks=(*chat.remarks, *told))._asdict())
     cells = {role: row[column] for role, column in layout.columns.items()}
     try:
         if layout.format == "tokens":
@@ -154,14 +160,14 @@ def _conversation_of(row: Mapping[str, Any], layout: Layout) -> dict[str, Any] |
         return {**others, "messages": row[columns["messages"]]}
     if layout.format == "completion" and layout.prompt is None:
         prompt, response = row[columns["prompt"]], row[columns["response"]]
-        if isinstance(prompt, list) or isinstance(response, list):
+        if holds_messages(prompt) or holds_messages(response):
             return {**others, "prompt": prompt, "completion": response}
     return None
 
 
 def _papers_prompt(prompt: str, cells: Mapping[str, Any], layout: Layout) -> str:
     context, system = ("" if cells.get(role) is None else _text(cells, role, layout) for role in ("input", "system"))
-    history = [] if cells.get("history") in (None, "") else cells["history"]
+    history = [] if cells.get("history") in (None, "") else _list(cells["history"])
     pairs = isinstance(history, list) and all(
         isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn) for turn in history
     )
@@ -169,6 +175,14 @@ def _papers_prompt(prompt: str, cells: Mapping[str, Any], layout: Layout) -> str
         held = cut(repr(history))
         raise ValueError(f"column {layout.columns['history']!r} holds {held} where pairs of two texts are needed")
     return prompt_for(prompt, context, system, history)
+
+
+def _list(value: Any) -> Any:
+    """The list that a JSON text stands for; any other value as it is, to be refused by who needs a list."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):
+            return parse_exact(value)
+    return value
 
 
 def _instruction(prompt: str, response: str) -> Rendered:
@@ -220,8 +234,7 @@ def _stored_tokens(cells: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase)
             hides something between two tokens.
         _MissingError: nothing is stored, or nothing of it is to be learned.
     """
-    ids, labels = cells["input_ids"], cells["labels"]
-    mask = cells.get("attention_mask")
+    ids, labels, mask = (_list(cells.get(name)) for name in ("input_ids", "labels", "attention_mask"))
     if ids is None or labels is None:
         raise _MissingError(f"column {'input_ids' if ids is None else 'labels'!r} is null")
     given = {"input_ids": ids, "labels": labels} | ({} if mask is None else {"attention_mask": mask})

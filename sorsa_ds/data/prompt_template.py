@@ -19,7 +19,40 @@ _OF_TEXT = (
 
 
 class NullColumnError(Exception):
-    """A column that a prompt writes down is missing in a row."""
+    """A column that a prompt uses is missing in a row."""
+
+
+class _Null:
+    """Null in a row. Tests find it equal to `none`, and false; any other use stops the row."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or isinstance(other, _Null)
+
+    def __hash__(self) -> int:
+        return hash(None)
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # by which programs ask what a value is, rather than use it
+        raise NullColumnError
+
+    def _used(self, *args: object) -> Any:
+        raise NullColumnError
+
+    __str__ = __repr__ = __format__ = __iter__ = __len__ = __getitem__ = __contains__ = __call__ = _used
+    __lt__ = __le__ = __gt__ = __ge__ = __int__ = __float__ = __index__ = __neg__ = __pos__ = __abs__ = __round__ = (
+        _used
+    )
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __rmod__ = __pow__ = __rpow__ = _used
+    __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = _used
+
+
+_NULL = _Null()
 
 
 class PromptTemplate:
@@ -27,7 +60,7 @@ class PromptTemplate:
 
     Numbers of JSON are written as they stand in the file, and are numbers in comparisons and sums. Whatever has no one
     way of being written (null, true and false, fractions that were computed, lists) is never turned into text, be it by
-    an expression, by `~` or by a filter.
+    an expression, by `~` or by a filter. Null can be tested, and written by `tojson`; nothing else can be done with it.
 
     Attributes: `columns`, the names of the columns that it uses.
 
@@ -40,6 +73,8 @@ class PromptTemplate:
             undefined=StrictUndefined, finalize=_written, keep_trailing_newline=True
         )
         environment.filters |= {"join": _joined, "written": _written}
+        environment.tests["none"] = lambda value: value is None or isinstance(value, _Null)
+        environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": _for_json}
         try:
             tree = environment.parse(text)
             _guard(tree)
@@ -52,7 +87,7 @@ class PromptTemplate:
         """The prompt of a row.
 
         Raises:
-            NullColumnError: it writes a column that is missing in the row.
+            NullColumnError: it uses a column that is missing in the row other than in a test.
             ValueError: it writes a value that is no text, compares a number with text, or fails with this row.
         """
         try:
@@ -79,12 +114,22 @@ def _as_written(part: nodes.Expr) -> nodes.Expr:
 
 
 def _value(cell: Any) -> Any:
-    return cell.value() if isinstance(cell, WrittenNumber) else cell
+    if isinstance(cell, dict):
+        return {name: _value(inner) for name, inner in cell.items()}
+    if isinstance(cell, list):
+        return [_value(inner) for inner in cell]
+    return cell.value() if isinstance(cell, WrittenNumber) else _NULL if cell is None else cell
+
+
+def _for_json(value: Any) -> None:
+    """What `tojson` writes for a value that JSON does not know."""
+    if not isinstance(value, _Null):
+        raise ValueError(f"it writes {cut(repr(value))} as JSON, which cannot hold it")
 
 
 def _written(value: Any) -> Any:
     """What is written for the value of an expression."""
-    if value is None:
+    if value is None or isinstance(value, _Null):
         raise NullColumnError
     if isinstance(value, bool) or not (isinstance(value, str | int | StrictUndefined) or is_printed(value)):
         raise ValueError(f"it writes {cut(repr(value))} where text is needed")

@@ -71,10 +71,33 @@ def test_what_would_be_changed_silently_is_refused(text, written, said, cell):
         PromptTemplate(text).render({"label": cell(written)})
 
 
-@pytest.mark.parametrize("text", ["{{ a }}", "{{ a ~ '!' }}", "{{ a | trim }}", "{{ ['b', a] | join(' ') }}"])
-def test_null_is_never_written(text):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ a }}", "{{ a ~ '!' }}", "{{ a | trim }}", "{{ ['b', a] | join(' ') }}", "{{ '%s' | format(a) }}",
+        "{{ '%s' % a }}", "{{ '{}'.format(a) }}", "{{ a | string }}", "{{ [a] | string }}", "{{ a + 1 }}", "{{ -a }}",
+        "{% for x in a %}{{ x }}{% endfor %}", "{{ a | length }}", "{{ a.b }}", "{{ a['b'] }}", "{{ a | first }}",
+        "{% if a > 1 %}x{% endif %}", "{{ a | int }}", "{{ a | list | join }}", "{{ a | replace('N', 'n') }}",
+        "{{ 'x' | replace('x', a) }}", "{{ a | default('x') }}", "{{ a.upper() }}", "{{ [a] | map('upper') | join }}",
+        "{{ a | float }}", "{{ a | round }}", "{{ 'None' in a }}", "{{ a or a }}", "{{ a | sum }}", "{{ a | pprint }}",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("row", [{"a": None}, {"c": {"a": None}}])
+def test_null_is_never_written(text, row):
     with pytest.raises(NullColumnError):
-        PromptTemplate(text).render({"a": None})
+        PromptTemplate(text if "a" in row else "{% set a = c.a %}" + text).render(row)
+
+
+@pytest.mark.parametrize(
+    "test",
+    ["a is none", "not a", "a == none", "none == a", "a in [none]", "a is not defined or true", "not a is string"],
+)
+def test_null_can_be_tested(test):
+    rendered = PromptTemplate("{% if " + test + " %}yes{% else %}{{ a }}{% endif %}").render({"a": None})
+    assert rendered == "yes"
+    assert (
+        PromptTemplate("{{ a or 'x' }}{{ a | default('y', true) }}{{ [a] | tojson }}").render({"a": None}) == "xy[null]"
+    )
 
 
 def test_a_column_of_text_and_numbers_keeps_both_apart(tmp_path, monkeypatch):
