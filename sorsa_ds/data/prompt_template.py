@@ -45,9 +45,8 @@ class _Null:
         raise NullColumnError
 
     __str__ = __repr__ = __format__ = __iter__ = __len__ = __getitem__ = __contains__ = __call__ = _used
-    __lt__ = __le__ = __gt__ = __ge__ = __int__ = __float__ = __index__ = __neg__ = __pos__ = __abs__ = __round__ = (
-        _used
-    )
+    __lt__ = __le__ = __gt__ = __ge__ = __int__ = __float__ = __index__ = _used
+    __neg__ = __pos__ = __abs__ = __round__ = _used
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __rmod__ = __pow__ = __rpow__ = _used
     __truediv__ = __rtruediv__ = __floordiv__ = __rfloordiv__ = _used
 

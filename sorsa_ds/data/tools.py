@@ -78,10 +78,8 @@ def _lost(value: Any) -> set[str]:
         return ({NULLS} if any(one is None for one in inner) else set()).union(*map(_lost, inner))
     if isinstance(value, list | tuple):
         return set().union(*map(_lost, value))
-    is_long = (
-        isinstance(value, float) and len(repr(value).partition("e")[0].replace(".", "").strip("-0")) > _SURE_DIGITS
-    )
-    return {ROUNDED} if is_long else set()
+    digits = repr(value).partition("e")[0].replace(".", "").strip("-0") if isinstance(value, float) else ""
+    return {ROUNDED} if len(digits) > _SURE_DIGITS else set()
 
 
 def _with_text(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,6 +139,7 @@ def _call(entry: Any, number: int) -> dict[str, Any]:
 
 
 def _no_json(error: ValueError) -> str:
+    """What is said of a text of which JSON, or this program, makes no value."""
     return f"which is no JSON that can be passed on ({error})"
 
 
