@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_process_group_is_left_here() -> Iterator[None]:
-    """Stop at a test that starts a process group in pytest's own process: groups of forked ranks would hang after it."""
+    """Stop at a test that starts a process group in pytest's own process: those of ranks that it forks would hang."""
     yield
     assert not torch.distributed.is_initialized(), "start process groups in ranks of their own: tests.helpers.worlds"
 
