@@ -127,7 +127,9 @@ def _template(layout: Layout, tokenizer: PreTrainedTokenizerBase) -> str:
     if layout.format == "chat":
         return f"The assistant's turns are told apart {describe_template(tokenizer)}."
     if layout.format == "completion" and layout.prompt is None and tokenizer.chat_template:
-        return f"completion; where rows hold messages, the assistant's turns are told apart {describe_template(tokenizer)}"
+        return (
+            f"completion; where rows hold messages, the assistant's turns are told apart {describe_template(tokenizer)}"
+        )
     return layout.kind
 
 
