@@ -2,11 +2,12 @@
 
 The rooms, in the order in which a run meets them (docs/architecture.md says which may import which):
 
-    cli        the commands: train, plan, evaluate, export, analyze, compare
+    cli        the commands: train, plan, check, preview, evaluate, export, analyze, compare
     config     what a run can be told: settings, YAML, command line, the DeepSpeed JSON
     runtime    the ground that all rooms stand on: processes, collectives, precision, console, files
     train      one run, from its settings to its report
     plan       memory, traffic and time of a run, before it starts
+    preview    what a run would learn of its data, shown before it starts
     data       rows to padded micro-batches
     model      pre-trained weights to an adapted, sharded model
     sorsa      the mathematics of the method: layer, decomposition, residual, regulariser

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,6 +46,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the files; the tests of a file stay as they are."""
     place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+
+
+@pytest.fixture(autouse=True)
+def _no_process_group_is_left_here() -> Iterator[None]:
+    """Stop at a test that starts a process group in pytest's own process: those of ranks that it forks would hang."""
+    yield
+    assert not torch.distributed.is_initialized(), "start process groups in ranks of their own: tests.helpers.worlds"
 
 
 @pytest.fixture(scope="session")

@@ -164,6 +164,7 @@ _CONFIGS = {
 _CELLS = ("NA", "None", "null", "007", "1.50", "TRUE", "nan", "2024-01-05", "1e5", "-")
 _NUMBERS = '{"question": "q", "answer": 1.50}\n{"question": "q", "answer": 12345678901234567890123}\n'
 _TOKENS = {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}
+_CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 
 CASES: tuple[Case, ...] = (
     # Files and folders
@@ -233,6 +234,26 @@ CASES: tuple[Case, ...] = (
          said=["row 1", "tools"]),
     Case("images under a plain format", _file("a.jsonl", _asked("a", images=["1.png"])), None, said=["images"]),
     Case("a context that would be dropped", _file("a.jsonl", _asked("a", context="c")), None, said=["context"]),
+    Case("a system prompt beside a conversation", _file("a.jsonl", _lines(_CHAT | {"system_prompt": "Be rude."})), None,
+         said=["row 1", "'system_prompt'", "Be rude."]),
+    Case("a context beside a conversation", _file("a.jsonl", _lines(_CHAT, _CHAT | {"context": "long passage"})), None,
+         said=["row 2", "'context'"]),
+    *(Case(f"{column} beside a conversation", _file("a.jsonl", _lines(_CHAT | {column: ["x"]})), None,
+           said=["row 1", repr(column)]) for column in ("history", "choices", "options", "passage", "documents")),
+    Case("two conversations in a row", _file("a.jsonl", _lines(
+        _CHAT | {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "other"}]})), None,
+        said=["row 1", "'conversations'", "data.columns={messages: COLUMN}"]),
+    Case("two conversations of which one is named", _file("a.jsonl", _lines(
+        _CHAT | {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "other"}]})), ["other"],
+        settings={"columns": {"messages": "conversations"}}),
+    Case("empty and other columns beside a conversation", _file("a.jsonl", _lines(
+        _CHAT | {"id": 3, "context": "", "history": [], "system": "Be brief."})), ["a"], shown="Be brief."),
+    Case("a context beside prompt and completion as messages", _file("a.jsonl", _lines(
+        {"prompt": _CHAT["messages"][:1], "completion": _CHAT["messages"][1:], "context": "c"})), None,
+        said=["row 1", "'context'"]),
+    Case("a system column beside prompt and completion as messages", _file("a.jsonl", _lines(
+        {"prompt": _CHAT["messages"][:1], "completion": _CHAT["messages"][1:], "system": "Be brief."})), ["a"],
+        shown="Be brief."),
     # Columns
     Case("columns of other names", _file("a.jsonl", _lines({"inv_question": "Q", "inv_answer": "A", "query": "no"})),
          [" A"], settings={"columns": {"prompt": "inv_question", "response": "inv_answer"}}, shown="tion:\nQ\n"),
@@ -241,6 +262,16 @@ CASES: tuple[Case, ...] = (
     Case("a prompt of one's own", _file("a.jsonl", '{"topic": "T", "n": 1.50, "answer": "A"}\n'
          '{"topic": null, "n": 2, "answer": "B"}\n'), ["A"], left_out=1,
         settings={"prompt": "{{ topic }} {{ n }}\n", "columns": {"response": ANSWER}}, shown="T 1.50\nA"),
+    Case("a prompt that compares a number", _file("a.jsonl", '{"n": 1, "answer": "A"}\n{"n": 0, "answer": "B"}\n'),
+         ["A", "B"], settings={"prompt": "{{ 'one' if n == 1 else 'other' }} ", "columns": {"response": ANSWER}},
+         shown="one A"),
+    Case("a prompt that asks whether a number is zero", _file("a.jsonl", '{"n": 0, "answer": "A"}\n'), ["A"],
+         settings={"prompt": "{{ 'some' if n else 'none' }} ", "columns": {"response": ANSWER}}, shown="none A"),
+    Case("a prompt that compares a number with text", _file("a.jsonl", '{"n": 1, "answer": "A"}\n'), None,
+         settings={"prompt": "{{ 'one' if n == '1' else 'other' }} ", "columns": {"response": ANSWER}},
+         said=["row 1", "data.prompt", "number 1"]),
+    Case("a prompt that trims null", _file("a.jsonl", '{"n": null, "answer": "A"}\n{"n": "q", "answer": "B"}\n'),
+         ["B"], left_out=1, settings={"prompt": "{{ n | trim }} ", "columns": {"response": ANSWER}}),
     Case("a prompt with a column that is not there", _file("a.jsonl", _asked("a")), None,
          settings={"prompt": "{{ qestion }}"}, said=["qestion"]),
 )  # fmt: skip

@@ -6,6 +6,8 @@ from typing import Literal
 from sorsa_ds.config.declare import MOST_EXAMPLES
 
 DEFAULT_MICRO = 2
+"""Examples of a forward pass of a rank where the settings leave it open."""
+
 AUTO: Literal["auto"] = "auto"
 """The micro-batch that the planner has to choose (`sorsa_ds.plan.micro_batch`), because it depends on the memory."""
 

@@ -181,6 +181,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
     mix = [absolute_data(source) for source in config.data.mix]
     data = config.data if mix else absolute_data(config.data)
+    if data.chat_template is not None:
+        data = dataclasses.replace(data, chat_template=absolute(data.chat_template))
     return dataclasses.replace(config, model=absolute(config.model), data=dataclasses.replace(data, mix=mix))
 
 

@@ -36,7 +36,7 @@ def differences(config: RunConfig, saved: dict, free: tuple[str, ...] = FREE) ->
         saved: the saved run's settings as a nested dictionary.
         free: settings and sections that may differ. Settings that are left open now are not compared either.
     """
-    then, now = flat(saved), flat(asdict(config))
+    then, now = (flat(one, schema=RunConfig) for one in (saved, asdict(config)))
     return {
         name: (then[name], value)
         for name, value in now.items()

@@ -37,6 +37,11 @@ class Leaf:
         kinds = {_bare(kind) for kind in get_args(self.annotation) or (self.annotation,)}
         return _bare(self.annotation) is str or kinds == {str, type(None)}
 
+    @property
+    def is_mapping(self) -> bool:
+        """Whether the value is a mapping, which is one value and no section."""
+        return any(get_origin(_bare(kind)) is dict for kind in (self.annotation, *get_args(self.annotation)))
+
 
 @functools.cache
 def leaves(schema: type, prefix: str = "") -> dict[str, Leaf]:

@@ -20,7 +20,7 @@ from sorsa_ds.config.declare import (
     settings,
 )
 from sorsa_ds.config.method_settings import BaselineConfig, MethodName, RegularizerConfig, ResidualConfig, SorsaConfig
-from sorsa_ds.config.mixing import check_mix, check_streaming
+from sorsa_ds.config.mixing import check_conversations, check_mix, check_streaming
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_DATA = "word-problems"
@@ -106,7 +106,8 @@ class DataConfig:
 
     prompt: str | None = None
     """The prompt as a Jinja text with the columns of a row, such as `Q: {{ question }} A:`, in place of the format's.
-    The response follows it as it is."""
+    The response follows it as it is. A number of JSON prints as it is written and compares as a number (`label == 1`);
+    a cell of CSV is text (`label == '1'`)."""
 
     learn: Literal["all", "last"] = "all"
     """Which turns of the assistant are learned in a conversation: all, or the last one, with everything before it as
@@ -161,6 +162,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_mix(self)
         check_streaming(self, generated=EMBEDDED_DATA)
+        check_conversations(self)
 
 
 @settings

@@ -163,14 +163,24 @@ def build_settings(schema: type[T], values: Mapping[str, Any]) -> T:
         raise ValueError("\n".join(item["msg"].removeprefix("Value error, ") for item in error.errors())) from None
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted path -> value, with tuples as lists."""
+def flat(settings: Mapping[str, Any], prefix: str = "", schema: type | None = None) -> dict[str, Any]:
+    """Nested settings as dotted path -> value, with tuples as lists.
+
+    Args:
+        prefix: what the paths begin with.
+        schema: the class of the settings, whose settings that are mappings are values; None: no mapping is one.
+    """
+    mappings = {path for path, leaf in leaves(schema).items() if leaf.is_mapping} if schema else set()
     found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict) and key not in ("rank_pattern", "columns"):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+
+    def collect(nested: Mapping[str, Any], path: str) -> None:
+        for key, value in nested.items():
+            if isinstance(value, dict) and f"{path}{key}" not in mappings:
+                collect(value, f"{path}{key}.")
+            else:
+                found[f"{prefix}{path}{key}"] = list(value) if isinstance(value, tuple) else value
+
+    collect(settings, "")
     return found
 
 

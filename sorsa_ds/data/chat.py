@@ -3,20 +3,20 @@
 A template turns messages into one text and does not say which characters are the assistant's. There are three ways to
 know, tried in this order: the template marks them itself; TRL has a marked twin of it; or the turns are told by where
 the text of each beginning of the conversation ends. Whichever way is taken, a turn is learned from behind the prompt
-for it to the end of its end token, and every word of the row has to be in the text.
+for it to the end of its end token, and every line of the row has to have a place of its own in the text.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.data import template_process
-from sorsa_ds.data.chat_templates import marked_template, told_by
+from sorsa_ds.data.chat_templates import marked_template, told_by, writes_the_date
 from sorsa_ds.data.conversations import Conversation, Learn, Messages, conversation_of
-from sorsa_ds.data.template_process import Template, TemplateFails
+from sorsa_ds.data.template_process import Template, TemplateFails, shows_name
 from sorsa_ds.data.tools import with_text_arguments
 from sorsa_ds.data.turns import (
     Place,
@@ -25,6 +25,7 @@ from sorsa_ds.data.turns import (
     closes_thought,
     ends_with_special,
     missing_part,
+    missing_parts,
     place_turn,
     special_pattern,
 )
@@ -33,6 +34,8 @@ OPENED = "the template's prompt for an answer opens a thought, and the answer ha
 CLOSED = "the template's prompt for an answer has an empty thought, and the answer has one: serve it with thinking on"
 KEPT = "earlier turns keep their thoughts, as in TRL's training template; the model's own template drops them"
 FORGOTTEN = "the template drops the reasoning of a turn that is not learned"
+NAMELESS = "the template does not show the name of a message"
+DATED = "the template asks for today's date, so tokens that are made on another day may be others"
 ENDLESS = "a turn before the last has no end token in this template"
 
 HEADED = "the template writes more before a turn than the prompt with which it asks for one"
@@ -73,11 +76,24 @@ def describe_template(tokenizer: PreTrainedTokenizerBase) -> str:
     return told_by(Template.of(tokenizer).text)
 
 
-def render_chat(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, learn: Learn = "all") -> RenderedChat:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Matches any of a tokenizer's special tokens. To make it takes milliseconds, where a row takes tenths of one."""
+    return special_pattern([token.content for token in tokenizer.added_tokens_decoder.values() if token.special])
+
+
+def render_chat(
+    row: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    learn: Learn = "all",
+    special: re.Pattern[str] | None = None,
+) -> RenderedChat:
     """Render the conversation of a row up to the end of its last answer.
 
     The text is `bare`: serving adds no special tokens around what a template writes, so training must not either.
     `closed` is true where the template ends a turn without a special token, so that the end token has to be appended.
+
+    Args:
+        special: `special_tokens` of the tokenizer, for callers with many rows.
 
     Raises:
         ValueError: the tokenizer has no template; the row holds something that cannot be passed on; the template
@@ -86,16 +102,18 @@ def render_chat(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, lear
     """
     conversation = conversation_of(row, learn)
     template = Template.of(tokenizer, conversation.tools)
+    _check_roles(conversation.messages, template.text)
     if conversation.left_out:
         return RenderedChat("", left_out=conversation.left_out)
-    _check_roles(conversation.messages, template.text)
-    special = special_pattern([t.content for t in tokenizer.added_tokens_decoder.values() if t.special])
+    special = special or special_tokens(tokenizer)
     reading = _first_right(partial(_reading, spelt, template, special) for spelt in _spellings(conversation))
     learned = tuple(span for place in reading.places for span in place.spans)
     closed = not ends_with_special(reading.text, special)
     remarks = dict.fromkeys((*conversation.remarks, *reading.remarks))
     if any(not ends_with_special(reading.text[: place.end], special) for place in reading.places[:-1]):
         remarks[ENDLESS] = None
+    if writes_the_date(template.text):
+        remarks[DATED] = None
     # A last turn that is not learned, because the row says so, does not get an end token either.
     last_is_learned = bool(learned) and learned[-1][1] == len(reading.text)
     return RenderedChat(reading.text, learned, closed and last_is_learned, remarks=tuple(remarks))
@@ -112,10 +130,17 @@ def render_prompt(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> str
 
 
 def _check_roles(messages: Messages, template: str) -> None:
+    answers = any(message["role"] == "assistant" for message in messages)
     for number, message in enumerate(messages, 1):
         role = message["role"]
-        if role not in _ROLES and not re.search(rf"""(['"]){re.escape(role)}\1""", template):
+        if role in _ROLES:
+            continue
+        if not re.search(rf"""(['"]){re.escape(role)}\1""", template):
             raise ValueError(f"message {number} has the role {role!r}, which no template knows: {', '.join(_ROLES)}")
+        if not answers:
+            raise ValueError(
+                f"message {number} has the role {role!r}, and none is the assistant's, whose turns are learned"
+            )
 
 
 def _spellings(conversation: Conversation) -> Iterator[Conversation]:
@@ -216,12 +241,24 @@ def _read(conversation: Conversation, template: Template, marked: bool, special:
         raise ValueError("the chat template has no place for tools, so the row's tools would be lost")
     remarks = [CLOSED if closes_thought(place.unused) else OPENED for place in places if place.unused]
     remarks += [HEADED for place in places if text[place.start : place.spans[0][0]].strip()]
-    where = dict(zip(conversation.learned, places, strict=True))
-    for number, message in enumerate(messages):
-        place = where.get(number)
-        missing = missing_part(message, text if place is None else text[place.begin : place.end])
-        if missing == "reasoning" and place is None:
+    if any(message.get("name") and not shows_name(template, message["role"]) for message in messages):
+        remarks.append(NAMELESS)
+    for number, missing in _missing(conversation, text, places):
+        if missing == "reasoning" and number not in conversation.learned:
             remarks.append(FORGOTTEN)
-        elif missing:
-            raise ValueError(f"the chat template leaves out the {missing} of message {number + 1} ({message['role']})")
+        else:
+            role = messages[number]["role"]
+            raise ValueError(f"the chat template leaves out the {missing} of message {number + 1} ({role})")
     return _Reading(text, places, tuple(remarks))
+
+
+def _missing(conversation: Conversation, text: str, places: Sequence[Place]) -> Iterator[tuple[int, str]]:
+    """The positions of messages with what the text does not show of them, for learned turns in their places."""
+    others = [number for number in range(len(conversation.messages)) if number not in conversation.learned]
+    rest = text
+    for number, place in zip(conversation.learned, places, strict=True):
+        if missing := missing_part(conversation.messages[number], text[place.begin : place.end]):
+            yield number, missing
+        rest = rest[: place.begin] + " " * (place.end - place.begin) + rest[place.end :]
+    parts = missing_parts([conversation.messages[number] for number in others], rest)
+    yield from ((number, missing) for number, found in zip(others, parts, strict=True) for missing in sorted(found))

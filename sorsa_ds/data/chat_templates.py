@@ -18,6 +18,8 @@ from sorsa_ds.runtime.words import cut
 
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TRAINING = "_training"
+_OWNER = "sorsa_ds_owner_of_template"
+"""The attribute of a tokenizer that says which request its template came from; it is sent to workers with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Marked:
     name: str = ""
 
 
+@cache
 def marked_template(template: str) -> Marked | None:
     """The template itself where it has markers, else TRL's marked twin of it, else None."""
     if _MARKER.search(template):
@@ -65,12 +68,11 @@ def use_template(tokenizer: PreTrainedTokenizerBase, request: str) -> None:
     Raises:
         ValueError: there is no such file and no such name, or the file is empty or no text.
     """
-    file = Path(request).expanduser()
     own = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
     known = {**trl_templates(), **own}
-    if file.is_file():
+    if (file := _file(request)) is not None:
         try:
-            template = file.read_text(encoding="utf-8")
+            template = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"data.chat_template: {file} cannot be read: {error}") from error
         if not template.strip():
@@ -82,6 +84,26 @@ def use_template(tokenizer: PreTrainedTokenizerBase, request: str) -> None:
         raise ValueError(
             f"data.chat_template: {cut(request)!r} is neither a file nor one of the names {', '.join(sorted(known))}"
         )
+    setattr(tokenizer, _OWNER, f"data.chat_template ({request})")
+
+
+def owner_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Whose the template is that a tokenizer uses, for error messages."""
+    return getattr(tokenizer, _OWNER, f"the chat template of {tokenizer.name_or_path or 'the tokenizer'}")
+
+
+def writes_the_date(template: str) -> bool:
+    """Whether a template asks for the time, so that what it writes may differ from day to day."""
+    return "strftime_now(" in template
+
+
+def _file(request: str) -> Path | None:
+    """The file of that name; None where there is none, and where no file could have such a name."""
+    try:
+        file = Path(request).expanduser()
+        return file if file.is_file() else None
+    except (OSError, RuntimeError, ValueError):  # a template in place of its name is too long for one; an unknown ~user
+        return None
 
 
 @cache

@@ -5,12 +5,13 @@ they hold messages; the list may be stored as JSON text. Whatever cannot be pass
 Messages are counted from 1 in what users read.
 """
 
-import json
+import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
-from sorsa_ds.data.tools import calls_of, tools_of
+from sorsa_ds.data.tools import COLUMNS as TOOLS
+from sorsa_ds.data.tools import calls_of, lost_by, tools_of
+from sorsa_ds.runtime.json_text import parse_exact
 from sorsa_ds.runtime.words import cut
 
 Messages = Sequence[Mapping[str, Any]]
@@ -20,6 +21,14 @@ Learn = Literal["all", "last"]
 
 COLUMNS = ("messages", "conversations")
 """The columns of which each holds a whole conversation."""
+
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+"""The columns, and fields of messages, of pictures, sound and films to which prompts refer."""
+
+_UNUSED = (*MEDIA, "documents", "chat_template_kwargs")
+
+BESIDE = ("system", *TOOLS, *_UNUSED)
+"""The columns beside a conversation that belong to it: they are read, or refused where they are not empty."""
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """The names under which a message's reasoning is stored."""
@@ -32,11 +41,13 @@ _SPEAKERS = {
 }  # fmt: skip
 """The role of each speaker that ShareGPT's `from` names."""
 
+_OPENS_A_MESSAGE = re.compile(rf'\s*\[\s*\{{\s*"(?:role|from)"\s*:\s*"(?:{"|".join(_SPEAKERS)})"')
+"""The beginning of a list of messages as JSON text."""
+
 _CALLS = ("function_call", "tool_call")
-_MEDIA = ("images", "image", "audios", "audio", "videos", "video")
-_UNUSED = (*_MEDIA, "documents", "chat_template_kwargs")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
+_CALL_FIELDS = ("tool_calls", "function_call")
 _SAID = {"content", "tool_calls", "function_call", *REASONING}
 _OURS = ("train", "weight", *REASONING)  # not handed on to the template as they are
 
@@ -45,7 +56,7 @@ UNANSWERED = "what follows the last answer is left out"
 
 
 class Conversation(NamedTuple):
-    """A conversation up to its last answer.
+    """A conversation up to its last answer, or the whole of one that is left out.
 
     messages: as chat templates take them; reasoning is always `reasoning_content`.
     learned: the positions, from 0, of the assistant turns to learn.
@@ -78,10 +89,13 @@ def conversation_of(row: Mapping[str, Any], learn: Learn = "all") -> Conversatio
     messages, wanted = _messages(entries, given, row.get("system"))
     null = next((m["role"] for m in messages if m["role"] != "assistant" and m.get("content") is None), None)
     if null is not None:
-        return Conversation(left_out=f"a {null} message is null")
+        return Conversation(tuple(messages), left_out=f"a {null} message is null")
     if messages[0]["role"] == "assistant":
         raise ValueError(f"the conversation starts with the assistant: {cut(repr(entries[0]))} answers no prompt")
-    return _up_to_the_last_answer(messages, wanted, tools_of(row), learn)
+    found = _up_to_the_last_answer(messages, wanted, tools_of(row), learn)
+    calls = [entry.get(name) for entry in entries for name in (*_CALL_FIELDS, "value")]
+    lost = [] if found.left_out else sorted(lost_by([*calls, *(row.get(column) for column in TOOLS)]))
+    return found._replace(remarks=(*found.remarks, *lost))
 
 
 def _up_to_the_last_answer(
@@ -90,13 +104,13 @@ def _up_to_the_last_answer(
     turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     full = [number for number in turns if not _is_empty(messages[number])]
     if not full:
-        return Conversation(left_out="an empty response" if turns else "no assistant turn")
+        return Conversation(tuple(messages), left_out="an empty response" if turns else "no assistant turn")
     remarks = [EMPTY_TURN] if len(full) < len(turns) else []
     if full[-1] < len(messages) - 1:
         remarks.append(UNANSWERED)
     learned = tuple(number for number in full[-1 if learn == "last" else 0 :] if wanted[number])
     if not learned:
-        return Conversation(left_out="no turn to learn (train: false, weight: 0)")
+        return Conversation(tuple(messages), left_out="no turn to learn (train: false, weight: 0)")
     return Conversation(tuple(messages[: full[-1] + 1]), learned, tools, remarks=tuple(remarks))
 
 
@@ -112,8 +126,29 @@ def _entries(row: Mapping[str, Any]) -> tuple[list[Any], int]:
     return [*prompt, *completion], len(prompt)
 
 
+def holds_messages(value: Any) -> bool:
+    """Whether a prompt or a completion is a list of messages, or the JSON text of one, be it sound or not."""
+    if not isinstance(value, str):
+        return isinstance(value, list)
+    if not value.lstrip().startswith("["):
+        return False
+    try:
+        entries = parse_exact(value)
+    except ValueError:
+        return _OPENS_A_MESSAGE.match(value) is not None
+    return isinstance(entries, list) and bool(entries) and all(map(_is_message, entries))
+
+
+def _is_message(entry: Any) -> bool:
+    """Whether a value is a message for sure: JSON with a `role` may be a text to learn as well."""
+    if not isinstance(entry, Mapping):
+        return False
+    said = entry.keys() & (_SAID if "role" in entry else {"value", "content"})
+    return bool(said) and entry.get("role", entry.get("from")) in (*_SPEAKERS,)
+
+
 def _side(value: Any, column: str, role: str) -> list[Any]:
-    if isinstance(value, str) and not value.lstrip().startswith("["):
+    if isinstance(value, str) and not holds_messages(value) and value.strip() != "[]":
         return [{"role": role, "content": value}]
     return _list_of_messages(value, column)
 
@@ -121,8 +156,12 @@ def _side(value: Any, column: str, role: str) -> list[Any]:
 def _list_of_messages(value: Any, column: str) -> list[Any]:
     stored = value
     if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(ValueError):  # it is refused below, as it is written
-            value = json.loads(value)
+        try:
+            value = parse_exact(value)
+        except ValueError as error:
+            raise ValueError(
+                f"column {column!r} holds {cut(repr(stored))} where a list of messages is needed ({error})"
+            ) from error
     if value is None:
         return []
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -133,7 +172,11 @@ def _list_of_messages(value: Any, column: str) -> list[Any]:
 def _messages(entries: list[Any], given: int, system: Any) -> tuple[list[dict[str, Any]], list[bool]]:
     """All messages, and for each whether it may be learned."""
     found = [_message(entry, number) for number, entry in enumerate(entries, 1)]
-    wanted = [number >= given and _wanted(entry, number + 1) for number, entry in enumerate(entries)]
+    roles = [message["role"] for message in found]
+    wanted = [
+        number >= given and _wanted(entry, role, number + 1)
+        for number, (entry, role) in enumerate(zip(entries, roles, strict=True))
+    ]
     if isinstance(system, str) and system.strip():
         if found[0]["role"] == "system":
             raise ValueError("column 'system' stands beside a conversation that has a system message of its own")
@@ -151,15 +194,21 @@ def _message(entry: Any, number: int) -> dict[str, Any]:
         fields = _of_sharegpt(fields, number)
     if not isinstance(fields.get("role"), str) or not _SAID & (entry.keys() | fields.keys()):
         raise ValueError(f"message {number} is {cut(repr(entry))} where a role and a content are needed")
-    for name in _MEDIA:
+    if fields.get("refusal"):
+        raise ValueError(f"message {number} has a refusal, which no chat template shows; write it as the content")
+    for name in MEDIA:
         if fields.get(name):
             raise ValueError(f"message {number} has {name}, which cannot be learned: only text can")
     content, thought = _content(fields.get("content"), number)
-    thought = next((fields[name] for name in REASONING if name in fields), thought)
-    if thought is not None and not isinstance(thought, str):
-        raise ValueError(f"message {number} holds {cut(repr(thought))} as reasoning, which must be text")
+    thought = _thought([thought, *(fields.get(name) for name in REASONING)], number)
     message = {name: value for name, value in fields.items() if name not in _OURS}
-    calls = message.pop("tool_calls", None) or message.pop("function_call", None)
+    given = [value for value in (message.pop(name, None) for name in _CALL_FIELDS) if value]
+    if len(given) > 1:
+        raise ValueError(f"message {number} has both tool_calls and function_call; keep one of them")
+    calls = given[0] if given else None
+    if fields["role"] != "assistant" and (calls or thought):
+        what = "calls of tools" if calls else "reasoning"
+        raise ValueError(f"message {number} ({cut(fields['role'])}) has {what}, which only the assistant can have")
     if content is None and fields["role"] == "assistant" and not calls:
         content = ""  # most templates fail at a message without content, unless it calls tools
     if content is not None:
@@ -171,11 +220,26 @@ def _message(entry: Any, number: int) -> dict[str, Any]:
     return message
 
 
+def _thought(found: list[Any], number: int) -> str | None:
+    """The reasoning of a message, which may be stored in several places as long as they agree."""
+    given = [thought for thought in found if thought]
+    if wrong := [thought for thought in given if not isinstance(thought, str)]:
+        raise ValueError(f"message {number} holds {cut(repr(wrong[0]))} as reasoning, which must be text")
+    if other := [thought for thought in given if thought != given[0]]:
+        told = f"{cut(repr(given[0]))} and {cut(repr(other[0]))}"
+        raise ValueError(f"message {number} holds two different texts as reasoning, {told}; keep one of them")
+    return given[0] if given else None
+
+
 def _of_sharegpt(fields: dict[str, Any], number: int) -> dict[str, Any]:
     speaker = fields.pop("from")
-    if speaker not in _SPEAKERS:
+    if not isinstance(speaker, str) or speaker not in _SPEAKERS:
         raise ValueError(f"message {number} is from {cut(repr(speaker))}; known are {', '.join(_SPEAKERS)}")
     role, value = _SPEAKERS[speaker], fields.pop("value", None)
+    content = fields.pop("content", value)
+    if value is not None and content != value:
+        raise ValueError(f"message {number} has both a value and a content, which differ; keep one of them")
+    value = content
     if speaker in _CALLS:
         return {**fields, "role": role, "tool_calls": value}
     return {**fields, "role": role, "content": value}
@@ -200,7 +264,7 @@ def _content(content: Any, number: int) -> tuple[str | None, str | None]:
     return "".join(texts), "\n".join(thoughts) or None
 
 
-def _wanted(entry: Mapping[str, Any], number: int) -> bool:
+def _wanted(entry: Mapping[str, Any], role: str, number: int) -> bool:
     """Whether the row lets this turn be learned.
 
     Raises:
@@ -211,7 +275,7 @@ def _wanted(entry: Mapping[str, Any], number: int) -> bool:
         raise ValueError(f"message {number} has train: {cut(repr(train))}; it is true or false")
     if weight is not None and weight not in (0, 1):
         raise ValueError(f"message {number} has weight: {cut(repr(weight))}; a turn is learned (1) or not (0)")
-    if train and entry.get("role", _SPEAKERS.get(entry.get("from", ""))) != "assistant":
+    if train and role != "assistant":
         raise ValueError(f"message {number} has train: true; only turns of the assistant can be learned")
     return train is not False and weight != 0
 

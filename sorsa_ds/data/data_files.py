@@ -3,21 +3,27 @@
 Nothing here imports `datasets`, so that a command can look at its data before it spends seconds on that.
 """
 
+import os
 import re
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 from sorsa_ds.config.schema import EMBEDDED_DATA
 from sorsa_ds.data.json_rows import is_one_object
 
-KINDS = dict.fromkeys((".json", ".jsonl", ".json.gz", ".jsonl.gz"), "json") | {
-    ".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv"
-}  # fmt: skip
-"""What a file holds, by its suffix."""
+KINDS = (
+    dict.fromkeys((".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz"), "json")
+    | {".parquet": "parquet"}
+    | dict.fromkeys((".csv", ".tsv", ".csv.gz", ".tsv.gz"), "csv")
+)
+"""What a file holds, by its suffix in small letters. A .tsv is a .csv with tabs between its cells."""
 
 STATE, SPLIT_LIST = "state.json", "dataset_dict.json"
 """The descriptions in a folder that `save_to_disk` of `datasets` has written: of one split, and of several."""
 
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
+_HUBS_OWN = "a description of the hub's"
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -92,7 +98,7 @@ def data_files(local: Path, setting: str) -> list[Path]:
             raise ValueError(f"{setting}: {local} is of no known kind ({known})")
         return [local]
     found = [file for file in _files_below(local) if _suffix_of(file)]
-    files = [file for file in found if not is_description(file)] or found
+    files = [file for file in found if not _is_description(file)] or found
     kinds = sorted({kind_of(file) for file in files})
     if len(kinds) == 1:
         return files
@@ -100,14 +106,42 @@ def data_files(local: Path, setting: str) -> list[Path]:
     raise ValueError(f"{setting}: the folder {local} {told}; it takes files of one kind: {known}")
 
 
-def is_description(file: Path) -> bool:
+def left_out_files(folder: Path, read: Collection[Path]) -> dict[Path, str]:
+    """The files of a folder that were not read, hidden ones apart, with what was seen of each."""
+    return {file: _why_left_out(file) for file in _files_below(folder) if file not in read}
+
+
+def _why_left_out(file: Path) -> str:
+    if _suffix_of(file) is None:
+        return "no kind of data by its suffix"
+    return _HUBS_OWN if file.name in _DESCRIPTIONS else "one object over several lines"
+
+
+def _is_description(file: Path) -> bool:
     """Whether a file describes the data beside it: it has a name that the hub gives, or holds one indented object."""
-    return file.name in _DESCRIPTIONS or (file.suffix == ".json" and is_one_object(file))
+    if file.name in _DESCRIPTIONS or file.suffix.lower() != ".json":
+        return file.name in _DESCRIPTIONS
+    facts = file.stat()
+    return _holds_one_object(file, facts.st_size, facts.st_mtime_ns)
+
+
+@cache
+def _holds_one_object(file: Path, size: int, changed: int) -> bool:
+    """As `is_one_object`, which parses the whole file, once for each state that a file is in."""
+    return is_one_object(file)
 
 
 def _files_below(folder: Path) -> list[Path]:
     """All files of a folder that are neither hidden nor in a folder that is hidden or as `__pycache__` is."""
-    return sorted(file for file in folder.rglob("*") if file.is_file() and not _hidden(file.relative_to(folder)))
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link that leads back to a folder around it
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(place, name) for name in files]
+    return sorted(file for file in found if file.is_file() and not _hidden(file.relative_to(folder)))
 
 
 def _hidden(file: Path) -> bool:
@@ -116,4 +150,5 @@ def _hidden(file: Path) -> bool:
 
 def _suffix_of(file: Path) -> str | None:
     """The suffix of a file by which its kind is known; None where it has none."""
-    return next((suffix for suffix in KINDS if file.name.endswith(suffix)), None)
+    name = file.name.lower()
+    return next((suffix for suffix in KINDS if name.endswith(suffix)), None)

@@ -12,7 +12,7 @@ from sorsa_ds.data.chat_templates import use_template
 from sorsa_ds.data.layout import Layout, listed
 from sorsa_ds.data.source import load_rows, place_of_row
 from sorsa_ds.data.token_cache import digest_of_tokenizer, folder_of
-from sorsa_ds.data.token_store import Examples, opened, store
+from sorsa_ds.data.token_store import Examples, check_stored, opened, store
 from sorsa_ds.data.tokenize import Encoder, check_any
 from sorsa_ds.data.workers import encode_in_parts
 from sorsa_ds.runtime import collectives
@@ -48,26 +48,40 @@ def load_held_out(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
 
 def _load(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, kinds: list[str]) -> dict[str, Examples]:
     """The examples of each kind of which there are any."""
-    if data.chat_template is not None:
-        use_template(tokenizer, data.chat_template)
-    made: dict[str, str] = first_of_node(lambda: _tokenised(data, tokenizer, seed, kinds), "tokenising the data")
-    found = {kind: opened(Path(folder), _source(data, kind)) for kind, folder in made.items()}
+    asked = data.chat_template
+
+    def made() -> dict[str, Examples]:
+        folders = first_of_node(lambda: _tokenised(data, tokenizer, seed, kinds), "tokenising the data")
+        return {kind: opened(Path(folder), _source(data, kind)) for kind, folder in folders.items()}
+
+    # A rank that failed alone would leave those of other nodes in the collective of `check_same`.
+    if asked is not None:
+        collectives.together(lambda: use_template(tokenizer, asked))
+    found = collectives.together(made)
     for kind, examples in found.items():
-        _check_same(examples, kind)
+        check_same(examples.digest, f"the {kind} data ({examples.counts.source})")
     for kind, examples in found.items():
         for told in examples.counts.notes(kind, data.max_length):
             say(told)
     return found
 
 
-def _check_same(examples: Examples, kind: str) -> None:
-    """Stop all ranks where nodes have read different data. A collective call."""
+def check_same(digest: str, what: str) -> None:
+    """Stop all ranks where one has read other data than another. A collective call.
+
+    Args:
+        digest: of the examples that this rank has.
+        what: names them in the message, as in `the training data`.
+
+    Raises:
+        ValueError: the digests of some ranks differ; the message names the nodes.
+    """
     node = os.uname().nodename
-    for other, theirs in collectives.gather_json((node, examples.digest)):
-        if theirs != examples.digest:
+    for other, theirs in collectives.gather_json((node, digest)):
+        if theirs != digest:
             raise ValueError(
-                f"the {kind} data ({examples.counts.source}) is not the same on all nodes: {other} makes other tokens "
-                f"of it than {node}; copy the files anew, and see to it that all nodes have the same packages"
+                f"{what} is not the same on all nodes: {other} makes other tokens of it than {node}; copy the files "
+                "anew, and see to it that all nodes have the same packages"
             )
 
 
@@ -98,7 +112,8 @@ def _kept(rows: Dataset, data: DataConfig, tokenizer: PreTrainedTokenizerBase, o
         check_any(store(empty, parts, template), encoder)
 
     try:
-        made_once(folder, fill, f"tokenises the {kind} data", say)
+        if not made_once(folder, fill, f"tokenises the {kind} data", say):
+            check_stored(folder)
     except OSError as error:
         raise ValueError(
             f"{folder}: cannot be written ({error.strerror or error}); the environment variable SORSA_CACHE names "
@@ -111,7 +126,11 @@ def _template(layout: Layout, tokenizer: PreTrainedTokenizerBase) -> str:
     """How rows become texts, in words."""
     if layout.format == "chat":
         return f"The assistant's turns are told apart {describe_template(tokenizer)}."
-    return layout.format if layout.prompt is None else f"{layout.format}, with data.prompt"
+    if layout.format == "completion" and layout.prompt is None and tokenizer.chat_template:
+        return (
+            f"completion; where rows hold messages, the assistant's turns are told apart {describe_template(tokenizer)}"
+        )
+    return layout.kind
 
 
 def _source(data: DataConfig, kind: str) -> str:

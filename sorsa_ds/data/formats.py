@@ -5,16 +5,20 @@ The instruction formats share the papers' prompt, the Alpaca layout. The prompt 
 follows, so prompt and response meet between two tokens, in training as in generation.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds.data.chat import render_chat
+from sorsa_ds.data.chat import describe_template, render_chat
+from sorsa_ds.data.conversations import BESIDE, holds_messages
 from sorsa_ds.data.conversations import COLUMNS as CONVERSATION
 from sorsa_ds.data.layout import Layout
 from sorsa_ds.data.prompt_template import NullColumnError
+from sorsa_ds.runtime.json_text import parse_exact
 from sorsa_ds.runtime.words import cut
 
 INSTRUCTION = (
@@ -27,7 +31,11 @@ INSTRUCTION_WITH_INPUT = (
     "### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:"
 )
 _OPENING = INSTRUCTION.partition("###")[0]
-_IGNORED = -100  # the label of a token that is not learned, in data that is stored as tokens
+
+TOLD = "prompt and completion hold messages, and the assistant's turns are told apart {}"
+
+IGNORED = -100
+"""The label of a token that is not learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,25 +82,29 @@ def prompt_for(question: str, context: str = "", system: str = "", history: Sequ
     return opening + before + f"###{turn}".format(instruction=question, context=context)
 
 
-def render(row: Mapping[str, Any], layout: Layout, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+def render(
+    row: Mapping[str, Any],
+    layout: Layout,
+    tokenizer: PreTrainedTokenizerBase,
+    special: re.Pattern[str] | None = None,
+) -> Rendered:
     """Render one row.
 
     A row whose response is blank, or in which a column that is needed is missing, is no example: it is `left_out`.
+
+    Args:
+        special: `sorsa_ds.data.chat.special_tokens` of the tokenizer, for callers with many rows.
 
     Raises:
         ValueError: a column holds no text, or changes what the row means and is not read; or the chat template cannot
             be used.
     """
     conversation = _conversation_of(row, layout)
+    _check_unread(row, layout, BESIDE if conversation is not None else ())
     if conversation is not None:
-        return Rendered(**render_chat(conversation, tokenizer, layout.learn)._asdict())
-    for column in layout.refused:
-        if row[column] not in (None, "", [], {}):
-            raise ValueError(
-                f"column {column!r} holds {cut(repr(row[column]))}, which changes what the row means, and "
-                f"data.format={layout.format} does not read it; name its role in data.columns, write it in "
-                "data.prompt, or remove the column"
-            )
+        chat = render_chat(conversation, tokenizer, layout.learn, special)
+        told = () if layout.format == "chat" else (TOLD.format(describe_template(tokenizer)),)
+        return Rendered(**chat._replace(remarks=(*chat.remarks, *told))._asdict())
     cells = {role: row[column] for role, column in layout.columns.items()}
     try:
         if layout.format == "tokens":
@@ -113,6 +125,30 @@ def render(row: Mapping[str, Any], layout: Layout, tokenizer: PreTrainedTokenize
         return Rendered("", (), closed=False, left_out="a column that data.prompt writes is null")
 
 
+def _check_unread(row: Mapping[str, Any], layout: Layout, read: Sequence[str]) -> None:
+    """Stop at a row with something in a column that changes what it means.
+
+    Args:
+        read: columns that are read after all.
+
+    Raises:
+        ValueError: the message names the column, and the ways out.
+    """
+    for column in layout.refused:
+        if column in read or row[column] in (None, "", [], {}):
+            continue
+        if column in CONVERSATION:
+            way_out = "say which column to learn with data.columns={messages: COLUMN}"
+        elif layout.format == "chat":
+            way_out = "write it in a message, or remove the column"
+        else:
+            way_out = "name its role in data.columns, write it in data.prompt, or remove the column"
+        raise ValueError(
+            f"column {column!r} holds {cut(repr(row[column]))}, which changes what the row means, and "
+            f"data.format={layout.format} does not read it; {way_out}"
+        )
+
+
 def _conversation_of(row: Mapping[str, Any], layout: Layout) -> dict[str, Any] | None:
     """The row with its conversation under the names that `sorsa_ds.data.conversations` knows; None where it has none.
 
@@ -124,14 +160,14 @@ def _conversation_of(row: Mapping[str, Any], layout: Layout) -> dict[str, Any] |
         return {**others, "messages": row[columns["messages"]]}
     if layout.format == "completion" and layout.prompt is None:
         prompt, response = row[columns["prompt"]], row[columns["response"]]
-        if isinstance(prompt, list) or isinstance(response, list):
+        if holds_messages(prompt) or holds_messages(response):
             return {**others, "prompt": prompt, "completion": response}
     return None
 
 
 def _papers_prompt(prompt: str, cells: Mapping[str, Any], layout: Layout) -> str:
     context, system = ("" if cells.get(role) is None else _text(cells, role, layout) for role in ("input", "system"))
-    history = cells.get("history") or []
+    history = [] if cells.get("history") in (None, "") else _list(cells["history"])
     pairs = isinstance(history, list) and all(
         isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn) for turn in history
     )
@@ -139,6 +175,14 @@ def _papers_prompt(prompt: str, cells: Mapping[str, Any], layout: Layout) -> str
         held = cut(repr(history))
         raise ValueError(f"column {layout.columns['history']!r} holds {held} where pairs of two texts are needed")
     return prompt_for(prompt, context, system, history)
+
+
+def _list(value: Any) -> Any:
+    """The list that a JSON text stands for; any other value as it is, to be refused by who needs a list."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):
+            return parse_exact(value)
+    return value
 
 
 def _instruction(prompt: str, response: str) -> Rendered:
@@ -190,16 +234,16 @@ def _stored_tokens(cells: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase)
             hides something between two tokens.
         _MissingError: nothing is stored, or nothing of it is to be learned.
     """
-    ids, labels = cells["input_ids"], cells["labels"]
-    mask = cells.get("attention_mask")
+    ids, labels, mask = (_list(cells.get(name)) for name in ("input_ids", "labels", "attention_mask"))
     if ids is None or labels is None:
         raise _MissingError(f"column {'input_ids' if ids is None else 'labels'!r} is null")
-    mask = [1] * len(ids) if mask is None else mask
-    for name, values in (("input_ids", ids), ("labels", labels), ("attention_mask", mask)):
+    given = {"input_ids": ids, "labels": labels} | ({} if mask is None else {"attention_mask": mask})
+    for name, values in given.items():
         if not isinstance(values, list) or not all(type(value) is int for value in values):
             raise ValueError(f"column {name!r} holds {cut(repr(values))} where a list of whole numbers is needed")
         if len(values) != len(ids):
             raise ValueError(f"column {name!r} has {len(values)} entries, 'input_ids' has {len(ids)}")
+    mask = [1] * len(ids) if mask is None else mask
     shown = [place for place, seen in enumerate(mask) if seen]
     kept = slice(shown[0], shown[-1] + 1) if shown else slice(0)
     if len(shown) != len(ids[kept]):
@@ -207,11 +251,11 @@ def _stored_tokens(cells: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase)
     ids, labels = ids[kept], labels[kept]
     if wrong := [token for token in ids if not 0 <= token < len(tokenizer)]:
         raise ValueError(f"column 'input_ids' holds {wrong[0]}; the tokenizer has the ids 0 to {len(tokenizer) - 1}")
-    if wrong := [place for place, label in enumerate(labels) if label not in (ids[place], _IGNORED)]:
+    if wrong := [place for place, label in enumerate(labels) if label not in (ids[place], IGNORED)]:
         raise ValueError(
             f"column 'labels' holds {labels[wrong[0]]} at place {wrong[0] + 1}, where token {ids[wrong[0]]} stands; a "
-            f"label is the token's own id, or {_IGNORED} where it is not learned"
+            f"label is the token's own id, or {IGNORED} where it is not learned"
         )
-    if all(label == _IGNORED for label in labels[1:]):
+    if all(label == IGNORED for label in labels[1:]):
         raise _MissingError("no token of it is to be learned")
     return Rendered("", (), closed=False, tokens=(ids, labels))

@@ -1,6 +1,6 @@
 """The rows of JSON files: one object a line, an array of objects, or one object that is a row alone.
 
-A number in a column is taken as it is written, `1.50` or `007e0`, since a column may be needed as text. What stands
+A number in a column is taken as it is written, `1.50` or `1e5`, since a column may be needed as text. What stands
 deeper, in lists and objects, is read as the values that JSON means.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sorsa_ds.data.packed import opened
+from sorsa_ds.data.written_number import WrittenNumber
 from sorsa_ds.runtime.json_text import check_depth, strict_decoder
 
 Row = dict[str, Any]
@@ -116,7 +117,7 @@ def _checked(value: Any, text: str) -> Row:
     if numbers:
         written = _AS_WRITTEN.decode(text)
         for name in numbers:
-            value[name] = written[name]
+            value[name] = WrittenNumber(written[name])
     for cell in value.values():
         if isinstance(cell, list | dict):
             check_depth(cell)

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from sorsa_ds.config.mixing import WITH_PROMPT
 from sorsa_ds.config.schema import DataConfig
-from sorsa_ds.data.conversations import Learn
+from sorsa_ds.data.conversations import BESIDE, MEDIA, Learn
+from sorsa_ds.data.conversations import COLUMNS as CONVERSATION
 from sorsa_ds.data.prompt_template import PromptTemplate
 from sorsa_ds.runtime.words import cut
 
@@ -35,9 +37,8 @@ INSTRUCTIONS = ("alpaca", "metamath", "codefeedback", "gsm8k")
 
 _CHANGES_MEANING = (
     "system", "system_prompt", "history", "context", "input", "passage", "documents", "choices", "options", "tools",
-    "functions", "image", "images", "audio", "audios", "video", "videos",
+    "functions", *MEDIA,
 )  # fmt: skip
-_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class Layout:
 
     format: one of FORMATS. columns: role -> column. prompt: the user's own, in place of the format's.
     learn: which turns of the assistant are learned in a conversation.
-    refused: columns that would change what a row means, and that this format does not read.
+    refused: columns that would change what a row means, and that this format does not read. A row of `completion` that
+    turns out to be a conversation does read those of `sorsa_ds.data.conversations.BESIDE`.
     ignored: the other columns that it does not read.
     """
 
@@ -56,6 +58,11 @@ class Layout:
     refused: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     learn: Learn = "all"
+
+    @property
+    def kind(self) -> str:
+        """How rows become texts, in words, where they are no conversations."""
+        return self.format if self.prompt is None else f"{self.format}{WITH_PROMPT}"
 
 
 def layout_of(data: DataConfig, columns: Sequence[str]) -> Layout:
@@ -141,12 +148,17 @@ def _layout(format_: str, columns: Sequence[str], roles: Mapping[str, str]) -> L
     if missing := [column for column in used.values() if column not in columns]:
         raise ValueError(f"data.format: {format_} needs the column {listed(missing)}; there are {listed(columns)}")
     unread = [column for column in columns if column not in used.values()]
-    meaning = {"text": _MEDIA, "tokens": _MEDIA, "chat": ()}.get(format_, _CHANGES_MEANING)
+    if format_ == "chat":
+        unread = [column for column in unread if column not in BESIDE]
+        other = CONVERSATION if "messages" not in roles else ()  # who names the column to learn has chosen
+        meaning = (*_CHANGES_MEANING, *other)
+    else:
+        meaning = MEDIA if format_ in ("text", "tokens") else _CHANGES_MEANING
     return Layout(
         format_,
         used,
         refused=tuple(column for column in unread if column in meaning),
-        ignored=() if format_ == "chat" else tuple(column for column in unread if column not in meaning),
+        ignored=tuple(column for column in unread if column not in meaning),
     )
 
 

@@ -15,7 +15,7 @@ def opened(file: Path) -> Iterator[io.BufferedReader]:
     Raises:
         ValueError: the file cannot be opened, or is no sound archive.
     """
-    packed = file.suffix == ".gz"
+    packed = file.suffix.lower() == ".gz"
     try:
         with file.open("rb") as stream:
             yield io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=stream))) if packed else stream

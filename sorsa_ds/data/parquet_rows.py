@@ -1,6 +1,8 @@
 """The rows of Parquet files, with the types that the files' columns have."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow
@@ -18,15 +20,17 @@ def shared_features(files: Sequence[Path]) -> Features:
     """The columns of several files and their types.
 
     A column that some files lack is missing in their rows. Whole numbers and text make a column of text. A column whose
-    types differ in another way is left out, which is said.
+    types differ in another way, or that has a type of which no row can be made, is left out, which is said.
 
     Raises:
-        ValueError: a file cannot be read.
+        ValueError: a file cannot be read, or has two columns of one name.
     """
     found: dict[str, object] = {}
-    left_out = set()
+    left_out, unreadable = set(), set()
     for file in files:
-        for name, kind in Features.from_arrow_schema(_schema(file)).items():
+        kinds, strange = _kinds(file)
+        unreadable |= strange
+        for name, kind in kinds.items():
             shared = _shared(found[name], kind) if name in found else kind
             if shared is None:
                 left_out.add(name)
@@ -34,7 +38,9 @@ def shared_features(files: Sequence[Path]) -> Features:
                 found[name] = shared
     if left_out:
         say(f"Columns whose types differ from file to file are left out: {', '.join(sorted(left_out))}")
-    return Features({name: kind for name, kind in found.items() if name not in left_out})
+    if unreadable:
+        say(f"Columns whose types cannot be read are left out: {', '.join(sorted(unreadable))}")
+    return Features({name: kind for name, kind in found.items() if name not in left_out | unreadable})
 
 
 def parquet_batches(file: Path, features: Features) -> Iterator[pyarrow.RecordBatch]:
@@ -66,6 +72,18 @@ def _schema(file: Path) -> pyarrow.Schema:
             return pyarrow.parquet.read_schema(stream)
         except pyarrow.ArrowException as error:
             raise ValueError(f"{file}: {error}") from error
+
+
+def _kinds(file: Path) -> tuple[dict[str, object], set[str]]:
+    """The types of a file's columns, and the columns whose type `datasets` does not know, such as a map."""
+    schema = _schema(file)
+    if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
+        raise ValueError(f"{file}: two columns have the name {repeated[0]!r}")
+    kinds: dict[str, object] = {}
+    for field in schema:
+        with suppress(ValueError):
+            kinds |= Features.from_arrow_schema(pyarrow.schema([field], metadata=schema.metadata))
+    return kinds, set(schema.names) - kinds.keys()
 
 
 def _shared(one: object, other: object) -> object | None:

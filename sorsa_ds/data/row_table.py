@@ -1,7 +1,8 @@
 """Rows of any shape as one Arrow file that is mapped into memory.
 
 A column is text where every cell of it is text or missing, and JSON where any is not, whatever the cells are: so files
-may differ in their columns and types. Columns that come from Parquet files keep the types that they have.
+may differ in their columns and types. A number that is a cell stays as it was written. Columns that come from Parquet
+files keep the types that they have.
 """
 
 import json
@@ -14,6 +15,8 @@ from typing import Any
 import pyarrow
 from datasets import Features, Json, Value
 from datasets.features.features import register_feature
+
+from sorsa_ds.data.written_number import WrittenNumber
 
 ROWS_AT_ONCE, CHARACTERS_AT_ONCE = 1000, 2**24
 
@@ -33,11 +36,14 @@ class ExactJson(Json):
 
     def encode_example(self, example_data: Any) -> str | None:
         """The text that stands for a value."""
-        return None if example_data is None else json.dumps(example_data, ensure_ascii=False)
+        return None if example_data is None else _as_json(example_data)
 
     def decode_example(self, example_data: str | None, token_per_repo_id: Any = None) -> Any:
         """The value that a text stands for."""
-        return None if example_data is None else json.loads(example_data)
+        if example_data is None:
+            return None
+        value = json.loads(example_data)
+        return WrittenNumber(example_data) if type(value) in (int, float) else value
 
 
 with warnings.catch_warnings():
@@ -69,7 +75,7 @@ class RowTable:
             kinds = dict(self._kinds)
             for row in batch:
                 for name, cell in row.items():
-                    kinds[name] = kinds.get(name, True) and (cell is None or isinstance(cell, str))
+                    kinds[name] = kinds.get(name, True) and (cell is None or _is_text(cell))
             if kinds != self._kinds or self._writer is None:
                 self._begin(kinds)
             try:
@@ -109,6 +115,14 @@ class RowTable:
             self._writer = None
 
 
+def _is_text(cell: Any) -> bool:
+    return isinstance(cell, str) and not isinstance(cell, WrittenNumber)
+
+
+def _as_json(cell: Any) -> str:
+    return str(cell) if isinstance(cell, WrittenNumber) else json.dumps(cell, ensure_ascii=False)
+
+
 def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Rows by the thousand, or fewer where they are long."""
     batch: list[dict[str, Any]] = []
@@ -138,7 +152,7 @@ def _table(rows: Sequence[dict[str, Any]], kinds: Kinds) -> pyarrow.RecordBatch:
 
 
 def _json_column(cells: Iterable[Any]) -> pyarrow.Array:
-    texts = [None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in cells]
+    texts = [None if cell is None else _as_json(cell) for cell in cells]
     return pyarrow.ExtensionArray.from_storage(pyarrow.json_(), pyarrow.array(texts, pyarrow.string()))
 
 

@@ -7,6 +7,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from sorsa_ds.data.data_files import SPLIT_LIST, STATE
 from sorsa_ds.data.stored_rows import Part
+from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.json_text import read_json
 
 
@@ -24,8 +25,11 @@ def read_saved(folder: Path, setting: str) -> tuple[DatasetDict, list[Part]]:
             places = {"train": folder}
         splits, parts = {}, []
         for split, place in places.items():
-            state = _entry(read_json(place / STATE), "_data_files")
-            files = [place / _plain(_entry(entry, "filename")) for entry in state]
+            state = read_json(place / STATE)
+            if isinstance(state, dict) and state.get("_data_files") == []:
+                say(f"{setting}: {split} in {folder} has no rows")
+                continue
+            files = [place / _plain(_entry(entry, "filename")) for entry in _entry(state, "_data_files")]
             read = [Dataset.from_file(str(file)) for file in files]
             splits[split] = concatenate_datasets(read)
             parts += [Part(split, file, len(rows)) for file, rows in zip(files, read, strict=True)]

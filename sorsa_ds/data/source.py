@@ -4,72 +4,59 @@ Every rank reads for itself. Files are converted once, under a file lock, into a
 Only the generated problems are random, and they are seeded, so all ranks get the same rows.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import datasets
-from datasets import (
-    Dataset,
-    DatasetDict,
-    Features,
-    Json,
-    LargeList,
-    List,
-    ReadInstruction,
-    concatenate_datasets,
-    load_dataset,
-)
+from datasets import Dataset, DatasetDict, Features, Json, LargeList, List
 from datasets.features.features import require_decoding
 
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
-from sorsa_ds.data.data_files import check_data, data_files, is_description, is_saved, named_folder
+from sorsa_ds.data.conversations import MEDIA
+from sorsa_ds.data.data_files import check_data, data_files, is_saved, left_out_files, named_folder
+from sorsa_ds.data.hub_rows import read_hub
 from sorsa_ds.data.saved_rows import read_saved
+from sorsa_ds.data.selection import Selected, Splits, overlap, resolve_split
 from sorsa_ds.data.split_names import splits_of
 from sorsa_ds.data.stored_rows import Part, read_files
 from sorsa_ds.data.word_problems import word_problems
-from sorsa_ds.runtime import hub
 from sorsa_ds.runtime.console import say
-
-# `datasets` would tell the hub of every file that is opened, to count what is used.
-datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
 _LISTED = 10
 """The most files of a split that are told by name."""
 
-_SHOWN = ("image", "images", "audio", "audios", "video", "videos")
-"""Columns of media that prompts refer to: without them the rows would mean something else."""
-
-
-class RowRange(NamedTuple):
-    """The rows [start, end) of a split."""
-
-    split: str
-    start: int
-    end: int
-
-    def overlaps(self, other: "RowRange") -> bool:
-        """Whether some row is in both ranges."""
-        return self.split == other.split and max(self.start, other.start) < min(self.end, other.end)
-
 
 def load_rows(config: DataConfig, seed: int) -> tuple[Dataset, Dataset | None]:
-    """Read the training rows, and the held-out rows or None; they have no row in common.
+    """Read the training rows, and the held-out rows or None; they have no row in common. See `select`.
+
+    Of a folder it says which files it is, and how many rows each has.
+
+    Args:
+        seed: of the generated data.
+    """
+    train, held_out = select(config, seed, tell=say)
+    return train.rows(), held_out and held_out.rows()
+
+
+def select(
+    config: DataConfig, seed: int, tell: Callable[[str], object] = lambda line: None
+) -> tuple[Selected, Selected | None]:
+    """Choose the rows to train on, and those to hold out or None.
 
     At most `eval_size` rows are held out: the first ones of `eval_path` / `eval_split` where either is set, else the
     last ones of the training rows.
 
     Args:
         seed: of the generated data.
+        tell: is told what a folder holds.
 
     Raises:
         ValueError: the data cannot be found or read, a split does not exist or selects no row, training and held-out
             rows overlap, or no row is left to train on.
     """
-    splits = open_splits(config.path, config.name, seed)
-    trained = resolve_split(splits, config.train_split, "data.train_split")
-    train = take_rows(splits, trained)
+    splits = _opened(config.path, config.name, seed, "data.path", tell)
+    train = resolve_split(splits, config.train_split, "data.train_split")
     if config.eval_size == 0:
         return train, None
     if config.eval_path is None and config.eval_split is None:
@@ -78,19 +65,18 @@ def load_rows(config: DataConfig, seed: int) -> tuple[Dataset, Dataset | None]:
             raise ValueError(
                 f"data.eval_size: nothing is left to train on when {config.eval_size} of {len(train)} rows are held out"
             )
-        return train.select(range(kept)), train.select(range(kept, len(train)))
+        return train.part(0, kept), train.part(kept, len(train))
 
     eval_splits = splits
-    if config.eval_path is not None and _absolute(config.eval_path) != _absolute(config.path):
-        eval_splits = open_splits(config.eval_path, None, seed, "data.eval_path")
+    if config.eval_path is not None and absolute(config.eval_path) != absolute(config.path):
+        eval_splits = _opened(config.eval_path, None, seed, "data.eval_path", tell)
     held_out = resolve_split(eval_splits, config.eval_split or _only_split(eval_splits), "data.eval_split")
-    if eval_splits is splits and any(one.overlaps(other) for one in trained for other in held_out):
+    if overlap(train.places(), held_out.places()):
         raise ValueError(
             f"data.eval_split: {config.eval_split or 'the only split'} has rows in common with data.train_split "
             f"({config.train_split}), so the held-out loss would be taken on rows that were learned"
         )
-    rows = take_rows(eval_splits, held_out)
-    return train, rows.select(range(min(config.eval_size, len(rows))))
+    return train, held_out.part(0, config.eval_size)
 
 
 def open_splits(path: str, name: str | None, seed: int, setting: str = "data.path") -> DatasetDict:
@@ -106,21 +92,11 @@ def open_splits(path: str, name: str | None, seed: int, setting: str = "data.pat
     Raises:
         ValueError: there is no such data, it is empty, or it cannot be read.
     """
-    local = Path(path).expanduser()
-    if path == EMBEDDED_DATA:
-        return DatasetDict(train=word_problems(seed))
-    if not local.exists():
-        check_data(path, setting)
-        return _read_hub(setting, path, name)
-    splits, parts = _read(named_folder(local, name, setting), setting)
-    if local.is_dir():
-        for line in _told(local, parts):
-            say(f"{setting}: {line}")
-    return splits
+    return DatasetDict(_opened(path, name, seed, setting, say).rows)
 
 
 def place_of_row(config: DataConfig, number: int, held_out: bool = False) -> str:
-    """Where a row of `load_rows` stands in a folder, as `FILE, row 3`, with rows of a file from 1; else empty.
+    """Where a row of `load_rows` stands: see `sorsa_ds.data.selection.Selected.place`.
 
     Args:
         number: of the row, from 0, among those to train on or those held out.
@@ -128,44 +104,30 @@ def place_of_row(config: DataConfig, number: int, held_out: bool = False) -> str
     Raises:
         ValueError: the data cannot be read.
     """
-    elsewhere = held_out and config.eval_path is not None
-    path, name = (config.eval_path or "", None) if elsewhere else (config.path, config.name)
+    train, other = select(config, 0)
+    rows = other if held_out else train
+    assert rows is not None, "the number is that of a row"
+    return rows.place(number)
+
+
+def absolute(path: str) -> Path:
+    """Where a path leads, whichever way it is written."""
+    return Path(path).expanduser().resolve()
+
+
+def _opened(path: str, name: str | None, seed: int, setting: str, tell: Callable[[str], object]) -> Splits:
     local = Path(path).expanduser()
-    if not local.is_dir():
-        return ""
-    splits, parts = _read(named_folder(local, name, "data.path"), "data.path")
-    own = held_out and (elsewhere or config.eval_split is not None)
-    spec = (config.eval_split or next(iter(splits))) if own else config.train_split
-    ranges = resolve_split(splits, spec, "data.path")
-    if held_out and not own:
-        number += sum(one.end - one.start for one in ranges) - config.eval_size
-    for one in ranges:
-        if number < one.end - one.start:
-            return _place(parts, one.split, one.start + number)
-        number -= one.end - one.start
-    raise AssertionError("the number is that of a row")
-
-
-def resolve_split(splits: DatasetDict, spec: str, setting: str) -> list[RowRange]:
-    """The rows that a split with an optional slice means: `train`, `train[:1000]`, `train[90%:]`, `train+test`.
-
-    Raises:
-        ValueError: the split is written wrongly, does not exist, or selects no row.
-    """
-    try:
-        parts = ReadInstruction.from_spec(spec).to_absolute(splits.num_rows)
-    except ValueError as error:
-        raise ValueError(f"{setting}: {error}") from error
-    selected = [RowRange(part.splitname, part.from_, part.to) for part in parts if part.from_ < part.to]
-    if not selected:
-        sizes = ", ".join(f"{split}: {rows}" for split, rows in splits.num_rows.items())
-        raise ValueError(f"{setting}: {spec} selects no row; there are {sizes}")
-    return selected
-
-
-def take_rows(splits: DatasetDict, selected: list[RowRange]) -> Dataset:
-    """The rows of some ranges, one range after the other."""
-    return concatenate_datasets([splits[one.split].select(range(one.start, one.end)) for one in selected])
+    if path == EMBEDDED_DATA:
+        return Splits(path, name, {"train": word_problems(seed)})
+    if not local.exists():
+        check_data(path, setting)
+        return Splits(path, name, _without_media(DatasetDict(read_hub(path, name, setting)), setting))
+    folder = named_folder(local, name, setting)
+    rows, parts = _read(folder, setting)
+    if folder.is_dir():
+        for line in _told(folder, parts):
+            tell(f"{setting}: {line}")
+    return Splits(path, name, rows, parts)
 
 
 def _read(local: Path, setting: str) -> tuple[DatasetDict, list[Part]]:
@@ -193,30 +155,10 @@ def _told(folder: Path, parts: Sequence[Part]) -> Iterator[str]:
         more = [f"and {len(own) - _LISTED} more"] if len(own) > _LISTED else []
         rows = sum(part.rows for part in own)
         yield f"{split} is {rows} rows of {len(own)} files in {folder}: {', '.join(listed + more)}"
-    if not is_saved(folder) and (described := [file for file in folder.rglob("*.json") if is_description(file)]):
-        files = {part.file for part in parts}
-        if left_out := sorted(str(file.relative_to(folder)) for file in described if file not in files):
-            yield f"left out, since they hold no rows: {', '.join(left_out)}"
-
-
-def _place(parts: Sequence[Part], split: str, number: int) -> str:
-    for part in parts:
-        if part.split == split:
-            if number < part.rows:
-                return f"{part.file}, row {number + 1}"
-            number -= part.rows
-    raise AssertionError("the parts hold all rows of a split")
-
-
-@contextmanager
-def _from_cache() -> Iterator[None]:
-    """A context in which `datasets` takes what is in its cache, and does not ask the hub again and again."""
-    before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
+    if not is_saved(folder) and (others := left_out_files(folder, {part.file for part in parts})):
+        listed = [f"{file.relative_to(folder)} ({why})" for file, why in islice(others.items(), _LISTED)]
+        more = [f"and {len(others) - _LISTED} more"] if len(others) > _LISTED else []
+        yield f"left out: {', '.join(listed + more)}"
 
 
 def _without_media(splits: DatasetDict, setting: str) -> DatasetDict:
@@ -238,7 +180,7 @@ def media_columns(features: Features, split: str, setting: str) -> list[str]:
         ValueError: one of them is a column that prompts refer to.
     """
     media = [name for name, kind in features.items() if _opens_files(kind)]
-    if shown := [name for name in media if name in _SHOWN]:
+    if shown := [name for name in media if name in MEDIA]:
         raise ValueError(
             f"{setting}: {split} has pictures, sound or films in its column {', '.join(shown)}, and text alone is "
             "learned; if the text stands for itself, remove the column from the data"
@@ -257,32 +199,7 @@ def _opens_files(kind: Any) -> bool:
     return require_decoding(kind) and not isinstance(kind, Json)
 
 
-def _read_hub(setting: str, path: str, name: str | None) -> DatasetDict:
-    online = True
-    try:
-        online = hub.can_be_read("dataset", path, "README.md")
-        with nullcontext() if online else _from_cache():
-            splits = load_dataset(path, name)
-            if any(rows.info.builder_name == "csv" for rows in splits.values()):
-                splits = load_dataset(path, name, dtype=str, keep_default_na=False)  # cells as they are written
-    except Exception as error:
-        raise ValueError(
-            f"{setting}: there is no file or folder {path!r} here, and reading it from the hub failed "
-            f"(data.name: {name}): {reason_of(error) if online else hub.unreachable(setting)}"
-        ) from error
-    return _without_media(splits, setting)
-
-
-def reason_of(error: Exception) -> str:
-    """What went wrong: `datasets` wraps the real error in one that only says that something went wrong."""
-    return str(error.__cause__ or error).strip()
-
-
-def _absolute(path: str) -> Path:
-    return Path(path).expanduser().resolve()
-
-
-def _only_split(splits: DatasetDict) -> str:
-    if len(splits) > 1:
-        raise ValueError(f"data.eval_split: say which split of data.eval_path to hold out: {', '.join(splits)}")
-    return next(iter(splits))
+def _only_split(splits: Splits) -> str:
+    if len(splits.rows) > 1:
+        raise ValueError(f"data.eval_split: say which split of data.eval_path to hold out: {', '.join(splits.rows)}")
+    return next(iter(splits.rows))

@@ -60,12 +60,16 @@ def _stem(file: Path) -> str:
 
 def _words(place: Path, stem: str) -> list[str]:
     """The words by which a file or the folders around it are named, if these are splits; the innermost first."""
-    found = [word for word in [stem, *(part.lower() for part in reversed(place.parts[:-1]))] if word in SPLITS]
-    return found or [word for word in re.split(r"[-_. ]", stem) if word in SPLITS] or [""]
+    return _whole(place, stem) or [word for word in re.split(r"[-_. ]", stem) if word in SPLITS] or [""]
+
+
+def _whole(place: Path, stem: str) -> list[str]:
+    """The names of a file and of the folders around it that are a split's and nothing else; the innermost first."""
+    return [word for word in [stem, *(part.lower() for part in reversed(place.parts[:-1]))] if word in SPLITS]
 
 
 def _exact(place: Path, stem: str) -> str | None:
-    found = [word for word in [stem, *(part.lower() for part in reversed(place.parts[:-1]))] if word in SPLITS]
+    found = _whole(place, stem)
     return SPLITS[found[0]] if found else None
 
 

@@ -20,9 +20,9 @@ from sorsa_ds.runtime.files import write_json
 from sorsa_ds.runtime.json_text import read_json
 from sorsa_ds.runtime.whole_folder import whole_folder
 
-_VERSION = 1
+_VERSION = 2
 """Of what the readers make of a file: what another version has stored is not read."""
-_ROWS, _PARTS = "rows.arrow", "parts.json"
+_ROWS, _PARTS = "rows.arrow", "rows_of_files.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +52,22 @@ def read_files(files: dict[str, list[Path]]) -> tuple[DatasetDict, list[Part]]:
                     _store(files, folder)
     except OSError as error:
         raise ValueError(f"{folder}: rows cannot be stored there ({error.strerror or error})") from error
-    parts = [Part(split, Path(file), rows) for split, file, rows in read_json(folder / _PARTS)]
-    return _splits(Dataset.from_file(str(folder / _ROWS)), parts), parts
+    flat = [(split, file) for split, those in files.items() for file in those]
+    try:
+        counts = read_json(folder / _PARTS)
+        parts = [Part(split, file, int(rows)) for (split, file), rows in zip(flat, counts, strict=True)]
+        return _splits(Dataset.from_file(str(folder / _ROWS)), parts), parts
+    except Exception as error:  # a damaged Arrow file gives errors of many kinds
+        raise ValueError(
+            f"{folder}: the rows stored there are damaged ({error}); remove this folder, and they will be made again"
+        ) from error
 
 
 def _key(files: dict[str, list[Path]]) -> str:
     """Digest of all that tells whether files are what they were when they were read."""
     facts = [
-        (split, str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns)
+        # The time of writing alone is not enough: tools that copy, such as rsync and tar, set it to what it was.
+        (split, str(file.resolve()), (found := file.stat()).st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
         for split, those in files.items()
         for file in those
     ]
@@ -68,13 +76,12 @@ def _key(files: dict[str, list[Path]]) -> str:
 
 def _store(files: dict[str, list[Path]], folder: Path) -> None:
     """Convert files. Without locks another process may do the same at the same time, and be done first."""
-    flat = [(split, file) for split, those in files.items() for file in those]
-    write = _store_parquet if kind_of(flat[0][1]) == "parquet" else _store_text
+    flat = list(chain.from_iterable(files.values()))
+    write = _store_parquet if kind_of(flat[0]) == "parquet" else _store_text
     try:
         with whole_folder(folder) as made:
-            counts = write([file for _, file in flat], made)
-            parts = [[split, str(file), rows] for (split, file), rows in zip(flat, counts, strict=True)]
-            write_json(made / _PARTS, parts)
+            counts = write(flat, made)
+            write_json(made / _PARTS, counts)
     except OSError:
         if not folder.exists():
             raise

@@ -10,19 +10,26 @@ from torch import Tensor
 
 from sorsa_ds.data.batches import collate
 from sorsa_ds.data.counts import Counts, Taken
+from sorsa_ds.data.examples import check_same
 from sorsa_ds.data.order import share_of
 from sorsa_ds.data.streams import ExampleStream
+from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import Example
 from sorsa_ds.runtime import collectives
 
 T = TypeVar("T")
+Step = tuple[list[Example], dict[str, Any], dict[str, Counts]]
+"""The examples of a step, and the stream's state and counts behind them."""
+
+_MARK = 15
+"""The hexadecimal digits of a digest by which the ranks compare a step, beside what they tell one another anyway."""
 
 
 class StreamBatches:
     """All micro-batches of one rank that are still to come, step by step.
 
-    Every rank reads the examples of the whole step, so a step has the same ones on any number of ranks. The next step's
-    are read in a thread while the present one is computed.
+    Every rank reads the examples of the whole step, so a step has the same ones on any number of ranks; that all have
+    read the same is seen at each step. The next step's are read in a thread while the present one is computed.
 
     Args:
         stream: at the first example of the step that comes first.
@@ -60,7 +67,7 @@ class StreamBatches:
     @property
     def first(self) -> list[Example]:
         """The examples of the step that comes next, which are waited for. A collective call."""
-        return collectives.together(self._next.result, self._device)[0]
+        return self._read()[0]
 
     @property
     def taken(self) -> dict[str, Taken]:
@@ -76,11 +83,12 @@ class StreamBatches:
         A collective call.
 
         Raises:
-            ValueError: rows cannot be read or rendered, or a source holds nothing to learn; on every rank.
+            ValueError: rows cannot be read or rendered, a source holds nothing to learn, or the ranks have read
+                different rows; on every rank.
         """
         if step != self._step:
             assert step == self._step + 1, (step, self._step)
-            self._examples, self._state, self._counts = collectives.together(self._next.result, self._device)
+            self._examples, self._state, self._counts = self._read()
             self._step = step
             if step + 1 < self.steps:
                 self._next = self._read_ahead()
@@ -91,10 +99,23 @@ class StreamBatches:
             for batch in share
         ]
 
-    def _read_ahead(self) -> "Future[tuple[list[Example], dict[str, Any], dict[str, Counts]]]":
+    def _read(self) -> Step:
+        """The step that is read ahead, which is waited for, and which has to be the same on all ranks."""
+
+        def read() -> tuple[tuple[Step, str], int]:
+            step = self._next.result()
+            found = Examples.of(step[0]).digest
+            return (step, found), int(found[:_MARK], 16)
+
+        (step, found), alike = collectives.together_alike(read, self._device)
+        if not alike:
+            check_same(found, "what a step takes of the streamed data")
+        return step
+
+    def _read_ahead(self) -> Future[Step]:
         """Start to read the next step's examples."""
 
-        def read() -> tuple[list[Example], dict[str, Any], dict[str, Counts]]:
+        def read() -> Step:
             examples = self._stream.take(self._global_batch)
             return examples, self._stream.state, self._stream.counts
 

@@ -6,8 +6,9 @@ from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.layout import listed
+from sorsa_ds.data.stream_rows import PLACE
 from sorsa_ds.data.token_store import Examples
-from sorsa_ds.data.tokenize import Encoder, encode_rows
+from sorsa_ds.data.tokenize import Encoder, RowError, encode_rows
 from sorsa_ds.runtime.console import say
 
 
@@ -19,13 +20,20 @@ class BlockEncoder:
     Args:
         kind: of the rows, as in `training`.
         path: where they come from.
+        split: the split whose rows they are, by which rows that are in no file here are told.
     """
 
-    def __init__(self, data: DataConfig, tokenizer: PreTrainedTokenizerBase, kind: str, path: str) -> None:
-        self._data, self._tokenizer, self._path = data, tokenizer, path
+    def __init__(self, data: DataConfig, tokenizer: PreTrainedTokenizerBase, kind: str, path: str, split: str) -> None:
+        self._data, self._tokenizer, self._path, self._split = data, tokenizer, path, split
         self._what = f"{kind} data ({path})"
         self._columns: dict[str, None] = {}
         self._encoder: Encoder | None = None
+
+    @property
+    def kind(self) -> str:
+        """How the rows of the last block became texts, in words."""
+        assert self._encoder is not None, "there was a block"
+        return self._encoder.layout.kind
 
     def __call__(self, rows: list[dict], first: int) -> Examples:
         """The examples of a block.
@@ -40,13 +48,17 @@ class BlockEncoder:
             return Examples.of([])
         encoder = self._encoder_of(rows, first)
         whole = [{column: row.get(column) for column in self._columns} for row in rows]
-        encoded = encode_rows(whole, first - 1, encoder)
+        try:
+            encoded = encode_rows(whole, first - 1, encoder)
+        except RowError as error:
+            place = rows[error.number - first].get(PLACE)
+            raise error.at(place or f"split {self._split}, row {error.number}") from error
         return Examples.of(encoded.examples, replace(encoded.counts, source=self._path))
 
     def _encoder_of(self, rows: list[dict], first: int) -> Encoder:
         """The encoder of rows with all columns seen so far, those of the given rows included."""
         before = len(self._columns)
-        self._columns |= dict.fromkeys(column for row in rows for column in row)
+        self._columns |= dict.fromkeys(column for row in rows for column in row if column != PLACE)
         known = self._encoder
         if known is not None and len(self._columns) == before:
             return known

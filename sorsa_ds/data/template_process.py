@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from sorsa_ds.data.chat_templates import owner_of
 from sorsa_ds.data.conversations import Messages
 from sorsa_ds.data.turns import Span
 from sorsa_ds.runtime.line_process import LineProcess
@@ -55,8 +56,7 @@ class Template:
                 "data.chat_template"
             )
         tokens = tuple((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
-        owner = tokenizer.name_or_path or "the tokenizer"
-        return cls(tokenizer.get_chat_template(tools=tools), tokens, f"the chat template of {owner}")
+        return cls(tokenizer.get_chat_template(tools=tools), tokens, owner_of(tokenizer))
 
     def with_text(self, text: str) -> "Template":
         """Another template with the same special tokens."""
@@ -102,6 +102,23 @@ class Template:
             raise ValueError(f"{self.owner} does not come to an end: it was stopped after {SECONDS:g} s") from None
         except ChildProcessError as error:
             raise ValueError(f"{self.owner} ended its process, most likely for want of memory ({error})") from None
+
+
+@cache
+def shows_name(template: Template, role: str) -> bool:
+    """Whether a template writes the `name` that a message of a role has, tried with a short conversation."""
+    question, answer = _PROBE
+    asked: dict[str, Any] = {"role": "user", "content": question}
+    named: dict[str, Any] = {"role": role, "content": "sorsa-ds-content", "name": "sorsa_ds_name"}
+    told: dict[str, Any] = {"role": "assistant", "content": answer}
+    call = {"type": "function", "function": {"name": "sorsa_ds_tool", "arguments": {}}}
+    calling: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
+    conversations = {"user": [named, told], "assistant": [asked, named], "tool": [asked, calling, named, told]}
+    messages = conversations.get(role, [named, asked, told])
+    try:
+        return named["name"] in template.render(messages, None, [(len(messages), False)])[0][0]
+    except ValueError:
+        return False
 
 
 @cache

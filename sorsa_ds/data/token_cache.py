@@ -5,6 +5,7 @@ become examples, the tokenizer with its template, and the code of this room and 
 of them changes, the tokens are made anew.
 """
 
+import inspect
 import io
 from dataclasses import asdict
 from pathlib import Path
@@ -50,15 +51,27 @@ def folder_of(rows: Dataset, data: DataConfig, tokenizer: str) -> Path:
 
 
 def digest_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The digest of all in a tokenizer that decides tokens: what tokenizer.json has, special tokens and template."""
+    """The digest of all in a tokenizer that decides tokens: what tokenizer.json has, special tokens, template, code.
+
+    A tokenizer without a tokenizer.json makes no tokens here, and its vocabulary says which it knows.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = (
         type(tokenizer).__name__,
-        "" if backend is None else backend.to_str(),
+        repr(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str(),
         repr(sorted(tokenizer.special_tokens_map.items())),
         repr(tokenizer.chat_template),
+        *map(digest.of_file, _own_code(tokenizer)),
     )
     return digest.of_bytes("\0".join(parts).encode(errors="surrogatepass"))
+
+
+def _own_code(tokenizer: PreTrainedTokenizerBase) -> list[Path]:
+    """The Python files of a tokenizer that is no class of transformers alone: those of its class, and beside them."""
+    classes = type(tokenizer).__mro__
+    first = next(place for place, cls in enumerate(classes) if cls.__module__.startswith("transformers."))
+    folders = dict.fromkeys(Path(inspect.getfile(cls)).parent for cls in classes[:first])
+    return [file for folder in folders for file in sorted(folder.glob("*.py"))]
 
 
 class _Hashing(io.RawIOBase):
@@ -85,6 +98,7 @@ def _digest_of_rows(rows: Dataset) -> str:
     return found.state.hexdigest()
 
 
-def _digest_of_code() -> str:
+def _digest_of_code(room: Path = Path(__file__).parent) -> str:
     """The digest of this room's modules, so that a change of how rows become tokens is never overlooked."""
-    return digest.of_bytes(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))
+    files = sorted(room.glob("*.py"))
+    return digest.of_bytes(b"\0".join(part for file in files for part in (file.name.encode(), file.read_bytes())))

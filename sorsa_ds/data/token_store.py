@@ -7,6 +7,7 @@ Shapes: N examples.
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,18 +42,18 @@ class Examples:
             a continued run learns from the same data.
         largest_token: the largest token id; -1 where there is no example.
         template: how rows have become texts, in words.
+        tokens: of all examples, one behind the other, each with its ids first and then its labels.
     """
 
     def __init__(
         self, tokens: Tokens, lengths: np.ndarray, counts: Counts, digest: str, largest_token: int, template: str = ""
     ):
-        """Examples that lie in `tokens` one behind the other, each with its ids first and then its labels."""
         self.lengths = lengths
         self.counts = counts
         self.digest = digest
         self.largest_token = largest_token
         self.template = template
-        self._tokens = tokens
+        self.tokens = tokens
         self._ends = np.cumsum(lengths, dtype=np.int64)
 
     @classmethod
@@ -66,7 +67,7 @@ class Examples:
         parts = [example[key] for example in given for key in ("input_ids", "labels")]
         tokens = np.concatenate([np.zeros(0, dtype=np.int32), *parts], dtype=np.int32)
         lengths = np.array([len(example["input_ids"]) for example in given], dtype=np.int32)
-        learned = sum(int((example["labels"] != IGNORED).sum()) for example in given)
+        learned = sum(int((example["labels"][1:] != IGNORED).sum()) for example in given)
         own = Counts(rows=len(given), learned_rows=len(given), tokens=int(lengths.sum()), learned_tokens=learned)
         return cls(tokens, lengths, counts or own, digest.of_bytes(tokens.tobytes()), int(tokens.max(initial=-1)))
 
@@ -82,7 +83,7 @@ class Examples:
         """
         length = int(self.lengths[index])
         end = 2 * int(self._ends[index])
-        found = np.array(self._tokens[end - 2 * length : end])
+        found = np.array(self.tokens[end - 2 * length : end])
         return {"input_ids": found[:length], "labels": found[length:]}
 
     def __iter__(self) -> Iterator[Example]:
@@ -130,6 +131,7 @@ def store(folder: Path, parts: Iterable[Encoded], template: str) -> Counts:
     facts = {
         "counts": counts.as_dict(),
         "digest": digest.of_file(folder / _TOKENS),
+        "digest_of_lengths": digest.of_file(folder / _LENGTHS),
         "largest_token": largest,
         "template": template,
     }
@@ -144,13 +146,36 @@ def opened(folder: Path, source: str) -> Examples:
         source: where their rows come from, for the counts.
 
     Raises:
-        ValueError: the folder cannot be read.
+        ValueError: the folder cannot be read, or holds something else; the message says how to make it again.
     """
-    try:
+    with _or_damaged(folder):
         facts: dict[str, Any] = read_json(folder / _FACTS)
         lengths = np.load(folder / _LENGTHS)
         tokens = TokenFile(folder / _TOKENS)
-    except OSError as error:
-        raise ValueError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    counts = replace(Counts(**facts["counts"]), source=source)
-    return Examples(tokens, lengths, counts, facts["digest"], facts["largest_token"], facts["template"])
+        counts = replace(Counts(**facts["counts"]), source=source)
+        return Examples(tokens, lengths, counts, facts["digest"], facts["largest_token"], facts["template"])
+
+
+def check_stored(folder: Path) -> None:
+    """Compare the files of stored examples with their digests, at the speed of the disk.
+
+    Raises:
+        ValueError: one of them is not what was written, or cannot be read; the message says how to make it again.
+    """
+    with _or_damaged(folder):
+        facts = read_json(folder / _FACTS)
+        wanted = {_TOKENS: facts["digest"], _LENGTHS: facts["digest_of_lengths"]}
+        if changed := [name for name, value in wanted.items() if digest.of_file(folder / name) != value]:
+            raise ValueError(f"{changed[0]} is not what was written")
+
+
+@contextmanager
+def _or_damaged(folder: Path) -> Iterator[None]:
+    """A context in which whatever goes wrong is told as a damage of the folder."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        raise ValueError(
+            f"{folder}: the tokens stored there are damaged ({why}); remove this folder, and they will be made again"
+        ) from error

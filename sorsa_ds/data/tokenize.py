@@ -5,9 +5,10 @@ from its id. So an end token that is learned, one inside a prompt and one used a
 Shapes: T tokens of one example.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple, TypedDict
 
@@ -16,11 +17,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.config.schema import DataConfig, Truncation
+from sorsa_ds.data.chat import special_tokens
 from sorsa_ds.data.counts import Counts
-from sorsa_ds.data.formats import Rendered, render
+from sorsa_ds.data.formats import IGNORED, Rendered, render
 from sorsa_ds.data.layout import Layout, layout_of
 
-IGNORED = -100
 ROWS_PER_CALL = 1000
 
 NOTHING = "they hold nothing to learn"
@@ -91,6 +92,7 @@ class Encoder:
     max_length: the most tokens of an example.
     truncation: what becomes of longer ones, `data.truncation`.
     what: a name for the rows and the place they come from, for error messages.
+    special: matches the tokenizer's special tokens; made here, once for all rows.
     """
 
     layout: Layout
@@ -98,6 +100,10 @@ class Encoder:
     max_length: int
     truncation: Truncation = "right"
     what: str
+    special: re.Pattern[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "special", special_tokens(self.tokenizer))
 
     @classmethod
     def of(cls, data: DataConfig, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, what: str) -> "Encoder":
@@ -203,7 +209,7 @@ def show_example(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
 def _rendered(rows: Iterable[Mapping[str, Any]], start: int, encoder: Encoder) -> Iterator[Rendered]:
     for number, row in enumerate(rows, start + 1):
         try:
-            yield render(row, encoder.layout, encoder.tokenizer)
+            yield render(row, encoder.layout, encoder.tokenizer, encoder.special)
         except ValueError as error:
             raise RowError(encoder.what, number, str(error)) from error
 
@@ -252,9 +258,21 @@ def _learns(example: Example) -> bool:
     return bool((example["labels"] != IGNORED).any())
 
 
-def _encoded(texts: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Example]:
-    if not texts:  # which tokenizers do not take
-        return
+def _encoded(rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Example]:
+    """An example of each row, of any length. Rows that are stored as tokens need nothing of the tokenizer."""
+    texts = [row for row in rows if row.tokens is None]
+    made = _tokenised(texts, tokenizer) if texts else iter(())  # tokenizers do not take an empty list
+    for row in rows:
+        yield next(made) if row.tokens is None else _stored(*row.tokens)
+
+
+def _stored(ids: list[int], labels: list[int]) -> Example:
+    ids_T, labels_T = np.array(ids, dtype=np.int32), np.array(labels, dtype=np.int32)
+    labels_T[:1] = IGNORED
+    return {"input_ids": ids_T, "labels": labels_T}
+
+
+def _tokenised(texts: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> Iterator[Example]:
     if not tokenizer.is_fast:
         raise ValueError(
             f"{type(tokenizer).__name__} does not say where its tokens lie in the text (offsets), so the response "
@@ -271,11 +289,6 @@ def _encoded(texts: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> I
     )
     columns = (tokens["input_ids"], tokens["offset_mapping"], tokens["special_tokens_mask"])
     for rendered, ids, offsets, added in zip(texts, *columns, strict=True):
-        if rendered.tokens is not None:
-            stored_T, labels_T = (np.array(stored, dtype=np.int32) for stored in rendered.tokens)
-            labels_T[:1] = IGNORED
-            yield {"input_ids": stored_T, "labels": labels_T}
-            continue
         yield _labelled(rendered, ids, offsets, added, tokenizer)
 
 

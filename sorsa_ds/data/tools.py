@@ -1,17 +1,25 @@
 """Tools that a conversation may call, and its calls of them, in the one form that chat templates take.
 
 Storage by columns gives every tool and every call all fields that any of them has. Fields without a value are
-therefore left out, as TRL does; what is stored as JSON text is taken as it is.
+therefore left out, as TRL does, and rows that have some are counted; what is stored as JSON text is taken as it is.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
+from sorsa_ds.runtime.json_text import parse_exact
 from sorsa_ds.runtime.words import cut
 
 COLUMNS = ("tools", "functions")
 """The columns that hold the schemas of a row's tools."""
+
+
+NULLS = "fields that are null in the arguments or schemas of tools are left out, which JSON text would keep"
+ROUNDED = "numbers in the arguments or schemas of tools have so many digits that they may have been rounded when read"
+_SURE_DIGITS = 15
+"""Decimal digits that a fraction keeps, whatever they are."""
 
 
 def tools_of(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -39,8 +47,8 @@ def calls_of(value: Any, number: int) -> list[dict[str, Any]]:
     """
     try:
         listed = _parsed(value)
-    except ValueError:
-        raise ValueError(f"message {number} holds the call {cut(repr(value))}, which is no JSON") from None
+    except ValueError as error:
+        raise ValueError(f"message {number} holds the call {cut(repr(value))}, {_no_json(error)}") from error
     listed = [listed] if isinstance(listed, Mapping) else listed
     if not isinstance(listed, Sequence) or isinstance(listed, str):
         raise ValueError(f"message {number} holds {cut(repr(value))} where calls of tools are needed")
@@ -56,6 +64,24 @@ def with_text_arguments(messages: Sequence[Mapping[str, Any]]) -> list[dict[str,
     ]  # fmt: skip
 
 
+def lost_by(value: Any) -> set[str]:
+    """What arguments of calls, or parameters of tools, lose or may have lost as objects, in words for counts."""
+    if isinstance(value, Mapping):
+        kept = [inner for name, inner in value.items() if name in ("arguments", "parameters")]
+        return lost_by(value.get("function")).union(*map(_lost, kept))
+    return set().union(*map(lost_by, value)) if isinstance(value, list | tuple) else set()
+
+
+def _lost(value: Any) -> set[str]:
+    if isinstance(value, Mapping):
+        inner = list(value.values())
+        return ({NULLS} if any(one is None for one in inner) else set()).union(*map(_lost, inner))
+    if isinstance(value, list | tuple):
+        return set().union(*map(_lost, value))
+    digits = repr(value).partition("e")[0].replace(".", "").strip("-0") if isinstance(value, float) else ""
+    return {ROUNDED} if len(digits) > _SURE_DIGITS else set()
+
+
 def _with_text(call: Mapping[str, Any]) -> dict[str, Any]:
     function = call["function"]
     return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
@@ -66,8 +92,10 @@ def _list(value: Any, column: str) -> list[Any]:
         return []
     try:
         value = _parsed(value)
-    except ValueError:
-        raise ValueError(f"column {column!r} holds {cut(repr(value))}, which is no JSON") from None
+    except ValueError as error:
+        raise ValueError(f"column {column!r} holds {cut(repr(value))}, {_no_json(error)}") from error
+    if value is None:
+        return []  # the text `null`, with which some writers say that there are no tools
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError(f"column {column!r} holds {cut(repr(value))} where a list of tools is needed")
     return list(value)
@@ -76,8 +104,8 @@ def _list(value: Any, column: str) -> list[Any]:
 def _tool(entry: Any, column: str) -> dict[str, Any]:
     try:
         tool = _parsed(entry)
-    except ValueError:
-        raise ValueError(f"column {column!r} holds the tool {cut(repr(entry))}, which is no JSON") from None
+    except ValueError as error:
+        raise ValueError(f"column {column!r} holds the tool {cut(repr(entry))}, {_no_json(error)}") from error
     if isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping):
         tool = {"type": "function", **tool}
         named = tool["function"]
@@ -98,8 +126,10 @@ def _call(entry: Any, number: int) -> dict[str, Any]:
         raise ValueError(f"message {number} holds the call {cut(repr(entry))}, which has no name")
     try:
         arguments = {} if arguments is None or arguments == "" else _parsed(arguments)
-    except ValueError:
-        arguments = None
+    except ValueError as error:
+        raise ValueError(
+            f"message {number} calls {name} with {cut(repr(arguments))}, {_no_json(error)}; arguments are a JSON object"
+        ) from error
     if not isinstance(arguments, Mapping):
         raise ValueError(
             f"message {number} calls {name} with {cut(repr(function['arguments']))}; arguments are a JSON object"
@@ -108,9 +138,18 @@ def _call(entry: Any, number: int) -> dict[str, Any]:
     return {**kept, "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
 
 
+def _no_json(error: ValueError) -> str:
+    """What is said of a text of which JSON, or this program, makes no value."""
+    return f"which is no JSON that can be passed on ({error})"
+
+
 def _parsed(value: Any) -> Any:
-    """What JSON text says; what is no text, without the fields that have no value."""
-    return json.loads(value) if isinstance(value, str) else _without_nulls(value)
+    """What JSON text says; what is no text, without the fields that have no value.
+
+    Raises:
+        ValueError: the text is no JSON, or the value holds what JSON cannot.
+    """
+    return parse_exact(value) if isinstance(value, str) else _without_nulls(value)
 
 
 def _without_nulls(value: Any) -> Any:
@@ -118,4 +157,6 @@ def _without_nulls(value: Any) -> Any:
         return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):
         return [_without_nulls(inner) for inner in value]
+    if value is not None and not isinstance(value, str | int) and not (isinstance(value, float) and isfinite(value)):
+        raise ValueError(f"JSON cannot hold {cut(repr(value))}")
     return value

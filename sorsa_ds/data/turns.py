@@ -7,6 +7,7 @@ ends it. The whitespace that a template puts behind that token belongs to no tur
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
 
 Span = tuple[int, int]
@@ -132,25 +133,58 @@ def _clipped(text: str, marks: Sequence[Span], start: int, end: int) -> tuple[Sp
 
 
 def missing_part(message: Mapping[str, Any], text: str) -> str | None:
-    """What of a message a text does not show, by its name; None where it shows everything.
+    """What of a message a text does not show, by its name; None where it shows everything."""
+    return min(missing_parts([message], text)[0], key=_PARTS.index, default=None)
 
-    A template may put text between lines, change the whitespace around them, and write values as JSON.
+
+def missing_parts(messages: Sequence[Mapping[str, Any]], text: str) -> list[set[str]]:
+    """What of each message a text does not show, by the names of the parts.
+
+    A template may put text between lines, change the whitespace around them, and write values as JSON. Every piece has
+    to have a place of its own in the text: a call is not shown by a sentence that happens to name the tool. So the
+    longest pieces are looked for first, and what has been found is taken out of the text. A piece of several lines that
+    does not stand in the text as a whole is looked for line by line.
     """
-    for name, part in (("content", "content"), ("reasoning_content", "reasoning")):
-        if not all(_shown(line, text) for line in str(message.get(name) or "").splitlines()):
-            return part
+    pieces = [
+        (-len(piece), _PARTS.index(part), at, piece)
+        for at, message in enumerate(messages)
+        for part, piece in _pieces(message)
+    ]
+    heapify(pieces)
+    missing: list[set[str]] = [set() for _ in messages]
+    while pieces:
+        _, part, at, piece = heappop(pieces)
+        spelt = next((spelt for spelt in _spellings(piece) if spelt in text), None)
+        lines = [line.strip() for line in piece.splitlines() if line.strip()]
+        if spelt is not None:
+            text = text.replace(spelt, _TAKEN, 1)
+        elif lines == [piece]:
+            missing[at].add(_PARTS[part])
+        else:
+            for line in lines:
+                heappush(pieces, (-len(line), part, at, line))
+    return missing
+
+
+_PARTS = ("content", "reasoning", "tool call")
+_TAKEN = "\0"
+
+
+def _pieces(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The texts of a message, each behind the name of the part that it belongs to."""
+    yield "content", str(message.get("content") or "").strip()
+    yield "reasoning", str(message.get("reasoning_content") or "").strip()
     for call in message.get("tool_calls") or []:
         function = call["function"]
-        if not all(_shown(leaf, text) for leaf in (function["name"], *_leaves(function["arguments"]))):
-            return "tool call"
-    return None
+        for leaf in (function["name"], *_leaves(function["arguments"])):
+            yield "tool call", leaf.strip()
 
 
-def _shown(line: str, text: str) -> bool:
-    line = line.strip()
-    return line in text or any(
-        json.dumps(line, ensure_ascii=ascii_)[1:-1] in text for ascii_ in (False, True)
-    )  # as JSON writes it
+def _spellings(piece: str) -> Iterator[str]:
+    """A piece as it is, and as JSON writes it."""
+    yield piece
+    yield json.dumps(piece, ensure_ascii=False)[1:-1]
+    yield json.dumps(piece)[1:-1]
 
 
 def _leaves(value: Any) -> Iterator[str]:

@@ -8,7 +8,9 @@ from contextlib import redirect_stdout
 from sorsa_ds.data.mix import joined
 from sorsa_ds.data.run_data import load_data
 from sorsa_ds.model.data_fit import check_fits
+from sorsa_ds.model.packed_attention import check_packing
 from sorsa_ds.model.pretrained import find_companions
+from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.tokenizer import load_tokenizer
 from sorsa_ds.preview.options import Request
 from sorsa_ds.preview.report import as_json, as_text, coloured, draw_lengths, plain
@@ -33,6 +35,8 @@ def show(request: Request) -> None:
         data = load_data(config.data, tokenizer, config.train.seed)
     train, held_out = data.examples, joined(list(data.held_out.values()))
     check_fits(folder, config.loading, [part for part in (train, held_out) if part])
+    if config.data.packing:
+        check_packing(skeleton(folder, config.loading))
     if request.plot is not None:
         draw_lengths(train, request.plot, config.data.max_length)
     if request.as_json:

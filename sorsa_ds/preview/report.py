@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from sorsa_ds.config.batch_size import DEFAULT_MICRO
 from sorsa_ds.config.schema import TrainConfig
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import IGNORED, Example, show_example
@@ -15,8 +16,6 @@ from sorsa_ds.runtime.console import printable, table
 from sorsa_ds.runtime.plotting import COLOURS, picture
 
 _LEARNED, _PLAIN = "\x1b[1;32m", "\x1b[0m"
-MICRO_BATCH = 2
-"""Examples of a forward pass where the settings leave it open, as training takes them."""
 
 
 def coloured(example: Example, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -48,6 +47,7 @@ def as_json(
         "learned_rows": counts.learned_rows,
         "left_out": counts.left_out,
         "cut": counts.cut,
+        "remarks": counts.remarks,
         "tokens": counts.tokens,
         "learned_tokens": counts.learned_tokens,
         "template": train.template,
@@ -100,7 +100,7 @@ def draw_lengths(examples: Examples, path: Path, most: int) -> None:
 
 
 def _padding(lengths_N: np.ndarray, settings: TrainConfig, gpus: int) -> str:
-    micro = MICRO_BATCH if settings.micro_batch_size in (None, "auto") else int(settings.micro_batch_size or 0)
+    micro = DEFAULT_MICRO if settings.micro_batch_size in (None, "auto") else int(settings.micro_batch_size or 0)
     accumulated = gpus * micro * (settings.gradient_accumulation_steps or 1)
     whole = max(micro, (settings.global_batch_size or accumulated) // micro * micro)
     grouped, random = (padding_share(lengths_N, micro, whole, grouped) for grouped in (True, False))

@@ -42,41 +42,53 @@ def cpu_group(timeout: timedelta) -> dist.ProcessGroup | None:
     return dist.new_group(backend="gloo", timeout=timeout) if beside else None
 
 
-def agree(error: Exception | None, device: torch.device) -> None:
+def agree(error: Exception | None, device: torch.device | None = None, mark: int | None = None) -> bool:
     """Stop every rank if any rank failed: a failed rank raises its own error, the others raise a PeerError.
 
-    A collective call. Where no rank failed, only one number is communicated.
+    A collective call. Where no rank failed, only one number is communicated, or three where marks are compared.
 
     Args:
         error: what went wrong on this rank; None if nothing did.
+        device: over which they tell one another; None: that of the default group.
+        mark: a number of at most 62 bits that is to be the same on all ranks; on all of them, or on none.
+
+    Returns:
+        Whether the marks of all ranks are the same.
 
     Raises:
         Exception: `error`, on a rank that gave one.
         PeerError: on the other ranks, with the failed ranks and their messages.
     """
+    marks: list[int] = []
     if world_size() > 1:
-        failed = torch.tensor(float(error is not None), device=device)
-        dist.all_reduce(failed)
-        if failed.item():
+        numbers = [int(error is not None), *([] if mark is None else [mark, -mark])]
+        most = torch.tensor(numbers, device=_device() if device is None else device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        failed, *marks = most.tolist()
+        if failed:
             messages = gather_json(None if error is None else f"{type(error).__name__}: {error}")
             if error is None:
-                told = "; ".join(f"rank {r}: {m}" for r, m in enumerate(messages) if m is not None)
+                failures = {r: m for r, m in enumerate(messages) if m is not None}
+                causes = {r: m for r, m in failures.items() if not m.startswith(PeerError.__name__)}
+                told = "; ".join(f"rank {r}: {m}" for r, m in (causes or failures).items())
                 raise PeerError(f"stopped because another rank failed: {told}")
     if error is not None:
         raise error
+    return sum(marks) == 0  # the largest mark is then the smallest one too
 
 
 @overload
-def together(action: Callable[[], T], device: torch.device) -> T: ...
+def together(action: Callable[[], T], device: torch.device | None = None) -> T: ...
 @overload
 def together(action: Callable[[], T], device: torch.device, on: int | None) -> T | None: ...
 
 
-def together(action: Callable[[], T], device: torch.device, on: int | None = None) -> T | None:
+def together(action: Callable[[], T], device: torch.device | None = None, on: int | None = None) -> T | None:
     """Run an action that may fail, and stop every rank if it failed on any. A collective call.
 
     Args:
         action: what to run.
+        device: over which the ranks tell one another; None: that of the default group.
         on: the only rank that runs it; None: every rank runs it.
 
     Returns:
@@ -94,6 +106,28 @@ def together(action: Callable[[], T], device: torch.device, on: int | None = Non
             error = caught
     agree(error, device)
     return result
+
+
+def together_alike(action: Callable[[], tuple[T, int]], device: torch.device) -> tuple[T, bool]:
+    """Run an action that may fail and that should give the same on every rank. A collective call.
+
+    Args:
+        action: gives a result and the number, of at most 62 bits, by which it is compared.
+
+    Returns:
+        The action's result, and whether its number is the same on all ranks.
+
+    Raises:
+        Exception: the action's own error, on a rank where it failed.
+        PeerError: on the other ranks, with the failed ranks and their messages.
+    """
+    error = None
+    try:
+        result, mark = action()
+    except Exception as caught:
+        error, mark = caught, 0
+    alike = agree(error, device, mark)
+    return result, alike
 
 
 def on_rank_0(action: Callable[[], T], device: torch.device) -> T:
@@ -160,7 +194,7 @@ def gather_json(mine: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     told = json.dumps(mine).encode()
     if world_size() == 1:
         return [json.loads(told)]
-    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    device = _device(group)
     size = torch.tensor([len(told)], device=device)
     sizes = [torch.empty_like(size) for _ in range(world_size())]
     dist.all_gather(sizes, size, group=group)
@@ -180,3 +214,8 @@ def broadcast(tensor: Tensor, source: int) -> None:
     """Overwrite a tensor with the one that rank `source` has. A collective call."""
     if world_size() > 1:
         dist.broadcast(tensor, source)
+
+
+def _device(group: dist.ProcessGroup | None = None) -> torch.device:
+    """Where a group takes its tensors from."""
+    return torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")

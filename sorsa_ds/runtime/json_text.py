@@ -26,6 +26,20 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
+def parse_exact(text: str) -> Any:
+    """The value of a JSON text in which every number stands as Python writes it, so that it can be written again.
+
+    Raises:
+        ValueError: `parse_json` refuses the text, or a number in it would be written otherwise, as `1.50` and `1e400`.
+    """
+    try:
+        value = _EXACT.decode(text)
+    except RecursionError:
+        raise ValueError(_too_deep()) from None
+    check_depth(value)
+    return value
+
+
 def strict_decoder(number: Callable[[str], Any] | None = None, nan: bool = False) -> json.JSONDecoder:
     """A decoder that raises ValueError where an object sets a key twice, and for Infinity, which is no JSON.
 
@@ -112,3 +126,13 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number in JSON")
+
+
+def _exact(written: str) -> int | float:
+    value = int(written) if written.removeprefix("-").isdigit() else float(written)
+    if repr(value) != written:
+        raise ValueError(f"the number {written[:80]} would be written as {value!r}; write it so, or as text in quotes")
+    return value
+
+
+_EXACT = strict_decoder(number=_exact)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from sorsa_ds.data.batches import eval_batches
 from sorsa_ds.data.token_store import Examples
-from sorsa_ds.data.tokenize import IGNORED
 from sorsa_ds.runtime import collectives
 from sorsa_ds.train.loss import mean_loss
 
@@ -32,11 +31,12 @@ def held_out_losses(
     Returns:
         (the loss over all learned tokens of all sources; that of each source, where there are several).
     """
-    losses, learned = {}, {}
+    losses: dict[str, float] = {}
     for name, examples in sources.items():
         batches = eval_batches(examples, collectives.rank(), collectives.world_size(), micro_batch_size, pad_token_id)
         losses[name] = mean_loss(model, checked(batches), device)
-        learned[name] = sum(int((example["labels"][1:] != IGNORED).sum()) for example in examples)
     if len(losses) == 1:
         return losses.popitem()[1], {}
+    # The first token of an example is never learned, so these are the very tokens that each mean is over.
+    learned = {name: examples.counts.learned_tokens for name, examples in sources.items()}
     return math.fsum(losses[name] * learned[name] for name in losses) / sum(learned.values()), losses

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.counts import Taken
+from sorsa_ds.data.examples import check_same
 from sorsa_ds.data.packing import Packing
 from sorsa_ds.data.run_data import load_data, load_held_out, open_stream, passes_of
 from sorsa_ds.data.stream_batches import StreamBatches
@@ -143,7 +144,8 @@ def _streamed(settings: RunSettings, asked: DataConfig, origin: Origin, tokenize
     """The data of a run that reads it while it trains. A collective call.
 
     Raises:
-        ValueError: the data cannot be read, or examples may become longer than the model takes; on every rank.
+        ValueError: the data cannot be read or is not the same on all nodes, or examples may become longer than the
+            model takes; on every rank.
     """
     train, loading, folder = settings.config.train, settings.config.loading, settings.model_folder
     check_length(folder, loading, asked.max_length)
@@ -159,6 +161,8 @@ def _streamed(settings: RunSettings, asked: DataConfig, origin: Origin, tokenize
         ),
         settings.device,
     )
+    check_same(stream.digest, "the streamed data")
+    check_same("".join(f"{name}: {one.digest}\n" for name, one in held_out.items()), "the held-out data")
     batches = StreamBatches(stream, **_shape(settings, tokenizer), steps=train.steps, device=settings.device)
     some = Examples.of(batches.first)
     return _Data(

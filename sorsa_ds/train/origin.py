@@ -305,7 +305,10 @@ class ResumedRun:
     def check_data(self, digest: str) -> None:
         """Compare with the digest that the checkpoint holds."""
         if digest != self.saved.manifest.data:
-            raise ValueError("--resume: the training examples are not those with which the run was started")
+            raise ValueError(
+                "--resume: the training examples are not those with which the run was started; a chat template that "
+                "asks for today's date makes others on another day"
+            )
 
     def check_snapshots(self, model: PreTrainedModel, config: RunConfig, device: torch.device) -> None:
         """Compare with the snapshots in the run's folder, which rank 0 reads."""

@@ -92,18 +92,24 @@ def hold_run(settings: RunSettings, origin: Origin) -> OpenedRun:
 def keep_chat_template(run: OpenedRun, inputs: Inputs, device: torch.device) -> None:
     """Put the chat template that the settings ask for where exports and evaluations look for it. A collective call.
 
+    Where they ask for none, one that an earlier beginning of the run has left there is removed.
+
     Raises:
         ValueError: the disk refuses; on every rank.
     """
-    template = inputs.chat_template
-    if template is not None:
-        file = run.folder / ADAPTER / CHAT_TEMPLATE
+    template, file = inputs.chat_template, run.folder / ADAPTER / CHAT_TEMPLATE
 
-        def keep() -> None:
+    def keep() -> None:
+        if template is not None:
             file.parent.mkdir(exist_ok=True)
             write_text(file, template)
+            return
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise ValueError(f"{file}: cannot be removed ({error.strerror})") from error
 
-        collectives.together(keep, device, on=0)
+    collectives.together(keep, device, on=0)
 
 
 def build_model(settings: RunSettings, origin: Origin) -> BuiltModel:

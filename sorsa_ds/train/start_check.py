@@ -83,7 +83,9 @@ def check_start(
 
 
 def check_packed(engine, batches: BatchPlan, device: torch.device, precision: str) -> None:
-    """Compare the loss of the first packed micro-batch with that of its examples without packing. A collective call.
+    """Compare the loss of a packed micro-batch with that of its examples without packing. A collective call.
+
+    Of the first step's micro-batches it is the one in which this rank has most examples, and so most seams.
 
     What a model's structure does not show is seen here: attention that reaches over the seams, or positions that the
     model does not take from its caller. Nothing happens without packing.
@@ -96,16 +98,19 @@ def check_packed(engine, batches: BatchPlan, device: torch.device, precision: st
     """
     if batches.packing is None:
         return
-    examples = [example for row in batches.packed(0)[0] for example in row]
+    first = batches.packed(0)
+    fullest = max(range(len(first)), key=lambda place: sum(map(len, first[place])))
+    examples = [example for row in first[fullest] for example in row]
     micro = batches.micro_batch_size
     rounds = math.ceil(max(collectives.gather_lists([len(examples)])) / micro)  # as many forward passes on every rank
     filled = [*examples, *[None] * (rounds * micro - len(examples))]
     alone = [collate(filled[at : at + micro], batches.pad_token_id) for at in range(0, len(filled), micro)]
-    packed, unpacked = mean_loss(engine, batches.micro_batches(0)[:1], device), mean_loss(engine, alone, device)
+    packed = mean_loss(engine, batches.micro_batches(0)[fullest : fullest + 1], device)
+    unpacked = mean_loss(engine, alone, device)
     relative, absolute = (1e-4, 0.0) if precision == "fp32" else (1e-2, 1e-2)
     if not math.isclose(packed, unpacked, rel_tol=relative, abs_tol=absolute):
         raise ValueError(
-            f"data.packing: the loss of the first packed micro-batch is {packed:.6f}, but its examples have "
+            f"data.packing: the loss of a packed micro-batch is {packed:.6f}, but its examples have "
             f"{unpacked:.6f} without packing: with {type(engine.module).__name__} and this attention kernel the "
             f"examples of a row do not stay apart; set data.packing=false, or loading.attn_implementation=eager"
         )

@@ -289,6 +289,16 @@ def test_files_of_a_mix_get_absolute_paths(tmp_path, monkeypatch):
     assert [one.path for one in config.data.mix] == [str(tmp_path / "a.jsonl"), "b/c"]
 
 
+@pytest.mark.parametrize("sources", [[], [SOURCES]])
+def test_a_chat_template_that_is_a_file_gets_an_absolute_path(tmp_path, monkeypatch, sources):
+    (tmp_path / "mine.jinja").touch()
+    monkeypatch.chdir(tmp_path)
+    config = load_settings(RunConfig, None, [*sources, ("data.chat_template", "mine.jinja")])
+    assert with_absolute_paths(config).data.chat_template == str(tmp_path / "mine.jinja")
+    named = load_settings(RunConfig, None, [*sources, ("data.chat_template", "qwen3")])
+    assert with_absolute_paths(named).data.chat_template == "qwen3"
+
+
 @pytest.mark.parametrize(
     ("mix", "more", "said"),
     [

@@ -1,9 +1,12 @@
 """Every chat template that TRL carries: conversations are learned exactly, or refused for the reason that is true."""
 
+import pickle
+import re
+
 import pytest
 
 from benchmarks.helpers.chat_templates import count_exact, fault_of
-from sorsa_ds.data.chat import KEPT, OPENED, describe_template, render_chat, render_prompt
+from sorsa_ds.data.chat import DATED, KEPT, OPENED, describe_template, render_chat, render_prompt
 from sorsa_ds.data.chat_templates import marked_template, trl_templates, use_template
 from sorsa_ds.data.formats import Rendered
 from sorsa_ds.data.tokenize import IGNORED, encode
@@ -150,3 +153,27 @@ def test_evaluation_sees_the_tokens_that_training_made_of_a_template():
     assert example["input_ids"][: len(asked)].tolist() == asked
     assert (example["labels"][: len(asked)] == IGNORED).all()
     assert example["labels"][len(asked)] != IGNORED
+
+
+def test_errors_of_a_template_that_was_asked_for_name_the_request(tmp_path):
+    file = tmp_path / "my.jinja"
+    file.write_text("{{ 1 / 0 }}")
+    tokenizer = chat_tokenizer()
+    use_template(tokenizer, str(file))
+    for one in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+        with pytest.raises(ValueError, match=rf"^data\.chat_template \({re.escape(str(file))}\) fails, in its line 1"):
+            render_chat({"messages": [user("Hi"), assistant("Hello")]}, one)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path):
+    (tmp_path / "my.jinja").write_text(CHATML, encoding="utf-8-sig")
+    tokenizer = chat_tokenizer(None)
+    use_template(tokenizer, str(tmp_path / "my.jinja"))
+    assert tokenizer.chat_template == CHATML
+
+
+def test_a_template_that_asks_for_the_date_is_said():
+    row = {"messages": [user("Hi"), assistant("Hello")]}
+    dated = "{{ strftime_now('%d %b %Y') }}" + CHATML
+    assert render_chat(row, chat_tokenizer(dated)).remarks == (DATED,)
+    assert render_chat(row, chat_tokenizer()).remarks == ()

@@ -1,14 +1,17 @@
 """From stored conversations to messages: every shape is taken as it is written, left out with a reason, or refused."""
 
 import json
+import time
 
 import pytest
 from datasets import Dataset
 
-from sorsa_ds.data.chat import ENDLESS, render_chat
+from sorsa_ds.data.chat import ENDLESS, NAMELESS, render_chat
 from sorsa_ds.data.conversations import EMPTY_TURN, UNANSWERED, conversation_of
 from sorsa_ds.data.formats import Rendered
 from sorsa_ds.data.tokenize import IGNORED, encode
+from sorsa_ds.data.tools import NULLS, ROUNDED
+from sorsa_ds.data.turns import missing_parts
 from tests.helpers.chat_families import CALL, TOOLS, assistant, user
 from tests.helpers.chat_tokenizer import CHATML, chat_tokenizer
 
@@ -227,3 +230,117 @@ def test_exactly_the_tokens_of_the_turns_are_learned():
     row = {"messages": [HI[0], {**HI[1], "train": False}, *FOUR[2:]]}
     example = encode(Rendered(**render_chat(row, tokenizer)._asdict()), tokenizer, 1000)
     assert tokenizer.decode(example["input_ids"][example["labels"] != IGNORED]) == "five<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ('{"a": 12345678901234567890.123}', r"12345678901234567890\.123 would be written as 1\.2345678901234567e"),
+        ('{"a": 1e400}', "number 1e400 would be written as inf"),
+        ('{"a": [1.50]}', r"number 1\.50 would be written as 1\.5; write it so"),
+        ('{"a": -0}', "number -0 would be written as 0"),
+        ('{"a": 0.1, "a": 0.2}', '"a" is set twice'),
+        ('{"a": NaN}', "NaN is not a number in JSON"),
+        ("[" * 200000, "more than 64 lists and objects are inside one another"),
+    ],
+)
+def test_json_text_that_would_be_changed_is_refused_with_the_reason(arguments, said):
+    called = assistant(None, tool_calls=[{"name": "add", "arguments": arguments}])
+    with pytest.raises(ValueError, match=rf"message 2 calls add with .*{said}"):
+        conversation_of({"messages": [user("Hi"), called]})
+    with pytest.raises(ValueError, match=f"column 'tools' holds .*{said}"):
+        conversation_of({"messages": HI, "tools": arguments})
+    text = arguments if arguments.startswith("[") else f"[{arguments}]"
+    with pytest.raises(ValueError, match=f"column 'messages' holds .*{said}"):
+        conversation_of({"messages": text})
+
+
+def test_numbers_and_nulls_of_json_text_stay():
+    arguments = {"a": 0.1, "b": None, "c": 10**30, "d": -2}
+    called = assistant(None, tool_calls=[{"name": "add", "arguments": json.dumps(arguments)}])
+    found = conversation_of({"messages": [user("Hi"), called], "tools": "null"})
+    assert found.messages[1]["tool_calls"][0]["function"]["arguments"] == arguments
+    assert (found.tools, found.remarks) == (None, ())
+
+
+def test_nulls_that_are_left_out_are_said():
+    called = assistant(None, tool_calls=[{"function": {"name": "add", "arguments": {"a": [{"b": None}]}}}])
+    assert conversation_of({"messages": [user("Hi"), called]}).remarks == (NULLS,)
+    tools = [{"name": "add", "description": None, "parameters": {"a": {"default": None}}}]
+    assert conversation_of({"messages": HI, "tools": tools}).remarks == (NULLS,)
+    assert conversation_of({"messages": HI, "tools": [{**tools[0], "parameters": {}}]}).remarks == ()
+
+
+def test_numbers_that_may_have_been_rounded_are_said():
+    for number, remarks in ((12345678901234567890.123, (ROUNDED,)), (-0.1234567890123456, (ROUNDED,)), (0.1, ())):
+        called = assistant(None, tool_calls=[{"function": {"name": "add", "arguments": {"a": [number, 10**30]}}}])
+        assert conversation_of({"messages": [user("Hi"), called]}).remarks == remarks
+
+
+def test_calls_under_two_names_are_refused():
+    called = assistant(None, tool_calls=[CALL], function_call={"name": "sub", "arguments": "{}"})
+    with pytest.raises(ValueError, match="message 2 has both tool_calls and function_call"):
+        conversation_of({"messages": [user("Hi"), called]})
+
+
+def test_a_part_is_not_shown_by_another_that_says_the_same():
+    weather = {"name": "get_weather", "arguments": {"city": "Rome"}}
+    called = assistant("I will call get_weather for the city Rome.", tool_calls=[weather])
+    with pytest.raises(ValueError, match="leaves out the tool call of message 2"):
+        learned({"messages": [user("Weather?"), called]})
+    with pytest.raises(ValueError, match="leaves out the tool call of message 2"):
+        learned({"messages": [user("get_weather city Rome"), {**called, "train": False}, *HI]})
+    with pytest.raises(ValueError, match="leaves out the reasoning of message 2"):
+        learned({"messages": [user("2+2?"), assistant("2+2 is 4", reasoning_content="2+2 is 4")]})
+    system = {"role": "system", "content": "Translate to French"}
+    with pytest.raises(ValueError, match=r"leaves out the content of message 1 \(system\)"):
+        learned({"messages": [system, user("Translate to French: dog"), HI[1]]}, template=UNRULED)
+    assert learned({"messages": [user("Hi"), assistant("Hi"), user("Hi"), assistant("Hi\n\nHi")]}) == ["Hi", "Hi\n\nHi"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([{**HI[0], "tool_calls": [CALL]}, HI[1]], r"message 1 \(user\) has calls of tools"),
+        ([{**HI[0], "reasoning": "Hm"}, HI[1]], r"message 1 \(user\) has reasoning"),
+        (
+            [HI[0], {**HI[1], "reasoning_content": "deep", "thinking": "other"}],
+            "two different texts .*'deep' and 'other'",
+        ),
+        ([HI[0], assistant(None, refusal="I cannot do that")], "message 2 has a refusal"),
+        ([{"from": "human", "value": "Hi", "content": "Ho"}, HI[1]], "both a value and a content"),
+    ],
+)
+def test_what_stands_in_another_field_is_not_lost(messages, said):
+    with pytest.raises(ValueError, match=said):
+        conversation_of({"messages": messages})
+
+
+def test_content_and_reasoning_may_have_two_names_or_the_other_one():
+    assert list(conversation_of({"messages": [{"from": "human", "content": "Hi"}, HI[1]]}).messages) == HI
+    twice = {**HI[1], "reasoning_content": "Why.", "thinking": "Why.", "reasoning": ""}
+    assert conversation_of({"messages": [HI[0], twice]}).messages[1]["reasoning_content"] == "Why."
+
+
+def test_a_name_that_the_template_does_not_show_is_said():
+    messages = [{**HI[0], "name": "alice"}, HI[1]]
+    assert render_chat({"messages": messages}, chat_tokenizer()).remarks == (NAMELESS,)
+    naming = CHATML.replace("{{ m.role }}", "{{ m.role }}{{ ' ' ~ m.name if m.name }}")
+    assert render_chat({"messages": messages}, chat_tokenizer(naming)).remarks == ()
+
+
+@pytest.mark.parametrize("role", ["Assistant", "model", "bot"])
+def test_an_unknown_role_that_answers_is_named(role):
+    with pytest.raises(ValueError, match=f"message 2 has the role '{role}', which no template knows"):
+        learned({"messages": [HI[0], {"role": role, "content": "Hello"}]})
+    knowing = CHATML + "{{ '' if '" + role + "' }}"
+    with pytest.raises(ValueError, match=f"message 2 has the role '{role}', and none is the assistant's"):
+        learned({"messages": [HI[0], {"role": role, "content": "Hello"}]}, template=knowing)
+
+
+def test_a_long_text_of_many_lines_is_found_quickly():
+    text = "\n".join(f"line {number} of a long text" for number in range(50_000))
+    began = time.monotonic()
+    assert missing_parts([user(text), user("line 7 of a long text")], f"<u>{text}</u>") == [set(), {"content"}]
+    assert missing_parts([user("a\n\n b"), user("c\nd")], "a\nb\nc") == [set(), {"content"}]
+    assert time.monotonic() - began < 5

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sorsa_ds.data.formats import prompt_for
+from sorsa_ds.data.formats import TOLD, prompt_for
 from sorsa_ds.data.layout import resolve_format
 from tests.helpers import small_data
 from tests.helpers.chat_tokenizer import CHATML, chat_tokenizer
@@ -101,6 +101,13 @@ def test_auto_goes_by_the_columns(columns, name):
     assert resolve_format("auto", columns).format == name
 
 
+def test_columns_beside_a_conversation_are_read_refused_or_told():
+    found = resolve_format("chat", ["messages", "tools", "system_prompt", "conversations", "id", "images"])
+    assert (found.refused, found.ignored) == (("system_prompt", "conversations"), ("id",))
+    named = resolve_format("chat", ["messages", "conversations", "id"], {"messages": "conversations"})
+    assert (named.refused, named.ignored) == ((), ("messages", "id"))
+
+
 def test_unknown_columns_are_listed_with_the_formats():
     with pytest.raises(ValueError, match=r"'foo', 'bar' fit no known format .*metamath: query, response.*text: text"):
         resolve_format("auto", ["foo", "bar"])
@@ -175,3 +182,41 @@ def test_a_conversation_without_assistant_teaches_nothing():
 def test_chat_errors(template, messages, said):
     with pytest.raises(ValueError, match=said):
         render({"messages": messages}, "chat", chat_tokenizer(template))
+
+
+@pytest.mark.parametrize(
+    "stored", [json.dumps, lambda messages: messages, lambda messages: json.dumps(messages, indent=1)]
+)
+def test_prompt_and_completion_may_hold_messages_as_lists_or_as_json_text(stored):
+    rendered = render({"prompt": stored(TURNS[:4]), "completion": stored(TURNS[4:])}, "completion", chat_tokenizer())
+    assert learned(rendered) == ["4<|im_end|>"]
+    assert [remark.partition(" by ")[0] for remark in rendered.remarks] == [TOLD.format("").strip()]
+    mixed = render({"prompt": stored(TURNS[:4]), "completion": "[4]"}, "completion", chat_tokenizer())
+    assert learned(mixed) == ["[4]<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "[]", "[INST] x", '[{"role": "manager", "name": "Bob"}]', '[{"role": "user"}]']
+)
+def test_other_json_text_is_text(text):
+    rendered = render({"prompt": "Q: ", "completion": text}, "completion", chat_tokenizer())
+    assert learned(rendered) == [text]
+
+
+def test_messages_as_json_text_that_would_be_changed_are_refused():
+    text = '[{"role": "user", "content": "Hi", "content": "Ho"}]'
+    with pytest.raises(ValueError, match="column 'prompt' holds .*is set twice"):
+        render({"prompt": text, "completion": "Hello"}, "completion", chat_tokenizer())
+
+
+def test_history_and_stored_tokens_may_be_json_text():
+    row = {"instruction": "2+2?", "output": "4"}
+    for history in ([["Hi", "Hello"]], []):
+        listed, text = ({**row, "history": stored} for stored in (history, json.dumps(history)))
+        assert render(text, "alpaca", chat_tokenizer()) == render(listed, "alpaca", chat_tokenizer())
+    with pytest.raises(ValueError, match="column 'history' holds .* where pairs"):
+        render({**row, "history": "[["}, "alpaca", chat_tokenizer())
+    assert render({"input_ids": "[5, 6]", "labels": "[-100, 6]"}, "tokens", chat_tokenizer()).tokens == (
+        [5, 6],
+        [-100, 6],
+    )

@@ -1,6 +1,7 @@
 """Several sources as one: whose turn it is, and which example it gives."""
 
 import json
+import sys
 from collections import Counter
 from itertools import islice
 
@@ -49,6 +50,33 @@ def test_an_epoch_is_what_interleave_datasets_gives_of_the_shuffled_sources(unti
     assert found == passes["index"][: len(found)]
 
 
+@pytest.mark.parametrize("until", ["first_exhausted", "all_exhausted"])
+@pytest.mark.parametrize(("sizes", "weights"), [([100, 1], [1, 40]), ([1], [2]), ([500, 500, 1500], [1, 1, 3])])
+def test_an_epoch_ends_where_interleave_datasets_ends_it(until, sizes, weights):
+    sources = [Dataset.from_dict({"source": [s] * size}) for s, size in enumerate(sizes)]
+    chances = [weight / sum(weights) for weight in weights]
+    mixed = datasets.interleave_datasets(sources, probabilities=chances, seed=3, stopping_strategy=until)
+    mix = WeightedPasses(sizes, weights, seed=3, until=until)
+    ends = np.cumsum(sizes)
+    assert [int(np.searchsorted(ends, mix.index(place), "right")) for place in range(len(mix))] == mixed[:]["source"]
+
+
+def test_a_mix_of_many_examples_is_drawn_without_a_call_for_each_of_its_places():
+    """A lazy column of `datasets`, read place by place, took hours for the mixes that people have."""
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        mix = WeightedPasses([60_000, 40_000], [3, 2], seed=0, until="all_exhausted")
+    finally:
+        sys.setprofile(None)
+    assert len(mix) > 100_000 > 10 * calls
+
+
 def test_later_epochs_go_on_with_each_source_where_the_last_one_left_it():
     mix = WeightedPasses(SIZES, WEIGHTS, seed=3, until="first_exhausted")
     found = [mix.index(position) for position in range(20 * len(mix))]
@@ -89,6 +117,7 @@ def test_joined_examples_are_those_of_the_parts():
             whole[index]
     assert joined(parts[:1]) is parts[0]
     assert len(joined([])) == 0
+    assert [example["labels"].tolist() for example in joined([whole, parts[1]])][-2:] == [[7] * 7, [9] * 9]
 
 
 @pytest.fixture
@@ -152,3 +181,69 @@ def test_sources_of_one_name_are_told_apart(files):
     assert list(sources) == ["stories.jsonl (1)", "stories.jsonl (2)", "a/b:c"]
     assert [one.train_split for one in sources.values()] == ["train[:4]", "train[4:]", "train[4:]"]
     assert {one.max_length for one in sources.values()} == {9}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "fits"),
+    [
+        ({"eval_path": "FILE", "path": "OTHER", "eval_size": 2}, {"eval_size": 0}, False),
+        ({"eval_size": 2}, {"eval_size": 0}, False),
+        ({"eval_size": 0}, {"eval_size": 2}, False),
+        ({"eval_size": 2}, {"eval_size": 2}, True),
+        ({"train_split": "train[:6]", "eval_size": 2}, {"train_split": "train[5:]", "eval_size": 0}, False),
+        ({"train_split": "train[:6]", "eval_size": 2}, {"train_split": "train[6:]", "eval_size": 0}, True),
+        ({"eval_size": 2, "path": "FOLDER"}, {"eval_size": 0}, False),
+    ],
+)
+def test_what_one_source_holds_out_is_learned_by_no_other(files, first, second, fits):
+    stories, questions = files
+    names = {"FILE": str(stories), "OTHER": str(questions), "FOLDER": str(stories.parent)}
+    sources = [
+        MixedSource(**{"path": str(stories), **{key: names.get(value, value) for key, value in one.items()}})
+        for one in (first, second)
+    ]
+    if first.get("path") == "FOLDER":
+        questions.unlink()
+    data = DataConfig(mix=sources)
+    if fits:
+        assert len(load_data(data, chat_tokenizer(), seed=0).held_out) > 0
+        return
+    with pytest.raises(ValueError, match=r"^data\.mix: .* holds out rows of .*stories\.jsonl that .* learns"):
+        load_data(data, chat_tokenizer(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (dict(mix_until="first_exhausted"), "data.mix_until=first_exhausted: .* give every source of data.mix"),
+        (dict(mix_until="first_exhausted", mix=[MixedSource(path="a")]), "data.mix_until=first_exhausted: "),
+        (dict(shuffle_buffer=5), "data.shuffle_buffer=5: only a stream .*data.streaming: true"),
+        (dict(learn="last", format="gsm8k"), r"data.learn: only conversations have that.*\(gsm8k\)"),
+        (dict(chat_template="qwen3", prompt="{{ a }}"), r"data.chat_template: .*\(auto, with data.prompt\)"),
+        (dict(learn="last", chat_template="qwen3", format="text"), "data.learn, data.chat_template: "),
+        (dict(learn="last", mix=[MixedSource(path="a", format="text"), MixedSource(path="b", format="gsm8k")]),
+         r"data.learn: .*\(text, gsm8k\)"),
+    ],
+)  # fmt: skip
+def test_settings_that_would_be_ignored_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said.replace("data.", r"data\.")):
+        DataConfig(**settings)
+
+
+@pytest.mark.parametrize("settings", [dict(learn="last"), dict(chat_template="qwen3")])
+def test_settings_of_conversations_are_refused_where_the_columns_show_none(files, settings):
+    for data in (DataConfig(path=str(files[1]), eval_size=0, **settings), mix_of(files, **settings)):
+        with pytest.raises(ValueError, match=r"only conversations have that, and the data are none \(.*gsm8k\)"):
+            load_data(data, chat_tokenizer(), seed=0)
+
+
+@pytest.mark.parametrize("format_", [None, "gsm8k"])
+def test_one_source_of_conversations_is_enough(files, tmp_path, format_):
+    chats = tmp_path / "chats.jsonl"
+    turns = [{"role": role, "content": role} for role in ("user", "assistant") * 2]
+    chats.write_text(json.dumps({"messages": turns}) + "\n")
+    sources = [MixedSource(path=str(chats), weight=1), MixedSource(path=str(files[1]), weight=1, format=format_)]
+    data = DataConfig(mix=sources, eval_size=0, learn="last", mix_until="first_exhausted")
+    found = load_data(data, chat_tokenizer(), seed=0)
+    assert (found.train["chats.jsonl"][0]["labels"] != -100).sum() < 10
+    assert len(found.train["questions.jsonl"]) == 6

@@ -15,9 +15,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from sorsa_ds.config.schema import DataConfig
-from sorsa_ds.data import source
+from sorsa_ds.data import hub_rows, source
 from sorsa_ds.data.layout import resolve_format
-from sorsa_ds.data.source import load_rows
+from sorsa_ds.data.source import load_rows, place_of_row
 from sorsa_ds.runtime import hub
 from tests.helpers import small_data
 from tests.helpers.rendering import render
@@ -291,17 +291,28 @@ def test_a_hub_name_goes_to_the_hub(monkeypatch):
         asked.append(arguments)
         return DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:2]))
 
-    monkeypatch.setattr(source, "load_dataset", answer)
+    monkeypatch.setattr(hub_rows, "load_dataset", answer)
     monkeypatch.setattr(hub, "can_be_read", lambda *_: True)
     assert load("openai/gsm8k", name="main", eval_split="test", eval_size=5) == (ROWS, ROWS[:2])
     assert asked == [("openai/gsm8k", "main")]
+
+
+def test_a_row_of_the_hub_is_found_in_its_split(monkeypatch):
+    rows = DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS))
+    monkeypatch.setattr(hub_rows, "load_dataset", lambda *_: rows)
+    monkeypatch.setattr(hub, "can_be_read", lambda *_: True)
+    config = DataConfig(path="openai/gsm8k", train_split="train[4:]", eval_split="test[2:]", eval_size=3)
+    assert (place_of_row(config, 1), place_of_row(config, 1, held_out=True)) == (
+        "split train, row 6",
+        "split test, row 4",
+    )
 
 
 def test_a_hub_that_fails_is_an_error_that_says_why(monkeypatch):
     def fail(*_):
         raise ConnectionError("Couldn't reach the Hub")
 
-    monkeypatch.setattr(source, "load_dataset", fail)
+    monkeypatch.setattr(hub_rows, "load_dataset", fail)
     monkeypatch.setattr(hub, "can_be_read", lambda *_: True)
     said = error("nobody/nothing", name="main")
     assert said.startswith("data.path: there is no file or folder 'nobody/nothing' here, and reading it from the hub")
@@ -315,7 +326,7 @@ def test_a_hub_that_cannot_be_reached_is_not_waited_for(monkeypatch):
         offline.append(datasets.config.HF_HUB_OFFLINE)
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(source, "load_dataset", fail)
+    monkeypatch.setattr(hub_rows, "load_dataset", fail)
     monkeypatch.setattr(hub, "can_be_read", lambda *_: False)
     assert "cannot be reached, and Hugging Face's cache has no copy" in error("nobody/nothing")
     assert (offline, datasets.config.HF_HUB_OFFLINE) == ([True], False)

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from sorsa_ds.config.schema import DataConfig
-from sorsa_ds.data import row_table, stored_rows
+from sorsa_ds.data import data_files, row_table, stored_rows
 from sorsa_ds.data.json_rows import json_rows
 from sorsa_ds.data.source import load_rows, place_of_row
 from sorsa_ds.data.stored_rows import Part, read_files
@@ -92,7 +92,34 @@ def test_a_row_is_found_in_its_file(tmp_path):
             for number, row in enumerate(rows):
                 file, _, place = row["a"].partition(".")
                 assert place_of_row(config, number, bool(held_out)) == f"{folder / file}.jsonl, row {place}"
-    assert place_of_row(DataConfig(path=str(folder / "1.jsonl")), 0) == ""
+
+
+def test_a_row_of_one_file_is_found_in_it_where_its_own_number_is_another(tmp_path):
+    file = write(tmp_path, "a.jsonl", [{"a": str(number)} for number in range(30)])
+    held_out = DataConfig(path=str(file), eval_size=10)
+    assert place_of_row(held_out, 5, held_out=True) == f"{file}, row 26"
+    assert place_of_row(held_out, 5) == ""
+    assert place_of_row(DataConfig(path=str(file), train_split="train[20:]", eval_size=0), 5) == f"{file}, row 26"
+
+
+def test_rows_stored_under_one_path_are_told_by_the_path_that_is_asked_for(tmp_path, capsys):
+    write(tmp_path / "data", "a.jsonl", [{"a": "x"}])
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for name in ("data", "link"):
+        load_rows(DataConfig(path=str(tmp_path / name), eval_size=0), 0)
+        assert f"1 files in {tmp_path / name}: a.jsonl (1)" in capsys.readouterr().out
+
+
+def test_a_json_file_is_parsed_once_to_tell_whether_it_describes_the_data(tmp_path, monkeypatch):
+    parsed = []
+    whole = data_files.is_one_object
+    monkeypatch.setattr(data_files, "is_one_object", lambda file: parsed.append(file.name) or whole(file))
+    write(tmp_path / "data", "rows.json", [{"a": "x"}])
+    (tmp_path / "data" / "notes.json").write_text('{\n"a": 1\n}')
+    (tmp_path / "data" / ".hidden.json").write_text('{\n"a": 1\n}')
+    data_files.check_data(str(tmp_path / "data"), "data.path")
+    load_rows(DataConfig(path=str(tmp_path / "data"), eval_size=0), 0)
+    assert sorted(parsed) == ["notes.json", "rows.json"]
 
 
 @pytest.mark.parametrize("where", ["../secret", "/etc/secret", "..", ""])
@@ -113,7 +140,7 @@ def test_a_folder_says_what_was_read(tmp_path, capsys):
     load_rows(DataConfig(path=str(folder), eval_size=0), 0)
     assert capsys.readouterr().out.splitlines() == [
         f"data.path: train is 8 rows of 2 files in {folder}: more.jsonl (5), train.jsonl (3)",
-        "data.path: left out, since they hold no rows: notes.json",
+        "data.path: left out: notes.json (one object over several lines)",
     ]
 
 

@@ -10,9 +10,13 @@ import torch
 from sorsa_ds.config.schema import DataConfig, MixedSource
 from sorsa_ds.data.mix import draws
 from sorsa_ds.data.run_data import load_held_out, open_stream
+from sorsa_ds.data.source import load_rows
 from sorsa_ds.data.stream_batches import StreamBatches
-from sorsa_ds.data.stream_rows import open_rows
+from sorsa_ds.data.stream_encoding import BlockEncoder
+from sorsa_ds.data.stream_rows import PLACE, open_rows
+from sorsa_ds.runtime import collectives
 from tests.helpers.chat_tokenizer import chat_tokenizer
+from tests.helpers.worlds import run_ranks
 
 BUFFER, SEED, STEPS = 8, 5, 20
 KINDS = ["jsonl", "json", "csv", "parquet", "folder", "saved"]
@@ -170,8 +174,42 @@ def test_a_broken_row_is_named_when_it_is_reached_on_the_step_that_needs_it(tmp_
 def test_a_row_that_cannot_be_rendered_is_named_by_its_number(tmp_path):
     rows = [*rows_of("a", 12), {"text": ["no text"]}]
     data = DataConfig(path=str(write(tmp_path, "one.jsonl", rows)), streaming=True, shuffle_buffer=8, eval_size=0)
-    with pytest.raises(ValueError, match=r"training data \(.*one\.jsonl\), row 13: column 'text' holds \['no text'\]"):
+    said = r"training data \(.*one\.jsonl\), row 13 \(.*one\.jsonl, row 13\): column 'text' holds \['no text'\]"
+    with pytest.raises(ValueError, match=said):
         stream_of(data).take(12)
+
+
+def test_a_row_of_a_folder_is_named_by_its_file_and_its_row_in_it(data, tmp_path):
+    write(tmp_path / "two", "2.jsonl", [*rows_of("b", 9)[6:], {"text": False}])
+    with pytest.raises(ValueError, match=r"training data \(.*two\), row 10 \(.*two/2\.jsonl, row 4\): column 'text'"):
+        stream_of(data).take(100)
+
+
+def test_rows_of_a_split_that_is_in_no_file_here_are_named_by_it(tmp_path):
+    encode = BlockEncoder(DataConfig(), chat_tokenizer(), "training", "a/b", "test")
+    with pytest.raises(ValueError, match=r"^training data \(a/b\), row 9 \(split test, row 9\): column 'text'"):
+        encode([{"text": "x"}, {"text": False}], 8)
+
+
+def test_parquet_files_whose_types_differ_are_streamed_as_they_are_stored(tmp_path, capsys):
+    from datasets import Dataset
+
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for name, rows in (
+        ("1", [{"text": 1, "other": "x"}]),
+        ("2", [{"text": "b", "other": 2.5, "new": None}, {"text": "c", "new": "y"}]),
+    ):
+        Dataset.from_list(rows).to_parquet(folder / f"{name}.parquet")
+    streamed = [
+        {name: cell for name, cell in row.items() if name != PLACE}
+        for row in open_rows(str(folder), None, None, "data.path")
+    ]
+    stored, _ = load_rows(DataConfig(path=str(folder), eval_size=0), 0)
+    assert (
+        streamed == list(stored) == [{"text": text, "new": new} for text, new in (("1", None), ("b", None), ("c", "y"))]
+    )
+    assert capsys.readouterr().out.count("Columns whose types differ from file to file are left out: other") == 2
 
 
 def test_each_block_is_checked_against_the_model(data):
@@ -230,8 +268,16 @@ def test_held_out_rows_are_the_first_of_what_is_named(data, tmp_path):
     assert texts(found["one.jsonl"]) == ["h0", "h1", "h2", "h4"]
     assert (found["one.jsonl"].counts.rows, found["one.jsonl"].counts.source) == (5, str(held_out))
     same = DataConfig(path=one.path, eval_split="train", streaming=True)
-    with pytest.raises(ValueError, match=r"data\.eval_split: train is learned"):
-        load_held_out(same, chat_tokenizer(), seed=0)
+    (tmp_path / "link.jsonl").symlink_to(one.path)
+    for config in (same, DataConfig(path=one.path, eval_path=str(tmp_path / "link.jsonl"), streaming=True)):
+        with pytest.raises(ValueError, match=r"data\.eval_split: train is learned"):
+            load_held_out(config, chat_tokenizer(), seed=0)
+    mixed = [
+        MixedSource(path=two.path, weight=1, eval_path=one.path, eval_size=1),
+        MixedSource(path=one.path, weight=1),
+    ]
+    with pytest.raises(ValueError, match=r"data\.mix: two holds out rows of .*one\.jsonl that one\.jsonl learns"):
+        load_held_out(DataConfig(mix=mixed, eval_size=0, streaming=True), chat_tokenizer(), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +296,13 @@ def test_settings_that_a_stream_cannot_fulfil_are_refused(settings, said):
         DataConfig(streaming=True, **settings)
 
 
+def test_settings_of_conversations_are_refused_when_no_source_of_a_stream_holds_any(data):
+    mix = [*data.mix, MixedSource(path=data.mix[0].path, format="text", weight=1)]
+    data = DataConfig(mix=mix, streaming=True, eval_size=0, learn="last")
+    with pytest.raises(ValueError, match=r"data\.learn: only conversations have that.*\(text, text, text\)"):
+        list(islice(batches_of(data), 60))
+
+
 @pytest.mark.parametrize(
     ("split", "said"),
     [("test", "there is no split test in .*; say which to take: train"), (None, "^$")],
@@ -261,3 +314,37 @@ def test_a_split_that_is_not_there_is_named(tmp_path, split, said):
         return
     with pytest.raises(ValueError, match=said):
         open_rows(str(file), None, split, "data.path")
+
+
+def _of_one_rank(files: list[str]) -> list[str]:
+    """What a rank says at each of its steps, where each rank has a file of its own."""
+    rank, said = collectives.rank(), []
+    data = DataConfig(path=files[rank], streaming=True, shuffle_buffer=4, eval_size=0)
+    batches = batches_of(data, None, rank, world=2, micro=1, accumulation=2)
+    for step in range(3):
+        try:
+            said.append(str(len(batches.micro_batches(step))))
+        except Exception as error:
+            return [*said, f"{type(error).__name__}: {error}"]
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("other", "steps"), [("same", 3), ("other", 1), ("broken", 0)])
+def test_ranks_that_read_different_rows_are_all_stopped_at_the_step_that_differs(tmp_path, other, steps):
+    rows = rows_of("a", 14)
+    changed = {"same": rows[6], "other": {"text": "another"}, "broken": {"text": False}}[other]
+    files = [
+        str(write(tmp_path, f"{number}.jsonl", [*rows[:6], row, *rows[7:]]))
+        for number, row in enumerate([rows[6], changed])
+    ]
+    told = run_ranks(2, _of_one_rank, files, timeout=60)
+    assert [one[:steps] for one in told] == [["2"] * steps] * 2
+    if other == "other":
+        assert all(
+            "ValueError: what a step takes of the streamed data is not the same on all" in one[-1] for one in told
+        )
+    if other == "broken":
+        assert told[0][-1].startswith(
+            "PeerError: stopped because another rank failed: rank 1: ValueError: training data"
+        )

@@ -1,7 +1,9 @@
 """Tokens are made once: what a later start reads, what makes them anew, and what a kill leaves."""
 
+import importlib
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -141,10 +143,31 @@ def test_what_only_says_where_rows_lie_makes_nothing_anew(data, cache, tmp_path)
     assert kept(cache) == before
 
 
-def test_the_code_that_decides_tokens_is_all_of_the_room():
-    assert len(token_cache._digest_of_code()) == 32
-    room = Path(token_cache.__file__).parent
-    assert {file.name for file in room.glob("*.py")} >= {"tokenize.py", "formats.py", "chat.py"}
+def test_a_change_in_any_module_of_the_room_is_another_code(tmp_path):
+    room = shutil.copytree(Path(token_cache.__file__).parent, tmp_path / "data")
+    before = token_cache._digest_of_code()
+    assert token_cache._digest_of_code(room) == before
+    for file in room.glob("*.py"):
+        content = file.read_bytes()
+        file.write_bytes(content + b"\n")
+        assert token_cache._digest_of_code(room) != before
+        file.write_bytes(content)
+    (room / "chat.py").rename(room / "talk.py")
+    assert token_cache._digest_of_code(room) != before
+
+
+def test_the_code_that_a_tokenizer_brings_decides_its_tokens_too(tmp_path, monkeypatch):
+    code = (
+        "from transformers import PreTrainedTokenizerFast\n\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    (tmp_path / "own_tokenizer.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("own_tokenizer").OwnTokenizer(tokenizer_object=chat_tokenizer()._tokenizer)
+    found = {token_cache.digest_of_tokenizer(own)}
+    for changed in ("own_tokenizer.py", "beside.py"):
+        (tmp_path / changed).write_text(f"{code}# changed\n")
+        found.add(token_cache.digest_of_tokenizer(own))
+    assert len(found) == 3
 
 
 def test_a_killed_process_leaves_no_half_cache(data, cache, monkeypatch):
@@ -187,6 +210,27 @@ def test_a_cache_that_was_cut_off_is_named(data, cache):
         os.truncate(tokens, 40)
     with pytest.raises(ValueError, match=r"tokens\.bin: is cut off; remove its folder"):
         train[20]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokens.bin", None), ("lengths.npy", None), ("lengths.npy", b""), ("facts.json", b"{}"), ("facts.json", b"[]"),
+        ("facts.json", b"{"),
+    ],
+)  # fmt: skip
+def test_a_cache_that_was_changed_is_named_with_the_way_to_make_it_again(data, cache, file, content):
+    load(data)
+    for stored in cache.glob(f"*/{file}"):
+        changed = bytearray(stored.read_bytes())
+        changed[-1] ^= 1
+        stored.write_bytes(bytes(changed) if content is None else content)
+    with pytest.raises(
+        ValueError, match=r"cache/tokens/.* are damaged \(.*; remove this folder, and they will be made"
+    ):
+        load(data)
+    shutil.rmtree(cache)
+    assert len(load(data)[0]) == 36
 
 
 def told_by_a_rank(data: DataConfig, log: Path) -> tuple[str, int, int]:

@@ -1,6 +1,7 @@
 """Which tokens are learned: by their place in the text, with real tokenizers."""
 
 import json
+from collections import Counter
 
 import pytest
 from datasets import Dataset
@@ -8,6 +9,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizer
 
 from sorsa_ds.config.schema import DataConfig
+from sorsa_ds.data import chat, chat_templates
+from sorsa_ds.data import tokenize as module
 from sorsa_ds.data.formats import Rendered, prompt_for
 from sorsa_ds.data.tokenize import (
     IGNORED,
@@ -20,6 +23,7 @@ from sorsa_ds.data.tokenize import (
     show_example,
 )
 from tests.helpers import small_data
+from tests.helpers.chat_families import assistant, user
 from tests.helpers.chat_tokenizer import CHATML, chat_tokenizer
 from tests.helpers.llama_tokenizer import llama_tokenizer
 from tests.helpers.rendering import layout, render
@@ -239,6 +243,55 @@ def test_tokenizers_that_cannot_do_it_are_refused():
 
     with pytest.raises(ValueError, match=r"SlowTokenizer does not say where its tokens lie .*tokenizer\.json"):
         encode(Rendered("a b", ((0, 3),), closed=True), SlowTokenizer(), 10)
+
+
+def test_rows_that_are_stored_as_tokens_need_no_fast_tokenizer():
+    class SlowTokenizer(PreTrainedTokenizer):
+        """Knows ten tokens, and makes none of a text."""
+
+        vocab_size = 10
+
+        def get_vocab(self) -> dict[str, int]:
+            return {str(number): number for number in range(10)}
+
+        def _tokenize(self, text, **kwargs):
+            raise AssertionError("it is given a text")
+
+    rows = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}] * 2)
+    encoder = Encoder.of(DataConfig(), rows.column_names, SlowTokenizer(), "rows")
+    found = encode_rows(rows, 0, encoder).examples
+    assert [example["labels"].tolist() for example in found] == [[IGNORED, 6, 7]] * 2
+
+
+def test_stored_and_written_rows_keep_their_order(tokenizer):
+    stored = Rendered("", (), closed=False, tokens=([5, 6], [5, 6]))
+    written = Rendered("a b", ((0, 3),), closed=True)
+    alone = encode(written, tokenizer, 10)
+    found = list(module._encoded([stored, written, stored, written], tokenizer))
+    assert [example["labels"].tolist() for example in found[::2]] == [[IGNORED, 6]] * 2
+    assert all(example["labels"].tolist() == alone["labels"].tolist() for example in found[1::2])
+
+
+def test_what_a_tokenizer_and_a_template_are_asked_once_is_asked_once_for_many_rows(monkeypatch):
+    asked = Counter()
+
+    def counted(where, name):
+        real = getattr(where, name)
+
+        def count(*args):
+            asked[name] += 1
+            return real(*args)
+
+        monkeypatch.setattr(where, name, count)
+
+    counted(chat, "special_pattern")
+    counted(chat_templates, "trl_templates")
+    chat_templates.marked_template.cache_clear()
+    rows = Dataset.from_list([{"messages": [user("Hi"), assistant(f"Hello {number}")]} for number in range(20)])
+    encoder = Encoder.of(DataConfig(), rows.column_names, chat_tokenizer(), "rows")
+    for start in (0, 10):
+        assert len(encode_rows(rows.select(range(start, start + 10)), start, encoder).examples) == 10
+    assert asked == {"special_pattern": 1, "trl_templates": 1}
 
 
 def test_an_example_is_shown_with_its_parts_told_apart(tokenizer):

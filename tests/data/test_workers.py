@@ -52,6 +52,28 @@ def test_workers_give_what_one_process_gives_and_refuse_what_it_refuses(monkeypa
         list(parts_of(rows, 100, monkeypatch, DataConfig(max_length=8, truncation="error")))
 
 
+def test_only_columns_that_are_looked_at_are_decoded_and_sent(monkeypatch):
+    seen = []
+    whole = workers.encode_rows
+    monkeypatch.setattr(workers, "encode_rows", lambda rows, *rest: seen.extend(map(set, rows)) or whole(rows, *rest))
+    rows = [{"question": "1?", "answer": "1", "tools": None, "notes": ["x"] * 9} for _ in range(60)]
+    list(parts_of(rows, 1000, monkeypatch))
+    assert seen == [{"question", "answer", "tools"}] * 60
+    seen.clear()
+    list(
+        parts_of(
+            rows, 1000, monkeypatch, DataConfig(prompt="{{ question }}{{ notes[0] }}", columns={"response": "answer"})
+        )
+    )
+    assert seen == [{"question", "answer", "notes"}] * 60
+    assert [len(part.examples) for part in parts_of(rows * 3, 100, monkeypatch)] == [50, 50, 50, 30]
+
+
+def test_the_server_that_forks_workers_ends_with_them(monkeypatch):
+    list(parts_of([conversation(number) for number in range(330)], 100, monkeypatch))
+    assert not [child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline())]
+
+
 def test_a_worker_that_the_system_ends_stops_the_run_with_a_word(monkeypatch):
     parts = parts_of([conversation(number) for number in range(2000)], 100, monkeypatch)
     next(parts)
@@ -81,6 +103,21 @@ if __name__ == "__main__":
     workers.os.sched_getaffinity = lambda process: {0, 1}
     load_examples(DataConfig(path=sys.argv[1]), chat_tokenizer(), 0)
 """
+
+
+@pytest.mark.parametrize("way", ["file", "stdin"])
+def test_a_script_without_a_guard_is_not_run_again_by_its_workers(tmp_path, way):
+    file = write_lines(tmp_path / "rows.jsonl", [conversation(number) for number in range(330)])
+    program = PROGRAM.replace('if __name__ == "__main__":', 'if print("program begins", flush=True) is None:')
+    (tmp_path / "program.py").write_text(f"{program}    print('program ends')\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SORSA_CACHE": str(tmp_path / "cache")}
+    given = dict(cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
+    if way == "file":
+        ran = subprocess.run([sys.executable, tmp_path / "program.py", file], **given)
+    else:
+        ran = subprocess.run([sys.executable, "-", file], input=(tmp_path / "program.py").read_text(), **given)
+    assert ran.returncode == 0, ran.stdout
+    assert (ran.stdout.count("program begins"), ran.stdout.count("program ends")) == (1, 1)
 
 
 def test_workers_end_with_the_process_that_they_work_for_and_nothing_is_kept(tmp_path):

@@ -473,6 +473,6 @@ def test_an_added_pad_token_does_not_reach_a_model_that_lacks_it(trained):
     rows = str(trained / "questions" / "test.jsonl")
     for task, key in (("gsm8k", "accuracy"), ("loss", "nats_per_token")):
         changes = {"task": task, "data": rows, "limit": 5} | ({"max_new_tokens": None} if task == "loss" else {})
-        own, _ = run(asked(trained, f"own-{task}", **changes))
-        padded, _ = run(asked(trained, f"padded-{task}", model=str(model), **changes))
+        own, _ = run_ranks(1, run, asked(trained, f"own-{task}", **changes))[0]
+        padded, _ = run_ranks(1, run, asked(trained, f"padded-{task}", model=str(model), **changes))[0]
         assert padded[key] == pytest.approx(own[key], rel=1e-6)

@@ -151,14 +151,31 @@ def _text(value: Any) -> Any:
 
 
 def _turns(messages: Any) -> str:
+    """What the assistant says in a conversation; a row without one, and a turn that says nothing, are left out."""
+    if messages is None:
+        return ""
     if not isinstance(messages, list) or not messages:
         raise Nonsense("messages that are no list")
+    turns = []
     for message in messages:
-        if not isinstance(message, dict) or not all(rules.utf8(message.get(key)) for key in ("role", "content")):
+        said = _said(message) if isinstance(message, dict) and rules.utf8(message.get("role")) else None
+        if said is None:
             raise Nonsense(f"a message without text: {str(message)[:80]}")
+        if message["role"] == "assistant" and said.strip():
+            turns.append(said)
     if messages[0]["role"] == "assistant":
         raise Nonsense("the assistant begins")
-    return "".join(one["content"] + END for one in messages if one["role"] == "assistant")
+    return "".join(said + END for said in turns)
+
+
+def _said(message: dict[str, Any]) -> str | None:
+    """A message's text, which may be a list of parts; None where it has none."""
+    content = message.get("content")
+    if content is None and message["role"] == "assistant":
+        return ""
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in parts]
+    return "".join(texts) if all(map(rules.utf8, texts)) else None
 
 
 KINDS = (

@@ -33,8 +33,8 @@ FULL_JSON = {
     },
 }  # fmt: skip
 BY_SPELLING = {
-    "model", "loading.revision", "sorsa.svd_cache", "data.path", "data.name", "data.chat_template", "data.train_split",
-    "data.eval_path", "data.eval_split", "output.folder", "output.name", "output.wandb_project",
+    "model", "loading.revision", "sorsa.svd_cache", "data.path", "data.name", "data.prompt", "data.chat_template",
+    "data.train_split", "data.eval_path", "data.eval_split", "output.folder", "output.name", "output.wandb_project",
 }  # fmt: skip
 """Settings that are text, for which a number or a word such as true stands as it is spelt."""
 _PLAIN = {

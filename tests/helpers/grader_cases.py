@@ -75,6 +75,8 @@ ANNOUNCED_WRONG = [
 """(reference, text of an answer that is wrong)."""
 
 SAID = [
+    ("3.33", "3.33, rounded to 2 decimal places"), ("5", "5 when 3 are added to 2, so that it is 5"),
+    ("12", "12 days from now"), ("12", "12 days from the 3rd of May"),
     ("18", "18 (9 x 2)"), ("18", "18 clips! 🎉"), ("4100000", "The total is 4.1M"), ("4100000", "$4.1 million"),
     ("72", "72 clips, altogether."), ("72", "72 clips (48 + 24)."), ("72", "72 clips (48 + 24), altogether."),
     ("5", "5 (five)"), ("70000", "$70,000 (seventy thousand dollars)"), ("5", "about 5 apples"), ("12.50", "USD 12.50"),
@@ -109,6 +111,9 @@ SAID = [
 """(reference, words behind `The answer is:` that say it)."""
 
 SAID_WRONG = [
+    ("100", "100, rounded to 120"), ("120", "100, rounded to 120"), ("5", "5 when 3 are added it is 8"),
+    ("10", "10 (wrong)"), ("72", "72 clips (no, 73)"), ("5", "5 apples (10 in total)"), ("5", "5 (10 in total)"),
+    ("12", "12 days from 3"),
     ("48", "72 clips (48 + 24)."), ("24", "72 clips (48 + 24)."), ("30", "8 hours and 30 minutes"),
     ("38", "8 hours and 30 minutes"), ("8 hours", "8 hours and 30 minutes"), ("50", "3 dollars and 50 cents"),
     ("3", "3 dollars and 50 cents"), ("6", "5 feet 6 inches"), ("1.2", "1.2M"), ("70", "$70k"), ("3", "3–5"),

@@ -8,8 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+from transformers import RwkvConfig
 
-from sorsa_ds.config.schema import DataConfig, TrainConfig
+from sorsa_ds.config.schema import DataConfig, LoadingConfig, TrainConfig
 from sorsa_ds.data import workers
 from sorsa_ds.data.examples import load_examples
 from sorsa_ds.data.token_store import Examples
@@ -150,3 +151,11 @@ def test_refusals_end_with_code_2_and_help_comes_at_once(tmp_path):
 def test_defaults_are_those_of_the_settings():
     assert parse([]).config.data == DataConfig()
     assert (parse([]).examples, parse([]).as_json, parse(["--json"]).as_json) == (3, False, True)
+
+
+def test_a_model_that_cannot_keep_packed_examples_apart_is_refused_as_training_would(request_of, tmp_path):
+    folder = tmp_path / "rwkv"
+    RwkvConfig(hidden_size=40, attention_hidden_size=40, num_hidden_layers=2, vocab_size=512).save_pretrained(folder)
+    load_tokenizer(MODEL, LoadingConfig()).save_pretrained(folder)
+    with pytest.raises(ValueError, match="data.packing"):
+        command.show(request_of(f"model={folder}", "data.packing=true", "data.max_length=64"))

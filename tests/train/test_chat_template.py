@@ -21,3 +21,10 @@ def test_a_run_keeps_its_template_and_goes_on_with_it(tmp_path):
     assert kept == str(tmp_path / "adapter" / "chat_template.jinja")
     assert Path(kept).read_text() == "{{ mine }}"
     assert NewRun(again=True).data_settings(asked) == asked
+
+
+def test_a_run_that_begins_anew_without_a_template_does_not_keep_the_old_one(tmp_path):
+    run = SimpleNamespace(folder=tmp_path)
+    keep_chat_template(run, SimpleNamespace(chat_template="{{ mine }}"), CPU)
+    keep_chat_template(run, SimpleNamespace(chat_template=None), CPU)
+    assert not (tmp_path / "adapter" / "chat_template.jinja").exists()

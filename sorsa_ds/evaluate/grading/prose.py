@@ -60,6 +60,17 @@ _EXPLAINS = re.compile(
     r"|calculated|rounded|based|when|after|during|within|where|for|from|at|in|per|each)\b",
     re.IGNORECASE,
 )
+_RETRACTS = re.compile(
+    rf"^no\b|\b(?:wrong|incorrect|false|mistaken)\b|\brounded\s+(?:(?:up|down|off)\s+)?to\s+(?:about\s+)?[^\w\s]*{NUMBER}"
+    rf"(?!\s+(?:decimal|significant|place|digit))|^from\s+[^\w\s]*{NUMBER}\s*$",
+    re.IGNORECASE,
+)
+"""A remark that takes the number back, or goes on to another one: `100, rounded to 120`."""
+_CONCLUDES = re.compile(
+    rf"(?<=.)\b(?:it|that|this|which|total|result|answer|sum)\s+(?:is|are|was|becomes|gives|makes|equals|gets)\s+"
+    rf"[^\w\s]*({NUMBER})|\b({NUMBER})\s+(?:in total|altogether|in all)\b",
+    re.IGNORECASE,
+)
 _LATER = re.compile(r"(?:after|during|within|when)\b", re.IGNORECASE)
 _ADDS = re.compile(
     rf"\d|\b(?:or|and|but|plus|minus|to|squared|cubed|doubled|tripled|halved|factorial|times|dozen|hundred|thousand"
@@ -132,15 +143,22 @@ def _is_remark(text: str, amount: str, named: bool, unit: str) -> bool:
         inner, rest = _THAT_IS.sub("", bracket[1].strip()), bracket[2]
         words = bool(_A_WORD.search(inner))
         fits = (named or words or _equals(inner, amount)) and not _CHOOSES.match(inner)
-        return fits and not _contradicts(inner, amount, unit) and _is_remark(rest, amount, True, unit)
+        fits = fits and not _contradicts(inner, amount, unit) and not _takes_back(inner, amount)
+        return fits and _is_remark(rest, amount, True, unit)
     mark, text = (text[0], text[1:].strip()) if text[0] in ",;:-" else ("", text)
     text = _VAGUE.sub("", text, count=1).strip()
-    if _CHOOSES.match(text):
+    if _CHOOSES.match(text) or _takes_back(text, amount):
         return False
     explained = (mark == ":" and named) or bool(_EXPLAINS.match(text))
     return (
         explained and (named or bool(mark) or bool(_LATER.match(text))) and not _RATE.search(text)
     ) or not _ADDS.search(text)
+
+
+def _takes_back(remark: str, amount: str) -> bool:
+    """Whether a remark denies the amount, or ends with another one, as in `5 when 3 are added it is 8`."""
+    concluded = [found[1] or found[2] for found in _CONCLUDES.finditer(remark)]
+    return bool(_RETRACTS.search(remark)) or any(_value(number) != _value(amount) for number in concluded)
 
 
 def _contradicts(inner: str, amount: str, unit: str) -> bool:

@@ -87,7 +87,7 @@ def runs_folder(invocation: Invocation) -> Path:
 def _said(invocation: Invocation, ds_config: dict, argv: list[str]) -> dict[str, Any]:
     words = [word for word in argv if not word.startswith("--local_rank")]
     return {
-        **flat(asdict(invocation.config)),
+        **flat(asdict(invocation.config), schema=type(invocation.config)),
         **flat(ds_config, "DeepSpeed JSON: "),
         COMMAND_LINE: " ".join([Path(sys.argv[0]).name, *words]),
     }
