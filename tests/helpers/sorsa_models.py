@@ -37,6 +37,7 @@ def load_sorsa_model(
         loading=LoadingConfig(),
         placement=placement,
         device=device,
+        dtype=precision.residual_dtype,
     )
 
 
