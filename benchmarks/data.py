@@ -51,7 +51,7 @@ def measure(folder: Path, rows: int, stored: int) -> dict[str, float]:
     templates, exact = count_exact()
     say(f"chat templates: {exact} of {templates} learned exactly")
     tokenizer = chat_tokenizer()
-    with contextlib.redirect_stderr(io.StringIO()):  # what the readers say of each kind is not what is measured here
+    with contextlib.redirect_stdout(io.StringIO()):  # what the readers say of each kind is not what is measured here
         changed = silent_changes(_made(folder, "kinds"), tokenizer)
     say(f"kinds of files and rows: {len(CASES) - len(changed)} of {len(CASES)} as they have to be")
     for kind in changed:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import psutil
 
-from benchmarks.helpers.victim import SECONDS, Project, wait_for_all
+from benchmarks.helpers.victim import SECONDS, UNDISTURBED, Project, wait_for_all
 from sorsa_ds.run.checkpoint import folder as checkpoints
 from sorsa_ds.run.paths import CHECKPOINTS, METRICS
 
@@ -143,7 +143,7 @@ def checkpoints_unwritable(project: Project) -> bool:
 def log_damaged(project: Project) -> bool:
     """A line of the log is no JSON: named with its number, and nothing is changed."""
     name = "unreadable"
-    shutil.copytree(project.folder / "killed", project.folder / name)
+    shutil.copytree(project.folder / UNDISTURBED, project.folder / name)
     (project.folder / name / "report.json").unlink()
     log = project.folder / name / METRICS
     log.write_bytes(damaged := b"\xff\n" + log.read_bytes())

@@ -172,10 +172,9 @@ def _list_of_messages(value: Any, column: str) -> list[Any]:
 def _messages(entries: list[Any], given: int, system: Any) -> tuple[list[dict[str, Any]], list[bool]]:
     """All messages, and for each whether it may be learned."""
     found = [_message(entry, number) for number, entry in enumerate(entries, 1)]
-    roles = [message["role"] for message in found]
     wanted = [
-        number >= given and _wanted(entry, role, number + 1)
-        for number, (entry, role) in enumerate(zip(entries, roles, strict=True))
+        number >= given and _wanted(entry, message["role"], number + 1)
+        for number, (entry, message) in enumerate(zip(entries, found, strict=True))
     ]
     if isinstance(system, str) and system.strip():
         if found[0]["role"] == "system":

@@ -4,7 +4,7 @@ Every rank reads for itself. Files are converted once, under a file lock, into a
 Only the generated problems are random, and they are seeded, so all ranks get the same rows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from sorsa_ds.data.word_problems import word_problems
 from sorsa_ds.runtime.console import say
 
 _LISTED = 10
-"""The most files of a split that are told by name."""
+"""The most files of a kind that are told by name."""
 
 
 def load_rows(config: DataConfig, seed: int) -> tuple[Dataset, Dataset | None]:
@@ -151,14 +151,18 @@ def _told(folder: Path, parts: Sequence[Part]) -> Iterator[str]:
     """What was read of a folder: rows of each split, with the files that they are from."""
     for split in dict.fromkeys(part.split for part in parts):
         own = [part for part in parts if part.split == split]
-        listed = [f"{part.file.relative_to(folder)} ({part.rows})" for part in own[:_LISTED]]
-        more = [f"and {len(own) - _LISTED} more"] if len(own) > _LISTED else []
         rows = sum(part.rows for part in own)
-        yield f"{split} is {rows} rows of {len(own)} files in {folder}: {', '.join(listed + more)}"
+        files = _listed(folder, {part.file: part.rows for part in own})
+        yield f"{split} is {rows} rows of {len(own)} files in {folder}: {files}"
     if not is_saved(folder) and (others := left_out_files(folder, {part.file for part in parts})):
-        listed = [f"{file.relative_to(folder)} ({why})" for file, why in islice(others.items(), _LISTED)]
-        more = [f"and {len(others) - _LISTED} more"] if len(others) > _LISTED else []
-        yield f"left out: {', '.join(listed + more)}"
+        yield f"left out: {_listed(folder, others)}"
+
+
+def _listed(folder: Path, files: Mapping[Path, object]) -> str:
+    """The first files of a folder, each with what is said of it, and how many more there are."""
+    first = [f"{file.relative_to(folder)} ({told})" for file, told in islice(files.items(), _LISTED)]
+    more = [f"and {len(files) - _LISTED} more"] if len(files) > _LISTED else []
+    return ", ".join(first + more)
 
 
 def _without_media(splits: DatasetDict, setting: str) -> DatasetDict:

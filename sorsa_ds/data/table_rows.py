@@ -45,8 +45,10 @@ def table_rows(file: Path) -> Iterator[dict[str, str]]:
                         f"{file}, line {reader.line_num}: cell {filled[0] + 1} stands in a column without a name"
                     )
                 else:
-                    cells = zip(columns, row, strict=True)
-                    yield {name: cell for place, (name, cell) in enumerate(cells) if place not in unnamed}
+                    cells = dict(zip(columns, row, strict=True))
+                    if unnamed:
+                        del cells[""]
+                    yield cells
         except csv.Error as error:
             raise ValueError(f"{file}, line {reader.line_num}: {error}") from error
         except UnicodeDecodeError as error:  # text is decoded in blocks, before there are lines
