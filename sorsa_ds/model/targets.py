@@ -5,18 +5,21 @@ The new layers are made on the meta device, so replacing takes no memory; `sorsa
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import cast
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.model.architectures import mixing_linears, uncalled_linears
+from sorsa_ds.model.experts import Stack, find_stacks, insert_experts, modules_of
 from sorsa_ds.model.weight_reads import weight_reads
 from sorsa_ds.runtime.precision import Precision
+from sorsa_ds.sorsa.expert_layer import SorsaExperts
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.residual_storage import Storage
 
@@ -31,9 +34,10 @@ SMALLEST_SIDE = 8
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One linear to adapt.
+    """One linear to adapt, or the linears of all experts of a layer that the model holds as one parameter.
 
-    transposed: whether its weight is stored as (in, out), as in GPT-2's Conv1D.
+    transposed: whether its weight is stored as (in, out), as in GPT-2's Conv1D and GPT-OSS's experts.
+    experts: how many matrices (out, in) the parameter holds, each of which is adapted by itself; 0: a linear.
     """
 
     name: str
@@ -42,11 +46,49 @@ class Target:
     rank: int
     bias: bool
     transposed: bool
+    experts: int = 0
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices are adapted: one, or one of each expert."""
+        return max(1, self.experts)
+
+    @property
+    def numel(self) -> int:
+        """Numbers of the weight, of all experts together."""
+        return self.matrices * self.out_features * self.in_features
 
     @property
     def trainable(self) -> int:
-        """How many parameters SORSA trains in the layer: r (m + n + 1)."""
-        return self.rank * (self.out_features + self.in_features + 1)
+        """How many parameters SORSA trains in the layer: r (m + n + 1), of all experts together."""
+        return self.matrices * self.rank * (self.out_features + self.in_features + 1)
+
+    @property
+    def weight(self) -> str:
+        """The name of the base model's parameter."""
+        return self.name if self.experts else f"{self.name}.weight"
+
+    def shaped(self, *shape: int) -> torch.Size:
+        """The shape of a tensor of the layer that has this shape for each matrix."""
+        return torch.Size((self.experts, *shape) if self.experts else shape)
+
+    def each(self, tensor: Tensor) -> Sequence[Tensor]:
+        """A tensor of the layer, matrix by matrix."""
+        return tensor.unbind() if self.experts else [tensor]
+
+    def joined(self, tensors: Sequence[Tensor]) -> Tensor:
+        """What `each` takes apart."""
+        return torch.stack(list(tensors)) if self.experts else tensors[0]
+
+    def one(self, number: int) -> "Target":
+        """A target that stands for a single matrix."""
+        return replace(self, name=f"{self.name}.{number}", experts=0) if self.experts else self
+
+    @property
+    def layout(self) -> dict[str, int]:
+        """The layer's shape and rank, as the description of an adapter has them."""
+        own = {"out": self.out_features, "in": self.in_features, "rank": self.rank}
+        return own | ({"experts": self.experts} if self.experts else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +114,17 @@ class Selection:
 
     def rows(self) -> list[tuple[str, str]]:
         """Rows of the table at the beginning of a run: how much is adapted, and what is left out for which reason."""
-        told = [
-            ("adapted", f"{len(self.targets)} linears, {self.share:.1%} of the weights between embeddings and head")
-        ]
+        stacks = Counter(target.experts for target in self.targets if target.experts)
+        parts = [f"{len(self.targets) - stacks.total()} linears"]
+        parts += [f"the weights of {experts} experts x {count}" for experts, count in stacks.items()]
+        told = [("adapted", f"{', '.join(parts)}; {self.share:.1%} of the weights between embeddings and head")]
         return [*told, ("left out", summed_up(self.left_out))] if self.left_out else told
+
+
+def factor_shapes(target: Target) -> dict[str, torch.Size]:
+    """Shapes of the factors of a target: U (M, R), s (R,), V (N, R), with E before them where it is of experts."""
+    m, n, r = target.out_features, target.in_features, target.rank
+    return {"U": target.shaped(m, r), "s": target.shaped(r), "V": target.shaped(n, r)}
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -83,37 +132,48 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or name.endswith("." + pattern) or fnmatchcase(name, pattern)
 
 
-def choose(model: nn.Module, config: SorsaConfig) -> Selection:
+def choose(model: nn.Module, config: SorsaConfig, experts: bool = False) -> Selection:
     """The linears that the configuration names, and those that `all-linear` leaves out.
+
+    Args:
+        experts: whether the method adapts experts that the model holds as one parameter; without, they are left out.
 
     Raises:
         ValueError: a pattern matches no linear (the message lists what exists) or one that cannot be adapted, nothing
             is selected, or a rank exceeds min(out, in) of a layer (the message names the layer).
     """
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    stacks, unknown = find_stacks(model)
+    shapes = {name: _shape(module) for name, module in linears.items()}
+    shapes |= {stack.name: (stack.out_features, stack.in_features) for stack in stacks}
     patterns = [config.targets] if isinstance(config.targets, str) else config.targets
     named = [pattern for pattern in patterns if pattern != ALL_LINEAR]
-    check_all_match("sorsa.targets", named, linears)
-    check_all_match("sorsa.exclude", config.exclude, linears)
-    excluded = {name: EXCLUDED for name in linears if any(matches(name, pattern) for pattern in config.exclude)}
-    chosen = {name for name in linears if any(matches(name, pattern) for pattern in named)} - excluded.keys()
-    unfit, head, left_out = _unfit(model, linears), _output_head(model), dict(excluded)
+    check_all_match("sorsa.targets", named, shapes)
+    check_all_match("sorsa.exclude", config.exclude, shapes)
+    excluded = {name: EXCLUDED for name in shapes if any(matches(name, pattern) for pattern in config.exclude)}
+    chosen = {name for name in shapes if any(matches(name, pattern) for pattern in named)} - excluded.keys()
+    unfit = _unfit(model, linears) | _unfit_experts(stacks, config, experts)
     for name in sorted(chosen & unfit.keys()):
         raise ValueError(f"sorsa.targets: {name} cannot be adapted, since {unfit[name]}; leave it out")
+    head, left_out = _output_head(model), dict(excluded)
+    ranks = {name: _rank(name, config, name not in linears) for name in shapes}
     if ALL_LINEAR in patterns:
-        body = {name for name, module in linears.items() if module is not head}
-        reasons = _unneeded(model, linears, config) | unfit | excluded
-        left_out = {name: reasons[name] for name in linears if name in (reasons.keys() & body) - chosen}
+        body = {name for name in shapes if name not in linears or linears[name] is not head}
+        reasons = _unneeded(model, shapes, ranks) | unknown | unfit | excluded
+        reasons |= _whole_modules(stacks, reasons.keys() - chosen)
+        left_out = {name: reasons[name] for name in reasons if name in body | unknown.keys() and name not in chosen}
         chosen |= body - left_out.keys()
     if not chosen:
         raise ValueError(
             "sorsa.targets selects no linear: the list is empty, or the model has no linear but its output head"
             + (f" and others that are left out: {summed_up(left_out)}" if left_out else "")
         )
+    _check_whole_modules(stacks, chosen)
     check_all_match("sorsa.rank_pattern", config.rank_pattern, chosen)
-    targets = [_target(name, linears[name], _rank(name, config)) for name in linears if name in chosen]
-    inside = sum(target.out_features * target.in_features for target in targets if linears[target.name] is not head)
-    return Selection(targets, left_out, body_of(model), inside)
+    targets = [_target(name, linears[name], ranks[name]) for name in linears if name in chosen]
+    targets += [_stack_target(stack, ranks[stack.name]) for stack in stacks if stack.name in chosen]
+    inside = sum(target.numel for target in targets if target.experts or linears[target.name] is not head)
+    return Selection(_in_module_order(model, targets), left_out, body_of(model), inside)
 
 
 def select_targets(model: nn.Module, config: SorsaConfig) -> list[Target]:
@@ -173,21 +233,54 @@ def _unfit(model: nn.Module, linears: Mapping[str, nn.Module]) -> dict[str, str]
     return own | read | listed
 
 
-def _unneeded(model: nn.Module, linears: Mapping[str, nn.Linear | Conv1D], config: SorsaConfig) -> dict[str, str]:
-    """Linears that could be adapted, and that `all-linear` does not mean -> the reason, as half a sentence."""
+def _unneeded(model: nn.Module, shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int]) -> dict[str, str]:
+    """What could be adapted, and what `all-linear` does not mean -> the reason, as half a sentence."""
     mixing = mixing_linears(model)
     reasons = {}
-    for name, module in linears.items():
-        smallest = min(_shape(module))
+    for name, shape in shapes.items():
         if any(matches(name, pattern) for pattern in mixing):
             reasons[name] = "a small projection that mixes tokens"
-        elif smallest < SMALLEST_SIDE and smallest < _rank(name, config):
+        elif min(shape) < SMALLEST_SIDE and min(shape) < ranks[name]:
             reasons[name] = f"a side shorter than {SMALLEST_SIDE} and than the rank"
     return reasons
 
 
-def _rank(name: str, config: SorsaConfig) -> int:
-    return next((rank for pattern, rank in config.rank_pattern.items() if matches(name, pattern)), config.rank)
+def _unfit_experts(stacks: list[Stack], config: SorsaConfig, adapted: bool) -> dict[str, str]:
+    """Stacked experts that cannot be adapted -> the reason, as half a sentence."""
+    if adapted and config.experts == "adapt":
+        return {}
+    reason = "sorsa.experts is frozen" if adapted else "only SORSA adapts experts that are held as one parameter"
+    return {stack.name: reason for stack in stacks}
+
+
+def _whole_modules(stacks: list[Stack], left_out: Set[str]) -> dict[str, str]:
+    """Further experts to leave out, since the other weights of their module are."""
+    return {
+        stack.name: "another weight of the same experts is left out"
+        for some in modules_of(stacks) if any(stack.name in left_out for stack in some)
+        for stack in some if stack.name not in left_out
+    }  # fmt: skip
+
+
+def _check_whole_modules(stacks: list[Stack], chosen: Set[str]) -> None:
+    """Stop where some weights of a module's experts are to be adapted, and others are not.
+
+    Raises:
+        ValueError: naming one that is, and those that are not.
+    """
+    for some in modules_of(stacks):
+        lacking = [stack.leaf for stack in some if stack.name not in chosen]
+        if lacking and len(lacking) < len(some):
+            inside = next(stack.name for stack in some if stack.name in chosen)
+            raise ValueError(
+                f"sorsa.targets: {inside} is adapted, and {', '.join(lacking)} of the same experts is not; name both, "
+                f"or none"
+            )
+
+
+def _rank(name: str, config: SorsaConfig, experts: bool) -> int:
+    own = config.expert_rank if experts else config.rank
+    return next((rank for pattern, rank in config.rank_pattern.items() if matches(name, pattern)), own)
 
 
 def insert_sorsa_layers(
@@ -195,20 +288,18 @@ def insert_sorsa_layers(
 ) -> None:
     """Freeze the model and put an uninitialised SorsaLinear (on the meta device) in the place of each target."""
     model.requires_grad_(False)
+    stacks = {stack.name: stack for stack in find_stacks(model)[0]}
     for target in targets:
+        shape = target.in_features, target.out_features, target.rank
+        made: dict[str, Any] = {
+            "scale": scale_of(target, sorsa), "dropout": sorsa.dropout, "device": "meta", "storage": storage,
+            "factor_dtype": precision.factor_dtype,
+        }  # fmt: skip
+        if target.experts:
+            insert_experts(model, stacks[target.name], SorsaExperts(target.experts, *shape, **made))
+            continue
         parent_name, _, leaf = target.name.rpartition(".")
-        layer = SorsaLinear(
-            target.in_features,
-            target.out_features,
-            target.rank,
-            bias=target.bias,
-            scale=scale_of(target, sorsa),
-            dropout=sorsa.dropout,
-            device="meta",
-            storage=storage,
-            factor_dtype=precision.factor_dtype,
-            bias_dtype=precision.residual_dtype,
-        )
+        layer = SorsaLinear(*shape, bias=target.bias, bias_dtype=precision.residual_dtype, **made)
         setattr(model.get_submodule(parent_name), leaf, layer)
 
 
@@ -219,12 +310,28 @@ def scale_of(target: Target, sorsa: SorsaConfig) -> float:
 
 def _target(name: str, module: nn.Linear | Conv1D, rank: int) -> Target:
     m, n = _shape(module)
+    _check_rank(name, m, n, rank, "sorsa.rank")
+    return Target(name, m, n, rank, bias=module.bias is not None, transposed=isinstance(module, Conv1D))
+
+
+def _stack_target(stack: Stack, rank: int) -> Target:
+    m, n = stack.out_features, stack.in_features
+    _check_rank(stack.name, m, n, rank, "sorsa.expert_rank")
+    return Target(stack.name, m, n, rank, bias=False, transposed=stack.transposed, experts=stack.experts)
+
+
+def _check_rank(name: str, m: int, n: int, rank: int, setting: str) -> None:
     if rank > min(m, n):
         raise ValueError(
-            f"rank {rank} exceeds min(out, in) = {min(m, n)} of {name} ({m} x {n}): lower sorsa.rank, give this "
+            f"rank {rank} exceeds min(out, in) = {min(m, n)} of {name} ({m} x {n}): lower {setting}, give this "
             f"layer its own in sorsa.rank_pattern, or leave it out by sorsa.exclude"
         )
-    return Target(name, m, n, rank, bias=module.bias is not None, transposed=isinstance(module, Conv1D))
+
+
+def _in_module_order(model: nn.Module, targets: list[Target]) -> list[Target]:
+    """The targets in the order of the model's parameters."""
+    order = {name: number for number, (name, _) in enumerate(model.named_parameters(remove_duplicate=False))}
+    return sorted(targets, key=lambda target: order[target.weight])
 
 
 def _shape(module: nn.Linear | Conv1D) -> tuple[int, int]:

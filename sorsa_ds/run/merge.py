@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sorsa_ds.methods.registry import METHODS
+from sorsa_ds.model.experts import stacked_as
 from sorsa_ds.run.source import Source
 from sorsa_ds.runtime.precision import Precision
 
@@ -24,6 +25,8 @@ def merged(source: Source, name: str, untrained: bool = False) -> Tensor:
     """
     target = source.changed[name]
     weight = source.method.merged_weight(source, name, target, untrained)
+    if target is not None and target.experts:
+        return stacked_as(weight, source.model.get_parameter(name).shape, target.transposed)
     return weight.t() if target is not None and target.transposed else weight
 
 

@@ -162,7 +162,7 @@ def _check_layers(base: Path, targets: list[Target], described: Description) -> 
     Raises:
         ValueError: naming the first linear that differs.
     """
-    found = {t.name: {"out": t.out_features, "in": t.in_features, "rank": t.rank} for t in targets}
+    found = {target.name: target.layout for target in targets}
     for name in [*described.layers, *found]:
         has, wants = found.get(name, "absent"), described.layers.get(name, "absent")
         if has != wants:
