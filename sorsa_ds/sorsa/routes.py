@@ -19,7 +19,7 @@ _GROUPED = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes that PyTorch's grouped product takes."""
 
 _ALIGNED = 16
-"""Bytes of which the length of a row must be a multiple in PyTorch's grouped product on a GPU."""
+"""Bytes of which addresses and lengths of rows must be multiples in PyTorch's grouped product."""
 
 
 @dataclass(slots=True)
@@ -109,8 +109,11 @@ class Routes:
         """The form for these operands: a grouped product does not take all."""
         if self.form != "grouped" or not len(self.expert):
             return "loop" if self.form == "grouped" else self.form
-        for tensor in operands:
-            short = any(size * tensor.element_size() % _ALIGNED for size in tensor.shape[1:])
-            if tensor.dtype not in _GROUPED or (short and tensor.device.type != "cpu"):
-                return "loop"
-        return "grouped"
+        fits = all(tensor.dtype in _GROUPED and _aligned(tensor) for tensor in operands)
+        return "grouped" if fits else "loop"
+
+
+def _aligned(tensor: Tensor) -> bool:
+    """Whether a tensor begins, and its rows follow each other, at multiples of the bytes that the product reads."""
+    steps = [stride for stride in tensor.stride() if stride != 1]
+    return tensor.data_ptr() % _ALIGNED == 0 and all(step * tensor.element_size() % _ALIGNED == 0 for step in steps)
