@@ -54,7 +54,7 @@ def write_requantised(
     """
     loading = source.described.loading
     plain, weights = skeleton(merged, loading), PretrainedWeights(merged)
-    stored = weights.parameter_names(plain)
+    origins = weights.origins(plain)
     adapted = {target.name: target for target in source.method.trained_linears(plain, source.described.sorsa)}
     others = [
         name for name, module in plain.named_modules()
@@ -67,7 +67,7 @@ def write_requantised(
     errors = {}
     # Before any forward pass: at the first one on a CPU bitsandbytes lays the codes out anew, and would save them so.
     for name in progress(list(adapted)):
-        weight = weights.read(stored[f"{name}.weight"]).float()
+        weight = weights.parameter(origins[f"{name}.weight"]).float()
         lost = _dense(model.get_submodule(name)).float() - (weight.t() if adapted[name].transposed else weight)
         errors[name] = (lost.norm() / (weight.norm() or 1.0)).item()  # a matrix of zeros loses nothing
     try:

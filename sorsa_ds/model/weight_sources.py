@@ -11,6 +11,7 @@ from sorsa_ds.model.experts import matrices_of
 from sorsa_ds.model.pretrained import PretrainedWeights
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.targets import Target
+from sorsa_ds.model.weight_conversion import Origin
 from sorsa_ds.runtime import collectives, digest
 
 
@@ -31,15 +32,16 @@ class DiskWeightSource:
     """The owner reads its tensors straight from the disk; nothing crosses the wire.
 
     Args:
-        stored: parameter name -> name in the files.
+        origins: parameter name -> what it is made of in the files.
         expected: digests that the parameters must have, where a run is continued; empty: any.
 
-    `digests` holds those of all parameters that this rank has read.
+    `digests` holds those of all parameters that this rank has read, as the model has them: experts that are stored one
+    by one are digested as the one parameter that they make.
     """
 
-    def __init__(self, pretrained: PretrainedWeights, stored: dict[str, str], expected: dict[str, str]):
+    def __init__(self, pretrained: PretrainedWeights, origins: dict[str, Origin], expected: dict[str, str]):
         self.pretrained = pretrained
-        self.stored = stored
+        self.origins = origins
         self.digests: dict[str, str] = {}
         self._expected = expected
 
@@ -51,7 +53,7 @@ class DiskWeightSource:
             ValueError: the files cannot be read, or are not those of this model.
         """
         pretrained = PretrainedWeights(folder)
-        return cls(pretrained, pretrained.parameter_names(model), expected)
+        return cls(pretrained, pretrained.origins(model), expected)
 
     def exchange(self, items: list[Item | None]) -> None:
         """Do nothing: what is on the disk needs no exchange."""
@@ -71,12 +73,12 @@ class DiskWeightSource:
         return _as_matrices(self.parameter(target.weight), target)
 
     def parameter(self, name: str) -> Tensor:
-        """A pre-trained parameter in its shape and dtype on disk, on the CPU.
+        """A pre-trained parameter in the model's shape and its dtype on disk, on the CPU.
 
         Raises:
             ValueError: the tensor cannot be read, or its digest is not the expected one.
         """
-        tensor = self.pretrained.read(self.stored[name])
+        tensor = self.pretrained.parameter(self.origins[name])
         if name not in self.digests:
             self.digests[name] = digest.of_tensor(tensor)
             if self._expected.get(name, self.digests[name]) != self.digests[name]:

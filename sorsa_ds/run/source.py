@@ -147,7 +147,7 @@ def check_source(source: Source, progress: TensorProgress) -> None:
                 f"{source.adapter / adapter_file.CONFIG} has no digest of {name}: it is not this base model's adapter"
             )
     for name in progress(list(digests)):
-        if name not in weights.stored:
+        if name not in weights.origins:
             raise ValueError(f"{source.base} has no {name}: it is not the base model that was trained on")
         weights.parameter(name)
         if (target := changed.get(name)) is not None:
