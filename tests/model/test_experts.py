@@ -22,14 +22,14 @@ def adapted(model: nn.Module, config: SorsaConfig):
     """A copy of a model with SORSA layers, filled from its weights by the exact decomposition."""
     found = choose(model, config, experts=True)
     new = copy.deepcopy(model)
-    insert_sorsa_layers(
-        new, found.targets, config, resolve_precision("fp32", None, "cpu"), Dense(torch.float32)
-    )
+    insert_sorsa_layers(new, found.targets, config, resolve_precision("fp32", None, "cpu"), Dense(torch.float32))
     for target in found.targets:
         layer = new.get_submodule(target.name)
         parameter = model.get_parameter(target.weight).detach()
-        weight = matrices_of(parameter, target.experts, target.transposed) if target.experts else (
-            parameter.t() if target.transposed else parameter
+        weight = (
+            matrices_of(parameter, target.experts, target.transposed)
+            if target.experts
+            else (parameter.t() if target.transposed else parameter)
         )
         parts = [decompose(matrix, target.rank) for matrix in target.each(weight)]
         rest = [residual(matrix, part) for matrix, part in zip(target.each(weight), parts, strict=True)]
