@@ -27,6 +27,7 @@ from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.numerics import seed_rank, set_numerics
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.train.inputs import Inputs, read_inputs
+from sorsa_ds.train.loss import router_rows
 from sorsa_ds.train.options import Invocation
 from sorsa_ds.train.origin import Origin, find_origin
 from sorsa_ds.train.settings import RunSettings, resolve_settings, start_job
@@ -230,6 +231,7 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
             ("model", config.model),
             *method_of(config).rows(config, loaded.targets, engine.trained_numbers, run.regularizer),
             *(loaded.selection.rows() if loaded.targets else ()),
+            *router_rows(loaded.model),
             ("ranks", f"{world_size} x {settings.device_type}, ZeRO stage {resolved.zero_stage}"),
             ("batch", batch),
             ("steps", f"{inputs.batches.steps} over {inputs.data_size}"),

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.model.experts import find_stacks, matrices_of
+from sorsa_ds.model.experts import matrices_of
 from sorsa_ds.model.targets import choose, insert_sorsa_layers
 from sorsa_ds.runtime.precision import resolve_precision
-from sorsa_ds.sorsa.decompose import Factors, decompose, residual, stacked
+from sorsa_ds.sorsa.decompose import decompose, residual, stacked
 from sorsa_ds.sorsa.expert_layer import SorsaExperts
 from sorsa_ds.sorsa.residual_storage import Dense
 from tests.helpers.expert_models import EXPERT_CONFIGS, random_experts
