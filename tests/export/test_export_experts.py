@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from sorsa_ds.export.command import Options, export
-from sorsa_ds.methods.families.whole_weights import WholeWeights
+from sorsa_ds.methods.families.whole_weights import Full, WholeWeights
+from sorsa_ds.model.targets import Target
 from sorsa_ds.model.weight_conversion import Conversion
 from sorsa_ds.run.reload import load_adapter
 from tests.helpers.expert_models import save_experts
@@ -103,6 +104,15 @@ def test_an_expert_that_is_too_large_for_the_dtype_is_named(tmp_path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_has_trained_no_linear_is_not_quantised(tmp_path, monkeypatch):
+    run, _ = finished_whole_run(save_experts("mixtral", tmp_path / "base"), tmp_path / "run", "full")
+    experts = [Target("model.layers.0.mlp.experts.down_proj", 32, 24, 4, False, False)]
+    monkeypatch.setattr(Full, "trained_linears", lambda *_: experts)
+    with pytest.raises(ValueError, match="--quantize: bitsandbytes quantises linears, and this run trained none"):
+        export(Options(run, "merged", tmp_path / "out", quantize="nf4"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
 def test_other_exports_of_a_mixture_of_experts(tmp_path, name):
     """SORSA on the attention's linears, over nf4: merged, as training began, and quantised anew."""
@@ -119,5 +129,10 @@ def test_other_exports_of_a_mixture_of_experts(tmp_path, name):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "4bit")
     errors = json.loads((tmp_path / "4bit" / "quantisation.json").read_text())["layers"]
     assert len(errors) == 4
+    weights = load_file(base / "model.safetensors")
+    share = sum(weights[f"{one}.weight"].numel() for one in errors) / sum(t.numel() for t in weights.values())
+    assert (
+        f"4 linears, {share:.1%} of all weights, are quantised anew (nf4)" in (tmp_path / "4bit/README.md").read_text()
+    )
     assert all(0 < error < 0.2 for error in errors.values())
     assert (logits(model) - merged).norm() < 0.5 * merged.norm()
