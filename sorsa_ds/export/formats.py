@@ -120,9 +120,8 @@ def _write_requantised(
     quantised = sum(source.model.get_parameter(f"{name}.weight").numel() for name in errors)
     share = quantised / sum(entry.spec.shape.numel() for entries in planned.files.values() for entry in entries)
     notes = [
-        f"{len(errors)} linears, {share:.1%} of all weights, are quantised anew ({storage}); the other weights are as "
-        f"in the merged model. Loading needs bitsandbytes. Relative error of a merged "
-        f"weight, Frobenius norm: mean {mean(errors.values()):.2e}, worst {errors[worst]:.2e} ({worst}); all in "
+        f"{len(errors)} linears, {share:.1%} of all weights, are quantised anew ({storage}), the others not; loading "
+        f"needs bitsandbytes. Relative error of a merged weight, Frobenius norm: mean {mean(errors.values()):.2e}, worst {errors[worst]:.2e} ({worst}); all in "
         f"{requantise.ERRORS}. {requantise.LIMITS[storage]}"
     ]
     if source.storage.quantised:
