@@ -121,8 +121,8 @@ def _write_requantised(
     share = quantised / sum(entry.spec.shape.numel() for entries in planned.files.values() for entry in entries)
     notes = [
         f"{len(errors)} linears, {share:.1%} of all weights, are quantised anew ({storage}), the others not; loading "
-        f"needs bitsandbytes. Relative error of a merged weight, Frobenius norm: mean {mean(errors.values()):.2e}, worst {errors[worst]:.2e} ({worst}); all in "
-        f"{requantise.ERRORS}. {requantise.LIMITS[storage]}"
+        f"needs bitsandbytes. Relative error of a merged weight, Frobenius norm: mean {mean(errors.values()):.2e}, "
+        f"worst {errors[worst]:.2e} ({worst}); all in {requantise.ERRORS}. {requantise.LIMITS[storage]}"
     ]
     if source.storage.quantised:
         notes.append(
