@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,19 @@ def train_beside(
         parameter.requires_grad_(True)
         parameter.data = parameter.data.to(precision.factor_dtype)
         shapes[one.name] = parameter.shape
+        for module in map(model.get_submodule, one.modules):
+            if isinstance(module, nn.Embedding) and precision.factor_dtype != precision.residual_dtype:
+                module.register_forward_hook(partial(_narrowed, dtype=precision.residual_dtype))
     return BesideAdapters(adapters, WeightsRecipe(shapes, precision, trained))
+
+
+def _narrowed(module: nn.Module, inputs: object, output: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """An embedding's output in the dtype that it has where the table is frozen.
+
+    Under autocast an fp32 table would make the whole residual stream fp32, which takes twice the memory, and which a
+    LayerNorm with frozen parameters in bf16 refuses on a CPU.
+    """
+    return output.to(dtype)
 
 
 def whole_value(file: FactorFile, name: str, precision: Precision) -> Tensor:
