@@ -73,8 +73,8 @@ def embeddings_and_head(model: nn.Module) -> list[nn.Module]:
 
 
 def held_by(names: Container[str], whole: Sequence[WholeParameter]) -> dict[str, str]:
-    """Those of the modules with these names that hold a parameter which is trained whole -> that parameter."""
-    return {module: parameter.name for parameter in whole for module in parameter.modules if module in names}
+    """Those of the named modules that hold a parameter which is trained whole -> the first such parameter."""
+    return {module: one.name for one in reversed(whole) for module in one.modules if module in names}
 
 
 def whole_row(whole: Sequence[WholeParameter], relation: str = "more") -> str:

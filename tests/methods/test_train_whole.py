@@ -166,7 +166,7 @@ def test_steps_are_those_of_plain_torch(models, everyone):
         for name, value in end.items():
             gap = (value - expected[name]).norm() / expected[name].norm()
             assert gap < 1e-5, f"{label}: {name} is {gap:.1e} off"
-            assert (value - start[name]).norm() > 1e-3 * value.norm(), f"{label}: {name} did not move"
+            assert (value - start[name]).norm() > 1e-4 * value.norm(), f"{label}: {name} did not move"
         moved = (end["model.embed_tokens.weight"] - start["model.embed_tokens.weight"])[OLD:]
         assert moved.abs().amax(1).min() > 1e-4, f"{label}: a new row did not move"
 
