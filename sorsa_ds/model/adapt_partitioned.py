@@ -81,6 +81,11 @@ def adapt_partitioned_model(
     wanted = precision_from_json(ds_config)
     formats = precisions.resolve_precision(precision, wanted, cast(precisions.Device, device.type))
     storage = residual_storage.resolve_storage(residual, formats, device)
+    if sorsa.train_whole:
+        raise ValueError(
+            "sorsa.train_whole: a model in memory keeps its other parameters as they are; leave it out, and set "
+            "requires_grad of those that are to be trained before the engine is made"
+        )
     targets = choose(model, sorsa, experts=True).targets
     weights = {target.name: model.get_parameter(target.weight) for target in targets}
     biases = {target.name: model.get_submodule(target.name).bias for target in targets if not target.experts}

@@ -3,11 +3,9 @@
 The new layers are made on the meta device, so replacing takes no memory; `sorsa_ds.model.fill` fills them.
 """
 
-import difflib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -17,7 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.model.architectures import mixing_linears, uncalled_linears
 from sorsa_ds.model.experts import Stack, find_stacks, insert_experts, modules_of
+from sorsa_ds.model.module_names import check_all_match, kind_of, matches
 from sorsa_ds.model.weight_reads import weight_reads
+from sorsa_ds.model.whole_modules import WholeParameter, held_by, whole_parameters, whole_row
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.expert_layer import SorsaExperts
 from sorsa_ds.sorsa.layer import SorsaLinear
@@ -27,6 +27,7 @@ ALL_LINEAR = "all-linear"
 """The pattern that means every linear but the output head and what cannot or need not be adapted."""
 
 EXCLUDED = "named by sorsa.exclude"
+WHOLE = "trained whole (sorsa.train_whole)"
 
 SMALLEST_SIDE = 8
 """Linears with a shorter side than this have no rank that would save anything, such as a gate with one output."""
@@ -100,12 +101,14 @@ class Selection:
         never means, is not among them.
     body: numbers in all parameters of the model but its embeddings and its output head.
     adapted: those of them that lie in the weights of the targets.
+    whole: the parameters that are trained whole beside the adapters, in module order.
     """
 
     targets: list[Target]
     left_out: dict[str, str]
     body: int
     adapted: int
+    whole: list[WholeParameter] = field(default_factory=list)
 
     @property
     def share(self) -> float:
@@ -118,6 +121,7 @@ class Selection:
         parts = [f"{len(self.targets) - stacks.total()} linears"]
         parts += [f"the weights of {experts} experts x {count}" for experts, count in stacks.items()]
         told = [("adapted", f"{', '.join(parts)}; {self.share:.1%} of the weights between embeddings and head")]
+        told += [("trained whole", whole_row(self.whole))] if self.whole else []
         return [*told, ("left out", summed_up(self.left_out))] if self.left_out else told
 
 
@@ -127,11 +131,6 @@ def factor_shapes(target: Target) -> dict[str, torch.Size]:
     return {"U": target.shaped(m, r), "s": target.shaped(r), "V": target.shaped(n, r)}
 
 
-def matches(name: str, pattern: str) -> bool:
-    """Whether a module name is a pattern, ends in it after a dot (`self_attn.q_proj`), or fits it as a glob."""
-    return name == pattern or name.endswith("." + pattern) or fnmatchcase(name, pattern)
-
-
 def choose(model: nn.Module, config: SorsaConfig, experts: bool = False) -> Selection:
     """The linears that the configuration names, and those that `all-linear` leaves out.
 
@@ -139,8 +138,9 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False) -> Sele
         experts: whether the method adapts experts that the model holds as one parameter; without, they are left out.
 
     Raises:
-        ValueError: a pattern matches no linear (the message lists what exists) or one that cannot be adapted, nothing
-            is selected, or a rank exceeds min(out, in) of a layer (the message names the layer).
+        ValueError: a pattern matches no linear (the message lists what exists) or one that cannot be adapted or is to
+            be trained whole, nothing is selected, a rank exceeds min(out, in) of a layer (the message names the layer),
+            or `whole_parameters` finds bad modules.
     """
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     stacks, unknown = find_stacks(model)
@@ -153,13 +153,20 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False) -> Sele
     excluded = {name: EXCLUDED for name in shapes if any(matches(name, pattern) for pattern in config.exclude)}
     chosen = {name for name in shapes if any(matches(name, pattern) for pattern in named)} - excluded.keys()
     unfit = _unfit(model, linears) | _unfit_experts(stacks, config, experts)
+    whole = whole_parameters(model, config.train_whole)
+    taken = held_by(linears, whole) | {one.name: one.name for one in whole if one.name in shapes}
+    for name in sorted(chosen & taken.keys()):
+        raise ValueError(
+            f"sorsa.train_whole: {taken[name]} would be trained whole, and it belongs to {name}, which sorsa.targets "
+            f"adapts: leave it out of one of them"
+        )
     for name in sorted(chosen & unfit.keys()):
         raise ValueError(f"sorsa.targets: {name} cannot be adapted, since {unfit[name]}; leave it out")
     head, left_out = _output_head(model), dict(excluded)
     ranks = {name: _rank(name, config, name not in linears) for name in shapes}
     if ALL_LINEAR in patterns:
         body = {name for name in shapes if name not in linears or linears[name] is not head}
-        reasons = _unneeded(model, shapes, ranks) | unknown | unfit | excluded
+        reasons = _unneeded(model, shapes, ranks) | unknown | unfit | excluded | dict.fromkeys(taken, WHOLE)
         reasons |= _whole_modules(stacks, reasons.keys() - chosen)
         left_out = {name: reasons[name] for name in reasons if name in body | unknown.keys() and name not in chosen}
         chosen |= body - left_out.keys()
@@ -173,7 +180,7 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False) -> Sele
     targets = [_target(name, linears[name], ranks[name]) for name in linears if name in chosen]
     targets += [_stack_target(stack, ranks[stack.name]) for stack in stacks if stack.name in chosen]
     inside = sum(target.numel for target in targets if target.experts or linears[target.name] is not head)
-    return Selection(_in_module_order(model, targets), left_out, body_of(model), inside)
+    return Selection(_in_module_order(model, targets), left_out, body_of(model), inside, whole)
 
 
 def select_targets(model: nn.Module, config: SorsaConfig) -> list[Target]:
@@ -339,23 +346,3 @@ def _shape(module: nn.Linear | Conv1D) -> tuple[int, int]:
     weight = cast(Tensor, module.weight)
     shape = getattr(weight, "ds_shape", weight.shape)  # ZeRO-3 empties the shape of a parameter that it cuts
     return (shape[1], shape[0]) if isinstance(module, Conv1D) else (shape[0], shape[1])
-
-
-def kind_of(name: str) -> str:
-    """The last part of a linear's name, which linears of all blocks share; numbers in a list are skipped."""
-    return next((part for part in reversed(name.split(".")) if not part.isdecimal()), name)
-
-
-def check_all_match(field: str, patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Stop at the first pattern that matches no name of a linear.
-
-    Raises:
-        ValueError: a pattern matches none; the message names the most similar kind of linear, and all that exist.
-    """
-    for pattern in patterns:
-        if not any(matches(name, pattern) for name in names):
-            kinds = Counter(map(kind_of, names))
-            near = difflib.get_close_matches(pattern, kinds, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            listing = ", ".join(f"{kind} (x{count})" for kind, count in kinds.items())
-            raise ValueError(f"{field}: {pattern!r} matches no linear of this model.{hint} It has: {listing}")

@@ -47,6 +47,7 @@ class Trainer:
     """One run, assembled by `sorsa_ds.train.setup`.
 
     numerics: what decides the base model's numbers besides its weights; its adapter will say it.
+    new_tokens: the ids of `data.new_tokens`, which its adapter will say too.
     batches: the micro-batches of every step, for this rank.
     held_out: held-out examples of each source of the data that has any.
     sources: tells for each source what became of its rows, and how many of its examples the run has taken.
@@ -60,6 +61,7 @@ class Trainer:
     engine: SorsaEngine
     loaded: AdaptedModel
     numerics: Numerics
+    new_tokens: dict[str, int]
     batches: BatchPlan | StreamBatches
     held_out: dict[str, Examples]
     sources: Callable[[], dict[str, Taken]]
@@ -241,9 +243,11 @@ class Trainer:
         base, start = check_start(self.engine, self.loaded, self.probe(), self.device, gap)
         say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
         if method_of(self.config).keeps_initial:
-            save_factors(self.engine, adapter / INITIAL)
+            save_factors(self.engine, adapter / INITIAL, {one.name for one in self.loaded.selection.whole})
         collectives.together(
-            lambda: describe_adapter(adapter, self.config, self.loaded.targets, self.loaded.digests, self.numerics),
+            lambda: describe_adapter(
+                adapter, self.config, self.loaded.targets, self.loaded.digests, self.numerics, self.new_tokens
+            ),
             self.device,
             on=0,
         )
