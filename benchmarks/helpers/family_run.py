@@ -4,14 +4,13 @@ Three phases, each in processes of its own (forked, which is quick), so that a c
 a tiny model is written, ranks train on it, and the run is exported.
 """
 
-import contextlib
 import json
 import os
 import tempfile
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 

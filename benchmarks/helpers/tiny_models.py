@@ -53,7 +53,7 @@ _SIZES: dict[int, str] = {
     2: "num_key_value_heads num_kv_heads kv_n_heads num_global_key_value_heads linear_num_key_heads "
     "swa_num_key_value_heads num_experts_per_tok moe_topk moe_top_k num_experts_per_token moe_k top_k_experts "
     "encoder_layers decoder_layers num_encoder_layers num_decoder_layers depth num_global_layers conf_num_hidden_layers "
-    "prompt_types segment_types num_residual_layers index_topk_blocks ngram_size num_layers_per_stack",
+    "num_residual_layers index_topk_blocks ngram_size num_layers_per_stack",
     1: "n_group topk_group num_expert_group num_kv_shared_layers n_groups mamba_n_groups mamba_ngroups "
     "first_k_dense_replace num_dense_layers moe_layer_start_index num_res_blocks num_nextn_predict_layers "
     "num_random_blocks original_window_size",
@@ -73,12 +73,13 @@ _INDEXER = {
     "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 32,
     "indexer_compress_ratio": 4,
 }  # fmt: skip
+_MROPE = {"text_config.rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
 _ROPE = {"rope_theta": 10000.0, "rope_type": "default"}
 
 HINTS: dict[str, dict[str, Any]] = {
     "bamba": _MAMBA,
+    "blt": {f"{part}vocab_size": VOCABULARY for part in ("", "patcher_config.", "encoder_config.", "decoder_config.")},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
-    "cpmant": {"prompt_types": 8},
     "dbrx": {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
@@ -95,6 +96,7 @@ HINTS: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": 16},
     "nemotron": {"num_key_value_heads": 2},
     "nemotron_h": {"mamba_num_heads": 8},
+    **dict.fromkeys(("glm4v", "qwen2_5_vl", "qwen2_vl"), _MROPE),
     "qwen4_exp": {f"text_config.{name}": value for name, value in _INDEXER.items()},
     "qwen4_exp_text": _INDEXER,
     "reformer": {"vocab_size": VOCABULARY, "axial_pos_embds_dim": [32, 32], "axial_pos_shape": [8, 16]},
@@ -154,7 +156,10 @@ def write_tiny_model(family: str, folder: Path, whole: bool = False, dtype: torc
     kind = model_class(family, whole)
     if not issubclass(kind, PreTrainedModel):
         raise ValueError(f"transformers cannot make {kind.__name__} here")
-    model = kind._from_config(tiny_config(family))
+    config = tiny_config(family)
+    if kind.config_class is not type(config):
+        config = config.get_text_config()
+    model = kind._from_config(config)
     randomise(model)
     model.to(dtype).save_pretrained(folder)
 

@@ -28,9 +28,12 @@ def write_peft_adapter(source: Source, folder: Path) -> None:
     config = source.method.peft_config(source.described, source.targets)
     with init_empty_weights():
         wrapped = get_peft_model(source.model, config, ADAPTER)
+    firsts = {place: target.name for target in source.targets for place in target.shared}
     for name, parameter in wrapped.named_parameters():
         if parameter.requires_grad:
-            values = source.trained.values(name.removeprefix(_OUTSIDE), parameter.shape)
+            own = name.removeprefix(_OUTSIDE)
+            layer = next((place for place in firsts if own.startswith(f"{place}.")), "")
+            values = source.trained.values(firsts.get(layer, layer) + own.removeprefix(layer), parameter.shape)
             parent, _, leaf = name.rpartition(".")
             setattr(wrapped.get_submodule(parent), leaf, nn.Parameter(values))
     described = wrapped.peft_config[ADAPTER]

@@ -29,7 +29,7 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class LoraPlan:
     """The ranks of a LoRA.
 
-    ranks: adapted linear -> rank of its part. truncated: whether any is smaller than the rank that would be exact.
+    ranks: adapted linear, under each of its names -> rank of its part. truncated: whether any is smaller than the rank that would be exact.
     """
 
     ranks: dict[str, int]
@@ -49,7 +49,7 @@ def plan_lora(source: Source, rank: int | None) -> LoraPlan:
     """
     if rank is not None and rank < 1:
         raise ValueError(f"--rank {rank}: a LoRA has at least rank 1")
-    exact = {target.name: source.method.exact_rank(target) for target in source.targets}
+    exact = {place: source.method.exact_rank(target) for target in source.targets for place in target.places}
     ranks = exact if rank is None else {name: min(r, rank) for name, r in exact.items()}
     return LoraPlan(ranks, truncated=ranks != exact)
 
@@ -63,9 +63,10 @@ def write_lora(source: Source, planned: LoraPlan, folder: Path, progress: Tensor
     specs = []
     for target in source.targets:
         rank = planned.ranks[target.name]
-        for leaf, shape in (("A", (rank, target.in_features)), ("B", (target.out_features, rank))):
-            name = f"base_model.model.{target.name}.lora_{leaf}.weight"
-            specs.append(TensorSpec(name, torch.Size(shape), torch.float32))
+        for place in target.places:
+            for leaf, shape in (("A", (rank, target.in_features)), ("B", (target.out_features, rank))):
+                name = f"base_model.model.{place}.lora_{leaf}.weight"
+                specs.append(TensorSpec(name, torch.Size(shape), torch.float32))
     errors: dict[str, float] = {}
 
     def tensors() -> Iterator[Tensor]:
@@ -73,8 +74,9 @@ def write_lora(source: Source, planned: LoraPlan, folder: Path, progress: Tensor
         for name in progress(list(targets)):
             found = low_rank_change(source, targets[name], planned.ranks[name])
             errors[name] = found.error
-            yield found.A
-            yield found.B
+            for _ in targets[name].places:
+                yield found.A
+                yield found.B
             del found
 
     write_tensors(folder / TRAINED, specs, tensors())

@@ -75,7 +75,7 @@ def plan_merged(source: Source, dtype: torch.dtype | None, max_shard_bytes: int,
     for weight, target in source.changed.items():
         stored = source.weights.stored[weight]
         sharing = [name for name, other in source.weights.stored.items() if other == stored and name != weight]
-        if target is None:
+        if target is None or {f"{place}.weight" for place in target.shared} >= set(sharing):
             sharing = []  # tied they were trained as one
         if sharing and weight not in heads:
             raise ValueError(

@@ -5,7 +5,7 @@ The new layers are made on the meta device, so replacing takes no memory; `sorsa
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import cast
@@ -15,6 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.model.architectures import mixing_linears, uncalled_linears
+from sorsa_ds.model.language_part import in_language_part
+from sorsa_ds.model.linear_classes import computes_linear
 from sorsa_ds.model.weight_reads import weight_reads
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.layer import SorsaLinear
@@ -28,12 +30,16 @@ EXCLUDED = "named by sorsa.exclude"
 SMALLEST_SIDE = 8
 """Linears with a shorter side than this have no rank that would save anything, such as a gate with one output."""
 
+SMALLEST_SHARE = 0.5
+"""A run warns where a smaller share of the weights is adapted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """One linear to adapt.
 
     transposed: whether its weight is stored as (in, out), as in GPT-2's Conv1D.
+    shared: names of further linears that have the same weight, as in Zamba's shared blocks. They are one layer.
     """
 
     name: str
@@ -42,6 +48,12 @@ class Target:
     rank: int
     bias: bool
     transposed: bool
+    shared: tuple[str, ...] = ()
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Every name in the model under which the layer stands."""
+        return self.name, *self.shared
 
     @property
     def trainable(self) -> int:
@@ -77,6 +89,16 @@ class Selection:
         ]
         return [*told, ("left out", summed_up(self.left_out))] if self.left_out else told
 
+    @property
+    def warning(self) -> str | None:
+        """A sentence where less than a half of the body is adapted: most of the model stays as it is."""
+        if self.share >= SMALLEST_SHARE:
+            return None
+        return (
+            f"Warning: only {self.share:.1%} of the weights between the embeddings and the output head are adapted; "
+            f"the others stay as they are."
+        )
+
 
 def matches(name: str, pattern: str) -> bool:
     """Whether a module name is a pattern, ends in it after a dot (`self_attn.q_proj`), or fits it as a glob."""
@@ -90,13 +112,14 @@ def choose(model: nn.Module, config: SorsaConfig) -> Selection:
         ValueError: a pattern matches no linear (the message lists what exists) or one that cannot be adapted, nothing
             is selected, or a rank exceeds min(out, in) of a layer (the message names the layer).
     """
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    linears = linears_of(model)
     patterns = [config.targets] if isinstance(config.targets, str) else config.targets
     named = [pattern for pattern in patterns if pattern != ALL_LINEAR]
     check_all_match("sorsa.targets", named, linears)
     check_all_match("sorsa.exclude", config.exclude, linears)
     excluded = {name: EXCLUDED for name in linears if any(matches(name, pattern) for pattern in config.exclude)}
     chosen = {name for name in linears if any(matches(name, pattern) for pattern in named)} - excluded.keys()
+    shared = shared_linears(linears)
     unfit, head, left_out = _unfit(model, linears), _output_head(model), dict(excluded)
     for name in sorted(chosen & unfit.keys()):
         raise ValueError(f"sorsa.targets: {name} cannot be adapted, since {unfit[name]}; leave it out")
@@ -105,13 +128,18 @@ def choose(model: nn.Module, config: SorsaConfig) -> Selection:
         reasons = _unneeded(model, linears, config) | unfit | excluded
         left_out = {name: reasons[name] for name in linears if name in (reasons.keys() & body) - chosen}
         chosen |= body - left_out.keys()
+    for first, others in shared.items():
+        _check_together({first, *others}, chosen)
+        chosen -= {*others}
     if not chosen:
         raise ValueError(
             "sorsa.targets selects no linear: the list is empty, or the model has no linear but its output head"
             + (f" and others that are left out: {summed_up(left_out)}" if left_out else "")
         )
     check_all_match("sorsa.rank_pattern", config.rank_pattern, chosen)
-    targets = [_target(name, linears[name], _rank(name, config)) for name in linears if name in chosen]
+    targets = [
+        _target(name, linears[name], _rank(name, config), shared.get(name, ())) for name in linears if name in chosen
+    ]
     inside = sum(target.out_features * target.in_features for target in targets if linears[target.name] is not head)
     return Selection(targets, left_out, body_of(model), inside)
 
@@ -125,15 +153,63 @@ def select_targets(model: nn.Module, config: SorsaConfig) -> list[Target]:
     return choose(model, config).targets
 
 
+def linears_of(model: nn.Module) -> dict[str, nn.Linear | Conv1D]:
+    """All linears of a model by name, in module order: one name for each attribute of a module that holds one.
+
+    A linear that several modules hold has several names; one that lies in a block which several layers hold has one.
+    """
+    found: dict[tuple[int, str], tuple[str, nn.Linear | Conv1D]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Linear | Conv1D):
+            parent, _, leaf = name.rpartition(".")
+            found.setdefault((id(model.get_submodule(parent)), leaf), (name, module))
+    return dict(found.values())
+
+
+def shared_linears(linears: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
+    """The first of all linears that have one weight -> the others; only where there are others.
+
+    Raises:
+        ValueError: they have one weight and different biases, so that they cannot be trained as one.
+    """
+    groups: dict[int, list[str]] = {}
+    for name, module in linears.items():
+        groups.setdefault(id(module.weight), []).append(name)
+    for names in groups.values():
+        if len({id(linears[name].bias) for name in names if linears[name].bias is not None}) > 1:
+            raise ValueError(
+                f"{names[0]} and {names[1]} have one weight and different biases, and cannot be trained as one layer; "
+                f"name other linears in sorsa.targets"
+            )
+    return {first: tuple(others) for first, *others in groups.values() if others}
+
+
+def _check_together(names: set[str], chosen: set[str]) -> None:
+    """Stop where some, and not all, of the linears that have one weight are chosen.
+
+    Raises:
+        ValueError: naming one of either.
+    """
+    if chosen & names and names - chosen:
+        raise ValueError(
+            f"sorsa.targets: {min(chosen & names)} and {min(names - chosen)} have one weight in this model, so they are "
+            f"adapted together or not at all; name both (by their last parts, say), or neither"
+        )
+
+
 def body_of(model: nn.Module) -> int:
-    """Numbers in all parameters of a model but its embeddings and its output head; a tied one counts as these do."""
+    """Numbers in all parameters of a language model but its embeddings and its output head.
+
+    A parameter that is tied to one of these counts as they do. Of a model that also sees, the language model counts.
+    """
     find_embeddings = getattr(model, "get_input_embeddings", None)
     ends = [_output_head(model), find_embeddings() if find_embeddings else None]
     apart = {id(parameter) for end in ends if end is not None for parameter in end.parameters()}
+    is_text = in_language_part(model)
     return sum(
         getattr(parameter, "ds_numel", parameter.numel())
-        for parameter in model.parameters()
-        if id(parameter) not in apart
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in apart and is_text(name)
     )
 
 
@@ -158,7 +234,7 @@ def _unfit(model: nn.Module, linears: Mapping[str, nn.Module]) -> dict[str, str]
     own = {
         name: f"its class {type(module).__name__} computes something else than a linear"
         for name, module in linears.items()
-        if type(module).forward not in (nn.Linear.forward, Conv1D.forward)
+        if not computes_linear(cast(Hashable, type(module)))
     }
     read = {
         name: f"{place} reads its weight without calling it"
@@ -170,7 +246,13 @@ def _unfit(model: nn.Module, linears: Mapping[str, nn.Module]) -> dict[str, str]
         for name in linears
         if any(matches(name, pattern) for pattern in uncalled_linears(model))
     }
-    return own | read | listed
+    is_text, head = in_language_part(model), _output_head(model)
+    outside = {
+        name: "it lies outside of the language model, and text does not reach it"
+        for name, module in linears.items()
+        if not is_text(name) and module is not head
+    }
+    return own | read | listed | outside
 
 
 def _unneeded(model: nn.Module, linears: Mapping[str, nn.Linear | Conv1D], config: SorsaConfig) -> dict[str, str]:
@@ -196,7 +278,6 @@ def insert_sorsa_layers(
     """Freeze the model and put an uninitialised SorsaLinear (on the meta device) in the place of each target."""
     model.requires_grad_(False)
     for target in targets:
-        parent_name, _, leaf = target.name.rpartition(".")
         layer = SorsaLinear(
             target.in_features,
             target.out_features,
@@ -209,7 +290,14 @@ def insert_sorsa_layers(
             factor_dtype=precision.factor_dtype,
             bias_dtype=precision.residual_dtype,
         )
-        setattr(model.get_submodule(parent_name), leaf, layer)
+        replace_linear(model, target, layer)
+
+
+def replace_linear(model: nn.Module, target: Target, layer: nn.Module) -> None:
+    """Put a layer in the place of a target: the same one in each of its places."""
+    for place in target.places:
+        parent, _, leaf = place.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, layer)
 
 
 def scale_of(target: Target, sorsa: SorsaConfig) -> float:
@@ -217,14 +305,14 @@ def scale_of(target: Target, sorsa: SorsaConfig) -> float:
     return 1.0 if sorsa.alpha is None else sorsa.alpha / target.rank
 
 
-def _target(name: str, module: nn.Linear | Conv1D, rank: int) -> Target:
+def _target(name: str, module: nn.Linear | Conv1D, rank: int, shared: tuple[str, ...]) -> Target:
     m, n = _shape(module)
     if rank > min(m, n):
         raise ValueError(
             f"rank {rank} exceeds min(out, in) = {min(m, n)} of {name} ({m} x {n}): lower sorsa.rank, give this "
             f"layer its own in sorsa.rank_pattern, or leave it out by sorsa.exclude"
         )
-    return Target(name, m, n, rank, bias=module.bias is not None, transposed=isinstance(module, Conv1D))
+    return Target(name, m, n, rank, module.bias is not None, isinstance(module, Conv1D), shared)
 
 
 def _shape(module: nn.Linear | Conv1D) -> tuple[int, int]:

@@ -163,6 +163,8 @@ def build_engine(settings: RunSettings, run: OpenedRun, inputs: Inputs, model: B
     )
     loaded.exact_factors.clear()  # the engine's masters hold these numbers now
     say(_summary(settings, run, inputs, loaded, engine))
+    if loaded.targets and (warning := loaded.selection.warning) is not None:
+        say(warning)
     return engine
 
 
