@@ -16,6 +16,7 @@ from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import schedule
 from sorsa_ds.model.load import AdaptedModel, load_adapted_model
 from sorsa_ds.model.sharding import Whole, Zero3
+from sorsa_ds.model.uneven_calls import set_uneven_leaves, told_leaves
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
 from sorsa_ds.run.folder import RunLog, lock_run_folder
 from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE
@@ -140,6 +141,8 @@ def build_model(settings: RunSettings, origin: Origin) -> BuiltModel:
         digests=origin.base_digests,
         progress=_decomposing if method_of(config).decomposes else _loading,
     )
+    if settings.resolved.zero_stage == 3 and (leaves := set_uneven_leaves(loaded.model)):
+        say(told_leaves(leaves))
     initialisation = origin.report_initialisation(loaded, time.perf_counter() - began)
     if config.train.gradient_checkpointing:
         checkpoint_activations(loaded.model)
