@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +76,7 @@ def examine(family: str, whole: bool = False, ranks: int = 1, stage: int = 0, se
         seconds: after which a phase counts as hung.
     """
     row = Row(f"{family} (whole)" if whole else family)
-    import_once()
+    _import_all()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         phases: list[tuple[str, int, Callable[..., dict], tuple]] = [
@@ -99,6 +100,15 @@ def examine(family: str, whole: bool = False, ranks: int = 1, stage: int = 0, se
     if wrong:
         row.result, row.reason = "wrong", "; ".join(wrong)
     return row
+
+
+@cache
+def _import_all() -> None:
+    """Import what the phases need, once for all of them."""
+    import_once()
+    import peft  # noqa: F401
+
+    import sorsa_ds.export.command  # noqa: F401
 
 
 def expert_tensors(model: torch.nn.Module, selection: Selection) -> tuple[int, int]:

@@ -22,41 +22,65 @@ from sorsa_ds.runtime import digest
 LAYERS, VOCABULARY, WIDTH, POSITIONS = 4, 512, 64, 128
 
 _SIZES: dict[int, str] = {
-    VOCABULARY: "vocab_size decoder_vocab_size vocab_size_per_layer_input audio_vocab_size unpadded_vocab_size "
-    "ngram_vocab_size_base encoder_hash_byte_group_vocab codebook_size shape_vocab_size pronunciation_vocab_size",
-    WIDTH: "hidden_size d_model n_embd dim embedding_dim emb_dim lru_width embed_dim word_embed_proj_dim "
-    "output_embedding_size projector_input_dim projector_output_dim out_hidden_size output_channels adapter_out_dim "
-    "backbone_hidden_size attention_hidden_size text_hidden_size ple_embed_dim audio_hidden_size projection_dim "
-    "hidden_size_global mamba_d_ssm adapter_in_dim adapter_input_size downsample_hidden_size proj_dim",
-    96: "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff d_inner dff dim_ff ffn_hidden_size n_inner "
-    "feed_forward_size mlp_dim shared_expert_intermediate_size shared_intermediate_size intermediate_size_mlp "
-    "moe_shared_expert_intermediate_size dense_intermediate_size shared_experts_intermediate_size",
-    48: "moe_intermediate_size expert_ffn_hidden_size",
-    POSITIONS: "max_position_embeddings n_positions max_seq_len max_source_positions context_length "
-    "max_target_positions n_ctx model_max_length original_max_position_embeddings",
-    32: "qk_head_dim kv_lora_rank q_lora_rank o_lora_rank hidden_size_per_layer_input sliding_window sliding_window_size "
-    "attention_window_size block_size embedding_size input_embedding_size local_attention chunk_size mamba_chunk_size "
-    "index_topk router_hidden_size pronunciation_embed_dim shape_embed_dim image_size local_attn_chunk_length "
-    "lsh_attn_chunk_length window_size attention_chunk_size bias_max_distance position_bias_max_distance "
-    "local_attention_window_len keep_window_size vision_output_dim base_channels num_filters vision_hidden_size",
-    16: "head_dim kv_channels d_kv d_head dim_head v_head_dim qk_nope_head_dim index_head_dim global_head_dim "
-    "swa_head_dim attention_head_size linear_key_head_dim linear_value_head_dim linear_head_dim mamba_d_state "
-    "state_size ssm_state_size laurel_rank adapter_rank hc_lowrank mamba_head_dim mamba_d_head mamba_headdim "
-    "qk_rope_head_dim time_step_rank mamba_dt_rank swa_v_head_dim position_bias_num_buckets patch_size prompt_length "
-    "num_mel_bins index_block_size attention_head_dim gated_norm_rank codebook_dim expert_rank",
-    8: "rotary_dim d_rel max_num_tiles num_position_embeddings",
-    4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads attention_heads "
-    "linear_num_value_heads swa_num_attention_heads linear_num_heads num_encoder_attention_heads "
-    "num_decoder_attention_heads num_experts num_local_experts n_routed_experts moe_num_experts index_n_heads "
-    "conf_num_attention_heads num_expert_group_size zero_expert_num upsample_groups num_quantizers num_codebooks "
-    "mm_tokens_per_image split_ngram_parts",
-    2: "num_key_value_heads num_kv_heads kv_n_heads num_global_key_value_heads linear_num_key_heads "
-    "swa_num_key_value_heads num_experts_per_tok moe_topk moe_top_k num_experts_per_token moe_k top_k_experts "
-    "encoder_layers decoder_layers num_encoder_layers num_decoder_layers depth num_global_layers conf_num_hidden_layers "
-    "num_residual_layers index_topk_blocks ngram_size num_layers_per_stack",
-    1: "n_group topk_group num_expert_group num_kv_shared_layers n_groups mamba_n_groups mamba_ngroups "
-    "first_k_dense_replace num_dense_layers moe_layer_start_index num_res_blocks num_nextn_predict_layers "
-    "num_random_blocks original_window_size",
+    VOCABULARY: """
+        vocab_size decoder_vocab_size vocab_size_per_layer_input audio_vocab_size unpadded_vocab_size
+        ngram_vocab_size_base encoder_hash_byte_group_vocab codebook_size shape_vocab_size pronunciation_vocab_size
+    """,
+    WIDTH: """
+        hidden_size d_model n_embd dim embedding_dim emb_dim lru_width embed_dim word_embed_proj_dim
+        output_embedding_size projector_input_dim projector_output_dim out_hidden_size output_channels
+        adapter_out_dim backbone_hidden_size attention_hidden_size text_hidden_size ple_embed_dim audio_hidden_size
+        projection_dim hidden_size_global mamba_d_ssm adapter_in_dim adapter_input_size downsample_hidden_size
+        proj_dim
+    """,
+    96: """
+        intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff d_inner dff dim_ff ffn_hidden_size n_inner
+        feed_forward_size mlp_dim shared_expert_intermediate_size shared_intermediate_size intermediate_size_mlp
+        moe_shared_expert_intermediate_size dense_intermediate_size shared_experts_intermediate_size
+    """,
+    48: """
+        moe_intermediate_size expert_ffn_hidden_size
+    """,
+    POSITIONS: """
+        max_position_embeddings n_positions max_seq_len max_source_positions context_length max_target_positions
+        n_ctx model_max_length original_max_position_embeddings
+    """,
+    32: """
+        qk_head_dim kv_lora_rank q_lora_rank o_lora_rank hidden_size_per_layer_input sliding_window
+        sliding_window_size attention_window_size block_size embedding_size input_embedding_size local_attention
+        chunk_size mamba_chunk_size index_topk router_hidden_size pronunciation_embed_dim shape_embed_dim image_size
+        local_attn_chunk_length lsh_attn_chunk_length window_size attention_chunk_size bias_max_distance
+        position_bias_max_distance local_attention_window_len keep_window_size vision_output_dim base_channels
+        num_filters vision_hidden_size
+    """,
+    16: """
+        head_dim kv_channels d_kv d_head dim_head v_head_dim qk_nope_head_dim index_head_dim global_head_dim
+        swa_head_dim attention_head_size linear_key_head_dim linear_value_head_dim linear_head_dim mamba_d_state
+        state_size ssm_state_size laurel_rank adapter_rank hc_lowrank mamba_head_dim mamba_d_head mamba_headdim
+        qk_rope_head_dim time_step_rank mamba_dt_rank swa_v_head_dim position_bias_num_buckets patch_size
+        prompt_length num_mel_bins index_block_size attention_head_dim gated_norm_rank codebook_dim expert_rank
+    """,
+    8: """
+        rotary_dim d_rel max_num_tiles num_position_embeddings
+    """,
+    4: """
+        num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads attention_heads
+        linear_num_value_heads swa_num_attention_heads linear_num_heads num_encoder_attention_heads
+        num_decoder_attention_heads num_experts num_local_experts n_routed_experts moe_num_experts index_n_heads
+        conf_num_attention_heads num_expert_group_size zero_expert_num upsample_groups num_quantizers num_codebooks
+        mm_tokens_per_image split_ngram_parts
+    """,
+    2: """
+        num_key_value_heads num_kv_heads kv_n_heads num_global_key_value_heads linear_num_key_heads
+        swa_num_key_value_heads num_experts_per_tok moe_topk moe_top_k num_experts_per_token moe_k top_k_experts
+        encoder_layers decoder_layers num_encoder_layers num_decoder_layers depth num_global_layers
+        conf_num_hidden_layers num_residual_layers index_topk_blocks ngram_size num_layers_per_stack
+    """,
+    1: """
+        n_group topk_group num_expert_group num_kv_shared_layers n_groups mamba_n_groups mamba_ngroups
+        first_k_dense_replace num_dense_layers moe_layer_start_index num_res_blocks num_nextn_predict_layers
+        num_random_blocks original_window_size
+    """,
 }
 TINY = {name: size for size, names in _SIZES.items() for name in names.split()}
 """Field of a configuration -> its value in a tiny model, where the default is larger."""
@@ -66,9 +90,10 @@ DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks"
 
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16}
 _SHARED_BLOCKS = {
-    "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"], "attention_hidden_size": 2 * WIDTH,
+    "layers_block_type": ["linear_attention", "hybrid"] * 2,
+    "attention_hidden_size": 2 * WIDTH,
     "attention_head_dim": 32,
-}  # fmt: skip
+}
 _INDEXER = {
     "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 32,
     "indexer_compress_ratio": 4,
@@ -87,7 +112,12 @@ HINTS: dict[str, dict[str, Any]] = {
     "dots3_note_text": {"head_dim": 32},
     "falcon_h1": {**_MAMBA, "mamba_d_ssm": 2 * WIDTH},
     "gemma3n_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2},
-    "gemma4_assistant": {"text_config.hidden_size_per_layer_input": 0, "text_config.vocab_size_per_layer_input": 0},
+    "gemma4_assistant": {
+        "text_config.hidden_size_per_layer_input": 0,
+        "text_config.vocab_size_per_layer_input": 0,
+        "text_config.num_kv_shared_layers": LAYERS,
+    },
+    "gemma4_unified_assistant": {"text_config.num_kv_shared_layers": LAYERS},
     "granitemoehybrid": _MAMBA,
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},

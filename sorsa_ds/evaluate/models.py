@@ -13,7 +13,7 @@ from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig, RunConfig
 from sorsa_ds.evaluate import peft_adapter
 from sorsa_ds.evaluate.backends.placement import check_fits, place, weight_bytes
 from sorsa_ds.model import adapter_file
-from sorsa_ds.model.language_part import auto_class
+from sorsa_ds.model.language_part import model_class
 from sorsa_ds.model.model_files import check_model_name
 from sorsa_ds.model.numerics import check_numerics
 from sorsa_ds.model.pretrained import find_folder, find_model
@@ -195,7 +195,7 @@ def _plain(folder: Path, loading: LoadingConfig, device: torch.device, dtype: to
     if placement.told:
         say(placement.told)
     try:
-        model = auto_class(config).from_pretrained(
+        model = model_class(config).from_pretrained(
             folder,
             dtype=dtype or "auto",
             **placement.arguments,

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, ModelCardData
 from sorsa_ds.config.mixing import sources_of
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
 from sorsa_ds.export.options import Format
-from sorsa_ds.model.language_part import auto_class
+from sorsa_ds.model.language_part import model_class
 from sorsa_ds.run.source import Source
 from sorsa_ds.sorsa.residual_storage import describe_storage
 
@@ -78,7 +78,7 @@ def _loading(source: Source, kind: Kind, base: str) -> str:
         )
     trusted = ", trust_remote_code=True" if source.described.loading.trust_remote_code else ""
     name = "PATH_OF_THIS_FOLDER" if kind.library == "transformers" else base
-    kind_of_model = auto_class(source.model.config).__name__
+    kind_of_model = model_class(source.model.config).__name__
     lines = [f'model = {kind_of_model}.from_pretrained("{name}"{trusted})']
     imports = [f"from transformers import {kind_of_model}"]
     if kind.library == "peft":

@@ -29,7 +29,8 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class LoraPlan:
     """The ranks of a LoRA.
 
-    ranks: adapted linear, under each of its names -> rank of its part. truncated: whether any is smaller than the rank that would be exact.
+    ranks: adapted linear, under each of its names -> rank of its part.
+    truncated: whether any is smaller than the rank that would be exact.
     """
 
     ranks: dict[str, int]

@@ -75,8 +75,8 @@ def check_no_adapter(folder: Path) -> None:
     if (folder / _RUN_SETTINGS).exists() and (folder / _RUN_ADAPTER / ADAPTER_CONFIG).exists():
         base = _base_of(folder / _RUN_ADAPTER)
         raise ValueError(
-            f"model: {folder} is a run that fine-tuned {base}, not a model: to go on with it give --resume {folder}; to "
-            f"train on what it has learned export it (launch/export.py --run {folder} --format merged) and give that"
+            f"model: {folder} is a run that fine-tuned {base}, not a model: to go on with it give --resume {folder}; "
+            f"to train on what it has learned export it (launch/export.py --run {folder} --format merged) and give that"
         )
     if not (folder / ADAPTER_CONFIG).exists():
         return

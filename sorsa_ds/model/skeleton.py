@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from sorsa_ds.config.schema import LoadingConfig
 from sorsa_ds.model.architectures import register_architecture
-from sorsa_ds.model.language_part import auto_class
+from sorsa_ds.model.language_part import bare_model
 
 _KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 FLASH = "flash_attention_2"
@@ -85,9 +85,7 @@ def skeleton(folder: Path | str, loading: LoadingConfig, dtype: torch.dtype = to
         if getattr(config, "is_decoder", True) is False and not config.model_type.startswith("gpt_neox"):
             raise ValueError(f'{config.model_type} sees the tokens that it is to predict, without "is_decoder": true')
         with init_empty_weights(include_buffers=False):
-            model = auto_class(config).from_config(
-                config, dtype=dtype, attn_implementation=attention, trust_remote_code=loading.trust_remote_code
-            )
+            model = bare_model(config, loading.trust_remote_code, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"model: {folder} cannot be built as a causal language model: {error}") from error
     model.tie_weights()

@@ -192,8 +192,8 @@ def _check_together(names: set[str], chosen: set[str]) -> None:
     """
     if chosen & names and names - chosen:
         raise ValueError(
-            f"sorsa.targets: {min(chosen & names)} and {min(names - chosen)} have one weight in this model, so they are "
-            f"adapted together or not at all; name both (by their last parts, say), or neither"
+            f"sorsa.targets: {min(chosen & names)} and {min(names - chosen)} have one weight in this model, so they "
+            f"are adapted together or not at all; name both (by their last parts, say), or neither"
         )
 
 

@@ -17,9 +17,10 @@ from torch import nn
 
 from sorsa_ds.model.source_code import is_library, names_of, source_of
 
-_LOOKS_INTO_TENSORS = frozenset(
-    "argwhere bincount item masked_select nonzero numpy tolist unique unique_consecutive where".split()
-)
+_LOOKS_INTO_TENSORS = (
+    "argwhere", "bincount", "item", "masked_select", "nonzero", "numpy", "tolist", "unique", "unique_consecutive",
+    "where",
+)  # fmt: skip
 """Functions and methods whose result depends on the numbers in a tensor, in a way that shapes or loops follow."""
 
 
