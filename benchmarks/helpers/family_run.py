@@ -6,6 +6,7 @@ a tiny model is written, ranks train on it, and the run is exported.
 
 import json
 import os
+import sys
 import tempfile
 import threading
 import traceback
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from torch import nn
 from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedModel
 
@@ -45,7 +47,7 @@ class Row:
     gaps: relative distances of logits: `start` (step 0 from transformers' own load), `merged` and `lora` (the exports
         from the trained model), and `moved` (the trained model from step 0).
     linears: that are adapted. experts, adapted_experts: number of tensors with a matrix per expert.
-    share: of the body's weights that is adapted. told: whether a share below a half is told in the run's output.
+    share: of the body's weights that is adapted. said: the warning of a share below a half that the run has printed.
     left_out: what `all-linear` passes over, in words.
     """
 
@@ -58,13 +60,13 @@ class Row:
     experts: int = 0
     adapted_experts: int = 0
     share: float = 0.0
-    told: bool = True
+    said: str = ""
     left_out: str = ""
 
     @property
     def silent(self) -> bool:
         """Whether less than a half is adapted, and the run does not say so."""
-        return self.result in ("pass", "wrong") and self.share < 0.5 and not self.told
+        return self.result in ("pass", "wrong") and self.share < 0.5 and not self.said
 
 
 def examine(family: str, whole: bool = False, ranks: int = 1, stage: int = 0, seconds: float = 120.0) -> Row:
@@ -111,16 +113,18 @@ def _import_all() -> None:
     import sorsa_ds.export.command  # noqa: F401
 
 
-def expert_tensors(model: torch.nn.Module, selection: Selection) -> tuple[int, int]:
-    """(adapted, all) tensors that hold a matrix per expert."""
-    every = {name for name, parameter in model.named_parameters() if is_expert_tensor(name, parameter)}
-    adapted = {getattr(target, "name", str(target)) for target in getattr(selection, "experts", ())}
+def expert_tensors(model: nn.Module, selection: Selection) -> tuple[int, int]:
+    """(adapted, all) tensors that hold the matrices of several experts."""
+    every = {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if not isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d)
+        for name, parameter in module.named_parameters(recurse=False)
+        if not name.endswith("bias") and ("experts" in prefix or "moe" in prefix)
+        if len(getattr(parameter, "ds_shape", parameter.shape)) == 3 or prefix.endswith("experts.mlp")
+    }
+    adapted = {target.name for target in getattr(selection, "experts", ())}
     return len(adapted), len(every | adapted)
-
-
-def is_expert_tensor(name: str, parameter: torch.Tensor) -> bool:
-    """Whether a parameter holds a matrix per expert."""
-    return "expert" in name and len(getattr(parameter, "ds_shape", parameter.shape)) == 3
 
 
 def _in_processes(
@@ -229,13 +233,13 @@ def _train(printed: Path, folder: Path, stage: int) -> dict:
     if collectives.rank() == 0:
         torch.save(trained, folder / "trained.pt")
     base = torch.load(folder / "base.pt")
-    text = printed.read_text()
-    told = all(value in text for name, value in selection.rows() if name == "adapted")
+    sys.stdout.flush()
+    text, warning = printed.read_text(), selection.warning or ""
     return {
         "row": {
             "gaps": {"start": relative(start, base), "moved": relative(trained, start)},
             "linears": len(selection.targets), "experts": experts, "adapted_experts": adapted,
-            "share": selection.share, "told": told,
+            "share": selection.share, "said": warning if warning in text else "",
             "left_out": next((value for name, value in selection.rows() if name == "left out"), ""),
         }
     }  # fmt: skip
@@ -262,7 +266,7 @@ def load(folder: Path) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def logits_of(model: torch.nn.Module) -> torch.Tensor:
+def logits_of(model: nn.Module) -> torch.Tensor:
     """A model's logits on a fixed input, in eval mode."""
     training = model.training
     model.eval()

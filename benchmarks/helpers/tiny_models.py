@@ -105,7 +105,7 @@ HINTS: dict[str, dict[str, Any]] = {
     "bamba": _MAMBA,
     "blt": {f"{part}vocab_size": VOCABULARY for part in ("", "patcher_config.", "encoder_config.", "decoder_config.")},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
-    "dbrx": {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0},
+    "dbrx": {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 1.0, "ffn_config.moe_num_experts": 16},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "dots3_note": {"text_config.head_dim": 32},
