@@ -33,13 +33,15 @@ def write_peft_adapter(source: Source, folder: Path) -> None:
     config.modules_to_save = saved.modules or None
     with init_empty_weights():
         wrapped = get_peft_model(source.model, config, ADAPTER)
+    firsts = {place: target.name for target in source.targets for place in target.shared}
     for name, parameter in wrapped.named_parameters():
         if parameter.requires_grad:
-            bare = name.removeprefix(OUTSIDE)
-            if _WHOLE in bare:
-                values = outside_linears(source, saved.parameters[bare.replace(_WHOLE, ".")])
+            own = name.removeprefix(OUTSIDE)
+            if _WHOLE in own:
+                values = outside_linears(source, saved.parameters[own.replace(_WHOLE, ".")])
             else:
-                values = source.trained.values(bare, parameter.shape)
+                layer = next((place for place in firsts if own.startswith(f"{place}.")), "")
+                values = source.trained.values(firsts.get(layer, layer) + own.removeprefix(layer), parameter.shape)
             parent, _, leaf = name.rpartition(".")
             setattr(wrapped.get_submodule(parent), leaf, nn.Parameter(values))
     described = wrapped.peft_config[ADAPTER]

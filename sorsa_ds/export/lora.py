@@ -34,7 +34,8 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class LoraPlan:
     """The ranks of a LoRA.
 
-    ranks: adapted linear -> rank of its part. truncated: whether any is smaller than the rank that would be exact.
+    ranks: adapted linear, under each of its names -> rank of its part.
+    truncated: whether any is smaller than the rank that would be exact.
     saved: the modules that were trained whole.
     """
 
@@ -56,7 +57,7 @@ def plan_lora(source: Source, rank: int | None) -> LoraPlan:
     """
     if rank is not None and rank < 1:
         raise ValueError(f"--rank {rank}: a LoRA has at least rank 1")
-    exact = {target.name: source.method.exact_rank(target) for target in source.targets}
+    exact = {place: source.method.exact_rank(target) for target in source.targets for place in target.places}
     ranks = exact if rank is None else {name: min(r, rank) for name, r in exact.items()}
     return LoraPlan(ranks, truncated=ranks != exact, saved=modules_to_save(source, "lora"))
 
@@ -70,9 +71,10 @@ def write_lora(source: Source, planned: LoraPlan, folder: Path, progress: Tensor
     specs = []
     for target in source.targets:
         rank = planned.ranks[target.name]
-        for leaf, shape in (("A", (rank, target.in_features)), ("B", (target.out_features, rank))):
-            name = f"{OUTSIDE}{target.name}.lora_{leaf}.weight"
-            specs.append(TensorSpec(name, torch.Size(shape), torch.float32))
+        for place in target.places:
+            for leaf, shape in (("A", (rank, target.in_features)), ("B", (target.out_features, rank))):
+                name = f"{OUTSIDE}{place}.lora_{leaf}.weight"
+                specs.append(TensorSpec(name, torch.Size(shape), torch.float32))
     for name, one in planned.saved.parameters.items():
         specs.append(TensorSpec(OUTSIDE + name, source.model.get_parameter(one).shape, torch.float32))
     errors: dict[str, float] = {}
@@ -82,8 +84,9 @@ def write_lora(source: Source, planned: LoraPlan, folder: Path, progress: Tensor
         for name in progress(list(targets)):
             found = low_rank_change(source, targets[name], planned.ranks[name])
             errors[name] = found.error
-            yield found.A
-            yield found.B
+            for _ in targets[name].places:
+                yield found.A
+                yield found.B
             del found
         for one in planned.saved.parameters.values():
             yield outside_linears(source, one).contiguous()

@@ -90,8 +90,8 @@ def plan_merged(source: Source, dtype: torch.dtype | None, max_shard_bytes: int,
                     places.pop(name, None)
             places[kept] = (stored, weight, None)
             continue
-        if target is None:
-            sharing = []
+        if target is None or {f"{place}.weight" for place in target.shared} >= set(sharing):
+            sharing = []  # tied they were trained as one
         if sharing and (weight not in heads or origin.conversion is not None):
             raise ValueError(
                 f"{weight} is the same tensor as {sharing[0]}, which was trained apart from it: a plain model has no "

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.export.merged import MergedPlan, companions
 from sorsa_ds.export.options import Quantised
 from sorsa_ds.export.tensor_file import nbytes
+from sorsa_ds.model.language_part import model_class
 from sorsa_ds.model.model_files import CONFIG
 from sorsa_ds.model.pretrained import PretrainedWeights
 from sorsa_ds.model.skeleton import attention_of, skeleton
@@ -80,7 +81,7 @@ def write_requantised(
         name for name, module in plain.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and name not in adapted
     ]  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(
+    model = model_class(plain.config).from_pretrained(
         merged, quantization_config=_config(form, others), device_map={"": "cpu"}, dtype="auto",
         trust_remote_code=loading.trust_remote_code, attn_implementation=attention_of(loading),
     )  # fmt: skip

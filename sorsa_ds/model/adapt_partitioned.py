@@ -18,6 +18,7 @@ from sorsa_ds.model.init_report import LayerReport
 from sorsa_ds.model.sharding import Part, Zero3
 from sorsa_ds.model.sorsa_recipe import SorsaRecipe
 from sorsa_ds.model.targets import Target, choose, insert_sorsa_layers
+from sorsa_ds.model.uneven_calls import set_uneven_leaves
 from sorsa_ds.model.weight_sources import ShardedWeightSource
 from sorsa_ds.runtime import precision as precisions
 from sorsa_ds.runtime.device import this_device
@@ -101,6 +102,7 @@ def adapt_partitioned_model(
         device=device,
         progress=progress,
     )
+    set_uneven_leaves(model)
     for name, bias in biases.items():
         model.get_submodule(name).bias = bias
     return Adaptation(targets, reports, exact)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sorsa_ds.config.schema import LoadingConfig
 from sorsa_ds.data.token_store import Examples
+from sorsa_ds.model.language_part import text_config
 from sorsa_ds.model.skeleton import read_config
 
 
@@ -16,7 +17,7 @@ def check_fits(folder: Path, loading: LoadingConfig, some: list[Examples], rows:
     Raises:
         ValueError: the message names the number and the limit.
     """
-    config = read_config(folder, loading)
+    config = text_config(read_config(folder, loading))
     positions = getattr(config, "max_position_embeddings", None)
     longest = max(int(examples.lengths.max()) for examples in some)
     if positions is not None and longest > positions:
@@ -38,7 +39,7 @@ def check_length(folder: Path, loading: LoadingConfig, most: int) -> None:
     Raises:
         ValueError: the message names the limit.
     """
-    positions = getattr(read_config(folder, loading), "max_position_embeddings", None)
+    positions = getattr(text_config(read_config(folder, loading)), "max_position_embeddings", None)
     if positions is not None and most > positions:
         raise ValueError(
             f"data.max_length: with data.streaming it must not be more than the {positions} tokens that the model takes"

@@ -5,7 +5,7 @@ own (`methods.method.Method.merged_weight` and `plain_layer`).
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sorsa_ds.methods.registry import METHODS
@@ -60,8 +60,11 @@ def merge_dense(model: PreTrainedModel, method: str, trained_in: Precision, dtyp
         method: the name of the method that trained the model.
         trained_in: the precision in which it was trained.
     """
-    for name, module in list(model.named_modules()):
-        plain = METHODS[method].plain_layer(module, trained_in, dtype)
+    made: dict[nn.Module, nn.Module | None] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module not in made:
+            made[module] = METHODS[method].plain_layer(module, trained_in, dtype)
+        plain = made[module]
         if plain is not None:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, plain)

@@ -18,6 +18,7 @@ from sorsa_ds.model import schedule
 from sorsa_ds.model.load import AdaptedModel, load_adapted_model
 from sorsa_ds.model.new_tokens import rows_for
 from sorsa_ds.model.sharding import Whole, Zero3
+from sorsa_ds.model.uneven_calls import set_uneven_leaves, told_leaves
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
 from sorsa_ds.run.folder import RunLog, lock_run_folder
 from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE, TOKENIZER
@@ -166,6 +167,8 @@ def build_model(settings: RunSettings, origin: Origin) -> BuiltModel:
         rows=rows_for(settings.new_tokens),
         progress=_decomposing if method_of(config).decomposes else _loading,
     )
+    if settings.resolved.zero_stage == 3 and (leaves := set_uneven_leaves(loaded.model)):
+        say(told_leaves(leaves))
     initialisation = origin.report_initialisation(loaded, time.perf_counter() - began)
     if config.train.gradient_checkpointing:
         checkpoint_activations(loaded.model)
@@ -189,6 +192,8 @@ def build_engine(settings: RunSettings, run: OpenedRun, inputs: Inputs, model: B
     )
     loaded.exact_factors.clear()  # the engine's masters hold these numbers now
     say(_summary(settings, run, inputs, loaded, engine))
+    if loaded.targets and (warning := loaded.selection.warning) is not None:
+        say(warning)
     return engine
 
 

@@ -62,6 +62,7 @@ SETTINGS: dict[str, Rule] = {
     "loading.attn_implementation": one_of("auto", "eager", "sdpa", "flash_attention_2"),
     "sorsa.targets": LIST_OR_WORDS,
     "sorsa.train_whole": many(words),
+    "sorsa.exclude": many(words),
     "sorsa.rank": RANK,
     "sorsa.rank_pattern": mapping(words, RANK),
     "sorsa.alpha": either(nothing, ABOVE_ZERO),
