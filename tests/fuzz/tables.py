@@ -63,6 +63,8 @@ SETTINGS: dict[str, Rule] = {
     "sorsa.targets": LIST_OR_WORDS,
     "sorsa.train_whole": many(words),
     "sorsa.exclude": many(words),
+    "sorsa.experts": one_of("adapt", "frozen"),
+    "sorsa.expert_rank": RANK,
     "sorsa.rank": RANK,
     "sorsa.rank_pattern": mapping(words, RANK),
     "sorsa.alpha": either(nothing, ABOVE_ZERO),
