@@ -56,11 +56,16 @@ def _uneven_names(kind: Hashable) -> frozenset[str]:
     """The attributes `self.NAME` that a class calls unevenly, or of whose entries it calls some."""
     assert isinstance(kind, type)
     found: set[str] = set()
+    replaced: set[str] = set()
     for base in kind.__mro__:
-        if not is_library(base):
-            for method in ast.walk(source_of(base)):
-                if isinstance(method, ast.FunctionDef) and not method.name.startswith("_init"):
-                    found |= _Uneven(method).names
+        if is_library(base):
+            continue
+        methods = [node for node in ast.walk(source_of(base)) if isinstance(node, ast.FunctionDef)]
+        if not methods:  # the class was made at run time, to compute in another way (`model.experts`)
+            replaced |= vars(base).keys()
+        for method in methods:
+            if not method.name.startswith("_init") and method.name not in replaced:
+                found |= _Uneven(method).names
     return frozenset(found)
 
 

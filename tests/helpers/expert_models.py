@@ -56,6 +56,9 @@ EXPERT_CONFIGS = {
                          expert_layer_offset=1, mamba_d_state=4, mamba_dt_rank=4),
     "hrm_text": HrmTextConfig(**{**_DECODER, "num_key_value_heads": 4}, head_dim=8),
 }  # fmt: skip
+MIXTURES = [name for name in EXPERT_CONFIGS if name != "hrm_text"]
+"""Those that are mixtures of experts."""
+
 STORED_MERGED = ["gpt_oss", "granitemoe", "llama4", "dbrx"]
 """Those that are stored as transformers holds them."""
 
