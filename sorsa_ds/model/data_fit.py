@@ -1,5 +1,6 @@
 """Whether examples can be given to a model, as its configuration tells before any weight is read."""
 
+import math
 from pathlib import Path
 
 from sorsa_ds.config.schema import LoadingConfig
@@ -16,6 +17,11 @@ def check_fits(folder: Path, loading: LoadingConfig, some: list[Examples]) -> No
     """
     config = text_config(read_config(folder, loading))
     positions = getattr(config, "max_position_embeddings", None)
+    if getattr(config, "axial_pos_embds", False):
+        raise ValueError(
+            f"model: {config.model_type} with axial positions is trained on sequences of exactly "
+            f"{math.prod(config.axial_pos_shape)} tokens, which examples are not; it cannot be trained here"
+        )
     longest = max(int(examples.lengths.max()) for examples in some)
     if positions is not None and longest > positions:
         raise ValueError(f"data.max_length: an example has {longest} tokens, the model takes {positions}; lower it")
