@@ -20,7 +20,7 @@ from sorsa_ds.model.pretrained import find_folder, find_model
 from sorsa_ds.model.skeleton import attention_of, read_config
 from sorsa_ds.run.finished import FinishedRun, RunState
 from sorsa_ds.run.merge import merge_dense
-from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE
+from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE, TOKENIZER
 from sorsa_ds.run.reload import reload
 from sorsa_ds.run.ways_on import merging
 from sorsa_ds.runtime import digest, precision
@@ -157,7 +157,7 @@ def _adapter(
         kind="run" if run else "adapter",
         weights=[file for name in (adapter_file.INITIAL, adapter_file.TRAINED) if (file := folder / name).exists()],
         folder=place,
-        tokenizer=place,
+        tokenizer=own if (own := folder / TOKENIZER).exists() else place,
         loading=described.loading,
         load=load,
         computes=_AS_TRAINED[described.precision],

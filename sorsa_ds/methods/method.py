@@ -24,6 +24,7 @@ from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.load import AdaptModel
 from sorsa_ds.model.targets import Selection, Target, choose
 from sorsa_ds.model.weight_sources import DiskWeightSource
+from sorsa_ds.model.whole_recipe import train_beside
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.decompose import Factors
 from sorsa_ds.sorsa.regularizer import Regularizer
@@ -36,7 +37,8 @@ Values = Callable[[str, torch.Size], Tensor]
 """Gives a trained tensor, as training began or left it, by name and shape: fp32 on the CPU."""
 
 SORSA_SETTINGS = (
-    "regularizer.*", "sorsa.svd", "sorsa.svd_tolerance", "sorsa.svd_max_iterations", "residual.*",
+    "regularizer.*", "sorsa.svd", "sorsa.svd_tolerance", "sorsa.svd_max_iterations", "sorsa.experts",
+    "sorsa.expert_rank", "residual.*",
 )  # fmt: skip
 """Patterns of the settings that mean something to SORSA alone."""
 
@@ -126,6 +128,9 @@ class Method(ABC):
     decomposes: bool = False
     """Whether loading a model decomposes most of its weights, so that the decompositions are what takes time."""
 
+    adapts_experts: bool = False
+    """Whether it adapts experts that a model holds as one parameter."""
+
     layers_cast_weights: bool = False
     """Whether its layers cast their trained tensors one layer at a time. Otherwise torch.autocast casts them, and keeps
     every copy until the forward pass ends."""
@@ -141,7 +146,7 @@ class Method(ABC):
         Raises:
             ValueError: `model.targets.choose` finds bad targets or ranks.
         """
-        return choose(model, sorsa)
+        return choose(model, sorsa, self.adapts_experts)
 
     def trained_linears(self, model: nn.Module, sorsa: SorsaConfig) -> list[Target]:
         """All linears whose weight training changes, in module order, the output head left out.
@@ -173,7 +178,14 @@ class Method(ABC):
         """
         begun = FactorFile(initial) if initial is not None and self.keeps_initial else None
         making = Making(settings, precision, storage, device, seed, begun, trained)
-        return lambda model: self.adapt(model, making)
+
+        def operate(model: PreTrainedModel) -> tuple[Selection, Recipe]:
+            selection, recipe = self.adapt(model, making)
+            if selection.whole:
+                recipe = train_beside(model, recipe, selection.whole, precision, trained)
+            return selection, recipe
+
+        return operate
 
     @abstractmethod
     def adapt(self, model: PreTrainedModel, making: Making) -> tuple[Selection, Recipe]:
@@ -260,11 +272,12 @@ class Method(ABC):
 
     def changed_parameters(self, targets: Sequence[Target], trained: FactorFile) -> dict[str, Target | None]:
         """The base model's parameters that training has changed -> the linear whose weight it is, or None."""
-        return {f"{target.name}.weight": target for target in targets}
+        return {target.weight: target for target in targets}
 
     @abstractmethod
     def merged_weight(self, run: TrainedRun, name: str, target: Target | None, untrained: bool = False) -> Tensor:
-        """A changed parameter as training computed with it, in fp32: (M, N) where it is a target's weight.
+        """A changed parameter as training computed with it, in fp32: (M, N) where it is a target's weight, or (E, M, N)
+        where that is one of experts.
 
         Args:
             name: the parameter's, one of `changed_parameters`, and `target` what that has for it.

@@ -9,8 +9,11 @@ from sorsa_ds.model.language_part import text_config
 from sorsa_ds.model.skeleton import read_config
 
 
-def check_fits(folder: Path, loading: LoadingConfig, some: list[Examples]) -> None:
+def check_fits(folder: Path, loading: LoadingConfig, some: list[Examples], rows: int = 0) -> None:
     """Stop before the model is loaded if an example is too long for it, or holds a token that it does not know.
+
+    Args:
+        rows: that its embeddings are given at least, for new tokens.
 
     Raises:
         ValueError: the message names the number and the limit.
@@ -26,7 +29,7 @@ def check_fits(folder: Path, loading: LoadingConfig, some: list[Examples]) -> No
     if positions is not None and longest > positions:
         raise ValueError(f"data.max_length: an example has {longest} tokens, the model takes {positions}; lower it")
     largest = max(examples.largest_token for examples in some)
-    if largest >= config.vocab_size:
+    if largest >= max(config.vocab_size, rows):
         raise ValueError(
             f"model: its tokenizer makes token {largest}, but it knows only {config.vocab_size}: they do not belong "
             f"together"

@@ -22,7 +22,7 @@ def model_class(config: PreTrainedConfig) -> ModelClass:
     """
     multimodal, causal = (auto._model_mapping for auto in (AutoModelForMultimodalLM, AutoModelForCausalLM))
     kind, named = type(config), (config.architectures or [""])[0]
-    if kind in multimodal and (kind not in causal or multimodal[kind].__name__ == named):
+    if kind in multimodal and (kind not in causal or cast(type, multimodal[kind]).__name__ == named):
         return AutoModelForMultimodalLM
     own_code = getattr(config, "auto_map", None) or {}
     if kind in causal or "AutoModelForCausalLM" in own_code:

@@ -11,9 +11,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.methods.registry import method_of
+from sorsa_ds.model.new_tokens import grow_tables, new_token_ids, rows_for, table_rows
 from sorsa_ds.model.packed_attention import check_packing
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Target
+from sorsa_ds.model.tokenizer import NoTokenizer
+from sorsa_ds.model.whole_modules import WholeParameter
 from sorsa_ds.plan.activations import Kept, kept_for_backward
 from sorsa_ds.plan.job import Job
 
@@ -62,6 +65,7 @@ class Facts:
     targets: as `methods.method.Method.operation` gives them; none where everything is trained.
     linears: every linear, adapted or not.
     kept: what a forward pass of one micro-batch keeps for backward.
+    whole: the parameters that are trained whole beside the adapters.
     attention: numbers in one token's queries, of all heads of a block together; 0 without attention.
     vocabulary: number of tokens.
     """
@@ -69,6 +73,7 @@ class Facts:
     parameters: list[Held]
     targets: list[Target]
     linears: list[Linear]
+    whole: list[WholeParameter]
     kept: Kept
     attention: int
     vocabulary: int
@@ -86,6 +91,11 @@ class Facts:
         return others + (sum(t.out_features * t.in_features for t in self.targets) if packed else 0)
 
     @property
+    def largest_whole(self) -> int:
+        """Numbers in the largest of the parameters that are trained whole beside the adapters."""
+        return max((one.numel for one in self.whole), default=0)
+
+    @property
     def widest(self) -> int:
         """The longest side of a linear beside the head."""
         return max(max(linear.m, linear.n) for linear in self.linears if not linear.head)
@@ -99,6 +109,7 @@ class BareModel:
     parameters: list[Held]
     targets: list[Target]
     linears: list[Linear]
+    whole: list[WholeParameter]
 
     def facts(self, job: Job) -> Facts:
         """What a plan needs of it, for the micro-batch of the job. The job's other settings are those of the model."""
@@ -106,7 +117,7 @@ class BareModel:
         autocast = torch.bfloat16 if job.precision.name == "mixed" else None
         micro, length = job.resolved.micro_batch_size, job.config.data.max_length
         kept = kept_for_backward(self.model, micro, length, _dtype(self.model), autocast)
-        return Facts(self.parameters, self.targets, self.linears, kept, _attention(text), text.vocab_size)
+        return Facts(self.parameters, self.targets, self.linears, self.whole, kept, _attention(text), text.vocab_size)
 
 
 def bare_model(folder: Path, job: Job, check: Callable[[PreTrainedModel], object] | None = None) -> BareModel:
@@ -125,6 +136,7 @@ def bare_model(folder: Path, job: Job, check: Callable[[PreTrainedModel], object
         check(model)
     if job.config.data.packing:
         check_packing(model)
+    grow_tables(model, _rows(folder, job, model))
     cast(nn.Module, model).to("meta")  # the decorator of transformers' own `to` hides its arguments' types
     head = model.get_output_embeddings()
     method = method_of(job.config)
@@ -139,7 +151,20 @@ def bare_model(folder: Path, job: Job, check: Callable[[PreTrainedModel], object
         for name, p in model.named_parameters()
     ]
     ranks = {t.name: (t, method.rank(t, job.config.baseline)) for t in targets}
-    return BareModel(model, parameters, targets, _linears(model, ranks, head))
+    return BareModel(model, parameters, targets, _linears(model, ranks, head), selection.whole)
+
+
+def _rows(folder: Path, job: Job, model: PreTrainedModel) -> int:
+    """Rows that new tokens need; where the folder has no tokenizer, one more than the model has for each of them.
+
+    Raises:
+        ValueError: the tokenizer knows one of them already.
+    """
+    tokens = job.config.data.new_tokens
+    try:
+        return rows_for(new_token_ids(folder, job.config.loading, tokens))
+    except NoTokenizer:
+        return table_rows(model) + len(tokens)
 
 
 def facts(folder: Path, job: Job) -> Facts:

@@ -38,6 +38,7 @@ class Sorsa(Method):
     refused_exports: Mapping[str, str] = {}
     adapter_library = "sorsa_ds"
     decomposes = True
+    adapts_experts = True
     layers_cast_weights = True
 
     def adapt(self, model: PreTrainedModel, making: Making) -> tuple[Selection, Recipe]:
@@ -90,21 +91,27 @@ class Sorsa(Method):
         every = config.regularizer.reorthonormalize
         turned = 1 / every if every else 0
         times = turned if zero_stage == 0 else 1 + 2 * turned
-        return {"Gram matrices": times * 2 * 8 * sum(2 * target.rank**2 for target in targets)}
+        return {"Gram matrices": times * 2 * 8 * sum(2 * target.matrices * target.rank**2 for target in targets)}
 
     def merged_weight(self, run: TrainedRun, name: str, target: Target | None, untrained: bool = False) -> Tensor:
         """W_r is taken and packed anew, then made dense: what it lost in training it loses here too."""
         assert target is not None and run.initial is not None
         scale, formats = scale_of(target, run.described.sorsa), run.precision
-        weight_MN = run.weights.weight(target)
         initial, trained = self.factors(run.initial, target), self.factors(run.trained, target)
-        rest_MN = residual(
-            weight_MN, initial, used_dtype=formats.compute_dtype, scale_dtype=formats.factor_dtype, scale=scale
-        )
-        kept = run.storage.pack(rest_MN)
-        del rest_MN
-        dense_MN = run.storage.dense(kept, (target.out_features, target.in_features), formats.compute_dtype)
-        return add_principal(dense_MN.float(), initial if untrained else trained, formats, scale)
+        merged = []
+        for weight_MN, *own in zip(
+            target.each(run.weights.weight(target)), *map(target.each, (*initial.tensors(), *trained.tensors())),
+            strict=True,
+        ):  # fmt: skip
+            begun, now = Factors(*own[:3]), Factors(*own[3:])
+            rest_MN = residual(
+                weight_MN, begun, used_dtype=formats.compute_dtype, scale_dtype=formats.factor_dtype, scale=scale
+            )
+            kept = run.storage.pack(rest_MN)
+            del rest_MN
+            dense_MN = run.storage.dense(kept, (target.out_features, target.in_features), formats.compute_dtype)
+            merged.append(add_principal(dense_MN.float(), begun if untrained else now, formats, scale))
+        return target.joined(merged)
 
     def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | None:
         """Over a packed W_r the factors stay apart: a plain linear would lose the packing."""
