@@ -102,3 +102,9 @@ def _lies_in(name: str, parts: list[str]) -> bool:
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The part of a configuration that says how many tokens a model knows and how long a text may be."""
     return cast(PreTrainedConfig, config.get_text_config())
+
+
+def most_positions(config: PreTrainedConfig) -> int | None:
+    """How many tokens a text may have for the model of a configuration; None where that is not limited."""
+    most = getattr(text_config(config), "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else None
