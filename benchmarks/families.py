@@ -68,7 +68,7 @@ def main() -> int:
     for row, seconds in _examined(a.only or known, a.jobs, a.ranks, a.stage, a.seconds):
         rows.append(row)
         gaps = ", ".join(f"{name} {gap:.0e}" for name, gap in row.gaps.items())
-        say(f"{row.family:32} {row.result:10} {seconds:5.0f} s  {row.share:4.0%}  {gaps}  {row.reason}")
+        say(f"{row.family:32} {row.result:10} {seconds:5.0f} s  {row.share:4.0%}  {gaps}  {row.reason or row.no_lora}")
     rows.sort(key=lambda row: row.family)
     if a.write:
         a.write.write_text(PAGE + "".join(map(_line, rows)), encoding="utf-8")
@@ -110,8 +110,8 @@ def _line(row: Row) -> str:
     if row.experts:
         adapted += f", {row.adapted_experts} of {row.experts} expert tensors"
     share = f"{row.share:.1%}" if row.linears else ""
-    remarks = row.reason or (f"left out: {row.left_out}" if row.left_out else "")
-    cells = (row.family, row.model, row.result, adapted, share, remarks)
+    remarks = [row.reason, f"left out: {row.left_out}" if row.left_out else "", row.no_lora]
+    cells = (row.family, row.model, row.result, adapted, share, "; ".join(filter(None, remarks)))
     return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |\n"
 
 

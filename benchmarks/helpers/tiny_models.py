@@ -115,9 +115,8 @@ HINTS: dict[str, dict[str, Any]] = {
     "gemma4_assistant": {
         "text_config.hidden_size_per_layer_input": 0,
         "text_config.vocab_size_per_layer_input": 0,
-        "text_config.num_kv_shared_layers": LAYERS,
+        "text_config.num_kv_shared_layers": 30,
     },
-    "gemma4_unified_assistant": {"text_config.num_kv_shared_layers": LAYERS},
     "granitemoehybrid": _MAMBA,
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
@@ -187,7 +186,7 @@ def write_tiny_model(family: str, folder: Path, whole: bool = False, dtype: torc
     if not issubclass(kind, PreTrainedModel):
         raise ValueError(f"transformers cannot make {kind.__name__} here")
     config = tiny_config(family)
-    if kind.config_class is not type(config):
+    if kind.config_class is config.sub_configs.get("text_config"):
         config = config.get_text_config()
     model = kind._from_config(config)
     randomise(model)

@@ -51,21 +51,60 @@ def bare_model(config: PreTrainedConfig, trust_remote_code: bool, **settings: An
 def in_language_part(model: nn.Module) -> Callable[[str], bool]:
     """Tells of a module's or parameter's name whether it belongs to what reads and writes text.
 
-    That is all of a language model, and of a larger one the modules that are made from the text's part of its
-    configuration. What gives the logits lies outside of these in some models, and is no part here.
+    That is all of a language model. Of a model that also sees or hears it is what is made from the text's part of the
+    configuration, where that is a part, and never a tower that takes no text, with what lies around it: of the modules
+    that hold such a tower, the largest without the embeddings of tokens. What gives the logits is no part here in
+    models that have it beside the language model.
     """
     config = getattr(model, "config", None)
-    text = config.get_text_config() if isinstance(config, PreTrainedConfig) else None
-    if text is None or text is config:
+    if not isinstance(config, PreTrainedConfig):
         return lambda name: True
-    parts = [
-        f"{name}."
+    text = config.get_text_config()
+    inside = [""] if text is config else _made_from(model, type(text))
+    outside = _towers(model)
+    return lambda name: _lies_in(name, inside or [""]) and not _lies_in(name, outside)
+
+
+def _made_from(model: nn.Module, kind: type[PreTrainedConfig]) -> list[str]:
+    """The names of the models in a model that are made from a kind of configuration."""
+    return [
+        name
         for name, module in model.named_modules()
-        if isinstance(module, PreTrainedModel) and type(module.config) is type(text)
+        if isinstance(module, PreTrainedModel) and type(module.config) is kind
     ]
-    return lambda name: not parts or name.startswith(tuple(parts))
+
+
+def _towers(model: nn.Module) -> list[str]:
+    """The names of the parts of a model that text does not reach, because they belong to a tower that takes none."""
+    modules = dict(model.named_modules())
+    find_embeddings = getattr(model, "get_input_embeddings", None)
+    embeddings = find_embeddings() if find_embeddings else None
+    needed = {name for name, module in modules.items() if module is embeddings}
+    towers = []
+    for name, module in modules.items():
+        if isinstance(module, PreTrainedModel) and "text" not in _modalities(module):
+            largest = name
+            while (around := largest.rpartition(".")[0]) and not any(_lies_in(one, [around]) for one in needed):
+                largest = around
+            towers.append(largest)
+    return towers
+
+
+def _modalities(module: PreTrainedModel) -> tuple[str, ...]:
+    named = module.input_modalities
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
+def _lies_in(name: str, parts: list[str]) -> bool:
+    return any(part == "" or name == part or name.startswith(f"{part}.") for part in parts)
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The part of a configuration that says how many tokens a model knows and how long a text may be."""
     return cast(PreTrainedConfig, config.get_text_config())
+
+
+def most_positions(config: PreTrainedConfig) -> int | None:
+    """How many tokens a text may have for the model of a configuration; None where that is not limited."""
+    most = getattr(text_config(config), "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else None

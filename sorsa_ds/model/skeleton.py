@@ -86,8 +86,9 @@ def skeleton(folder: Path | str, loading: LoadingConfig, dtype: torch.dtype = to
             raise ValueError(f'{config.model_type} sees the tokens that it is to predict, without "is_decoder": true')
         with init_empty_weights(include_buffers=False):
             model = bare_model(config, loading.trust_remote_code, dtype=dtype, attn_implementation=attention)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"model: {folder} cannot be built as a causal language model: {error}") from error
+    except Exception as error:  # what a model's class makes of a configuration that is not for it has no one type
+        told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"model: {folder} cannot be built as a causal language model: {told}") from error
     model.tie_weights()
     return model
 

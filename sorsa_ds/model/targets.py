@@ -267,11 +267,13 @@ def _check_together(names: set[str], chosen: set[str]) -> None:
 def body_of(model: nn.Module) -> int:
     """Numbers in all parameters of a language model but its embeddings and its output head.
 
-    A parameter that is tied to one of these counts as they do. Of a model that also sees, the language model counts.
+    Embeddings of positions and the like are left out too, and what is tied to one of these. Of a model that also sees
+    or hears, the language model counts.
     """
-    find_embeddings = getattr(model, "get_input_embeddings", None)
-    ends = [_output_head(model), find_embeddings() if find_embeddings else None]
-    apart = {id(parameter) for end in ends if end is not None for parameter in end.parameters()}
+    ends = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    if (head := _output_head(model)) is not None:
+        ends.append(head)
+    apart = {id(parameter) for end in ends for parameter in end.parameters()}
     is_text = in_language_part(model)
     return sum(
         getattr(parameter, "ds_numel", parameter.numel())
