@@ -270,7 +270,7 @@ def body_of(model: nn.Module) -> int:
     Embeddings of positions and the like are left out too, and what is tied to one of these. Of a model that also sees
     or hears, the language model counts.
     """
-    ends = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    ends: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     if (head := _output_head(model)) is not None:
         ends.append(head)
     apart = {id(parameter) for end in ends for parameter in end.parameters()}
