@@ -131,7 +131,7 @@ def _write_requantised(
 
 def _lora_notes(source: Source, planned: lora.LoraPlan, errors: dict[str, float]) -> list[str]:
     """What the user of this LoRA should know."""
-    notes = [lora.served_by_vllm(planned.rank) + "."]
+    notes = [*planned.notes, lora.served_by_vllm(planned.rank) + "."]
     if planned.truncated:
         worst = max(errors, key=lambda name: errors[name])
         notes.append(

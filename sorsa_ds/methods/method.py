@@ -301,7 +301,8 @@ class Method(ABC):
         return min(target.rank, target.out_features, target.in_features)
 
     def change_product(self, run: TrainedRun, target: Target) -> tuple[Tensor, Tensor]:
-        """(left (M, K), right (N, K)) in float64 with dW = left right^T. Asked only where `lora` is not refused.
+        """(left (M, K), right (N, K)) in float64 with dW = left right^T, with E before both where the target is of
+        experts. Asked only where `lora` is not refused.
 
         Raises:
             ValueError: a file lacks what was trained.

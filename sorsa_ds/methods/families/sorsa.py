@@ -141,8 +141,8 @@ class Sorsa(Method):
             as_used(self.factors(file, target), formats.compute_dtype, formats.factor_dtype)
             for file in (run.initial, run.trained)
         )
-        left = torch.cat([trained.U * (scale * trained.s), -initial.U * (scale * initial.s)], 1).double()
-        return left, torch.cat([trained.V, initial.V], 1).double()
+        now, then = (factors.U * (scale * factors.s).unsqueeze(-2) for factors in (trained, initial))
+        return torch.cat([now, -then], -1).double(), torch.cat([trained.V, initial.V], -1).double()
 
 
 def add_principal(rest_MN: Tensor, factors: Factors, formats: Precision, scale: float) -> Tensor:

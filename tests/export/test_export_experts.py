@@ -1,0 +1,121 @@
+"""Runs with adapted experts as LoRAs, adapters and plain models: checked by transformers, PEFT and plain torch."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from sorsa_ds import load_adapter
+from sorsa_ds.evaluate import models
+from sorsa_ds.export.command import Options, export
+from sorsa_ds.model import adapter_file
+from tests.helpers.expert_models import save_experts
+from tests.helpers.finished import base_of, finished_run
+
+INPUT = torch.arange(1, 49).view(2, 24) % 60
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A finished run of each family of mixtures, by name and settings; made when it is asked for."""
+    root, made = tmp_path_factory.mktemp("runs"), {}
+
+    def run(name: str, **settings) -> Path:
+        key = str((name, settings))
+        if key not in made:
+            base = root / "models" / name
+            if not base.exists():
+                save_experts(name, base)
+            made[key] = finished_run(
+                base, root / f"run-{len(made)}", **{"rank": 3, "expert_rank": 2, "alpha": 6.0} | settings
+            )
+        return made[key]
+
+    return run
+
+
+def logits(model) -> torch.Tensor:
+    """The logits of a model on a fixed input."""
+    with torch.no_grad():
+        return model.eval()(INPUT).logits.float()
+
+
+def plainly(folder: Path):
+    """transformers' own loader."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def relative(a, b) -> float:
+    """Relative Frobenius distance."""
+    return ((a - b).norm() / b.norm()).item()
+
+
+FAMILIES = {
+    "mixtral": {"rank_pattern": {"layers.0.mlp.experts.down_proj": 1, "layers.1.self_attn.q_proj": 1}},
+    "qwen2_moe": {},  # the linears of its shared expert have names that PEFT takes for experts'
+    "qwen3_moe": {"targets": ["experts.gate_up_proj", "experts.down_proj"]},
+    "gpt_oss": {},
+    "llama4": {"expert_rank": 4},
+}
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_peft_computes_with_the_lora_what_the_trained_model_computes(runs, tmp_path, name):
+    run = runs(name, **FAMILIES[name])
+    trained = logits(load_adapter(run / "adapter"))
+    base = plainly(base_of(run))
+    assert relative(logits(base), trained) > 0.1
+    export(Options(run, "lora", tmp_path / "lora"))
+    assert relative(logits(PeftModel.from_pretrained(base, tmp_path / "lora")), trained) < 1e-5
+    evaluated = models.find_evaluated_model(str(tmp_path / "lora")).load(CPU, torch.float32)
+    assert relative(logits(evaluated), trained) < 1e-5
+    card = (tmp_path / "lora" / "README.md").read_text()
+    assert "target_parameters" in card and "serve `--format merged`" in card
+
+
+def test_peft_warns_of_ranks_of_parameters_only_where_the_card_says_so(runs, tmp_path):
+    for name, told in (("gpt_oss", False), ("mixtral", True)):
+        run = runs(name, **FAMILIES[name])
+        export(Options(run, "lora", tmp_path / name))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            PeftModel.from_pretrained(plainly(base_of(run)), tmp_path / name)
+        assert any("were ignored" in str(warning.message) for warning in caught) == told
+        assert ("PEFT warns that patterns" in (tmp_path / name / "README.md").read_text()) == told
+
+
+def test_a_lora_is_cut_to_a_rank_with_the_smallest_error_of_all_experts(runs, tmp_path):
+    run = runs("qwen3_moe", **FAMILIES["qwen3_moe"])
+    export(Options(run, "lora", tmp_path / "cut", rank=2))
+    told = json.loads((tmp_path / "cut" / "truncation.json").read_text())["layers"]
+    initial, trained = (load_file(run / "adapter" / file) for file in (adapter_file.INITIAL, adapter_file.TRAINED))
+    for name, error in told.items():
+
+        def product(factors, name=name):
+            U, s, V = (factors[f"{name}.{leaf}"].double() for leaf in "UsV")
+            return torch.einsum("emr,er,enr->emn", U, s, V)
+
+        values = torch.linalg.svdvals(product(trained) - product(initial))
+        assert error == pytest.approx((values[:, 2:].norm() / values.norm()).item(), rel=1e-5)
+        assert 0.01 < error < 1
+    tensors = load_file(tmp_path / "cut" / "adapter_model.safetensors")
+    assert {tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name} == {12 * 2}
+
+
+@pytest.mark.parametrize("name", ["mixtral", "dbrx"])
+def test_what_peft_cannot_carry_is_refused_before_anything_is_written(runs, tmp_path, monkeypatch, name):
+    if name == "mixtral":
+        monkeypatch.setattr("sorsa_ds.export.lora.as_parameters", lambda *_: [])
+        reason = "PEFT would not find .*down_proj.lora_A.weight again, nor 7 other .*--format merged"
+    else:
+        reason = r"mlp.w1 holds the weights of 4 experts in two dimensions, .* one matrix; --format merged"
+    with pytest.raises(ValueError, match=reason):
+        export(Options(runs(name), "lora", tmp_path / "lora"))
+    assert not (tmp_path / "lora").exists()
