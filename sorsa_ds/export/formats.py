@@ -56,8 +56,14 @@ def prepare(source: Source, options: Options) -> Prepared:
 def _prepare_merged(source: Source, options: Options) -> Prepared:
     planned = merged.plan_merged(source, _dtype_of(options), options.shard_bytes)
     if options.quantize is not None:
+        dense = [target.weight for target in source.targets if target.experts]
+        if dense and len(dense) == len(source.targets):
+            raise ValueError(
+                f"--quantize {options.quantize}: bitsandbytes packs linears alone, and this run has adapted none but "
+                f"experts that are one parameter ({dense[0]}); leave it out"
+            )
         write = partial(_write_requantised, source, planned, options.quantize, options.shard_bytes)
-        return Prepared(planned.total_bytes + requantise.largest_size(planned), write)
+        return Prepared(planned.total_bytes + requantise.largest_size(planned, dense), write)
     return Prepared(planned.total_bytes, partial(_write_merged, source, planned, options.format))
 
 
@@ -121,6 +127,9 @@ def _write_requantised(
         f"weight, Frobenius norm: mean {mean(errors.values()):.2e}, worst {errors[worst]:.2e} ({worst}); all in "
         f"{requantise.ERRORS}. {requantise.LIMITS[storage]}"
     ]
+    if experts := [target for target in source.targets if target.experts]:
+        whole = sum(target.numel for target in experts)
+        notes.append(f"Experts stay dense, {whole:,} numbers: bitsandbytes packs linears alone.")
     if source.storage.quantised:
         notes.append(
             f"Training held the residual quantised too ({describe_storage(source.described.residual)}), "

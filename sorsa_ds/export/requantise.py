@@ -5,6 +5,7 @@ as a whole, as QLoRA's would be, and loses some of what SORSA's layers had kept:
 """
 
 import shutil
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ LIMITS: dict[Quantised, str] = {
 def write_requantised(
     source: Source, form: Quantised, merged: Path, folder: Path, max_shard_bytes: int, progress: TensorProgress
 ) -> dict[str, float]:
-    """Quantise the adapted linears of a merged model and write it to `folder`; all other weights stay as they are.
+    """Quantise the adapted linears of a merged model and write it to `folder`; all other weights stay as they are,
+    experts that are one parameter too.
 
     The quantised model is in memory once, on the CPU.
 
@@ -55,7 +57,8 @@ def write_requantised(
     loading = source.described.loading
     plain, weights = skeleton(merged, loading), PretrainedWeights(merged)
     origins = weights.origins(plain)
-    adapted = {target.name: target for target in source.method.trained_linears(plain, source.described.sorsa)}
+    trained = source.method.trained_linears(plain, source.described.sorsa)
+    adapted = {target.name: target for target in trained if not target.experts}  # bitsandbytes packs linears alone
     others = [
         name for name, module in plain.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and name not in adapted
@@ -84,10 +87,15 @@ def write_requantised(
     return errors
 
 
-def largest_size(planned: MergedPlan) -> int:
-    """Bytes that the quantised model takes on the disk at most: 8 bits per adapted weight, and a scale per row."""
+def largest_size(planned: MergedPlan, dense: Collection[str]) -> int:
+    """Bytes that the quantised model takes on the disk at most: 8 bits per adapted weight, and a scale per row.
+
+    Args:
+        dense: the changed parameters that are not quantised.
+    """
     entries = [entry for entries in planned.files.values() for entry in entries]
-    return sum(nbytes(entry.spec) if entry.changed is None else 5 * entry.spec.shape.numel() // 4 for entry in entries)
+    kept = {None, *dense}
+    return sum(nbytes(entry.spec) if entry.changed in kept else 5 * entry.spec.shape.numel() // 4 for entry in entries)
 
 
 def _config(form: Quantised, others: list[str]) -> BitsAndBytesConfig:

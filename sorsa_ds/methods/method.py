@@ -280,8 +280,9 @@ class Method(ABC):
             ValueError: a file is damaged, or the base model is not the one that was trained on.
         """
 
-    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | None:
-        """The plain linear in `dtype` that one of its layers stands for; None where the layer is not one to be merged.
+    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | Tensor | None:
+        """The plain linear in `dtype` that one of its layers stands for, or the weights (E, M, N) where that is of
+        experts; None where the layer is not one to be merged.
 
         Args:
             trained_in: the precision in which it was trained: factors are rounded as they were then.

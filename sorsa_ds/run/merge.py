@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sorsa_ds.methods.registry import METHODS
-from sorsa_ds.model.experts import stacked_as
+from sorsa_ds.model.experts import put_back, stacked_as
 from sorsa_ds.run.source import Source
 from sorsa_ds.runtime.precision import Precision
 
@@ -32,7 +32,7 @@ def merged(source: Source, name: str, untrained: bool = False) -> Tensor:
 
 @torch.no_grad()
 def merge_dense(model: PreTrainedModel, method: str, trained_in: Precision, dtype: torch.dtype) -> PreTrainedModel:
-    """Put plain linears in the place of a method's layers, all in `dtype`; changes the model and returns it.
+    """Put plain weights in the place of a method's layers, all in `dtype`; changes the model and returns it.
 
     A weight is merged in fp32 from what training computed with, and rounded once, as `launch/export.py --format merged`
     does. Over a packed residual the factors stay apart. Buffers keep their dtype: rotary frequencies must not be
@@ -44,7 +44,9 @@ def merge_dense(model: PreTrainedModel, method: str, trained_in: Precision, dtyp
     """
     for name, module in list(model.named_modules()):
         plain = METHODS[method].plain_layer(module, trained_in, dtype)
-        if plain is not None:
+        if isinstance(plain, Tensor):
+            put_back(model, name, plain)
+        elif plain is not None:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, plain)
     for parameter in model.parameters():

@@ -119,3 +119,82 @@ def test_what_peft_cannot_carry_is_refused_before_anything_is_written(runs, tmp_
     with pytest.raises(ValueError, match=reason):
         export(Options(runs(name), "lora", tmp_path / "lora"))
     assert not (tmp_path / "lora").exists()
+
+
+def layers_by_hand(run: Path) -> dict[str, torch.Tensor]:
+    """The trained weights of experts (E, M, N), from the base model's own, in float64."""
+    initial, trained = (load_file(run / "adapter" / file) for file in (adapter_file.INITIAL, adapter_file.TRAINED))
+    described, base = adapter_file.read_description(run / "adapter"), plainly(base_of(run))
+    merged = {}
+    for name, shape in described.layers.items():
+        if "experts" in shape:
+            weight = base.get_parameter(name).detach().double()
+            weight = weight.view(shape["experts"], -1, weight.shape[-1])
+            turned = type(base.get_submodule(name.rpartition(".")[0])).__name__.startswith(("GptOss", "Llama4"))
+            turned = turned or name.endswith("w2")
+            start, end = (
+                torch.einsum("emr,er,enr->emn", *(factors[f"{name}.{leaf}"].double() for leaf in "UsV"))
+                for factors in (initial, trained)
+            )
+            change = described.sorsa.alpha / shape["rank"] * (end - start)
+            merged[name] = weight + (change.mT if turned else change)
+    return merged
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "llama4", "dbrx", "granitemoe"])
+def test_experts_are_merged_in_memory_and_compute_as_their_class_does(runs, name):
+    run = runs(name, **FAMILIES.get(name, {}))
+    by_hand, base = layers_by_hand(run), plainly(base_of(run))
+    adapted = load_adapter(run / "adapter")
+    trained = logits(adapted)
+    assert relative(logits(base), trained) > 0.1
+    merged = models.find_evaluated_model(str(run)).load(CPU, torch.float32)
+    assert relative(logits(merged), trained) < 1e-5
+    assert {type(module) for module in merged.modules()} == {type(module) for module in base.modules()}
+    assert merged.state_dict().keys() == base.state_dict().keys()
+    for weight, expected in by_hand.items():
+        found = merged.get_parameter(weight)
+        assert found.shape == base.get_parameter(weight).shape and found.is_contiguous()
+        assert relative(found.double(), expected.view(found.shape)) < 1e-6
+    halved = models.find_evaluated_model(str(run)).load(CPU, torch.bfloat16)
+    for weight, values in merged.named_parameters():
+        assert torch.equal(halved.get_parameter(weight), values.bfloat16()), weight
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_over_a_quantised_residual_the_lora_is_exact_on_the_model_that_base_writes(runs, tmp_path, name):
+    run = runs(name, storage="nf4", **FAMILIES[name])
+    adapted = models.find_evaluated_model(str(run)).load(CPU, None)
+    trained = logits(adapted)
+    assert any(".experts." in name and value.dtype == torch.uint8 for name, value in adapted.named_parameters())
+    kept = models.find_evaluated_model(str(run)).load(CPU, torch.float32)
+    assert relative(logits(kept), trained) < 1e-5, "factors stay apart over what is packed"
+    for form in ("merged", "base"):
+        export(Options(run, form, tmp_path / form, dtype="float32"))
+    export(Options(run, "lora", tmp_path / "lora"))
+    base = plainly(tmp_path / "base")
+    assert relative(logits(base), trained) > 0.1
+    assert relative(logits(plainly(tmp_path / "merged")), trained) < 1e-5
+    assert relative(logits(PeftModel.from_pretrained(base, tmp_path / "lora")), trained) < 1e-5
+
+
+def test_the_adapter_itself_is_copied_and_loads(runs, tmp_path):
+    run = runs("mixtral", **FAMILIES["mixtral"])
+    export(Options(run, "adapter", tmp_path / "adapter"))
+    assert torch.equal(logits(load_adapter(tmp_path / "adapter")), logits(load_adapter(run / "adapter")))
+
+
+def test_quantised_exports_keep_experts_dense_and_say_so(runs, tmp_path, capsys):
+    run = runs("mixtral", **FAMILIES["mixtral"])
+    export(Options(run, "merged", tmp_path / "out", dtype="float32", quantize="nf4"))
+    packed = AutoModelForCausalLM.from_pretrained(tmp_path / "out", device_map={"": "cpu"})
+    for name, expected in layers_by_hand(run).items():
+        assert relative(packed.get_parameter(name).double(), expected) < 1e-6
+    assert logits(packed).isfinite().all()
+    numbers = f"{2 * 12 * 32 * 24 * 3:,}"
+    assert f"Experts stay dense, {numbers} numbers" in capsys.readouterr().out
+    alone = runs("qwen3_moe", **FAMILIES["qwen3_moe"])
+    with pytest.raises(ValueError, match=r"--quantize nf4: bitsandbytes packs linears alone, .*gate_up_proj.*leave it"):
+        export(Options(alone, "merged", tmp_path / "none", quantize="nf4"))
+    assert not (tmp_path / "none").exists()
