@@ -7,8 +7,8 @@ from pathlib import Path
 from accelerate import init_empty_weights
 from torch import nn
 
-from sorsa_ds.export.lora import OUTSIDE
 from sorsa_ds.export.modules_to_save import modules_to_save
+from sorsa_ds.export.peft_places import OUTSIDE
 from sorsa_ds.methods.families.peft_adapters import ADAPTER
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, write_description
 from sorsa_ds.run.merge import outside_linears

@@ -288,8 +288,9 @@ class Method(ABC):
             ValueError: a file is damaged, or the base model is not the one that was trained on.
         """
 
-    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | None:
-        """The plain linear in `dtype` that one of its layers stands for; None where the layer is not one to be merged.
+    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | Tensor | None:
+        """The plain linear in `dtype` that one of its layers stands for, or the weights (E, M, N) where that is of
+        experts; None where the layer is not one to be merged.
 
         Args:
             trained_in: the precision in which it was trained: factors are rounded as they were then.
@@ -309,7 +310,8 @@ class Method(ABC):
         return min(target.rank, target.out_features, target.in_features)
 
     def change_product(self, run: TrainedRun, target: Target) -> tuple[Tensor, Tensor]:
-        """(left (M, K), right (N, K)) in float64 with dW = left right^T. Asked only where `lora` is not refused.
+        """(left (M, K), right (N, K)) in float64 with dW = left right^T, with E before both where the target is of
+        experts. Asked only where `lora` is not refused.
 
         Raises:
             ValueError: a file lacks what was trained.

@@ -1,14 +1,12 @@
 """The plan of mixtures of experts against live tensors, counted flops and bytes of real engines."""
 
-from collections import defaultdict
-
 import pytest
 
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.plan.speed import flops
 from sorsa_ds.plan.traffic import traffic
-from tests.helpers.expert_models import EXPERT_CONFIGS, save_experts
+from tests.helpers.expert_models import save_experts
 from tests.helpers.plans import job_of, live_bytes, live_flops, live_moved, live_saved
 from tests.helpers.worlds import run_ranks
 

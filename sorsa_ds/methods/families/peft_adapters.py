@@ -106,7 +106,7 @@ class PeftMethod(Method):
         weight = plain_linear(layer).weight.detach()
         return weight.t() if target.transposed else weight
 
-    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | None:
+    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | Tensor | None:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         from sorsa_ds.methods.peft_layers import plain_linear
