@@ -206,7 +206,8 @@ def randomise(model: nn.Module) -> None:
                 parameter.add_(0.1 * torch.randn_like(parameter))
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
-                buffer.add_(0.1 * torch.randn_like(buffer))
+                noise = 0.1 * torch.randn_like(buffer)
+                buffer.add_(noise if not buffer.any() else noise * buffer)  # the zeros of a mask stay zeros
 
 
 def _nested(hints: dict[str, Any]) -> dict[str, Any]:
