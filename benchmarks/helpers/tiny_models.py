@@ -115,7 +115,6 @@ HINTS: dict[str, dict[str, Any]] = {
     "gemma4_assistant": {
         "text_config.hidden_size_per_layer_input": 0,
         "text_config.vocab_size_per_layer_input": 0,
-        "text_config.num_kv_shared_layers": 30,
     },
     "granitemoehybrid": _MAMBA,
     "hunyuan_v1_dense": {"head_dim": 16},
