@@ -193,7 +193,8 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False) -> Sele
         body = {name for name in shapes if name not in linears or linears[name] is not head}
         reasons = _unneeded(model, shapes, ranks) | unknown | unfit | excluded | dict.fromkeys(taken, WHOLE)
         reasons |= _whole_modules(stacks, reasons.keys() - chosen)
-        left_out = {name: reasons[name] for name in reasons if name in body | unknown.keys() and name not in chosen}
+        known = [name for name in shapes if name in reasons and name in body]
+        left_out = {name: reasons[name] for name in [*known, *unknown] if name not in chosen}
         chosen |= body - left_out.keys()
     for first, others in shared.items():
         _check_together({first, *others}, chosen)
