@@ -22,7 +22,7 @@ from sorsa_ds.methods.method import Values
 from sorsa_ds.model.fill import Produced, check_finite
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import TensorSpec
-from sorsa_ds.model.targets import Selection, Target, choose
+from sorsa_ds.model.targets import Selection, Target, choose, replace_linear
 from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.numerics import full_fp32_products
@@ -101,13 +101,12 @@ class PeftLayers:
                 )
             if (rank := self.rank(target)) > min(target.out_features, target.in_features):
                 raise ValueError(f"baseline.adalora_init_rank: {rank} exceeds min(out, in) of {target.name}")
-            parent, _, leaf = target.name.rpartition(".")
             weight = torch.empty(target.out_features, target.in_features, device="meta")
             bias = torch.empty(target.out_features, device="meta") if target.bias else None
             layer = self.layer(target, weight, bias)
             for parameter in layer.parameters():
                 parameter.data = parameter.data.to(precision.factor_dtype)
-            setattr(model.get_submodule(parent), leaf, layer)
+            replace_linear(model, target, layer)
         return selection
 
 

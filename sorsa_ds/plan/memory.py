@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sorsa_ds.methods.method import reading_bytes
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import fill, pretrained
 from sorsa_ds.model.targets import Target
@@ -81,6 +82,7 @@ def memory(job: Job, facts: Facts) -> Memory:
     gpu["communicators"] = beside_tensors.nccl(job) if on_gpu else 0
     largest = facts.largest
     peak = method_of(job.config).working_set(job.config, facts.targets, largest, job.storage)
+    peak = max(peak, reading_bytes(facts.largest_whole) if facts.whole else 0)
     shards = 0 if job.offloaded("param") else sum(gpu[name] for name in ("residual", "frozen", "trained"))
     read = 4 * largest + fill.TRIM_BYTES + pretrained.REOPEN_BYTES
     return Memory(gpu, host, shards + peak, read)
@@ -215,12 +217,15 @@ def _regulariser(job: Job, facts: Facts) -> int:
 
 def _cast(job: Job, facts: Facts) -> int:
     """Copies of trained weights, which autocast makes once and holds until the forward pass ends, whatever is
-    recomputed; none where the method's layers cast their own, one at a time."""
-    if method_of(job.config).layers_cast_weights or job.precision.name != "mixed":
+    recomputed. The adapters of a method whose layers cast their own weights, one at a time, are not among them."""
+    if job.precision.name != "mixed":
         return 0
-    numbers = sum(
-        (0 if x.experts else x.m * x.n) if x.trained else x.matrices * x.rank * (x.m + x.n) for x in facts.linears
-    )
+    ours, numbers = method_of(job.config).layers_cast_weights, 0
+    for linear in facts.linears:
+        if linear.trained:  # products with the matrices of experts are no part of autocast
+            numbers += 0 if linear.experts else linear.m * linear.n
+        elif not ours:
+            numbers += linear.matrices * linear.rank * (linear.m + linear.n)
     return numbers * job.precision.compute_dtype.itemsize
 
 

@@ -12,9 +12,12 @@ from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.experts import Stack, find_stacks
+from sorsa_ds.model.new_tokens import grow_tables, new_token_ids, rows_for, table_rows
 from sorsa_ds.model.packed_attention import check_packing
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Selection, Target
+from sorsa_ds.model.tokenizer import NoTokenizer
+from sorsa_ds.model.whole_modules import WholeParameter
 from sorsa_ds.plan.activations import Kept, kept_for_backward
 from sorsa_ds.plan.job import Job
 
@@ -87,6 +90,11 @@ class Facts:
         return self.selection.targets
 
     @property
+    def whole(self) -> list[WholeParameter]:
+        """The parameters that are trained whole beside the adapters."""
+        return self.selection.whole
+
+    @property
     def trainable(self) -> int:
         """Number of trained parameters; with SORSA those of U, s and V."""
         return sum(p.numel for p in self.parameters if p.kind == "trained")
@@ -102,6 +110,11 @@ class Facts:
     def largest(self) -> int:
         """Numbers of the largest pre-trained parameter, however it is stored."""
         return max(*(p.numel for p in self.parameters), *(target.numel for target in self.targets), 0)
+
+    @property
+    def largest_whole(self) -> int:
+        """Numbers in the largest of the parameters that are trained whole beside the adapters."""
+        return max((one.numel for one in self.whole), default=0)
 
     @property
     def widest(self) -> int:
@@ -151,6 +164,7 @@ def bare_model(folder: Path, job: Job, check: Callable[[PreTrainedModel], object
         check(model)
     if job.config.data.packing:
         check_packing(model)
+    grow_tables(model, _rows(folder, job, model))
     cast(nn.Module, model).to("meta")  # the decorator of transformers' own `to` hides its arguments' types
     head = model.get_output_embeddings()
     stacks, _ = find_stacks(model)
@@ -168,6 +182,19 @@ def bare_model(folder: Path, job: Job, check: Callable[[PreTrainedModel], object
     ranks = {t.name: (t, method.rank(t, job.config.baseline)) for t in targets}
     linears = [*_linears(model, ranks, head), *_experts(model, ranks, stacks)]
     return BareModel(model, parameters, selection, linears, stacks)
+
+
+def _rows(folder: Path, job: Job, model: PreTrainedModel) -> int:
+    """Rows that new tokens need; where the folder has no tokenizer, one more than the model has for each of them.
+
+    Raises:
+        ValueError: the tokenizer knows one of them already.
+    """
+    tokens = job.config.data.new_tokens
+    try:
+        return rows_for(new_token_ids(folder, job.config.loading, tokens))
+    except NoTokenizer:
+        return table_rows(model) + len(tokens)
 
 
 def facts(folder: Path, job: Job) -> Facts:

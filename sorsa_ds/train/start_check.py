@@ -16,6 +16,7 @@ from sorsa_ds.data.batches import BatchPlan, collate
 from sorsa_ds.model.load import AdaptedModel
 from sorsa_ds.runtime import collectives
 from sorsa_ds.sorsa.layer import compute_dtype
+from sorsa_ds.sorsa.routes import Routes
 from sorsa_ds.train.loss import mean_loss
 
 LARGEST_GAP, LARGEST_GAP_4BIT = 0.02, 0.5
@@ -46,9 +47,11 @@ def base_weights(loaded: AdaptedModel) -> Iterator[None]:
             layer = loaded.model.get_submodule(target.name)
             linear = getattr(layer, "base_layer", layer)  # PEFT's layers have the linear inside
 
-            def forward(x: Tensor, target=target, linear=linear) -> Tensor:
+            def forward(x: Tensor, *routes: Routes, target=target, linear=linear) -> Tensor:
                 dtype = compute_dtype(x)
                 weight = loaded.source.weight(target).to(x.device, dtype)
+                if target.experts:
+                    return routes[0].times(x.to(dtype), weight)
                 return nn.functional.linear(x.to(dtype), weight, linear.bias)
 
             linear.forward = forward

@@ -134,7 +134,7 @@ class PeftMethod(Method):
 
     def peft_config(self, settings: Settings, targets: Sequence[Target]) -> LoraConfig:
         """PEFT's configuration. It names the most common rank; other ranks stand in `rank_pattern`."""
-        ranks = {target.name: self.rank(target, settings.baseline) for target in targets}
+        ranks = {place: self.rank(target, settings.baseline) for target in targets for place in target.places}
         [(rank, _)] = Counter(ranks.values()).most_common(1)
         config = self.layers(settings).config(rank, list(ranks), any(target.transposed for target in targets))
         others = {f"^{escape(name)}$": r for name, r in ranks.items() if r != rank}
