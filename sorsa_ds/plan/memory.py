@@ -16,7 +16,7 @@ from sorsa_ds.model import fill, pretrained
 from sorsa_ds.model.targets import Target
 from sorsa_ds.plan import beside_tensors
 from sorsa_ds.plan.job import Job
-from sorsa_ds.plan.model_facts import Facts, Held, Linear
+from sorsa_ds.plan.model_facts import Facts, Held
 from sorsa_ds.plan.offloading import offloaded_gradients, offloaded_parameters, taken
 from sorsa_ds.sorsa.expert_layer import dense_together
 
@@ -220,20 +220,13 @@ def _cast(job: Job, facts: Facts) -> int:
     recomputed. The adapters of a method whose layers cast their own weights, one at a time, are not among them."""
     if job.precision.name != "mixed":
         return 0
-    ours = method_of(job.config).layers_cast_weights
-    numbers = sum(_cast_numbers(linear, ours) for linear in facts.linears)
+    ours, numbers = method_of(job.config).layers_cast_weights, 0
+    for linear in facts.linears:
+        if linear.trained:  # products with the matrices of experts are no part of autocast
+            numbers += 0 if linear.experts else linear.m * linear.n
+        elif not ours:
+            numbers += linear.matrices * linear.rank * (linear.m + linear.n)
     return numbers * job.precision.compute_dtype.itemsize
-
-
-def _cast_numbers(linear: Linear, own_casts: bool) -> int:
-    """Numbers of a linear's trained weights that autocast copies.
-
-    Args:
-        own_casts: whether the method's layers cast the weights of adapters themselves.
-    """
-    if linear.trained:
-        return 0 if linear.experts else linear.m * linear.n
-    return 0 if own_casts else linear.matrices * linear.rank * (linear.m + linear.n)
 
 
 def _activations(job: Job, facts: Facts) -> tuple[int, int]:

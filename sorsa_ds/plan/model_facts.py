@@ -90,6 +90,11 @@ class Facts:
         return self.selection.targets
 
     @property
+    def whole(self) -> list[WholeParameter]:
+        """The parameters that are trained whole beside the adapters."""
+        return self.selection.whole
+
+    @property
     def trainable(self) -> int:
         """Number of trained parameters; with SORSA those of U, s and V."""
         return sum(p.numel for p in self.parameters if p.kind == "trained")
