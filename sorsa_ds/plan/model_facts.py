@@ -1,6 +1,6 @@
 """The model that a job would train, from its configuration alone: every parameter, and what a forward pass keeps."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -110,11 +110,6 @@ class Facts:
     def largest(self) -> int:
         """Numbers of the largest pre-trained parameter, however it is stored."""
         return max(*(p.numel for p in self.parameters), *(target.numel for target in self.targets), 0)
-
-    @property
-    def whole(self) -> Sequence[WholeParameter]:
-        """The parameters that are trained whole beside the adapters."""
-        return self.selection.whole
 
     @property
     def largest_whole(self) -> int:
