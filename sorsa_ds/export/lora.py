@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from sorsa_ds.export.low_rank import low_rank_change
-from sorsa_ds.export.peft_places import Place, as_parameters, find_places
+from sorsa_ds.export.peft_places import Place, find_places
 from sorsa_ds.export.tensor_file import write_tensors
+from sorsa_ds.methods.peft_experts import as_parameters
 from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime.files import write_json

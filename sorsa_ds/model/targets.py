@@ -132,11 +132,12 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or name.endswith("." + pattern) or fnmatchcase(name, pattern)
 
 
-def choose(model: nn.Module, config: SorsaConfig, experts: bool = False) -> Selection:
+def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_experts: bool = True) -> Selection:
     """The linears that the configuration names, and those that `all-linear` leaves out.
 
     Args:
         experts: whether the method adapts experts that the model holds as one parameter; without, they are left out.
+        flat_experts: whether it adapts them also where they lie in a parameter of two dimensions.
 
     Raises:
         ValueError: a pattern matches no linear (the message lists what exists) or one that cannot be adapted, nothing
@@ -152,7 +153,7 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False) -> Sele
     check_all_match("sorsa.exclude", config.exclude, shapes)
     excluded = {name: EXCLUDED for name in shapes if any(matches(name, pattern) for pattern in config.exclude)}
     chosen = {name for name in shapes if any(matches(name, pattern) for pattern in named)} - excluded.keys()
-    unfit = _unfit(model, linears) | _unfit_experts(stacks, config, experts)
+    unfit = _unfit(model, linears) | _unfit_experts(stacks, config, experts, flat_experts)
     for name in sorted(chosen & unfit.keys()):
         raise ValueError(f"sorsa.targets: {name} cannot be adapted, since {unfit[name]}; leave it out")
     head, left_out = _output_head(model), dict(excluded)
@@ -245,12 +246,13 @@ def _unneeded(model: nn.Module, shapes: Mapping[str, tuple[int, int]], ranks: Ma
     return reasons
 
 
-def _unfit_experts(stacks: list[Stack], config: SorsaConfig, adapted: bool) -> dict[str, str]:
+def _unfit_experts(stacks: list[Stack], config: SorsaConfig, adapted: bool, flat: bool) -> dict[str, str]:
     """Stacked experts that cannot be adapted -> the reason, as half a sentence."""
     if adapted and config.experts == "adapt":
-        return {}
-    reason = "sorsa.experts is frozen" if adapted else "only SORSA adapts experts that are held as one parameter"
-    return {stack.name: reason for stack in stacks}
+        reason = "PEFT takes experts in a parameter of two dimensions for one matrix"
+        return {stack.name: reason for stack in stacks if stack.flat and not flat}
+    none = "only SORSA and LoRA adapt experts that are held as one parameter"
+    return {stack.name: "sorsa.experts is frozen" if adapted else none for stack in stacks}
 
 
 def _whole_modules(stacks: list[Stack], left_out: Set[str]) -> dict[str, str]:
