@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sorsa_ds.export.low_rank import low_rank_change
 from sorsa_ds.export.modules_to_save import ModulesToSave, modules_to_save
-from sorsa_ds.export.peft_places import OUTSIDE, Place, as_parameters, find_places
+from sorsa_ds.export.peft_places import OUTSIDE, Place, find_places
 from sorsa_ds.export.tensor_file import write_tensors
+from sorsa_ds.methods.peft_experts import as_parameters
 from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.run.merge import outside_linears

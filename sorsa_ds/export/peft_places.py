@@ -1,16 +1,12 @@
-"""Where PEFT keeps the LoRA of each adapted weight: that of a linear beside it, that of experts around their module.
+"""Where PEFT keeps the LoRA of each adapted weight, and whether it would find it again.
 
-Experts that a model holds as one parameter (E, P, Q) are named in `target_parameters`. PEFT wraps their module, once
-for each of its parameters, one wrapper inside of the other, and keeps A as (E R, N) and B as (M, R E), with the expert
-as the slowest number of A's rows and the quickest of B's columns. Which side it takes for N is the class's own affair
-(`is_transposed`). Whether it will find a LoRA again is asked of PEFT itself, on a model without memory.
-
-Shapes, used as suffixes of tensor names: E experts, M out_features, N in_features, R rank.
+That of a linear lies beside it, that of experts around their module (`sorsa_ds.methods.peft_experts`). Both are asked
+of PEFT itself, on a model without memory.
 """
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +17,7 @@ from transformers import PreTrainedModel
 
 from sorsa_ds.export.low_rank import LowRank
 from sorsa_ds.methods.families.peft_adapters import ADAPTER
+from sorsa_ds.methods.peft_experts import bare, is_turned, together
 from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.model.targets import Target
 
@@ -29,9 +26,6 @@ if TYPE_CHECKING:
 
 OUTSIDE = "base_model.model."
 """What PEFT puts before the name of a module."""
-
-_INSIDE = ".base_layer"
-"""What PEFT puts after the name of a module that it has wrapped."""
 
 MERGED = "--format merged writes the trained model itself"
 
@@ -58,32 +52,7 @@ class Place:
     def laid_out(self, found: LowRank) -> list[Tensor]:
         """A and B as the file has them."""
         A, B = (found.B.mT, found.A.mT) if self.turned else (found.A, found.B)
-        if self.target.experts:
-            A, B = A.flatten(0, 1), B.permute(1, 2, 0).flatten(1)
-        return [A.contiguous(), B.contiguous()]
-
-
-def as_parameters(model: PreTrainedModel, targets: Iterable[Target]) -> list[Target]:
-    """The targets that PEFT must adapt as parameters: experts, and linears that it would take for something else.
-
-    An adapter of an older transformers names the linears of single experts, such as `gate_proj`. PEFT turns whatever
-    ends in such a name into the parameter that experts are now, also a linear of that name which is there.
-    """
-    from peft import LoraConfig
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-
-    def kept(leaf: str) -> bool:
-        config = LoraConfig(target_modules=[leaf])
-        try:
-            convert_peft_config_for_transformers(config, model=model, conversions=None)
-        except ValueError:
-            return False
-        return leaf in (config.target_modules or ())
-
-    targets = list(targets)
-    leaves = {target.name.rpartition(".")[2] for target in targets if not target.experts}
-    misread = {leaf for leaf in leaves if not kept(leaf)}
-    return [target for target in targets if target.experts or target.name.rpartition(".")[2] in misread]
+        return [tensor.contiguous() for tensor in together(A, B, self.target)]
 
 
 def find_places(
@@ -135,19 +104,18 @@ def _places(wrapped: torch.nn.Module, targets: Sequence[Target]) -> dict[str, Pl
     """
     from peft.tuners.lora import ParamWrapper
 
-    wrappers = {}
-    for name, module in wrapped.named_modules():
-        if isinstance(module, ParamWrapper):
-            holder = name.removeprefix(OUTSIDE).replace(_INSIDE, "")
-            wrappers[f"{holder}.{module.parameter_name}"] = name, module.get_base_layer()
+    wrappers = {
+        f"{bare(name).removeprefix(OUTSIDE)}.{module.parameter_name}": (name, module.get_base_layer())
+        for name, module in wrapped.named_modules()
+        if isinstance(module, ParamWrapper)
+    }
     places: dict[str, Place] = {}
     for target in targets:
         if target.weight not in wrappers:
             places |= {place: Place(f"{OUTSIDE}{place}", target) for place in target.places}
             continue
         layer, module = wrappers[target.weight]
-        theirs = target.experts > 0 and getattr(module, "is_transposed", False)
-        if theirs and target.experts == 1:
+        if target.experts == 1 and getattr(module, "is_transposed", False):
             raise ValueError(f"it takes the single expert of {target.name} for the transposed matrix")
-        places[target.name] = Place(layer, target, turned=target.transposed != theirs)
+        places[target.name] = Place(layer, target, is_turned(module, target))
     return places

@@ -44,6 +44,7 @@ class Stack:
     out_features: int
     in_features: int
     transposed: bool
+    flat: bool
 
     @property
     def name(self) -> str:
@@ -77,7 +78,7 @@ def find_stacks(model: nn.Module) -> tuple[list[Stack], dict[str, str]]:
             experts = cast(Any, module).num_experts
             first, second = _matrix_shape(parameter, experts)
             m, n = (second, first) if transposed else (first, second)
-            stacks.append(Stack(name, holder, leaf, experts, m, n, transposed))
+            stacks.append(Stack(name, holder, leaf, experts, m, n, transposed, layout.flat))
     known = {stack.name for stack in stacks}
     others = {
         name: "its experts are computed in a way that this program does not know"

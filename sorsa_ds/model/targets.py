@@ -155,11 +155,12 @@ def factor_shapes(target: Target) -> dict[str, torch.Size]:
     return {"U": target.shaped(m, r), "s": target.shaped(r), "V": target.shaped(n, r)}
 
 
-def choose(model: nn.Module, config: SorsaConfig, experts: bool = False) -> Selection:
+def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_experts: bool = True) -> Selection:
     """The linears that the configuration names, and those that `all-linear` leaves out.
 
     Args:
         experts: whether the method adapts experts that the model holds as one parameter; without, they are left out.
+        flat_experts: whether it adapts them also where they lie in a parameter of two dimensions.
 
     Raises:
         ValueError: a pattern matches no linear (the message lists what exists) or one that cannot be adapted or is to
@@ -177,7 +178,7 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False) -> Sele
     excluded = {name: EXCLUDED for name in shapes if any(matches(name, pattern) for pattern in config.exclude)}
     chosen = {name for name in shapes if any(matches(name, pattern) for pattern in named)} - excluded.keys()
     shared = shared_linears(linears)
-    unfit = _unfit(model, linears) | _unfit_experts(model, stacks, config, experts)
+    unfit = _unfit(model, linears) | _unfit_experts(model, stacks, config, experts, flat_experts)
     whole = whole_parameters(model, config.train_whole)
     taken = held_by(linears, whole) | {one.name: one.name for one in whole if one.name in shapes}
     for name in sorted(chosen & taken.keys()):
@@ -333,12 +334,17 @@ def _unneeded(model: nn.Module, shapes: Mapping[str, tuple[int, int]], ranks: Ma
     return reasons
 
 
-def _unfit_experts(model: nn.Module, stacks: list[Stack], config: SorsaConfig, adapted: bool) -> dict[str, str]:
+def _unfit_experts(
+    model: nn.Module, stacks: list[Stack], config: SorsaConfig, adapted: bool, flat: bool
+) -> dict[str, str]:
     """Stacked experts that cannot be adapted -> the reason, as half a sentence."""
-    reason = "sorsa.experts is frozen" if adapted else "only SORSA adapts experts that are held as one parameter"
-    reasons = {} if adapted and config.experts == "adapt" else {stack.name: reason for stack in stacks}
     is_text = in_language_part(model)
-    return reasons | {stack.name: OUTSIDE for stack in stacks if not is_text(stack.name)}
+    outside = {stack.name: OUTSIDE for stack in stacks if not is_text(stack.name)}
+    if adapted and config.experts == "adapt":
+        reason = "PEFT takes experts in a parameter of two dimensions for one matrix"
+        return {stack.name: reason for stack in stacks if stack.flat and not flat} | outside
+    none = "only SORSA and LoRA adapt experts that are held as one parameter"
+    return {stack.name: "sorsa.experts is frozen" if adapted else none for stack in stacks} | outside
 
 
 def _whole_modules(stacks: list[Stack], left_out: Set[str]) -> dict[str, str]:
