@@ -79,5 +79,7 @@ def check_name(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(check_text)]
 """Text that can be written to a file."""
+Token = Annotated[str, AfterValidator(check_text), Field(min_length=1)]
+"""Text of one token, which is not empty."""
 Name = Annotated[str, AfterValidator(check_text), AfterValidator(check_name), Field(min_length=1)]
 """Text that may name a file or folder; an empty one would stand for the current folder."""

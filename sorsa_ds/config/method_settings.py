@@ -50,6 +50,11 @@ class SorsaConfig:
     exclude: list[str] = Field(default_factory=list)
     """Linears that are not adapted although `targets` means them: module names, name suffixes or globs."""
 
+    train_whole: list[str] = Field(default_factory=list)
+    """Modules whose own parameters are trained beside the adapters, as PEFT's `modules_to_save`: names, name suffixes
+    (`norm`, `embed_tokens`) or globs. `embeddings-and-head` is the input embedding and the output head of any model.
+    Linears among them are not adapted. Tied embeddings stay tied."""
+
     rank: Rank = 16
     """Number r of singular triplets that are trained in each adapted linear layer. It may not exceed min(out, in) of
     any of these layers."""

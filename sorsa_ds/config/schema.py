@@ -17,6 +17,7 @@ from sorsa_ds.config.declare import (
     PositiveFloat,
     PositiveInt,
     Seed,
+    Token,
     settings,
 )
 from sorsa_ds.config.method_settings import BaselineConfig, MethodName, RegularizerConfig, ResidualConfig, SorsaConfig
@@ -117,6 +118,12 @@ class DataConfig:
     """The chat template for conversations, where the tokenizer has none or another is wanted: a file, or the name that
     TRL gives to a family's (`qwen3`, `llama3`). It goes with every export, so that serving uses the same."""
 
+    new_tokens: list[Token] = Field(default_factory=list)
+    """Tokens that the tokenizer does not know yet, such as `["<|user|>", "<|assistant|>"]`. Where the model's table has
+    no room for them it grows, as transformers' `resize_token_embeddings` does; a new row begins as the mean of the
+    others. Embeddings and head are trained whole then (`sorsa.train_whole`), and the tokenizer goes with every
+    export."""
+
     train_split: str = "train"
     """Split and slice to train on, for example `train[:100000]`."""
 
@@ -163,6 +170,8 @@ class DataConfig:
         check_mix(self)
         check_streaming(self, generated=EMBEDDED_DATA)
         check_conversations(self)
+        if twice := next((token for token in self.new_tokens if self.new_tokens.count(token) > 1), None):
+            raise ValueError(f"data.new_tokens: {twice!r} stands there twice")
 
 
 @settings

@@ -1,6 +1,6 @@
 """From the sharded fp32 masters of a running engine to whole tensors on rank 0, and to one adapter file."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -13,14 +13,17 @@ from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.files import write_atomic
 
 
-def save_factors(engine: SorsaEngine, path: Path) -> None:
+def save_factors(engine: SorsaEngine, path: Path, left_out: Collection[str] = ()) -> None:
     """Gather the fp32 masters tensor by tensor to rank 0, which writes them and checks the file. A collective call.
+
+    Args:
+        left_out: names of tensors that are not written.
 
     Raises:
         ValueError: on rank 0, which cannot write the file or reads back something else than it wrote.
         PeerError: on the other ranks then.
     """
-    whole = gathered(engine, engine.trained_shapes)
+    whole = gathered(engine, [name for name in engine.trained_shapes if name not in left_out])
     collectives.together(lambda: _write(path, whole), engine.device, on=0)
 
 

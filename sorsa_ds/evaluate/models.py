@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig, RunConfig
 from sorsa_ds.evaluate import peft_adapter
 from sorsa_ds.evaluate.backends.placement import check_fits, place, weight_bytes
 from sorsa_ds.model import adapter_file
+from sorsa_ds.model.language_part import model_class
 from sorsa_ds.model.model_files import check_model_name
 from sorsa_ds.model.numerics import check_numerics
 from sorsa_ds.model.pretrained import find_folder, find_model
 from sorsa_ds.model.skeleton import attention_of, read_config
 from sorsa_ds.run.finished import FinishedRun, RunState
 from sorsa_ds.run.merge import merge_dense
-from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE
+from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE, TOKENIZER
 from sorsa_ds.run.reload import reload
 from sorsa_ds.run.ways_on import merging
 from sorsa_ds.runtime import digest, precision
@@ -160,7 +161,7 @@ def _adapter(
         kind="run" if run else "adapter",
         weights=[file for name in (adapter_file.INITIAL, adapter_file.TRAINED) if (file := folder / name).exists()],
         folder=place,
-        tokenizer=place,
+        tokenizer=own if (own := folder / TOKENIZER).exists() else place,
         loading=described.loading,
         load=load,
         computes=_AS_TRAINED[described.precision],
@@ -204,13 +205,12 @@ def _peft(folder: Path, described: dict, base: str | None, loading: LoadingConfi
 
 def _plain(folder: Path, loading: LoadingConfig, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
     """A model as transformers loads it, which may be a quantised one."""
-    read_config(folder, loading)
-    attention = attention_of(loading)
+    config, attention = read_config(folder, loading), attention_of(loading)
     placement = place(folder, dtype, device)
     if placement.told:
         say(placement.told)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = model_class(config).from_pretrained(
             folder,
             dtype=dtype or "auto",
             **placement.arguments,

@@ -13,11 +13,13 @@ from typing import Annotated, Any, cast
 
 import torch
 from pydantic import Field
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from sorsa_ds.config.declare import Name, Rank
 from sorsa_ds.config.typed_json import typed
 from sorsa_ds.model.adapter_file import FactorFile
+from sorsa_ds.model.new_tokens import grow_tables
 from sorsa_ds.runtime.line_process import LineProcess
 from sorsa_ds.runtime.words import cut
 
@@ -147,6 +149,7 @@ def put_on(model: PreTrainedModel, folder: Path, described: dict[str, Any], devi
         raise ValueError(f"--model: {folder} needs the package peft, which is not installed") from error
     check_tensors(folder)
     check_patterns(folder / CONFIG, described, [name for name, _ in model.named_modules()])
+    _grow(model, folder)
     quantised = getattr(model, "hf_quantizer", None) is not None
     try:
         with warnings.catch_warnings():
@@ -165,6 +168,15 @@ def put_on(model: PreTrainedModel, folder: Path, described: dict[str, Any], devi
                 f"--model: {folder}: with this adapter {name} is not finite: its scale (lora_alpha) is off"
             )
     return whole
+
+
+def _grow(model: PreTrainedModel, folder: Path) -> None:
+    """Give the base model the rows that the adapter's embeddings have beyond its own: those of new tokens."""
+    name = next((name for name, one in model.named_modules() if one is model.get_input_embeddings()), "")
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        key = f"base_model.model.{name}.weight"
+        rows = file.get_slice(key).get_shape()[0] if key in file.keys() else 0  # noqa: SIM118 (safe_open is no mapping)
+    grow_tables(model, rows)
 
 
 def _refuse_partial(folder: Path, stored: int, result: Any) -> None:

@@ -7,16 +7,18 @@ from pathlib import Path
 from accelerate import init_empty_weights
 from torch import nn
 
-from sorsa_ds.export.peft_places import MERGED
+from sorsa_ds.export.modules_to_save import modules_to_save
+from sorsa_ds.export.peft_places import MERGED, OUTSIDE
 from sorsa_ds.methods.families.peft_adapters import ADAPTER
 from sorsa_ds.methods.peft_experts import as_parameters
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, write_description
+from sorsa_ds.run.merge import outside_linears
 from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.files import write_atomic
 
-_OUTSIDE = "base_model.model."
-"""What PEFT puts before the name of a parameter."""
+_WHOLE = f".modules_to_save.{ADAPTER}."
+"""What PEFT puts into the name of a parameter that is trained whole."""
 
 
 def write_peft_adapter(source: Source, folder: Path) -> None:
@@ -35,11 +37,19 @@ def write_peft_adapter(source: Source, folder: Path) -> None:
             f"--format adapter: PEFT would take {linears[0].name} for the linear of an expert, as older versions of "
             f"transformers had them; {MERGED}"
         )
+    saved = modules_to_save(source, "adapter")
+    config.modules_to_save = saved.modules or None
     with init_empty_weights():
         wrapped = get_peft_model(source.model, config, ADAPTER)
+    firsts = {place: target.name for target in source.targets for place in target.shared}
     for name, parameter in wrapped.named_parameters():
         if parameter.requires_grad:
-            values = source.trained.values(name.removeprefix(_OUTSIDE), parameter.shape)
+            own = name.removeprefix(OUTSIDE)
+            if _WHOLE in own:
+                values = outside_linears(source, saved.parameters[own.replace(_WHOLE, ".")])
+            else:
+                layer = next((place for place in firsts if own.startswith(f"{place}.")), "")
+                values = source.trained.values(firsts.get(layer, layer) + own.removeprefix(layer), parameter.shape)
             parent, _, leaf = name.rpartition(".")
             setattr(wrapped.get_submodule(parent), leaf, nn.Parameter(values))
     described = wrapped.peft_config[ADAPTER]

@@ -9,6 +9,9 @@ from huggingface_hub import HfApi, ModelCardData
 from sorsa_ds.config.mixing import sources_of
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
 from sorsa_ds.export.options import Format
+from sorsa_ds.model.language_part import model_class
+from sorsa_ds.model.new_tokens import table_rows
+from sorsa_ds.model.whole_modules import whole_row
 from sorsa_ds.run.source import Source
 from sorsa_ds.sorsa.residual_storage import describe_storage
 
@@ -77,10 +80,14 @@ def _loading(source: Source, kind: Kind, base: str) -> str:
         )
     trusted = ", trust_remote_code=True" if source.described.loading.trust_remote_code else ""
     name = "PATH_OF_THIS_FOLDER" if kind.library == "transformers" else base
-    lines = [f'model = AutoModelForCausalLM.from_pretrained("{name}"{trusted})']
-    imports = ["from transformers import AutoModelForCausalLM"]
+    kind_of_model = model_class(source.model.config).__name__
+    lines = [f'model = {kind_of_model}.from_pretrained("{name}"{trusted})']
+    imports = [f"from transformers import {kind_of_model}"]
     if kind.library == "peft":
         imports.insert(0, "from peft import PeftModel")
+        if source.described.new_tokens:
+            rows = table_rows(source.model)
+            lines.append(f"model.resize_token_embeddings({rows}, mean_resizing=False)  # the new tokens")
         lines.append('model = PeftModel.from_pretrained(model, "PATH_OF_THIS_FOLDER")')
     return "\n".join([*imports, "", *lines])
 
@@ -109,6 +116,10 @@ def _method_rows(source: Source) -> list[tuple[str, str]]:
     if source.targets:
         targets = sorsa.targets if isinstance(sorsa.targets, str) else ", ".join(sorsa.targets)
         rows.append(("linears", f"{len(source.targets)} ({targets})"))
+    if source.whole:
+        rows.append(("trained whole", whole_row(source.whole)))
+    if source.described.new_tokens:
+        rows.append(("new tokens", " ".join(f"`{token}`" for token in source.described.new_tokens)))
     if method.has_rank:
         ranks = sorted({method.rank(target, source.described.baseline) for target in source.targets})
         rows.append(("rank", " to ".join(map(str, ranks[:1] + ranks[1:][-1:]))))

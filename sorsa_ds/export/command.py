@@ -7,6 +7,7 @@ from sorsa_ds.export.card import CARD, model_card, publish
 from sorsa_ds.export.chat_template import write_chat_template
 from sorsa_ds.export.formats import prepare, shown_per_tensor
 from sorsa_ds.export.options import Options, check_options
+from sorsa_ds.export.tokenizer import write_tokenizer
 from sorsa_ds.run.source import check_source, open_finished_run
 from sorsa_ds.runtime import hub
 from sorsa_ds.runtime.console import say
@@ -32,7 +33,11 @@ def export(options: Options) -> Path:
     check_source(source, shown_per_tensor("checking the base model"))
     try:
         with whole_folder(output) as folder:
-            notes = [*prepared.write(folder), *write_chat_template(source, folder)]
+            notes = [
+                *prepared.write(folder),
+                *write_tokenizer(source, options.format, folder),
+                *write_chat_template(source, folder),
+            ]
             write_text(folder / CARD, model_card(source, options.format, notes))
     except OSError as error:
         raise ValueError(f"--output: {output} cannot be written: {error.strerror or error}") from error

@@ -56,14 +56,9 @@ def prepare(source: Source, options: Options) -> Prepared:
 def _prepare_merged(source: Source, options: Options) -> Prepared:
     planned = merged.plan_merged(source, _dtype_of(options), options.shard_bytes)
     if options.quantize is not None:
-        dense = [target.weight for target in source.targets if target.experts]
-        if dense and len(dense) == len(source.targets):
-            raise ValueError(
-                f"--quantize {options.quantize}: bitsandbytes packs linears alone, and this run has adapted none but "
-                f"experts that are one parameter ({dense[0]}); leave it out"
-            )
+        linears = requantise.linears_of(source, source.model)
         write = partial(_write_requantised, source, planned, options.quantize, options.shard_bytes)
-        return Prepared(planned.total_bytes + requantise.largest_size(planned, dense), write)
+        return Prepared(planned.total_bytes + requantise.largest_size(planned, linears), write)
     return Prepared(planned.total_bytes, partial(_write_merged, source, planned, options.format))
 
 
@@ -122,10 +117,12 @@ def _write_requantised(
     )
     shutil.rmtree(dense)
     worst = max(errors, key=lambda name: errors[name])
+    quantised = sum(source.model.get_parameter(f"{name}.weight").numel() for name in errors)
+    share = quantised / sum(entry.spec.shape.numel() for entries in planned.files.values() for entry in entries)
     notes = [
-        f"{len(errors)} linears are quantised anew ({storage}); loading needs bitsandbytes. Relative error of a merged "
-        f"weight, Frobenius norm: mean {mean(errors.values()):.2e}, worst {errors[worst]:.2e} ({worst}); all in "
-        f"{requantise.ERRORS}. {requantise.LIMITS[storage]}"
+        f"{len(errors)} linears, {share:.1%} of all weights, are quantised anew ({storage}), the others not; loading "
+        f"needs bitsandbytes. Relative error of a merged weight, Frobenius norm: mean {mean(errors.values()):.2e}, "
+        f"worst {errors[worst]:.2e} ({worst}); all in {requantise.ERRORS}. {requantise.LIMITS[storage]}"
     ]
     if experts := [target for target in source.targets if target.experts]:
         whole = sum(target.numel for target in experts)
@@ -140,7 +137,7 @@ def _write_requantised(
 
 def _lora_notes(source: Source, planned: lora.LoraPlan, errors: dict[str, float]) -> list[str]:
     """What the user of this LoRA should know."""
-    notes = [*planned.notes, lora.served_by_vllm(planned.rank) + "."]
+    notes = [*planned.notes, lora.served_by_vllm(planned.rank, planned.saved.modules) + "."]
     if planned.truncated:
         worst = max(errors, key=lambda name: errors[name])
         notes.append(

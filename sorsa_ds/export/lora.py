@@ -1,19 +1,23 @@
 """A LoRA for the untouched base model, in PEFT's format: what training changed, as one low-rank product per layer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from re import escape
 from statistics import mean
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from sorsa_ds.export.low_rank import low_rank_change
-from sorsa_ds.export.peft_places import Place, find_places
+from sorsa_ds.export.modules_to_save import ModulesToSave, modules_to_save
+from sorsa_ds.export.peft_places import OUTSIDE, Place, find_places
 from sorsa_ds.export.tensor_file import write_tensors
 from sorsa_ds.methods.peft_experts import as_parameters
 from sorsa_ds.model.adapter_file import TRAINED
+from sorsa_ds.model.sharding import TensorSpec
+from sorsa_ds.run.merge import outside_linears
 from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime.files import write_json
 
@@ -42,14 +46,18 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class LoraPlan:
     """The ranks of a LoRA.
 
-    ranks: adapted weight -> rank of its part. truncated: whether any is smaller than the rank that would be exact.
-    places: adapted weight -> where PEFT keeps its part. config: PEFT's configuration.
+    ranks: adapted weight, under each of its names -> rank of its part.
+    truncated: whether any is smaller than the rank that would be exact.
+    places: adapted weight, under each of its names -> where PEFT keeps its part.
+    config: PEFT's configuration.
+    saved: the modules that were trained whole.
     """
 
     ranks: dict[str, int]
     truncated: bool
     places: dict[str, Place]
     config: "LoraConfig"
+    saved: ModulesToSave
 
     @property
     def rank(self) -> int:
@@ -68,15 +76,17 @@ def plan_lora(source: Source, rank: int | None) -> LoraPlan:
     """The ranks that are exact (with SORSA twice the trained ones), none of them above `rank`.
 
     Raises:
-        ValueError: a rank below 1, or a weight for which PEFT has no LoRA.
+        ValueError: a rank below 1, a weight for which PEFT has no LoRA, or modules that were trained whole and that
+            PEFT cannot save.
     """
     if rank is not None and rank < 1:
         raise ValueError(f"--rank {rank}: a LoRA has at least rank 1")
-    exact = {target.name: source.method.exact_rank(target) for target in source.targets}
+    exact = {place: source.method.exact_rank(target) for target in source.targets for place in target.places}
     ranks = exact if rank is None else {name: min(r, rank) for name, r in exact.items()}
-    config = _lora_config(source, ranks)
-    places = find_places(source.model, config, {target: ranks[target.name] for target in source.targets})
-    return LoraPlan(ranks, ranks != exact, places, config)
+    saved, config = modules_to_save(source, "lora"), _lora_config(source, ranks)
+    places = find_places(source.model, config, source.targets, ranks)
+    config.modules_to_save = saved.modules or None
+    return LoraPlan(ranks, ranks != exact, places, config, saved)
 
 
 def write_lora(source: Source, planned: LoraPlan, folder: Path, progress: TensorProgress) -> dict[str, float]:
@@ -86,6 +96,8 @@ def write_lora(source: Source, planned: LoraPlan, folder: Path, progress: Tensor
         ValueError: the disk refuses.
     """
     specs = [spec for name, place in planned.places.items() for spec in place.specs(planned.ranks[name])]
+    for name, one in planned.saved.parameters.items():
+        specs.append(TensorSpec(OUTSIDE + name, source.model.get_parameter(one).shape, torch.float32))
     errors: dict[str, float] = {}
 
     def tensors() -> Iterator[Tensor]:
@@ -93,8 +105,11 @@ def write_lora(source: Source, planned: LoraPlan, folder: Path, progress: Tensor
         for name in progress(list(targets)):
             found = low_rank_change(source, targets[name], planned.ranks[name])
             errors[name] = found.error
-            yield from planned.places[name].laid_out(found)
+            for place in targets[name].places:
+                yield from planned.places[place].laid_out(found)
             del found
+        for one in planned.saved.parameters.values():
+            yield outside_linears(source, one).contiguous()
 
     write_tensors(folder / TRAINED, specs, tensors())
     planned.config.save_pretrained(str(folder))
@@ -130,13 +145,15 @@ def _lora_config(source: Source, ranks: dict[str, int]) -> "LoraConfig":
         fan_in_fan_out=any(target.transposed for target in modules),
     )
     # PEFT would make sets of them, whose order changes from run to run.
-    config.target_modules = [target.name for target in modules]
+    config.target_modules = [place for target in modules for place in target.places]
     config.target_parameters = list(weights.values()) or None
     return config
 
 
-def served_by_vllm(rank: int) -> str:
-    """A line on vLLM, which takes only some ranks."""
+def served_by_vllm(rank: int, saved: Sequence[str] = ()) -> str:
+    """A line on vLLM, which takes only some ranks, and no modules that were trained whole (`saved`)."""
+    if saved:
+        return f"vLLM takes no adapter with modules_to_save ({', '.join(saved[:3])}): serve --format merged"
     fitting = next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
     if fitting is None:
         return f"vLLM takes LoRA ranks up to {VLLM_RANKS[-1]}, this one has {rank}: cut it with --rank {VLLM_RANKS[-1]}"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from sorsa_ds.export.tensor_file import DTYPES, nbytes, write_tensors
 from sorsa_ds.model.fill import return_freed_memory
@@ -80,7 +81,16 @@ def plan_merged(source: Source, dtype: torch.dtype | None, max_shard_bytes: int,
     for weight, target in source.changed.items():
         origin = source.weights.origins[weight]
         sharing = [name for name, other in source.weights.origins.items() if other is origin and name != weight]
-        if target is None:
+        if target is None and origin.conversion is None:
+            # Tied they were trained as one, and are written once, however often the base has them.
+            [stored] = origin.stored
+            kept = weight if weight in places else stored
+            for name in (weight, *sharing):
+                if name != kept:
+                    places.pop(name, None)
+            places[kept] = (stored, weight, None)
+            continue
+        if target is None or {f"{place}.weight" for place in target.shared} >= set(sharing):
             sharing = []  # tied they were trained as one
         if sharing and (weight not in heads or origin.conversion is not None):
             raise ValueError(
@@ -129,6 +139,8 @@ def write_merged(source: Source, planned: MergedPlan, folder: Path, progress: Te
         _set_dtype(config, str(planned.dtype).removeprefix("torch."))
     if planned.untied:
         config["tie_word_embeddings"] = False
+    if source.described.new_tokens:
+        _set_vocabulary(config, source.model.config)
     write_json(folder / CONFIG, config)
     if not left_out:
         return []
@@ -203,6 +215,8 @@ def _entry(
     stored_as, shape = source.weights.pretrained.header(stored)
     if stored_as not in DTYPES:
         raise ValueError(f"{source.base}: {stored} is stored as {stored_as}, which cannot be exported")
+    if changed is not None and conversion is None and source.changed[changed] is None:
+        shape = source.model.get_parameter(changed).shape  # with the rows of new tokens
     own = DTYPES[stored_as]
     spec = TensorSpec(name, shape, dtype if dtype is not None and own in _WIDE else own)
     return Entry(spec, stored, changed, conversion)
@@ -261,6 +275,14 @@ def _rounded(tensor: Tensor, spec: TensorSpec) -> Tensor:
     if written.dtype == torch.float16 and not all_finite(written) and all_finite(tensor):
         raise ValueError(f"{spec.name} holds numbers too large for {spec.dtype}: choose another --dtype")
     return written
+
+
+def _set_vocabulary(config: dict, resolved: PreTrainedConfig) -> None:
+    """Put the number of rows of the trained model's embeddings, which `resolved` is of, where it belongs."""
+    text = resolved.get_text_config()
+    inner = next((name for name, part in vars(resolved).items() if part is text), None)
+    holder = config if inner is None else config.setdefault(inner, {})
+    holder[text.attribute_map.get("vocab_size", "vocab_size")] = text.vocab_size
 
 
 def _set_dtype(config: dict, name: str) -> None:

@@ -6,6 +6,7 @@ of PEFT itself, on a model without memory.
 
 import copy
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,17 +55,20 @@ class Place:
         return [tensor.contiguous() for tensor in together(A, B, self.target)]
 
 
-def find_places(model: PreTrainedModel, config: "LoraConfig", ranks: dict[Target, int]) -> dict[str, Place]:
-    """Where PEFT keeps the LoRA of each target, by the target's name.
+def find_places(
+    model: PreTrainedModel, config: "LoraConfig", targets: Sequence[Target], ranks: Mapping[str, int]
+) -> dict[str, Place]:
+    """Where PEFT keeps the LoRA of each target, by each of the target's names.
 
     Args:
         model: the base model without memory; it stays as it is.
         config: the configuration that will be written.
+        ranks: of each target, by each of its names.
 
     Raises:
         ValueError: PEFT cannot carry it; the message says why.
     """
-    for target in ranks:
+    for target in targets:
         if target.experts and model.get_parameter(target.name).dim() != 3:
             raise ValueError(
                 f"--format lora: {target.name} holds the weights of {target.experts} experts in two dimensions, which "
@@ -78,8 +82,8 @@ def find_places(model: PreTrainedModel, config: "LoraConfig", ranks: dict[Target
         with init_empty_weights(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whatever went wrong shows below
             wrapped = get_peft_model(model, config, ADAPTER)
-            places = _places(wrapped, list(ranks))
-            specs = [spec for target, rank in ranks.items() for spec in places[target.name].specs(rank)]
+            places = _places(wrapped, targets)
+            specs = [spec for name, place in places.items() for spec in place.specs(ranks[name])]
             empty = {spec.name: torch.empty(spec.shape, device="meta") for spec in specs}
             result: Any = set_peft_model_state_dict(wrapped, empty, ADAPTER, low_cpu_mem_usage=True)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -92,8 +96,8 @@ def find_places(model: PreTrainedModel, config: "LoraConfig", ranks: dict[Target
     return places
 
 
-def _places(wrapped: torch.nn.Module, targets: list[Target]) -> dict[str, Place]:
-    """Where a model that PEFT has wrapped keeps the LoRA of each target.
+def _places(wrapped: torch.nn.Module, targets: Sequence[Target]) -> dict[str, Place]:
+    """Where a model that PEFT has wrapped keeps the LoRA of each target, by each of its names.
 
     Raises:
         ValueError: PEFT computes something else with one of them.
@@ -105,10 +109,10 @@ def _places(wrapped: torch.nn.Module, targets: list[Target]) -> dict[str, Place]
         for name, module in wrapped.named_modules()
         if isinstance(module, ParamWrapper)
     }
-    places = {}
+    places: dict[str, Place] = {}
     for target in targets:
         if target.weight not in wrappers:
-            places[target.name] = Place(f"{OUTSIDE}{target.name}", target)
+            places |= {place: Place(f"{OUTSIDE}{place}", target) for place in target.places}
             continue
         layer, module = wrappers[target.weight]
         if target.experts == 1 and getattr(module, "is_transposed", False):

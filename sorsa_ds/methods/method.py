@@ -24,6 +24,7 @@ from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.load import AdaptModel
 from sorsa_ds.model.targets import Selection, Target, choose
 from sorsa_ds.model.weight_sources import DiskWeightSource
+from sorsa_ds.model.whole_recipe import train_beside
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.decompose import Factors
 from sorsa_ds.sorsa.regularizer import Regularizer
@@ -184,7 +185,14 @@ class Method(ABC):
         """
         begun = FactorFile(initial) if initial is not None and self.keeps_initial else None
         making = Making(settings, precision, storage, device, seed, begun, trained)
-        return lambda model: self.adapt(model, making)
+
+        def operate(model: PreTrainedModel) -> tuple[Selection, Recipe]:
+            selection, recipe = self.adapt(model, making)
+            if selection.whole:
+                recipe = train_beside(model, recipe, selection.whole, precision, trained)
+            return selection, recipe
+
+        return operate
 
     @abstractmethod
     def adapt(self, model: PreTrainedModel, making: Making) -> tuple[Selection, Recipe]:

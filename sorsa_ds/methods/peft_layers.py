@@ -27,7 +27,7 @@ from sorsa_ds.model.experts import matrices_of, stacked_as
 from sorsa_ds.model.fill import Produced, check_finite
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import TensorSpec
-from sorsa_ds.model.targets import Selection, Target
+from sorsa_ds.model.targets import Selection, Target, replace_linear
 from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.numerics import full_fp32_products
@@ -160,13 +160,12 @@ class PeftLayers:
 
     def _wrap_linear(self, model: PreTrainedModel, target: Target, precision: Precision) -> None:
         """Put PEFT's layer around a linear."""
-        parent, _, leaf = target.name.rpartition(".")
         weight = torch.empty(target.out_features, target.in_features, device="meta")
         bias = torch.empty(target.out_features, device="meta") if target.bias else None
         layer = self.layer(target, weight, bias)
         for parameter in layer.parameters():
             parameter.data = parameter.data.to(precision.factor_dtype)
-        setattr(model.get_submodule(parent), leaf, layer)
+        replace_linear(model, target, layer)
 
     def _wrap_experts(self, model: PreTrainedModel, name: str, targets: list[Target], precision: Precision) -> None:
         """Put PEFT's layers around the module of that name, one for each parameter of its experts.

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from sorsa_ds.config.fields import leaves
 from sorsa_ds.config.schema import ResidualConfig, RunConfig
 from sorsa_ds.methods.registry import method_named, method_of
+from sorsa_ds.model.whole_modules import EMBEDDINGS
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.residual_storage import resolve_residual
 
@@ -92,6 +93,18 @@ def without_unused_of_file(config: RunConfig, on_command_line: Collection[str]) 
     """
     unused = {path: value for path, value in ignored(config).items() if path not in on_command_line}
     return _with_defaults(config, unused), unused
+
+
+def with_trained_tokens(config: RunConfig) -> RunConfig:
+    """The settings with embeddings and head trained whole where `data.new_tokens` brings rows that must be trained.
+
+    A method that trains every parameter needs no such setting.
+    """
+    asked, path = config.sorsa.train_whole, "sorsa.train_whole"
+    ignores = any(fnmatchcase(path, pattern) for pattern in method_of(config).ignored_settings)
+    if not config.data.new_tokens or EMBEDDINGS in asked or ignores:
+        return config
+    return with_values(config, {path: [*asked, EMBEDDINGS]})
 
 
 def unused_note(method: str, unused: Mapping[str, object], file: object) -> str:

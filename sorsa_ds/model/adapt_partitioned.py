@@ -18,6 +18,7 @@ from sorsa_ds.model.init_report import LayerReport
 from sorsa_ds.model.sharding import Part, Zero3
 from sorsa_ds.model.sorsa_recipe import SorsaRecipe
 from sorsa_ds.model.targets import Target, choose, insert_sorsa_layers
+from sorsa_ds.model.uneven_calls import set_uneven_leaves
 from sorsa_ds.model.weight_sources import ShardedWeightSource
 from sorsa_ds.runtime import precision as precisions
 from sorsa_ds.runtime.device import this_device
@@ -81,6 +82,11 @@ def adapt_partitioned_model(
     wanted = precision_from_json(ds_config)
     formats = precisions.resolve_precision(precision, wanted, cast(precisions.Device, device.type))
     storage = residual_storage.resolve_storage(residual, formats, device)
+    if sorsa.train_whole:
+        raise ValueError(
+            "sorsa.train_whole: a model in memory keeps its other parameters as they are; leave it out, and set "
+            "requires_grad of those that are to be trained before the engine is made"
+        )
     targets = choose(model, sorsa, experts=True).targets
     weights = {target.name: model.get_parameter(target.weight) for target in targets}
     biases = {target.name: model.get_submodule(target.name).bias for target in targets if not target.experts}
@@ -96,6 +102,7 @@ def adapt_partitioned_model(
         device=device,
         progress=progress,
     )
+    set_uneven_leaves(model)
     for name, bias in biases.items():
         model.get_submodule(name).bias = bias
     return Adaptation(targets, reports, exact)

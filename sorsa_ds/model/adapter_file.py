@@ -16,7 +16,7 @@ from pydantic import ConfigDict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sorsa_ds.config.declare import Digest, Name, PositiveInt
+from sorsa_ds.config.declare import Digest, Name, NonNegativeInt, PositiveInt
 from sorsa_ds.config.schema import BaselineConfig, LoadingConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
 from sorsa_ds.config.typed_json import typed
 from sorsa_ds.model.pretrained import all_finite
@@ -42,6 +42,7 @@ class Description:
     files: digests of the files of tensors; empty until training has ended.
     method, baseline: the method of fine-tuning, and the settings that only the baselines have.
     numerics: what decides the base model's numbers besides its weights (`model.numerics`); empty in older files.
+    new_tokens: tokens that training has added to the base model's tokenizer -> their ids.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -57,6 +58,7 @@ class Description:
     method: MethodName = "sorsa"
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     numerics: dict[str, Any] = field(default_factory=dict)
+    new_tokens: dict[str, NonNegativeInt] = field(default_factory=dict)
 
     def unchecked(self, files: Iterable[str], parameters: Iterable[str]) -> str | None:
         """A sentence on what has no digest here, so that nobody takes it for checked; None where nothing lacks one.
@@ -93,18 +95,21 @@ def describe_adapter(
     targets: list[Target],
     digests: dict[str, str],
     numerics: dict[str, Any] | None = None,
+    new_tokens: dict[str, int] | None = None,
 ) -> None:
     """Write the description of a run's adapter; `train.precision` and `residual.storage` must be resolved.
 
     Args:
         digests: of the base model's parameters.
         numerics: what decides its numbers besides them (`model.numerics`); None where that is not known.
+        new_tokens: the ids of `data.new_tokens`.
     """
     assert config.train.precision != "auto", "the settings are resolved"
     layers = {target.name: target.layout for target in targets}
     description = Description(
         config.model, config.loading, config.train.precision, config.sorsa, layers, digests, config.residual,
         method=config.method, baseline=config.baseline, numerics=numerics or {},
+        new_tokens=new_tokens or {},
     )  # fmt: skip
     write_description(folder, description)
 

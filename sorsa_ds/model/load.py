@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from sorsa_ds.config.schema import LoadingConfig
 from sorsa_ds.model.fill import Recipe, RoundProgress, fill_parameters, parameter_homes
 from sorsa_ds.model.init_report import LayerReport
+from sorsa_ds.model.new_tokens import grow_tables
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import Part, Placement
 from sorsa_ds.model.skeleton import skeleton
@@ -61,6 +62,7 @@ def load_adapted_model(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     digests: dict[str, str] | None = None,
+    rows: int = 0,
     progress: RoundProgress = iter,
 ) -> AdaptedModel:
     """Build a model without memory for its parameters, adapt it, and fill it. A collective call.
@@ -72,12 +74,13 @@ def load_adapted_model(
         dtype: of the buffers that are not stored, such as the scale of Gemma's embeddings; the run's, as `skeleton`
             says. The parameters have those of the recipe.
         digests: what the digests of the pre-trained parameters must be, if this model was loaded before.
+        rows: that embeddings and head get at least, for new tokens (`sorsa_ds.model.new_tokens`).
         progress: wraps the rounds, to show them.
 
     Raises:
         ValueError: bad model, target, rank or weight; on every rank, with the message of the rank that found it.
     """
-    prepared = collectives.together(lambda: _prepare(folder, adapt, loading, dtype, digests or {}), device)
+    prepared = collectives.together(lambda: _prepare(folder, adapt, loading, dtype, digests or {}, rows), device)
     assert prepared is not None  # every rank has acted
     model, source, selection, others, recipe = prepared
     exact, reports = fill_parameters(
@@ -90,12 +93,13 @@ def load_adapted_model(
 
 
 def _prepare(
-    folder: Path, adapt: AdaptModel, loading: LoadingConfig, dtype: torch.dtype, digests: dict[str, str]
+    folder: Path, adapt: AdaptModel, loading: LoadingConfig, dtype: torch.dtype, digests: dict[str, str], rows: int
 ) -> tuple[PreTrainedModel, DiskWeightSource, Selection, dict[str, torch.Size], Recipe]:
     """The adapted model without memory, where its weights lie, its targets, and the shapes of all other parameters."""
     model = skeleton(folder, loading, dtype)
     # First, because the weights are found by the names that parameters have before the targets are replaced.
     source = DiskWeightSource.of_model(folder, model, digests)
+    grow_tables(model, rows)
     selection, recipe = adapt(model)
     inside = {spec.name for target in selection.targets for spec in recipe.specs(Item.of(target))}
     homes = parameter_homes(model)

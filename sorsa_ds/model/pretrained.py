@@ -18,7 +18,7 @@ from sorsa_ds.model.model_files import (
     check_model_name,
     check_no_adapter,
     damaged,
-    refuse_pickle,
+    refuse_other_formats,
     weight_files,
 )
 from sorsa_ds.model.weight_conversion import Conversion, Origin, find_origins
@@ -109,7 +109,7 @@ def _downloaded(model: str, loading: LoadingConfig) -> str:
         others = [] if any(folder.glob("*.safetensors")) else HfApi().list_repo_files(model, revision=loading.revision)
     except Exception as error:
         raise ValueError(f"model: {model!r} is no folder here: {error}") from error
-    refuse_pickle(model, others)
+    refuse_other_formats(model, others)
     return str(folder)
 
 

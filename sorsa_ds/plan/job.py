@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.methods.settings import check_open_micro_batch, check_settings
+from sorsa_ds.methods.settings import check_open_micro_batch, check_settings, with_trained_tokens
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.runtime import precision
 from sorsa_ds.runtime.precision import Precision
@@ -33,6 +33,7 @@ class Job:
         Raises:
             ValueError: the settings, or the number of ranks, do not go together.
         """
+        config = with_trained_tokens(config)
         wanted = deepspeed_json.precision_from_json(given)
         formats = precision.resolve_precision(config.train.precision, wanted, "cuda", fast=True)
         resolved = deepspeed_json.resolve_ds_config(

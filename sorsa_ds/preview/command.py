@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from sorsa_ds.data.mix import joined
 from sorsa_ds.data.run_data import load_data
 from sorsa_ds.model.data_fit import check_fits
+from sorsa_ds.model.new_tokens import add_tokens, rows_for
 from sorsa_ds.model.packed_attention import check_packing
 from sorsa_ds.model.pretrained import find_companions
 from sorsa_ds.model.skeleton import skeleton
@@ -31,10 +32,11 @@ def show(request: Request) -> None:
     with redirect_stdout(said):
         folder = find_companions(config.model, config.loading)
         tokenizer = load_tokenizer(folder, config.loading)
+        rows = rows_for(add_tokens(tokenizer, config.data.new_tokens))
         said.lines.clear()  # what concerns the model is no warning of the data's
         data = load_data(config.data, tokenizer, config.train.seed)
     train, held_out = data.examples, joined(list(data.held_out.values()))
-    check_fits(folder, config.loading, [part for part in (train, held_out) if part])
+    check_fits(folder, config.loading, [part for part in (train, held_out) if part], rows)
     if config.data.packing:
         check_packing(skeleton(folder, config.loading))
     if request.plot is not None:

@@ -5,11 +5,13 @@ own (`methods.method.Method.merged_weight` and `plain_layer`).
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sorsa_ds.methods.registry import METHODS
 from sorsa_ds.model.experts import put_back, stacked_as
+from sorsa_ds.model.new_tokens import with_new_rows
+from sorsa_ds.model.whole_recipe import whole_value
 from sorsa_ds.run.source import Source
 from sorsa_ds.runtime.precision import Precision
 
@@ -23,11 +25,27 @@ def merged(source: Source, name: str, untrained: bool = False) -> Tensor:
     Raises:
         ValueError: a file is damaged, or the base model is not the one that was trained on.
     """
+    if any(one.name == name for one in source.whole):
+        return outside_linears(source, name, untrained)
     target = source.changed[name]
     weight = source.method.merged_weight(source, name, target, untrained)
     if target is not None and target.experts:
         return stacked_as(weight, source.model.get_parameter(name).shape, target.transposed)
     return weight.t() if target is not None and target.transposed else weight
+
+
+def outside_linears(source: Source, name: str, untrained: bool = False) -> Tensor:
+    """A parameter outside of the adapted linears in fp32: trained whole, or the base model's with rows of new tokens.
+
+    Args:
+        untrained: as training began.
+
+    Raises:
+        ValueError: a file is damaged, or the base model is not the one that was trained on.
+    """
+    if not untrained and any(one.name == name for one in source.whole):
+        return whole_value(source.trained, name, source.precision)
+    return with_new_rows(source.weights.parameter(name).float(), source.model.get_parameter(name).shape)
 
 
 @torch.no_grad()
@@ -42,8 +60,11 @@ def merge_dense(model: PreTrainedModel, method: str, trained_in: Precision, dtyp
         method: the name of the method that trained the model.
         trained_in: the precision in which it was trained.
     """
-    for name, module in list(model.named_modules()):
-        plain = METHODS[method].plain_layer(module, trained_in, dtype)
+    made: dict[nn.Module, nn.Module | Tensor | None] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module not in made:
+            made[module] = METHODS[method].plain_layer(module, trained_in, dtype)
+        plain = made[module]
         if isinstance(plain, Tensor):
             put_back(model, name, plain)
         elif plain is not None:

@@ -7,7 +7,8 @@ metrics.jsonl                  one line per optimizer step or evaluation
 checkpoints/                   states from which the run can go on (`run.checkpoint`)
 analysis/                      snapshots of the trained tensors, if asked for (`run.snapshots`)
 adapter/                       the trained factors, the initial ones, their description (`model.adapter_file`), and the
-                               chat template of the training where it is not the tokenizer's own
+                               chat template of the training where it is not the tokenizer's own; in tokenizer/ the
+                               tokenizer with the new tokens, where there are any
 report.json, loss.png          what the run measured of itself, written at its end
 evaluation/                    results of evaluations (`evaluate.command`)
 """
@@ -18,6 +19,8 @@ METRICS, INIT, REPORT, ADAPTER, CHECKPOINTS = "metrics.jsonl", "init.json", "rep
 SNAPSHOTS = "analysis"
 CHAT_TEMPLATE = "chat_template.jinja"
 """The file of a chat template in an adapter's folder; transformers looks for that name beside a tokenizer."""
+TOKENIZER = "tokenizer"
+"""The folder, within an adapter's, of the tokenizer of a run that has brought new tokens."""
 CONFIG, DS_CONFIG, GIVEN_DS_CONFIG = "config.yaml", "ds_config.json", "ds_config.given.json"
 AUTO = "auto"
 """What --resume says where the program is to find the run itself."""

@@ -10,6 +10,7 @@ from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.fill import RoundProgress
 from sorsa_ds.model.load import AdaptedModel, load_adapted_model
+from sorsa_ds.model.new_tokens import rows_for
 from sorsa_ds.model.numerics import check_numerics
 from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.model.sharding import Whole
@@ -79,6 +80,7 @@ def reload(
         device=device,
         dtype=formats.residual_dtype,
         digests=described.digests,
+        rows=rows_for(described.new_tokens),
         progress=progress,
     )
     if unchecked := described.unchecked(opened, loaded.digests):

@@ -14,7 +14,8 @@ from torch import nn
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.adapter_file import FactorFile
-from sorsa_ds.model.targets import Target, check_all_match, matches
+from sorsa_ds.model.module_names import check_all_match, matches
+from sorsa_ds.model.targets import Target
 from sorsa_ds.run.paths import SNAPSHOTS
 
 _NAME = re.compile(r"step-(\d{6,})\.safetensors")

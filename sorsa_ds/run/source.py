@@ -12,11 +12,13 @@ from sorsa_ds.methods.method import Method
 from sorsa_ds.methods.registry import METHODS, method_of
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.adapter_file import Description, FactorFile
+from sorsa_ds.model.new_tokens import grow_tables, rows_for
 from sorsa_ds.model.numerics import check_numerics
 from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Target
 from sorsa_ds.model.weight_sources import DiskWeightSource
+from sorsa_ds.model.whole_modules import WholeParameter
 from sorsa_ds.run.finished import FinishedRun
 from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.runtime import precision
@@ -37,9 +39,10 @@ class Source:
     adapter: the folder of what was trained.
     described: the adapter's description; its `base_model` is the one that was found, perhaps in another place.
     trust_remote_code: whether the caller allows Python code that comes with the base model.
-    model: the base model without memory for its parameters.
+    model: the base model without memory for its parameters, with the rows that new tokens have got.
     weights: the base model's weights on disk.
     targets: the adapted linears, in module order; none where every parameter was trained.
+    whole: the parameters that were trained whole beside the adapters, in module order.
     precision, storage: as training had them.
     initial: the trained tensors as training began; None where that is the base model itself.
     trained: the trained tensors as training left them.
@@ -53,6 +56,7 @@ class Source:
     model: PreTrainedModel
     weights: DiskWeightSource
     targets: list[Target]
+    whole: list[WholeParameter]
     precision: Precision
     storage: Storage
     initial: FactorFile | None
@@ -76,7 +80,8 @@ class Source:
     @property
     def changed(self) -> dict[str, Target | None]:
         """The base model's parameters that training has changed -> the adapted linear whose weight it is, if any."""
-        return self.method.changed_parameters(self.targets, self.trained)
+        whole = dict.fromkeys(one.name for one in self.whole)
+        return {**self.method.changed_parameters(self.targets, self.trained), **whole}
 
     @property
     def method(self) -> Method:
@@ -112,8 +117,9 @@ def open_finished_run(run: Path, base: str | None = None, trust_remote_code: boo
     model = skeleton(base_folder, described.loading)
     weights = DiskWeightSource.of_model(base_folder, model, described.digests)
     method = method_of(described)
-    targets = method.choose(model, described.sorsa).targets
-    _check_layers(base_folder, targets, described)
+    grow_tables(model, rows_for(described.new_tokens))  # after its weights were found, which have the shapes on disk
+    selection = method.choose(model, described.sorsa)
+    _check_layers(base_folder, selection.targets, described)
     opened = {name: adapter_file.open_factors(folder, name, described) for name in method.adapter_files}
     if unchecked := described.unchecked(opened, [name for name, _ in model.named_parameters()]):
         say(f"{folder}: {unchecked}")
@@ -126,7 +132,8 @@ def open_finished_run(run: Path, base: str | None = None, trust_remote_code: boo
         trust_remote_code,
         model,
         weights,
-        targets,
+        selection.targets,
+        selection.whole,
         formats,
         residual_storage.resolve_storage(described.residual, formats, torch.device("cpu")),
         opened.get(adapter_file.INITIAL),

@@ -95,10 +95,15 @@ def _residual_product(
 
 
 def _chunks(experts: int, nbytes: int) -> Iterator[tuple[int, int]]:
-    """Ranges of experts whose dense matrices, of `nbytes` each, fit together into `DENSE_BYTES`."""
-    step = max(1, DENSE_BYTES // nbytes)
+    """Ranges of experts whose dense matrices, of `nbytes` each, are made together."""
+    step = dense_together(experts, nbytes)
     for first in range(0, experts, step):
         yield first, min(first + step, experts)
+
+
+def dense_together(experts: int, nbytes: int) -> int:
+    """How many experts' packed residuals are dense at once: as many matrices of `nbytes` as fit into `DENSE_BYTES`."""
+    return min(experts, max(1, DENSE_BYTES // nbytes))
 
 
 def pack_stack(storage: Storage, matrices_EMN: Tensor) -> list[Tensor]:

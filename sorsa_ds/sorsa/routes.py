@@ -57,9 +57,14 @@ class Routes:
 
     @property
     def spans(self) -> list[tuple[int, int]]:
-        """(first row, row after the last) of each expert. The first time it waits for the device."""
+        """(first row, row after the last) of each expert. The first time it waits for the device.
+
+        On the meta device there are no numbers; there every expert has equally many rows, as nearly as that can be.
+        """
         if not self._on_host:
-            self._on_host = [0, *self.ends.tolist()]
+            rows, experts = len(self.expert), len(self.ends)
+            even = [rows * (number + 1) // experts for number in range(experts)]
+            self._on_host = [0, *(even if self.ends.is_meta else self.ends.tolist())]
         return list(zip(self._on_host[:-1], self._on_host[1:], strict=True))
 
     def hit(self) -> Iterator[tuple[int, slice]]:

@@ -16,6 +16,8 @@ from sorsa_ds.data.stream_batches import StreamBatches
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import show_example
 from sorsa_ds.model.data_fit import check_fits, check_length
+from sorsa_ds.model.language_part import text_config
+from sorsa_ds.model.new_tokens import add_tokens, rows_for
 from sorsa_ds.model.numerics import Numerics, numerics_of
 from sorsa_ds.model.packed_attention import check_packing, joins_rows
 from sorsa_ds.model.skeleton import read_config, skeleton
@@ -39,6 +41,7 @@ class Inputs:
     held_out: held-out examples of each source that has any.
     sources: tells for each source what became of its rows, and how many of its examples the run has taken.
     stored: the linears to snapshot; empty if `analysis.every` is 0.
+    tokenizer: the model's with the new tokens; None where there are none.
     chat_template: the one that the settings ask for; None where it is the tokenizer's own.
     """
 
@@ -49,6 +52,7 @@ class Inputs:
     held_out: dict[str, Examples]
     sources: Callable[[], dict[str, Taken]]
     stored: list[Target]
+    tokenizer: PreTrainedTokenizerBase | None
     chat_template: str | None
 
 
@@ -72,7 +76,8 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     """
     config, model_folder = settings.config, settings.model_folder
     tokenizer = load_tokenizer(model_folder, config.loading)
-    numerics = numerics_of(model_folder, config.loading, tokenizer)
+    numerics = numerics_of(model_folder, config.loading, tokenizer)  # of the model's own, before it learns new tokens
+    add_tokens(tokenizer, config.data.new_tokens)
     origin.check_numerics(numerics, model_folder, config.loading)
     data = origin.data_settings(config.data)
     packing = _packing(settings)
@@ -81,7 +86,8 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     )
     data_digest = read.batches.digest
     origin.check_data(data_digest)
-    check_fits(model_folder, config.loading, [read.some, *read.held_out.values()])
+    rows = rows_for(settings.new_tokens)
+    check_fits(model_folder, config.loading, [read.some, *read.held_out.values()], rows)
     stored = _stored_linears(settings, origin)
     say(show_example(read.some[0], tokenizer))
     return Inputs(
@@ -92,6 +98,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
         held_out=read.held_out,
         sources=read.sources,
         stored=stored,
+        tokenizer=tokenizer if settings.new_tokens else None,
         chat_template=None if data.chat_template is None else tokenizer.get_chat_template(),
     )
 
@@ -152,7 +159,7 @@ def _streamed(settings: RunSettings, asked: DataConfig, origin: Origin, tokenize
     assert train.steps is not None, "the settings ask for it"
 
     def check(examples: Examples) -> None:
-        check_fits(folder, loading, [examples])
+        check_fits(folder, loading, [examples], rows_for(settings.new_tokens))
 
     held_out, stream = collectives.together(
         lambda: (
@@ -172,7 +179,8 @@ def _streamed(settings: RunSettings, asked: DataConfig, origin: Origin, tokenize
 
 def _shape(settings: RunSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """How the examples of a step are dealt out, and with what they are padded."""
-    vocabulary = read_config(settings.model_folder, settings.config.loading).vocab_size
+    own = text_config(read_config(settings.model_folder, settings.config.loading)).vocab_size
+    vocabulary = max(own, rows_for(settings.new_tokens))
     return {
         "micro_batch_size": settings.resolved.micro_batch_size,
         "accumulation": settings.resolved.gradient_accumulation_steps,

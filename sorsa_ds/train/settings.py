@@ -12,7 +12,8 @@ from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.batch_size import AUTO
 from sorsa_ds.config.command_line import with_absolute_paths
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.methods.settings import check_settings, unused_note, without_unused_of_file
+from sorsa_ds.methods.settings import check_settings, unused_note, with_trained_tokens, without_unused_of_file
+from sorsa_ds.model.new_tokens import new_token_ids
 from sorsa_ds.model.pretrained import PretrainedWeights, find_model
 from sorsa_ds.plan.check import fit_memory
 from sorsa_ds.run.paths import CONFIG
@@ -32,7 +33,8 @@ from sorsa_ds.train.preflight.check import check_job
 class StartedJob:
     """The processes of a job, which have found each other, and what they were asked for.
 
-    config: the settings as given, with absolute paths, and without those of a file that the method does not use.
+    config: the settings as given, with absolute paths, without those of a file that the method does not use, and with
+        embeddings and head trained whole where new tokens need it.
     ds_config: the DeepSpeed JSON as given.
     device: where this rank computes. device_type: the same on all ranks.
     """
@@ -49,6 +51,7 @@ class RunSettings:
 
     config: the settings with what was left open filled in, as config.yaml keeps them.
     model_folder: where the pre-trained model lies on this machine.
+    new_tokens: the ids of `data.new_tokens`.
     ds_config: the DeepSpeed JSON as given. resolved: what DeepSpeed gets, and the figures that follow from it.
     formats: number formats. storage: how the residual is kept.
     device: where this rank computes. device_type: the same on all ranks.
@@ -56,6 +59,7 @@ class RunSettings:
 
     config: RunConfig
     model_folder: Path
+    new_tokens: dict[str, int]
     ds_config: deepspeed_json.Json
     resolved: deepspeed_json.Resolved
     formats: Precision
@@ -80,7 +84,7 @@ def start_job(invocation: Invocation) -> StartedJob:
     run = invocation.named_run
     if unused and (run is None or invocation.file != run / CONFIG):  # a run's own file has only what was resolved
         say(unused_note(config.method, unused, invocation.file))
-    return StartedJob(config=config, ds_config=ds_config, device=device, device_type=device_type)
+    return StartedJob(config=with_trained_tokens(config), ds_config=ds_config, device=device, device_type=device_type)
 
 
 def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
@@ -106,6 +110,7 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
     )
     origin.check_settings(config)
     model_folder = find_model(config.model, config.loading)
+    new_tokens = new_token_ids(model_folder, config.loading, config.data.new_tokens)
 
     def check_files(model: PreTrainedModel) -> None:
         """Compare the files with the model before its memory is planned: what is wrong with them is told first."""
@@ -115,6 +120,7 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
     return RunSettings(
         config=_resolved_config(config, resolved, formats),
         model_folder=model_folder,
+        new_tokens=new_tokens,
         ds_config=job.ds_config,
         resolved=resolved,
         formats=formats,

@@ -1,5 +1,6 @@
 """From a command line to a run that is ready to train: every choice made, said, and checked before time is spent."""
 
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import schedule
 from sorsa_ds.model.load import AdaptedModel, load_adapted_model
+from sorsa_ds.model.new_tokens import rows_for
 from sorsa_ds.model.sharding import Whole, Zero3
+from sorsa_ds.model.uneven_calls import set_uneven_leaves, told_leaves
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
 from sorsa_ds.run.folder import RunLog, lock_run_folder
-from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE
+from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE, TOKENIZER
 from sorsa_ds.run.recorder import SnapshotRecorder
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say, table, tracked, tracked_by_cost
@@ -27,6 +30,7 @@ from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.numerics import seed_rank, set_numerics
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.train.inputs import Inputs, read_inputs
+from sorsa_ds.train.loss import router_rows
 from sorsa_ds.train.options import Invocation
 from sorsa_ds.train.origin import Origin, find_origin
 from sorsa_ds.train.settings import RunSettings, resolve_settings, start_job
@@ -112,6 +116,28 @@ def keep_chat_template(run: OpenedRun, inputs: Inputs, device: torch.device) -> 
     collectives.together(keep, device, on=0)
 
 
+def keep_tokenizer(run: OpenedRun, inputs: Inputs, device: torch.device) -> None:
+    """Put the tokenizer with new tokens where exports and evaluations look for it. A collective call.
+
+    Without new tokens, one that an earlier beginning of the run has left there is removed.
+
+    Raises:
+        ValueError: the disk refuses; on every rank.
+    """
+    tokenizer, folder = inputs.tokenizer, run.folder / ADAPTER / TOKENIZER
+
+    def keep() -> None:
+        try:
+            if folder.exists():
+                shutil.rmtree(folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot be written ({error.strerror})") from error
+
+    collectives.together(keep, device, on=0)
+
+
 def build_model(settings: RunSettings, origin: Origin) -> BuiltModel:
     """Load the pre-trained weights, and make of them what the method trains. A collective call.
 
@@ -138,8 +164,11 @@ def build_model(settings: RunSettings, origin: Origin) -> BuiltModel:
         device=device,
         dtype=settings.formats.residual_dtype,
         digests=origin.base_digests,
+        rows=rows_for(settings.new_tokens),
         progress=_decomposing if method_of(config).decomposes else _loading,
     )
+    if settings.resolved.zero_stage == 3 and (leaves := set_uneven_leaves(loaded.model)):
+        say(told_leaves(leaves))
     initialisation = origin.report_initialisation(loaded, time.perf_counter() - began)
     if config.train.gradient_checkpointing:
         checkpoint_activations(loaded.model)
@@ -163,6 +192,8 @@ def build_engine(settings: RunSettings, run: OpenedRun, inputs: Inputs, model: B
     )
     loaded.exact_factors.clear()  # the engine's masters hold these numbers now
     say(_summary(settings, run, inputs, loaded, engine))
+    if loaded.targets and (warning := loaded.selection.warning) is not None:
+        say(warning)
     return engine
 
 
@@ -176,6 +207,7 @@ def build_trainer(
     """
     config, folder = settings.config, run.folder
     keep_chat_template(run, inputs, settings.device)
+    keep_tokenizer(run, inputs, settings.device)
     progress = run.origin.restore(engine, config)
     keeper = CheckpointKeeper(
         run=folder,
@@ -195,6 +227,7 @@ def build_trainer(
         engine=engine,
         loaded=model.loaded,
         numerics=inputs.numerics,
+        new_tokens=settings.new_tokens,
         batches=inputs.batches,
         held_out=inputs.held_out,
         sources=inputs.sources,
@@ -220,6 +253,7 @@ def _open_log(settings: RunSettings, run: OpenedRun, model: BuiltModel, steps_do
 def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: AdaptedModel, engine: SorsaEngine) -> str:
     """What will be trained, on what, and where it is written, as a table."""
     config, resolved, world_size = settings.config, settings.resolved, collectives.world_size()
+    adapters = engine.trained_numbers - sum(one.numel for one in loaded.selection.whole)
     batch = (
         f"{resolved.global_batch_size} = {resolved.micro_batch_size} x {world_size} ranks x "
         f"{resolved.gradient_accumulation_steps} accumulated"
@@ -229,14 +263,25 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
     return table(
         [
             ("model", config.model),
-            *method_of(config).rows(config, loaded.targets, engine.trained_numbers, run.regularizer),
+            *method_of(config).rows(config, loaded.targets, adapters, run.regularizer),
             *(loaded.selection.rows() if loaded.targets else ()),
+            *router_rows(loaded.model),
+            *_token_rows(settings.new_tokens, loaded.model),
             ("ranks", f"{world_size} x {settings.device_type}, ZeRO stage {resolved.zero_stage}"),
             ("batch", batch),
             ("steps", f"{inputs.batches.steps} over {inputs.data_size}"),
             ("run folder", str(run.folder)),
         ]
     )
+
+
+def _token_rows(new_tokens: dict[str, int], model: PreTrainedModel) -> list[tuple[str, str]]:
+    """What new tokens have brought, as a row of the table."""
+    if not new_tokens:
+        return []
+    ids, rows = sorted(new_tokens.values()), model.config.get_text_config().vocab_size
+    told = f"{len(ids)} (ids {ids[0]} to {ids[-1]}); embeddings and head have {rows} rows, all of them trained"
+    return [("new tokens", told)]
 
 
 def checkpoint_activations(model: nn.Module) -> None:

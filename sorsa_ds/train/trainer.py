@@ -37,9 +37,9 @@ from sorsa_ds.runtime.launcher import begin_again
 from sorsa_ds.runtime.process import memory_gib
 from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
 from sorsa_ds.train.held_out import held_out_losses
-from sorsa_ds.train.loss import learned_tokens, summed_loss
+from sorsa_ds.train.loss import learned_tokens, training_losses
 from sorsa_ds.train.report import build_report
-from sorsa_ds.train.start_check import check_packed, check_start, largest_gap
+from sorsa_ds.train.start_check import check_causal, check_packed, check_start, largest_gap
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +47,7 @@ class Trainer:
     """One run, assembled by `sorsa_ds.train.setup`.
 
     numerics: what decides the base model's numbers besides its weights; its adapter will say it.
+    new_tokens: the ids of `data.new_tokens`, which its adapter will say too.
     batches: the micro-batches of every step, for this rank.
     held_out: held-out examples of each source of the data that has any.
     sources: tells for each source what became of its rows, and how many of its examples the run has taken.
@@ -60,6 +61,7 @@ class Trainer:
     engine: SorsaEngine
     loaded: AdaptedModel
     numerics: Numerics
+    new_tokens: dict[str, int]
     batches: BatchPlan | StreamBatches
     held_out: dict[str, Examples]
     sources: Callable[[], dict[str, Taken]]
@@ -238,12 +240,15 @@ class Trainer:
         check_still_held(self.lock, self.device)
         progress = self.progress
         gap = largest_gap(self.config.train.max_start_gap, self.config.residual.storage)
+        check_causal(self.engine, self.probe(), self.device)
         base, start = check_start(self.engine, self.loaded, self.probe(), self.device, gap)
         say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
         if method_of(self.config).keeps_initial:
-            save_factors(self.engine, adapter / INITIAL)
+            save_factors(self.engine, adapter / INITIAL, {one.name for one in self.loaded.selection.whole})
         collectives.together(
-            lambda: describe_adapter(adapter, self.config, self.loaded.targets, self.loaded.digests, self.numerics),
+            lambda: describe_adapter(
+                adapter, self.config, self.loaded.targets, self.loaded.digests, self.numerics, self.new_tokens
+            ),
             self.device,
             on=0,
         )
@@ -272,12 +277,12 @@ class Trainer:
             nonlocal mean
             for i, batch in enumerate(micro_batches, start=1):
                 self.signals.check()
-                loss = summed_loss(self.engine, batch)
+                loss, balance = training_losses(self.engine, batch)
                 summed.add_(loss.detach())
                 if i == len(micro_batches):
                     mean = collectives.total(summed, self.device).item() / learned
                     self.stop_unless_finite(mean, "loss", step + 1)
-                yield loss * scale
+                yield loss * scale if balance is None else loss * scale + balance
 
         done = self.engine.train_step(losses(), len(micro_batches))
         return mean, tokens, done

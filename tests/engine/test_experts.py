@@ -1,7 +1,6 @@
 """Experts that a model holds as one parameter, in the engine: the same numbers as plain torch on every ZeRO stage."""
 
 import pytest
-import torch
 
 from tests.helpers.engines import CASES, MICRO, STEPS, build, compare, ds_config, micro_losses, sequences, whole_factors
 from tests.helpers.expert_models import save_experts

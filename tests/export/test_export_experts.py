@@ -1,43 +1,21 @@
-"""Runs with adapted experts as LoRAs, adapters and plain models: checked by transformers, PEFT and plain torch."""
+"""Merged models of mixtures of experts: the trained model, in the layout of the base model's own files."""
 
 import json
-import warnings
-from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from sorsa_ds import load_adapter
-from sorsa_ds.evaluate import models
 from sorsa_ds.export.command import Options, export
-from sorsa_ds.model import adapter_file
+from sorsa_ds.methods.families.whole_weights import Full, WholeWeights
+from sorsa_ds.model.targets import Target
+from sorsa_ds.model.weight_conversion import Conversion
+from sorsa_ds.run.reload import load_adapter
 from tests.helpers.expert_models import save_experts
-from tests.helpers.finished import base_of, finished_run
+from tests.helpers.finished import finished_run, finished_whole_run
 
-INPUT = torch.arange(1, 49).view(2, 24) % 60
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A finished run of each family of mixtures, by name and settings; made when it is asked for."""
-    root, made = tmp_path_factory.mktemp("runs"), {}
-
-    def run(name: str, **settings) -> Path:
-        key = str((name, settings))
-        if key not in made:
-            base = root / "models" / name
-            if not base.exists():
-                save_experts(name, base)
-            made[key] = finished_run(
-                base, root / f"run-{len(made)}", **{"rank": 3, "expert_rank": 2, "alpha": 6.0} | settings
-            )
-        return made[key]
-
-    return run
+INPUT = torch.arange(1, 25).view(2, 12) % 64
 
 
 def logits(model) -> torch.Tensor:
@@ -46,155 +24,115 @@ def logits(model) -> torch.Tensor:
         return model.eval()(INPUT).logits.float()
 
 
-def plainly(folder: Path):
-    """transformers' own loader."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def headers(folder) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    """Tensor name -> (dtype, shape) of all files of a folder."""
+    files = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    return {name: (tensor.dtype, tensor.shape) for file in files for name, tensor in file.items()}
 
 
-def relative(a, b) -> float:
-    """Relative Frobenius distance."""
-    return ((a - b).norm() / b.norm()).item()
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss", "jamba", "phimoe", "hrm_text"])
+def test_a_fully_trained_mixture_of_experts_is_written_as_its_base_is_stored(tmp_path, name):
+    base = save_experts(name, tmp_path / "base")
+    run, trained = finished_whole_run(base, tmp_path / "run", "full")
+    export(Options(run, "merged", tmp_path / "out"))
+    assert headers(tmp_path / "out") == headers(base)
+    before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert not any(torch.equal(before[one], after[one]) for one in before)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(model.get_parameter(one), weight) for one, weight in trained.named_parameters())
+    assert torch.equal(logits(model), logits(trained))
 
 
-FAMILIES = {
-    "mixtral": {"rank_pattern": {"layers.0.mlp.experts.down_proj": 1, "layers.1.self_attn.q_proj": 1}},
-    "qwen2_moe": {},  # the linears of its shared expert have names that PEFT takes for experts'
-    "qwen3_moe": {"targets": ["experts.gate_up_proj", "experts.down_proj"]},
-    "gpt_oss": {},
-    "llama4": {"expert_rank": 4},
-}
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_that_were_not_trained_are_copied(tmp_path, name):
+    base = save_experts(name, tmp_path / "base")
+    run, trained = finished_whole_run(base, tmp_path / "run", "partial", targets=["q_proj", "o_proj"])
+    export(Options(run, "merged", tmp_path / "out"))
+    assert headers(tmp_path / "out") == headers(base)
+    before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    for one in before:
+        assert torch.equal(before[one], after[one]) != ("q_proj" in one or "o_proj" in one), one
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(trained))
 
 
-@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")
-@pytest.mark.parametrize("name", FAMILIES)
-def test_peft_computes_with_the_lora_what_the_trained_model_computes(runs, tmp_path, name):
-    run = runs(name, **FAMILIES[name])
+def test_a_linear_that_is_stored_fused_with_others_is_written_into_its_place(tmp_path):
+    base = save_experts("hrm_text", tmp_path / "base")
+    run, trained = finished_whole_run(base, tmp_path / "run", "partial", targets=["q_proj"])
+    export(Options(run, "merged", tmp_path / "out"))
+    assert headers(tmp_path / "out") == headers(base)
+    before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    for one in before:  # its rows come second, after the gate's
+        parts = [torch.equal(*pair) for pair in zip(before[one].split(32), after[one].split(32), strict=True)]
+        assert parts == ([True, False, True, True] if "gqkv" in one else [True] * len(parts)), one
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(trained))
+
+
+def test_a_bf16_checkpoint_trained_in_fp32_is_rounded_once(tmp_path):
+    base = save_experts("mixtral", tmp_path / "base", torch.bfloat16)
+    run, trained = finished_whole_run(base, tmp_path / "run", "full")
+    export(Options(run, "merged", tmp_path / "out"))
+    assert headers(tmp_path / "out") == headers(base)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert all(torch.equal(model.get_parameter(n), p.bfloat16()) for n, p in trained.named_parameters())
+    export(Options(run, "merged", tmp_path / "wide", dtype="float32"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "wide", dtype="auto")
+    assert all(torch.equal(model.get_parameter(n), p) for n, p in trained.named_parameters())
+
+
+def test_every_group_is_made_once_also_where_files_divide_it(tmp_path, monkeypatch):
+    base = save_experts("mixtral", tmp_path / "base")
+    run, trained = finished_whole_run(base, tmp_path / "run", "full")
+    made, own = [], Conversion.revert
+    monkeypatch.setattr(Conversion, "revert", lambda self, tensors: (made.append(self.first), own(self, tensors))[1])
+    export(Options(run, "merged", tmp_path / "out", max_shard_size="30kB"))
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 8
+    assert len(made) == len(set(made)) == 4
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert any(len({file for one, file in index.items() if f"layers.{layer}.block_sparse_moe.experts" in one}) > 2
+               for layer in (0, 1))  # fmt: skip
+    assert headers(tmp_path / "out") == headers(base)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(trained))
+
+
+def test_an_expert_that_is_too_large_for_the_dtype_is_named(tmp_path, monkeypatch):
+    base = save_experts("mixtral", tmp_path / "base")
+    run, _ = finished_whole_run(base, tmp_path / "run", "full")
+    own = WholeWeights.merged_weight
+    monkeypatch.setattr(WholeWeights, "merged_weight", lambda *a, **k: 1e6 * own(*a, **k))
+    with pytest.raises(ValueError, match="holds numbers too large for torch.float16: choose another --dtype"):
+        export(Options(run, "merged", tmp_path / "out", dtype="float16"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_has_trained_no_linear_is_not_quantised(tmp_path, monkeypatch):
+    run, _ = finished_whole_run(save_experts("mixtral", tmp_path / "base"), tmp_path / "run", "full")
+    experts = [Target("model.layers.0.mlp.experts.down_proj", 32, 24, 4, False, False)]
+    monkeypatch.setattr(Full, "trained_linears", lambda *_: experts)
+    with pytest.raises(ValueError, match="--quantize: bitsandbytes quantises linears, and this run trained none"):
+        export(Options(run, "merged", tmp_path / "out", quantize="nf4"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_other_exports_of_a_mixture_of_experts(tmp_path, name):
+    """SORSA on the attention's linears, over nf4: merged, as training began, and quantised anew."""
+    base = save_experts(name, tmp_path / "base")
+    run = finished_run(base, tmp_path / "run", storage="nf4", targets=["q_proj", "o_proj"])
     trained = logits(load_adapter(run / "adapter"))
-    base = plainly(base_of(run))
-    assert relative(logits(base), trained) > 0.1
-    export(Options(run, "lora", tmp_path / "lora"))
-    assert relative(logits(PeftModel.from_pretrained(base, tmp_path / "lora")), trained) < 1e-5
-    evaluated = models.find_evaluated_model(str(tmp_path / "lora")).load(CPU, torch.float32)
-    assert relative(logits(evaluated), trained) < 1e-5
-    card = (tmp_path / "lora" / "README.md").read_text()
-    assert "target_parameters" in card and "serve `--format merged`" in card
-
-
-def test_peft_warns_of_ranks_of_parameters_only_where_the_card_says_so(runs, tmp_path):
-    for name, told in (("gpt_oss", False), ("mixtral", True)):
-        run = runs(name, **FAMILIES[name])
-        export(Options(run, "lora", tmp_path / name))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            PeftModel.from_pretrained(plainly(base_of(run)), tmp_path / name)
-        assert any("were ignored" in str(warning.message) for warning in caught) == told
-        assert ("PEFT warns that patterns" in (tmp_path / name / "README.md").read_text()) == told
-
-
-def test_a_lora_is_cut_to_a_rank_with_the_smallest_error_of_all_experts(runs, tmp_path):
-    run = runs("qwen3_moe", **FAMILIES["qwen3_moe"])
-    export(Options(run, "lora", tmp_path / "cut", rank=2))
-    told = json.loads((tmp_path / "cut" / "truncation.json").read_text())["layers"]
-    initial, trained = (load_file(run / "adapter" / file) for file in (adapter_file.INITIAL, adapter_file.TRAINED))
-    for name, error in told.items():
-
-        def product(factors, name=name):
-            U, s, V = (factors[f"{name}.{leaf}"].double() for leaf in "UsV")
-            return torch.einsum("emr,er,enr->emn", U, s, V)
-
-        values = torch.linalg.svdvals(product(trained) - product(initial))
-        assert error == pytest.approx((values[:, 2:].norm() / values.norm()).item(), rel=1e-5)
-        assert 0.01 < error < 1
-    tensors = load_file(tmp_path / "cut" / "adapter_model.safetensors")
-    assert {tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name} == {12 * 2}
-
-
-@pytest.mark.parametrize("name", ["mixtral", "dbrx"])
-def test_what_peft_cannot_carry_is_refused_before_anything_is_written(runs, tmp_path, monkeypatch, name):
-    if name == "mixtral":
-        monkeypatch.setattr("sorsa_ds.export.lora.as_parameters", lambda *_: [])
-        reason = "PEFT would not find .*down_proj.lora_A.weight again, nor 7 other .*--format merged"
-    else:
-        reason = r"mlp.w1 holds the weights of 4 experts in two dimensions, .* one matrix; --format merged"
-    with pytest.raises(ValueError, match=reason):
-        export(Options(runs(name), "lora", tmp_path / "lora"))
-    assert not (tmp_path / "lora").exists()
-
-
-def layers_by_hand(run: Path) -> dict[str, torch.Tensor]:
-    """The trained weights of experts (E, M, N), from the base model's own, in float64."""
-    initial, trained = (load_file(run / "adapter" / file) for file in (adapter_file.INITIAL, adapter_file.TRAINED))
-    described, base = adapter_file.read_description(run / "adapter"), plainly(base_of(run))
-    merged = {}
-    for name, shape in described.layers.items():
-        if "experts" in shape:
-            weight = base.get_parameter(name).detach().double()
-            weight = weight.view(shape["experts"], -1, weight.shape[-1])
-            turned = type(base.get_submodule(name.rpartition(".")[0])).__name__.startswith(("GptOss", "Llama4"))
-            turned = turned or name.endswith("w2")
-            start, end = (
-                torch.einsum("emr,er,enr->emn", *(factors[f"{name}.{leaf}"].double() for leaf in "UsV"))
-                for factors in (initial, trained)
-            )
-            change = described.sorsa.alpha / shape["rank"] * (end - start)
-            merged[name] = weight + (change.mT if turned else change)
-    return merged
-
-
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "llama4", "dbrx", "granitemoe"])
-def test_experts_are_merged_in_memory_and_compute_as_their_class_does(runs, name):
-    run = runs(name, **FAMILIES.get(name, {}))
-    by_hand, base = layers_by_hand(run), plainly(base_of(run))
-    adapted = load_adapter(run / "adapter")
-    trained = logits(adapted)
-    assert relative(logits(base), trained) > 0.1
-    merged = models.find_evaluated_model(str(run)).load(CPU, torch.float32)
-    assert relative(logits(merged), trained) < 1e-5
-    assert {type(module) for module in merged.modules()} == {type(module) for module in base.modules()}
-    assert merged.state_dict().keys() == base.state_dict().keys()
-    for weight, expected in by_hand.items():
-        found = merged.get_parameter(weight)
-        assert found.shape == base.get_parameter(weight).shape and found.is_contiguous()
-        assert relative(found.double(), expected.view(found.shape)) < 1e-6
-    halved = models.find_evaluated_model(str(run)).load(CPU, torch.bfloat16)
-    for weight, values in merged.named_parameters():
-        assert torch.equal(halved.get_parameter(weight), values.bfloat16()), weight
-
-
-@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
-def test_over_a_quantised_residual_the_lora_is_exact_on_the_model_that_base_writes(runs, tmp_path, name):
-    run = runs(name, storage="nf4", **FAMILIES[name])
-    adapted = models.find_evaluated_model(str(run)).load(CPU, None)
-    trained = logits(adapted)
-    assert any(".experts." in name and value.dtype == torch.uint8 for name, value in adapted.named_parameters())
-    kept = models.find_evaluated_model(str(run)).load(CPU, torch.float32)
-    assert relative(logits(kept), trained) < 1e-5, "factors stay apart over what is packed"
-    for form in ("merged", "base"):
-        export(Options(run, form, tmp_path / form, dtype="float32"))
-    export(Options(run, "lora", tmp_path / "lora"))
-    base = plainly(tmp_path / "base")
-    assert relative(logits(base), trained) > 0.1
-    assert relative(logits(plainly(tmp_path / "merged")), trained) < 1e-5
-    assert relative(logits(PeftModel.from_pretrained(base, tmp_path / "lora")), trained) < 1e-5
-
-
-def test_the_adapter_itself_is_copied_and_loads(runs, tmp_path):
-    run = runs("mixtral", **FAMILIES["mixtral"])
-    export(Options(run, "adapter", tmp_path / "adapter"))
-    assert torch.equal(logits(load_adapter(tmp_path / "adapter")), logits(load_adapter(run / "adapter")))
-
-
-def test_quantised_exports_keep_experts_dense_and_say_so(runs, tmp_path, capsys):
-    run = runs("mixtral", **FAMILIES["mixtral"])
-    export(Options(run, "merged", tmp_path / "out", dtype="float32", quantize="nf4"))
-    packed = AutoModelForCausalLM.from_pretrained(tmp_path / "out", device_map={"": "cpu"})
-    for name, expected in layers_by_hand(run).items():
-        assert relative(packed.get_parameter(name).double(), expected) < 1e-6
-    assert logits(packed).isfinite().all()
-    numbers = f"{2 * 12 * 32 * 24 * 3:,}"
-    assert f"Experts stay dense, {numbers} numbers" in capsys.readouterr().out
-    alone = runs("qwen3_moe", **FAMILIES["qwen3_moe"])
-    with pytest.raises(ValueError, match=r"--quantize nf4: bitsandbytes packs linears alone, .*gate_up_proj.*leave it"):
-        export(Options(alone, "merged", tmp_path / "none", quantize="nf4"))
-    assert not (tmp_path / "none").exists()
+    export(Options(run, "merged", tmp_path / "merged"))
+    assert headers(tmp_path / "merged") == headers(base)
+    merged = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+    assert (merged - trained).norm() < 1e-5 * trained.norm()
+    export(Options(run, "base", tmp_path / "began"))
+    assert headers(tmp_path / "began") == headers(base)
+    export(Options(run, "merged", tmp_path / "4bit", quantize="nf4"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "4bit")
+    errors = json.loads((tmp_path / "4bit" / "quantisation.json").read_text())["layers"]
+    assert len(errors) == 4
+    weights = load_file(base / "model.safetensors")
+    share = sum(weights[f"{one}.weight"].numel() for one in errors) / sum(t.numel() for t in weights.values())
+    assert (
+        f"4 linears, {share:.1%} of all weights, are quantised anew (nf4)" in (tmp_path / "4bit/README.md").read_text()
+    )
+    assert all(0 < error < 0.2 for error in errors.values())
+    assert (logits(model) - merged).norm() < 0.5 * merged.norm()

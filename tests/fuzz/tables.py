@@ -61,6 +61,10 @@ SETTINGS: dict[str, Rule] = {
     "loading.trust_remote_code": flag,
     "loading.attn_implementation": one_of("auto", "eager", "sdpa", "flash_attention_2"),
     "sorsa.targets": LIST_OR_WORDS,
+    "sorsa.train_whole": many(words),
+    "sorsa.exclude": many(words),
+    "sorsa.experts": one_of("adapt", "frozen"),
+    "sorsa.expert_rank": RANK,
     "sorsa.rank": RANK,
     "sorsa.rank_pattern": mapping(words, RANK),
     "sorsa.alpha": either(nothing, ABOVE_ZERO),
@@ -94,6 +98,7 @@ SETTINGS: dict[str, Rule] = {
     "data.prompt": OPEN_WORDS,
     "data.learn": one_of("all", "last"),
     "data.chat_template": either(nothing, name),
+    "data.new_tokens": lambda value: many(words)(value) and "" not in value and len(set(value)) == len(value),
     "data.train_split": words,
     "data.eval_path": either(nothing, name),
     "data.eval_split": OPEN_WORDS,
@@ -193,6 +198,7 @@ ADAPTER: dict[str, Rule] = {
     "layers": mapping(words, _LAYER),
     "digests": mapping(words, _DIGEST),
     "files": mapping(one_of("adapter_model.safetensors", "initial_factors.safetensors"), _DIGEST),
+    "new_tokens": mapping(words, COUNT_FROM_0),
     **{
         path: rule
         for path, rule in SETTINGS.items()

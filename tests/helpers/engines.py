@@ -58,7 +58,8 @@ def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None, c
     device = torch.device("cpu")
     stage3 = ds["zero_optimization"]["stage"] == 3
     loaded = load_sorsa_model(
-        folder, sorsa=SorsaConfig(rank=RANK, expert_rank=EXPERT_RANK), precision=resolve_precision(precision, None, "cpu"),
+        folder, sorsa=SorsaConfig(rank=RANK, expert_rank=EXPERT_RANK),
+        precision=resolve_precision(precision, None, "cpu"),
         placement=Zero3(ds, device) if stage3 else Whole(device), device=device, factor_source=exactly,
         storage=storage,
     )  # fmt: skip

@@ -1,4 +1,7 @@
-"""Small random mixtures of experts, saved to disk as transformers saves them: most with one tensor for each expert."""
+"""Small random models that are stored otherwise than transformers holds them, saved to disk as it saves them.
+
+Most are mixtures of experts with one tensor for each expert; the projections of hrm_text are stored fused.
+"""
 
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from transformers import (
     Glm4MoeConfig,
     GptOssConfig,
     GraniteMoeConfig,
+    HrmTextConfig,
     JambaConfig,
     Llama4TextConfig,
     MixtralConfig,
@@ -50,9 +54,13 @@ EXPERT_CONFIGS = {
     ),
     "jamba": JambaConfig(**_DECODER, num_experts=4, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2,
                          expert_layer_offset=1, mamba_d_state=4, mamba_dt_rank=4),
+    "hrm_text": HrmTextConfig(**{**_DECODER, "num_key_value_heads": 4}, head_dim=8),
 }  # fmt: skip
-ONE_BY_ONE = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe", "phimoe", "jamba"]
-"""Those of which transformers stores every expert by itself."""
+MIXTURES = [name for name in EXPERT_CONFIGS if name != "hrm_text"]
+"""Those that are mixtures of experts."""
+
+STORED_MERGED = ["gpt_oss", "granitemoe", "llama4", "dbrx"]
+"""Those that are stored as transformers holds them."""
 
 
 def random_experts(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

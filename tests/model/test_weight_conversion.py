@@ -19,8 +19,8 @@ from sorsa_ds.model.weight_sources import DiskWeightSource
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.precision import resolve_precision
 from tests.helpers.architectures import exactly
-from tests.helpers.engines import INPUT
-from tests.helpers.expert_models import EXPERT_CONFIGS, ONE_BY_ONE, save_experts
+from tests.helpers.engines import INPUT, logits_and_gradients
+from tests.helpers.expert_models import EXPERT_CONFIGS, STORED_MERGED, save_experts
 from tests.helpers.sorsa_models import load_sorsa_model
 from tests.helpers.worlds import run_ranks
 
@@ -57,7 +57,7 @@ def test_every_parameter_is_the_one_that_transformers_loads_and_is_stored_again_
         assert ours.dtype == tensor.dtype, parameter
         assert torch.equal(ours, tensor), parameter
     groups, stored = conversions(origins), load_file(folder / "model.safetensors")
-    assert bool(groups) == (name in ONE_BY_ONE)
+    assert bool(groups) == (name not in STORED_MERGED)
     for group in groups:
         back = group.revert({parameter: weights.parameter(origins[parameter]) for parameter in group.parameters})
         assert [*back] == group.names
@@ -99,25 +99,28 @@ def assert_close(logits, folder):
     assert (logits - theirs).norm() < 1e-5 * theirs.norm()
 
 
-def _zero3_parameters(folder):
-    """Every frozen parameter of a model on ZeRO-3, whole."""
+def _zero3_start(folder):
+    """Every frozen parameter of a model on ZeRO-3, whole, and the logits at step 0."""
     import deepspeed
 
-    ds = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
-    frozen = [(n, p) for n, p in load(folder, Zero3(ds, CPU)).model.named_parameters() if not p.requires_grad]
+    ds = {"train_micro_batch_size_per_gpu": 2, "zero_allow_untested_optimizer": True, "gradient_clipping": 0.0,
+          "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 100}}  # fmt: skip
+    model = load(folder, Zero3(ds, CPU)).model
     found = {}
-    for name, parameter in frozen:
-        assert parameter.numel() == 0
-        with deepspeed.zero.GatheredParameters([parameter]):
-            found[name] = parameter.detach().clone()
-    return found
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            assert parameter.numel() == 0
+            with deepspeed.zero.GatheredParameters([parameter]):
+                found[name] = parameter.detach().clone()
+    return found, logits_and_gradients(model, ds)[0]
 
 
 def test_experts_that_are_stored_one_by_one_are_cut_over_the_ranks_of_zero3(folders):
     theirs = AutoModelForCausalLM.from_pretrained(folders["mixtral"]).state_dict()
-    for ours in run_ranks(2, _zero3_parameters, folders["mixtral"]):
+    for ours, logits in run_ranks(2, _zero3_start, folders["mixtral"]):
         assert {GATE_UP, DOWN} <= ours.keys()
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items() if name in theirs)
+        assert_close(logits, folders["mixtral"])
 
 
 EXPERT = "model.layers.1.block_sparse_moe.experts.{}.{}.weight"

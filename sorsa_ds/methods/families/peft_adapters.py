@@ -150,16 +150,17 @@ class PeftMethod(Method):
         """PEFT's configuration. It names the most common rank; other ranks stand in `rank_pattern`."""
         if not self.adapts_experts:
             parameters = ()
-        ranks = {target: self.rank(target, settings.baseline) for target in targets}
+        names = {place: target for target in targets for place in target.places}
+        ranks = {place: self.rank(target, settings.baseline) for place, target in names.items()}
         # That of parameters, where there are some: PEFT follows patterns for them, and warns that it does not.
-        [(rank, _)] = Counter(ranks[target] for target in parameters or targets).most_common(1)
-        linears = [target for target in targets if target not in parameters]
+        [(rank, _)] = Counter(ranks[target.name] for target in parameters or targets).most_common(1)
         config = self.layers(settings).config(
-            rank, [target.name for target in linears], any(target.transposed for target in linears),
+            rank, [place for place, target in names.items() if target not in parameters],
+            any(target.transposed for target in targets if target not in parameters),
             parameters=[target.weight for target in parameters],
         )  # fmt: skip
-        names = {target: target.weight if target in parameters else target.name for target in targets}
-        others = {f"^{escape(names[target])}$": r for target, r in ranks.items() if r != rank}
+        keys = {place: target.weight if target in parameters else place for place, target in names.items()}
+        others = {f"^{escape(keys[place])}$": r for place, r in ranks.items() if r != rank}
         if others:  # AdaLoRA has none: it begins with one rank
             config.rank_pattern = others
             config.alpha_pattern = others if settings.sorsa.alpha is None else {}

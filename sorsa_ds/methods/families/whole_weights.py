@@ -2,23 +2,18 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.methods.method import ADAPTER_SETTINGS, Making, Method, TrainedRun, Values
+from sorsa_ds.methods.method import ADAPTER_SETTINGS, Making, Method, TrainedRun
 from sorsa_ds.model.adapter_file import FactorFile
-from sorsa_ds.model.fill import Produced, Recipe, check_finite
-from sorsa_ds.model.schedule import Item
-from sorsa_ds.model.sharding import TensorSpec
+from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.targets import Selection, Target, body_of, select_targets
-from sorsa_ds.model.weight_sources import WeightSource
-from sorsa_ds.runtime.precision import Precision
+from sorsa_ds.model.whole_recipe import WeightsRecipe, whole_value
 
 
 class WholeWeights(Method):
@@ -44,7 +39,7 @@ class WholeWeights(Method):
         """Mark what is trained of a frozen model without memory."""
 
     def merged_weight(self, run: TrainedRun, name: str, target: Target | None, untrained: bool = False) -> Tensor:
-        weight = run.trained.tensor(name).to(run.precision.factor_dtype).float()
+        weight = whole_value(run.trained, name, run.precision)
         return weight.t() if target is not None and target.transposed else weight
 
 
@@ -52,7 +47,7 @@ class Full(WholeWeights):
     """Full fine-tuning: every parameter is trained, and there are no targets."""
 
     name, title = "full", "full fine-tuning"
-    ignored_settings = (*Method.ignored_settings, "sorsa.targets", *ADAPTER_SETTINGS)
+    ignored_settings = (*Method.ignored_settings, "sorsa.targets", "sorsa.train_whole", *ADAPTER_SETTINGS)
 
     def choose(self, model: nn.Module, sorsa: SorsaConfig) -> Selection:
         return Selection([], {}, body_of(model), 0)
@@ -76,40 +71,6 @@ class Partial(WholeWeights):
     def train_parameters(self, model: PreTrainedModel, targets: Sequence[Target]) -> None:
         for target in targets:
             linear = cast(nn.Linear | Conv1D, model.get_submodule(target.name))
-            linear.weight = nn.Parameter(linear.weight.detach())  # apart from an embedding that it is tied with
-
-
-@dataclass(frozen=True, slots=True)
-class WeightsRecipe:
-    """Fills a model with its own parameters, as they were pre-trained or as training has left them.
-
-    trainable: the parameters that are trained, with their shapes.
-    """
-
-    trainable: dict[str, torch.Size]
-    precision: Precision
-    trained: Values | None = None
-
-    @classmethod
-    def of(cls, model: nn.Module, precision: Precision, trained: Values | None) -> "WeightsRecipe":
-        """The recipe of a model on which it is marked what is trained."""
-        return cls({n: p.shape for n, p in model.named_parameters() if p.requires_grad}, precision, trained)
-
-    def specs(self, item: Item) -> list[TensorSpec]:
-        frozen = self.precision.residual_dtype
-        if item.target is None:
-            trained = item.name in self.trainable
-            return [TensorSpec(item.name, item.shape, torch.float32 if trained else frozen, trainable=trained)]
-        weight, bias = f"{item.name}.weight", f"{item.name}.bias"
-        specs = [TensorSpec(weight, self.trainable[weight], torch.float32, trainable=True)]
-        return [*specs, TensorSpec(bias, item.shape[:1], frozen)] if item.target.bias else specs
-
-    def produce(self, item: Item, source: WeightSource) -> Produced:
-        weight, bias = source.read(item)
-        check_finite(item.name, weight)
-        if item.target is not None and item.target.transposed:
-            weight = weight.t()
-        name = item.name if item.target is None else f"{item.name}.weight"
-        if self.trained is not None and name in self.trainable:
-            weight = self.trained(name, self.trainable[name])
-        return [weight] if bias is None else [weight, bias], []
+            weight = nn.Parameter(linear.weight.detach())  # apart from an embedding that it is tied with
+            for place in target.places:
+                cast(nn.Linear | Conv1D, model.get_submodule(place)).weight = weight
