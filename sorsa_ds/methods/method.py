@@ -277,6 +277,14 @@ class Method(ABC):
         """
         return {}
 
+    def trained_under(self, model: nn.Module, targets: Sequence[Target]) -> dict[str, str]:
+        """Each target's name -> how the names of the tensors that are trained in it begin.
+
+        Args:
+            model: with or without the method's layers; it needs no memory.
+        """
+        return {target.name: f"{target.name}." for target in targets}
+
     def changed_parameters(self, targets: Sequence[Target], trained: FactorFile) -> dict[str, Target | None]:
         """The base model's parameters that training has changed -> the linear whose weight it is, or None."""
         return {target.weight: target for target in targets}

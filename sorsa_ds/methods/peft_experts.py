@@ -23,15 +23,15 @@ def layer_names(model: nn.Module) -> dict[str, str]:
     """The parameters that hold a model's experts -> the name of PEFT's layer for each, all of them being adapted.
 
     Args:
-        model: without PEFT's layers; it needs no memory.
+        model: with or without PEFT's layers; it needs no memory.
     """
     names = {}
     for stacks in modules_of([stack for stack in find_stacks(model)[0] if not stack.flat]):
-        holder = model.get_submodule(stacks[0].holder)
+        holder, name = model.get_submodule(stacks[0].holder), bare(stacks[0].holder)
         leaves = {stack.leaf for stack in stacks}
         ordered = [leaf for leaf, _ in holder.named_parameters(recurse=False) if leaf in leaves]
         for outside, leaf in enumerate(reversed(ordered)):
-            names[f"{stacks[0].holder}.{leaf}"] = stacks[0].holder + INSIDE * outside
+            names[f"{name}.{leaf}"] = name + INSIDE * outside
     return names
 
 

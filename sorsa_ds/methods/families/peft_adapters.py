@@ -92,6 +92,10 @@ class PeftMethod(Method):
         compared = f"SORSA at this rank trains r (m + n + 1): {ours:,}, {_more(ours - trained)}"
         return [*super().rows(config, targets, trained, reg), ("for comparison", compared)]
 
+    def trained_under(self, model: nn.Module, targets: Sequence[Target]) -> dict[str, str]:
+        layers = layer_names(model)
+        return {target.name: f"{layers.get(target.name, target.name)}.lora_" for target in targets}
+
     def merged_weight(self, run: TrainedRun, name: str, target: Target | None, untrained: bool = False) -> Tensor:
         """Merged by PEFT, over the frozen weight as it was rounded in training."""
         from sorsa_ds.methods.peft_layers import frozen_weight, merged_matrices, set_trained
