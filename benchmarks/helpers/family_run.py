@@ -73,13 +73,16 @@ class Row:
         return self.result in ("pass", "wrong") and self.share < 0.5 and not self.said
 
 
-def examine(family: str, whole: bool = False, ranks: int = 1, stage: int = 0, seconds: float = 120.0) -> Row:
+def examine(
+    family: str, whole: bool = False, ranks: int = 1, stage: int = 0, seconds: float = 120.0, *words: str
+) -> Row:
     """Take a family through the product.
 
     Args:
         whole: its class with vision or audio.
         ranks, stage: how it is trained.
         seconds: after which a phase counts as hung.
+        words: further settings of the run.
     """
     row = Row(f"{family} (whole)" if whole else family)
     _import_all()
@@ -87,7 +90,7 @@ def examine(family: str, whole: bool = False, ranks: int = 1, stage: int = 0, se
         folder = Path(name)
         phases: list[tuple[str, int, Callable[..., dict], tuple]] = [
             ("build", 1, _build, (folder, family, whole)),
-            ("train", ranks, _train, (folder, stage)),
+            ("train", ranks, _train, (folder, stage, *words)),
             ("export", 1, _export, (folder,)),
         ]
         for phase, world, function, arguments in phases:
@@ -176,6 +179,8 @@ def _process(place: Path, rank: int, world: int, port: int, function: Callable[.
     printed = os.open(place / f"{rank}.txt", os.O_WRONLY | os.O_CREAT)
     for standard in (1, 2):
         os.dup2(printed, standard)
+    # What stands there in the process that was forked may write elsewhere, as pytest's does.
+    sys.stdout, sys.stderr = (os.fdopen(standard, "w", buffering=1, closefd=False) for standard in (1, 2))
     try:
         found = function(place / f"{rank}.txt", *arguments)
     except BaseException as error:
@@ -216,7 +221,7 @@ def _build(printed: Path, folder: Path, family: str, whole: bool) -> dict:
     return {"row": {"model": type(model).__name__, "causal": relative(after[:, :-1], first[:, :-1])}}
 
 
-def _train(printed: Path, folder: Path, stage: int) -> dict:
+def _train(printed: Path, folder: Path, stage: int, *more: str) -> dict:
     """Two steps with the trainer itself."""
     from sorsa_ds.runtime import collectives
     from sorsa_ds.train.options import parse
@@ -228,7 +233,7 @@ def _train(printed: Path, folder: Path, stage: int) -> dict:
         "data.eval_size=2", "data.max_length=64", f"train.steps={STEPS}", f"sorsa.rank={RANK}",
         "train.global_batch_size=4", "train.micro_batch_size=2", "train.precision=fp32", "train.warmup_ratio=0",
         f"train.learning_rate={RATE}", "train.gradient_checkpointing=false", f"output.folder={folder}",
-        "output.name=run",
+        "output.name=run", *more,
     ]  # fmt: skip
     trainer = assemble(parse(words))
     model, selection = trainer.engine, trainer.loaded.selection
