@@ -73,19 +73,14 @@ def adapt_partitioned_model(
         progress: wraps the rounds of the initialisation, to show them.
 
     Raises:
-        ValueError: a parameter is not partitioned, a target, rank or weight is bad, or precision and residual do not go
-            together.
+        ValueError: a parameter is not partitioned, `sorsa.train_whole` names modules, a target, rank or weight is bad,
+            or precision and residual do not go together.
     """
-    _check_partitioned(model)
+    _check_partitioned(model, sorsa)
     sorsa, residual, device = sorsa or SorsaConfig(), residual or ResidualConfig(), this_device()
     wanted = precision_from_json(ds_config)
     formats = precisions.resolve_precision(precision, wanted, cast(precisions.Device, device.type))
     storage = residual_storage.resolve_storage(residual, formats, device)
-    if sorsa.train_whole:
-        raise ValueError(
-            "sorsa.train_whole: a model in memory keeps its other parameters as they are; leave it out, and set "
-            "requires_grad of those that are to be trained before the engine is made"
-        )
     targets = select_targets(model, sorsa)
     linears = {target.name: model.get_submodule(target.name) for target in targets}
     biases = {name: linear.bias for name, linear in linears.items()}
@@ -106,7 +101,12 @@ def adapt_partitioned_model(
     return Adaptation(targets, reports, exact)
 
 
-def _check_partitioned(model: nn.Module) -> None:
+def _check_partitioned(model: nn.Module, sorsa: SorsaConfig | None) -> None:
+    if sorsa is not None and sorsa.train_whole:
+        raise ValueError(
+            "sorsa.train_whole: a model in memory keeps its other parameters as they are; leave it out, and set "
+            "requires_grad of those that are to be trained before the engine is made"
+        )
     for name, parameter in model.named_parameters():
         if not hasattr(parameter, "ds_tensor"):
             raise ValueError(f"{name} is not partitioned by ZeRO-3; build the model under deepspeed.zero.Init")
