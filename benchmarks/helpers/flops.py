@@ -9,13 +9,15 @@ from benchmarks.helpers.turns import synchronise
 
 
 def flop_counter() -> FlopCounterMode:
-    """PyTorch's counter, taught what it does not know: the `addmm_` of our layer, and attention on a CPU.
+    """PyTorch's counter, taught what it does not know: the `addmm_` of our layer, products of rows with the matrices of
+    their experts, and attention on a CPU.
 
     Attention counts as the whole square, of which a causal kernel may leave half out.
     """
     aten = torch.ops.aten
     known = {
         aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1],
+        aten._grouped_mm: lambda a, b, *_, **__: 2 * a[0] * a[1] * b[-1],
         aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
         aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda y, q, k, v, *_, **__: (
             sdpa_backward_flop_count(y, q, k, v)

@@ -59,8 +59,16 @@ class SorsaConfig:
     """Number r of singular triplets that are trained in each adapted linear layer. It may not exceed min(out, in) of
     any of these layers."""
 
+    experts: Literal["adapt", "frozen"] = "adapt"
+    """Whether the experts of a mixture are adapted that the model holds as one parameter, each with factors of its
+    own. The router is never adapted. Experts that are linears of their own are linears like any other."""
+
+    expert_rank: Rank = 8
+    """Number of singular triplets that are trained in each weight of such an expert, in the place of `rank`."""
+
     rank_pattern: dict[str, Rank] = Field(default_factory=dict)
-    """Ranks of single layers: name, suffix or glob -> rank. The first match takes the place of `rank`."""
+    """Ranks of single layers: name, suffix or glob -> rank. The first match takes the place of `rank` and
+    `expert_rank`."""
 
     alpha: PositiveFloat | None = None
     """The principal branch U diag(s) V^T is scaled by alpha / rank, and W_r is computed accordingly. Unset: the scale

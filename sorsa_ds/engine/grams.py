@@ -5,13 +5,16 @@ of a row that a partition boundary has cut. Whole rows enter the rank's own sum 
 same all-reduce, so that every rank sees them whole. There are at most world - 1 of them per matrix, and none where the
 world size divides P.
 
+A factor (E, P, R) of E experts is E matrices one after the other. Those that lie in a fragment whole are multiplied in
+one product; of the two at its ends, a fragment may hold a part.
+
 A product X F with an (R, R) matrix needs no further communication: each rank multiplies its own rows.
 
 Gram matrices are summed in float64. E = G - I is then exact for the fp32 masters even where it consists of rounding
 errors, and does not depend on how the rows are cut.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -39,29 +42,41 @@ class _Piece:
 
 @dataclass(slots=True)
 class Rows:
-    """How a fragment of matrix number `matrix` divides into rows.
+    """How a fragment divides into rows: of matrix number `matrix`, or of several whole ones from there on.
 
-    There are `whole` complete rows, which begin at flat position `start` of the fragment, and pieces of cut rows.
+    There are `whole` complete rows, which begin at flat position `start` of the fragment, in equal parts of `matrices`
+    matrices, and pieces of cut rows, where it is a single matrix.
     """
 
     fragment: Fragment
     matrix: int
+    matrices: int
     start: int
     whole: int
     pieces: list[_Piece]
 
-    def times(self, values: Tensor, cut_rows: Tensor, factor: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    @property
+    def numbers(self) -> slice:
+        """The matrices whose rows these are."""
+        return slice(self.matrix, self.matrix + self.matrices)
+
+    def rows(self, values: Tensor) -> Tensor:
+        """The whole rows (matrices, rows, R) in the fragment's numbers, which are flat."""
+        rank = self.fragment.shape[-1]
+        return values[self.start : self.start + self.whole * rank].view(self.matrices, -1, rank)
+
+    def times(self, values: Tensor, cut_rows: Sequence[Tensor], factors: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The fragment's part of X F, as pairs of a range of the fragment and its values, in F's dtype on F's device.
 
         Args:
             values: the fragment's numbers of X, flat.
-            cut_rows: the cut rows of X, whole (rows, R).
-            factor: F (R, R).
+            cut_rows: the cut rows of each matrix, whole (rows, R).
+            factors: F of each of these matrices, (matrices, R, R).
         """
-        span = slice(self.start, self.start + self.whole * len(factor))
-        yield span, (values[span].view(-1, len(factor)).to(factor) @ factor).view(-1)
+        rows = self.rows(values)
+        yield slice(self.start, self.start + rows.numel()), (rows.to(factors) @ factors).view(-1)
         for piece in self.pieces:
-            row = cut_rows[piece.slot].to(factor) @ factor
+            row = cut_rows[self.matrix][piece.slot].to(factors) @ factors[0]
             yield slice(piece.start, piece.start + piece.numel), row[piece.column : piece.column + piece.numel]
 
 
@@ -74,7 +89,8 @@ class ShardedGrams:
         device: where the Gram matrices are summed. Fragments that are offloaded to the host are sent there.
 
     Attributes:
-        names: names of the matrices, sorted by rank.
+        names: names of the factors, sorted by rank.
+        spans: name of a factor -> the numbers of its matrices, of which experts have several.
         grams: one Gram matrix (R, R) per matrix, float64.
         batches: views of the Gram matrices, those of equal rank together as (count, R, R).
         cut_rows: the cut rows (rows, R) of each matrix, float64.
@@ -84,12 +100,16 @@ class ShardedGrams:
     def __init__(self, masters: Masters, shapes: dict[str, torch.Size], device: torch.device):
         self.device, self.sharded = device, masters.sharded and dist.get_world_size() > 1
         self.names = [name for name in shapes if name.rpartition(".")[2] in ("U", "V")]
-        self.names.sort(key=lambda name: shapes[name][1])
-        index = {name: i for i, name in enumerate(self.names)}
-        self._ranks = [shapes[name][1] for name in self.names]
-        mine = [f for f in masters.fragments if f.name in index]
-        self._cut_at = self._find_cut_rows(mine, index) if self.sharded else [[] for _ in self.names]
-        self.fragments = [_rows(f, index[f.name], self._cut_at[index[f.name]]) for f in mine]
+        self.names.sort(key=lambda name: shapes[name][-1])
+        self.spans: dict[str, slice] = {}
+        self._ranks: list[int] = []
+        for name in self.names:
+            matrices = shapes[name][0] if len(shapes[name]) == 3 else 1
+            self.spans[name] = slice(len(self._ranks), len(self._ranks) + matrices)
+            self._ranks += [shapes[name][-1]] * matrices
+        mine = [part for f in masters.fragments if f.name in self.spans for part in _by_matrix(f, self.spans[f.name])]
+        self._cut_at = self._find_cut_rows(mine) if self.sharded else [[] for _ in self._ranks]
+        self.fragments = [_rows(f, first, count, self._cut_at[first]) for f, first, count in mine]
 
         sizes = [r * r for r in self._ranks]
         row_numbers = sum(len(rows) * r for rows, r in zip(self._cut_at, self._ranks, strict=True))
@@ -99,22 +119,28 @@ class ShardedGrams:
         by_rank = [(r, len(list(same))) for r, same in groupby(self._ranks)]
         batches = grams.split([count * r * r for r, count in by_rank])
         self.batches = [batch.view(count, r, r) for batch, (r, count) in zip(batches, by_rank, strict=True)]
+        self._batch_of = [(batch, place) for batch, (_, count) in enumerate(by_rank) for place in range(count)]
         self.cut_rows = self._per_matrix(rows)
+        self._cut = [matrix for matrix, cut in enumerate(self._cut_at) if cut]
 
     @torch.no_grad()
     def take(self) -> None:
         """Compute the Gram matrices and the cut rows of the masters as they are now. A collective call."""
         self._buffer.zero_()
         for part in self.fragments:
-            values, gram = part.fragment.values().to(self.device), self.grams[part.matrix]
-            rows = values[part.start : part.start + part.whole * len(gram)].view(-1, len(gram)).double()
-            torch.mm(rows.t(), rows, out=gram)
+            values = part.fragment.values().to(self.device)
+            rows = part.rows(values).double()
+            torch.bmm(rows.mT, rows, out=self.within(self.batches, part.numbers))
             self._put_pieces(part, values, self.cut_rows)
         if self.sharded:
             dist.all_reduce(self._buffer)
-        for gram, rows in zip(self.grams, self.cut_rows, strict=True):
-            if len(rows):
-                gram.addmm_(rows.t(), rows)
+        for matrix in self._cut:
+            self.grams[matrix].addmm_(self.cut_rows[matrix].t(), self.cut_rows[matrix])
+
+    def within(self, batches: Sequence[Tensor], numbers: slice) -> Tensor:
+        """The matrices (count, R, R) with these numbers, all of one factor, in tensors that lie like `batches`."""
+        batch, place = self._batch_of[numbers.start]
+        return batches[batch][place : place + numbers.stop - numbers.start]
 
     def own_cut_rows(self, read: Callable[[Fragment], Tensor]) -> tuple[Tensor, list[Tensor]]:
         """This rank's pieces of the cut rows of other tensors that are laid out like the masters, such as moments.
@@ -146,19 +172,41 @@ class ShardedGrams:
             row = cut_rows[part.matrix][piece.slot]
             row[piece.column : piece.column + piece.numel] = values[piece.start : piece.start + piece.numel]
 
-    def _find_cut_rows(self, fragments: list[Fragment], index: dict[str, int]) -> list[list[int]]:
+    def _find_cut_rows(self, parts: list[tuple[Fragment, int, int]]) -> list[list[int]]:
         """For each matrix, the rows inside which some rank's fragment begins or ends. A collective call."""
-        mine = [(index[f.name], f.start, f.start + f.numel) for f in fragments]
-        cut_rows: list[set[int]] = [set() for _ in index]
+        mine = [(matrix, f.start, f.start + f.numel) for f, matrix, count in parts if count == 1]
+        cut_rows: list[set[int]] = [set() for _ in self._ranks]
         for matrix, start, end in collectives.gather_lists(mine):
             r = self._ranks[matrix]
             cut_rows[matrix].update(edge // r for edge in (start, end) if edge % r)
         return [sorted(rows) for rows in cut_rows]
 
 
-def _rows(fragment: Fragment, matrix: int, cut_rows: list[int]) -> Rows:
-    """Divide a fragment into its whole rows and its pieces of cut rows."""
-    r = fragment.shape[1]
+def _by_matrix(fragment: Fragment, numbers: slice) -> Iterator[tuple[Fragment, int, int]]:
+    """A fragment in parts that are of one matrix, or of several whole ones: (part, first matrix, number of matrices).
+
+    Args:
+        numbers: those of the matrices of the fragment's factor.
+    """
+    shape = fragment.shape[-2:]
+    size = shape.numel()
+    position, end = fragment.start, fragment.start + fragment.numel
+    while position < end:
+        matrix, within = divmod(position, size)
+        count = 1 if within else max(1, (end - position) // size)
+        stop = min(end, (matrix + count) * size)
+        offset = fragment.offset + position - fragment.start
+        part = Fragment(fragment.name, shape, within, stop - position, fragment.master, offset)
+        yield part, numbers.start + matrix, count
+        position = stop
+
+
+def _rows(fragment: Fragment, matrix: int, count: int, cut_rows: list[int]) -> Rows:
+    """Divide a part of one matrix into its whole rows and its pieces of cut rows; several matrices have only the
+    former."""
+    r = fragment.shape[-1]
+    if count > 1:
+        return Rows(fragment, matrix, count, 0, fragment.numel // r, [])
     start, end = fragment.start, fragment.start + fragment.numel
     pieces = []
     for slot, row in enumerate(cut_rows):
@@ -167,4 +215,4 @@ def _rows(fragment: Fragment, matrix: int, cut_rows: list[int]) -> Rows:
             pieces.append(_Piece(slot, first - row * r, first - start, last - first))
     first_whole = -(-start // r)
     whole = max(0, end // r - first_whole)
-    return Rows(fragment, matrix, first_whole * r - start if whole else 0, whole, pieces)
+    return Rows(fragment, matrix, 1, first_whole * r - start if whole else 0, whole, pieces)

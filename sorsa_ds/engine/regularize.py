@@ -33,7 +33,7 @@ class ShardedRegularizer:
         """
         self._grams.take()
         reg = self.regularizer
-        weight = 1.0 / len(self._grams.names) if reg.reduction == "mean" else 1.0
+        weight = 1.0 / len(self._grams.grams) if reg.reduction == "mean" else 1.0
         value = torch.zeros((), dtype=torch.float64, device=self._grams.device)
         square = torch.zeros_like(value)
         self._factors = []
@@ -42,7 +42,7 @@ class ShardedRegularizer:
             factor = reg.coefficient * weight * gradient_factor(error, reg.form)
             value += weight * penalty(error, reg.form).sum()
             square += ((factor @ gram) * factor).sum()  # ||X F||^2 = tr(F X^T X F) for a symmetric F
-            self._factors.extend(factor.float().unbind())
+            self._factors.append(factor.float())
         return value, square.clamp_min(0).sqrt()
 
     @torch.no_grad()
@@ -50,7 +50,6 @@ class ShardedRegularizer:
         """Add (gamma / eta_d) grad L_reg to `master.grad`, for all fragments that lie in this master."""
         with full_fp32_products():
             for part in self._by_master.get(id(master), ()):
-                factor, gradient = self._factors[part.matrix], part.fragment.gradient()
-                cut_rows = self._grams.cut_rows[part.matrix]
-                for span, term in part.times(part.fragment.values(), cut_rows, factor):
+                factors, gradient = self._grams.within(self._factors, part.numbers), part.fragment.gradient()
+                for span, term in part.times(part.fragment.values(), self._grams.cut_rows, factors):
                     gradient[span] += term.to(gradient)

@@ -21,7 +21,7 @@ AdamW's moments belong to columns, so they must follow. Let G be the gradient of
 - Both moments of s stay unchanged, because each s_i is a number of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from deepspeed import comm as dist
@@ -48,11 +48,17 @@ class Reorthonormalizer:
 
     def __init__(self, grams: ShardedGrams, masters: Masters, state: Mapping[Tensor, dict[str, Tensor]]):
         self._grams, self._state = grams, state
-        matrix = {name: i for i, name in enumerate(grams.names)}
-        self._layers = [name.removesuffix(".U") for name in grams.names if name.endswith(".U")]
-        self._pairs = [(matrix[f"{layer}.U"], matrix[f"{layer}.V"]) for layer in self._layers]
-        number = {f"{layer}.s": i for i, layer in enumerate(self._layers)}
-        self._s = [(number[f.name], f) for f in masters.fragments if f.name in number]
+        self._layers: list[str] = []
+        self._pairs: list[tuple[int, int]] = []
+        first: dict[str, int] = {}
+        for name in grams.names:
+            if name.endswith(".U"):
+                layer = name.removesuffix(".U")
+                of_u, of_v = (range(len(grams.grams))[grams.spans[f"{layer}.{side}"]] for side in "UV")
+                first[f"{layer}.s"] = len(self._layers)
+                self._pairs += zip(of_u, of_v, strict=True)
+                self._layers += [layer] * len(of_u)
+        self._s = [(first[f.name], f) for f in masters.fragments if f.name in first]
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -72,16 +78,18 @@ class Reorthonormalizer:
                 (self._first_moment(part.fragment), cut_moments),
             ]
             for numbers, cut_rows in held:
-                for span, turned in part.times(numbers, cut_rows[part.matrix], turns[part.matrix]):
+                for span, turned in part.times(numbers, cut_rows, torch.stack(turns[part.numbers])):
                     numbers[span] = turned.to(numbers)
-        for layer, fragment in self._s:
-            fragment.values().copy_(values[layer][fragment.start : fragment.start + fragment.numel])
+        for first, fragment in self._s:
+            for layer, there, here in _pieces(fragment, first):
+                fragment.values()[here] = values[layer][there].to(fragment.values())
 
     def _shared(self) -> tuple[list[Tensor], list[Tensor]]:
         """s of every layer, and the first moments of the cut rows; float64. A rank alone knows only parts of them."""
         flat, s = _zeros([self._grams.grams[u][0] for u, _ in self._pairs])
-        for layer, fragment in self._s:
-            s[layer][fragment.start : fragment.start + fragment.numel] = fragment.values()
+        for first, fragment in self._s:
+            for layer, there, here in _pieces(fragment, first):
+                s[layer][there] = fragment.values()[here].to(s[layer])
         moments, cut_moments = self._grams.own_cut_rows(self._first_moment)
         if self._grams.sharded:
             collectives.sum_over_ranks([flat, moments])
@@ -112,6 +120,22 @@ class Reorthonormalizer:
     def _first_moment(self, fragment: Fragment) -> Tensor:
         """AdamW's running mean of a fragment's gradients, a 1-D view."""
         return fragment.within(self._state[fragment.master]["exp_avg"])
+
+
+def _pieces(fragment: Fragment, first: int) -> Iterator[tuple[int, slice, slice]]:
+    """A fragment of s by layer: (number of the layer, range of its s, range of the fragment).
+
+    Args:
+        first: number of the first layer of the fragment's tensor, which has one row for each expert, or one alone.
+    """
+    rank = fragment.shape[-1]
+    position, end = fragment.start, fragment.start + fragment.numel
+    while position < end:
+        row, column = divmod(position, rank)
+        stop = min(end, (row + 1) * rank)
+        here = position - fragment.start
+        yield first + row, slice(column, column + stop - position), slice(here, here + stop - position)
+        position = stop
 
 
 def _zeros(like: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

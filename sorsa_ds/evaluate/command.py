@@ -26,6 +26,7 @@ from sorsa_ds.evaluate.sharing import Board
 from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, math, mmlu
 from sorsa_ds.evaluate.tasks.math_answers import RULES
 from sorsa_ds.evaluate.tasks.task import Engine, Generate, LocalEngine, Setting, Task
+from sorsa_ds.model.language_part import most_positions
 from sorsa_ds.model.skeleton import read_config
 from sorsa_ds.model.tokenizer import load_tokenizer
 from sorsa_ds.run.checkpoint.keeper import PACKAGES
@@ -226,7 +227,7 @@ def _folder(options: Options, found: FoundModel) -> Path:
 
 
 def _positions(found: FoundModel) -> int | None:
-    return getattr(read_config(found.folder, found.loading), "max_position_embeddings", None)
+    return most_positions(read_config(found.folder, found.loading))
 
 
 def _speed_rows(speed: dict) -> list[tuple[str, str]]:

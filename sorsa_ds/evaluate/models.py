@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig, RunConfig
 from sorsa_ds.evaluate import peft_adapter
 from sorsa_ds.evaluate.backends.placement import check_fits, place, weight_bytes
 from sorsa_ds.model import adapter_file
+from sorsa_ds.model.language_part import model_class
 from sorsa_ds.model.model_files import check_model_name
 from sorsa_ds.model.numerics import check_numerics
 from sorsa_ds.model.pretrained import find_folder, find_model
@@ -25,7 +26,7 @@ from sorsa_ds.run.ways_on import merging
 from sorsa_ds.runtime import digest, precision
 from sorsa_ds.runtime.console import say, tracked
 from sorsa_ds.runtime.json_text import parse_json
-from sorsa_ds.sorsa.residual_storage import storage_of
+from sorsa_ds.sorsa.residual_storage import Storage, storage_of
 
 _AS_TRAINED = {"fp32": torch.float32, "mixed": torch.bfloat16, "bf16": torch.bfloat16}
 
@@ -140,8 +141,12 @@ def _adapter(
     def load(device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
         trained = precision.resolve_precision(described.precision, None, cast(precision.Device, device.type))
         storage = storage_of(described.residual, trained)
-        packed = {f"{layer}.weight": storage for layer in described.layers} if dtype is None else {}
-        check_fits(weight_bytes(place, dtype or trained.residual_dtype, packed), device, way_on)
+        held = dtype or trained.residual_dtype
+        linears = [layer for layer, shape in described.layers.items() if "experts" not in shape]
+        needed = weight_bytes(place, held, {f"{layer}.weight": storage for layer in linears} if dtype is None else {})
+        if dtype is None:
+            needed -= sum(_packed_away(shape, storage, held) for shape in described.layers.values())
+        check_fits(needed, device, way_on)
         rebuilt = reload(
             folder,
             device,
@@ -164,6 +169,17 @@ def _adapter(
         run=run,
         chat_template=kept if (kept := folder / CHAT_TEMPLATE).exists() else None,
     )
+
+
+def _packed_away(layer: dict[str, int], storage: Storage, dtype: torch.dtype) -> int:
+    """The bytes that experts need less than in `dtype`, however the base model stores them; 0 for a linear.
+
+    Args:
+        layer: its shape, as the description of an adapter has it.
+    """
+    shape = torch.Size((layer["out"], layer["in"]))
+    kept = sum(part.numel() * kind.itemsize for part, kind in storage.tensors(shape).values())
+    return layer.get("experts", 0) * (shape.numel() * dtype.itemsize - kept)
 
 
 def _peft(folder: Path, described: dict, base: str | None, loading: LoadingConfig) -> FoundModel:
@@ -189,13 +205,12 @@ def _peft(folder: Path, described: dict, base: str | None, loading: LoadingConfi
 
 def _plain(folder: Path, loading: LoadingConfig, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
     """A model as transformers loads it, which may be a quantised one."""
-    read_config(folder, loading)
-    attention = attention_of(loading)
+    config, attention = read_config(folder, loading), attention_of(loading)
     placement = place(folder, dtype, device)
     if placement.told:
         say(placement.told)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = model_class(config).from_pretrained(
             folder,
             dtype=dtype or "auto",
             **placement.arguments,

@@ -9,6 +9,7 @@ from huggingface_hub import HfApi, ModelCardData
 from sorsa_ds.config.mixing import sources_of
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
 from sorsa_ds.export.options import Format
+from sorsa_ds.model.language_part import model_class
 from sorsa_ds.model.new_tokens import table_rows
 from sorsa_ds.model.whole_modules import whole_row
 from sorsa_ds.run.source import Source
@@ -79,8 +80,9 @@ def _loading(source: Source, kind: Kind, base: str) -> str:
         )
     trusted = ", trust_remote_code=True" if source.described.loading.trust_remote_code else ""
     name = "PATH_OF_THIS_FOLDER" if kind.library == "transformers" else base
-    lines = [f'model = AutoModelForCausalLM.from_pretrained("{name}"{trusted})']
-    imports = ["from transformers import AutoModelForCausalLM"]
+    kind_of_model = model_class(source.model.config).__name__
+    lines = [f'model = {kind_of_model}.from_pretrained("{name}"{trusted})']
+    imports = [f"from transformers import {kind_of_model}"]
     if kind.library == "peft":
         imports.insert(0, "from peft import PeftModel")
         if source.described.new_tokens:

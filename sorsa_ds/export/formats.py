@@ -56,8 +56,9 @@ def prepare(source: Source, options: Options) -> Prepared:
 def _prepare_merged(source: Source, options: Options) -> Prepared:
     planned = merged.plan_merged(source, _dtype_of(options), options.shard_bytes)
     if options.quantize is not None:
+        linears = requantise.linears_of(source, source.model)
         write = partial(_write_requantised, source, planned, options.quantize, options.shard_bytes)
-        return Prepared(planned.total_bytes + requantise.largest_size(planned), write)
+        return Prepared(planned.total_bytes + requantise.largest_size(planned, linears), write)
     return Prepared(planned.total_bytes, partial(_write_merged, source, planned, options.format))
 
 
@@ -116,11 +117,16 @@ def _write_requantised(
     )
     shutil.rmtree(dense)
     worst = max(errors, key=lambda name: errors[name])
+    quantised = sum(source.model.get_parameter(f"{name}.weight").numel() for name in errors)
+    share = quantised / sum(entry.spec.shape.numel() for entries in planned.files.values() for entry in entries)
     notes = [
-        f"{len(errors)} linears are quantised anew ({storage}); loading needs bitsandbytes. Relative error of a merged "
-        f"weight, Frobenius norm: mean {mean(errors.values()):.2e}, worst {errors[worst]:.2e} ({worst}); all in "
-        f"{requantise.ERRORS}. {requantise.LIMITS[storage]}"
+        f"{len(errors)} linears, {share:.1%} of all weights, are quantised anew ({storage}), the others not; loading "
+        f"needs bitsandbytes. Relative error of a merged weight, Frobenius norm: mean {mean(errors.values()):.2e}, "
+        f"worst {errors[worst]:.2e} ({worst}); all in {requantise.ERRORS}. {requantise.LIMITS[storage]}"
     ]
+    if experts := [target for target in source.targets if target.experts]:
+        whole = sum(target.numel for target in experts)
+        notes.append(f"Experts stay dense, {whole:,} numbers: bitsandbytes packs linears alone.")
     if source.storage.quantised:
         notes.append(
             f"Training held the residual quantised too ({describe_storage(source.described.residual)}), "
@@ -131,7 +137,7 @@ def _write_requantised(
 
 def _lora_notes(source: Source, planned: lora.LoraPlan, errors: dict[str, float]) -> list[str]:
     """What the user of this LoRA should know."""
-    notes = [lora.served_by_vllm(planned.rank, planned.saved.modules) + "."]
+    notes = [*planned.notes, lora.served_by_vllm(planned.rank, planned.saved.modules) + "."]
     if planned.truncated:
         worst = max(errors, key=lambda name: errors[name])
         notes.append(

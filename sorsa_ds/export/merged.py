@@ -20,6 +20,7 @@ from sorsa_ds.model.fill import return_freed_memory
 from sorsa_ds.model.model_files import CODE, COMPANIONS, CONFIG, INDEX
 from sorsa_ds.model.pretrained import PretrainedWeights, all_finite
 from sorsa_ds.model.sharding import TensorSpec
+from sorsa_ds.model.weight_conversion import Conversion
 from sorsa_ds.run import merge
 from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime.files import write_atomic, write_json, write_text
@@ -37,12 +38,14 @@ class Entry:
 
     spec: its name, shape and dtype in the export.
     stored: its name in the base model's files.
-    changed: the parameter that it is, where training has changed that; else None.
+    changed: the parameter that it is, or is a part of, where training has changed that; else None.
+    conversion: the group of stored tensors of which that parameter is made; None where it is this tensor itself.
     """
 
     spec: TensorSpec
     stored: str
     changed: str | None
+    conversion: Conversion | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,26 +74,33 @@ def plan_merged(source: Source, dtype: torch.dtype | None, max_shard_bytes: int,
     """
     head = source.model.get_output_embeddings()
     heads = {f"{name}.weight" for name, module in source.model.named_modules() if module is head}
-    places: dict[str, tuple[str, str | None]] = {name: (name, None) for name in source.weights.pretrained.names}
+    places: dict[str, tuple[str, str | None, Conversion | None]] = {
+        name: (name, None, None) for name in _in_groups(source)
+    }
     untied = False
     for weight, target in source.changed.items():
-        stored = source.weights.stored[weight]
-        sharing = [name for name, other in source.weights.stored.items() if other == stored and name != weight]
-        if target is None:  # tied they were trained as one, and are written once, however often the base has them
+        origin = source.weights.origins[weight]
+        sharing = [name for name, other in source.weights.origins.items() if other is origin and name != weight]
+        if target is None and origin.conversion is None:
+            # Tied they were trained as one, and are written once, however often the base has them.
+            [stored] = origin.stored
             kept = weight if weight in places else stored
             for name in (weight, *sharing):
                 if name != kept:
                     places.pop(name, None)
-            places[kept] = (stored, weight)
+            places[kept] = (stored, weight, None)
             continue
-        if sharing and weight not in heads:
+        if target is None or {f"{place}.weight" for place in target.shared} >= set(sharing):
+            sharing = []  # tied they were trained as one
+        if sharing and (weight not in heads or origin.conversion is not None):
             raise ValueError(
                 f"{weight} is the same tensor as {sharing[0]}, which was trained apart from it: a plain model has no "
                 f"place for both; export it with --format lora"
             )
         untied |= bool(sharing)
-        places[weight if sharing else stored] = (stored, weight)
-    entries = {name: _entry(source, name, stored, weight, dtype) for name, (stored, weight) in places.items()}
+        for stored in origin.stored:
+            places[weight if sharing else stored] = (stored, weight, origin.conversion)
+    entries = {name: _entry(source, name, *place, dtype) for name, place in places.items()}
     split = split_state_dict_into_shards_factory(
         entries, get_storage_size=lambda entry: nbytes(entry.spec), max_shard_size=max_shard_bytes,
         filename_pattern="model{suffix}.safetensors",
@@ -103,7 +113,8 @@ def plan_merged(source: Source, dtype: torch.dtype | None, max_shard_bytes: int,
 
 
 def write_merged(source: Source, planned: MergedPlan, folder: Path, progress: TensorProgress) -> list[str]:
-    """Fill a folder as planned. One tensor is in memory at a time, an adapted one in fp32 and as it is written.
+    """Fill a folder as planned. One tensor is in memory at a time, an adapted one in fp32 and as it is written; of
+    experts that are stored one by one, all that make one parameter.
 
     Returns:
         What is left out of the base model's files, in a sentence, if anything is.
@@ -112,8 +123,9 @@ def write_merged(source: Source, planned: MergedPlan, folder: Path, progress: Te
         ValueError: the disk refuses, or a number is too large for the dtype.
     """
     shown = iter(progress([entry.spec.name for entries in planned.files.values() for entry in entries]))
+    tensors = _Tensors(source, planned.untrained)
     for file, entries in planned.files.items():
-        write_tensors(folder / file, [entry.spec for entry in entries], _tensors(source, planned, entries, shown))
+        write_tensors(folder / file, [entry.spec for entry in entries], tensors.of(entries, shown))
     next(shown, None)  # lets the progress bar end
     if len(planned.files) > 1:
         where = {entry.spec.name: file for file, entries in planned.files.items() for entry in entries}
@@ -185,39 +197,83 @@ def _stripped(content: Any) -> Any:
     return {key: _stripped(value) for key, value in content.items() if key not in _NAMES_CODE}
 
 
-def _entry(source: Source, name: str, stored: str, changed: str | None, dtype: torch.dtype | None) -> Entry:
+def _in_groups(source: Source) -> list[str]:
+    """The names of the base model's tensors, with those next to each other that are converted together."""
+    together = {name: origin.stored for origin in source.weights.origins.values() for name in origin.stored}
+    names = source.weights.pretrained.names
+    return list(dict.fromkeys(one for name in names for one in together.get(name, (name,))))
+
+
+def _entry(
+    source: Source,
+    name: str,
+    stored: str,
+    changed: str | None,
+    conversion: Conversion | None,
+    dtype: torch.dtype | None,
+) -> Entry:
     stored_as, shape = source.weights.pretrained.header(stored)
     if stored_as not in DTYPES:
         raise ValueError(f"{source.base}: {stored} is stored as {stored_as}, which cannot be exported")
-    if changed is not None and source.changed[changed] is None:
+    if changed is not None and conversion is None and source.changed[changed] is None:
         shape = source.model.get_parameter(changed).shape  # with the rows of new tokens
     own = DTYPES[stored_as]
-    return Entry(TensorSpec(name, shape, dtype if dtype is not None and own in _WIDE else own), stored, changed)
+    spec = TensorSpec(name, shape, dtype if dtype is not None and own in _WIDE else own)
+    return Entry(spec, stored, changed, conversion)
 
 
-def _tensors(source: Source, planned: MergedPlan, entries: list[Entry], shown: Iterator[str]) -> Iterator[Tensor]:
-    for entry in entries:
-        next(shown)
-        yield _tensor(source, planned, entry)
-        if entry.changed is not None:
-            return_freed_memory()
+class _Tensors:
+    """Makes the tensors of an export, one after the other."""
+
+    def __init__(self, source: Source, untrained: bool):
+        self._source = source
+        self._untrained = untrained
+        self._reverted: dict[str, Tensor] = {}
+        """What is still to be written of the last group of stored tensors that was made."""
+
+    def of(self, entries: list[Entry], shown: Iterator[str]) -> Iterator[Tensor]:
+        """The tensors of some entries, as they are written.
+
+        Args:
+            shown: is advanced once for each.
+
+        Raises:
+            ValueError: a number in one is too large for its dtype.
+        """
+        for entry in entries:
+            next(shown)
+            yield self._tensor(entry)
+
+    def _tensor(self, entry: Entry) -> Tensor:
+        if entry.changed is None:
+            return _rounded(self._source.weights.pretrained.read(entry.stored), entry.spec)
+        if entry.conversion is None:
+            return self._parameter(entry.changed, entry.spec)
+        if entry.stored not in self._reverted:
+            self._reverted.clear()
+            names = entry.conversion.parameters
+            self._reverted = entry.conversion.revert({name: self._parameter(name, entry.spec) for name in names})
+        return self._reverted.pop(entry.stored)
+
+    def _parameter(self, name: str, spec: TensorSpec) -> Tensor:
+        """A parameter as training left it, in the dtype in which it, or what it is stored as, is written."""
+        return_freed_memory()  # of the parameter before it
+        if name not in self._source.changed:  # it is stored in one tensor with one that is
+            return _rounded(self._source.weights.parameter(name), spec)
+        return _rounded(merge.merged(self._source, name, self._untrained), spec)
 
 
-def _tensor(source: Source, planned: MergedPlan, entry: Entry) -> Tensor:
-    """One tensor as it is written.
+def _rounded(tensor: Tensor, spec: TensorSpec) -> Tensor:
+    """A tensor in the dtype in which it is written.
 
     Raises:
-        ValueError: a number in it is too large for its dtype.
+        ValueError: a number in it is too large for that dtype.
     """
-    if entry.changed is None:
-        tensor = source.weights.pretrained.read(entry.stored)
-    else:
-        tensor = merge.merged(source, entry.changed, planned.untrained)
-    if tensor.dtype == entry.spec.dtype:
+    if tensor.dtype == spec.dtype:
         return tensor
-    written = tensor.to(entry.spec.dtype)
+    written = tensor.to(spec.dtype)
     if written.dtype == torch.float16 and not all_finite(written) and all_finite(tensor):
-        raise ValueError(f"{entry.spec.name} holds numbers too large for {entry.spec.dtype}: choose another --dtype")
+        raise ValueError(f"{spec.name} holds numbers too large for {spec.dtype}: choose another --dtype")
     return written
 
 

@@ -5,6 +5,7 @@ as a whole, as QLoRA's would be, and loses some of what SORSA's layers had kept:
 """
 
 import shutil
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.export.merged import MergedPlan, companions
 from sorsa_ds.export.options import Quantised
 from sorsa_ds.export.tensor_file import nbytes
+from sorsa_ds.model.language_part import model_class
 from sorsa_ds.model.model_files import CONFIG
 from sorsa_ds.model.pretrained import PretrainedWeights
 from sorsa_ds.model.skeleton import attention_of, skeleton
+from sorsa_ds.model.targets import Target
 from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime.files import write_atomic, write_json
 
@@ -35,10 +38,29 @@ LIMITS: dict[Quantised, str] = {
 """What to know of each form, besides the error of its weights."""
 
 
+def linears_of(source: Source, model: PreTrainedModel) -> dict[str, Target]:
+    """The linears of a plain model that are quantised: those whose weight training changed, the output head left out.
+
+    bitsandbytes quantises linears alone, and no experts that are held in one parameter.
+
+    Raises:
+        ValueError: training changed none.
+    """
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    trained = source.method.trained_linears(model, source.described.sorsa)
+    if not (found := {target.name: target for target in trained if target.name in linears}):
+        raise ValueError(
+            "--quantize: bitsandbytes quantises linears, and this run trained none, but for the output head; export it "
+            "without --quantize"
+        )
+    return found
+
+
 def write_requantised(
     source: Source, form: Quantised, merged: Path, folder: Path, max_shard_bytes: int, progress: TensorProgress
 ) -> dict[str, float]:
-    """Quantise the adapted linears of a merged model and write it to `folder`; all other weights stay as they are.
+    """Quantise the adapted linears of a merged model and write it to `folder`; all other weights stay as they are,
+    experts that are one parameter too.
 
     The quantised model is in memory once, on the CPU.
 
@@ -54,20 +76,20 @@ def write_requantised(
     """
     loading = source.described.loading
     plain, weights = skeleton(merged, loading), PretrainedWeights(merged)
-    stored = weights.parameter_names(plain)
-    adapted = {target.name: target for target in source.method.trained_linears(plain, source.described.sorsa)}
+    origins = weights.origins(plain)
+    adapted = linears_of(source, plain)
     others = [
         name for name, module in plain.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and name not in adapted
     ]  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(
+    model = model_class(plain.config).from_pretrained(
         merged, quantization_config=_config(form, others), device_map={"": "cpu"}, dtype="auto",
         trust_remote_code=loading.trust_remote_code, attn_implementation=attention_of(loading),
     )  # fmt: skip
     errors = {}
     # Before any forward pass: at the first one on a CPU bitsandbytes lays the codes out anew, and would save them so.
     for name in progress(list(adapted)):
-        weight = weights.read(stored[f"{name}.weight"]).float()
+        weight = weights.parameter(origins[f"{name}.weight"]).float()
         lost = _dense(model.get_submodule(name)).float() - (weight.t() if adapted[name].transposed else weight)
         errors[name] = (lost.norm() / (weight.norm() or 1.0)).item()  # a matrix of zeros loses nothing
     try:
@@ -84,10 +106,14 @@ def write_requantised(
     return errors
 
 
-def largest_size(planned: MergedPlan) -> int:
-    """Bytes that the quantised model takes on the disk at most: 8 bits per adapted weight, and a scale per row."""
+def largest_size(planned: MergedPlan, linears: Iterable[str]) -> int:
+    """Bytes that the quantised model takes on the disk at most: 8 bits per weight of these linears, and a scale per
+    row."""
+    quantised = {f"{name}.weight" for name in linears}
     entries = [entry for entries in planned.files.values() for entry in entries]
-    return sum(nbytes(entry.spec) if entry.changed is None else 5 * entry.spec.shape.numel() // 4 for entry in entries)
+    return sum(
+        5 * entry.spec.shape.numel() // 4 if entry.changed in quantised else nbytes(entry.spec) for entry in entries
+    )
 
 
 def _config(form: Quantised, others: list[str]) -> BitsAndBytesConfig:

@@ -8,7 +8,7 @@ members, and PEFT alone takes seconds and initialises CUDA. What needs them is i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -41,6 +41,9 @@ SORSA_SETTINGS = (
 )  # fmt: skip
 """Patterns of the settings that mean something to SORSA alone."""
 
+EXPERT_SETTINGS = ("sorsa.experts", "sorsa.expert_rank")
+"""Paths of the settings that mean something only to methods that adapt experts which a model holds as one parameter."""
+
 ADAPTER_SETTINGS = ("sorsa.rank", "sorsa.rank_pattern", "sorsa.alpha", "sorsa.dropout")
 """Paths of the settings that mean something only to methods that put an adapter beside a linear."""
 
@@ -67,6 +70,8 @@ class TrainedRun(Protocol):
     def precision(self) -> Precision: ...
     @property
     def storage(self) -> Storage: ...
+    @property
+    def model(self) -> PreTrainedModel: ...
     @property
     def weights(self) -> DiskWeightSource: ...
     @property
@@ -103,7 +108,7 @@ class Method(ABC):
     about: str = ""
     """A sentence on it for the model card, beginning with a space; may be empty."""
 
-    ignored_settings: Sequence[str] = (*SORSA_SETTINGS, "baseline.*")
+    ignored_settings: Sequence[str] = (*SORSA_SETTINGS, *EXPERT_SETTINGS, "baseline.*")
     """Patterns of the settings that mean nothing to it. They are refused where they are not as by default."""
 
     variants: Mapping[str, Mapping[str, object]] = {}
@@ -127,6 +132,12 @@ class Method(ABC):
     decomposes: bool = False
     """Whether loading a model decomposes most of its weights, so that the decompositions are what takes time."""
 
+    adapts_experts: bool = False
+    """Whether it adapts experts that a model holds as one parameter."""
+
+    adapts_flat_experts: bool = True
+    """Whether it adapts them also where that parameter has all experts in its first dimension, as DBRX has."""
+
     layers_cast_weights: bool = False
     """Whether its layers cast their trained tensors one layer at a time. Otherwise torch.autocast casts them, and keeps
     every copy until the forward pass ends."""
@@ -142,7 +153,7 @@ class Method(ABC):
         Raises:
             ValueError: `model.targets.choose` finds bad targets or ranks.
         """
-        return choose(model, sorsa)
+        return choose(model, sorsa, self.adapts_experts, self.adapts_flat_experts)
 
     def trained_linears(self, model: nn.Module, sorsa: SorsaConfig) -> list[Target]:
         """All linears whose weight training changes, in module order, the output head left out.
@@ -268,11 +279,12 @@ class Method(ABC):
 
     def changed_parameters(self, targets: Sequence[Target], trained: FactorFile) -> dict[str, Target | None]:
         """The base model's parameters that training has changed -> the linear whose weight it is, or None."""
-        return {f"{target.name}.weight": target for target in targets}
+        return {target.weight: target for target in targets}
 
     @abstractmethod
     def merged_weight(self, run: TrainedRun, name: str, target: Target | None, untrained: bool = False) -> Tensor:
-        """A changed parameter as training computed with it, in fp32: (M, N) where it is a target's weight.
+        """A changed parameter as training computed with it, in fp32: (M, N) where it is a target's weight, or (E, M, N)
+        where that is one of experts.
 
         Args:
             name: the parameter's, one of `changed_parameters`, and `target` what that has for it.
@@ -283,8 +295,9 @@ class Method(ABC):
             ValueError: a file is damaged, or the base model is not the one that was trained on.
         """
 
-    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | None:
-        """The plain linear in `dtype` that one of its layers stands for; None where the layer is not one to be merged.
+    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | Tensor | None:
+        """The plain linear in `dtype` that one of its layers stands for, or the weights (E, M, N) where that is of
+        experts; None where the layer is not one to be merged.
 
         Args:
             trained_in: the precision in which it was trained: factors are rounded as they were then.
@@ -304,15 +317,22 @@ class Method(ABC):
         return min(target.rank, target.out_features, target.in_features)
 
     def change_product(self, run: TrainedRun, target: Target) -> tuple[Tensor, Tensor]:
-        """(left (M, K), right (N, K)) in float64 with dW = left right^T. Asked only where `lora` is not refused.
+        """(left (M, K), right (N, K)) in float64 with dW = left right^T, with E before both where the target is of
+        experts. Asked only where `lora` is not refused.
 
         Raises:
             ValueError: a file lacks what was trained.
         """
         raise NotImplementedError(f"{self.name} refuses the format lora")
 
-    def peft_config(self, settings: Settings, targets: Sequence[Target]) -> LoraConfig:
-        """PEFT's configuration of the whole adapted model. Asked only where `adapter` is in PEFT's format."""
+    def peft_config(
+        self, settings: Settings, targets: Sequence[Target], parameters: Collection[Target] = ()
+    ) -> LoraConfig:
+        """PEFT's configuration of the whole adapted model. Asked only where `adapter` is in PEFT's format.
+
+        Args:
+            parameters: those of the targets that PEFT must adapt as parameters; they stay linears where it cannot.
+        """
         raise NotImplementedError(f"{self.name} has no adapter in PEFT's format")
 
 

@@ -17,7 +17,8 @@ from sorsa_ds.model.fill import RoundProgress, fill_parameters
 from sorsa_ds.model.init_report import LayerReport
 from sorsa_ds.model.sharding import Part, Zero3
 from sorsa_ds.model.sorsa_recipe import SorsaRecipe
-from sorsa_ds.model.targets import Target, insert_sorsa_layers, select_targets
+from sorsa_ds.model.targets import Target, choose, insert_sorsa_layers
+from sorsa_ds.model.uneven_calls import set_uneven_leaves
 from sorsa_ds.model.weight_sources import ShardedWeightSource
 from sorsa_ds.runtime import precision as precisions
 from sorsa_ds.runtime.device import this_device
@@ -81,21 +82,22 @@ def adapt_partitioned_model(
     wanted = precision_from_json(ds_config)
     formats = precisions.resolve_precision(precision, wanted, cast(precisions.Device, device.type))
     storage = residual_storage.resolve_storage(residual, formats, device)
-    targets = select_targets(model, sorsa)
-    linears = {target.name: model.get_submodule(target.name) for target in targets}
-    biases = {name: linear.bias for name, linear in linears.items()}
+    targets = choose(model, sorsa, experts=True).targets
+    weights = {target.name: model.get_parameter(target.weight) for target in targets}
+    biases = {target.name: model.get_submodule(target.name).bias for target in targets if not target.experts}
     bare = [replace(target, bias=False) for target in targets]  # the biases stay in place, so none is made
     insert_sorsa_layers(model, bare, sorsa, formats, storage)
     exact, reports = fill_parameters(
         model,
         bare,
         {},
-        ShardedWeightSource(linears, device),
+        ShardedWeightSource(weights, device),
         recipe=SorsaRecipe(model, formats, storage, device, factor_source(sorsa, residual, storage, formats)),
         placement=Zero3(ds_config, device),
         device=device,
         progress=progress,
     )
+    set_uneven_leaves(model)
     for name, bias in biases.items():
         model.get_submodule(name).bias = bias
     return Adaptation(targets, reports, exact)

@@ -36,7 +36,7 @@ class Description:
 
     base_model: folder or hub name.
     precision: of training; the residual depends on how the factors are rounded.
-    layers: every adapted linear -> its out, in and rank.
+    layers: every adapted linear -> its out, in and rank; where it is the weight of experts, their number too.
     digests: those of every parameter of the base model (`sorsa_ds.runtime.digest`).
     residual: how the residual was kept to which U, s and V belong.
     files: digests of the files of tensors; empty until training has ended.
@@ -105,7 +105,7 @@ def describe_adapter(
         new_tokens: the ids of `data.new_tokens`.
     """
     assert config.train.precision != "auto", "the settings are resolved"
-    layers = {t.name: {"out": t.out_features, "in": t.in_features, "rank": t.rank} for t in targets}
+    layers = {target.name: target.layout for target in targets}
     description = Description(
         config.model, config.loading, config.train.precision, config.sorsa, layers, digests, config.residual,
         method=config.method, baseline=config.baseline, numerics=numerics or {},
@@ -173,7 +173,7 @@ def _check_layer(name: str, layer: dict[str, int]) -> None:
     Raises:
         ValueError: naming the layer.
     """
-    if layer.keys() != {"out", "in", "rank"}:
+    if layer.keys() - {"experts"} != {"out", "in", "rank"}:
         raise ValueError(f"layers.{name}: has {', '.join(layer) or 'nothing'} instead of out, in and rank")
     if layer["rank"] > min(layer["out"], layer["in"]):
         raise ValueError(f"layers.{name}: rank {layer['rank']} exceeds min(out, in)")

@@ -1,9 +1,11 @@
 """Whether examples can be given to a model, as its configuration tells before any weight is read."""
 
+import math
 from pathlib import Path
 
 from sorsa_ds.config.schema import LoadingConfig
 from sorsa_ds.data.token_store import Examples
+from sorsa_ds.model.language_part import most_positions, text_config
 from sorsa_ds.model.skeleton import read_config
 
 
@@ -16,8 +18,13 @@ def check_fits(folder: Path, loading: LoadingConfig, some: list[Examples], rows:
     Raises:
         ValueError: the message names the number and the limit.
     """
-    config = read_config(folder, loading)
-    positions = getattr(config, "max_position_embeddings", None)
+    config = text_config(read_config(folder, loading))
+    positions = most_positions(config)
+    if getattr(config, "axial_pos_embds", False):
+        raise ValueError(
+            f"model: {config.model_type} with axial positions is trained on sequences of exactly "
+            f"{math.prod(config.axial_pos_shape)} tokens, which examples are not; it cannot be trained here"
+        )
     longest = max(int(examples.lengths.max()) for examples in some)
     if positions is not None and longest > positions:
         raise ValueError(f"data.max_length: an example has {longest} tokens, the model takes {positions}; lower it")
@@ -38,7 +45,7 @@ def check_length(folder: Path, loading: LoadingConfig, most: int) -> None:
     Raises:
         ValueError: the message names the limit.
     """
-    positions = getattr(read_config(folder, loading), "max_position_embeddings", None)
+    positions = most_positions(read_config(folder, loading))
     if positions is not None and most > positions:
         raise ValueError(
             f"data.max_length: with data.streaming it must not be more than the {positions} tokens that the model takes"

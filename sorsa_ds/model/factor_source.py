@@ -11,11 +11,11 @@ from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
 from sorsa_ds.model import quantisation_rounds
 from sorsa_ds.model.factor_cache import FactorCache
 from sorsa_ds.model.fill import FactorSource
-from sorsa_ds.model.targets import Target
+from sorsa_ds.model.targets import Target, factor_shapes
 from sorsa_ds.runtime.cache import cache_folder
 from sorsa_ds.runtime.console import note
 from sorsa_ds.runtime.precision import Precision
-from sorsa_ds.sorsa.decompose import Decomposition, Factors, decompose
+from sorsa_ds.sorsa.decompose import Decomposition, Factors, decompose, stacked
 from sorsa_ds.sorsa.residual_storage import Storage
 
 
@@ -28,7 +28,13 @@ def factor_source(
         return decompose(weight, target.rank, target.name, config.svd, config.svd_tolerance, config.svd_max_iterations)
 
     repeated = residual.iterations > 1
-    found = quantisation_rounds.refined(decomposed, config, residual, storage, precision) if repeated else decomposed
+    single = quantisation_rounds.refined(decomposed, config, residual, storage, precision) if repeated else decomposed
+
+    def found(target: Target, weight: Tensor) -> Decomposition:
+        if not target.experts:
+            return single(target, weight)
+        return stacked([single(target.one(number), matrix) for number, matrix in enumerate(weight)])
+
     if config.svd_cache == "off":
         return found
     folder = cache_folder() / "factors" if config.svd_cache == "auto" else Path(config.svd_cache).expanduser()
@@ -44,10 +50,7 @@ def from_values(values: Callable[[str, torch.Size], Tensor]) -> FactorSource:
     """The source that takes each factor from `values`, which gives a tensor by its name and shape."""
 
     def given(target: Target, weight: Tensor) -> Factors:
-        m, n, r = target.out_features, target.in_features, target.rank
-        return Factors(*(
-            values(f"{target.name}.{leaf}", torch.Size(shape)).to(weight.device)
-            for leaf, shape in (("U", (m, r)), ("s", (r,)), ("V", (n, r)))
-        ))  # fmt: skip
+        shapes = factor_shapes(target).items()
+        return Factors(*(values(f"{target.name}.{leaf}", shape).to(weight.device) for leaf, shape in shapes))
 
     return given

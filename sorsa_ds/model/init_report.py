@@ -39,11 +39,18 @@ class QuantisationLoss:
         plain = truncated_svd.energy(storage.dense(storage.pack(whole), shape, rest.dtype).sub_(whole))
         return cls((lost / energy) ** 0.5, (plain / energy) ** 0.5)
 
+    @classmethod
+    def mean(cls, losses: Sequence["QuantisationLoss"]) -> "QuantisationLoss":
+        """The root mean squares of the losses of several matrices."""
+        errors, plain = [one.error for one in losses], [one.plain_error for one in losses]
+        return cls(_root_mean_square(errors), _root_mean_square(plain))
+
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """How one layer was decomposed.
+    """How one layer was decomposed. Of experts, the worst stands for all, and means are taken of shares and losses.
 
+    experts: how many matrices it is; 0: a linear.
     captured: share of ||W||_F^2 in the principal part.
     excess: estimated (residual energy - optimum) / optimum.
     way: `exact` or `krylov`.
@@ -57,6 +64,7 @@ class LayerReport:
 
     name: str
     shape: tuple[int, int]
+    experts: int
     rank: int
     captured: float
     excess: float
@@ -89,6 +97,7 @@ class LayerReport:
         return cls(
             name=target.name,
             shape=(target.out_features, target.in_features),
+            experts=target.experts,
             rank=target.rank,
             cached=isinstance(found, CachedDecomposition),
             seconds=seconds,
@@ -106,18 +115,21 @@ def table(reports: Sequence[LayerReport]) -> str:
     """
     kinds: dict[str, list[LayerReport]] = defaultdict(list)
     for report in reports:
-        kinds[report.name.rpartition(".")[2]].append(report)
+        parts = report.name.split(".")
+        kinds[".".join(parts[-2:] if report.experts else parts[-1:])].append(report)
     columns = [("captured", 9), ("excess", 9), ("seconds", 8), ("GiB", 7)]
     if all(report.loss for report in reports):
         columns += [("error", 9), ("plain", 9)]
     heads = " ".join(f"{name:>{width}}" for name, width in columns)
-    lines = [f"  {'layer kind':<12} {'count':>5} {'shape':>13} {'r':>4} {heads}  way"]
+    width = max(12, *map(len, kinds))
+    shapes = {kind: _one({_shape(report) for report in some}) for kind, some in kinds.items()}
+    wide = max(13, *map(len, shapes.values()))
+    lines = [f"  {'layer kind':<{width}} {'count':>5} {'shape':>{wide}} {'r':>4} {heads}  way"]
     for kind, some in kinds.items():
-        shapes = {f"{r.shape[0]} x {r.shape[1]}" for r in some}
         ranks = {r.rank for r in some}
         ways = sorted({r.way + (" (cached)" if r.cached else "") for r in some})
         lines.append(
-            f"  {kind:<12} {len(some):>5} {_one(shapes):>13} {_one(ranks):>4} "
+            f"  {kind:<{width}} {len(some):>5} {shapes[kind]:>{wide}} {_one(ranks):>4} "
             f"{sum(r.captured for r in some) / len(some):>9.2%} {max(r.excess for r in some):>9.1e} "
             f"{sum(r.seconds for r in some):>8.1f} {sum(r.gib for r in some):>7.3f}{_losses(some)}  {', '.join(ways)}"
         )
@@ -150,7 +162,16 @@ def _losses(some: Sequence[LayerReport]) -> str:
     if len(losses) < len(some):
         return ""
     pairs = ([x.error for x in losses], [x.plain_error for x in losses])
-    return "".join(f" {(sum(v * v for v in values) / len(values)) ** 0.5:>9.2%}" for values in pairs)
+    return "".join(f" {_root_mean_square(values):>9.2%}" for values in pairs)
+
+
+def _root_mean_square(values: Sequence[float]) -> float:
+    return (sum(value * value for value in values) / len(values)) ** 0.5
+
+
+def _shape(report: LayerReport) -> str:
+    sides = [report.experts, *report.shape] if report.experts else report.shape
+    return " x ".join(map(str, sides))
 
 
 def _one(values: set) -> str:

@@ -112,6 +112,6 @@ def _fill_buffers(model: PreTrainedModel, source: DiskWeightSource, device: torc
     for module_name, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             full = f"{module_name}.{name}" if module_name else name
-            stored = source.stored.get(full)
-            kept = buffer if stored is None else source.pretrained.read(stored).to(buffer.dtype)
+            origin = source.origins.get(full)
+            kept = buffer if origin is None else source.pretrained.parameter(origin).to(buffer.dtype)
             module._buffers[name] = kept.to(device)

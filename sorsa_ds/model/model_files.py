@@ -12,6 +12,10 @@ from sorsa_ds.runtime.json_text import parse_json
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+GGUF = ".gguf"
+_RUN_SETTINGS, _RUN_ADAPTER = "config.yaml", "adapter"
+"""What the folder of a run holds (`run.paths`)."""
+
 CODE = "*.py"
 """A model's own Python."""
 
@@ -25,9 +29,14 @@ def check_model_name(model: str) -> None:
     """Stop where a model's name can only be that of a folder, and there is none.
 
     Raises:
-        ValueError: the folder does not exist.
+        ValueError: the folder does not exist, or it is a file.
     """
-    if not Path(model).expanduser().is_dir() and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
+    path = Path(model).expanduser()
+    if path.is_file():
+        raise ValueError(
+            _is_gguf(model) if path.suffix == GGUF else f"model: {model} is a file; give the folder of a model"
+        )
+    if not path.is_dir() and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
         raise ValueError(f"model: there is no folder {model!r}")
 
 
@@ -37,13 +46,15 @@ def check_model_files(folder: Path) -> None:
     Raises:
         ValueError: configuration, weights or tokenizer are missing, or a file of weights is cut short.
     """
+    check_no_adapter(folder)
+    if not (folder / CONFIG).exists():
+        refuse_other_formats(str(folder), sorted(path.name for path in folder.iterdir()))
     try:
         values = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"model: {folder / CONFIG} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"model: {folder / CONFIG} is no JSON object")
-    check_no_adapter(folder)
     for file in weight_files(folder):
         _check_header(file)
     if not any(fnmatch(path.name, pattern) for path in folder.iterdir() for pattern in _TOKENIZERS):
@@ -56,16 +67,39 @@ def no_tokenizer(folder: Path) -> str:
 
 
 def check_no_adapter(folder: Path) -> None:
-    """Stop at a model's folder that holds an adapter too: transformers would load that as well, without a word.
+    """Stop at a folder that holds an adapter: in place of a model, or beside one, which transformers would load too.
 
     Raises:
-        ValueError: the folder has an adapter's description.
+        ValueError: the folder has an adapter's description, or is that of a run; the message names the base model.
     """
-    if (folder / ADAPTER_CONFIG).exists():
+    if (folder / _RUN_SETTINGS).exists() and (folder / _RUN_ADAPTER / ADAPTER_CONFIG).exists():
+        base = _base_of(folder / _RUN_ADAPTER)
+        raise ValueError(
+            f"model: {folder} is a run that fine-tuned {base}, not a model: to go on with it give --resume {folder}; "
+            f"to train on what it has learned export it (launch/export.py --run {folder} --format merged) and give that"
+        )
+    if not (folder / ADAPTER_CONFIG).exists():
+        return
+    if (folder / CONFIG).exists():
         raise ValueError(
             f"model: {folder} holds the description of an adapter too ({ADAPTER_CONFIG}); merge the adapter, or move "
             f"it into a folder of its own"
         )
+    raise ValueError(
+        f"model: {folder} is an adapter of {_base_of(folder)}, not a model: give that one, or, to train on what the "
+        f"adapter has learned, merge it first (launch/export.py --format merged for a run of SORSA; merge_and_unload "
+        f"and save_pretrained for PEFT's) and give the merged folder"
+    )
+
+
+def _base_of(adapter: Path) -> str:
+    """The base model that an adapter's description names, as SORSA or PEFT calls it."""
+    try:
+        values = parse_json((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        values = None
+    named = [values.get(key) for key in ("base_model", "base_model_name_or_path")] if isinstance(values, dict) else []
+    return next((str(name) for name in named if name), "a base model that it does not name")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -79,7 +113,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     index = folder / INDEX
     if not index.exists():
-        refuse_pickle(str(folder), sorted(path.name for path in folder.iterdir()))
+        refuse_other_formats(str(folder), sorted(path.name for path in folder.iterdir()))
         raise ValueError(f"{folder}: no {SINGLE} and no {INDEX}")
     try:
         shards = sorted({str(name) for name in parse_json(index.read_text())["weight_map"].values()})
@@ -93,12 +127,14 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / shard for shard in shards]
 
 
-def refuse_pickle(model: str, files: list[str]) -> None:
-    """Stop where there are pickle files among those of a model that has no safetensors.
+def refuse_other_formats(model: str, files: list[str]) -> None:
+    """Stop where there are weights in another format among the files of a model that has no safetensors.
 
     Raises:
-        ValueError: there are; the message has the command that converts them.
+        ValueError: there are pickle files (the message has the command that converts them) or GGUF files.
     """
+    if any(name.endswith(GGUF) for name in files):
+        raise ValueError(_is_gguf(model))
     pickles = [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
     if pickles:
         target = f"{model.rstrip('/').rpartition('/')[2]}-safetensors"
@@ -108,6 +144,13 @@ def refuse_pickle(model: str, files: list[str]) -> None:
             f"M.from_pretrained('{model}', dtype='auto').save_pretrained('{target}'); "
             f"T.from_pretrained('{model}').save_pretrained('{target}')\", then give {target} as the model"
         )
+
+
+def _is_gguf(model: str) -> str:
+    return (
+        f"model: {model}: weights in GGUF, which is for inference and mostly quantised, cannot be trained on; give the "
+        f"model that they were made from, in safetensors (bf16, fp16 or fp32)"
+    )
 
 
 def damaged(file: Path, error: Exception) -> ValueError:

@@ -1,14 +1,13 @@
-"""The pre-trained weights on disk: find their folder, learn which file holds which parameter, read one at a time."""
+"""The pre-trained weights on disk: find their folder, learn which files hold which parameter, read one at a time."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig
 from sorsa_ds.model.architectures import register_architecture
@@ -19,14 +18,21 @@ from sorsa_ds.model.model_files import (
     check_model_name,
     check_no_adapter,
     damaged,
-    refuse_pickle,
+    refuse_other_formats,
     weight_files,
 )
+from sorsa_ds.model.weight_conversion import Conversion, Origin, find_origins
 from sorsa_ds.runtime import digest, hub
 from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.waiting import first_of_node
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
+_PACKED = ("_blocks", "_scales", ".qweight", ".weight_scale_inv", ".weight_scale", ".weight.absmax")
+"""Ends of the names of tensors that go with quantised weights."""
+_NOT_QUANTISED = (
+    "take a copy of the model in bf16, fp16 or fp32, or make one: load it with transformers' "
+    "from_pretrained(..., quantization_config=...), with dequantize=True in that configuration, and save_pretrained it"
+)
 
 REOPEN_BYTES = 2**26
 """Number of bytes that may be read before the files are closed, which gives their memory back. A larger tensor is read
@@ -103,7 +109,7 @@ def _downloaded(model: str, loading: LoadingConfig) -> str:
         others = [] if any(folder.glob("*.safetensors")) else HfApi().list_repo_files(model, revision=loading.revision)
     except Exception as error:
         raise ValueError(f"model: {model!r} is no folder here: {error}") from error
-    refuse_pickle(model, others)
+    refuse_other_formats(model, others)
     return str(folder)
 
 
@@ -145,62 +151,85 @@ class PretrainedWeights:
         self._bytes_read += tensor.nbytes
         return tensor
 
-    def parameter_names(self, model: PreTrainedModel) -> dict[str, str]:
-        """Map each parameter and persistent buffer of the model (any alias of tied ones) to its tensor on disk.
+    def parameter(self, origin: Origin) -> Tensor:
+        """A parameter as the model has it, on the CPU, in its dtype on disk.
 
-        Call it before any linear is replaced. Renamings that transformers knows are followed.
+        Only the stored tensors that it is made of are read.
+        """
+        if origin.conversion is None:
+            return self.read(origin.stored[0])
+        return origin.conversion.convert(self.read)[origin.parameter]
+
+    def origins(self, model: PreTrainedModel) -> dict[str, Origin]:
+        """Map each parameter and persistent buffer of the model (any alias of tied ones) to what it is made of.
+
+        Call it before any linear is replaced. Names are changed, and tensors merged and split, as transformers does it.
+        No weight is read, but those that are tied and stored apart.
 
         Raises:
-            ValueError: a parameter is missing, has another shape in the files, is quantised, or is stored in a form
-                that has to be merged or split (the message names it); or two parameters that are tied are stored with
-                different values.
+            ValueError: a parameter is missing, wholly or in part (the message names it), has another shape in the
+                files, is quantised, or is stored twice; or two parameters that are tied are stored with different
+                values.
         """
-        if getattr(model.config, "quantization_config", None) is not None:
-            raise ValueError(
-                f"{self.folder}: its weights are quantised (quantization_config in config.json); take the original "
-                f"model, in bf16, fp16 or fp32"
-            )
-        transforms = get_model_conversion_mapping(model)
-        renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-        converters = [t for t in transforms if isinstance(t, WeightConverter)]
-        meta = model.state_dict()
-        stored: dict[str, str] = {}
-        merged: list[str] = []
-        for key in self._file_of:
-            name, converter = rename_source_key(key, renamings, converters, model.base_model_prefix, meta)
-            if converter is not None:
-                merged.append(key)
-            elif name in meta:
-                stored[name] = key
-        aliases = _aliases(model)
-        missing = [name for name in meta if not any(alias in stored for alias in aliases.get(name, (name,)))]
+        if quantised := getattr(model.config, "quantization_config", None):
+            raise ValueError(f"{self.folder}: its weights are quantised ({_quantised_by(quantised)}); {_NOT_QUANTISED}")
+        try:
+            origins = find_origins(model, {name: self.header(name)[1] for name in self._file_of})
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: {error}") from error
+        meta, aliases = model.state_dict(), _aliases(model)
+        missing = [name for name in meta if not any(alias in origins for alias in aliases.get(name, (name,)))]
         if missing:
-            why = f" They may be stored merged or split, as {merged[0]!r}, which is not supported." if merged else ""
+            packed = [key for key in self._file_of if key.endswith(_PACKED)]
+            why = f" It has {packed[0]}: weights that are quantised; {_NOT_QUANTISED}." if packed else ""
             raise ValueError(
                 f"{self.folder} lacks {len(missing)} parameters of {type(model).__name__}, first "
                 f"{', '.join(missing[:3])}.{why}"
             )
         for names in aliases.values():
-            sources = sorted({stored[name] for name in names if name in stored})
-            if len(sources) > 1 and len({digest.of_tensor(self.read(source)) for source in sources}) > 1:
+            sources = {origins[name].stored: origins[name] for name in sorted(names) if name in origins}
+            if len(sources) > 1 and len({digest.of_tensor(self.parameter(one)) for one in sources.values()}) > 1:
                 raise ValueError(
-                    f"{self.folder}: {' and '.join(sources)} are tied by config.json (tie_word_embeddings) but stored "
-                    f"with different values; set tie_word_embeddings to false there, or remove the one not meant"
+                    f"{self.folder}: {' and '.join(sorted(stored[0] for stored in sources))} are tied by config.json "
+                    f"(tie_word_embeddings) but stored with different values; set tie_word_embeddings to false there, "
+                    f"or remove the one not meant"
                 )
-            stored.update(dict.fromkeys(names, sources[0]))
-        for name, key in stored.items():
-            self._check_form(name, key, meta[name])
-        return stored
+            origins.update(dict.fromkeys(names, sources[min(sources)]))
+        for name, parameter in meta.items():
+            self._check_form(name, origins[name], parameter)
+        return origins
 
-    def _check_form(self, name: str, key: str, parameter: Tensor) -> None:
-        dtype, shape = self.header(key)
-        if parameter.shape != shape:
+    def _check_form(self, name: str, origin: Origin, parameter: Tensor) -> None:
+        key, conversion = origin.stored[0], origin.conversion
+        dtypes = {self.header(key)[0]: key for key in reversed(origin.stored)}
+        if bad := [dtype for dtype in dtypes if parameter.is_floating_point() and dtype not in _DTYPES]:
+            key = dtypes[bad[0]]
+            raise ValueError(f"{self._file_of[key]}: {key} is stored as {bad[0]}; {', '.join(_DTYPES)} can be read")
+        if conversion is not None:
+            self._check_group(conversion, dtypes)
+        shape = self.header(key)[1] if conversion is None else conversion.converted_shapes()[name]
+        if parameter.shape == shape:
+            return
+        made = f"{key} has shape {list(shape)}"
+        if conversion is not None:
+            made = f"{conversion.told} make a tensor of shape {list(shape)}"
+        raise ValueError(
+            f"{self._file_of[key]}: {made}, the model's {name} {list(parameter.shape)}: config.json and weights do not "
+            f"belong together"
+        )
+
+    def _check_group(self, conversion: Conversion, dtypes: dict[str, str]) -> None:
+        if gaps := conversion.gaps:
+            others = f" (and {len(gaps) - 1} more)" if len(gaps) > 1 else ""
             raise ValueError(
-                f"{self._file_of[key]}: {key} has shape {list(shape)}, the model's {name} {list(parameter.shape)}: "
-                f"config.json and weights do not belong together"
+                f"{self.folder} lacks {gaps[0]}{others}, of which {conversion.first} is made together with "
+                f"{conversion.told}; download the model again"
             )
-        if parameter.is_floating_point() and dtype not in _DTYPES:
-            raise ValueError(f"{self._file_of[key]}: {key} is stored as {dtype}; {', '.join(_DTYPES)} can be read")
+        if len(dtypes) > 1:
+            raise ValueError(
+                f"{self.folder}: {' and '.join(f'{key} ({dtype})' for dtype, key in sorted(dtypes.items()))} make one "
+                f"parameter, {conversion.first}, and have different dtypes; convert them to one"
+            )
 
     def _mapped(self, name: str) -> Tensor:
         """A tensor whose pages are read when they are looked at."""
@@ -228,6 +257,12 @@ def _opened(file: Path) -> safe_open:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
         raise damaged(file, error) from error
+
+
+def _quantised_by(config: Any) -> str:
+    """The kind of quantisation that a configuration names, and where."""
+    values = config if isinstance(config, dict) else config.to_dict()
+    return f"quantization_config in config.json: {values.get('quant_method', 'of an unknown kind')}"
 
 
 def _aliases(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:

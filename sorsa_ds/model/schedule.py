@@ -18,13 +18,13 @@ class Item:
     @classmethod
     def of(cls, target: Target) -> "Item":
         """The item that stands for a target linear."""
-        return cls(target.name, torch.Size((target.out_features, target.in_features)), target)
+        return cls(target.name, target.shaped(target.out_features, target.in_features), target)
 
     @property
     def cost(self) -> float:
         """Relative work: m n min(m, n) for a decomposition, the count of numbers for a copy."""
         numel = float(self.shape.numel())
-        return numel * min(self.shape) if self.target else numel
+        return numel * min(self.shape[-2:]) if self.target else numel
 
 
 def schedule(items: list[Item], world_size: int) -> list[list[Item | None]]:

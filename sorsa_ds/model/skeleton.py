@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from sorsa_ds.config.schema import LoadingConfig
 from sorsa_ds.model.architectures import register_architecture
+from sorsa_ds.model.language_part import bare_model
 
 _KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 FLASH = "flash_attention_2"
@@ -28,14 +29,25 @@ def read_config(folder: Path | str, loading: LoadingConfig) -> PreTrainedConfig:
         values, _ = PreTrainedConfig.get_config_dict(folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=loading.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        hint = " (here: loading.trust_remote_code=true or --trust_remote_code)" if "auto_map" in values else ""
-        raise ValueError(f"model: {folder} has no configuration that can be read: {error}{hint}") from error
+        if "auto_map" in values and not loading.trust_remote_code:
+            raise ValueError(_needs_code(folder, values)) from error
+        raise ValueError(f"model: {folder} has no configuration that can be read: {error}") from error
     if kernel := next(_hub_kernels(values), None):
         raise ValueError(
             f"model: {folder}/config.json asks for the kernel {kernel!r} of the hub, which is code from the network; "
             f"remove that field, and choose by loading.attn_implementation"
         )
     return config
+
+
+def _needs_code(folder: Path | str, values: dict[str, Any]) -> str:
+    named = values["auto_map"].values() if isinstance(values["auto_map"], dict) else ()
+    files = sorted({f"{str(name).rpartition('--')[2].partition('.')[0]}.py" for name in named})
+    return (
+        f"model: {folder} is of the architecture {values.get('model_type')!r}, which transformers does not have; it "
+        f"brings Python code of its own ({', '.join(files)}), which is not run unless you allow it: read it, then set "
+        f"loading.trust_remote_code=true (training, preview, plan) or give --trust_remote_code (evaluation, export)"
+    )
 
 
 def attention_of(loading: LoadingConfig) -> str | None:
@@ -73,11 +85,10 @@ def skeleton(folder: Path | str, loading: LoadingConfig, dtype: torch.dtype = to
         if getattr(config, "is_decoder", True) is False and not config.model_type.startswith("gpt_neox"):
             raise ValueError(f'{config.model_type} sees the tokens that it is to predict, without "is_decoder": true')
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=attention, trust_remote_code=loading.trust_remote_code
-            )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"model: {folder} cannot be built as a causal language model: {error}") from error
+            model = bare_model(config, loading.trust_remote_code, dtype=dtype, attn_implementation=attention)
+    except Exception as error:  # what a model's class makes of a configuration that is not for it has no one type
+        told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"model: {folder} cannot be built as a causal language model: {told}") from error
     model.tie_weights()
     return model
 

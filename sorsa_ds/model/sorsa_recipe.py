@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import SorsaConfig
@@ -14,13 +14,14 @@ from sorsa_ds.model.init_report import LayerReport, QuantisationLoss
 from sorsa_ds.model.pretrained import REOPEN_BYTES
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import TensorSpec
-from sorsa_ds.model.targets import Selection, Target, choose, insert_sorsa_layers
+from sorsa_ds.model.targets import Selection, Target, choose, factor_shapes, insert_sorsa_layers
 from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import truncated_svd
-from sorsa_ds.sorsa.decompose import Decomposition, residual
+from sorsa_ds.sorsa.decompose import Decomposition, Factors, residual
+from sorsa_ds.sorsa.expert_layer import SorsaExperts
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.residual_storage import Storage
 
@@ -32,15 +33,21 @@ def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: b
     outgoing and the incoming message while it is exchanged); what the decomposition itself takes
     (`truncated_svd.search_bytes`); and what was read or freed but not yet returned to the system. A quantised residual
     is made dense once more, to measure its error; with several rounds of quantisation (`refined`) the dense matrix is
-    decomposed while the weight is still held.
+    decomposed while the weight is still held. Of experts, the matrices are decomposed one after the other, beside the
+    weights, factors and stored residuals of all, twice: as they are made, and as they are sent.
     """
     m, n = target.out_features, target.in_features
     tall = max(m, n), min(m, n), target.rank, sorsa.svd_tolerance
     iterate = sorsa.svd == "randomized" and not truncated_svd.prefers_exact(*tall)
     more = 4 * m * n * (storage.quantised + refined)
+    all_held = 0
+    if target.experts:
+        kept = sum(shape.numel() * kind.itemsize for shape, kind in storage.tensors(torch.Size((m, n))).values())
+        all_held = target.experts * (4 * m * n + 2 * kept)
     return (
-        8 * (m * n + target.trainable) + more + truncated_svd.search_bytes(*tall, iterate) + TRIM_BYTES + REOPEN_BYTES
-    )
+        8 * (m * n + target.trainable) + more + all_held + truncated_svd.search_bytes(*tall, iterate)
+        + TRIM_BYTES + REOPEN_BYTES
+    )  # fmt: skip
 
 
 def adapt_to_sorsa(
@@ -63,7 +70,7 @@ def adapt_to_sorsa(
     Raises:
         ValueError: bad targets or ranks.
     """
-    selection = choose(model, sorsa)
+    selection = choose(model, sorsa, experts=True)
     insert_sorsa_layers(model, selection.targets, sorsa, precision, storage)
     return selection, SorsaRecipe(model, precision, storage, device, factor_source, trained)
 
@@ -91,11 +98,13 @@ class SorsaRecipe:
         target, dtype = item.target, self.precision.residual_dtype
         if target is None:
             return [TensorSpec(item.name, item.shape, dtype)]
-        m, n, r = target.out_features, target.in_features, target.rank
+        m, n = target.out_features, target.in_features
         kept = self.storage.tensors(torch.Size((m, n)))
-        specs = [TensorSpec(f"{target.name}.{leaf}", shape, kind) for leaf, (shape, kind) in kept.items()]
-        for leaf, shape in (("U", (m, r)), ("s", (r,)), ("V", (n, r))):
-            specs.append(TensorSpec(f"{target.name}.{leaf}", torch.Size(shape), torch.float32, trainable=True))
+        specs = [
+            TensorSpec(f"{target.name}.{leaf}", target.shaped(*shape), kind) for leaf, (shape, kind) in kept.items()
+        ]
+        for leaf, shape in factor_shapes(target).items():
+            specs.append(TensorSpec(f"{target.name}.{leaf}", shape, torch.float32, trainable=True))
         if target.bias:
             specs.append(TensorSpec(f"{target.name}.bias", torch.Size((m,)), dtype))
         return specs
@@ -109,23 +118,31 @@ class SorsaRecipe:
             return [check_finite(item.name, weight)], []
         with full_fp32_products():
             factors = self.factor_source(target, weight)
-            rest = residual(
-                weight,
+        given = not isinstance(factors, Decomposition)  # then there is nothing to report
+        parts, losses = [], []
+        for matrix, *own in zip(target.each(weight), *(target.each(x) for x in factors.tensors()), strict=True):
+            rest = self._residual(target, matrix, Factors(*own))
+            parts.append(self.storage.pack(rest))
+            if self.storage.quantised and not given:
+                losses.append(QuantisationLoss.of(self.storage, matrix, rest, parts[-1]))
+        now = factors if self.trained is None else self.trained(target, weight)
+        tensors = [*(target.joined(kept) for kept in zip(*parts, strict=True)), *now.tensors()]
+        if bias is not None:
+            tensors.append(bias.to(self.device))
+        if given:
+            return tensors, []
+        assert isinstance(factors, Decomposition)
+        loss = QuantisationLoss.mean(losses) if losses else None
+        seconds = time.perf_counter() - began
+        return tensors, [LayerReport.of(target, factors, collectives.rank(), seconds, tensors, loss)]
+
+    def _residual(self, target: Target, matrix: Tensor, factors: Factors) -> Tensor:
+        """W_r (M, N) in fp32 of one matrix, against the factors as they are used."""
+        with full_fp32_products():
+            return residual(
+                matrix,
                 factors,
                 used_dtype=self.precision.compute_dtype,
                 scale_dtype=self.precision.factor_dtype,
-                scale=cast(SorsaLinear, self.model.get_submodule(target.name)).scale,
+                scale=cast(SorsaLinear | SorsaExperts, self.model.get_submodule(target.name)).scale,
             )
-        now = factors if self.trained is None else self.trained(target, weight)
-        packed = self.storage.pack(rest)
-        tensors = [*packed, now.U, now.s, now.V]
-        if bias is not None:
-            tensors.append(bias.to(self.device))
-        if not isinstance(factors, Decomposition):
-            return tensors, []  # the factors were given, so there is no decomposition to report
-        loss = None
-        if self.storage.quantised:
-            loss = QuantisationLoss.of(self.storage, weight, rest, packed)
-        return tensors, [
-            LayerReport.of(target, factors, collectives.rank(), time.perf_counter() - began, tensors, loss)
-        ]

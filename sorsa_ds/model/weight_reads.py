@@ -7,8 +7,6 @@ gets an error from the layer itself (`sorsa.layer.SorsaLinear.weight`).
 """
 
 import ast
-import inspect
-import tokenize
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,14 +14,13 @@ from typing import cast
 
 from torch import nn
 
+from sorsa_ds.model.source_code import is_library, names_of, source_of
+
 FACTS = ("dtype", "device", "shape", "ndim", "requires_grad")
 """What may be asked of a weight without reading its numbers."""
 
 _MAKING = ("__init__", "_init", "init_", "reset_parameters", "tie_weights", "extra_repr")
 """How the names of methods begin that make or describe a module. They run before a linear is replaced, or print."""
-
-_LIBRARIES = ("torch.", "transformers.modeling_", "transformers.generation.", "transformers.integrations.")
-"""Where classes are defined that know no linear of a model by its name."""
 
 _PLAIN = (ast.Expression, ast.Attribute, ast.Name, ast.Constant, ast.Compare, ast.BoolOp, ast.UnaryOp, ast.Load,
           ast.cmpop, ast.boolop, ast.unaryop)  # fmt: skip
@@ -74,34 +71,12 @@ def _reads_of(kind: Hashable) -> tuple[_Read, ...]:
     reads: list[_Read] = []
     assert isinstance(kind, type)
     for base in kind.__mro__:
-        if base is object or f"{base.__module__}.".startswith(_LIBRARIES):
+        if is_library(base):
             continue
-        for method in ast.walk(_source_of(base)):
+        for method in ast.walk(source_of(base)):
             if isinstance(method, ast.FunctionDef) and not method.name.startswith(_MAKING):
                 reads += _reads_in(method.body, f"{base.__name__}.{method.name}", ())
     return tuple(reads)
-
-
-def _source_of(kind: type) -> ast.AST:
-    """The source of a class; nothing where there is none to read, as of a class made at run time."""
-    try:
-        classes = _classes_in(inspect.getsourcefile(kind) or "")
-    except (OSError, TypeError, SyntaxError):
-        classes = {}
-    return classes.get(kind.__name__, ast.Module([], []))
-
-
-@cache
-def _classes_in(file: str) -> dict[str, ast.ClassDef]:
-    """The classes that a file defines on its outermost level, by name.
-
-    Raises:
-        OSError: the file cannot be read.
-        SyntaxError: it is no Python.
-    """
-    with tokenize.open(file) as opened:
-        tree = ast.parse(opened.read())
-    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _reads_in(nodes: Sequence[ast.AST], place: str, conditions: tuple[tuple[ast.expr, bool], ...]) -> Iterator[_Read]:
@@ -116,7 +91,7 @@ def _reads_in(nodes: Sequence[ast.AST], place: str, conditions: tuple[tuple[ast.
         elif isinstance(node, ast.Attribute) and node.attr in FACTS and _is_weight(node.value):
             continue
         elif isinstance(node, ast.Attribute) and _is_weight(node):
-            names = _names(node.value)
+            names = names_of(node.value)
             if len(names) > 1:
                 yield _Read(tuple(names[1:]), names[0] == "self", place, conditions)
         else:
@@ -125,19 +100,6 @@ def _reads_in(nodes: Sequence[ast.AST], place: str, conditions: tuple[tuple[ast.
 
 def _is_weight(node: ast.AST) -> bool:
     return isinstance(node, ast.Attribute) and node.attr == "weight" and isinstance(node.ctx, ast.Load)
-
-
-def _names(node: ast.AST) -> list[str]:
-    """The names along `self.mlp.gate` or `self.x_proj[2]`; empty where it is another kind of expression."""
-    if isinstance(node, ast.Name):
-        return [node.id]
-    if isinstance(node, ast.Attribute):
-        before, name = _names(node.value), node.attr
-    elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-        before, name = _names(node.value), str(node.slice.value)
-    else:
-        return []
-    return [*before, name] if before else []
 
 
 def _may_be(test: ast.expr, wanted: bool, module: nn.Module) -> bool:

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sorsa_ds.model.experts import matrices_of
 from sorsa_ds.model.pretrained import PretrainedWeights
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.targets import Target
+from sorsa_ds.model.weight_conversion import Origin
 from sorsa_ds.runtime import collectives, digest
 
 
@@ -20,22 +22,26 @@ class WeightSource(Protocol):
         """Bring this rank what it needs of the other ranks for `items` (by owner). A collective call."""
 
     def read(self, item: Item) -> tuple[Tensor, Tensor | None]:
-        """(weight (M, N) of a target, its bias or None), or (the parameter, None). Only the owner calls it."""
+        """(weight of a target, its bias or None), or (the parameter, None). Only the owner calls it.
+
+        The weight is (M, N), or (E, M, N) where the target is one of experts.
+        """
 
 
 class DiskWeightSource:
     """The owner reads its tensors straight from the disk; nothing crosses the wire.
 
     Args:
-        stored: parameter name -> name in the files.
+        origins: parameter name -> what it is made of in the files.
         expected: digests that the parameters must have, where a run is continued; empty: any.
 
-    `digests` holds those of all parameters that this rank has read.
+    `digests` holds those of all parameters that this rank has read, as the model has them: experts that are stored one
+    by one are digested as the one parameter that they make.
     """
 
-    def __init__(self, pretrained: PretrainedWeights, stored: dict[str, str], expected: dict[str, str]):
+    def __init__(self, pretrained: PretrainedWeights, origins: dict[str, Origin], expected: dict[str, str]):
         self.pretrained = pretrained
-        self.stored = stored
+        self.origins = origins
         self.digests: dict[str, str] = {}
         self._expected = expected
 
@@ -47,7 +53,7 @@ class DiskWeightSource:
             ValueError: the files cannot be read, or are not those of this model.
         """
         pretrained = PretrainedWeights(folder)
-        return cls(pretrained, pretrained.parameter_names(model), expected)
+        return cls(pretrained, pretrained.origins(model), expected)
 
     def exchange(self, items: list[Item | None]) -> None:
         """Do nothing: what is on the disk needs no exchange."""
@@ -59,21 +65,20 @@ class DiskWeightSource:
         return self.weight(target), self.parameter(f"{target.name}.bias") if target.bias else None
 
     def weight(self, target: Target) -> Tensor:
-        """The target's pre-trained weight (M, N) in its dtype on disk, on the CPU.
+        """The target's pre-trained weight (M, N) in its dtype on disk, on the CPU; (E, M, N) where it is of experts.
 
         Raises:
             ValueError: the tensor cannot be read, or its digest is not the expected one.
         """
-        weight = self.parameter(f"{target.name}.weight")
-        return weight.t() if target.transposed else weight
+        return _as_matrices(self.parameter(target.weight), target)
 
     def parameter(self, name: str) -> Tensor:
-        """A pre-trained parameter in its shape and dtype on disk, on the CPU.
+        """A pre-trained parameter in the model's shape and its dtype on disk, on the CPU.
 
         Raises:
             ValueError: the tensor cannot be read, or its digest is not the expected one.
         """
-        tensor = self.pretrained.read(self.stored[name])
+        tensor = self.pretrained.parameter(self.origins[name])
         if name not in self.digests:
             self.digests[name] = digest.of_tensor(tensor)
             if self._expected.get(name, self.digests[name]) != self.digests[name]:
@@ -88,17 +93,17 @@ class ShardedWeightSource:
     """The weights lie in memory, cut into ZeRO-3 blocks: one all-to-all per round gathers each owner's weight whole.
 
     Args:
-        linears: target name -> the original module, whose block is freed as soon as it has been sent.
+        weights: target name -> the original parameter, whose block is freed as soon as it has been sent.
         device: where the collectives run.
     """
 
-    def __init__(self, linears: dict[str, nn.Module], device: torch.device):
-        self._linears = linears
+    def __init__(self, weights: dict[str, nn.Parameter], device: torch.device):
+        self._weights = weights
         self._device = device
         self._mine: Tensor | None = None
 
     def exchange(self, items: list[Item | None]) -> None:
-        weights: list[Any] = [None if item is None else self._linears.pop(item.name).weight for item in items]
+        weights: list[Any] = [None if item is None else self._weights.pop(item.name) for item in items]
         blocks = [torch.empty(0) if weight is None else _block(weight) for weight in weights]
         send = torch.cat([block.to(self._device).view(torch.uint8) for block in blocks])
         own = weights[collectives.rank()]
@@ -111,7 +116,14 @@ class ShardedWeightSource:
     def read(self, item: Item) -> tuple[Tensor, Tensor | None]:
         assert item.target is not None
         assert self._mine is not None
-        return self._mine.t() if item.target.transposed else self._mine, None
+        return _as_matrices(self._mine, item.target), None
+
+
+def _as_matrices(weight: Tensor, target: Target) -> Tensor:
+    """A target's parameter as (M, N), or as (E, M, N) where it is of experts."""
+    if target.experts:
+        return matrices_of(weight, target.experts, target.transposed)
+    return weight.t() if target.transposed else weight
 
 
 def _block(parameter: Any) -> Tensor:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from sorsa_ds.model.experts import Stack
 from sorsa_ds.sorsa.layer import SorsaLinear
 
 
@@ -27,6 +28,7 @@ class Kept:
     blocks: what each block keeps.
     inputs: what is left of that for each block where blocks are recomputed, which is the block's input.
     rest: what is kept outside of the blocks, without the logits.
+    routed: rows that each token has among the experts of a block: how many of them compute it.
     guessed: why the model cannot run without memory; the inputs and outputs of its linears stand in for what they keep
         then. None where everything was counted.
     """
@@ -34,6 +36,7 @@ class Kept:
     blocks: list[int]
     inputs: int
     rest: int
+    routed: int = 1
     guessed: str | None = None
 
     @property
@@ -53,6 +56,23 @@ class _FusedAttention(torch.autograd.Function):
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32), q.new_empty(mask.shape))
         return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise AssertionError("a plan runs no backward")
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """Keeps what PyTorch's product of rows with the matrices of their experts keeps, whatever the dtype.
+
+    PyTorch's own has no form for the meta device but in bf16.
+    """
+
+    @staticmethod
+    def forward(ctx, rows, weights):
+        saved = (rows if ctx.needs_input_grad[1] else None, weights if ctx.needs_input_grad[0] else None)
+        ctx.save_for_backward(*saved)
+        return rows.new_empty(len(rows), weights.shape[-1])
 
     @staticmethod
     def backward(ctx, grad):
@@ -89,13 +109,19 @@ class _Autocast(TorchFunctionMode):
 
 
 def kept_for_backward(
-    model: PreTrainedModel, batch: int, length: int, dtype: torch.dtype, autocast: torch.dtype | None = None
+    model: PreTrainedModel,
+    batch: int,
+    length: int,
+    dtype: torch.dtype,
+    autocast: torch.dtype | None = None,
+    stacks: Sequence[Stack] = (),
 ) -> Kept:
     """Run an adapted model, all of it on the meta device, on `batch` sequences of `length` tokens.
 
     Args:
         dtype: the dtype of the hidden states.
         autocast: the dtype of products under torch.autocast; None where that is off.
+        stacks: the experts that the model holds as one parameter, adapted or not.
     """
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     # Every parameter's own storage is no activation; what autograd saves may be a view of another tensor's storage.
@@ -112,6 +138,7 @@ def kept_for_backward(
     for i, block in enumerate(blocks):
         hooks.append(block.register_forward_pre_hook(lambda *_, i=i: inside.__setitem__(0, i)))
         hooks.append(block.register_forward_hook(lambda *_: inside.__setitem__(0, None)))
+    routed = _Routed(model, stacks, batch * length)
     ids = torch.zeros(batch, length, dtype=torch.int64, device="meta")
     mask = torch.ones(batch, 1, length, length, dtype=torch.bool, device="meta")  # 4-D: taken as it is, not looked into
     inputs = batch * length * model.config.get_text_config().hidden_size * dtype.itemsize
@@ -119,13 +146,14 @@ def kept_for_backward(
     try:
         casting = None if autocast is None else _Autocast(autocast)
         hooked = torch.autograd.graph.saved_tensors_hooks(save, lambda one: one.tensor)
-        with _fused_attention(None if casting is None else casting.cast), casting or nullcontext(), hooked:
+        with _kernels(None if casting is None else casting.cast), casting or nullcontext(), hooked:
             output = model.train()(input_ids=ids, attention_mask=mask, use_cache=False)
     except (RuntimeError, ValueError) as error:  # of kernels that only run on a GPU, or code that looks at numbers
-        return Kept(_by_linears(model, blocks, batch * length, dtype), inputs, 0, str(error).partition("\n")[0])
+        guess = _by_linears(model, blocks, batch * length, dtype, stacks, routed.rows)
+        return Kept(guess, inputs, 0, routed.rows, str(error).partition("\n")[0])
     finally:
         model.train(training)
-        for hook in hooks:
+        for hook in (*hooks, *routed.hooks):
             hook.remove()
     kept: dict[int | None, int] = defaultdict(int)
     for one in (live for reference in saved if (live := reference()) is not None):
@@ -133,27 +161,61 @@ def kept_for_backward(
             seen.add(place)
             kept[one.block] += one.tensor.untyped_storage().nbytes()
     del output  # it has kept the graph until here
-    return Kept([kept[i] for i in range(len(blocks))], inputs, kept[None])
+    return Kept([kept[i] for i in range(len(blocks))], inputs, kept[None], routed.rows)
 
 
-def _by_linears(model: nn.Module, blocks: Sequence[nn.Module], tokens: int, dtype: torch.dtype) -> list[int]:
+class _Routed:
+    """Notes how many rows each token has among the experts of a block, when a forward pass calls them.
+
+    rows: the most that were seen; before, what the configuration says of it.
+    hooks: to be removed after the pass.
+    """
+
+    def __init__(self, model: PreTrainedModel, stacks: Sequence[Stack], tokens: int):
+        self.rows = getattr(model.config.get_text_config(), "num_experts_per_tok", None) or 1
+        self._tokens = tokens
+        modules = dict.fromkeys(stack.module for stack in stacks)
+        self.hooks = [
+            model.get_submodule(name).register_forward_pre_hook(self._note, with_kwargs=True) for name in modules
+        ]
+
+    def _note(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Read it off the indices of the chosen experts; experts that are called without any get rows of their own."""
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        chosen = next((value.numel() for value in given if not value.is_floating_point()), None)
+        rows = given[0].numel() // given[0].shape[-1] if chosen is None else chosen
+        self.rows = max(self.rows, rows // self._tokens)
+
+
+def _by_linears(
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    tokens: int,
+    dtype: torch.dtype,
+    stacks: Sequence[Stack],
+    routed: int,
+) -> list[int]:
     """Bytes of the input and output of every linear, per block; twice, for the linear and for its surroundings."""
-    return [
-        sum(
-            2 * tokens * dtype.itemsize * sum(layer.weight.shape if isinstance(layer, nn.Linear | Conv1D) else
-                                              (layer.out_features, layer.in_features))
-            for layer in block.modules() if isinstance(layer, nn.Linear | Conv1D | SorsaLinear)
-        )
-        for block in blocks or [model]
-    ]  # fmt: skip
+    experts: dict[nn.Module, int] = defaultdict(int)
+    for stack in stacks:
+        experts[model.get_submodule(stack.module)] += routed * (stack.out_features + stack.in_features)
+
+    def sides(layer: nn.Module) -> int:
+        if isinstance(layer, nn.Linear | Conv1D):
+            return sum(layer.weight.shape)
+        return layer.out_features + layer.in_features if isinstance(layer, SorsaLinear) else experts.get(layer, 0)
+
+    return [2 * tokens * dtype.itemsize * sum(map(sides, block.modules())) for block in blocks or [model]]
 
 
 @contextmanager
-def _fused_attention(cast: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+def _kernels(cast: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
     """Context in which PyTorch's attention keeps what its fused kernels keep; on the meta device it would use none.
 
+    Products of rows with the matrices of their experts keep what PyTorch's kernel keeps.
+
     Args:
-        cast: what autocast does to the inputs.
+        cast: what autocast does to the inputs of attention.
     """
 
     def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, **_) -> Tensor:
@@ -161,12 +223,16 @@ def _fused_attention(cast: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
             q, k, v = cast(q), cast(k), cast(v)
         return _FusedAttention.apply(q, k, v, attn_mask)
 
-    original = nn.functional.scaled_dot_product_attention
+    def grouped(rows: Tensor, weights: Tensor, *, offs: Tensor) -> Tensor:
+        return _GroupedProduct.apply(rows, weights)
+
+    originals = nn.functional.scaled_dot_product_attention, nn.functional.grouped_mm
     nn.functional.scaled_dot_product_attention = attend  # type: ignore[assignment]  # the rest is in **_
+    nn.functional.grouped_mm = grouped  # type: ignore[assignment]  # it is called in this way only
     try:
         yield
     finally:
-        nn.functional.scaled_dot_product_attention = original
+        nn.functional.scaled_dot_product_attention, nn.functional.grouped_mm = originals
 
 
 def _storage(tensor: Tensor) -> int:

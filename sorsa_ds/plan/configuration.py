@@ -10,7 +10,7 @@ from huggingface_hub import hf_hub_download
 
 from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig
 from sorsa_ds.model.embedded import ensure_embedded_model
-from sorsa_ds.model.model_files import CONFIG, check_model_name
+from sorsa_ds.model.model_files import CONFIG, check_model_name, check_no_adapter
 from sorsa_ds.plan.shapes import shipped
 from sorsa_ds.runtime import hub
 from sorsa_ds.runtime.console import note
@@ -25,6 +25,7 @@ def configuration_of(model: str, loading: LoadingConfig) -> Path:
     check_model_name(model)
     folder = Path(model).expanduser()
     if folder.is_dir():
+        check_no_adapter(folder)
         return folder
     if model == EMBEDDED_MODEL:
         return ensure_embedded_model(note)

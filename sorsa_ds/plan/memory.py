@@ -8,13 +8,17 @@ Letters: T trained numbers, N ranks, f bytes of a trained number as the model ho
 
 from dataclasses import dataclass
 
+import torch
+
 from sorsa_ds.methods.method import reading_bytes
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import fill, pretrained
+from sorsa_ds.model.targets import Target
 from sorsa_ds.plan import beside_tensors
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.model_facts import Facts, Held
 from sorsa_ds.plan.offloading import offloaded_gradients, offloaded_parameters, taken
+from sorsa_ds.sorsa.expert_layer import dense_together
 
 _MOMENTS, _MASTER = 8, 4
 _ALL_REDUCED = 5 * 10**8
@@ -76,7 +80,7 @@ def memory(job: Job, facts: Facts) -> Memory:
     on_gpu = job.hardware.device == "cuda"
     gpu["context"] = beside_tensors.CONTEXT if on_gpu else 0
     gpu["communicators"] = beside_tensors.nccl(job) if on_gpu else 0
-    largest = max(p.numel for p in facts.parameters)
+    largest = facts.largest
     peak = method_of(job.config).working_set(job.config, facts.targets, largest, job.storage)
     peak = max(peak, reading_bytes(facts.largest_whole) if facts.whole else 0)
     shards = 0 if job.offloaded("param") else sum(gpu[name] for name in ("residual", "frozen", "trained"))
@@ -180,17 +184,34 @@ def _secondary(job: Job, facts: Facts) -> int:
 
 
 def _largest_dense(job: Job, facts: Facts) -> int:
-    """Bytes of the matrices that are made for one product: by the method's layer, or from a packed residual."""
+    """Bytes of the matrices that are made for one product: by the method's layer, or from a residual.
+
+    A packed residual is made dense, of experts a few at a time; a residual in another dtype than that of the product
+    is cast, of experts all at a time.
+    """
     made = method_of(job.config).layer_scratch_bytes(facts.targets)
-    if not job.storage.quantised:
+    if not any(p.kind == "residual" for p in facts.parameters):
         return made
-    dense = max(t.out_features * t.in_features for t in facts.targets) * job.precision.compute_dtype.itemsize
-    return max(made, dense)
+    return max(made, *(_dense(job, target) for target in facts.targets))
+
+
+def _dense(job: Job, target: Target) -> int:
+    """Bytes that are made of a target's residual for one product."""
+    compute, storage = job.precision.compute_dtype, job.storage
+    shape = torch.Size((target.out_features, target.in_features))
+    if not storage.quantised:
+        kept = {kind for _, kind in storage.tensors(shape).values()}
+        return 0 if kept == {compute} else target.numel * compute.itemsize
+    matrix = shape.numel() * compute.itemsize
+    if not target.experts:
+        return matrix
+    together = dense_together(target.experts, matrix)
+    return (together if storage.joins(shape.numel()) else together + 1) * matrix  # else each is made apart, and copied
 
 
 def _regulariser(job: Job, facts: Facts) -> int:
     """Bytes that the method's own terms take in an optimizer step, such as Gram matrices."""
-    ranks = [linear.rank for linear in facts.linears]
+    ranks = [linear.rank for linear in facts.linears for _ in range(linear.matrices)]
     return method_of(job.config).step_scratch_bytes(job.config, ranks, facts.trainable)
 
 
@@ -199,8 +220,12 @@ def _cast(job: Job, facts: Facts) -> int:
     recomputed. The adapters of a method whose layers cast their own weights, one at a time, are not among them."""
     if job.precision.name != "mixed":
         return 0
-    ours = method_of(job.config).layers_cast_weights
-    numbers = sum(x.m * x.n if x.trained else 0 if ours else x.rank * (x.m + x.n) for x in facts.linears)
+    ours, numbers = method_of(job.config).layers_cast_weights, 0
+    for linear in facts.linears:
+        if linear.trained:  # products with the matrices of experts are no part of autocast
+            numbers += 0 if linear.experts else linear.m * linear.n
+        elif not ours:
+            numbers += linear.matrices * linear.rank * (linear.m + linear.n)
     return numbers * job.precision.compute_dtype.itemsize
 
 

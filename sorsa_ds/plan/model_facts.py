@@ -1,6 +1,6 @@
 """The model that a job would train, from its configuration alone: every parameter, and what a forward pass keeps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -11,10 +11,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.methods.registry import method_of
+from sorsa_ds.model.experts import Stack, find_stacks
 from sorsa_ds.model.new_tokens import grow_tables, new_token_ids, rows_for, table_rows
 from sorsa_ds.model.packed_attention import check_packing
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import Target
+from sorsa_ds.model.targets import Selection, Target
 from sorsa_ds.model.tokenizer import NoTokenizer
 from sorsa_ds.model.whole_modules import WholeParameter
 from sorsa_ds.plan.activations import Kept, kept_for_backward
@@ -43,11 +44,12 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A linear with a weight (m, n).
+    """A linear with a weight (m, n), or the linears of all experts of a layer that the model holds as one parameter.
 
     rank: the rank of the adapter beside it; 0 without one.
     trained: whether its whole weight is trained.
     head: whether it gives the logits.
+    experts: how many matrices (m, n) the parameter holds; 0: a linear.
     """
 
     m: int
@@ -55,6 +57,12 @@ class Linear:
     rank: int
     trained: bool
     head: bool
+    experts: int = 0
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices there are: one, or one of each expert."""
+        return max(1, self.experts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +70,29 @@ class Facts:
     """What a plan needs of the model.
 
     parameters: every parameter; tied ones stand there once.
-    targets: as `methods.method.Method.operation` gives them; none where everything is trained.
+    selection: what is adapted, as `methods.method.Method.operation` gives it; nothing where everything is trained.
     linears: every linear, adapted or not.
     kept: what a forward pass of one micro-batch keeps for backward.
-    whole: the parameters that are trained whole beside the adapters.
     attention: numbers in one token's queries, of all heads of a block together; 0 without attention.
     vocabulary: number of tokens.
     """
 
     parameters: list[Held]
-    targets: list[Target]
+    selection: Selection
     linears: list[Linear]
-    whole: list[WholeParameter]
     kept: Kept
     attention: int
     vocabulary: int
+
+    @property
+    def targets(self) -> list[Target]:
+        """The linears that are adapted."""
+        return self.selection.targets
+
+    @property
+    def whole(self) -> list[WholeParameter]:
+        """The parameters that are trained whole beside the adapters."""
+        return self.selection.whole
 
     @property
     def trainable(self) -> int:
@@ -88,7 +104,12 @@ class Facts:
         """Number of pre-trained weights that are not trained, however they are stored."""
         others = sum(p.numel for p in self.parameters if p.kind == "frozen")
         packed = any(p.kind == "residual" for p in self.parameters)
-        return others + (sum(t.out_features * t.in_features for t in self.targets) if packed else 0)
+        return others + (sum(target.numel for target in self.targets) if packed else 0)
+
+    @property
+    def largest(self) -> int:
+        """Numbers of the largest pre-trained parameter, however it is stored."""
+        return max(*(p.numel for p in self.parameters), *(target.numel for target in self.targets), 0)
 
     @property
     def largest_whole(self) -> int:
@@ -97,27 +118,34 @@ class Facts:
 
     @property
     def widest(self) -> int:
-        """The longest side of a linear beside the head."""
-        return max(max(linear.m, linear.n) for linear in self.linears if not linear.head)
+        """The most numbers that a token has on one side of a linear beside the head, in all of its rows."""
+        return max(self.rows(linear) * max(linear.m, linear.n) for linear in self.linears if not linear.head)
+
+    def rows(self, linear: Linear) -> int:
+        """How many rows each token has in a linear: one, or one in each of its experts."""
+        return self.kept.routed if linear.experts else 1
 
 
 @dataclass(frozen=True, slots=True)
 class BareModel:
-    """The model that a job would train, without memory for its parameters. Its fields are those of `Facts`."""
+    """The model that a job would train, without memory for its parameters. Its fields are those of `Facts`.
+
+    stacks: the experts that it holds as one parameter, adapted or not.
+    """
 
     model: PreTrainedModel
     parameters: list[Held]
-    targets: list[Target]
+    selection: Selection
     linears: list[Linear]
-    whole: list[WholeParameter]
+    stacks: list[Stack]
 
     def facts(self, job: Job) -> Facts:
         """What a plan needs of it, for the micro-batch of the job. The job's other settings are those of the model."""
         text = self.model.config.get_text_config()
         autocast = torch.bfloat16 if job.precision.name == "mixed" else None
         micro, length = job.resolved.micro_batch_size, job.config.data.max_length
-        kept = kept_for_backward(self.model, micro, length, _dtype(self.model), autocast)
-        return Facts(self.parameters, self.targets, self.linears, self.whole, kept, _attention(text), text.vocab_size)
+        kept = kept_for_backward(self.model, micro, length, _dtype(self.model), autocast, self.stacks)
+        return Facts(self.parameters, self.selection, self.linears, kept, _attention(text), text.vocab_size)
 
 
 def bare_model(folder: Path, job: Job, check: Callable[[PreTrainedModel], object] | None = None) -> BareModel:
@@ -139,6 +167,7 @@ def bare_model(folder: Path, job: Job, check: Callable[[PreTrainedModel], object
     grow_tables(model, _rows(folder, job, model))
     cast(nn.Module, model).to("meta")  # the decorator of transformers' own `to` hides its arguments' types
     head = model.get_output_embeddings()
+    stacks, _ = find_stacks(model)
     method = method_of(job.config)
     selection, _ = method.operation(job.config, job.precision, job.storage, torch.device("meta"))(model)
     targets = selection.targets
@@ -151,7 +180,8 @@ def bare_model(folder: Path, job: Job, check: Callable[[PreTrainedModel], object
         for name, p in model.named_parameters()
     ]
     ranks = {t.name: (t, method.rank(t, job.config.baseline)) for t in targets}
-    return BareModel(model, parameters, targets, _linears(model, ranks, head), selection.whole)
+    linears = [*_linears(model, ranks, head), *_experts(model, ranks, stacks)]
+    return BareModel(model, parameters, selection, linears, stacks)
 
 
 def _rows(folder: Path, job: Job, model: PreTrainedModel) -> int:
@@ -177,7 +207,7 @@ def facts(folder: Path, job: Job) -> Facts:
 
 
 def _linears(model: nn.Module, targets: dict[str, tuple[Target, int]], head: nn.Module | None) -> list[Linear]:
-    """Every linear of an operated model; a linear and its adapter are counted as one.
+    """Every linear of an operated model without its stacked experts; a linear and its adapter are counted as one.
 
     Args:
         targets: name -> (target, rank of its adapter).
@@ -190,11 +220,24 @@ def _linears(model: nn.Module, targets: dict[str, tuple[Target, int]], head: nn.
         if isinstance(module, nn.Linear | Conv1D):
             m, n = module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape
             found.append(Linear(m, n, 0, module.weight.requires_grad, module is head))
-        elif name in targets:
+        elif name in targets and not targets[name][0].experts:
             target, rank = targets[name]
             found.append(Linear(target.out_features, target.in_features, rank, False, module is head))
             adapters = (f"{name}.",)  # its parts follow
     return found
+
+
+def _experts(model: nn.Module, targets: dict[str, tuple[Target, int]], stacks: list[Stack]) -> Iterator[Linear]:
+    """The stacked experts of an operated model.
+
+    Args:
+        targets: name -> (target, rank of its adapter).
+        stacks: as they were before the operation.
+    """
+    for stack in stacks:
+        _, rank = targets.get(stack.name, (None, 0))
+        trained = rank == 0 and model.get_parameter(stack.name).requires_grad
+        yield Linear(stack.out_features, stack.in_features, rank, trained, False, stack.experts)
 
 
 def _attention(config: PreTrainedConfig) -> int:

@@ -44,12 +44,14 @@ def flops(job: Job, facts: Facts) -> float:
 
     A frozen linear has a forward and an input gradient, but no weight gradient; a trained one, and the two of an
     adapter, have all three. Attention is causal: half of the square. Checkpointing makes the blocks' forward once more.
-    What does not grow with the tokens, as the norms of DoRA's weights, is left out.
+    Of experts, only those count to which a token is sent. What does not grow with the tokens, as the norms of DoRA's
+    weights, is left out, and so is the product of a router whose class is no linear.
     """
     attention = 2 * job.config.data.max_length * facts.attention * len(facts.kept.blocks)
     both, again = 3 * attention, attention
     for linear in facts.linears:
-        product, adapter = 2 * linear.m * linear.n, 2 * linear.rank * (linear.m + linear.n)
+        rows = facts.rows(linear)
+        product, adapter = 2 * rows * linear.m * linear.n, 2 * rows * linear.rank * (linear.m + linear.n)
         both += (3 if linear.trained else 2) * product + 3 * adapter
         again += 0 if linear.head else product + adapter
     each = both + (again if job.config.train.gradient_checkpointing else 0)
@@ -64,7 +66,7 @@ def densified(job: Job, facts: Facts) -> float:
     if not job.storage.quantised:
         return 0.0
     packed = sum(p.nbytes for p in facts.parameters if p.kind == "residual")
-    matrices = sum(t.out_features * t.in_features for t in facts.targets) * job.precision.compute_dtype.itemsize
+    matrices = sum(target.numel for target in facts.targets) * job.precision.compute_dtype.itemsize
     return float(job.uses * (packed + matrices))
 
 

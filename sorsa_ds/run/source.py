@@ -154,7 +154,7 @@ def check_source(source: Source, progress: TensorProgress) -> None:
                 f"{source.adapter / adapter_file.CONFIG} has no digest of {name}: it is not this base model's adapter"
             )
     for name in progress(list(digests)):
-        if name not in weights.stored:
+        if name not in weights.origins:
             raise ValueError(f"{source.base} has no {name}: it is not the base model that was trained on")
         weights.parameter(name)
         if (target := changed.get(name)) is not None:
@@ -169,7 +169,7 @@ def _check_layers(base: Path, targets: list[Target], described: Description) -> 
     Raises:
         ValueError: naming the first linear that differs.
     """
-    found = {t.name: {"out": t.out_features, "in": t.in_features, "rank": t.rank} for t in targets}
+    found = {target.name: target.layout for target in targets}
     for name in [*described.layers, *found]:
         has, wants = found.get(name, "absent"), described.layers.get(name, "absent")
         if has != wants:

@@ -3,7 +3,8 @@
 Shapes: W (M, N), U (M, R), s (R,), V (N, R), residual (M, N).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -19,11 +20,18 @@ SAFE_SCALE = 1e6
 
 @dataclass(slots=True)
 class Factors:
-    """Leading singular triplets of a matrix: contiguous, s descending, in float32, or in float64 if the matrix is."""
+    """Leading singular triplets of a matrix: contiguous, s descending, in float32, or in float64 if the matrix is.
+
+    Those of several matrices of one shape have the number E of matrices before their shapes.
+    """
 
     U: Tensor
     s: Tensor
     V: Tensor
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """U, s and V."""
+        return self.U, self.s, self.V
 
 
 @dataclass(slots=True)
@@ -107,6 +115,18 @@ def decompose(
     else:
         accuracy = Accuracy("krylov", captured, found.excess, found.iterations, capped=not found.met)
     return Decomposition((U * signs).contiguous(), s * scale, (V * signs).contiguous(), accuracy)
+
+
+def stacked(found: Sequence[Decomposition]) -> Decomposition:
+    """The decompositions of several matrices of one shape as one: U (E, M, R), s (E, R), V (E, N, R).
+
+    Of their accuracies the worst stands for all, and the mean of the captured shares.
+    """
+    accuracies = [one.accuracy for one in found]
+    worst = max(accuracies, key=lambda accuracy: (accuracy.capped, accuracy.excess, accuracy.iterations))
+    captured = sum(accuracy.captured for accuracy in accuracies) / len(accuracies)
+    U, s, V = (torch.stack([getattr(one, name) for one in found]) for name in ("U", "s", "V"))
+    return Decomposition(U, s, V, replace(worst, captured=captured))
 
 
 def _rescaled(weight: Tensor, name: str) -> tuple[Tensor, float]:

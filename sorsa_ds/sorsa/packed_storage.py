@@ -46,6 +46,10 @@ class _Packed(ABC):
         matrix_MN = self.dense(tensors, (out_features, x_TN.shape[-1]), x_TN.dtype)
         return torch.nn.functional.linear(x_TN, matrix_MN, bias_M)
 
+    def joins(self, numel: int) -> bool:
+        """Whether tensors of matrices of `numel` numbers, one after the other, are those of the joined matrix."""
+        return numel % self.block_size == 0
+
 
 @dataclass(frozen=True, slots=True)
 class Int8(_Packed):
@@ -159,6 +163,9 @@ class Nf4Double(_FourBit):
         blocks = _blocks(shape, self.block_size)
         codes = _bytes(blocks * self.block_size // 2)
         return {CODES: codes, SCALES: _bytes(blocks), RANGE: _bytes(4 * (1 - -blocks // _SCALES_BLOCK))}
+
+    def joins(self, numel: int) -> bool:
+        return False  # each matrix has a mean and a range of its own
 
     def pack(self, matrix: Tensor) -> list[Tensor]:
         codes, scales = _to_nf4(matrix, self.block_size)

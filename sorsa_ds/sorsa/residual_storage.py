@@ -38,6 +38,9 @@ class Storage(Protocol):
     def linear(self, tensors: Sequence[Tensor], x_TN: Tensor, out_features: int, bias_M: Tensor | None) -> Tensor:
         """x W_r^T + bias, (T, M) in the dtype of x, without a gradient."""
 
+    def joins(self, numel: int) -> bool:
+        """Whether tensors of matrices of `numel` numbers, one after the other, are those of the joined matrix."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dense:
@@ -58,6 +61,9 @@ class Dense:
 
     def linear(self, tensors: Sequence[Tensor], x_TN: Tensor, out_features: int, bias_M: Tensor | None) -> Tensor:
         return torch.nn.functional.linear(x_TN, tensors[0].to(x_TN.dtype), bias_M)
+
+    def joins(self, numel: int) -> bool:
+        return True
 
 
 _QUANTISED: dict[str, type[Nf4 | Nf4Double | Int8]] = {"nf4": Nf4, "nf4_double": Nf4Double, "int8": Int8}

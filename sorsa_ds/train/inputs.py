@@ -16,6 +16,7 @@ from sorsa_ds.data.stream_batches import StreamBatches
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import show_example
 from sorsa_ds.model.data_fit import check_fits, check_length
+from sorsa_ds.model.language_part import text_config
 from sorsa_ds.model.new_tokens import add_tokens, rows_for
 from sorsa_ds.model.numerics import Numerics, numerics_of
 from sorsa_ds.model.packed_attention import check_packing, joins_rows
@@ -178,7 +179,7 @@ def _streamed(settings: RunSettings, asked: DataConfig, origin: Origin, tokenize
 
 def _shape(settings: RunSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """How the examples of a step are dealt out, and with what they are padded."""
-    own = read_config(settings.model_folder, settings.config.loading).vocab_size
+    own = text_config(read_config(settings.model_folder, settings.config.loading)).vocab_size
     vocabulary = max(own, rows_for(settings.new_tokens))
     return {
         "micro_batch_size": settings.resolved.micro_batch_size,

@@ -113,7 +113,7 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
 
     def check_files(model: PreTrainedModel) -> None:
         """Compare the files with the model before its memory is planned: what is wrong with them is told first."""
-        PretrainedWeights(model_folder).parameter_names(model)
+        PretrainedWeights(model_folder).origins(model)
 
     resolved = fit_memory(model_folder, config, job.ds_config, resolved, formats, storage, check_files)
     return RunSettings(

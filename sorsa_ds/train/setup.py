@@ -18,6 +18,7 @@ from sorsa_ds.model import schedule
 from sorsa_ds.model.load import AdaptedModel, load_adapted_model
 from sorsa_ds.model.new_tokens import rows_for
 from sorsa_ds.model.sharding import Whole, Zero3
+from sorsa_ds.model.uneven_calls import set_uneven_leaves, told_leaves
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
 from sorsa_ds.run.folder import RunLog, lock_run_folder
 from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE, TOKENIZER
@@ -29,6 +30,7 @@ from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.numerics import seed_rank, set_numerics
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.train.inputs import Inputs, read_inputs
+from sorsa_ds.train.loss import router_rows
 from sorsa_ds.train.options import Invocation
 from sorsa_ds.train.origin import Origin, find_origin
 from sorsa_ds.train.settings import RunSettings, resolve_settings, start_job
@@ -165,6 +167,8 @@ def build_model(settings: RunSettings, origin: Origin) -> BuiltModel:
         rows=rows_for(settings.new_tokens),
         progress=_decomposing if method_of(config).decomposes else _loading,
     )
+    if settings.resolved.zero_stage == 3 and (leaves := set_uneven_leaves(loaded.model)):
+        say(told_leaves(leaves))
     initialisation = origin.report_initialisation(loaded, time.perf_counter() - began)
     if config.train.gradient_checkpointing:
         checkpoint_activations(loaded.model)
@@ -188,6 +192,8 @@ def build_engine(settings: RunSettings, run: OpenedRun, inputs: Inputs, model: B
     )
     loaded.exact_factors.clear()  # the engine's masters hold these numbers now
     say(_summary(settings, run, inputs, loaded, engine))
+    if loaded.targets and (warning := loaded.selection.warning) is not None:
+        say(warning)
     return engine
 
 
@@ -258,6 +264,7 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
             ("model", config.model),
             *method_of(config).rows(config, loaded.targets, adapters, run.regularizer),
             *(loaded.selection.rows() if loaded.targets else ()),
+            *router_rows(loaded.model),
             *_token_rows(settings.new_tokens, loaded.model),
             ("ranks", f"{world_size} x {settings.device_type}, ZeRO stage {resolved.zero_stage}"),
             ("batch", batch),

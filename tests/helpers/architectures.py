@@ -16,7 +16,7 @@ from transformers import (
     RwkvConfig,
 )
 
-from sorsa_ds.sorsa.decompose import decompose
+from sorsa_ds.sorsa.decompose import decompose, stacked
 
 _DECODER = dict(
     hidden_size=40, intermediate_size=76, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -51,9 +51,15 @@ def save(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
 
 def exactly(target, weight):
     """A factor source: the exact decomposition, no cache."""
-    return decompose(weight, target.rank, target.name, "exact")
+    return _each(target, weight, "exact", 1e-3)
 
 
 def randomly(target, weight):
     """A factor source: the randomised decomposition, no cache."""
-    return decompose(weight, target.rank, target.name, "randomized", 1e-4)
+    return _each(target, weight, "randomized", 1e-4)
+
+
+def _each(target, weight, method, tolerance):
+    """The decomposition of a linear's weight, or of each expert's."""
+    found = [decompose(matrix, target.rank, target.name, method, tolerance) for matrix in target.each(weight)]
+    return stacked(found) if target.experts else found[0]

@@ -6,11 +6,11 @@ import torch
 from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.runtime import digest
 from tests.helpers.architectures import exactly
-from tests.helpers.reference import plain_model, train
+from tests.helpers.reference import plain_model, plain_parameter, train
 from tests.helpers.sorsa_models import load_sorsa_model
 
 # No world size above 1 divides the shapes (40, 20, 76) x rank 5 into whole rows everywhere; 3 divides none.
-RANK, STEPS, WARMUP, RATE, MICRO = 5, 10, 2, 3e-3, 2
+RANK, EXPERT_RANK, STEPS, WARMUP, RATE, MICRO = 5, 3, 10, 2, 3e-3, 2
 CASES = [
     dict(form="norm", reduction="mean", clip=0.05, accumulation=1, coefficient=0.2),
     dict(form="squared", reduction="sum", clip=0.0, accumulation=4, coefficient=0.7),
@@ -58,7 +58,8 @@ def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None, c
     device = torch.device("cpu")
     stage3 = ds["zero_optimization"]["stage"] == 3
     loaded = load_sorsa_model(
-        folder, sorsa=SorsaConfig(rank=RANK), precision=resolve_precision(precision, None, "cpu"),
+        folder, sorsa=SorsaConfig(rank=RANK, expert_rank=EXPERT_RANK),
+        precision=resolve_precision(precision, None, "cpu"),
         placement=Zero3(ds, device) if stage3 else Whole(device), device=device, factor_source=exactly,
         storage=storage,
     )  # fmt: skip
@@ -124,7 +125,7 @@ def compare(folder, world, case, start, end, log, tolerance, residuals=None):
     """Train the plain program from the same start on the same sequences, and compare everything."""
     model, plain_log = trained_plainly(folder, world, case, start, residuals)
     for name, value in end.items():
-        expected = model.get_parameter(name).detach()
+        expected = plain_parameter(model, name)
         gap = (value - expected).norm() / expected.norm()
         assert gap < tolerance, f"{name}: {gap:.2e}"
         assert (value - start[name]).norm() > 100 * tolerance * expected.norm() or name.endswith(".s"), "did not move"
@@ -142,7 +143,7 @@ def distance_from_plain(folder, world, case, start, end):
     """||end - plain end|| / ||plain end - start|| over all trained numbers, plain being fp32."""
     model, _ = trained_plainly(folder, world, {**case, "accumulation": 1}, start)
     moved = torch.cat([(end[n] - start[n]).flatten() for n in end])
-    plain = torch.cat([(model.get_parameter(n).detach() - start[n]).flatten() for n in end])
+    plain = torch.cat([(plain_parameter(model, n) - start[n]).flatten() for n in end])
     return ((moved - plain).norm() / plain.norm()).item()
 
 

@@ -8,7 +8,7 @@ import time
 from copy import deepcopy
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from sorsa_ds.runtime.ports import free_port
 from tests.helpers.architectures import CONFIGS
@@ -18,10 +18,14 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
 
 
-def make(folder: Path) -> Path:
-    """Write a tiny model with a tokenizer, and data of unequal lengths."""
+def make(folder: Path, like: PreTrainedConfig = CONFIGS["llama"]) -> Path:
+    """Write a tiny model with a tokenizer, and data of unequal lengths.
+
+    Args:
+        like: the model's configuration, but for its vocabulary and length.
+    """
     tokenizer = chat_tokenizer()
-    config = deepcopy(CONFIGS["llama"])  # other tests use it too
+    config = deepcopy(like)  # other tests use it too
     config.vocab_size, config.max_position_embeddings = len(tokenizer), 256
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")

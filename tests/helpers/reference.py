@@ -8,10 +8,52 @@ from itertools import permutations
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM
 
 from examples import sorsa_in_one_page as page
 from examples.sorsa_in_one_page import DenseSorsa
+
+
+class BiasedSorsa(DenseSorsa):
+    """A layer with a frozen bias."""
+
+    def __init__(self, W_r, U, s, V, bias):
+        super().__init__(W_r, U, s, V)
+        self.bias = bias
+
+    def forward(self, x):
+        return super().forward(x) + self.bias
+
+
+class DenseExperts(nn.Module):
+    """A layer for each expert, in the place of the parameter that holds the weights of all (torch's parametrization).
+
+    Where the given parameter is W, they compute with W - U_0 diag(s_0) V_0^T + U diag(s) V^T.
+    """
+
+    def __init__(self, U, s, V, transposed: bool):
+        super().__init__()
+        zero = torch.zeros(U.shape[1], V.shape[1])
+        self.layers = nn.ModuleList(DenseSorsa(zero, *own) for own in zip(U, s, V, strict=True))
+        self.start = torch.stack([layer.merged().detach() for layer in self.layers])
+        self.transposed = transposed
+
+    def forward(self, W):
+        """The weights (E, M, N), or (E, N, M) where the model has them transposed."""
+        change = torch.stack([layer.merged() for layer in self.layers]) - self.start
+        return W + (change.mT if self.transposed else change)
+
+
+def plain_parameter(model: nn.Module, name: str) -> torch.Tensor:
+    """A trained tensor of a plain model by its name in ours: those of experts one after the other."""
+    layer, _, leaf = name.rpartition(".")
+    holder, _, stack = layer.rpartition(".")
+    parent = model.get_submodule(holder)
+    if not hasattr(parent, "parametrizations"):
+        return model.get_parameter(name).detach()
+    layers = parent.parametrizations[stack][0].layers
+    return torch.stack([getattr(one, leaf).detach() for one in layers])
 
 
 def plain_model(folder, factors: dict, residuals: dict | None = None) -> nn.Module:
@@ -22,9 +64,14 @@ def plain_model(folder, factors: dict, residuals: dict | None = None) -> nn.Modu
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
     for name, (U, s, V) in factors.items():
         parent, _, leaf = name.rpartition(".")
-        weight = model.get_submodule(name).weight.detach()
-        W_r = weight - (U * s) @ V.T if residuals is None else residuals[name]
-        setattr(model.get_submodule(parent), leaf, DenseSorsa(W_r, U, s, V))
+        if U.dim() == 3:
+            stack = DenseExperts(U, s, V, transposed=model.get_parameter(name).shape[1:] != (U.shape[1], V.shape[1]))
+            parametrize.register_parametrization(model.get_submodule(parent), leaf, stack, unsafe=True)
+            continue
+        linear = model.get_submodule(name)
+        W_r = linear.weight.detach() - (U * s) @ V.T if residuals is None else residuals[name]
+        layer = DenseSorsa(W_r, U, s, V) if linear.bias is None else BiasedSorsa(W_r, U, s, V, linear.bias)
+        setattr(model.get_submodule(parent), leaf, layer)
     return model.train()
 
 

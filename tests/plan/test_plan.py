@@ -1,12 +1,9 @@
 """The plan against what really happens: live tensors of real engines, counted flops and bytes, published counts."""
 
-from collections import Counter
 from dataclasses import replace
 
 import pytest
-import torch
 
-from benchmarks.helpers.flops import flop_counter
 from sorsa_ds.config import deepspeed_sections
 from sorsa_ds.config.schema import ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.plan.configuration import configuration_of
@@ -17,10 +14,8 @@ from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.plan.shapes import shipped
 from sorsa_ds.plan.speed import flops, speed
 from sorsa_ds.plan.traffic import traffic
-from sorsa_ds.sorsa.residual_storage import storage_of
 from tests.helpers.architectures import save
-from tests.helpers.engines import CASES, MICRO, build, ds_config, micro_losses, sequences
-from tests.helpers.plans import bytes_by_kind, bytes_saved, job_of
+from tests.helpers.plans import job_of, live_bytes, live_flops, live_moved, live_saved
 from tests.helpers.worlds import run_ranks
 
 LIVE = [
@@ -38,40 +33,10 @@ def folder(tmp_path_factory):
     return save("llama", tmp_path_factory.mktemp("plan"))
 
 
-def live(folder, cases):
-    """Bytes of this rank's tensors by what they are, for each case, after two steps."""
-    from sorsa_ds.runtime import collectives
-
-    results, averaged = [], []
-    for stage, precision, storage in cases:
-        job = job_of(stage, precision, storage)
-        ds = ds_config(stage, "", 0.05, 1, precision == "bf16")
-        if precision == "mixed":
-            ds["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-        engine = build(folder, ds, CASES[0], precision, storage_of(job.config.residual, job.precision))
-        engine.flatten = noting(engine.flatten, averaged)
-        for t in range(2):
-            engine.train_step(micro_losses(engine, sequences(MICRO * collectives.world_size(), seed=t), 1))
-        results.append(bytes_by_kind(engine) | {"bucket": max(averaged, default=0)})
-        averaged.clear()
-        engine.destroy()
-    return results
-
-
-def noting(flatten, sizes: list[int]):
-    """DeepSpeed's flatten, with the bytes of what it makes noted."""
-
-    def flattened(tensors):
-        sizes.append(sum(tensor.nbytes for tensor in tensors))
-        return flatten(tensors)
-
-    return flattened
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_parameters_residual_and_optimizer_are_the_live_tensors_bytes(folder, world):
-    found = run_ranks(world, live, folder, LIVE)
+    found = run_ranks(world, live_bytes, folder, LIVE)
     for i, (stage, precision, storage) in enumerate(LIVE):
         job = job_of(stage, precision, storage, gpus=world)
         model = facts(folder, job)
@@ -83,20 +48,13 @@ def test_parameters_residual_and_optimizer_are_the_live_tensors_bytes(folder, wo
             assert planned[name] == largest, (stage, precision, storage, name)
 
 
-def _saved(folder, length, precision, packed):
-    ds = ds_config(0, "", 0.0, 1)
-    if precision == "mixed":
-        ds["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    return bytes_saved(build(folder, ds, CASES[0], precision), length, packed)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "packed"), [("fp32", False), ("mixed", False), ("mixed", True)])
 def test_what_is_kept_for_backward_is_what_autograd_saves(folder, precision, packed):
     job = job_of(0, precision, length=200)
     kept = facts(folder, job).kept
     assert kept.counted and len(kept.blocks) == 2 and len(set(kept.blocks)) <= 2
-    [saved] = run_ranks(1, _saved, folder, 200, precision, packed)
+    [saved] = run_ranks(1, live_saved, folder, 200, precision, packed)
     assert kept.rest + sum(kept.blocks) == pytest.approx(saved, rel=0.1)
 
 
@@ -138,23 +96,11 @@ def test_a_mistake_is_not_taken_for_a_kernel(folder, monkeypatch):
         facts(folder, job_of(0))
 
 
-def _flops(folder, length):
-    """The flops of a step's matrix products, without attention's."""
-    engine = build(folder, ds_config(0, "", 0.0, 1), CASES[0])
-    ids = torch.zeros(MICRO, length, dtype=torch.int64)
-    from sorsa_ds.train.loss import summed_loss
-
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    with flop_counter() as counter:
-        engine.backward(summed_loss(engine, batch))
-    return sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
-
-
 @pytest.mark.slow
 def test_flops_are_those_of_the_products(folder):
     job = job_of(0, length=20)
     found = facts(folder, job)
-    [counted] = run_ranks(1, _flops, folder, 20)
+    [counted] = run_ranks(1, live_flops, folder, 20)
     attention = 3 * job.tokens * 2 * 20 * 40 * 2  # queries of 4 heads x 10, in 2 blocks
     # The first block's input needs no gradient: one input gradient of q, k and v less.
     first = [t for t in found.targets if t.name.startswith("model.layers.0.self_attn") and "o_proj" not in t.name]
@@ -188,45 +134,10 @@ def test_packed_weights_are_made_dense_at_every_use():
     assert speed(dense, model, traffic(dense, model)).dense == 0
 
 
-def _moved(folder, checkpointing):
-    """Bytes that this rank receives in a step under ZeRO-3, from all-gathers and for the Gram matrices."""
-    from deepspeed import comm as ds_comm
-
-    from sorsa_ds.runtime import collectives
-    from sorsa_ds.train.setup import checkpoint_activations
-
-    counted: Counter = Counter()
-    backend = ds_comm.comm.cdb
-    ds = ds_config(3, "", 0.0, 2)
-    ds["zero_optimization"] |= {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0,
-                                "stage3_prefetch_bucket_size": 0, "stage3_param_persistence_threshold": 0}  # fmt: skip
-    engine = build(folder, ds, CASES[0])
-    if checkpointing:
-        checkpoint_activations(engine.module)
-    gather, reduce = backend.all_gather_function, torch.distributed.all_reduce
-
-    def gathered(output_tensor, input_tensor, **options):
-        counted["gather"] += output_tensor.nbytes - input_tensor.nbytes
-        return gather(output_tensor, input_tensor, **options)
-
-    def reduced(tensor, *arguments, **options):
-        if tensor.dtype == torch.float64 and tensor.numel() > 100:
-            counted["gram"] += tensor.nbytes
-        return reduce(tensor, *arguments, **options)
-
-    backend.all_gather_function = gathered
-    torch.distributed.all_reduce = reduced
-    try:
-        engine.train_step(micro_losses(engine, sequences(2 * MICRO * collectives.world_size()), 2))
-    finally:
-        backend.all_gather_function, torch.distributed.all_reduce = gather, reduce
-    return dict(counted)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_bytes_over_the_wire_are_those_of_the_collectives(folder, checkpointing):
-    counted = run_ranks(2, _moved, folder, checkpointing)[0]
+    counted = run_ranks(2, live_moved, folder, checkpointing)[0]
     job = job_of(3, gpus=2, gradient_accumulation_steps=2, gradient_checkpointing=checkpointing)
     moved = traffic(job, facts(folder, job)).inside
     gathers = moved["frozen parameters"] + moved["trained parameters"]

@@ -1,13 +1,16 @@
 """The loss against its definition, on every architecture, and the work that the output head is spared."""
 
+import copy
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from sorsa_ds.data.tokenize import IGNORED
-from sorsa_ds.train.loss import summed_loss, takes_positions
+from sorsa_ds.train.loss import summed_loss, takes_positions, training_losses
 from tests.helpers.architectures import CONFIGS
+from tests.helpers.expert_models import EXPERT_CONFIGS
 
 
 def batch_of(learned: list[slice]) -> dict[str, torch.Tensor]:
@@ -77,3 +80,37 @@ def test_only_transformers_own_models_are_asked_for_positions():
             """A model from the hub, in which it is a number."""
 
     assert not takes_positions(Remote)
+
+
+def test_the_routers_loss_is_what_the_model_adds_itself():
+    torch.manual_seed(0)
+    config = copy.deepcopy(EXPERT_CONFIGS["mixtral"])
+    config.output_router_logits, config.router_aux_loss_coef = True, 0.7
+    model = AutoModelForCausalLM.from_config(config).train()
+    batch = batch_of([slice(0, 12)])
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    loss, balance = training_losses(model, batch)
+    assert balance is not None and balance.item() > 0.5
+    own = model(**batch).loss
+    torch.testing.assert_close(loss / 11 + balance, own)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    ours = torch.autograd.grad(loss / 11 + balance, trained)
+    theirs = torch.autograd.grad(own, trained)
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-6)
+
+
+def test_no_loss_of_a_router_without_the_models_asking_for_it():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(EXPERT_CONFIGS["mixtral"])
+    assert training_losses(model, batch_of([slice(0, 10)]))[1] is None
+
+
+def test_a_routers_loss_without_a_coefficient_is_refused():
+    torch.manual_seed(0)
+    config = copy.deepcopy(EXPERT_CONFIGS["mixtral"])
+    config.output_router_logits = True
+    model = AutoModelForCausalLM.from_config(config)
+    del model.router_aux_loss_coef
+    with pytest.raises(ValueError, match=r"MixtralForCausalLM .* no router_aux_loss_coef .* output_router_logits"):
+        training_losses(model, batch_of([slice(0, 10)]))

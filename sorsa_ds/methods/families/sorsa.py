@@ -20,6 +20,7 @@ from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import regularizer, residual_storage
 from sorsa_ds.sorsa.decompose import Factors, as_used, residual
+from sorsa_ds.sorsa.expert_layer import SorsaExperts
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.sorsa.residual_storage import Storage
@@ -38,6 +39,7 @@ class Sorsa(Method):
     refused_exports: Mapping[str, str] = {}
     adapter_library = "sorsa_ds"
     decomposes = True
+    adapts_experts = True
     layers_cast_weights = True
 
     def adapt(self, model: PreTrainedModel, making: Making) -> tuple[Selection, Recipe]:
@@ -90,32 +92,40 @@ class Sorsa(Method):
         every = config.regularizer.reorthonormalize
         turned = 1 / every if every else 0
         times = turned if zero_stage == 0 else 1 + 2 * turned
-        return {"Gram matrices": times * 2 * 8 * sum(2 * target.rank**2 for target in targets)}
+        return {"Gram matrices": times * 2 * 8 * sum(2 * target.matrices * target.rank**2 for target in targets)}
 
     def merged_weight(self, run: TrainedRun, name: str, target: Target | None, untrained: bool = False) -> Tensor:
         """W_r is taken and packed anew, then made dense: what it lost in training it loses here too."""
         assert target is not None and run.initial is not None
         scale, formats = scale_of(target, run.described.sorsa), run.precision
-        weight_MN = run.weights.weight(target)
         initial, trained = self.factors(run.initial, target), self.factors(run.trained, target)
-        rest_MN = residual(
-            weight_MN, initial, used_dtype=formats.compute_dtype, scale_dtype=formats.factor_dtype, scale=scale
-        )
-        kept = run.storage.pack(rest_MN)
-        del rest_MN
-        dense_MN = run.storage.dense(kept, (target.out_features, target.in_features), formats.compute_dtype)
-        return add_principal(dense_MN.float(), initial if untrained else trained, formats, scale)
+        merged = []
+        for weight_MN, *own in zip(
+            target.each(run.weights.weight(target)), *map(target.each, (*initial.tensors(), *trained.tensors())),
+            strict=True,
+        ):  # fmt: skip
+            begun, now = Factors(*own[:3]), Factors(*own[3:])
+            rest_MN = residual(
+                weight_MN, begun, used_dtype=formats.compute_dtype, scale_dtype=formats.factor_dtype, scale=scale
+            )
+            kept = run.storage.pack(rest_MN)
+            del rest_MN
+            dense_MN = run.storage.dense(kept, (target.out_features, target.in_features), formats.compute_dtype)
+            merged.append(add_principal(dense_MN.float(), begun if untrained else now, formats, scale))
+        return target.joined(merged)
 
-    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | None:
+    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | Tensor | None:
         """Over a packed W_r the factors stay apart: a plain linear would lose the packing."""
-        if not isinstance(layer, SorsaLinear) or layer.storage.quantised:
+        if not isinstance(layer, SorsaLinear | SorsaExperts) or layer.storage.quantised:
             return None
-        kept = [getattr(layer, name).detach() for name in layer.storage.names]
-        dense_MN = layer.storage.dense(kept, (layer.out_features, layer.in_features), trained_in.compute_dtype)
-        factors = Factors(*(getattr(layer, name).detach().float() for name in ("U", "s", "V")))
-        W_MN = add_principal(dense_MN.to(torch.float32, copy=True), factors, trained_in, layer.scale)
+        tensors = [getattr(layer, name).detach() for name in ("U", "s", "V", *layer.storage.names)]
+        if isinstance(layer, SorsaExperts):
+            W_EMN = tensors[0].new_empty(layer.experts, layer.out_features, layer.in_features, dtype=dtype)
+            for expert, W_MN in enumerate(W_EMN):
+                W_MN.copy_(_merged(layer, [tensor[expert] for tensor in tensors], trained_in))
+            return W_EMN
         plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-        plain.weight = nn.Parameter(W_MN.to(dtype), requires_grad=False)
+        plain.weight = nn.Parameter(_merged(layer, tensors, trained_in).to(dtype), requires_grad=False)
         if layer.bias is not None:
             plain.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
         return plain
@@ -134,8 +144,15 @@ class Sorsa(Method):
             as_used(self.factors(file, target), formats.compute_dtype, formats.factor_dtype)
             for file in (run.initial, run.trained)
         )
-        left = torch.cat([trained.U * (scale * trained.s), -initial.U * (scale * initial.s)], 1).double()
-        return left, torch.cat([trained.V, initial.V], 1).double()
+        now, then = (factors.U * (scale * factors.s).unsqueeze(-2) for factors in (trained, initial))
+        return torch.cat([now, -then], -1).double(), torch.cat([trained.V, initial.V], -1).double()
+
+
+def _merged(layer: SorsaLinear | SorsaExperts, tensors: list[Tensor], formats: Precision) -> Tensor:
+    """W (M, N) in fp32 of a layer's U, s, V and tensors of the residual, those of one expert where it is of experts."""
+    dense_MN = layer.storage.dense(tensors[3:], (layer.out_features, layer.in_features), formats.compute_dtype)
+    factors = Factors(*(factor.float() for factor in tensors[:3]))
+    return add_principal(dense_MN.to(torch.float32, copy=True), factors, formats, layer.scale)
 
 
 def add_principal(rest_MN: Tensor, factors: Factors, formats: Precision, scale: float) -> Tensor:

@@ -71,4 +71,6 @@ class Partial(WholeWeights):
     def train_parameters(self, model: PreTrainedModel, targets: Sequence[Target]) -> None:
         for target in targets:
             linear = cast(nn.Linear | Conv1D, model.get_submodule(target.name))
-            linear.weight = nn.Parameter(linear.weight.detach())  # apart from an embedding that it is tied with
+            weight = nn.Parameter(linear.weight.detach())  # apart from an embedding that it is tied with
+            for place in target.places:
+                cast(nn.Linear | Conv1D, model.get_submodule(place)).weight = weight
