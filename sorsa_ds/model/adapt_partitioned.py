@@ -69,13 +69,12 @@ def adapt_partitioned_model(
         ds_config: the DeepSpeed configuration with which the model was cut.
         sorsa: targets, rank, scale and decomposition; None: the defaults (every linear but the output head, rank 16).
         residual: how W_r is kept; None: in the dtype that the precision says.
-        precision: formats of the new layers, as the setting `train.precision`; `auto`: as ds_config or the hardware
-            says.
+        precision: formats of the new layers, as `train.precision`; `auto`: as ds_config or the hardware says.
         progress: wraps the rounds of the initialisation, to show them.
 
     Raises:
-        ValueError: a parameter is not partitioned, a target, rank or weight is bad, or precision and residual do not go
-            together.
+        ValueError: a parameter is not partitioned, `sorsa.train_whole` names modules, a target, rank or weight is bad,
+            or precision and residual do not go together.
     """
     sorsa, residual, device = sorsa or SorsaConfig(), residual or ResidualConfig(), this_device()
     _check(model, sorsa)

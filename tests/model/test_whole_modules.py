@@ -94,8 +94,7 @@ def test_a_model_that_does_not_tell_its_embeddings_is_refused_by_name():
         choose(nn.Linear(16, 16), SorsaConfig(rank=4, train_whole=["embeddings-and-head"]))
 
 
-def test_a_model_in_memory_keeps_its_other_parameters(monkeypatch):
-    monkeypatch.setattr("sorsa_ds.model.adapt_partitioned._check_partitioned", lambda model: None)
+def test_a_model_in_memory_keeps_its_other_parameters():
     with pytest.raises(ValueError, match="sorsa.train_whole: a model in memory keeps its other parameters"):
         adapt_partitioned_model(_Model(), {}, sorsa=SorsaConfig(rank=4, train_whole=["norm"]))
 
