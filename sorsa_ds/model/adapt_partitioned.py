@@ -15,9 +15,10 @@ from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
 from sorsa_ds.model.factor_source import factor_source
 from sorsa_ds.model.fill import RoundProgress, fill_parameters
 from sorsa_ds.model.init_report import LayerReport
+from sorsa_ds.model.selection import choose
 from sorsa_ds.model.sharding import Part, Zero3
 from sorsa_ds.model.sorsa_recipe import SorsaRecipe
-from sorsa_ds.model.targets import Target, choose, insert_sorsa_layers
+from sorsa_ds.model.targets import Target, insert_sorsa_layers
 from sorsa_ds.model.uneven_calls import set_uneven_leaves
 from sorsa_ds.model.weight_sources import ShardedWeightSource
 from sorsa_ds.runtime import precision as precisions

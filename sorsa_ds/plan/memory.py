@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from sorsa_ds.methods.method import reading_bytes
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import fill, pretrained
 from sorsa_ds.model.targets import Target
@@ -82,7 +81,7 @@ def memory(job: Job, facts: Facts) -> Memory:
     gpu["communicators"] = beside_tensors.nccl(job) if on_gpu else 0
     largest = facts.largest
     peak = method_of(job.config).working_set(job.config, facts.targets, largest, job.storage)
-    peak = max(peak, reading_bytes(facts.largest_whole) if facts.whole else 0)
+    peak = max(peak, fill.reading_bytes(facts.largest_whole) if facts.whole else 0)
     shards = 0 if job.offloaded("param") else sum(gpu[name] for name in ("residual", "frozen", "trained"))
     read = 4 * largest + fill.TRIM_BYTES + pretrained.REOPEN_BYTES
     return Memory(gpu, host, shards + peak, read)

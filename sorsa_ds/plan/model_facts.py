@@ -14,8 +14,9 @@ from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.experts import Stack, find_stacks
 from sorsa_ds.model.new_tokens import grow_tables, new_token_ids, rows_for, table_rows
 from sorsa_ds.model.packed_attention import check_packing
+from sorsa_ds.model.selection import Selection
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import Selection, Target
+from sorsa_ds.model.targets import Target
 from sorsa_ds.model.tokenizer import NoTokenizer
 from sorsa_ds.model.whole_modules import WholeParameter
 from sorsa_ds.plan.activations import Kept, kept_for_backward

@@ -11,8 +11,8 @@ from sorsa_ds.config import deepspeed_json, recipes
 from sorsa_ds.config.command_line import load_settings
 from sorsa_ds.config.schema import LoadingConfig, RunConfig
 from sorsa_ds.methods.registry import method_of
+from sorsa_ds.model.selection import select_targets
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import select_targets
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import fits

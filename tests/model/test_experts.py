@@ -8,7 +8,8 @@ from torch import nn
 
 from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.model.experts import matrices_of
-from sorsa_ds.model.targets import choose, insert_sorsa_layers
+from sorsa_ds.model.selection import choose
+from sorsa_ds.model.targets import insert_sorsa_layers
 from sorsa_ds.model.uneven_calls import calls_unevenly
 from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.sorsa.decompose import decompose, residual, stacked

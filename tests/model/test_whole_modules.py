@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 from sorsa_ds.config.schema import DataConfig, LoadingConfig, SorsaConfig
 from sorsa_ds.model.adapt_partitioned import adapt_partitioned_model
 from sorsa_ds.model.new_tokens import add_tokens, grow_tables, new_token_ids, rows_for, with_new_rows
+from sorsa_ds.model.selection import choose, summed_up
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import choose, summed_up
 from tests.helpers.architectures import CONFIGS, save
 from tests.helpers.chat_tokenizer import chat_tokenizer
 from tests.helpers.llama_tokenizer import llama_tokenizer
