@@ -7,6 +7,7 @@
 tests      pytest -m gpu
 train      launch/train.py through DeepSpeed's launcher: a whole run with its checkpoint, adapter and report
 layer      one linear of 4096 x 4096: SorsaLinear, PEFT's LoRA, the authors' layer, and the frozen linear alone
+experts    the experts of a layer of Qwen3-30B-A3B: SORSA, PEFT's LoRA, and the frozen experts alone
 step_2     a model of Llama 2 7B's shape with made-up weights, r = 128, sequences of 512 tokens, micro-batches of 2:
            seconds of initialisation and of a step, tokens/s, utilisation, planned and measured memory, for SORSA, LoRA,
            PiSSA, with and without checkpointing
@@ -35,8 +36,10 @@ from benchmarks.helpers.common import ROOT, TINY_LLAMA
 from benchmarks.run import LLAMA_7B, LLAMA_70B, commit, hardware, versions
 
 WORKER = "benchmarks.workers.gpu_check"
-PARTS = ("tests", "train", "layer", "step_2", "step_16", "nf4", "profile")
-LIMITS = {"tests": 150, "train": 60, "layer": 40, "step_2": 110, "step_16": 120, "nf4": 180, "profile": 60}
+PARTS = ("tests", "train", "layer", "experts", "step_2", "step_16", "nf4", "profile")
+LIMITS = {
+    "tests": 150, "train": 60, "layer": 40, "experts": 40, "step_2": 110, "step_16": 120, "nf4": 180, "profile": 60,
+}  # fmt: skip
 """Seconds after which a part is stopped."""
 GOLDEN = ROOT / "tests" / "golden"
 
@@ -49,6 +52,9 @@ def commands(tiny: bool, shape: Path, folder: Path) -> dict[str, list[str]]:
     layer = ["--shape", "64", "48", "--tokens", "32", "--ranks", "4", "--rounds", "2"]
     if not tiny:
         layer = ["--shape", "4096", "4096", "--tokens", "1024", "8192", "--ranks", "128", "--rounds", "9"]
+    experts = ["--shape", "4", "32", "16", "--tokens", "32", "--top-k", "2", "--rounds", "2"]
+    if not tiny:
+        experts = ["--shape", "128", "2048", "768", "--tokens", "1024", "8192", "--top-k", "8", "--rounds", "9"]
     return {
         "tests": [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-s", "-p", "no:cacheprovider",
                   "--continue-on-collection-errors", "tests"],
@@ -59,6 +65,7 @@ def commands(tiny: bool, shape: Path, folder: Path) -> dict[str, list[str]]:
             "train.learning_rate=1e-3", "output.save_every=3", f"output.folder={folder}", "output.name=gpu_check",
         ],
         "layer": [sys.executable, "benchmarks/layer.py", "--dtype", "bf16", *layer],
+        "experts": [sys.executable, "benchmarks/experts.py", "--dtype", "bf16", *experts],
         "step_2": [*here, "steps", "--shape", small, "--batch", "2", *sizes],
         "step_16": [*here, "steps", "--shape", small, "--batch", "16", *sizes],
         "nf4": [*here, "nf4", "--shape", large, "--batch", "1", *sizes],
@@ -166,6 +173,8 @@ def rows(parts: dict[str, dict]) -> list[str]:
     for peer in ("frozen", "lora", "reference"):
         if f"layer_vs_{peer}" in parts.get("layer", {}):
             add(f"one layer, SORSA over {peer}", f"{parts['layer'][f'layer_vs_{peer}']:.3f} of its time")
+        if f"experts_vs_{peer}" in parts.get("experts", {}):
+            add(f"experts, SORSA over {peer}", f"{parts['experts'][f'experts_vs_{peer}']:.3f} of its time")
     for name in ("step_2", "step_16"):
         for side, one in parts.get(name, {}).get("sides", {}).items():
             add(f"{name}, {side}", told_of_side(one))

@@ -115,7 +115,6 @@ HINTS: dict[str, dict[str, Any]] = {
     "gemma4_assistant": {
         "text_config.hidden_size_per_layer_input": 0,
         "text_config.vocab_size_per_layer_input": 0,
-        "text_config.num_kv_shared_layers": 30,
     },
     "granitemoehybrid": _MAMBA,
     "hunyuan_v1_dense": {"head_dim": 16},
@@ -206,7 +205,8 @@ def randomise(model: nn.Module) -> None:
                 parameter.add_(0.1 * torch.randn_like(parameter))
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
-                buffer.add_(0.1 * torch.randn_like(buffer))
+                noise = 0.1 * torch.randn_like(buffer)
+                buffer.add_(noise if not buffer.any() else noise * buffer)  # the zeros of a mask stay zeros
 
 
 def _nested(hints: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from sorsa_ds.run.ways_on import merging
 from sorsa_ds.runtime import digest, precision
 from sorsa_ds.runtime.console import say, tracked
 from sorsa_ds.runtime.json_text import parse_json
-from sorsa_ds.sorsa.residual_storage import storage_of
+from sorsa_ds.sorsa.residual_storage import Storage, storage_of
 
 _AS_TRAINED = {"fp32": torch.float32, "mixed": torch.bfloat16, "bf16": torch.bfloat16}
 
@@ -141,8 +141,12 @@ def _adapter(
     def load(device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
         trained = precision.resolve_precision(described.precision, None, cast(precision.Device, device.type))
         storage = storage_of(described.residual, trained)
-        packed = {f"{layer}.weight": storage for layer in described.layers} if dtype is None else {}
-        check_fits(weight_bytes(place, dtype or trained.residual_dtype, packed), device, way_on)
+        held = dtype or trained.residual_dtype
+        linears = [layer for layer, shape in described.layers.items() if "experts" not in shape]
+        needed = weight_bytes(place, held, {f"{layer}.weight": storage for layer in linears} if dtype is None else {})
+        if dtype is None:
+            needed -= sum(_packed_away(shape, storage, held) for shape in described.layers.values())
+        check_fits(needed, device, way_on)
         rebuilt = reload(
             folder,
             device,
@@ -165,6 +169,17 @@ def _adapter(
         run=run,
         chat_template=kept if (kept := folder / CHAT_TEMPLATE).exists() else None,
     )
+
+
+def _packed_away(layer: dict[str, int], storage: Storage, dtype: torch.dtype) -> int:
+    """The bytes that experts need less than in `dtype`, however the base model stores them; 0 for a linear.
+
+    Args:
+        layer: its shape, as the description of an adapter has it.
+    """
+    shape = torch.Size((layer["out"], layer["in"]))
+    kept = sum(part.numel() * kind.itemsize for part, kind in storage.tensors(shape).values())
+    return layer.get("experts", 0) * (shape.numel() * dtype.itemsize - kept)
 
 
 def _peft(folder: Path, described: dict, base: str | None, loading: LoadingConfig) -> FoundModel:

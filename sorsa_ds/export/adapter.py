@@ -7,9 +7,10 @@ from pathlib import Path
 from accelerate import init_empty_weights
 from torch import nn
 
-from sorsa_ds.export.lora import OUTSIDE
 from sorsa_ds.export.modules_to_save import modules_to_save
+from sorsa_ds.export.peft_places import MERGED, OUTSIDE
 from sorsa_ds.methods.families.peft_adapters import ADAPTER
+from sorsa_ds.methods.peft_experts import as_parameters
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, write_description
 from sorsa_ds.run.merge import outside_linears
 from sorsa_ds.run.source import Source, TensorProgress
@@ -24,11 +25,18 @@ def write_peft_adapter(source: Source, folder: Path) -> None:
     """Fill a folder with an adapter in PEFT's format. The base model is there without memory only.
 
     Raises:
-        ValueError: the trained tensors are not those of these layers.
+        ValueError: the trained tensors are not those of these layers, or PEFT would take a linear for something else.
     """
     from peft import get_peft_model  # takes seconds, and most exports need no PEFT
 
-    config = source.method.peft_config(source.described, source.targets)
+    parameters = as_parameters(source.model, source.targets)
+    config = source.method.peft_config(source.described, source.targets, parameters)
+    linears = [target for target in parameters if not target.experts]
+    if linears and not source.method.adapts_experts and config.peft_type == "LORA":
+        raise ValueError(
+            f"--format adapter: PEFT would take {linears[0].name} for the linear of an expert, as older versions of "
+            f"transformers had them; {MERGED}"
+        )
     saved = modules_to_save(source, "adapter")
     config.modules_to_save = saved.modules or None
     with init_empty_weights():

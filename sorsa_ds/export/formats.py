@@ -124,6 +124,9 @@ def _write_requantised(
         f"needs bitsandbytes. Relative error of a merged weight, Frobenius norm: mean {mean(errors.values()):.2e}, "
         f"worst {errors[worst]:.2e} ({worst}); all in {requantise.ERRORS}. {requantise.LIMITS[storage]}"
     ]
+    if experts := [target for target in source.targets if target.experts]:
+        whole = sum(target.numel for target in experts)
+        notes.append(f"Experts stay dense, {whole:,} numbers: bitsandbytes packs linears alone.")
     if source.storage.quantised:
         notes.append(
             f"Training held the residual quantised too ({describe_storage(source.described.residual)}), "
@@ -134,7 +137,7 @@ def _write_requantised(
 
 def _lora_notes(source: Source, planned: lora.LoraPlan, errors: dict[str, float]) -> list[str]:
     """What the user of this LoRA should know."""
-    notes = [lora.served_by_vllm(planned.rank, planned.saved.modules) + "."]
+    notes = [*planned.notes, lora.served_by_vllm(planned.rank, planned.saved.modules) + "."]
     if planned.truncated:
         worst = max(errors, key=lambda name: errors[name])
         notes.append(

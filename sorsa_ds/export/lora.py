@@ -12,7 +12,9 @@ from torch import Tensor
 
 from sorsa_ds.export.low_rank import low_rank_change
 from sorsa_ds.export.modules_to_save import ModulesToSave, modules_to_save
+from sorsa_ds.export.peft_places import OUTSIDE, Place, find_places
 from sorsa_ds.export.tensor_file import write_tensors
+from sorsa_ds.methods.peft_experts import as_parameters
 from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.run.merge import outside_linears
@@ -22,10 +24,20 @@ from sorsa_ds.runtime.files import write_json
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-OUTSIDE = "base_model.model."
-"""What PEFT puts before the name of a parameter."""
-
 TRUNCATION = "truncation.json"
+BY_PARAMETER = (
+    "This LoRA adapts experts as parameters (PEFT's target_parameters), in the layout of PEFT 0.19 and newer. vLLM "
+    "serves that for some models only; for others it has left the experts out without a word or read them wrongly "
+    "(vllm-project/vllm#41384, #52198): compare its answers with PEFT's, or serve `--format merged`."
+)
+"""What the user of a LoRA on experts should know of PEFT and vLLM."""
+
+FOLLOWED = (
+    "Loading it, PEFT warns that patterns of ranks matched no module and were ignored: it means modules alone, and "
+    "follows these patterns for parameters."
+)
+"""What the user should know of a LoRA that has patterns for parameters."""
+
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank takes (MaxLoRARanks in vllm/config/lora.py)."""
 
@@ -34,13 +46,17 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class LoraPlan:
     """The ranks of a LoRA.
 
-    ranks: adapted linear, under each of its names -> rank of its part.
+    ranks: adapted weight, under each of its names -> rank of its part.
     truncated: whether any is smaller than the rank that would be exact.
+    places: adapted weight, under each of its names -> where PEFT keeps its part.
+    config: PEFT's configuration.
     saved: the modules that were trained whole.
     """
 
     ranks: dict[str, int]
     truncated: bool
+    places: dict[str, Place]
+    config: "LoraConfig"
     saved: ModulesToSave
 
     @property
@@ -48,18 +64,29 @@ class LoraPlan:
         """The largest, which a server must provide for."""
         return max(self.ranks.values())
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know where PEFT adapts parameters."""
+        parameters = self.config.target_parameters or []
+        patterns = any(f"^{escape(name)}" in (self.config.rank_pattern or {}) for name in parameters)
+        return [BY_PARAMETER] * bool(parameters) + [FOLLOWED] * patterns
+
 
 def plan_lora(source: Source, rank: int | None) -> LoraPlan:
     """The ranks that are exact (with SORSA twice the trained ones), none of them above `rank`.
 
     Raises:
-        ValueError: a rank below 1, or modules that were trained whole and that PEFT cannot save.
+        ValueError: a rank below 1, a weight for which PEFT has no LoRA, or modules that were trained whole and that
+            PEFT cannot save.
     """
     if rank is not None and rank < 1:
         raise ValueError(f"--rank {rank}: a LoRA has at least rank 1")
     exact = {place: source.method.exact_rank(target) for target in source.targets for place in target.places}
     ranks = exact if rank is None else {name: min(r, rank) for name, r in exact.items()}
-    return LoraPlan(ranks, truncated=ranks != exact, saved=modules_to_save(source, "lora"))
+    saved, config = modules_to_save(source, "lora"), _lora_config(source, ranks)
+    places = find_places(source.model, config, source.targets, ranks)
+    config.modules_to_save = saved.modules or None
+    return LoraPlan(ranks, ranks != exact, places, config, saved)
 
 
 def write_lora(source: Source, planned: LoraPlan, folder: Path, progress: TensorProgress) -> dict[str, float]:
@@ -68,13 +95,7 @@ def write_lora(source: Source, planned: LoraPlan, folder: Path, progress: Tensor
     Raises:
         ValueError: the disk refuses.
     """
-    specs = []
-    for target in source.targets:
-        rank = planned.ranks[target.name]
-        for place in target.places:
-            for leaf, shape in (("A", (rank, target.in_features)), ("B", (target.out_features, rank))):
-                name = f"{OUTSIDE}{place}.lora_{leaf}.weight"
-                specs.append(TensorSpec(name, torch.Size(shape), torch.float32))
+    specs = [spec for name, place in planned.places.items() for spec in place.specs(planned.ranks[name])]
     for name, one in planned.saved.parameters.items():
         specs.append(TensorSpec(OUTSIDE + name, source.model.get_parameter(one).shape, torch.float32))
     errors: dict[str, float] = {}
@@ -84,43 +105,48 @@ def write_lora(source: Source, planned: LoraPlan, folder: Path, progress: Tensor
         for name in progress(list(targets)):
             found = low_rank_change(source, targets[name], planned.ranks[name])
             errors[name] = found.error
-            for _ in targets[name].places:
-                yield found.A
-                yield found.B
+            for place in targets[name].places:
+                yield from planned.places[place].laid_out(found)
             del found
         for one in planned.saved.parameters.values():
             yield outside_linears(source, one).contiguous()
 
     write_tensors(folder / TRAINED, specs, tensors())
-    _lora_config(source, planned).save_pretrained(str(folder))
+    planned.config.save_pretrained(str(folder))
     if planned.truncated:
         summary = {"rank": planned.rank, "worst": max(errors.values()), "mean": mean(errors.values())}
         write_json(folder / TRUNCATION, {**summary, "layers": errors})
     return errors
 
 
-def _lora_config(source: Source, planned: LoraPlan) -> "LoraConfig":
+def _lora_config(source: Source, ranks: dict[str, int]) -> "LoraConfig":
     """PEFT's configuration of the LoRA.
 
     Every layer's alpha is its own rank: the scale is 1 also for servers that know no patterns, as older vLLM. PEFT
-    takes the patterns' keys as regular expressions for the end of a name; these fit one name whole.
+    takes the patterns' keys as regular expressions for the end of a name; these fit one name whole. The rank without a
+    pattern is the largest, but for parameters: PEFT follows their patterns, and warns that it does not.
     """
     from peft import LoraConfig  # takes seconds, and most exports need no PEFT
 
-    others = {f"^{escape(name)}": rank for name, rank in planned.ranks.items() if rank != planned.rank}
+    parameters = as_parameters(source.model, source.targets)
+    modules = [target for target in source.targets if target not in parameters]
+    weights = {target.name: target.weight for target in parameters}
+    common = max(ranks[target.name] for target in parameters or modules)
+    others = {f"^{escape(weights.get(name, name))}": rank for name, rank in ranks.items() if rank != common}
     config = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=source.base_name,
         revision=source.described.loading.revision,
         inference_mode=True,
-        r=planned.rank,
-        lora_alpha=planned.rank,
+        r=common,
+        lora_alpha=common,
         rank_pattern=others,
         alpha_pattern=others,
-        fan_in_fan_out=any(target.transposed for target in source.targets),
+        fan_in_fan_out=any(target.transposed for target in modules),
     )
-    config.modules_to_save = planned.saved.modules or None
-    config.target_modules = list(planned.ranks)  # PEFT would make a set of it, whose order changes from run to run
+    # PEFT would make sets of them, whose order changes from run to run.
+    config.target_modules = [place for target in modules for place in target.places]
+    config.target_parameters = list(weights.values()) or None
     return config
 
 

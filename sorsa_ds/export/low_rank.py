@@ -1,4 +1,7 @@
-"""The change of a weight as a product of two thin matrices: a LoRA on the base weight."""
+"""The change of a weight as a product of two thin matrices: a LoRA on the base weight.
+
+Where the weight is that of experts, all tensors have their number E before their shapes.
+"""
 
 from dataclasses import dataclass
 
@@ -31,9 +34,10 @@ def low_rank_change(source: Source, target: Target, rank: int) -> LowRank:
     left, right = source.method.change_product(source, target)
     Q_left, R_left = torch.linalg.qr(left)
     Q_right, R_right = torch.linalg.qr(right)
-    X, d, Yt = torch.linalg.svd(R_left @ R_right.t(), full_matrices=False)
-    root = d[:rank].sqrt()
-    B = (Q_left @ X[:, :rank]) * root
-    A = root[:, None] * (Yt[:rank] @ Q_right.t())
+    X, d, Yt = torch.linalg.svd(R_left @ R_right.mT, full_matrices=False)
+    root = d[..., :rank].sqrt()
+    B = (Q_left @ X[..., :rank]) * root.unsqueeze(-2)
+    A = root.unsqueeze(-1) * (Yt[..., :rank, :] @ Q_right.mT)
     whole = d.norm().item()
-    return LowRank(B.float().contiguous(), A.float().contiguous(), d[rank:].norm().item() / whole if whole else 0.0)
+    error = d[..., rank:].norm().item() / whole if whole else 0.0
+    return LowRank(B.float().contiguous(), A.float().contiguous(), error)

@@ -59,7 +59,8 @@ def linears_of(source: Source, model: PreTrainedModel) -> dict[str, Target]:
 def write_requantised(
     source: Source, form: Quantised, merged: Path, folder: Path, max_shard_bytes: int, progress: TensorProgress
 ) -> dict[str, float]:
-    """Quantise the adapted linears of a merged model and write it to `folder`; all other weights stay as they are.
+    """Quantise the adapted linears of a merged model and write it to `folder`; all other weights stay as they are,
+    experts that are one parameter too.
 
     The quantised model is in memory once, on the CPU.
 

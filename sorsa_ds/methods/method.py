@@ -8,7 +8,7 @@ members, and PEFT alone takes seconds and initialises CUDA. What needs them is i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -37,10 +37,12 @@ Values = Callable[[str, torch.Size], Tensor]
 """Gives a trained tensor, as training began or left it, by name and shape: fp32 on the CPU."""
 
 SORSA_SETTINGS = (
-    "regularizer.*", "sorsa.svd", "sorsa.svd_tolerance", "sorsa.svd_max_iterations", "sorsa.experts",
-    "sorsa.expert_rank", "residual.*",
+    "regularizer.*", "sorsa.svd", "sorsa.svd_tolerance", "sorsa.svd_max_iterations", "residual.*",
 )  # fmt: skip
 """Patterns of the settings that mean something to SORSA alone."""
+
+EXPERT_SETTINGS = ("sorsa.experts", "sorsa.expert_rank")
+"""Paths of the settings that mean something only to methods that adapt experts which a model holds as one parameter."""
 
 ADAPTER_SETTINGS = ("sorsa.rank", "sorsa.rank_pattern", "sorsa.alpha", "sorsa.dropout")
 """Paths of the settings that mean something only to methods that put an adapter beside a linear."""
@@ -68,6 +70,8 @@ class TrainedRun(Protocol):
     def precision(self) -> Precision: ...
     @property
     def storage(self) -> Storage: ...
+    @property
+    def model(self) -> PreTrainedModel: ...
     @property
     def weights(self) -> DiskWeightSource: ...
     @property
@@ -104,7 +108,7 @@ class Method(ABC):
     about: str = ""
     """A sentence on it for the model card, beginning with a space; may be empty."""
 
-    ignored_settings: Sequence[str] = (*SORSA_SETTINGS, "baseline.*")
+    ignored_settings: Sequence[str] = (*SORSA_SETTINGS, *EXPERT_SETTINGS, "baseline.*")
     """Patterns of the settings that mean nothing to it. They are refused where they are not as by default."""
 
     variants: Mapping[str, Mapping[str, object]] = {}
@@ -131,6 +135,9 @@ class Method(ABC):
     adapts_experts: bool = False
     """Whether it adapts experts that a model holds as one parameter."""
 
+    adapts_flat_experts: bool = True
+    """Whether it adapts them also where that parameter has all experts in its first dimension, as DBRX has."""
+
     layers_cast_weights: bool = False
     """Whether its layers cast their trained tensors one layer at a time. Otherwise torch.autocast casts them, and keeps
     every copy until the forward pass ends."""
@@ -146,7 +153,7 @@ class Method(ABC):
         Raises:
             ValueError: `model.targets.choose` finds bad targets or ranks.
         """
-        return choose(model, sorsa, self.adapts_experts)
+        return choose(model, sorsa, self.adapts_experts, self.adapts_flat_experts)
 
     def trained_linears(self, model: nn.Module, sorsa: SorsaConfig) -> list[Target]:
         """All linears whose weight training changes, in module order, the output head left out.
@@ -270,6 +277,14 @@ class Method(ABC):
         """
         return {}
 
+    def trained_under(self, model: nn.Module, targets: Sequence[Target]) -> dict[str, str]:
+        """Each target's name -> how the names of the tensors that are trained in it begin.
+
+        Args:
+            model: with or without the method's layers; it needs no memory.
+        """
+        return {target.name: f"{target.name}." for target in targets}
+
     def changed_parameters(self, targets: Sequence[Target], trained: FactorFile) -> dict[str, Target | None]:
         """The base model's parameters that training has changed -> the linear whose weight it is, or None."""
         return {target.weight: target for target in targets}
@@ -288,8 +303,9 @@ class Method(ABC):
             ValueError: a file is damaged, or the base model is not the one that was trained on.
         """
 
-    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | None:
-        """The plain linear in `dtype` that one of its layers stands for; None where the layer is not one to be merged.
+    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | Tensor | None:
+        """The plain linear in `dtype` that one of its layers stands for, or the weights (E, M, N) where that is of
+        experts; None where the layer is not one to be merged.
 
         Args:
             trained_in: the precision in which it was trained: factors are rounded as they were then.
@@ -309,15 +325,22 @@ class Method(ABC):
         return min(target.rank, target.out_features, target.in_features)
 
     def change_product(self, run: TrainedRun, target: Target) -> tuple[Tensor, Tensor]:
-        """(left (M, K), right (N, K)) in float64 with dW = left right^T. Asked only where `lora` is not refused.
+        """(left (M, K), right (N, K)) in float64 with dW = left right^T, with E before both where the target is of
+        experts. Asked only where `lora` is not refused.
 
         Raises:
             ValueError: a file lacks what was trained.
         """
         raise NotImplementedError(f"{self.name} refuses the format lora")
 
-    def peft_config(self, settings: Settings, targets: Sequence[Target]) -> LoraConfig:
-        """PEFT's configuration of the whole adapted model. Asked only where `adapter` is in PEFT's format."""
+    def peft_config(
+        self, settings: Settings, targets: Sequence[Target], parameters: Collection[Target] = ()
+    ) -> LoraConfig:
+        """PEFT's configuration of the whole adapted model. Asked only where `adapter` is in PEFT's format.
+
+        Args:
+            parameters: those of the targets that PEFT must adapt as parameters; they stay linears where it cannot.
+        """
         raise NotImplementedError(f"{self.name} has no adapter in PEFT's format")
 
 

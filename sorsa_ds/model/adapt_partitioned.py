@@ -77,38 +77,39 @@ def adapt_partitioned_model(
         ValueError: a parameter is not partitioned, a target, rank or weight is bad, or precision and residual do not go
             together.
     """
-    _check_partitioned(model)
     sorsa, residual, device = sorsa or SorsaConfig(), residual or ResidualConfig(), this_device()
-    wanted = precision_from_json(ds_config)
-    formats = precisions.resolve_precision(precision, wanted, cast(precisions.Device, device.type))
+    _check(model, sorsa)
+    kind = cast(precisions.Device, device.type)
+    formats = precisions.resolve_precision(precision, precision_from_json(ds_config), kind)
     storage = residual_storage.resolve_storage(residual, formats, device)
-    if sorsa.train_whole:
-        raise ValueError(
-            "sorsa.train_whole: a model in memory keeps its other parameters as they are; leave it out, and set "
-            "requires_grad of those that are to be trained before the engine is made"
-        )
     targets = choose(model, sorsa, experts=True).targets
     weights = {target.name: model.get_parameter(target.weight) for target in targets}
     biases = {target.name: model.get_submodule(target.name).bias for target in targets if not target.experts}
     bare = [replace(target, bias=False) for target in targets]  # the biases stay in place, so none is made
     insert_sorsa_layers(model, bare, sorsa, formats, storage)
+    factors = factor_source(sorsa, residual, storage, formats)
     exact, reports = fill_parameters(
-        model,
-        bare,
-        {},
-        ShardedWeightSource(weights, device),
-        recipe=SorsaRecipe(model, formats, storage, device, factor_source(sorsa, residual, storage, formats)),
-        placement=Zero3(ds_config, device),
-        device=device,
-        progress=progress,
-    )
+        model, bare, {}, ShardedWeightSource(weights, device),
+        recipe=SorsaRecipe(model, formats, storage, device, factors),
+        placement=Zero3(ds_config, device), device=device, progress=progress,
+    )  # fmt: skip
     set_uneven_leaves(model)
     for name, bias in biases.items():
         model.get_submodule(name).bias = bias
     return Adaptation(targets, reports, exact)
 
 
-def _check_partitioned(model: nn.Module) -> None:
+def _check(model: nn.Module, sorsa: SorsaConfig) -> None:
+    """Stop where the model is not partitioned, or the settings mean nothing for one in memory.
+
+    Raises:
+        ValueError: naming the parameter or the setting.
+    """
+    if sorsa.train_whole:
+        raise ValueError(
+            "sorsa.train_whole: a model in memory keeps its other parameters as they are; leave it out, and set "
+            "requires_grad of those that are to be trained before the engine is made"
+        )
     for name, parameter in model.named_parameters():
         if not hasattr(parameter, "ds_tensor"):
             raise ValueError(f"{name} is not partitioned by ZeRO-3; build the model under deepspeed.zero.Init")

@@ -44,6 +44,7 @@ class Stack:
     out_features: int
     in_features: int
     transposed: bool
+    flat: bool
 
     @property
     def name(self) -> str:
@@ -56,12 +57,13 @@ class _Layout:
     """How a class of experts holds and computes them.
 
     holder: the submodule that holds the weights; empty: the module itself. weights: name -> whether it is transposed.
-    forward: what an adapted module computes.
+    forward: what an adapted module computes. flat: whether a parameter has all experts in its first dimension.
     """
 
     holder: str
     weights: dict[str, bool]
     forward: Forward
+    flat: bool = False
 
 
 def find_stacks(model: nn.Module) -> tuple[list[Stack], dict[str, str]]:
@@ -76,7 +78,7 @@ def find_stacks(model: nn.Module) -> tuple[list[Stack], dict[str, str]]:
             experts = cast(Any, module).num_experts
             first, second = _matrix_shape(parameter, experts)
             m, n = (second, first) if transposed else (first, second)
-            stacks.append(Stack(name, holder, leaf, experts, m, n, transposed))
+            stacks.append(Stack(name, holder, leaf, experts, m, n, transposed, layout.flat))
     known = {stack.name for stack in stacks}
     others = {
         name: "its experts are computed in a way that this program does not know"
@@ -95,6 +97,26 @@ def insert_experts(model: nn.Module, stack: Stack, layer: SorsaExperts) -> None:
         module.__class__ = type(kind.__name__, (kind,), {"forward": layout.forward})
     delattr(holder, stack.leaf)
     setattr(holder, stack.leaf, layer)
+
+
+def put_back(model: nn.Module, name: str, matrices_EMN: Tensor) -> None:
+    """Put a frozen parameter with the weights (E, M, N) in the place of the adapted layer of that name.
+
+    Once none of its layers is left, the module computes as its class does.
+    """
+    holder_name, _, leaf = name.rpartition(".")
+    holder = model.get_submodule(holder_name)
+    module = holder if _layout(holder) else model.get_submodule(holder_name.rpartition(".")[0])
+    layout = _layout(module)
+    assert layout is not None
+    experts, m, n = matrices_EMN.shape
+    first, second = (n, m) if layout.weights[leaf] else (m, n)
+    shape = (experts * first, second) if layout.flat else (experts, first, second)
+    values = stacked_as(matrices_EMN, shape, layout.weights[leaf]).contiguous()
+    setattr(holder, leaf, nn.Parameter(values, requires_grad=False))
+    left = any(isinstance(getattr(holder, other), SorsaExperts) for other in layout.weights)
+    if not left and type(module).forward is layout.forward:
+        module.__class__ = type(module).__mro__[1]
 
 
 def matrices_of(parameter: Tensor, experts: int, transposed: bool) -> Tensor:
@@ -180,7 +202,7 @@ def _dbrx_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_w
 
 _KNOWN = {
     "Llama4TextExperts": _Layout("", {"gate_up_proj": True, "down_proj": True}, _llama4_forward),
-    "DbrxExperts": _Layout("mlp", {"w1": False, "v1": False, "w2": True}, _dbrx_forward),
+    "DbrxExperts": _Layout("mlp", {"w1": False, "v1": False, "w2": True}, _dbrx_forward, flat=True),
 }
 """Classes of experts outside of transformers' interface."""
 

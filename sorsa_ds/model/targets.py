@@ -160,11 +160,12 @@ def factor_shapes(target: Target) -> dict[str, torch.Size]:
     return {"U": target.shaped(m, r), "s": target.shaped(r), "V": target.shaped(n, r)}
 
 
-def choose(model: nn.Module, config: SorsaConfig, experts: bool = False) -> Selection:
+def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_experts: bool = True) -> Selection:
     """The linears that the configuration names, and those that `all-linear` leaves out.
 
     Args:
         experts: whether the method adapts experts that the model holds as one parameter; without, they are left out.
+        flat_experts: whether it adapts them also where they lie in a parameter of two dimensions.
 
     Raises:
         ValueError: a pattern matches no linear (the message lists what exists) or one that cannot be adapted or is to
@@ -182,7 +183,7 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False) -> Sele
     excluded = {name: EXCLUDED for name in shapes if any(matches(name, pattern) for pattern in config.exclude)}
     chosen = {name for name in shapes if any(matches(name, pattern) for pattern in named)} - excluded.keys()
     shared = shared_linears(linears)
-    unfit = _unfit(model, linears) | _unfit_experts(model, stacks, config, experts)
+    unfit = _unfit(model, linears) | _unfit_experts(model, stacks, config, experts, flat_experts)
     whole = whole_parameters(model, config.train_whole)
     taken = held_by(linears, whole) | {one.name: one.name for one in whole if one.name in shapes}
     for name in sorted(chosen & taken.keys()):
@@ -198,7 +199,8 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False) -> Sele
         body = {name for name in shapes if name not in linears or linears[name] is not head}
         reasons = _unneeded(model, shapes, ranks) | unknown | unfit | excluded | dict.fromkeys(taken, WHOLE)
         reasons |= _whole_modules(stacks, reasons.keys() - chosen)
-        left_out = {name: reasons[name] for name in reasons if name in body | unknown.keys() and name not in chosen}
+        known = [name for name in shapes if name in reasons and name in body]
+        left_out = {name: reasons[name] for name in [*known, *unknown] if name not in chosen}
         chosen |= body - left_out.keys()
     for first, others in shared.items():
         _check_together({first, *others}, chosen)
@@ -275,7 +277,7 @@ def body_of(model: nn.Module) -> int:
     Embeddings of positions and the like are left out too, and what is tied to one of these. Of a model that also sees
     or hears, the language model counts.
     """
-    ends = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    ends: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     if (head := _output_head(model)) is not None:
         ends.append(head)
     apart = {id(parameter) for end in ends for parameter in end.parameters()}
@@ -337,12 +339,17 @@ def _unneeded(model: nn.Module, shapes: Mapping[str, tuple[int, int]], ranks: Ma
     return reasons
 
 
-def _unfit_experts(model: nn.Module, stacks: list[Stack], config: SorsaConfig, adapted: bool) -> dict[str, str]:
+def _unfit_experts(
+    model: nn.Module, stacks: list[Stack], config: SorsaConfig, adapted: bool, flat: bool
+) -> dict[str, str]:
     """Stacked experts that cannot be adapted -> the reason, as half a sentence."""
-    reason = "sorsa.experts is frozen" if adapted else "only SORSA adapts experts that are held as one parameter"
-    reasons = {} if adapted and config.experts == "adapt" else {stack.name: reason for stack in stacks}
     is_text = in_language_part(model)
-    return reasons | {stack.name: OUTSIDE for stack in stacks if not is_text(stack.name)}
+    outside = {stack.name: OUTSIDE for stack in stacks if not is_text(stack.name)}
+    if adapted and config.experts == "adapt":
+        reason = "PEFT takes experts in a parameter of two dimensions for one matrix"
+        return {stack.name: reason for stack in stacks if stack.flat and not flat} | outside
+    none = "only SORSA and LoRA adapt experts that are held as one parameter"
+    return {stack.name: "sorsa.experts is frozen" if adapted else none for stack in stacks} | outside
 
 
 def _whole_modules(stacks: list[Stack], left_out: Set[str]) -> dict[str, str]:

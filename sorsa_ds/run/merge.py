@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sorsa_ds.methods.registry import METHODS
-from sorsa_ds.model.experts import stacked_as
+from sorsa_ds.model.experts import put_back, stacked_as
 from sorsa_ds.model.new_tokens import with_new_rows
 from sorsa_ds.model.whole_recipe import whole_value
 from sorsa_ds.run.source import Source
@@ -50,7 +50,7 @@ def outside_linears(source: Source, name: str, untrained: bool = False) -> Tenso
 
 @torch.no_grad()
 def merge_dense(model: PreTrainedModel, method: str, trained_in: Precision, dtype: torch.dtype) -> PreTrainedModel:
-    """Put plain linears in the place of a method's layers, all in `dtype`; changes the model and returns it.
+    """Put plain weights in the place of a method's layers, all in `dtype`; changes the model and returns it.
 
     A weight is merged in fp32 from what training computed with, and rounded once, as `launch/export.py --format merged`
     does. Over a packed residual the factors stay apart. Buffers keep their dtype: rotary frequencies must not be
@@ -60,12 +60,14 @@ def merge_dense(model: PreTrainedModel, method: str, trained_in: Precision, dtyp
         method: the name of the method that trained the model.
         trained_in: the precision in which it was trained.
     """
-    made: dict[nn.Module, nn.Module | None] = {}
+    made: dict[nn.Module, nn.Module | Tensor | None] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module not in made:
             made[module] = METHODS[method].plain_layer(module, trained_in, dtype)
         plain = made[module]
-        if plain is not None:
+        if isinstance(plain, Tensor):
+            put_back(model, name, plain)
+        elif plain is not None:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, plain)
     for parameter in model.parameters():

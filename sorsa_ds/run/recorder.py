@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.engine.gather import gathered
-from sorsa_ds.model.targets import Target
 from sorsa_ds.run.snapshots import existing_snapshots, snapshot_path
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import note
@@ -25,16 +24,16 @@ class SnapshotRecorder:
 
     Args:
         run: the run's folder.
-        linears: the linears whose trained tensors are stored.
+        under: how the names of the trained tensors begin that are stored.
         steps_done: finished steps of the run; what a run that was killed has stored of later steps is removed.
 
     Raises:
         ValueError: a snapshot of a later step cannot be removed.
     """
 
-    def __init__(self, run: Path, engine: SorsaEngine, linears: Iterable[Target], steps_done: int):
+    def __init__(self, run: Path, engine: SorsaEngine, under: Iterable[str], steps_done: int):
         self._run, self._engine = run, engine
-        prefixes = tuple(f"{target.name}." for target in linears)
+        prefixes = tuple(under)
         # Full fine-tuning trains biases too, which are no part of the matrix.
         self._names = [n for n in engine.trained_shapes if n.startswith(prefixes) and not n.endswith(".bias")]
         self._writing: threading.Thread | None = None

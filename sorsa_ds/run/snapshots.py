@@ -5,8 +5,8 @@ a LoRA's A and B, whole weights.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable
-from itertools import accumulate
 from pathlib import Path
 
 from torch import nn
@@ -57,15 +57,16 @@ def existing_snapshots(run: Path) -> dict[int, Path]:
     return {step: snapshot_path(run, step) for step in sorted(int(name[1]) for name in found if name)}
 
 
-def held_linears(adapted: list[Target], snapshots: Iterable[Path]) -> list[Target]:
-    """Those of the adapted linears of which every snapshot holds something.
+def held_linears(model: nn.Module, config: RunConfig, snapshots: Iterable[Path]) -> list[Target]:
+    """Those of the linears that a run adapts of which every snapshot holds something.
 
     Raises:
         ValueError: a snapshot is damaged, or they have no linear in common.
     """
-    paths = list(snapshots)
-    held = set.intersection(*({module for name in FactorFile(path).names for module in _above(name)} for path in paths))
-    found = [target for target in adapted if target.name in held]
+    paths, adapted = list(snapshots), adapted_linears(model, config)
+    under = method_of(config).trained_under(model, adapted)
+    stored = [sorted(FactorFile(path).names) for path in paths]
+    found = [target for target in adapted if all(_any_begins(names, under[target.name]) for names in stored)]
     if not found:
         raise ValueError(
             f"{paths[0].parent}: the snapshots have no linear of this run in common; was analysis.layers changed on "
@@ -85,7 +86,7 @@ def check_continues(model: nn.Module, config: RunConfig, run: Path, steps_done: 
     kept = [path for step, path in existing_snapshots(run).items() if step <= steps_done]
     if not kept:
         return
-    held = [target.name for target in held_linears(adapted_linears(model, config), kept)]
+    held = [target.name for target in held_linears(model, config, kept)]
     if differing := set(held).symmetric_difference(target.name for target in stored_linears(model, config)):
         name = min(differing)
         raise ValueError(
@@ -94,6 +95,7 @@ def check_continues(model: nn.Module, config: RunConfig, run: Path, steps_done: 
         )
 
 
-def _above(name: str) -> Iterable[str]:
-    """The modules that a parameter is in, from its name."""
-    return accumulate(name.split(".")[:-1], "{}.{}".format)
+def _any_begins(names: list[str], beginning: str) -> bool:
+    """Whether one of the names, which are sorted, begins so."""
+    place = bisect_left(names, beginning)
+    return place < len(names) and names[place].startswith(beginning)

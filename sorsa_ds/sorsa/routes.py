@@ -120,5 +120,7 @@ class Routes:
 
 def _aligned(tensor: Tensor) -> bool:
     """Whether a tensor begins, and its rows follow each other, at multiples of the bytes that the product reads."""
-    steps = [stride for stride in tensor.stride() if stride != 1]
+    steps = list(tensor.stride())
+    if 1 in steps:
+        steps.remove(1)  # one only: a matrix with a single column has two, of which one is the step between its rows
     return tensor.data_ptr() % _ALIGNED == 0 and all(step * tensor.element_size() % _ALIGNED == 0 for step in steps)

@@ -221,6 +221,7 @@ def build_trainer(
         last=run.origin.checkpoint,
     )
     log = collectives.together(lambda: _open_log(settings, run, model, progress.step), settings.device)
+    stored = method_of(config).trained_under(engine.module, inputs.stored)
     return Trainer(
         config=config,
         engine=engine,
@@ -233,7 +234,7 @@ def build_trainer(
         folder=folder,
         log=log,
         keeper=keeper,
-        recorder=SnapshotRecorder(folder, engine, inputs.stored, progress.step),
+        recorder=SnapshotRecorder(folder, engine, stored.values(), progress.step),
         lock=run.lock,
     )
 

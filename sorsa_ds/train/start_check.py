@@ -19,6 +19,12 @@ from sorsa_ds.sorsa.layer import compute_dtype
 from sorsa_ds.sorsa.routes import Routes
 from sorsa_ds.train.loss import mean_loss
 
+CAUSAL_TOKENS = 32
+"""How many tokens of an example are looked at to see whether a model is causal."""
+
+LARGEST_LOOK_AHEAD = 0.02
+"""By how much logits may move relatively when a later token changes. A causal model's move by rounding at most."""
+
 LARGEST_GAP, LARGEST_GAP_4BIT = 0.02, 0.5
 """The values of `train.max_start_gap` where it is unset, over a residual of 8 bits or more and over one of 4.
 
@@ -83,6 +89,46 @@ def check_start(
             f"the decomposition and the precision"
         )
     return base, start
+
+
+@torch.no_grad()
+def check_causal(engine: nn.Module, batch: dict[str, Tensor], device: torch.device) -> None:
+    """Stop where a model sees the tokens that it is to predict. A collective call.
+
+    Its logits at the beginning of a text must be the same however the text goes on. They are computed for the first
+    tokens of an example, and again with other tokens in the later half of these. The median over the positions is
+    compared: where tokens are routed to experts, rounding may send one of them elsewhere.
+
+    Args:
+        batch: its longest example is taken.
+
+    Raises:
+        ValueError: they are not the same.
+    """
+    mask_BL = batch["attention_mask"].bool()
+    longest = int(mask_BL.sum(1).argmax())
+    ids_L = batch["input_ids"][longest, mask_BL[longest]][:CAUSAL_TOKENS].to(device)
+    if len(ids_L) < 2:  # this rank has no example in the batch, and computes with the others all the same
+        ids_L = torch.tensor([0, 1], device=device)
+    kept = (len(ids_L) + 1) // 2
+    other_L = ids_L.clone()
+    other_L[kept:] = 0 if ids_L[-1] else 1
+    training = engine.training
+    engine.eval()
+    before, after = (
+        engine(input_ids=one[None], attention_mask=torch.ones_like(one[None]), use_cache=False).logits[0, :kept].float()
+        for one in (ids_L, other_L)
+    )
+    engine.train(training)
+    moved = ((after - before).norm(dim=-1) / before.norm(dim=-1)).median().item()
+    moved = max(collectives.gather_lists([moved]))
+    if moved > LARGEST_LOOK_AHEAD:
+        model = getattr(engine, "module", engine)
+        raise ValueError(
+            f"{type(model).__name__} sees the tokens that it is to predict: another end of a text moves its logits at "
+            f"the beginning by {moved:.0%}. It cannot be trained as a causal language model unless its config.json has "
+            f"a setting that makes it one"
+        )
 
 
 def check_packed(engine, batches: BatchPlan, device: torch.device, precision: str) -> None:

@@ -39,7 +39,7 @@ from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
 from sorsa_ds.train.held_out import held_out_losses
 from sorsa_ds.train.loss import learned_tokens, training_losses
 from sorsa_ds.train.report import build_report
-from sorsa_ds.train.start_check import check_packed, check_start, largest_gap
+from sorsa_ds.train.start_check import check_causal, check_packed, check_start, largest_gap
 
 
 @dataclass(slots=True, kw_only=True)
@@ -240,6 +240,7 @@ class Trainer:
         check_still_held(self.lock, self.device)
         progress = self.progress
         gap = largest_gap(self.config.train.max_start_gap, self.config.residual.storage)
+        check_causal(self.engine, self.probe(), self.device)
         base, start = check_start(self.engine, self.loaded, self.probe(), self.device, gap)
         say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
         if method_of(self.config).keeps_initial:

@@ -110,3 +110,36 @@ def test_what_is_left_out_is_summed_up_by_reason():
 def test_what_cannot_be_meant_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         choose(_Model(), SorsaConfig(rank=4, **settings))
+
+
+class _Shared(nn.Module):
+    """Two blocks with one weight, and one of its own."""
+
+    def __init__(self, biases: bool = False):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.ModuleDict({"up": nn.Linear(16, 16, bias=biases)}) for _ in range(3))
+        self.blocks[2]["up"].weight = self.blocks[0]["up"].weight
+        self.position, self.embed_tokens = nn.Embedding(99, 16), nn.Embedding(64, 16)
+
+
+def test_linears_that_share_a_weight_are_one_target():
+    chosen = choose(_Shared(), SorsaConfig(rank=4))
+    assert [(target.name, target.shared) for target in chosen.targets] == [
+        ("blocks.0.up", ("blocks.2.up",)), ("blocks.1.up", ())
+    ]  # fmt: skip
+    assert chosen.body == chosen.adapted == 2 * 16 * 16
+
+
+def test_linears_that_share_a_weight_are_adapted_together_or_not_at_all():
+    with pytest.raises(ValueError, match=r"blocks\.0\.up and blocks\.2\.up have one weight in this model"):
+        choose(_Shared(), SorsaConfig(rank=4, targets=["blocks.0.up"]))
+    with pytest.raises(ValueError, match=r"blocks\.0\.up and blocks\.2\.up have one weight and different biases"):
+        choose(_Shared(biases=True), SorsaConfig(rank=4))
+
+
+def test_a_share_below_a_half_is_a_warning():
+    chosen = choose(_Model(), SorsaConfig(rank=4, targets=["q_proj"]))
+    assert chosen.warning == (
+        "Warning: only 45.6% of the weights between the embeddings and the output head are adapted; the others stay as "
+        "they are."
+    )

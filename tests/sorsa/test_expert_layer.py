@@ -16,9 +16,9 @@ CHOSEN = torch.tensor([[4, 0], [0, 1], [4, 1], [0, 4], [0, 2], [1, 0], [4, 2]])
 """Expert 3 gets no token."""
 
 
-def experts(dtype: torch.dtype, storage: Storage | None = None, **settings) -> SorsaExperts:
+def experts(dtype: torch.dtype, storage: Storage | None = None, rank: int = RANK, **settings) -> SorsaExperts:
     torch.manual_seed(0)
-    layer = SorsaExperts(EXPERTS, IN, OUT, RANK, storage=storage or Dense(dtype), factor_dtype=dtype, **settings)
+    layer = SorsaExperts(EXPERTS, IN, OUT, rank, storage=storage or Dense(dtype), factor_dtype=dtype, **settings)
     matrices = torch.randn(EXPERTS, OUT, IN)
     with torch.no_grad():
         for factor in (layer.U, layer.s, layer.V):
@@ -66,6 +66,18 @@ def test_each_form_computes_with_each_experts_own_matrices(form: Form, storage, 
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our, their, rtol=1e-5, atol=2e-5)
     assert not ours[1][3].any() and not ours[2][3].any() and not ours[3][3].any()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_a_rank_whose_rows_the_grouped_product_cannot_take(rank: int):
+    layer = experts(torch.float32, rank=rank)
+    routes, _ = Routes.of(CHOSEN, EXPERTS, "grouped")
+    x = torch.randn(CHOSEN.numel(), IN, requires_grad=True)
+    inputs = (x, layer.U, layer.s, layer.V)
+    found, wanted = layer(x, routes), independent(layer, x, routes)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    for our, their in zip(*(torch.autograd.grad(y.square().sum(), inputs) for y in (found, wanted)), strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-4)
 
 
 def test_rows_of_the_same_expert_keep_their_order():

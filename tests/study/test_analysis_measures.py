@@ -412,7 +412,7 @@ def test_whole_weights_are_stored_without_their_biases(tmp_path):
     linears = stored_linears(skeleton(base, LoadingConfig()), RunConfig(method="full"))
     assert model.get_submodule(linears[0].name).bias is not None
     (tmp_path / "run").mkdir()
-    written = SnapshotRecorder(tmp_path / "run", engine_of(model), linears, 0)
+    written = SnapshotRecorder(tmp_path / "run", engine_of(model), [f"{target.name}." for target in linears], 0)
     written.take(2)
     written.finish()
     assert set(load_file(snapshot_path(tmp_path / "run", 2))) == {f"{target.name}.weight" for target in linears}
@@ -423,7 +423,7 @@ def test_a_full_disk_is_told_and_later_snapshots_are_taken(tmp_path, monkeypatch
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     linears = stored_linears(skeleton(base, LoadingConfig()), RunConfig(method="full"))
     (tmp_path / "run").mkdir()
-    written = SnapshotRecorder(tmp_path / "run", engine_of(model), linears, 0)
+    written = SnapshotRecorder(tmp_path / "run", engine_of(model), [f"{target.name}." for target in linears], 0)
 
     def full(*_, **__):
         raise SafetensorError("I/O error: No space left on device (os error 28)")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sorsa_ds.config.schema import BaselineConfig, RunConfig
 from sorsa_ds.methods.families.peft_adapters import Dora, PeftMethod
-from sorsa_ds.methods.method import SORSA_SETTINGS
+from sorsa_ds.methods.method import EXPERT_SETTINGS, SORSA_SETTINGS
 from sorsa_ds.model.targets import Target
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ class AdaLora(PeftMethod):
     """AdaLoRA: P diag(e) Q beside a linear with an orthogonal term in the loss, and ranks taken away on the way."""
 
     name, title = "adalora", "AdaLoRA"
-    ignored_settings = (*SORSA_SETTINGS, "baseline.pissa_*", "sorsa.rank_pattern")
+    ignored_settings = (*SORSA_SETTINGS, *EXPERT_SETTINGS, "baseline.pissa_*", "sorsa.rank_pattern")
     matrices = 3
     refused_stages: Mapping[int, str] = {
         3: "PEFT takes its orthogonal term on factors that it gathers after the forward pass, and ZeRO-3 has cut them "

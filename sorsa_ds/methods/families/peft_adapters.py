@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from re import escape
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import BaselineConfig, RunConfig
-from sorsa_ds.methods.method import SORSA_SETTINGS, Making, Method, Settings, TrainedRun, reading_bytes
+from sorsa_ds.methods.method import EXPERT_SETTINGS, SORSA_SETTINGS, Making, Method, Settings, TrainedRun, reading_bytes
+from sorsa_ds.methods.peft_experts import apart, holder_of, is_turned, layer_names
 from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.targets import Selection, Target, scale_of
 from sorsa_ds.runtime.numerics import full_fp32_products
@@ -45,6 +46,8 @@ class PeftMethod(Method):
     adapts_conv1d: bool = True
     """Whether PEFT puts its layer around a Conv1D too, as GPT-2 has."""
 
+    adapts_flat_experts = False
+
     @abstractmethod
     def layer_config(self, rank: int, baseline: BaselineConfig, initialise: bool, shared: dict[str, Any]) -> LoraConfig:
         """PEFT's configuration of linears of one rank.
@@ -62,9 +65,10 @@ class PeftMethod(Method):
         from sorsa_ds.methods.peft_layers import PeftRecipe
 
         layers = self.layers(making.settings, making.seed)
+        names = layer_names(model)
         selection = layers.operate(model, making.precision)
         initial = None if making.initial is None else making.initial.values
-        return selection, PeftRecipe(layers, model, making.precision, making.device, initial, making.trained)
+        return selection, PeftRecipe(layers, model, making.precision, making.device, names, initial, making.trained)
 
     def layers(self, settings: Settings, seed: int = 0) -> PeftLayers:
         """What makes PEFT's layers with these settings."""
@@ -79,7 +83,7 @@ class PeftMethod(Method):
         """Bytes of a target's layer while its owner makes it."""
         m, n = target.out_features, target.in_features
         numbers = self.matrices * m * n + self.lapack_numbers(m, n, baseline)
-        return 4 * (numbers + 2 * self.rank(target, baseline) * (m + n + 1))
+        return 4 * target.matrices * (numbers + 2 * self.rank(target, baseline) * (m + n + 1))
 
     def rows(
         self, config: RunConfig, targets: Sequence[Target], trained: int, reg: Regularizer | None
@@ -88,9 +92,13 @@ class PeftMethod(Method):
         compared = f"SORSA at this rank trains r (m + n + 1): {ours:,}, {_more(ours - trained)}"
         return [*super().rows(config, targets, trained, reg), ("for comparison", compared)]
 
+    def trained_under(self, model: nn.Module, targets: Sequence[Target]) -> dict[str, str]:
+        layers = layer_names(model)
+        return {target.name: f"{layers.get(target.name, target.name)}.lora_" for target in targets}
+
     def merged_weight(self, run: TrainedRun, name: str, target: Target | None, untrained: bool = False) -> Tensor:
         """Merged by PEFT, over the frozen weight as it was rounded in training."""
-        from sorsa_ds.methods.peft_layers import frozen_linear, plain_linear, set_trained
+        from sorsa_ds.methods.peft_layers import frozen_weight, merged_matrices, set_trained
 
         assert target is not None
         formats = run.precision
@@ -99,22 +107,22 @@ class PeftMethod(Method):
             return run.trained.values(name, shape).to(formats.factor_dtype).float()
 
         initial = None if run.initial is None else run.initial.values
-        layer = self.layers(run.described).layer(target, run.weights.weight(target).float(), None, initial)
-        frozen = frozen_linear(layer).weight
+        weight = run.weights.weight(target).float()
+        layer = self.layers(run.described).layer(target, weight, None, initial, holder_of(run.model, target))
+        frozen = frozen_weight(layer)
         frozen.data = frozen.data.to(formats.residual_dtype).float()
-        set_trained(layer, target, as_held)
-        weight = plain_linear(layer).weight.detach()
-        return weight.t() if target.transposed else weight
+        set_trained(layer, layer_names(run.model).get(target.name, target.name), as_held)
+        return merged_matrices(layer, target)
 
-    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | None:
+    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | Tensor | None:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        from sorsa_ds.methods.peft_layers import plain_linear
+        from sorsa_ds.methods.peft_layers import plain_module
 
-        if not isinstance(layer, BaseTunerLayer):
+        if not isinstance(layer, BaseTunerLayer) or layer.merged:  # that of another parameter of the same experts was
             return None
         with full_fp32_products():
-            return plain_linear(layer).to(dtype)
+            return plain_module(layer).to(dtype)
 
     def exact_rank(self, target: Target) -> int:
         rank = 2 * target.rank if self.changes_frozen_weight else target.rank
@@ -126,18 +134,33 @@ class PeftMethod(Method):
         if self.changes_frozen_weight:
             assert run.initial is not None
             files.append(run.initial)
-        A, B = (
-            [file.tensor(f"{target.name}.lora_{leaf}.{ADAPTER}.weight").double() for file in files] for leaf in "AB"
-        )
-        signed = [B[0], *(-b for b in B[1:])]
-        return scale_of(target, run.described.sorsa) * torch.cat(signed, 1), torch.cat(A).t()
+        layer = layer_names(run.model).get(target.name, target.name)
+        products = []
+        for file in files:
+            A, B = (file.tensor(f"{layer}.lora_{leaf}.{ADAPTER}.weight").double() for leaf in "AB")
+            products.append(apart(A, B, target))
+        if is_turned(holder_of(run.model, target), target):
+            products = [(B.mT, A.mT) for A, B in products]
+        left = torch.cat([B if number == 0 else -B for number, (_, B) in enumerate(products)], -1)
+        return scale_of(target, run.described.sorsa) * left, torch.cat([A.mT for A, _ in products], -1)
 
-    def peft_config(self, settings: Settings, targets: Sequence[Target]) -> LoraConfig:
+    def peft_config(
+        self, settings: Settings, targets: Sequence[Target], parameters: Collection[Target] = ()
+    ) -> LoraConfig:
         """PEFT's configuration. It names the most common rank; other ranks stand in `rank_pattern`."""
-        ranks = {place: self.rank(target, settings.baseline) for target in targets for place in target.places}
-        [(rank, _)] = Counter(ranks.values()).most_common(1)
-        config = self.layers(settings).config(rank, list(ranks), any(target.transposed for target in targets))
-        others = {f"^{escape(name)}$": r for name, r in ranks.items() if r != rank}
+        if not self.adapts_experts:
+            parameters = ()
+        names = {place: target for target in targets for place in target.places}
+        ranks = {place: self.rank(target, settings.baseline) for place, target in names.items()}
+        # That of parameters, where there are some: PEFT follows patterns for them, and warns that it does not.
+        [(rank, _)] = Counter(ranks[target.name] for target in parameters or targets).most_common(1)
+        config = self.layers(settings).config(
+            rank, [place for place, target in names.items() if target not in parameters],
+            any(target.transposed for target in targets if target not in parameters),
+            parameters=[target.weight for target in parameters],
+        )  # fmt: skip
+        keys = {place: target.weight if target in parameters else place for place, target in names.items()}
+        others = {f"^{escape(keys[place])}$": r for place, r in ranks.items() if r != rank}
         if others:  # AdaLoRA has none: it begins with one rank
             config.rank_pattern = others
             config.alpha_pattern = others if settings.sorsa.alpha is None else {}
@@ -149,6 +172,8 @@ class Lora(PeftMethod):
     """LoRA: W + scale * B A, with B = 0 at the start."""
 
     name, title = "lora", "LoRA"
+    ignored_settings = (*SORSA_SETTINGS, "baseline.*")
+    adapts_experts = True
     matrices = 3
 
     def layer_config(self, rank: int, baseline: BaselineConfig, initialise: bool, shared: dict[str, Any]) -> LoraConfig:
@@ -172,7 +197,7 @@ class Pissa(_ChangedWeight):
     """PiSSA: A and B begin as the leading singular triplets of the weight."""
 
     name, title = "pissa", "PiSSA"
-    ignored_settings = (*SORSA_SETTINGS, "baseline.adalora_*")
+    ignored_settings = (*SORSA_SETTINGS, *EXPERT_SETTINGS, "baseline.adalora_*")
     matrices = 7  # the decomposition holds four
 
     def layer_config(self, rank: int, baseline: BaselineConfig, initialise: bool, shared: dict[str, Any]) -> LoraConfig:

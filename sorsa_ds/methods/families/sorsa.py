@@ -20,6 +20,7 @@ from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import regularizer, residual_storage
 from sorsa_ds.sorsa.decompose import Factors, as_used, residual
+from sorsa_ds.sorsa.expert_layer import SorsaExperts
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.sorsa.residual_storage import Storage
@@ -113,16 +114,18 @@ class Sorsa(Method):
             merged.append(add_principal(dense_MN.float(), begun if untrained else now, formats, scale))
         return target.joined(merged)
 
-    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | None:
+    def plain_layer(self, layer: nn.Module, trained_in: Precision, dtype: torch.dtype) -> nn.Module | Tensor | None:
         """Over a packed W_r the factors stay apart: a plain linear would lose the packing."""
-        if not isinstance(layer, SorsaLinear) or layer.storage.quantised:
+        if not isinstance(layer, SorsaLinear | SorsaExperts) or layer.storage.quantised:
             return None
-        kept = [getattr(layer, name).detach() for name in layer.storage.names]
-        dense_MN = layer.storage.dense(kept, (layer.out_features, layer.in_features), trained_in.compute_dtype)
-        factors = Factors(*(getattr(layer, name).detach().float() for name in ("U", "s", "V")))
-        W_MN = add_principal(dense_MN.to(torch.float32, copy=True), factors, trained_in, layer.scale)
+        tensors = [getattr(layer, name).detach() for name in ("U", "s", "V", *layer.storage.names)]
+        if isinstance(layer, SorsaExperts):
+            W_EMN = tensors[0].new_empty(layer.experts, layer.out_features, layer.in_features, dtype=dtype)
+            for expert, W_MN in enumerate(W_EMN):
+                W_MN.copy_(_merged(layer, [tensor[expert] for tensor in tensors], trained_in))
+            return W_EMN
         plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-        plain.weight = nn.Parameter(W_MN.to(dtype), requires_grad=False)
+        plain.weight = nn.Parameter(_merged(layer, tensors, trained_in).to(dtype), requires_grad=False)
         if layer.bias is not None:
             plain.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)
         return plain
@@ -141,8 +144,15 @@ class Sorsa(Method):
             as_used(self.factors(file, target), formats.compute_dtype, formats.factor_dtype)
             for file in (run.initial, run.trained)
         )
-        left = torch.cat([trained.U * (scale * trained.s), -initial.U * (scale * initial.s)], 1).double()
-        return left, torch.cat([trained.V, initial.V], 1).double()
+        now, then = (factors.U * (scale * factors.s).unsqueeze(-2) for factors in (trained, initial))
+        return torch.cat([now, -then], -1).double(), torch.cat([trained.V, initial.V], -1).double()
+
+
+def _merged(layer: SorsaLinear | SorsaExperts, tensors: list[Tensor], formats: Precision) -> Tensor:
+    """W (M, N) in fp32 of a layer's U, s, V and tensors of the residual, those of one expert where it is of experts."""
+    dense_MN = layer.storage.dense(tensors[3:], (layer.out_features, layer.in_features), formats.compute_dtype)
+    factors = Factors(*(factor.float() for factor in tensors[:3]))
+    return add_principal(dense_MN.to(torch.float32, copy=True), factors, formats, layer.scale)
 
 
 def add_principal(rest_MN: Tensor, factors: Factors, formats: Precision, scale: float) -> Tensor:

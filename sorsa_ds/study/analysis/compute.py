@@ -32,7 +32,7 @@ class Job:
 
     base: the base model's place, where it has moved. shape: of the weight, (out_features, in_features). dtype: of the
     decompositions, by PyTorch's name. rank: of the leading subspaces that are compared. trust_remote_code: whether code
-    of the base model is allowed.
+    of the base model is allowed. beside: how many experts' weights are merged with it.
     """
 
     run: Path
@@ -44,6 +44,13 @@ class Job:
     dtype: str
     rank: int
     trust_remote_code: bool = False
+    beside: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrices that a process holds at once: in fp32 the weights that are merged with it, twice."""
+        one = self.shape[0] * self.shape[1]
+        return one * (MATRICES * getattr(torch, self.dtype).itemsize + 2 * 4 * self.beside)
 
     @property
     def cost(self) -> float:
@@ -62,7 +69,8 @@ def missing_jobs(
     jobs = []
     for target in history.linears:
         shape, code = (target.out_features, target.in_features), history.source.trust_remote_code
-        whole = Job(run, base, name, target.name, (), shape, dtype, rank, code)
+        beside = history.stacks[target.name][0].experts if target.name in history.stacks else 0
+        whole = Job(run, base, name, target.name, (), shape, dtype, rank, code, beside)
         steps = tuple(step for step in history.steps if whole.key(step) not in table.rows)
         if steps:
             jobs.append(replace(whole, steps=steps))
@@ -71,9 +79,9 @@ def missing_jobs(
 
 def workers_for(jobs: Sequence[Job], free: int) -> int:
     """The number of processes that there are cores, jobs and bytes of free memory for."""
-    largest = max(job.shape[0] * job.shape[1] * getattr(torch, job.dtype).itemsize for job in jobs)
+    largest = max(job.nbytes for job in jobs)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, len(jobs), free // (MATRICES * largest)))
+    return max(1, min(cores, len(jobs), free // largest))
 
 
 def compute(jobs: list[Job], table: Table, workers: int) -> None:

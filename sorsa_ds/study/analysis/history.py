@@ -1,4 +1,7 @@
-"""A finished run as a sequence of steps: the weight and the factors of each linear at each of them."""
+"""A finished run as a sequence of steps: the weight and the factors of each linear at each of them.
+
+The weights of experts that a model holds as one parameter are linears here, one for each expert: `<name>.<expert>`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,21 +10,26 @@ from pathlib import Path
 from torch import Tensor
 
 from sorsa_ds.model.adapter_file import FactorFile
+from sorsa_ds.model.experts import matrices_of
 from sorsa_ds.model.targets import Target
 from sorsa_ds.run.merge import merged
 from sorsa_ds.run.paths import REPORT
-from sorsa_ds.run.snapshots import adapted_linears, existing_snapshots, held_linears, stored_linears
+from sorsa_ds.run.snapshots import existing_snapshots, held_linears, stored_linears
 from sorsa_ds.run.source import Source, open_finished_run
 from sorsa_ds.sorsa.decompose import Factors
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A run, the linears of which it has snapshots, and those snapshots by step."""
+    """A run, the linears of which it has snapshots, and those snapshots by step.
+
+    stacks: those of the linears that are an expert's -> the weights of all experts, and the expert's number.
+    """
 
     source: Source
     linears: list[Target]
     snapshots: dict[int, Path]
+    stacks: dict[str, tuple[Target, int]]
 
     @property
     def run(self) -> Path:
@@ -42,19 +50,24 @@ class History:
         Raises:
             ValueError: the base model is not the one that was trained on, or a snapshot is damaged.
         """
-        name = f"{target.name}.weight"
+        stack, number = self.stacks.get(target.name, (target, 0))
+        name = stack.weight
         source = self._at(step)
         if source is None:
             weight = self.source.weights.parameter(name).to(self.source.precision.factor_dtype).float()
         else:
             weight = merged(source, name)
         # Merged weights are laid out as in the base model, which may keep them transposed.
+        if stack.experts:
+            return matrices_of(weight, stack.experts, stack.transposed)[number].clone()
         return weight.t() if target.transposed else weight
 
     def factors(self, target: Target, step: int) -> Factors | None:
         """SORSA's U (M, R), s (R,) and V (N, R), from the fp32 masters; None for other methods."""
         source = self._at(step)
-        return None if source is None else source.method.factors(source.trained, target)
+        stack, number = self.stacks.get(target.name, (target, 0))
+        found = None if source is None else source.method.factors(source.trained, stack)
+        return found if found is None else Factors(*(stack.each(factor)[number] for factor in found.tensors()))
 
     def _at(self, step: int) -> Source | None:
         """The run as if it had ended after `step` steps; None where that is the base model itself."""
@@ -83,10 +96,12 @@ def open_history(run: Path, base: str | None = None, trust_remote_code: bool = F
     source, snapshots = open_finished_run(run, base, trust_remote_code), existing_snapshots(run)
     _check_report(source.report, run / REPORT)
     if snapshots:
-        linears = held_linears(adapted_linears(source.model, source.config), snapshots.values())
+        stored = held_linears(source.model, source.config, snapshots.values())
     else:
-        linears = stored_linears(source.model, source.config)
-    return History(source, linears, snapshots)
+        stored = stored_linears(source.model, source.config)
+    stacks = {stack.one(number).name: (stack, number) for stack in stored for number in range(stack.experts)}
+    linears = [target.one(number) for target in stored for number in range(target.matrices)]
+    return History(source, linears, snapshots, stacks)
 
 
 def _check_report(report: object, path: Path) -> None:

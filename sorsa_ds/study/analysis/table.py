@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from sorsa_ds.model.targets import kind_of
 from sorsa_ds.runtime.files import write_text
 
 
@@ -49,8 +50,8 @@ class Row:
 
     @property
     def kind(self) -> str:
-        """The last part of the linear's name, as in `q_proj`."""
-        return self.key.linear.rpartition(".")[2]
+        """The last part of the linear's name, as in `q_proj`; the number of an expert is skipped."""
+        return kind_of(self.key.linear)
 
 
 COLUMNS = [field.name for part in (Key, Figures) for field in fields(part)]
