@@ -54,13 +54,18 @@ class Selection:
         """The share of the body that training changes."""
         return self.adapted / self.body if self.body else 0.0
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Rows of the table at the beginning of a run: how much is adapted, and what is left out for which reason."""
+    def rows(self, relation: str = "more") -> list[tuple[str, str]]:
+        """Rows of the table at the beginning of a run: how much is adapted, and what is left out for which reason.
+
+        Args:
+            relation: of the parameters that are trained whole to those that are told beside them, as `whole_row` takes
+                it.
+        """
         stacks = Counter(target.experts for target in self.targets if target.experts)
         parts = [f"{len(self.targets) - stacks.total()} linears"]
         parts += [f"the weights of {experts} experts x {count}" for experts, count in stacks.items()]
         told = [("adapted", f"{', '.join(parts)}; {self.share:.1%} of the weights between embeddings and head")]
-        told += [("trained whole", whole_row(self.whole))] if self.whole else []
+        told += [("trained whole", whole_row(self.whole, relation))] if self.whole else []
         return [*told, ("left out", summed_up(self.left_out))] if self.left_out else told
 
     @property

@@ -14,6 +14,7 @@ from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import fill, pretrained
 from sorsa_ds.model.targets import Target
 from sorsa_ds.plan import beside_tensors
+from sorsa_ds.plan.gathering import held_whole
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.model_facts import Facts, Held
 from sorsa_ds.plan.offloading import offloaded_gradients, offloaded_parameters, taken
@@ -168,10 +169,8 @@ def _gathered(job: Job, facts: Facts) -> int:
     small = job.zero["stage3_param_persistence_threshold"]
     persistent = [p for p in gathered if p.numel <= small]
     others = [p for p in gathered if p.numel > small]
-    limit = job.zero["stage3_max_live_parameters"] + job.zero["stage3_prefetch_bucket_size"]
-    numbers, whole = sum(p.numel for p in others), sum(p.nbytes for p in others)
-    live = whole if numbers <= limit else max(limit * whole // numbers, max(p.nbytes for p in others))
-    return sum(p.nbytes for p in persistent) + live
+    numbers, nbytes = sum(p.numel for p in others), sum(p.nbytes for p in others)
+    return sum(p.nbytes for p in persistent) + held_whole(job, facts.gathers, numbers, nbytes)
 
 
 def _secondary(job: Job, facts: Facts) -> int:
