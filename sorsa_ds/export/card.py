@@ -1,5 +1,6 @@
 """The model card: where an export comes from, what the run measured, how it is loaded."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -115,7 +116,11 @@ def _method_rows(source: Source) -> list[tuple[str, str]]:
     method, config, sorsa, rows = source.method, source.config, source.described.sorsa, []
     if source.targets:
         targets = sorsa.targets if isinstance(sorsa.targets, str) else ", ".join(sorsa.targets)
-        rows.append(("linears", f"{len(source.targets)} ({targets})"))
+        linears = sum(len(target.places) for target in source.targets if not target.experts)
+        rows.append(("linears", f"{linears} ({targets})"))
+        stacks = Counter(target.experts for target in source.targets if target.experts)
+        if stacks:
+            rows.append(("experts", ", ".join(f"weights of {number} x {count}" for number, count in stacks.items())))
     if source.whole:
         rows.append(("trained whole", whole_row(source.whole)))
     if source.described.new_tokens:

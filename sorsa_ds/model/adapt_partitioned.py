@@ -15,9 +15,10 @@ from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
 from sorsa_ds.model.factor_source import factor_source
 from sorsa_ds.model.fill import RoundProgress, fill_parameters
 from sorsa_ds.model.init_report import LayerReport
+from sorsa_ds.model.selection import choose
 from sorsa_ds.model.sharding import Part, Zero3
 from sorsa_ds.model.sorsa_recipe import SorsaRecipe
-from sorsa_ds.model.targets import Target, choose, insert_sorsa_layers
+from sorsa_ds.model.targets import Target, insert_sorsa_layers
 from sorsa_ds.model.uneven_calls import set_uneven_leaves
 from sorsa_ds.model.weight_sources import ShardedWeightSource
 from sorsa_ds.runtime import precision as precisions
@@ -69,46 +70,46 @@ def adapt_partitioned_model(
         ds_config: the DeepSpeed configuration with which the model was cut.
         sorsa: targets, rank, scale and decomposition; None: the defaults (every linear but the output head, rank 16).
         residual: how W_r is kept; None: in the dtype that the precision says.
-        precision: formats of the new layers, as the setting `train.precision`; `auto`: as ds_config or the hardware
-            says.
+        precision: formats of the new layers, as `train.precision`; `auto`: as ds_config or the hardware says.
         progress: wraps the rounds of the initialisation, to show them.
 
     Raises:
-        ValueError: a parameter is not partitioned, a target, rank or weight is bad, or precision and residual do not go
-            together.
+        ValueError: a parameter is not partitioned, `sorsa.train_whole` names modules, a target, rank or weight is bad,
+            or precision and residual do not go together.
     """
-    _check_partitioned(model)
     sorsa, residual, device = sorsa or SorsaConfig(), residual or ResidualConfig(), this_device()
-    wanted = precision_from_json(ds_config)
-    formats = precisions.resolve_precision(precision, wanted, cast(precisions.Device, device.type))
+    _check(model, sorsa)
+    kind = cast(precisions.Device, device.type)
+    formats = precisions.resolve_precision(precision, precision_from_json(ds_config), kind)
     storage = residual_storage.resolve_storage(residual, formats, device)
-    if sorsa.train_whole:
-        raise ValueError(
-            "sorsa.train_whole: a model in memory keeps its other parameters as they are; leave it out, and set "
-            "requires_grad of those that are to be trained before the engine is made"
-        )
     targets = choose(model, sorsa, experts=True).targets
     weights = {target.name: model.get_parameter(target.weight) for target in targets}
     biases = {target.name: model.get_submodule(target.name).bias for target in targets if not target.experts}
     bare = [replace(target, bias=False) for target in targets]  # the biases stay in place, so none is made
     insert_sorsa_layers(model, bare, sorsa, formats, storage)
+    factors = factor_source(sorsa, residual, storage, formats)
     exact, reports = fill_parameters(
-        model,
-        bare,
-        {},
-        ShardedWeightSource(weights, device),
-        recipe=SorsaRecipe(model, formats, storage, device, factor_source(sorsa, residual, storage, formats)),
-        placement=Zero3(ds_config, device),
-        device=device,
-        progress=progress,
-    )
+        model, bare, {}, ShardedWeightSource(weights, device),
+        recipe=SorsaRecipe(model, formats, storage, device, factors),
+        placement=Zero3(ds_config, device), device=device, progress=progress,
+    )  # fmt: skip
     set_uneven_leaves(model)
     for name, bias in biases.items():
         model.get_submodule(name).bias = bias
     return Adaptation(targets, reports, exact)
 
 
-def _check_partitioned(model: nn.Module) -> None:
+def _check(model: nn.Module, sorsa: SorsaConfig) -> None:
+    """Stop where the model is not partitioned, or the settings mean nothing for one in memory.
+
+    Raises:
+        ValueError: naming the parameter or the setting.
+    """
+    if sorsa.train_whole:
+        raise ValueError(
+            "sorsa.train_whole: a model in memory keeps its other parameters as they are; leave it out, and set "
+            "requires_grad of those that are to be trained before the engine is made"
+        )
     for name, parameter in model.named_parameters():
         if not hasattr(parameter, "ds_tensor"):
             raise ValueError(f"{name} is not partitioned by ZeRO-3; build the model under deepspeed.zero.Init")

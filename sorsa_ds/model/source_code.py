@@ -37,7 +37,7 @@ def _classes_in(file: str) -> dict[str, ast.ClassDef]:
 
 
 def names_of(node: ast.AST) -> list[str]:
-    """The names along `self.mlp.gate` or `self.x_proj[2]`; empty where it is another kind of expression."""
+    """The names along an expression such as self.mlp.gate or self.x_proj[2]; empty where it is another kind."""
     if isinstance(node, ast.Name):
         return [node.id]
     if isinstance(node, ast.Attribute):

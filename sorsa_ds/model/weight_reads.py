@@ -1,9 +1,9 @@
 """Linears whose weight a model reads without calling them, found in the source code of the model's own modules.
 
 Such a linear cannot be adapted: a layer with the sum W_r + U diag(s) V^T has no weight that could be read. Mamba's
-fused kernels, for example, take `self.out_proj.weight` as an argument. Reading the source finds every path, also those
+fused kernels, for example, take the weight of `out_proj` as an argument. Reading the source finds every path, those too
 that only a GPU takes; a trial run on this machine would not. What reads a weight in a way that the source does not show
-gets an error from the layer itself (`sorsa.layer.SorsaLinear.weight`).
+gets an error from the layer itself (`sorsa_ds.sorsa.layer.SorsaLinear.weight`).
 """
 
 import ast
@@ -31,7 +31,7 @@ _PLAIN = (ast.Expression, ast.Attribute, ast.Name, ast.Constant, ast.Compare, as
 class _Read:
     """A place in a class where a weight is read.
 
-    names: the way from the object to the linear, such as ("mlp", "gate") in `self.mlp.gate.weight`.
+    names: the way from the object to the linear, such as ("mlp", "gate") where self.mlp.gate.weight is read.
     own: whether that object is the module itself.
     conditions: (test, the value that it must have) of the `if`s around the place.
     """
@@ -43,7 +43,7 @@ class _Read:
 
 
 def weight_reads(model: nn.Module) -> dict[str, str]:
-    """Linears whose weight is read without a call: name -> the method that does so, such as `MambaMixer.slow_forward`.
+    """Linears whose weight is read without a call: name -> the method that does so, such as MambaMixer.slow_forward.
 
     A read behind a condition that the model's settings make false is none.
     """

@@ -6,14 +6,16 @@ the exchange and the shards, which are what is checked.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sorsa_ds.data.batches import BatchPlan, collate
 from sorsa_ds.model.load import AdaptedModel
+from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime import collectives
 from sorsa_ds.sorsa.layer import compute_dtype
 from sorsa_ds.sorsa.routes import Routes
@@ -47,9 +49,14 @@ def largest_gap(asked: float | None, storage: str) -> float:
 @contextmanager
 def base_weights(loaded: AdaptedModel) -> Iterator[None]:
     """Context in which the adapted layers compute with the pre-trained weights instead of their own tensors."""
-    layers = []
+    layers: list[nn.Module] = []
+    wrapped: dict[str, list[Target]] = {}
     try:
         for target in loaded.targets:
+            holder = target.name.rpartition(".")[0]
+            if target.experts and hasattr(loaded.model.get_submodule(holder), "base_layer"):
+                wrapped.setdefault(holder, []).append(target)
+                continue
             layer = loaded.model.get_submodule(target.name)
             linear = getattr(layer, "base_layer", layer)  # PEFT's layers have the linear inside
 
@@ -65,10 +72,34 @@ def base_weights(loaded: AdaptedModel) -> Iterator[None]:
             if linear is not layer:
                 layer.forward = linear.__call__
                 layers.append(layer)
+        for holder, targets in wrapped.items():
+            layer = loaded.model.get_submodule(holder)
+            layer.forward = _with_parameters(loaded, layer, targets)
+            layers.append(layer)
         yield
     finally:
         for layer in layers:
             del layer.forward
+
+
+def _with_parameters(loaded: AdaptedModel, layer: nn.Module, targets: list[Target]) -> Callable:
+    """What the module computes around which PEFT's layers were put, with pre-trained parameters of its experts."""
+    module: Any = layer
+    while hasattr(module, "base_layer"):
+        module = module.base_layer
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        leaves = {target.name.rpartition(".")[2]: target for target in targets}
+        own = {leaf: module._parameters[leaf] for leaf in leaves}
+        try:
+            for leaf, target in leaves.items():
+                weight = loaded.source.parameter(target.weight).to(own[leaf].device, own[leaf].dtype)
+                module._parameters[leaf] = nn.Parameter(weight, requires_grad=False)
+            return module.forward(*args, **kwargs)
+        finally:
+            module._parameters.update(own)
+
+    return forward
 
 
 def check_start(

@@ -19,6 +19,7 @@ from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.sorsa.packed_storage import Nf4
 from tests.helpers.architectures import CONFIGS, exactly, randomly, save
+from tests.helpers.expert_models import save_experts
 from tests.helpers.sorsa_models import load_sorsa_model
 from tests.helpers.worlds import run_ranks
 
@@ -192,9 +193,11 @@ def _train_in_memory(folder, steps):
     return logits, losses, sorted(named), sorted(f"{name}.{leaf}" for name in targets for leaf in ("U", "s", "V"))
 
 
-def test_a_model_adapted_in_memory_starts_as_the_base_and_trains_on_plain_deepspeed(folder):
-    ranks = run_ranks(2, _train_in_memory, folder, 4)
+@pytest.mark.parametrize("mixture", [None, "mixtral", "gpt_oss"])
+def test_a_model_adapted_in_memory_starts_as_the_base_and_trains_on_plain_deepspeed(folder, tmp_path, mixture):
+    ranks = run_ranks(2, _train_in_memory, save_experts(mixture, tmp_path / "model") if mixture else folder, 4)
     for (before, after), losses, trained, factors in ranks:
+        assert any("experts" in name for name in factors) == (mixture is not None)
         assert trained == factors
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
         assert losses == ranks[0][1], "the ranks saw the same tokens"
