@@ -67,7 +67,14 @@ def as_text(planned: Plan) -> str:
                   f"{_packed(job)}{'with' if job.config.train.gradient_checkpointing else 'without'} "
                   "gradient checkpointing"),
     ]  # fmt: skip
-    parts = [table(rows), *([f"  {planned.choice}"] if planned.choice else []), "", "  GiB per rank on the GPU"]
+    warning = planned.facts.selection.warning if targets else None
+    parts = [
+        table(rows),
+        *([f"  {warning}"] if warning else []),
+        *([f"  {planned.choice}"] if planned.choice else []),
+        "",
+        "  GiB per rank on the GPU",
+    ]
     parts.append(table([(f"  {name}", f"{size / GIB:8.2f}") for name, size in needed.gpu.items() if size]))
     totals = [
         ("  in all", sum(needed.gpu.values())),
