@@ -22,6 +22,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedModel
 
+import sorsa_ds
 from benchmarks.helpers.common import DS_CONFIGS
 from benchmarks.helpers.tiny_models import write_tiny_model
 from sorsa_ds.model.selection import Selection
@@ -193,7 +194,8 @@ def _process(place: Path, rank: int, world: int, port: int, function: Callable[.
 def _failure(error: BaseException) -> dict[str, Any]:
     """A message of our own is a refusal; everything else is a crash."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = isinstance(error, ValueError) and "sorsa_ds" in frames[-1].filename
+    package = Path(sorsa_ds.__file__).parent
+    ours = isinstance(error, ValueError) and Path(frames[-1].filename).is_relative_to(package)
     if type(error).__name__ == "PeerError":
         return {"result": "peer", "reason": str(error)}
     if ours:

@@ -111,8 +111,9 @@ class Reorthonormalizer:
         dist.all_reduce(flat)
         if not flat.isfinite().all():
             lost = [name for name, found in zip(self._layers, values, strict=True) if found.isnan().any()]
+            told = ", ".join([*dict.fromkeys(lost)][:3])
             raise ValueError(
-                f"regularizer.reorthonormalize: the columns of U or V of {', '.join(lost[:3])} ({len(lost)} linears) "
+                f"regularizer.reorthonormalize: the columns of U or V of {told} ({len(lost)} matrices) "
                 "depend on each other, or hold NaN or Inf; lower train.learning_rate"
             )
         return turns, values

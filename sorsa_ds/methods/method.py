@@ -23,7 +23,7 @@ from sorsa_ds.model.adapter_file import INITIAL, TRAINED, FactorFile
 from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.load import AdaptModel
 from sorsa_ds.model.selection import Selection, choose
-from sorsa_ds.model.targets import Target
+from sorsa_ds.model.targets import Target, counted
 from sorsa_ds.model.weight_sources import DiskWeightSource
 from sorsa_ds.model.whole_recipe import train_beside
 from sorsa_ds.runtime.precision import Precision
@@ -247,7 +247,7 @@ class Method(ABC):
             trained: the number of trained parameters.
             reg: what `regularizer` gave.
         """
-        where = f"{len(targets)} linears" if targets else "every parameter"
+        where = counted(targets) or "every parameter"
         return [("method", self.name), ("trained", f"{where}, {trained:,} parameters")]
 
     def summary(self, settings: Settings, precision: Precision) -> str:

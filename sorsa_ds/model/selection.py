@@ -14,7 +14,7 @@ from sorsa_ds.model.experts import Stack, find_stacks, modules_of
 from sorsa_ds.model.language_part import in_language_part
 from sorsa_ds.model.linear_classes import computes_linear
 from sorsa_ds.model.module_names import check_all_match, kind_of, matches
-from sorsa_ds.model.targets import Target
+from sorsa_ds.model.targets import Target, counted
 from sorsa_ds.model.weight_reads import weight_reads
 from sorsa_ds.model.whole_modules import WholeParameter, held_by, whole_parameters, whole_row
 
@@ -61,10 +61,7 @@ class Selection:
             relation: of the parameters that are trained whole to those that are told beside them, as `whole_row` takes
                 it.
         """
-        stacks = Counter(target.experts for target in self.targets if target.experts)
-        parts = [f"{len(self.targets) - stacks.total()} linears"]
-        parts += [f"the weights of {experts} experts x {count}" for experts, count in stacks.items()]
-        told = [("adapted", f"{', '.join(parts)}; {self.share:.1%} of the weights between embeddings and head")]
+        told = [("adapted", f"{counted(self.targets)}; {self.share:.1%} of the weights between embeddings and head")]
         told += [("trained whole", whole_row(self.whole, relation))] if self.whole else []
         return [*told, ("left out", summed_up(self.left_out))] if self.left_out else told
 

@@ -35,7 +35,8 @@ def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: b
     (`truncated_svd.search_bytes`); and what was read or freed but not yet returned to the system. A quantised residual
     is made dense once more, to measure its error; with several rounds of quantisation (`refined`) the dense matrix is
     decomposed while the weight is still held. Of experts, the matrices are decomposed one after the other, beside the
-    weights, factors and stored residuals of all, twice: as they are made, and as they are sent.
+    weights, factors and stored residuals of all, twice: as they are made, and as they are sent. While their weights are
+    read, the stored tensors and what is made of them are there at once.
     """
     m, n = target.out_features, target.in_features
     tall = max(m, n), min(m, n), target.rank, sorsa.svd_tolerance
@@ -44,7 +45,7 @@ def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: b
     all_held = 0
     if target.experts:
         kept = sum(shape.numel() * kind.itemsize for shape, kind in storage.tensors(torch.Size((m, n))).values())
-        all_held = target.experts * (4 * m * n + 2 * kept)
+        all_held = target.experts * max(8 * m * n, 4 * m * n + 2 * kept)
     return (
         8 * (m * n + target.trainable) + more + all_held + truncated_svd.search_bytes(*tall, iterate)
         + TRIM_BYTES + REOPEN_BYTES

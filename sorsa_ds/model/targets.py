@@ -3,6 +3,7 @@
 The new layers are made on the meta device, so replacing takes no memory; `sorsa_ds.model.fill` fills them.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -82,6 +83,13 @@ class Target:
         """The layer's shape and rank, as the description of an adapter has them."""
         own = {"out": self.out_features, "in": self.in_features, "rank": self.rank}
         return own | ({"experts": self.experts} if self.experts else {})
+
+
+def counted(targets: Sequence[Target]) -> str:
+    """How many linears and weights of experts some targets are, in words."""
+    stacks = Counter(target.experts for target in targets if target.experts)
+    linears = [f"{len(targets) - stacks.total()} linears"] if len(targets) > stacks.total() else []
+    return ", ".join([*linears, *(f"the weights of {experts} experts x {count}" for experts, count in stacks.items())])
 
 
 def factor_shapes(target: Target) -> dict[str, torch.Size]:

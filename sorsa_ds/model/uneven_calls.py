@@ -8,7 +8,7 @@ code: a call in a loop over, or under a condition on, what tensors of the forwar
 
 import ast
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from functools import cache
 from typing import cast
 
@@ -22,6 +22,11 @@ _LOOKS_INTO_TENSORS = (
     "where",
 )  # fmt: skip
 """Functions and methods whose result depends on the numbers in a tensor, in a way that shapes or loops follow."""
+
+
+_ASKS_A_TENSOR = ("all", "allclose", "amax", "amin", "any", "count_nonzero", "equal", "max", "min", "sum")
+"""Further such functions in conditions of classes that are not transformers' own: there they ask which experts are hit.
+In transformers' own classes they ask for masks, alike on all ranks, around whole models, which no leaf could hold."""
 
 
 def set_uneven_leaves(model: nn.Module) -> list[nn.Module]:
@@ -65,7 +70,7 @@ def _uneven_names(kind: Hashable) -> frozenset[str]:
             replaced |= vars(base).keys()
         for method in methods:
             if not method.name.startswith("_init") and method.name not in replaced:
-                found |= _Uneven(method).names
+                found |= _Uneven(method, foreign=not base.__module__.startswith("transformers.")).names
     return frozenset(found)
 
 
@@ -73,10 +78,14 @@ class _Uneven:
     """Finds the attributes that a method calls unevenly: `names`.
 
     Names that were assigned from something that looks into a tensor are followed, in the order of the source.
+
+    Args:
+        foreign: whether the class is not one of transformers.
     """
 
-    def __init__(self, method: ast.FunctionDef):
+    def __init__(self, method: ast.FunctionDef, foreign: bool):
         self.names: set[str] = set()
+        self._asks = _ASKS_A_TENSOR if foreign else ()
         self._looked: set[str] = set()
         self._entries: dict[str, str] = {}
         self._block(method.body, uneven=False)
@@ -90,14 +99,18 @@ class _Uneven:
                 self._block(statement.body, inside)
                 self._block(statement.orelse, inside)
             elif isinstance(statement, ast.If | ast.While):
-                inside = uneven or self._depends(statement.test)
+                inside = uneven or self._depends(statement.test, self._asks)
                 self._calls(statement.test, uneven)
                 self._block(statement.body, inside)
                 self._block(statement.orelse, inside)
                 if inside and not uneven and _leaves(statement.body):
                     uneven = True  # what follows is reached by some only
-            elif isinstance(statement, ast.With | ast.Try):
+            elif isinstance(statement, ast.With):
                 self._block(statement.body, uneven)
+            elif isinstance(statement, ast.Try):
+                handlers = [handler.body for handler in statement.handlers]
+                for part in (statement.body, *handlers, statement.orelse, statement.finalbody):
+                    self._block(part, uneven)
             elif not isinstance(statement, ast.FunctionDef | ast.ClassDef):
                 self._calls(statement, uneven)
                 if isinstance(statement, ast.Assign):
@@ -126,6 +139,11 @@ class _Uneven:
                     self._entries[node.id] = held[0]
 
     def _calls(self, node: ast.AST, uneven: bool) -> None:
+        for made in ast.walk(node) if not uneven else ():
+            if isinstance(made, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+                parts = [part for one in made.generators for part in (one.iter, *one.ifs)]
+                if any(self._depends(part, self._asks) for part in parts):
+                    self._calls(made, uneven=True)
         for call in ast.walk(node) if uneven else ():
             if isinstance(call, ast.Call):
                 function = call.func.value if isinstance(call.func, ast.Subscript) else call.func
@@ -135,15 +153,21 @@ class _Uneven:
                 elif len(names) == 1 and names[0] in self._entries:
                     self.names.add(self._entries[names[0]])
 
-    def _depends(self, expression: ast.expr) -> bool:
-        """Whether the value of an expression follows the numbers in a tensor."""
+    def _depends(self, expression: ast.expr, also: Collection[str] = ()) -> bool:
+        """Whether the value of an expression follows the numbers in a tensor.
+
+        Args:
+            also: further names of functions that look into one.
+        """
         for node in ast.walk(expression):
             if isinstance(node, ast.Name) and node.id in self._looked:
                 return True
+            if isinstance(node, ast.Subscript) and any(isinstance(x, ast.Compare) for x in ast.walk(node.slice)):
+                return True  # as many rows as fulfil a condition
             if isinstance(node, ast.Call):
                 function = node.func
                 called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-                if called in _LOOKS_INTO_TENSORS:
+                if called in _LOOKS_INTO_TENSORS or called in also:
                     return True
         return False
 

@@ -24,7 +24,8 @@ _MAKING = ("__init__", "_init", "init_", "reset_parameters", "tie_weights", "ext
 
 _PLAIN = (ast.Expression, ast.Attribute, ast.Name, ast.Constant, ast.Compare, ast.BoolOp, ast.UnaryOp, ast.Load,
           ast.cmpop, ast.boolop, ast.unaryop)  # fmt: skip
-"""What a condition may consist of to be looked up: evaluating it calls nothing."""
+"""What a condition may consist of to be looked up: names and comparisons, but no call of a function. Properties of the
+module are asked, which its own constructor could have asked too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sorsa_ds.methods.registry import method_of
+from sorsa_ds.model.targets import counted
 from sorsa_ds.plan.advice import Way, advice
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import Memory, Place, fits, of_a_node, room
@@ -57,7 +58,7 @@ def as_text(planned: Plan) -> str:
     what = method_of(job.config).summary(job.config, job.precision)
     rows = [
         ("model", job.config.model),
-        ("parameters", f"{planned.facts.trainable:,} trainable in {len(targets) or 'all'} linears, "
+        ("parameters", f"{planned.facts.trainable:,} trainable in {counted(targets) or 'all linears'}, "
                        f"{planned.facts.frozen:,} frozen"),
         *(planned.facts.selection.rows("of them") if targets else []),
         ("hardware", f"{hardware.nodes} x {hardware.gpus} GPUs of {hardware.gpu_memory / GIB:.1f} GiB"),

@@ -87,8 +87,9 @@ def _residual_product(
         return routes.times(x, W_EMN.mT if turned else W_EMN)
     y = x.new_empty(len(x), shape[1 if turned else 0])
     for first, end in _chunks(len(kept[0]), shape[0] * shape[1] * x.element_size()):
-        own, rows = routes.part(first, end)
-        if rows.start < rows.stop:
+        # Where all experts fit at once, nothing has to be known of their rows, and the device is not waited for.
+        own, rows = (routes, slice(None)) if end - first == len(kept[0]) else routes.part(first, end)
+        if len(own.expert):
             W_EMN = dense_stack(storage, [tensor[first:end] for tensor in kept], shape, x.dtype)
             y[rows] = own.times(x[rows], W_EMN.mT if turned else W_EMN)
     return y
@@ -104,12 +105,6 @@ def _chunks(experts: int, nbytes: int) -> Iterator[tuple[int, int]]:
 def dense_together(experts: int, nbytes: int) -> int:
     """How many experts' packed residuals are dense at once: as many matrices of `nbytes` as fit into `DENSE_BYTES`."""
     return min(experts, max(1, DENSE_BYTES // nbytes))
-
-
-def pack_stack(storage: Storage, matrices_EMN: Tensor) -> list[Tensor]:
-    """The tensors of fp32 matrices (E, M, N), each packed by itself: those of `Storage.pack`, with E before them."""
-    packed = [storage.pack(matrix) for matrix in matrices_EMN]
-    return [torch.stack(tensors) for tensors in zip(*packed, strict=True)]
 
 
 def dense_stack(storage: Storage, kept: Sequence[Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

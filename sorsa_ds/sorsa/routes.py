@@ -94,7 +94,11 @@ class Routes:
         return y_SP
 
     def outer(self, a_SP: Tensor, b_SQ: Tensor) -> Tensor:
-        """a_e^T b_e for each expert e: (E, P, Q), zero where it has no row. It has no gradient."""
+        """a_e^T b_e for each expert e: (E, P, Q), zero where it has no row. It has no gradient.
+
+        In the form `batched` the order of the sums is not the same on every run on a GPU, unless PyTorch is told to be
+        deterministic.
+        """
         form = self._form(a_SP, b_SQ)
         if form == "grouped":
             return torch.nn.functional.grouped_mm(a_SP.t(), b_SQ, offs=self.ends)

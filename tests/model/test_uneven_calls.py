@@ -72,10 +72,61 @@ class _NoParameters(_Module):
         return x
 
 
-@pytest.mark.parametrize(
-    ("kind", "uneven"),
-    [(_Skips, True), (_Counts, True), (_Hit, True), (_Whether, True), (_All, False), (_NoParameters, False)],
-)
+class _Any(_Module):
+    def forward(self, x, chosen):
+        for number in range(3):
+            rows = chosen == number
+            if rows.any():
+                x = x + self.experts[number](x) * rows
+        return x
+
+
+class _Sum(_Module):
+    def forward(self, x, mask):
+        while mask.sum() > 0:
+            x, mask = self.up(x), mask - 1
+        return x
+
+
+class _Rows(_Module):
+    def forward(self, x, chosen):
+        for number, layer in enumerate(self.experts):
+            rows = x[chosen == number]
+            if len(rows) == 0:
+                continue
+            x = x + layer(rows).sum()
+        return x
+
+
+class _Comprehension(_Module):
+    def forward(self, x, chosen):
+        return sum([self.experts[number](x) for number in chosen.unique().tolist()])
+
+
+class _Finally(_Module):
+    def forward(self, x, mask):
+        try:
+            x = x + 1
+        finally:
+            if mask.nonzero().numel():
+                x = self.up(x)
+        return x
+
+
+class _Settings(_Module):
+    def forward(self, x, scale=None):
+        outputs = [layer(x) for layer in self.experts if scale is not None]
+        if scale is not None and isinstance(scale, float):
+            x = self.up(x)
+        return x, outputs
+
+
+EVEN, UNEVEN = (_All, _NoParameters, _Settings), (
+    _Skips, _Counts, _Hit, _Whether, _Any, _Sum, _Rows, _Comprehension, _Finally
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "uneven"), [*((kind, False) for kind in EVEN), *((kind, True) for kind in UNEVEN)])
 def test_uneven_calls_are_found_in_the_source(kind, uneven):
     assert calls_unevenly(kind()) is uneven
 

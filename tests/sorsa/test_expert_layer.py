@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sorsa_ds.sorsa import expert_layer
-from sorsa_ds.sorsa.expert_layer import SorsaExperts, dense_stack, pack_stack
+from sorsa_ds.sorsa.expert_layer import SorsaExperts, dense_stack
 from sorsa_ds.sorsa.packed_storage import Int8, Nf4, Nf4Double
 from sorsa_ds.sorsa.residual_storage import Dense, Storage
 from sorsa_ds.sorsa.routes import Form, Routes
@@ -14,6 +14,11 @@ from sorsa_ds.sorsa.routes import Form, Routes
 EXPERTS, IN, OUT, RANK = 5, 24, 16, 8
 CHOSEN = torch.tensor([[4, 0], [0, 1], [4, 1], [0, 4], [0, 2], [1, 0], [4, 2]])
 """Expert 3 gets no token."""
+
+
+def pack_stack(storage: Storage, matrices: Tensor) -> list[Tensor]:
+    """Each matrix packed by itself, as `sorsa_ds.model.sorsa_recipe` does it."""
+    return [torch.stack(tensors) for tensors in zip(*map(storage.pack, matrices), strict=True)]
 
 
 def experts(dtype: torch.dtype, storage: Storage | None = None, rank: int = RANK, **settings) -> SorsaExperts:

@@ -16,7 +16,7 @@ from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.selection import Selection
 from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa
-from sorsa_ds.model.targets import Target, scale_of
+from sorsa_ds.model.targets import Target, counted, scale_of
 from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import regularizer, residual_storage
@@ -69,7 +69,7 @@ class Sorsa(Method):
         assert reg is not None
         return [
             ("method", self.name),
-            ("trained", f"{len(targets)} linears adapted, {trained:,} parameters"),
+            ("trained", f"{counted(targets)}, {trained:,} parameters"),
             ("residual", residual_storage.describe_storage(config.residual)),
             ("regulariser", f"{reg.form}, {reg.reduction}, gamma / eta_d = {reg.coefficient:.4g}{reg.rhythm()}"),
         ]
