@@ -23,7 +23,8 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 from benchmarks.helpers.common import DTYPES, autocast_to, say
 from benchmarks.helpers.turns import in_turns, ratio
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.model.targets import choose, insert_sorsa_layers
+from sorsa_ds.model.selection import choose
+from sorsa_ds.model.targets import insert_sorsa_layers
 from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.sorsa.residual_storage import Dense
 

@@ -23,8 +23,8 @@ from sorsa_ds.config.schema import RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.export.command import Options, export
 from sorsa_ds.model import adapter_file
+from sorsa_ds.model.selection import select_targets
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import select_targets
 from sorsa_ds.model.weight_sources import DiskWeightSource
 
 

@@ -24,7 +24,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from benchmarks.helpers.common import DS_CONFIGS
 from benchmarks.helpers.tiny_models import write_tiny_model
-from sorsa_ds.model.targets import Selection
+from sorsa_ds.model.selection import Selection
 from sorsa_ds.runtime.ports import free_port
 from tests.helpers.chat_tokenizer import chat_tokenizer
 from tests.helpers.worlds import FORK, import_once

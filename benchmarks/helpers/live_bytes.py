@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 class LiveBytes(TorchDispatchMode):
     """Context that counts the bytes of tensors made inside it, gradients included: `now`, and their `peak`.
 
-    What a kernel allocates for itself and frees again is not seen.
+    What a kernel allocates for itself and frees again is not seen. Tensors on the meta device take nothing.
     """
 
     def __init__(self):
@@ -23,7 +23,7 @@ class LiveBytes(TorchDispatchMode):
             self._note(tensor.untyped_storage(), 0)
         made = func(*args, **(kwargs or {}))
         for tensor in _tensors(made):
-            self._note(tensor.untyped_storage(), tensor.untyped_storage().nbytes())
+            self._note(tensor.untyped_storage(), 0 if tensor.is_meta else tensor.untyped_storage().nbytes())
         self.peak = max(self.peak, self.now)
         return made
 

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from sorsa_ds.config.deepspeed_keys import Json
 
-BUFFERS = ("overlap_comm", "reduce_bucket_size", "stage3_max_live_parameters", "stage3_prefetch_bucket_size",
-           "stage3_param_persistence_threshold")  # fmt: skip
+BUFFERS = ("overlap_comm", "reduce_bucket_size", "stage3_max_live_parameters", "stage3_max_reuse_distance",
+           "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")  # fmt: skip
 """Keys of zero_optimization that memory depends on (`sorsa_ds.plan`). Where the JSON does not say one of them,
 DeepSpeed's own default is written out."""
 

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import BaselineConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
-from sorsa_ds.model import fill, pretrained
+from sorsa_ds.model import fill
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, FactorFile
 from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.load import AdaptModel
-from sorsa_ds.model.targets import Selection, Target, choose
+from sorsa_ds.model.selection import Selection, choose
+from sorsa_ds.model.targets import Target
 from sorsa_ds.model.weight_sources import DiskWeightSource
 from sorsa_ds.model.whole_recipe import train_beside
 from sorsa_ds.runtime.precision import Precision
@@ -149,7 +150,7 @@ class Method(ABC):
         """The linears that it adapts, in module order; none where every parameter is trained.
 
         Raises:
-            ValueError: `model.targets.choose` finds bad targets or ranks.
+            ValueError: `model.selection.choose` finds bad targets or ranks.
         """
         return choose(model, sorsa, self.adapts_experts, self.adapts_flat_experts)
 
@@ -157,7 +158,7 @@ class Method(ABC):
         """All linears whose weight training changes, in module order, the output head left out.
 
         Raises:
-            ValueError: `model.targets.choose` finds bad targets or ranks.
+            ValueError: `model.selection.choose` finds bad targets or ranks.
         """
         return self.choose(model, sorsa).targets
 
@@ -209,7 +210,7 @@ class Method(ABC):
         Args:
             largest: numbers of the largest parameter.
         """
-        return reading_bytes(largest)
+        return fill.reading_bytes(largest)
 
     def engine(self, config: RunConfig, steps: int) -> Callable:
         """What makes the engine; it is called as `SorsaEngine` is.
@@ -340,11 +341,3 @@ class Method(ABC):
             parameters: those of the targets that PEFT must adapt as parameters; they stay linears where it cannot.
         """
         raise NotImplementedError(f"{self.name} has no adapter in PEFT's format")
-
-
-def reading_bytes(largest: int, made: int = 0) -> int:
-    """Bytes of a rank that reads parameters of at most `largest` numbers and makes layers of at most `made` bytes.
-
-    A parameter is there as it is read, and once more as the message to the other ranks.
-    """
-    return max(8 * largest, made) + fill.TRIM_BYTES + pretrained.REOPEN_BYTES

@@ -26,8 +26,9 @@ from sorsa_ds.methods.peft_experts import bare, layer_names
 from sorsa_ds.model.experts import matrices_of, stacked_as
 from sorsa_ds.model.fill import Produced, check_finite
 from sorsa_ds.model.schedule import Item
+from sorsa_ds.model.selection import Selection
 from sorsa_ds.model.sharding import TensorSpec
-from sorsa_ds.model.targets import Selection, Target, replace_linear
+from sorsa_ds.model.targets import Target, replace_linear
 from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.numerics import full_fp32_products

@@ -15,9 +15,10 @@ from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
 from sorsa_ds.model.factor_source import factor_source
 from sorsa_ds.model.fill import RoundProgress, fill_parameters
 from sorsa_ds.model.init_report import LayerReport
+from sorsa_ds.model.selection import choose
 from sorsa_ds.model.sharding import Part, Zero3
 from sorsa_ds.model.sorsa_recipe import SorsaRecipe
-from sorsa_ds.model.targets import Target, choose, insert_sorsa_layers
+from sorsa_ds.model.targets import Target, insert_sorsa_layers
 from sorsa_ds.model.uneven_calls import set_uneven_leaves
 from sorsa_ds.model.weight_sources import ShardedWeightSource
 from sorsa_ds.runtime import precision as precisions
@@ -69,13 +70,12 @@ def adapt_partitioned_model(
         ds_config: the DeepSpeed configuration with which the model was cut.
         sorsa: targets, rank, scale and decomposition; None: the defaults (every linear but the output head, rank 16).
         residual: how W_r is kept; None: in the dtype that the precision says.
-        precision: formats of the new layers, as the setting `train.precision`; `auto`: as ds_config or the hardware
-            says.
+        precision: formats of the new layers, as `train.precision`; `auto`: as ds_config or the hardware says.
         progress: wraps the rounds of the initialisation, to show them.
 
     Raises:
-        ValueError: a parameter is not partitioned, a target, rank or weight is bad, or precision and residual do not go
-            together.
+        ValueError: a parameter is not partitioned, `sorsa.train_whole` names modules, a target, rank or weight is bad,
+            or precision and residual do not go together.
     """
     sorsa, residual, device = sorsa or SorsaConfig(), residual or ResidualConfig(), this_device()
     _check(model, sorsa)

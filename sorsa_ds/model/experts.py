@@ -34,7 +34,7 @@ class Stack:
 
     module: name of the module that computes the experts. holder: name of the one that holds the parameter. leaf: the
     parameter's name in it. experts, out_features, in_features: E, M and N. transposed: whether the parameter has the
-    order (E, N, M) in place of (E, M, N).
+    order (E, N, M) in place of (E, M, N). flat: whether its first two dimensions are one.
     """
 
     module: str
@@ -132,9 +132,13 @@ def stacked_as(matrices_EMN: Tensor, shape: tuple[int, ...], transposed: bool) -
 
 def _layout(module: Any) -> _Layout | None:
     """How a module computes experts; None where it does not, or in an unknown way."""
-    if (known := _KNOWN.get(type(module).__name__)) is not None:
-        return known
-    if not all(hasattr(module, mark) for mark in _MARKS):
+    kind = type(module)
+    for base in kind.__mro__:
+        if base.__name__ in _KNOWN and base.__module__.startswith("transformers."):
+            return _KNOWN[base.__name__]
+    # A class with a forward pass of its own, below one that follows the interface, computes something else perhaps.
+    follows = hasattr(kind.forward, "__wrapped__") or kind.forward is _interface_forward
+    if not (follows and all(hasattr(module, mark) for mark in _MARKS)):
         return None
     first = "gate_up_proj" if module.has_gate else "up_proj"
     return _Layout("", dict.fromkeys((first, "down_proj"), module.is_transposed), _interface_forward)

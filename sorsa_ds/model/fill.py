@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sorsa_ds.model.init_report import LayerReport
-from sorsa_ds.model.pretrained import all_finite
+from sorsa_ds.model.pretrained import REOPEN_BYTES, all_finite
 from sorsa_ds.model.schedule import Item, schedule
 from sorsa_ds.model.sharding import Part, Placement, TensorSpec
 from sorsa_ds.model.targets import Target
@@ -98,6 +98,14 @@ def fill_parameters(
     order = {target.name: i for i, target in enumerate(targets)}
     reports = map(LayerReport.from_json, collectives.gather_lists([asdict(report) for report in mine]))
     return exact, sorted(reports, key=lambda report: order[report.name])
+
+
+def reading_bytes(largest: int, made: int = 0) -> int:
+    """Bytes of a rank that reads parameters of at most `largest` numbers and makes layers of at most `made` bytes.
+
+    A parameter is there as it is read, and once more as the message to the other ranks.
+    """
+    return max(8 * largest, made) + TRIM_BYTES + REOPEN_BYTES
 
 
 def return_freed_memory() -> None:

@@ -15,9 +15,10 @@ from sorsa_ds.model.fill import Recipe, RoundProgress, fill_parameters, paramete
 from sorsa_ds.model.init_report import LayerReport
 from sorsa_ds.model.new_tokens import grow_tables
 from sorsa_ds.model.schedule import Item
+from sorsa_ds.model.selection import Selection
 from sorsa_ds.model.sharding import Part, Placement
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import Selection, Target
+from sorsa_ds.model.targets import Target
 from sorsa_ds.model.weight_sources import DiskWeightSource
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.device import return_cached_memory

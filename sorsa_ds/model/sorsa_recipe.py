@@ -13,8 +13,9 @@ from sorsa_ds.model.fill import TRIM_BYTES, FactorSource, Produced, Recipe, chec
 from sorsa_ds.model.init_report import LayerReport, QuantisationLoss
 from sorsa_ds.model.pretrained import REOPEN_BYTES
 from sorsa_ds.model.schedule import Item
+from sorsa_ds.model.selection import Selection, choose
 from sorsa_ds.model.sharding import TensorSpec
-from sorsa_ds.model.targets import Selection, Target, choose, factor_shapes, insert_sorsa_layers
+from sorsa_ds.model.targets import Target, factor_shapes, insert_sorsa_layers
 from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.numerics import full_fp32_products

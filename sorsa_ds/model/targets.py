@@ -1,43 +1,21 @@
-"""Which linears are adapted, with which rank, and their replacement by SORSA layers.
+"""What is adapted: a linear, or the linears of all experts of a layer; and its replacement by a SORSA layer.
 
 The new layers are made on the meta device, so replacing takes no memory; `sorsa_ds.model.fill` fills them.
 """
 
-from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.model.architectures import mixing_linears, uncalled_linears
-from sorsa_ds.model.experts import Stack, find_stacks, insert_experts, modules_of
-from sorsa_ds.model.language_part import in_language_part
-from sorsa_ds.model.linear_classes import computes_linear
-from sorsa_ds.model.module_names import check_all_match, kind_of, matches
-from sorsa_ds.model.weight_reads import weight_reads
-from sorsa_ds.model.whole_modules import WholeParameter, held_by, whole_parameters, whole_row
+from sorsa_ds.model.experts import find_stacks, insert_experts
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.expert_layer import SorsaExperts
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.residual_storage import Storage
-
-ALL_LINEAR = "all-linear"
-"""The pattern that means every linear but the output head and what cannot or need not be adapted."""
-
-EXCLUDED = "named by sorsa.exclude"
-WHOLE = "trained whole (sorsa.train_whole)"
-
-OUTSIDE = "it lies outside of the language model, and text does not reach it"
-
-SMALLEST_SIDE = 8
-"""Linears with a shorter side than this have no rank that would save anything, such as a gate with one output."""
-
-SMALLEST_SHARE = 0.5
-"""A run warns where a smaller share of the weights is adapted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,275 +84,10 @@ class Target:
         return own | ({"experts": self.experts} if self.experts else {})
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What `choose` has chosen of a model.
-
-    targets: the linears to adapt, in module order.
-    left_out: the linears that `all-linear` passes over -> the reason, as half a sentence. The output head, which it
-        never means, is not among them.
-    body: numbers in all parameters of the model but its embeddings and its output head.
-    adapted: those of them that lie in the weights of the targets.
-    whole: the parameters that are trained whole beside the adapters, in module order.
-    """
-
-    targets: list[Target]
-    left_out: dict[str, str]
-    body: int
-    adapted: int
-    whole: list[WholeParameter] = field(default_factory=list)
-
-    @property
-    def share(self) -> float:
-        """The share of the body that lies in the weights of the targets."""
-        return self.adapted / self.body if self.body else 0.0
-
-    def rows(self) -> list[tuple[str, str]]:
-        """Rows of the table at the beginning of a run: how much is adapted, and what is left out for which reason."""
-        stacks = Counter(target.experts for target in self.targets if target.experts)
-        parts = [f"{len(self.targets) - stacks.total()} linears"]
-        parts += [f"the weights of {experts} experts x {count}" for experts, count in stacks.items()]
-        told = [("adapted", f"{', '.join(parts)}; {self.share:.1%} of the weights between embeddings and head")]
-        told += [("trained whole", whole_row(self.whole))] if self.whole else []
-        return [*told, ("left out", summed_up(self.left_out))] if self.left_out else told
-
-    @property
-    def warning(self) -> str | None:
-        """A sentence where less than a half of the body is adapted: most of the model stays as it is."""
-        if self.share >= SMALLEST_SHARE:
-            return None
-        return (
-            f"Warning: only {self.share:.1%} of the weights between the embeddings and the output head are adapted; "
-            f"the others stay as they are."
-        )
-
-
 def factor_shapes(target: Target) -> dict[str, torch.Size]:
     """Shapes of the factors of a target: U (M, R), s (R,), V (N, R), with E before them where it is of experts."""
     m, n, r = target.out_features, target.in_features, target.rank
     return {"U": target.shaped(m, r), "s": target.shaped(r), "V": target.shaped(n, r)}
-
-
-def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_experts: bool = True) -> Selection:
-    """The linears that the configuration names, and those that `all-linear` leaves out.
-
-    Args:
-        experts: whether the method adapts experts that the model holds as one parameter; without, they are left out.
-        flat_experts: whether it adapts them also where they lie in a parameter of two dimensions.
-
-    Raises:
-        ValueError: a pattern matches no linear (the message lists what exists) or one that cannot be adapted or is to
-            be trained whole, nothing is selected, a rank exceeds min(out, in) of a layer (the message names the layer),
-            or `whole_parameters` finds bad modules.
-    """
-    linears = linears_of(model)
-    stacks, unknown = find_stacks(model)
-    shapes = {name: _shape(module) for name, module in linears.items()}
-    shapes |= {stack.name: (stack.out_features, stack.in_features) for stack in stacks}
-    patterns = [config.targets] if isinstance(config.targets, str) else config.targets
-    named = [pattern for pattern in patterns if pattern != ALL_LINEAR]
-    check_all_match("sorsa.targets", named, shapes)
-    check_all_match("sorsa.exclude", config.exclude, shapes)
-    excluded = {name: EXCLUDED for name in shapes if any(matches(name, pattern) for pattern in config.exclude)}
-    chosen = {name for name in shapes if any(matches(name, pattern) for pattern in named)} - excluded.keys()
-    shared = shared_linears(linears)
-    unfit = _unfit(model, linears) | _unfit_experts(model, stacks, config, experts, flat_experts)
-    whole = whole_parameters(model, config.train_whole)
-    taken = held_by(linears, whole) | {one.name: one.name for one in whole if one.name in shapes}
-    for name in sorted(chosen & taken.keys()):
-        raise ValueError(
-            f"sorsa.train_whole: {taken[name]} would be trained whole, and it belongs to {name}, which sorsa.targets "
-            f"adapts: leave it out of one of them"
-        )
-    for name in sorted(chosen & unfit.keys()):
-        raise ValueError(f"sorsa.targets: {name} cannot be adapted, since {unfit[name]}; leave it out")
-    head, left_out = _output_head(model), dict(excluded)
-    ranks = {name: _rank(name, config, name not in linears) for name in shapes}
-    if ALL_LINEAR in patterns:
-        body = {name for name in shapes if name not in linears or linears[name] is not head}
-        reasons = _unneeded(model, shapes, ranks) | unknown | unfit | excluded | dict.fromkeys(taken, WHOLE)
-        reasons |= _whole_modules(stacks, reasons.keys() - chosen)
-        known = [name for name in shapes if name in reasons and name in body]
-        left_out = {name: reasons[name] for name in [*known, *unknown] if name not in chosen}
-        chosen |= body - left_out.keys()
-    for first, others in shared.items():
-        _check_together({first, *others}, chosen)
-        chosen -= {*others}
-    if not chosen:
-        raise ValueError(
-            "sorsa.targets selects no linear: the list is empty, or the model has no linear but its output head"
-            + (f" and others that are left out: {summed_up(left_out)}" if left_out else "")
-        )
-    _check_whole_modules(stacks, chosen)
-    check_all_match("sorsa.rank_pattern", config.rank_pattern, chosen)
-    targets = [_target(name, linears[name], ranks[name], shared.get(name, ())) for name in linears if name in chosen]
-    targets += [_stack_target(stack, ranks[stack.name]) for stack in stacks if stack.name in chosen]
-    inside = sum(target.numel for target in targets if target.experts or linears[target.name] is not head)
-    return Selection(_in_module_order(model, targets), left_out, body_of(model), inside, whole)
-
-
-def select_targets(model: nn.Module, config: SorsaConfig) -> list[Target]:
-    """The linears that the configuration names, in module order.
-
-    Raises:
-        ValueError: as `choose`.
-    """
-    return choose(model, config).targets
-
-
-def linears_of(model: nn.Module) -> dict[str, nn.Linear | Conv1D]:
-    """All linears of a model by name, in module order: one name for each attribute of a module that holds one.
-
-    A linear that several modules hold has several names; one that lies in a block which several layers hold has one.
-    """
-    found: dict[tuple[int, str], tuple[str, nn.Linear | Conv1D]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Linear | Conv1D):
-            parent, _, leaf = name.rpartition(".")
-            found.setdefault((id(model.get_submodule(parent)), leaf), (name, module))
-    return dict(found.values())
-
-
-def shared_linears(linears: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
-    """The first of all linears that have one weight -> the others; only where there are others.
-
-    Raises:
-        ValueError: they have one weight and different biases, so that they cannot be trained as one.
-    """
-    groups: dict[int, list[str]] = {}
-    for name, module in linears.items():
-        groups.setdefault(id(module.weight), []).append(name)
-    for names in groups.values():
-        if len({id(linears[name].bias) for name in names if linears[name].bias is not None}) > 1:
-            raise ValueError(
-                f"{names[0]} and {names[1]} have one weight and different biases, and cannot be trained as one layer; "
-                f"name other linears in sorsa.targets"
-            )
-    return {first: tuple(others) for first, *others in groups.values() if others}
-
-
-def _check_together(names: set[str], chosen: set[str]) -> None:
-    """Stop where some, and not all, of the linears that have one weight are chosen.
-
-    Raises:
-        ValueError: naming one of either.
-    """
-    if chosen & names and names - chosen:
-        raise ValueError(
-            f"sorsa.targets: {min(chosen & names)} and {min(names - chosen)} have one weight in this model, so they "
-            f"are adapted together or not at all; name both (by their last parts, say), or neither"
-        )
-
-
-def body_of(model: nn.Module) -> int:
-    """Numbers in all parameters of a language model but its embeddings and its output head.
-
-    Embeddings of positions and the like are left out too, and what is tied to one of these. Of a model that also sees
-    or hears, the language model counts.
-    """
-    ends: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    if (head := _output_head(model)) is not None:
-        ends.append(head)
-    apart = {id(parameter) for end in ends for parameter in end.parameters()}
-    is_text = in_language_part(model)
-    return sum(
-        getattr(parameter, "ds_numel", parameter.numel())
-        for name, parameter in model.named_parameters()
-        if id(parameter) not in apart and is_text(name)
-    )
-
-
-def summed_up(left_out: Mapping[str, str]) -> str:
-    """What is left out in a few words: the reasons, each with the kinds of linears and their number."""
-    reasons: dict[str, Counter[str]] = {}
-    for name, reason in left_out.items():
-        reasons.setdefault(reason, Counter())[kind_of(name)] += 1
-    return "; ".join(
-        f"{', '.join(f'{kind} (x{count})' for kind, count in kinds.items())}: {reason}"
-        for reason, kinds in reasons.items()
-    )
-
-
-def _output_head(model: nn.Module) -> nn.Module | None:
-    find_head = getattr(model, "get_output_embeddings", None)
-    return find_head() if find_head else None
-
-
-def _unfit(model: nn.Module, linears: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Linears that cannot be adapted -> the reason, as half a sentence."""
-    own = {
-        name: f"its class {type(module).__name__} computes something else than a linear"
-        for name, module in linears.items()
-        if not computes_linear(cast(Hashable, type(module)))
-    }
-    read = {
-        name: f"{place} reads its weight without calling it"
-        for name, place in weight_reads(model).items()
-        if name in linears
-    }
-    listed = {
-        name: "the model reads its weight without calling it"
-        for name in linears
-        if any(matches(name, pattern) for pattern in uncalled_linears(model))
-    }
-    is_text, head = in_language_part(model), _output_head(model)
-    outside = {name: OUTSIDE for name, module in linears.items() if not is_text(name) and module is not head}
-    return own | read | listed | outside
-
-
-def _unneeded(model: nn.Module, shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int]) -> dict[str, str]:
-    """What could be adapted, and what `all-linear` does not mean -> the reason, as half a sentence."""
-    mixing = mixing_linears(model)
-    reasons = {}
-    for name, shape in shapes.items():
-        if any(matches(name, pattern) for pattern in mixing):
-            reasons[name] = "a small projection that mixes tokens"
-        elif min(shape) < SMALLEST_SIDE and min(shape) < ranks[name]:
-            reasons[name] = f"a side shorter than {SMALLEST_SIDE} and than the rank"
-    return reasons
-
-
-def _unfit_experts(
-    model: nn.Module, stacks: list[Stack], config: SorsaConfig, adapted: bool, flat: bool
-) -> dict[str, str]:
-    """Stacked experts that cannot be adapted -> the reason, as half a sentence."""
-    is_text = in_language_part(model)
-    outside = {stack.name: OUTSIDE for stack in stacks if not is_text(stack.name)}
-    if adapted and config.experts == "adapt":
-        reason = "PEFT takes experts in a parameter of two dimensions for one matrix"
-        return {stack.name: reason for stack in stacks if stack.flat and not flat} | outside
-    none = "only SORSA and LoRA adapt experts that are held as one parameter"
-    return {stack.name: "sorsa.experts is frozen" if adapted else none for stack in stacks} | outside
-
-
-def _whole_modules(stacks: list[Stack], left_out: Set[str]) -> dict[str, str]:
-    """Further experts to leave out, since the other weights of their module are."""
-    return {
-        stack.name: "another weight of the same experts is left out"
-        for some in modules_of(stacks) if any(stack.name in left_out for stack in some)
-        for stack in some if stack.name not in left_out
-    }  # fmt: skip
-
-
-def _check_whole_modules(stacks: list[Stack], chosen: Set[str]) -> None:
-    """Stop where some weights of a module's experts are to be adapted, and others are not.
-
-    Raises:
-        ValueError: naming one that is, and those that are not.
-    """
-    for some in modules_of(stacks):
-        lacking = [stack.leaf for stack in some if stack.name not in chosen]
-        if lacking and len(lacking) < len(some):
-            inside = next(stack.name for stack in some if stack.name in chosen)
-            raise ValueError(
-                f"sorsa.targets: {inside} is adapted, and {', '.join(lacking)} of the same experts is not; name both, "
-                f"or none"
-            )
-
-
-def _rank(name: str, config: SorsaConfig, experts: bool) -> int:
-    own = config.expert_rank if experts else config.rank
-    return next((rank for pattern, rank in config.rank_pattern.items() if matches(name, pattern)), own)
 
 
 def insert_sorsa_layers(
@@ -406,36 +119,3 @@ def replace_linear(model: nn.Module, target: Target, layer: nn.Module) -> None:
 def scale_of(target: Target, sorsa: SorsaConfig) -> float:
     """The factor by which a target's principal branch is multiplied: alpha / rank, or 1 where alpha is unset."""
     return 1.0 if sorsa.alpha is None else sorsa.alpha / target.rank
-
-
-def _target(name: str, module: nn.Linear | Conv1D, rank: int, shared: tuple[str, ...]) -> Target:
-    m, n = _shape(module)
-    _check_rank(name, m, n, rank, "sorsa.rank")
-    return Target(name, m, n, rank, module.bias is not None, isinstance(module, Conv1D), shared)
-
-
-def _stack_target(stack: Stack, rank: int) -> Target:
-    m, n = stack.out_features, stack.in_features
-    _check_rank(stack.name, m, n, rank, "sorsa.expert_rank")
-    return Target(stack.name, m, n, rank, bias=False, transposed=stack.transposed, experts=stack.experts)
-
-
-def _check_rank(name: str, m: int, n: int, rank: int, setting: str) -> None:
-    if rank > min(m, n):
-        raise ValueError(
-            f"rank {rank} exceeds min(out, in) = {min(m, n)} of {name} ({m} x {n}): lower {setting}, give this "
-            f"layer its own in sorsa.rank_pattern, or leave it out by sorsa.exclude"
-        )
-
-
-def _in_module_order(model: nn.Module, targets: list[Target]) -> list[Target]:
-    """The targets in the order of the model's parameters."""
-    order = {name: number for number, (name, _) in enumerate(model.named_parameters(remove_duplicate=False))}
-    return sorted(targets, key=lambda target: order[target.weight])
-
-
-def _shape(module: nn.Linear | Conv1D) -> tuple[int, int]:
-    """(out_features, in_features)."""
-    weight = cast(Tensor, module.weight)
-    shape = getattr(weight, "ds_shape", weight.shape)  # ZeRO-3 empties the shape of a parameter that it cuts
-    return (shape[1], shape[0]) if isinstance(module, Conv1D) else (shape[0], shape[1])

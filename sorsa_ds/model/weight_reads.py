@@ -1,7 +1,7 @@
 """Linears whose weight a model reads without calling them, found in the source code of the model's own modules.
 
 Such a linear cannot be adapted: a layer with the sum W_r + U diag(s) V^T has no weight that could be read. Mamba's
-fused kernels, for example, take the weight of `out_proj` as an argument. Reading the source finds every path, also those
+fused kernels, for example, take the weight of `out_proj` as an argument. Reading the source finds every path, those too
 that only a GPU takes; a trial run on this machine would not. What reads a weight in a way that the source does not show
 gets an error from the layer itself (`sorsa_ds.sorsa.layer.SorsaLinear.weight`).
 """

@@ -5,6 +5,7 @@ configuration.py  where the model's configuration lies
 job.py            the settings and the hardware, resolved as training resolves them
 model_facts.py    the model's parameters and linears, from its configuration alone (on the meta device)
 activations.py    what a forward pass keeps for backward, counted on the meta device
+gathering.py      bytes that ZeRO-3 gathers together and holds whole
 memory.py         bytes per rank, by what they are for, and whether they fit into the GPU and the node
 traffic.py        bytes that an optimizer step receives, inside a node and between nodes
 speed.py          floating point operations, packed weights made dense, and an estimate of seconds

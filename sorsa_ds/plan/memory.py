@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from sorsa_ds.methods.method import reading_bytes
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import fill, pretrained
 from sorsa_ds.model.targets import Target
 from sorsa_ds.plan import beside_tensors
+from sorsa_ds.plan.gathering import held_whole
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.model_facts import Facts, Held
 from sorsa_ds.plan.offloading import offloaded_gradients, offloaded_parameters, taken
@@ -82,7 +82,7 @@ def memory(job: Job, facts: Facts) -> Memory:
     gpu["communicators"] = beside_tensors.nccl(job) if on_gpu else 0
     largest = facts.largest
     peak = method_of(job.config).working_set(job.config, facts.targets, largest, job.storage)
-    peak = max(peak, reading_bytes(facts.largest_whole) if facts.whole else 0)
+    peak = max(peak, fill.reading_bytes(facts.largest_whole) if facts.whole else 0)
     shards = 0 if job.offloaded("param") else sum(gpu[name] for name in ("residual", "frozen", "trained"))
     read = 4 * largest + fill.TRIM_BYTES + pretrained.REOPEN_BYTES
     return Memory(gpu, host, shards + peak, read)
@@ -169,10 +169,8 @@ def _gathered(job: Job, facts: Facts) -> int:
     small = job.zero["stage3_param_persistence_threshold"]
     persistent = [p for p in gathered if p.numel <= small]
     others = [p for p in gathered if p.numel > small]
-    limit = job.zero["stage3_max_live_parameters"] + job.zero["stage3_prefetch_bucket_size"]
-    numbers, whole = sum(p.numel for p in others), sum(p.nbytes for p in others)
-    live = whole if numbers <= limit else max(limit * whole // numbers, max(p.nbytes for p in others))
-    return sum(p.nbytes for p in persistent) + live
+    numbers, nbytes = sum(p.numel for p in others), sum(p.nbytes for p in others)
+    return sum(p.nbytes for p in persistent) + held_whole(job, facts.gathers, numbers, nbytes)
 
 
 def _secondary(job: Job, facts: Facts) -> int:

@@ -14,11 +14,13 @@ from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.experts import Stack, find_stacks
 from sorsa_ds.model.new_tokens import grow_tables, new_token_ids, rows_for, table_rows
 from sorsa_ds.model.packed_attention import check_packing
+from sorsa_ds.model.selection import Selection
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import Selection, Target
+from sorsa_ds.model.targets import Target
 from sorsa_ds.model.tokenizer import NoTokenizer
 from sorsa_ds.model.whole_modules import WholeParameter
 from sorsa_ds.plan.activations import Kept, kept_for_backward
+from sorsa_ds.plan.gathering import Gathers, gathers
 from sorsa_ds.plan.job import Job
 
 Kind = Literal["residual", "frozen", "trained"]
@@ -72,6 +74,7 @@ class Facts:
     parameters: every parameter; tied ones stand there once.
     selection: what is adapted, as `methods.method.Method.operation` gives it; nothing where everything is trained.
     linears: every linear, adapted or not.
+    gathers: what ZeRO-3 gathers together.
     kept: what a forward pass of one micro-batch keeps for backward.
     attention: numbers in one token's queries, of all heads of a block together; 0 without attention.
     vocabulary: number of tokens.
@@ -80,6 +83,7 @@ class Facts:
     parameters: list[Held]
     selection: Selection
     linears: list[Linear]
+    gathers: Gathers
     kept: Kept
     attention: int
     vocabulary: int
@@ -137,6 +141,7 @@ class BareModel:
     parameters: list[Held]
     selection: Selection
     linears: list[Linear]
+    gathers: Gathers
     stacks: list[Stack]
 
     def facts(self, job: Job) -> Facts:
@@ -145,7 +150,9 @@ class BareModel:
         autocast = torch.bfloat16 if job.precision.name == "mixed" else None
         micro, length = job.resolved.micro_batch_size, job.config.data.max_length
         kept = kept_for_backward(self.model, micro, length, _dtype(self.model), autocast, self.stacks)
-        return Facts(self.parameters, self.selection, self.linears, kept, _attention(text), text.vocab_size)
+        return Facts(
+            self.parameters, self.selection, self.linears, self.gathers, kept, _attention(text), text.vocab_size
+        )
 
 
 def bare_model(folder: Path, job: Job, check: Callable[[PreTrainedModel], object] | None = None) -> BareModel:
@@ -181,7 +188,7 @@ def bare_model(folder: Path, job: Job, check: Callable[[PreTrainedModel], object
     ]
     ranks = {t.name: (t, method.rank(t, job.config.baseline)) for t in targets}
     linears = [*_linears(model, ranks, head), *_experts(model, ranks, stacks)]
-    return BareModel(model, parameters, selection, linears, stacks)
+    return BareModel(model, parameters, selection, linears, gathers(model, stacks), stacks)
 
 
 def _rows(folder: Path, job: Job, model: PreTrainedModel) -> int:

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sorsa_ds.methods.registry import method_of
-from sorsa_ds.model.whole_modules import whole_row
 from sorsa_ds.plan.advice import Way, advice
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import Memory, Place, fits, of_a_node, room
@@ -60,7 +59,7 @@ def as_text(planned: Plan) -> str:
         ("model", job.config.model),
         ("parameters", f"{planned.facts.trainable:,} trainable in {len(targets) or 'all'} linears, "
                        f"{planned.facts.frozen:,} frozen"),
-        *([("trained whole", whole_row(planned.facts.whole, "of them"))] if planned.facts.whole else []),
+        *(planned.facts.selection.rows("of them") if targets else []),
         ("hardware", f"{hardware.nodes} x {hardware.gpus} GPUs of {hardware.gpu_memory / GIB:.1f} GiB"),
         ("settings", f"ZeRO stage {job.stage}, precision {job.precision.name}, {what}"),
         ("batch", f"{sizes.global_batch_size} = {sizes.micro_batch_size} x {job.ranks} ranks x "
@@ -114,6 +113,7 @@ def as_json(planned: Plan) -> dict:
         "activations_counted": planned.facts.kept.counted,
         "trainable": planned.facts.trainable,
         "frozen": planned.facts.frozen,
+        "share_adapted": planned.facts.selection.share,
         "zero_stage": job.stage,
         "precision": job.precision.name,
         "global_batch_size": job.resolved.global_batch_size,

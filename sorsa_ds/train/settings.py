@@ -110,7 +110,6 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
     )
     origin.check_settings(config)
     model_folder = find_model(config.model, config.loading)
-    new_tokens = new_token_ids(model_folder, config.loading, config.data.new_tokens)
 
     def check_files(model: PreTrainedModel) -> None:
         """Compare the files with the model before its memory is planned: what is wrong with them is told first."""
@@ -120,7 +119,7 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
     return RunSettings(
         config=_resolved_config(config, resolved, formats),
         model_folder=model_folder,
-        new_tokens=new_tokens,
+        new_tokens=new_token_ids(model_folder, config.loading, config.data.new_tokens),
         ds_config=job.ds_config,
         resolved=resolved,
         formats=formats,

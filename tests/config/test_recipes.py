@@ -12,7 +12,6 @@ from sorsa_ds.config.command_line import load_settings
 from sorsa_ds.config.schema import LoadingConfig, RunConfig
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import select_targets
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import fits
@@ -25,13 +24,16 @@ from tests.helpers.projects import ROOT
 NAMES = sorted(path.stem for path in recipes.FOLDER.glob("*.yaml") if path.name != recipes.DEFAULT)
 PAPERS = [name for name in NAMES if name.split("_", 1)[1] in ("7b_metamath", "7b_codefeedback")]
 PARAMETERS = {  # of the pre-trained model, in millions, as published
-    "gemma_7b": 8538, "llama2_70b": 68977, "llama2_7b": 6738, "llama3_405b": 405853, "llama3_70b": 70554,
-    "llama3_8b": 8030, "mistral_7b": 7242, "rwkv6_7b": 7636,
+    "gemma_7b": 8538, "gpt_oss_20b": 20915, "llama2_70b": 68977, "llama2_7b": 6738, "llama3_405b": 405853,
+    "llama3_70b": 70554, "llama3_8b": 8030, "mistral_7b": 7242, "mixtral_8x7b": 46703, "qwen3_30b_a3b": 30532,
+    "rwkv6_7b": 7636,
 }  # fmt: skip
 TRAINABLE = {  # in millions; the papers' where they tell them, else r (m + n + 1) summed by hand
     "analysis_llama2_7b_no_regularizer": 67, "analysis_llama2_7b_sorsa": 67, "gemma_7b_metamath": 200,
-    "llama2_7b_codefeedback": 320, "llama2_7b_metamath": 320, "llama3_70b_2nodes": 1657, "llama3_70b_8gpu": 1657,
-    "llama3_70b_nf4_1gpu": 828, "llama3_8b_1gpu": 336, "mistral_7b_metamath": 168, "rwkv6_7b_metamath": 176,
+    "gpt_oss_20b_8gpu": 418, "gpt_oss_20b_nf4_1gpu": 209, "llama2_7b_codefeedback": 320, "llama2_7b_metamath": 320,
+    "llama3_70b_2nodes": 1657, "llama3_70b_8gpu": 1657, "llama3_70b_nf4_1gpu": 828, "llama3_8b_1gpu": 336,
+    "mistral_7b_metamath": 168, "mixtral_8x7b_8gpu": 948, "mixtral_8x7b_nf4_1gpu": 474, "qwen3_30b_a3b_8gpu": 1366,
+    "qwen3_30b_a3b_nf4_1gpu": 683, "rwkv6_7b_metamath": 176,
 }  # fmt: skip
 
 
@@ -69,10 +71,23 @@ def test_no_shape_ships_for_an_unknown_model():
     assert shipped("somebody/something") is None
 
 
+def test_a_copy_in_another_number_format_has_the_shape_of_the_original():
+    assert shipped("unsloth/gpt-oss-20b-BF16") == shipped("openai/gpt-oss-20b") == SHAPES / "gpt_oss_20b"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if config_of(name).sorsa.expert_rank != 8])
+def test_the_ranks_of_experts_are_multiples_of_8_and_every_expert_is_adapted(name):
+    config = config_of(name)
+    selection = method_of(config).choose(bare(config.model), config.sorsa)
+    assert config.sorsa.expert_rank % 8 == 0
+    assert selection.share > 0.998 and not selection.left_out
+    assert {target.rank for target in selection.targets if target.experts} == {config.sorsa.expert_rank}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_trains_the_published_number_of_parameters(name):
     config = config_of(name)
-    targets = select_targets(bare(config.model), config.sorsa)
+    targets = method_of(config).choose(bare(config.model), config.sorsa).targets
     assert round(sum(target.trainable for target in targets) / 1e6) == TRAINABLE[name]
 
 

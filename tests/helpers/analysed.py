@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.model import adapter_file
+from sorsa_ds.model.selection import select_targets
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import select_targets
 from sorsa_ds.run.snapshots import snapshot_path, stored_linears
 from tests.helpers.architectures import save
 

@@ -3,6 +3,7 @@
 import weakref
 from collections import Counter
 
+import pytest
 import torch
 
 from benchmarks.helpers.flops import flop_counter
@@ -163,3 +164,33 @@ def live_moved(folder, checkpointing):
     finally:
         backend.all_gather_function, torch.distributed.all_reduce = gather, reduce
     return dict(counted)
+
+
+def live_gathered(folder, zero, checkpointing):
+    """The most bytes of parameters that are whole on this rank at any time of three ZeRO-3 steps, and their names."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    from sorsa_ds.runtime import collectives
+    from sorsa_ds.train.setup import checkpoint_activations
+
+    ds = ds_config(3, "", 0.0, 1)
+    ds["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, **zero}
+    engine = build(folder, ds, CASES[0])
+    if checkpointing:
+        checkpoint_activations(engine.module)
+    parameters, most = dict(engine.module.named_parameters()), (0, [])
+    fetch = PartitionedParameterCoordinator.fetch_sub_module
+
+    def fetched(*arguments, **options):
+        nonlocal most
+        fetch(*arguments, **options)
+        whole = [name for name, p in parameters.items() if p.ds_status != ZeroParamStatus.NOT_AVAILABLE]
+        nbytes = sum(parameters[name].ds_numel * parameters[name].ds_tensor.element_size() for name in whole)
+        most = max(most, (nbytes, whole))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PartitionedParameterCoordinator, "fetch_sub_module", fetched)
+        for t in range(3):
+            engine.train_step(micro_losses(engine, sequences(MICRO * collectives.world_size(), seed=t), 1))
+    return most

@@ -23,8 +23,8 @@ from sorsa_ds.methods import settings
 from sorsa_ds.methods.registry import METHODS as BY_NAME
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.adapter_file import read_description
+from sorsa_ds.model.selection import select_targets
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import select_targets
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import memory

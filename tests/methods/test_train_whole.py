@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from sorsa_ds.config.schema import DataConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.methods.settings import ignored, with_trained_tokens
+from sorsa_ds.model.selection import select_targets
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import select_targets
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import memory

@@ -8,7 +8,8 @@ from torch import nn
 
 from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.model.experts import matrices_of
-from sorsa_ds.model.targets import choose, insert_sorsa_layers
+from sorsa_ds.model.selection import choose
+from sorsa_ds.model.targets import insert_sorsa_layers
 from sorsa_ds.model.uneven_calls import calls_unevenly
 from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.sorsa.decompose import decompose, residual, stacked
@@ -137,3 +138,14 @@ def test_unknown_experts_stay_frozen_with_a_reason():
     found = choose(model, SorsaConfig(rank=4), experts=True)
     assert [target.name for target in found.targets] == ["q_proj"]
     assert found.left_out == {"experts.weight": "its experts are computed in a way that this program does not know"}
+
+
+def test_a_class_with_a_forward_pass_of_its_own_stays_as_it_is():
+    model = random_experts("mixtral")
+    experts = model.model.layers[0].mlp.experts
+    experts.__class__ = type("OwnExperts", (type(experts),), {"forward": lambda self, x, chosen, weights: x})
+    found = choose(model, SorsaConfig(rank=4), experts=True)
+    assert {target.name for target in found.targets if target.experts} == {
+        f"model.layers.1.mlp.experts.{leaf}" for leaf in ("gate_up_proj", "down_proj")
+    }
+    assert "does not know" in found.left_out["model.layers.0.mlp.experts.gate_up_proj"]

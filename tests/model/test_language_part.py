@@ -8,7 +8,7 @@ from benchmarks.helpers.tiny_models import model_class as class_of
 from benchmarks.helpers.tiny_models import tiny_config
 from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.model.language_part import in_language_part, model_class, most_positions
-from sorsa_ds.model.targets import choose
+from sorsa_ds.model.selection import choose
 
 
 def bare(family: str, whole: bool = False):

@@ -6,9 +6,10 @@ from transformers import AutoModelForCausalLM
 
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.model.fill import fill_parameters
+from sorsa_ds.model.selection import select_targets
 from sorsa_ds.model.sharding import Whole
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import insert_sorsa_layers, select_targets
+from sorsa_ds.model.targets import insert_sorsa_layers
 from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.sorsa.residual_storage import Dense
 from tests.helpers.architectures import CONFIGS, exactly, save

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast, RwkvConfig, RwkvForCausalLM
 from sorsa_ds.config.deepspeed_json import resolve_ds_config
 from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
 from sorsa_ds.model import architectures
+from sorsa_ds.model.selection import select_targets
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import select_targets
 from sorsa_ds.runtime.precision import resolve_precision
 from tests.helpers.architectures import exactly, save
 from tests.helpers.forked import launch_forked

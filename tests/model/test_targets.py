@@ -7,7 +7,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.model.targets import choose, summed_up
+from sorsa_ds.model.selection import choose, summed_up
 
 _SMALL = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 from sorsa_ds.config.schema import DataConfig, LoadingConfig, SorsaConfig
 from sorsa_ds.model.adapt_partitioned import adapt_partitioned_model
 from sorsa_ds.model.new_tokens import add_tokens, grow_tables, new_token_ids, rows_for, with_new_rows
+from sorsa_ds.model.selection import choose, summed_up
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import choose, summed_up
 from tests.helpers.architectures import CONFIGS, save
 from tests.helpers.chat_tokenizer import chat_tokenizer
 from tests.helpers.llama_tokenizer import llama_tokenizer
@@ -94,8 +94,7 @@ def test_a_model_that_does_not_tell_its_embeddings_is_refused_by_name():
         choose(nn.Linear(16, 16), SorsaConfig(rank=4, train_whole=["embeddings-and-head"]))
 
 
-def test_a_model_in_memory_keeps_its_other_parameters(monkeypatch):
-    monkeypatch.setattr("sorsa_ds.model.adapt_partitioned._check_partitioned", lambda model: None)
+def test_a_model_in_memory_keeps_its_other_parameters():
     with pytest.raises(ValueError, match="sorsa.train_whole: a model in memory keeps its other parameters"):
         adapt_partitioned_model(_Model(), {}, sorsa=SorsaConfig(rank=4, train_whole=["norm"]))
 

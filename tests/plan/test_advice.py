@@ -45,6 +45,8 @@ def test_every_recipe_fits_the_hardware_that_it_names(words):
     )
     assert planned.fits, as_text(planned)
     assert not planned.advice
+    if any(target.experts for target in planned.facts.targets):  # no run has measured the plan of experts yet
+        assert planned.memory.total < 0.6 * hardware.gpu_memory, as_text(planned)
 
 
 LLAMA = "meta-llama/Llama-2-7b-hf"

@@ -28,8 +28,8 @@ from sorsa_ds.config import command_line
 from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, ResidualConfig, RunConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.model import adapter_file
+from sorsa_ds.model.selection import select_targets
 from sorsa_ds.model.skeleton import skeleton
-from sorsa_ds.model.targets import select_targets
 from sorsa_ds.run import recorder
 from sorsa_ds.run.recorder import SnapshotRecorder
 from sorsa_ds.run.snapshots import snapshot_path, stored_linears

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import BaselineConfig, RunConfig
-from sorsa_ds.methods.method import EXPERT_SETTINGS, SORSA_SETTINGS, Making, Method, Settings, TrainedRun, reading_bytes
+from sorsa_ds.methods.method import EXPERT_SETTINGS, SORSA_SETTINGS, Making, Method, Settings, TrainedRun
 from sorsa_ds.methods.peft_experts import apart, holder_of, is_turned, layer_names
-from sorsa_ds.model.fill import Recipe
-from sorsa_ds.model.targets import Selection, Target, scale_of
+from sorsa_ds.model.fill import Recipe, reading_bytes
+from sorsa_ds.model.selection import Selection
+from sorsa_ds.model.targets import Target, scale_of
 from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.regularizer import Regularizer

@@ -14,8 +14,9 @@ from sorsa_ds.methods.method import Making, Method, Settings, TrainedRun
 from sorsa_ds.model import factor_source, sorsa_recipe
 from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.fill import Recipe
+from sorsa_ds.model.selection import Selection
 from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa
-from sorsa_ds.model.targets import Selection, Target, scale_of
+from sorsa_ds.model.targets import Target, scale_of
 from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import regularizer, residual_storage

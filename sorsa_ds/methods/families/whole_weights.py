@@ -12,7 +12,8 @@ from sorsa_ds.config.schema import SorsaConfig
 from sorsa_ds.methods.method import ADAPTER_SETTINGS, Making, Method, TrainedRun
 from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.fill import Recipe
-from sorsa_ds.model.targets import Selection, Target, body_of, select_targets
+from sorsa_ds.model.selection import Selection, body_of, select_targets
+from sorsa_ds.model.targets import Target
 from sorsa_ds.model.whole_recipe import WeightsRecipe, whole_value
 
 

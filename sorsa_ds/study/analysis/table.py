@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sorsa_ds.model.targets import kind_of
+from sorsa_ds.model.module_names import kind_of
 from sorsa_ds.runtime.files import write_text
 
 
