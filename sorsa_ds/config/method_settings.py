@@ -64,8 +64,9 @@ class SorsaConfig:
     own. The router is never adapted. Experts that are linears of their own are linears like any other."""
 
     expert_rank: Rank = 8
-    """Number of singular triplets that are trained in each weight of such an expert, in the place of `rank`. Multiples
-    of 8 go through PyTorch's grouped products on a GPU; other ranks take one product for each expert, and a wait."""
+    """Number of singular triplets that are trained in each weight of such an expert, in the place of `rank`; with
+    `method=lora` the rank of its adapter. PEFT's other methods leave such experts as they are. Multiples of 8 go
+    through PyTorch's grouped products on a GPU; other ranks take one product for each expert, and a wait."""
 
     rank_pattern: dict[str, Rank] = Field(default_factory=dict)
     """Ranks of single layers: name, suffix or glob -> rank. The first match takes the place of `rank` and

@@ -37,9 +37,7 @@ if TYPE_CHECKING:
 Values = Callable[[str, torch.Size], Tensor]
 """Gives a trained tensor, as training began or left it, by name and shape: fp32 on the CPU."""
 
-SORSA_SETTINGS = (
-    "regularizer.*", "sorsa.svd", "sorsa.svd_tolerance", "sorsa.svd_max_iterations", "residual.*",
-)  # fmt: skip
+SORSA_SETTINGS = ("regularizer.*", "sorsa.svd", "sorsa.svd_tolerance", "sorsa.svd_max_iterations", "residual.*")
 """Patterns of the settings that mean something to SORSA alone."""
 
 EXPERT_SETTINGS = ("sorsa.experts", "sorsa.expert_rank")
