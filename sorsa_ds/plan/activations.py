@@ -228,11 +228,7 @@ def _kernels(cast: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
 
     originals = nn.functional.scaled_dot_product_attention, nn.functional.grouped_mm
     nn.functional.scaled_dot_product_attention = attend  # type: ignore[assignment]  # the rest is in **_
-<<<<<<< HEAD
-    nn.functional.grouped_mm = grouped  # type: ignore[assignment]  # nobody gives it more
-=======
     nn.functional.grouped_mm = grouped  # type: ignore[assignment]  # it is called in this way only
->>>>>>> w20
     try:
         yield
     finally:
