@@ -92,6 +92,7 @@ def _residual_product(
         if len(own.expert):
             W_EMN = dense_stack(storage, [tensor[first:end] for tensor in kept], shape, x.dtype)
             y[rows] = own.times(x[rows], W_EMN.mT if turned else W_EMN)
+            del W_EMN  # before the next ones are made
     return y
 
 
