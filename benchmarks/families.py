@@ -56,7 +56,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *(name + SUFFIX for name in WHOLE)]
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these families; 'NAME (whole)' is one too")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page with the table there")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there, or its rows of --only anew")
     parser.add_argument("--ranks", type=int, default=1, help="processes that train (default: %(default)s)")
     parser.add_argument("--stage", type=int, default=0, choices=range(4), help="ZeRO stage (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="families at a time (default: %(default)s)")
@@ -67,11 +67,10 @@ def main() -> int:
     rows = []
     for row, seconds in _examined(a.only or known, a.jobs, a.ranks, a.stage, a.seconds):
         rows.append(row)
+        if a.write:
+            _write(a.write, rows)
         gaps = ", ".join(f"{name} {gap:.0e}" for name, gap in row.gaps.items())
         say(f"{row.family:32} {row.result:10} {seconds:5.0f} s  {row.share:4.0%}  {gaps}  {row.reason or row.no_lora}")
-    rows.sort(key=lambda row: row.family)
-    if a.write:
-        a.write.write_text(PAGE + "".join(map(_line, rows)), encoding="utf-8")
     counts = Counter(row.result for row in rows)
     result = {
         "built": len(rows) - counts["not built"],
@@ -102,6 +101,14 @@ def _examined(names: list[str], jobs: int, ranks: int, stage: int, seconds: floa
         yield done.get()
     for worker in workers:
         worker.join()
+
+
+def _write(page: Path, rows: list[Row]) -> None:
+    """Write the page, after every family: what is measured stays if the rest is not. Rows of other families are kept."""
+    before = page.read_text(encoding="utf-8").removeprefix(PAGE).splitlines(keepends=True) if page.exists() else []
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in before if line.startswith("| ")}
+    lines |= {row.family: _line(row) for row in rows}
+    page.write_text(PAGE + "".join(lines[name] for name in sorted(lines)), encoding="utf-8")
 
 
 def _line(row: Row) -> str:

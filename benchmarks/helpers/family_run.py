@@ -25,6 +25,7 @@ from transformers import AutoConfig, PreTrainedModel
 import sorsa_ds
 from benchmarks.helpers.common import DS_CONFIGS
 from benchmarks.helpers.tiny_models import write_tiny_model
+from sorsa_ds.model.language_part import in_language_part
 from sorsa_ds.model.selection import Selection
 from sorsa_ds.runtime.ports import free_port
 from tests.helpers.chat_tokenizer import chat_tokenizer
@@ -46,7 +47,8 @@ class Row:
     result: `not built` where transformers itself cannot make or reload the model.
     reason: of every result but `pass`.
     gaps: relative distances of logits: `start` (step 0 from transformers' own load), `merged` and `lora` (the exports
-        from the trained model), and `moved` (the trained model from step 0).
+        from the trained model), and `moved` (the trained model from step 0). `towers`: the share of the parameters
+        outside of the language model that the merged export has changed.
     linears: that are adapted. experts, adapted_experts: number of tensors with a matrix per expert.
     share: of the body's weights that is adapted. said: the warning of a share below a half that the run has printed.
     left_out: what `all-linear` passes over, in words.
@@ -103,7 +105,9 @@ def examine(
                 row.result = "not built" if phase == "build" else found["result"]
                 return row
     wrong = [
-        f"{name}: {row.gaps[name]:.1e}" for name in ("start", "merged", "lora") if row.gaps.get(name, 0) > LARGEST_GAP
+        f"{name}: {row.gaps[name]:.1e}"
+        for name in ("start", "merged", "towers", "lora")
+        if row.gaps.get(name, 0) > LARGEST_GAP
     ]
     if row.gaps["moved"] < SMALLEST_MOVE:
         wrong.append(f"two steps move the logits by {row.gaps['moved']:.1e} only")
@@ -267,13 +271,22 @@ def _export(printed: Path, folder: Path) -> dict:
 
     trained = torch.load(folder / "trained.pt")
     export(Options(folder / "run", "merged", folder / "merged", dtype="float32"))
-    gaps = {"merged": relative(logits_of(load(folder / "merged")), trained)}
+    base, merged = load(folder / "model"), load(folder / "merged")
+    gaps = {"merged": relative(logits_of(merged), trained), "towers": _towers_moved(base, merged)}
     try:
         export(Options(folder / "run", "lora", folder / "lora"))
     except ValueError as error:
         return {"row": {"gaps": gaps, "no_lora": str(error)}}
-    gaps["lora"] = relative(logits_of(PeftModel.from_pretrained(load(folder / "model"), folder / "lora")), trained)
+    gaps["lora"] = relative(logits_of(PeftModel.from_pretrained(base, folder / "lora")), trained)
     return {"row": {"gaps": gaps}}
+
+
+def _towers_moved(base: PreTrainedModel, merged: PreTrainedModel) -> float:
+    """The share of the parameters outside of the language model that the merged model has otherwise than its base."""
+    is_text = in_language_part(base)
+    outside = [name for name, _ in base.named_parameters() if not is_text(name)]
+    moved = [name for name in outside if not torch.equal(base.get_parameter(name), merged.get_parameter(name))]
+    return len(moved) / max(1, len(outside))
 
 
 def load(folder: Path) -> PreTrainedModel:
