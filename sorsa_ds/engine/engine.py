@@ -19,6 +19,8 @@ import deepspeed
 import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime import compiler
+from deepspeed.runtime.zero.leaf_module_config import DEFAULT_LEAF_MODULE_CLASSES
+from deepspeed.utils import z3_leaf_module
 from torch import nn
 
 from sorsa_ds.config.deepspeed_json import fit_buckets
@@ -69,6 +71,8 @@ class SorsaEngine(DeepSpeedEngine):
         trained = [p for p in model.parameters() if p.requires_grad]
         ds_config = fit_buckets(ds_config, sum(getattr(p, "ds_numel", p.numel()) for p in trained))
         _import_muon()
+        if ds_config.get("zero_optimization", {}).get("stage") == 3:
+            _let_gradients_into_leaves(model)
         super().__init__(
             args=None,
             model=model,
@@ -204,6 +208,23 @@ def _import_muon() -> None:
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     finally:
         compiler.compile = asked
+
+
+def _let_gradients_into_leaves(model: nn.Module) -> None:
+    """Make the embeddings' output need a gradient where a module that ZeRO-3 gathers whole holds something trained.
+
+    DeepSpeed reduces the gradients of such a leaf when the backward pass has come to the leaf's inputs. If none of
+    these needs a gradient, as where only the experts of the first block are trained, it does so at once, before there
+    are any.
+    """
+    leaves = [
+        module for module in model.modules()
+        if z3_leaf_module(module) or f"{type(module).__module__}.{type(module).__qualname__}" in
+        DEFAULT_LEAF_MODULE_CLASSES
+    ]  # fmt: skip
+    enable = getattr(model, "enable_input_require_grads", None)
+    if enable is not None and any(p.requires_grad for leaf in leaves for p in leaf.parameters()):
+        enable()
 
 
 def cosine_with_warmup(steps: int, warmup_steps: int):

@@ -1,7 +1,7 @@
 """Which weights of a model are adapted, with which rank, and what is left out for which reason."""
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Set
+from collections.abc import Collection, Hashable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -127,7 +127,7 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_ex
             + (f" and others that are left out: {summed_up(left_out)}" if left_out else "")
         )
     _check_whole_modules(stacks, chosen)
-    check_all_match("sorsa.rank_pattern", config.rank_pattern, chosen)
+    _check_ranks(config, shapes, chosen, left_out)
     targets = [_target(name, linears[name], ranks[name], shared.get(name, ())) for name in linears if name in chosen]
     targets += [_stack_target(stack, ranks[stack.name]) for stack in stacks if stack.name in chosen]
     counted = _body(model)
@@ -298,6 +298,20 @@ def _check_whole_modules(stacks: list[Stack], chosen: Set[str]) -> None:
                 f"sorsa.targets: {inside} is adapted, and {', '.join(lacking)} of the same experts is not; name both, "
                 f"or none"
             )
+
+
+def _check_ranks(config: SorsaConfig, names: Collection[str], chosen: Set[str], left_out: Mapping[str, str]) -> None:
+    """Stop where a pattern of `sorsa.rank_pattern` means nothing that is adapted.
+
+    Raises:
+        ValueError: naming the pattern, and why what it means is not adapted.
+    """
+    check_all_match("sorsa.rank_pattern", config.rank_pattern, names)
+    for pattern in config.rank_pattern:
+        meant = [name for name in names if matches(name, pattern)]
+        if not chosen & {*meant}:
+            reason = left_out.get(meant[0], "sorsa.targets does not name it")
+            raise ValueError(f"sorsa.rank_pattern: {pattern!r} means {meant[0]}, which is not adapted: {reason}")
 
 
 def _rank(name: str, config: SorsaConfig, experts: bool) -> int:

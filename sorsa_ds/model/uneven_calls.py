@@ -12,7 +12,6 @@ from collections.abc import Collection, Hashable, Iterable
 from functools import cache
 from typing import cast
 
-from deepspeed.utils import set_z3_leaf_module
 from torch import nn
 
 from sorsa_ds.model.source_code import is_library, names_of, source_of
@@ -34,6 +33,8 @@ def set_uneven_leaves(model: nn.Module) -> list[nn.Module]:
 
     Must be called before DeepSpeed's engine is made.
     """
+    from deepspeed.utils import set_z3_leaf_module  # takes seconds, and a plan needs no DeepSpeed
+
     leaves = [module for module in model.modules() if calls_unevenly(module)]
     for leaf in leaves:
         set_z3_leaf_module(leaf, True)

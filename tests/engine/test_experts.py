@@ -1,5 +1,7 @@
 """Experts that a model holds as one parameter, in the engine: the same numbers as plain torch on every ZeRO stage."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.helpers.engines import CASES, MICRO, STEPS, build, compare, ds_config, micro_losses, sequences, whole_factors
@@ -25,6 +27,23 @@ def train_with_engine(folder, runs):
         results.append((start, whole_factors(engine), log))
         engine.destroy()
     return results if collectives.rank() == 0 else None
+
+
+def train_experts_alone(folder, runs):
+    """Nothing before the first experts is trained: under ZeRO-3 their inputs would need no gradient."""
+    from tests.helpers import engines
+
+    engines.SORSA = replace(engines.SORSA, targets=["*.experts.*"])
+    return train_with_engine(folder, runs)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "granitemoe"])
+def test_experts_alone_are_trained_under_zero3(tmp_path, name):
+    """DeepSpeed gathers the whole block of Mixtral at once, and reduces its gradients when its inputs have theirs."""
+    folder = save_experts(name, tmp_path / "model")
+    [(start, end, log)] = run_ranks(2, train_experts_alone, folder, [(3, CASES[0])])[0]
+    assert all("experts" in one for one in start)
+    compare(folder, 2, CASES[0], start, end, log, tolerance=1e-5)
 
 
 @pytest.mark.parametrize(("name", "world"), [("mixtral", 1), ("mixtral", 3), ("gpt_oss", 2)])

@@ -11,6 +11,9 @@ from tests.helpers.sorsa_models import load_sorsa_model
 
 # No world size above 1 divides the shapes (40, 20, 76) x rank 5 into whole rows everywhere; 3 divides none.
 RANK, EXPERT_RANK, STEPS, WARMUP, RATE, MICRO = 5, 3, 10, 2, 3e-3, 2
+SORSA = SorsaConfig(rank=RANK, expert_rank=EXPERT_RANK)
+"""What is adapted, and at which rank."""
+
 CASES = [
     dict(form="norm", reduction="mean", clip=0.05, accumulation=1, coefficient=0.2),
     dict(form="squared", reduction="sum", clip=0.0, accumulation=4, coefficient=0.7),
@@ -58,7 +61,7 @@ def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None, c
     device = torch.device("cpu")
     stage3 = ds["zero_optimization"]["stage"] == 3
     loaded = load_sorsa_model(
-        folder, sorsa=SorsaConfig(rank=RANK, expert_rank=EXPERT_RANK),
+        folder, sorsa=SORSA,
         precision=resolve_precision(precision, None, "cpu"),
         placement=Zero3(ds, device) if stage3 else Whole(device), device=device, factor_source=exactly,
         storage=storage,
