@@ -104,7 +104,7 @@ def _examined(names: list[str], jobs: int, ranks: int, stage: int, seconds: floa
 
 
 def _write(page: Path, rows: list[Row]) -> None:
-    """Write the page, after every family: what is measured stays if the rest is not. Rows of other families are kept."""
+    """Write the page, after every family, so that what is measured is kept. Rows of other families stay."""
     before = page.read_text(encoding="utf-8").removeprefix(PAGE).splitlines(keepends=True) if page.exists() else []
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in before if line.startswith("| ")}
     lines |= {row.family: _line(row) for row in rows}
