@@ -242,7 +242,7 @@ def _dependent(folder):
 def test_dependent_columns_stop_every_rank_alike(tiny_llama):
     for said, still in run_ranks(2, _dependent, tiny_llama):
         assert "regularizer.reorthonormalize: " in said
-        assert "model.layers.0.self_attn.q_proj (1 linears)" in said
+        assert "model.layers.0.self_attn.q_proj (1 matrices)" in said
         assert still
 
 
