@@ -151,7 +151,7 @@ def read_description(folder: Path, trust_remote_code: bool = False) -> Descripti
     """
     path = folder / CONFIG
     try:
-        found = typed(Description, parse_json(path.read_text(encoding="utf-8")))
+        found = typed(Description, _completed(parse_json(path.read_text(encoding="utf-8"))))
         for name, layer in found.layers.items():
             _check_layer(name, layer)
         if unknown := found.files.keys() - {TRAINED, INITIAL}:
@@ -165,6 +165,13 @@ def read_description(folder: Path, trust_remote_code: bool = False) -> Descripti
             f"--trust_remote_code (in Python: load_adapter(..., trust_remote_code=True))"
         )
     return found
+
+
+def _completed(described: Any) -> Any:
+    """A description with what earlier versions did not write: they left experts that are one parameter as they were."""
+    if isinstance(described, dict) and isinstance(sorsa := described.get("sorsa"), dict):
+        sorsa.setdefault("experts", "frozen")
+    return described
 
 
 def _check_layer(name: str, layer: dict[str, int]) -> None:

@@ -25,6 +25,7 @@ def test_a_description_of_an_earlier_version_is_read():
     assert found.base_model == WHOLE["base_model"]
     assert found.layers == WHOLE["layers"]
     assert found.sorsa.rank == 4
+    assert found.sorsa.experts == "frozen", "it knew no other"
 
 
 def with_entry(path: str, value) -> str:
