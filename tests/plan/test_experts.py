@@ -124,7 +124,8 @@ def test_bytes_over_the_wire_are_those_of_the_collectives(folders):
     job = job_of(3, gpus=2, gradient_accumulation_steps=2)
     moved = traffic(job, facts(folders["mixtral"], job)).inside
     gathers = moved["frozen parameters"] + moved["trained parameters"]
-    assert 0.95 * gathers < counted["gather"] <= gathers
+    # The first block's norm is gathered for the backward pass too, since the block's input needs a gradient.
+    assert 0.95 * gathers < counted["gather"] <= 1.001 * gathers
     assert moved["Gram matrices"] == pytest.approx(counted["gram"], rel=0.3)
 
 
@@ -163,9 +164,9 @@ def test_the_matrices_that_are_dense_at_once_are_planned(larger, monkeypatch, st
     assert planned == together * m * n * 4
     layer = SorsaExperts(experts, n, m, 4, storage=job.storage)
     with torch.no_grad():
-        packed = expert_layer.pack_stack(job.storage, torch.randn(experts, m, n))
-        for name, tensor in zip(job.storage.names, packed, strict=True):
-            getattr(layer, name).copy_(tensor)
+        packed = [job.storage.pack(matrix) for matrix in torch.randn(experts, m, n)]
+        for name, tensors in zip(job.storage.names, zip(*packed, strict=True), strict=True):
+            getattr(layer, name).copy_(torch.stack(tensors))
         x, routes = torch.randn(2 * experts, n), Routes.even(2 * experts, experts, torch.device("cpu"), "loop")
         layer(x, routes)  # makes the tables of codes
         with LiveBytes() as live:
@@ -197,7 +198,8 @@ def _initialised(folder, cases):
 
 @pytest.mark.slow
 def test_what_a_rank_holds_while_experts_are_made_is_planned(larger):
-    """The largest stack is made first, when no shard is there yet. Where it is packed, reading takes the most."""
+    """The largest stack is made first, when no shard is there yet. Where it is packed, reading takes the most: what is
+    planned for that is two copies in fp32, since it does not depend on the dtype of the files."""
     cases = []
     for precision, storage in (("fp32", "auto"), ("mixed", "auto"), ("mixed", "nf4"), ("fp32", "int8")):
         job = job_of(3, precision, storage, gpus=2)
@@ -207,7 +209,7 @@ def test_what_a_rank_holds_while_experts_are_made_is_planned(larger):
         target = max(facts(larger, job).targets, key=lambda one: one.numel)
         working = working_set(target, job.config.sorsa, job.storage) - TRIM_BYTES - REOPEN_BYTES
         held = max(peaks[case] for peaks in ranks)
-        assert 0.75 * working < held < working + 4 * target.numel, job.storage
+        assert 0.7 * working < held < working + 4 * target.numel, job.storage
 
 
 @pytest.mark.slow
