@@ -7,8 +7,9 @@ saved it first.
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -226,6 +227,11 @@ def _kernels(cast: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
     def grouped(rows: Tensor, weights: Tensor, *, offs: Tensor) -> Tensor:
         return _GroupedProduct.apply(rows, weights)
 
+    def casting(device_type: str, *args: Any, **kwargs: Any) -> AbstractContextManager:
+        return nullcontext() if device_type == "meta" else autocast(device_type, *args, **kwargs)
+
+    autocast = torch.autocast
+    torch.autocast = casting  # type: ignore[assignment, misc]  # PEFT asks for it on its weights' device, maybe `meta`
     originals = nn.functional.scaled_dot_product_attention, nn.functional.grouped_mm
     nn.functional.scaled_dot_product_attention = attend  # type: ignore[assignment]  # the rest is in **_
     nn.functional.grouped_mm = grouped  # type: ignore[assignment]  # it is called in this way only
@@ -233,6 +239,7 @@ def _kernels(cast: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
         yield
     finally:
         nn.functional.scaled_dot_product_attention, nn.functional.grouped_mm = originals
+        torch.autocast = autocast  # type: ignore[misc]
 
 
 def _storage(tensor: Tensor) -> int:

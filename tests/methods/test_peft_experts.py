@@ -18,10 +18,14 @@ from sorsa_ds.methods import settings
 from sorsa_ds.methods.registry import METHODS, method_of
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.skeleton import skeleton
+from sorsa_ds.plan.hardware import Hardware
+from sorsa_ds.plan.job import Job
+from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.runtime.precision import resolve_precision
 from tests.helpers.engines import MICRO, RATE, STEPS, WARMUP, ds_config, micro_losses, sequences, whole_factors
 from tests.helpers.expert_models import save_experts
 from tests.helpers.finished import REPORT
+from tests.helpers.plans import bytes_saved
 from tests.helpers.reference import peft_loop
 from tests.helpers.worlds import run_ranks
 
@@ -78,6 +82,33 @@ def train_with_engine(folder, stages, checkpointing):
         results.append((start, whole_factors(engine), norms))
         engine.destroy()
     return results if collectives.rank() == 0 else None
+
+
+def saved_by_autograd(folder, length):
+    """Bytes that a forward pass in fp32 keeps for backward."""
+    from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
+
+    ds = ds_config(0, "", 0.0, 1)
+    model = loaded(folder, ds)
+    engine = SorsaEngine(
+        model.model, ds, adamw(RATE, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(STEPS, WARMUP), None,
+        model.exact_factors,
+    )  # fmt: skip
+    return bytes_saved(engine, length)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_the_plan_counts_the_weights_of_all_experts_that_peft_makes_in_a_forward_pass(tmp_path, name):
+    folder, length = save_experts(name, tmp_path / "model"), 60
+    config = config_of(folder)
+    config = replace(
+        config, data=replace(config.data, max_length=length), train=replace(config.train, micro_batch_size=MICRO)
+    )
+    kept = facts(folder, Job.of(config, {"zero_optimization": {"stage": 0}}, Hardware(gpus=1))).kept
+    assert kept.counted
+    [saved] = run_ranks(1, saved_by_autograd, folder, length)
+    assert kept.rest + sum(kept.blocks) == pytest.approx(saved, rel=0.1)
 
 
 def wrapped(folder, targets):
