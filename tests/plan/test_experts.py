@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from benchmarks.helpers.live_bytes import LiveBytes
 from sorsa_ds.config.schema import ResidualConfig, RunConfig, SorsaConfig, TrainConfig
@@ -28,7 +28,7 @@ from sorsa_ds.sorsa.expert_layer import SorsaExperts
 from sorsa_ds.sorsa.routes import Routes
 from tests.helpers.engines import ds_config
 from tests.helpers.expert_models import EXPERT_CONFIGS, MIXTURES, save_experts
-from tests.helpers.plans import job_of, live_bytes, live_flops, live_gathered, live_moved, live_saved
+from tests.helpers.plans import bytes_saved, job_of, live_bytes, live_flops, live_gathered, live_moved, live_saved
 from tests.helpers.worlds import run_ranks
 
 LIVE = {
@@ -77,6 +77,20 @@ def test_what_is_kept_for_backward_is_what_autograd_saves(folders, name, precisi
     assert kept.counted and kept.routed == 2
     [saved] = run_ranks(1, live_saved, folders[name], 60, precision)
     assert kept.rest + sum(kept.blocks) == pytest.approx(saved, rel=0.1)
+
+
+@pytest.mark.parametrize("method", ["full", "partial"])
+def test_what_the_models_own_experts_keep_is_what_autograd_saves(folders, method):
+    """Of trained experts their rows, of frozen ones nothing but what their activation needs."""
+    job = job_of(0, length=60)
+    config = replace(job.config, method=method, sorsa=SorsaConfig(targets=["q_proj"]))
+    kept = facts(folders["mixtral"], replace(job, config=config)).kept
+    model = AutoModelForCausalLM.from_pretrained(folders["mixtral"]).train()
+    model.requires_grad_(method == "full")
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight.requires_grad_(True)
+    assert kept.counted
+    assert kept.rest + sum(kept.blocks) == pytest.approx(bytes_saved(model, 60), rel=0.1)
 
 
 @pytest.mark.parametrize("name", MIXTURES)
