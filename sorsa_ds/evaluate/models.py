@@ -26,7 +26,7 @@ from sorsa_ds.run.ways_on import merging
 from sorsa_ds.runtime import digest, precision
 from sorsa_ds.runtime.console import say, tracked
 from sorsa_ds.runtime.json_text import parse_json
-from sorsa_ds.sorsa.residual_storage import Storage, storage_of
+from sorsa_ds.sorsa.residual_storage import Storage, storage_of, stored_bytes
 
 _AS_TRAINED = {"fp32": torch.float32, "mixed": torch.bfloat16, "bf16": torch.bfloat16}
 
@@ -178,8 +178,7 @@ def _packed_away(layer: dict[str, int], storage: Storage, dtype: torch.dtype) ->
         layer: its shape, as the description of an adapter has it.
     """
     shape = torch.Size((layer["out"], layer["in"]))
-    kept = sum(part.numel() * kind.itemsize for part, kind in storage.tensors(shape).values())
-    return layer.get("experts", 0) * (shape.numel() * dtype.itemsize - kept)
+    return layer.get("experts", 0) * (shape.numel() * dtype.itemsize - stored_bytes(storage, shape))
 
 
 def _peft(folder: Path, described: dict, base: str | None, loading: LoadingConfig) -> FoundModel:

@@ -24,7 +24,7 @@ from sorsa_ds.sorsa import truncated_svd
 from sorsa_ds.sorsa.decompose import Decomposition, Factors, residual
 from sorsa_ds.sorsa.expert_layer import SorsaExperts
 from sorsa_ds.sorsa.layer import SorsaLinear
-from sorsa_ds.sorsa.residual_storage import Storage
+from sorsa_ds.sorsa.residual_storage import Storage, stored_bytes
 
 
 def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: bool = False) -> int:
@@ -44,7 +44,7 @@ def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: b
     more = 4 * m * n * (storage.quantised + refined)
     all_held = 0
     if target.experts:
-        kept = sum(shape.numel() * kind.itemsize for shape, kind in storage.tensors(torch.Size((m, n))).values())
+        kept = stored_bytes(storage, torch.Size((m, n)))
         all_held = target.experts * max(8 * m * n, 4 * m * n + 2 * kept)
     return (
         8 * (m * n + target.trainable) + more + all_held + truncated_svd.search_bytes(*tall, iterate)

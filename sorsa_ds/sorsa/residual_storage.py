@@ -66,6 +66,11 @@ class Dense:
         return True
 
 
+def stored_bytes(storage: Storage, shape: torch.Size) -> int:
+    """The bytes of all tensors of a matrix (M, N)."""
+    return sum(part.numel() * dtype.itemsize for part, dtype in storage.tensors(shape).values())
+
+
 _QUANTISED: dict[str, type[Nf4 | Nf4Double | Int8]] = {"nf4": Nf4, "nf4_double": Nf4Double, "int8": Int8}
 _DENSE: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -11,7 +11,7 @@ import torch
 from sorsa_ds.model.pretrained import PretrainedWeights
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.memory import GIB, free_memory
-from sorsa_ds.sorsa.residual_storage import Storage
+from sorsa_ds.sorsa.residual_storage import Storage, stored_bytes
 
 ROOM = 1.15
 """Factor on the weights' bytes: what a device needs for activations and keys and values beside them."""
@@ -90,7 +90,7 @@ def weight_bytes(folder: Path, dtype: torch.dtype | None, packed: Mapping[str, S
     for name in weights.names:
         stored, shape = weights.header(name)
         if name in packed:
-            total += sum(part.numel() * kind.itemsize for part, kind in packed[name].tensors(shape).values())
+            total += stored_bytes(packed[name], shape)
         else:
             floating = stored in ("F64", "F32", "F16", "BF16")
             total += shape.numel() * (dtype.itemsize if dtype and floating else _ITEM_BYTES.get(stored, 1))
