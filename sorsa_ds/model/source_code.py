@@ -3,6 +3,7 @@
 import ast
 import inspect
 import tokenize
+from collections.abc import Iterator
 from functools import cache
 
 _LIBRARIES = ("torch.", "transformers.modeling_", "transformers.generation.", "transformers.integrations.")
@@ -21,6 +22,16 @@ def source_of(kind: type) -> ast.AST:
     except (OSError, TypeError, SyntaxError):
         classes = {}
     return classes.get(kind.__name__, ast.Module([], []))
+
+
+def methods_of(kind: type) -> Iterator[tuple[type, list[ast.FunctionDef]]]:
+    """The functions in the source of a class and of each of its bases, but for those of libraries.
+
+    None are found in a class that was made at run time.
+    """
+    for base in kind.__mro__:
+        if not is_library(base):
+            yield base, [node for node in ast.walk(source_of(base)) if isinstance(node, ast.FunctionDef)]
 
 
 @cache

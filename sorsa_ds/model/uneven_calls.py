@@ -14,14 +14,13 @@ from typing import cast
 
 from torch import nn
 
-from sorsa_ds.model.source_code import is_library, names_of, source_of
+from sorsa_ds.model.source_code import methods_of, names_of
 
 _LOOKS_INTO_TENSORS = (
     "argwhere", "bincount", "item", "masked_select", "nonzero", "numpy", "tolist", "unique", "unique_consecutive",
     "where",
 )  # fmt: skip
 """Functions and methods whose result depends on the numbers in a tensor, in a way that shapes or loops follow."""
-
 
 _ASKS_A_TENSOR = ("all", "allclose", "amax", "amin", "any", "count_nonzero", "equal", "max", "min", "sum")
 """Further such functions in conditions of classes that are not transformers' own: there they ask which experts are hit.
@@ -63,10 +62,7 @@ def _uneven_names(kind: Hashable) -> frozenset[str]:
     assert isinstance(kind, type)
     found: set[str] = set()
     replaced: set[str] = set()
-    for base in kind.__mro__:
-        if is_library(base):
-            continue
-        methods = [node for node in ast.walk(source_of(base)) if isinstance(node, ast.FunctionDef)]
+    for base, methods in methods_of(kind):
         if not methods:  # the class was made at run time, to compute in another way (`model.experts`)
             replaced |= vars(base).keys()
         for method in methods:

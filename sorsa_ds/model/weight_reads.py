@@ -14,7 +14,7 @@ from typing import cast
 
 from torch import nn
 
-from sorsa_ds.model.source_code import is_library, names_of, source_of
+from sorsa_ds.model.source_code import methods_of, names_of
 
 FACTS = ("dtype", "device", "shape", "ndim", "requires_grad")
 """What may be asked of a weight without reading its numbers."""
@@ -71,11 +71,9 @@ def _reads_of(kind: Hashable) -> tuple[_Read, ...]:
     """The places in a class and its bases where the weight of something is read."""
     reads: list[_Read] = []
     assert isinstance(kind, type)
-    for base in kind.__mro__:
-        if is_library(base):
-            continue
-        for method in ast.walk(source_of(base)):
-            if isinstance(method, ast.FunctionDef) and not method.name.startswith(_MAKING):
+    for base, methods in methods_of(kind):
+        for method in methods:
+            if not method.name.startswith(_MAKING):
                 reads += _reads_in(method.body, f"{base.__name__}.{method.name}", ())
     return tuple(reads)
 
