@@ -16,6 +16,7 @@ from tests.helpers.engines import (
     ds_config,
     micro_losses,
     sequences,
+    ten_steps,
     whole_factors,
 )
 from tests.helpers.worlds import run_ranks
@@ -41,14 +42,7 @@ def train_with_engine(folder, cases, precision="fp32"):
         ds = ds_config(stage, offload, case["clip"], case["accumulation"], bf16)
         if precision == "mixed":
             ds["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-        engine = build(folder, ds, case, precision)
-        start = whole_factors(engine)
-        log = []
-        for t in range(STEPS):
-            batch = sequences(MICRO * collectives.world_size() * case["accumulation"], seed=t)
-            log.append(engine.train_step(micro_losses(engine, batch, case["accumulation"])))
-        results.append((start, whole_factors(engine), log))
-        engine.destroy()
+        results.append(ten_steps(build(folder, ds, case, precision), case))
     return results if collectives.rank() == 0 else None
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.helpers.engines import CASES, MICRO, STEPS, build, compare, ds_config, micro_losses, sequences, whole_factors
+from tests.helpers.engines import CASES, build, compare, ds_config, ten_steps
 from tests.helpers.expert_models import save_experts
 from tests.helpers.worlds import run_ranks
 
@@ -17,15 +17,10 @@ def train_with_engine(folder, runs):
     """Train in every setting in this world; returns start, end and log of each on rank 0."""
     from sorsa_ds.runtime import collectives
 
-    results = []
-    for stage, case in runs:
-        engine = build(folder, ds_config(stage, "", case["clip"], case["accumulation"]), case)
-        start, log = whole_factors(engine), []
-        for t in range(STEPS):
-            batch = sequences(MICRO * collectives.world_size() * case["accumulation"], seed=t)
-            log.append(engine.train_step(micro_losses(engine, batch, case["accumulation"])))
-        results.append((start, whole_factors(engine), log))
-        engine.destroy()
+    results = [
+        ten_steps(build(folder, ds_config(stage, "", case["clip"], case["accumulation"]), case), case)
+        for stage, case in runs
+    ]
     return results if collectives.rank() == 0 else None
 
 

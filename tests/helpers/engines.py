@@ -99,6 +99,19 @@ def micro_losses(engine, batch, accumulation):
         )
 
 
+def ten_steps(engine, case):
+    """Train on the sequences of `compare`, and destroy the engine; returns factors before and after, and the log."""
+    from sorsa_ds.runtime import collectives
+
+    start, log = whole_factors(engine), []
+    for t in range(STEPS):
+        batch = sequences(MICRO * collectives.world_size() * case["accumulation"], seed=t)
+        log.append(engine.train_step(micro_losses(engine, batch, case["accumulation"])))
+    end = whole_factors(engine)
+    engine.destroy()
+    return start, end, log
+
+
 _TRAINED: dict[tuple, tuple] = {}
 
 
