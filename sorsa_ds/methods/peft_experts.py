@@ -42,7 +42,7 @@ def bare(name: str) -> str:
 
 def holder_of(model: nn.Module, target: Target) -> nn.Module | None:
     """The module of a model without PEFT's layers that holds a target of experts; None where the target is a linear."""
-    return model.get_submodule(target.name.rpartition(".")[0]) if target.experts else None
+    return model.get_submodule(target.holder) if target.experts else None
 
 
 def is_turned(holder: nn.Module | None, target: Target) -> bool:
@@ -84,6 +84,6 @@ def as_parameters(model: nn.Module, targets: Iterable[Target]) -> list[Target]:
         return leaf in (config.target_modules or ())
 
     targets = list(targets)
-    leaves = {target.name.rpartition(".")[2] for target in targets if not target.experts}
+    leaves = {target.leaf for target in targets if not target.experts}
     misread = {leaf for leaf in leaves if not kept(leaf)}
-    return [target for target in targets if target.experts or target.name.rpartition(".")[2] in misread]
+    return [target for target in targets if target.experts or target.leaf in misread]

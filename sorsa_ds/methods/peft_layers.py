@@ -23,12 +23,12 @@ from sorsa_ds.config.schema import BaselineConfig, SorsaConfig
 from sorsa_ds.methods.families.peft_adapters import ADAPTER, PeftMethod
 from sorsa_ds.methods.method import Values
 from sorsa_ds.methods.peft_experts import bare, layer_names
-from sorsa_ds.model.experts import matrices_of, stacked_as
+from sorsa_ds.model.experts import stacked_as
 from sorsa_ds.model.fill import Produced, check_finite
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.selection import Selection
 from sorsa_ds.model.sharding import TensorSpec
-from sorsa_ds.model.targets import Target, replace_linear
+from sorsa_ds.model.targets import Target, as_matrices, replace_linear
 from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.numerics import full_fp32_products
@@ -111,7 +111,7 @@ class PeftLayers:
 
     def _experts_layer(self, target: Target, weight_EMN: Tensor, holder: nn.Module) -> nn.Module:
         """PEFT's layer around a module with nothing but this parameter, which PEFT reads as it reads `holder`'s."""
-        leaf = target.name.rpartition(".")[2]
+        leaf = target.leaf
         around, own = nn.Module(), nn.Module()
         shape = tuple(weight_EMN.mT.shape if target.transposed else weight_EMN.shape)
         own.register_parameter(
@@ -151,7 +151,7 @@ class PeftLayers:
         holders: dict[str, list[Target]] = {}
         for target in selection.targets:
             if target.experts:
-                holders.setdefault(target.name.rpartition(".")[0], []).append(target)
+                holders.setdefault(target.holder, []).append(target)
         for holder, targets in holders.items():
             self._wrap_experts(model, holder, targets, precision)
         layers = {bare(name) + f".{module.parameter_name}": name
@@ -186,8 +186,8 @@ class PeftLayers:
             )
         around = nn.Module()
         around.experts = module
-        ranks = {f"^experts[.]{target.name.rpartition('.')[2]}": self.rank(target) for target in targets}
-        leaves = [f"experts.{target.name.rpartition('.')[2]}" for target in targets]
+        ranks = {f"^experts[.]{target.leaf}": self.rank(target) for target in targets}
+        leaves = [f"experts.{target.leaf}" for target in targets]
         config = self.config(self.rank(targets[0]), [], False, parameters=leaves)
         config.rank_pattern = ranks
         config.alpha_pattern = ranks if self.sorsa.alpha is None else {}
@@ -240,7 +240,7 @@ class PeftRecipe:
             return [(f"{target.name}.{leaf}", parameter) for leaf, parameter in found]
         layer = self.model.get_submodule(self.names[target.name])
         own = [(leaf, parameter) for leaf, parameter in layer.named_parameters()
-               if bare(f".{leaf}") == f".{target.name.rpartition('.')[2]}" or leaf.startswith("lora_")]  # fmt: skip
+               if bare(f".{leaf}") == f".{target.leaf}" or leaf.startswith("lora_")]  # fmt: skip
         return [(f"{self.names[target.name]}.{leaf}", parameter) for leaf, parameter in own]
 
     def produce(self, item: Item, source: WeightSource) -> Produced:
@@ -295,10 +295,7 @@ def plain_module(layer: nn.Module) -> nn.Module:
 def merged_matrices(layer: nn.Module, target: Target) -> Tensor:
     """The weight (M, N) of a target's layer, or those of experts (E, M, N), merged by PEFT; changes the layer."""
     plain_module(layer)
-    weight = frozen_weight(layer).detach()
-    if target.experts:
-        return matrices_of(weight, target.experts, target.transposed)
-    return weight.t() if target.transposed else weight
+    return as_matrices(frozen_weight(layer).detach(), target)
 
 
 def frozen_weight(layer: nn.Module) -> nn.Parameter:

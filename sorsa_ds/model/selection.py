@@ -131,10 +131,10 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_ex
     _check_ranks(config, shapes, chosen, left_out)
     targets = [_target(name, linears[name], ranks[name], shared.get(name, ())) for name in linears if name in chosen]
     targets += [_stack_target(stack, ranks[stack.name]) for stack in stacks if stack.name in chosen]
-    counted = _body(model)
-    inside = sum(target.numel for target in targets if target.weight in counted)
-    inside += sum(one.numel for one in whole if one.name in counted)
-    return Selection(_in_module_order(model, targets), left_out, sum(counted.values()), inside, whole)
+    sizes = _body(model)
+    inside = sum(target.numel for target in targets if target.weight in sizes)
+    inside += sum(one.numel for one in whole if one.name in sizes)
+    return Selection(_in_module_order(model, targets), left_out, sum(sizes.values()), inside, whole)
 
 
 def select_targets(model: nn.Module, config: SorsaConfig) -> list[Target]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sorsa_ds.config.schema import SorsaConfig
-from sorsa_ds.model.experts import find_stacks, insert_experts
+from sorsa_ds.model.experts import find_stacks, insert_experts, matrices_of
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.expert_layer import SorsaExperts
 from sorsa_ds.sorsa.layer import SorsaLinear
@@ -62,6 +62,16 @@ class Target:
         """The name of the base model's parameter."""
         return self.name if self.experts else f"{self.name}.weight"
 
+    @property
+    def holder(self) -> str:
+        """The name of the module that has the linear, or the parameter of experts."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def leaf(self) -> str:
+        """Its name in that module."""
+        return self.name.rpartition(".")[2]
+
     def shaped(self, *shape: int) -> torch.Size:
         """The shape of a tensor of the layer that has this shape for each matrix."""
         return torch.Size((self.experts, *shape) if self.experts else shape)
@@ -83,6 +93,13 @@ class Target:
         """The layer's shape and rank, as the description of an adapter has them."""
         own = {"out": self.out_features, "in": self.in_features, "rank": self.rank}
         return own | ({"experts": self.experts} if self.experts else {})
+
+
+def as_matrices(weight: Tensor, target: Target) -> Tensor:
+    """The base model's parameter of a target as (M, N), or as (E, M, N) where it is of experts."""
+    if target.experts:
+        return matrices_of(weight, target.experts, target.transposed)
+    return weight.t() if target.transposed else weight
 
 
 def counted(targets: Sequence[Target]) -> str:

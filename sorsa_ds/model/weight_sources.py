@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sorsa_ds.model.experts import matrices_of
 from sorsa_ds.model.pretrained import PretrainedWeights
 from sorsa_ds.model.schedule import Item
-from sorsa_ds.model.targets import Target
+from sorsa_ds.model.targets import Target, as_matrices
 from sorsa_ds.model.weight_conversion import Origin
 from sorsa_ds.runtime import collectives, digest
 
@@ -70,7 +69,7 @@ class DiskWeightSource:
         Raises:
             ValueError: the tensor cannot be read, or its digest is not the expected one.
         """
-        return _as_matrices(self.parameter(target.weight), target)
+        return as_matrices(self.parameter(target.weight), target)
 
     def parameter(self, name: str) -> Tensor:
         """A pre-trained parameter in the model's shape and its dtype on disk, on the CPU.
@@ -116,14 +115,7 @@ class ShardedWeightSource:
     def read(self, item: Item) -> tuple[Tensor, Tensor | None]:
         assert item.target is not None
         assert self._mine is not None
-        return _as_matrices(self._mine, item.target), None
-
-
-def _as_matrices(weight: Tensor, target: Target) -> Tensor:
-    """A target's parameter as (M, N), or as (E, M, N) where it is of experts."""
-    if target.experts:
-        return matrices_of(weight, target.experts, target.transposed)
-    return weight.t() if target.transposed else weight
+        return as_matrices(self._mine, item.target), None
 
 
 def _block(parameter: Any) -> Tensor:

@@ -41,7 +41,7 @@ class WeightsRecipe:
         if item.target is None:
             trained = item.name in self.trainable
             return [TensorSpec(item.name, item.shape, torch.float32 if trained else frozen, trainable=trained)]
-        weight, bias = f"{item.name}.weight", f"{item.name}.bias"
+        weight, bias = item.target.weight, f"{item.name}.bias"
         specs = [TensorSpec(weight, self.trainable[weight], torch.float32, trainable=True)]
         return [*specs, TensorSpec(bias, item.shape[:1], frozen)] if item.target.bias else specs
 
@@ -50,7 +50,7 @@ class WeightsRecipe:
         check_finite(item.name, weight)
         if item.target is not None and item.target.transposed:
             weight = weight.t()
-        name = item.name if item.target is None else f"{item.name}.weight"
+        name = item.name if item.target is None else item.target.weight
         if self.trained is not None and name in self.trainable:
             weight = self.trained(name, self.trainable[name])
         elif item.target is None:

@@ -53,9 +53,8 @@ def base_weights(loaded: AdaptedModel) -> Iterator[None]:
     wrapped: dict[str, list[Target]] = {}
     try:
         for target in loaded.targets:
-            holder = target.name.rpartition(".")[0]
-            if target.experts and hasattr(loaded.model.get_submodule(holder), "base_layer"):
-                wrapped.setdefault(holder, []).append(target)
+            if target.experts and hasattr(loaded.model.get_submodule(target.holder), "base_layer"):
+                wrapped.setdefault(target.holder, []).append(target)
                 continue
             layer = loaded.model.get_submodule(target.name)
             linear = getattr(layer, "base_layer", layer)  # PEFT's layers have the linear inside
@@ -89,7 +88,7 @@ def _with_parameters(loaded: AdaptedModel, layer: nn.Module, targets: list[Targe
         module = module.base_layer
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        leaves = {target.name.rpartition(".")[2]: target for target in targets}
+        leaves = {target.leaf: target for target in targets}
         own = {leaf: module._parameters[leaf] for leaf in leaves}
         try:
             for leaf, target in leaves.items():

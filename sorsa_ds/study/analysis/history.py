@@ -10,8 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sorsa_ds.model.adapter_file import FactorFile
-from sorsa_ds.model.experts import matrices_of
-from sorsa_ds.model.targets import Target
+from sorsa_ds.model.targets import Target, as_matrices
 from sorsa_ds.run.merge import merged
 from sorsa_ds.run.paths import REPORT
 from sorsa_ds.run.snapshots import existing_snapshots, held_linears, stored_linears
@@ -58,9 +57,8 @@ class History:
         else:
             weight = merged(source, name)
         # Merged weights are laid out as in the base model, which may keep them transposed.
-        if stack.experts:
-            return matrices_of(weight, stack.experts, stack.transposed)[number].clone()
-        return weight.t() if target.transposed else weight
+        matrix = stack.each(as_matrices(weight, stack))[number]
+        return matrix.clone() if stack.experts else matrix  # a view would keep the weights of all experts
 
     def factors(self, target: Target, step: int) -> Factors | None:
         """SORSA's U (M, R), s (R,) and V (N, R), from the fp32 masters; None for other methods."""
