@@ -128,11 +128,8 @@ run() {
     set +m
     trap 'signal_processes USR1' TERM USR1
     trap interrupted INT
-    while :; do # a signal ends the wait, not the child
-        code=0
-        wait "$child" || code=$?
-        kill -0 "$child" 2>/dev/null || break
-    done
+    while kill -0 "$child" 2>/dev/null; do wait "$child" || :; done # a signal ends the wait, not the child
+    wait "$child" || code=$?                                        # the child's own code, which bash remembers
     while [[ -n $(processes) ]]; do sleep 0.2; done # a launcher that was killed leaves its ranks, which save and stop
     code_of_ranks "$code"
     [[ -z $own ]] || rm -rf "$own"

@@ -256,6 +256,19 @@ def test_ctrl_c_asks_the_ranks_and_a_second_one_kills_them(tmp_path):
     assert "a second one kills them" in told and "exit code 137" in told
 
 
+def test_the_code_is_the_childs_where_it_dies_while_its_signal_is_handled(tmp_path):
+    slow = """eval "$(declare -f signal_processes | sed s/signal_processes/send/)"
+        signal_processes() { send "$1"; sleep 1; }"""
+    started = f"trap '' USR1; touch '{tmp_path}/started'; sleep 60"
+    script = f'set -euo pipefail; repository={ROOT}; source {ROOT}/launch/common.sh; {slow}; run bash -c "$1"'
+    process = subprocess.Popen(["bash", "-c", script, "script", started], text=True, stderr=subprocess.PIPE)
+    wait_for(tmp_path / "started")
+    process.send_signal(signal.SIGINT)
+    assert "a second one kills them" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 128 + signal.SIGKILL
+
+
 def wait_for(path: Path) -> None:
     """Until a file is there."""
     until = time.monotonic() + 60
