@@ -13,6 +13,7 @@ into the model.
 import functools
 import importlib
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import deepspeed
@@ -29,7 +30,10 @@ from sorsa_ds.engine.masters import inner_optimizer, inner_steps, locate_masters
 from sorsa_ds.engine.regularize import ShardedRegularizer
 from sorsa_ds.engine.reorthonormalize import Reorthonormalizer
 from sorsa_ds.model.sharding import Part
+from sorsa_ds.sorsa.expert_layer import SorsaExperts
+from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.regularizer import Regularizer
+from sorsa_ds.sorsa.sides import keep_sides
 
 
 @dataclass(slots=True)
@@ -89,6 +93,8 @@ class SorsaEngine(DeepSpeedEngine):
             if (part := exact_factors.get(fragment.name)) is not None:
                 first = fragment.start - part.start
                 fragment.values().copy_(part.values[first : first + fragment.numel])
+        whole = self.zero_optimization_stage() < 3
+        self._whole_layers = [m for m in model.modules() if isinstance(m, SorsaLinear | SorsaExperts) and whole]
         self._regularizer: ShardedRegularizer | None = None
         self._reg_values: tuple[torch.Tensor, torch.Tensor] | None = None
         if regularizer is not None:
@@ -114,10 +120,14 @@ class SorsaEngine(DeepSpeedEngine):
         """
         before = self.global_steps
         passes = self.gradient_accumulation_steps() if passes is None else passes
-        for number, loss in enumerate(losses, start=1):
-            self.set_gradient_accumulation_boundary(number == passes)
-            self.backward(loss / passes, scale_wrt_gas=False)
-            self.step()
+        with ExitStack() as unmoved:
+            unmoved.enter_context(keep_sides(self._whole_layers))
+            for number, loss in enumerate(losses, start=1):
+                self.set_gradient_accumulation_boundary(number == passes)
+                self.backward(loss / passes, scale_wrt_gas=False)
+                if number == passes:
+                    unmoved.close()  # the step moves the masters
+                self.step()
         assert self.global_steps == before + 1, f"train_step needs {passes} losses"
         terms: list[float] = [] if self._reg_values is None else [number.item() for number in self._reg_values]
         return StepReport(float(self.get_global_grad_norm()), *terms)

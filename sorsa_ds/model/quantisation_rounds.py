@@ -35,7 +35,7 @@ def refined(
         chosen, least = found, float("inf")
         for left in reversed(range(config.iterations)):
             rest = residual(
-                weight, found, used_dtype=precision.compute_dtype, scale_dtype=precision.factor_dtype, scale=scale
+                weight, found, used_dtype=precision.compute_dtype, factor_dtype=precision.factor_dtype, scale=scale
             )
             kept = storage.dense(storage.pack(rest), (rest.shape[0], rest.shape[1]), rest.dtype)
             lost = truncated_svd.energy(rest - kept)

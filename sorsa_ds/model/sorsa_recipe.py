@@ -145,6 +145,6 @@ class SorsaRecipe:
                 matrix,
                 factors,
                 used_dtype=self.precision.compute_dtype,
-                scale_dtype=self.precision.factor_dtype,
+                factor_dtype=self.precision.factor_dtype,
                 scale=cast(SorsaLinear | SorsaExperts, self.model.get_submodule(target.name)).scale,
             )

@@ -1,7 +1,8 @@
 """SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) ask a job to end. All ranks then stop at the same micro-step.
 
 Schedulers send these signals to all processes of a job, to one of them, or to a launcher that passes them on some time
-later. The ranks therefore agree before each micro-step, between their CPUs, whether any of them has been asked.
+later. The ranks therefore ask one another before each micro-step, between their CPUs, whether any of them has been told
+to stop. Nobody waits for the answer: it is read before the next micro-step, by all ranks alike.
 
 Python runs signal handlers in the main thread, which may be waiting inside a collective for a rank that is dead. In
 that case a second thread, which the signal itself wakes, ends this process.
@@ -41,6 +42,7 @@ class StopSignals:
         # Asking through the GPU would make the CPU wait for the GPU at every micro-step.
         self._group = collectives.cpu_group(timeout)
         host, pid = os.uname().nodename, os.getpid()
+        self._asked: tuple[torch.Tensor, dist.Work] | None = None
         self._peers = [p for h, p in collectives.gather_lists([(host, pid)]) if h == host and p != pid]
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
@@ -50,16 +52,27 @@ class StopSignals:
         threading.Thread(target=self._listen, args=(reading,), name="signals", daemon=True).start()
 
     def check(self) -> None:
-        """Do nothing if no rank has received a signal. A collective call.
+        """Do nothing if no rank had received a signal when this was called last. A collective call.
 
         Raises:
-            StopRequest: on every rank, if any rank has received one.
+            StopRequest: on every rank, if any rank had received one.
         """
-        number = torch.tensor(self._received)
+        number = self._received
         if collectives.world_size() > 1:
-            dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self._group)
+            number = self._answer()
+            mine = torch.tensor(self._received)
+            work = dist.all_reduce(mine, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+            self._asked = mine, work
         if number:
-            raise StopRequest(signal.Signals(int(number)).name)
+            raise StopRequest(signal.Signals(number).name)
+
+    def _answer(self) -> int:
+        """The largest number of a signal that any rank had received at the last question; 0 for none."""
+        if self._asked is None:
+            return 0
+        answer, work = self._asked
+        work.wait()
+        return int(answer.numpy())  # numpy reads a CPU's numbers only, so no GPU can be waited for here
 
     def checked(self, items: Iterable[T]) -> Iterator[T]:
         """The items, with a `check` before each of them is handed out. Every step is a collective call.

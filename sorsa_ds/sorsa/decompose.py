@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sorsa_ds.sorsa import truncated_svd
+from sorsa_ds.sorsa.sides import Sides
 
 SvdMethod = Literal["randomized", "exact"]
 
@@ -157,22 +158,30 @@ def residual(
     factors: Factors,
     *,
     used_dtype: torch.dtype = torch.float32,
-    scale_dtype: torch.dtype = torch.float32,
+    factor_dtype: torch.dtype = torch.float32,
     scale: float = 1.0,
 ) -> Tensor:
-    """W_r = W - scale * U diag(s) V^T, (M, N) in the factors' dtype, with the factors rounded as they will be used.
+    """W_r = W - scale * U diag(s) V^T, (M, N) in the factors' dtype, with the two sides rounded as they will be used.
 
-    The forward pass multiplies with U and V in the compute dtype (`used_dtype`) and with s in the dtype in which it is
-    stored (`scale_dtype`). Because the product of the *rounded* factors is subtracted, the layer equals W at step 0 up
-    to the rounding of W_r, which is small because W_r is small.
+    Because the product of the *rounded* sides is subtracted, the layer equals W at step 0 up to the rounding of W_r,
+    which is small because W_r is small.
+
+    Args:
+        used_dtype, factor_dtype: as in `as_used`.
     """
-    used = as_used(factors, used_dtype, scale_dtype)
-    rest = weight.to(used.U.dtype, copy=True)  # the one full-size matrix besides the weight
-    return rest.addmm_(used.U * (scale * used.s), used.V.t(), alpha=-1.0)
+    used = as_used(factors, used_dtype=used_dtype, factor_dtype=factor_dtype, scale=scale)
+    rest = weight.to(used.left.dtype, copy=True)  # the one full-size matrix besides the weight
+    return rest.addmm_(used.left, used.right.mT, alpha=-1.0)
 
 
-def as_used(factors: Factors, used_dtype: torch.dtype, scale_dtype: torch.dtype) -> Factors:
-    """The factors rounded to the dtypes in which the forward pass uses them, and returned in their own dtype."""
+def as_used(factors: Factors, *, used_dtype: torch.dtype, factor_dtype: torch.dtype, scale: float) -> Sides:
+    """The two sides of the principal part as a forward pass computes with them, in the dtype of the given factors.
+
+    Args:
+        used_dtype: of the matrix products.
+        factor_dtype: in which the layer holds U, s and V.
+    """
     dtype = factors.U.dtype
-    U, V = (factor.to(used_dtype).to(dtype) for factor in (factors.U, factors.V))
-    return Factors(U, factors.s.to(scale_dtype).to(dtype), V)
+    U, s, V = (factor.to(factor_dtype) for factor in (factors.U, factors.s, factors.V))
+    sides = Sides.of(U, s, V, scale, used_dtype)
+    return Sides(sides.left.to(dtype), sides.right.to(dtype))

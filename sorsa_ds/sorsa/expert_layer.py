@@ -2,7 +2,7 @@
 
 For each expert e, a linear as in `sorsa_ds.sorsa.layer` (SORSA, eq. 8), over the rows that are routed to it:
 
-    y_e = x_e W_r,e^T + scale * ((x_e V_e) * s_e) U_e^T
+    y_e = x_e W_r,e^T + (x_e V_e) (scale * U_e diag(s_e))^T
 
 Shapes, used as suffixes of tensor names: E experts; S rows, sorted by expert (`sorsa_ds.sorsa.routes`); M out_features,
 N in_features, R rank.
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sorsa_ds.sorsa.layer import compute_dtype
 from sorsa_ds.sorsa.residual_storage import Dense, Storage
 from sorsa_ds.sorsa.routes import Routes
+from sorsa_ds.sorsa.sides import KeptSides, Sides, left_gradients
 
 DENSE_BYTES = 2**30
 """Bytes of packed residuals that are dense at once: as many experts as fit, and at least one."""
@@ -29,48 +30,45 @@ class _ExpertsFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, x_principal, routes, U_EMR, s_ER, V_ENR, scale, storage, *kept):
-        dtype = compute_dtype(x)
+    def forward(ctx, x, x_principal, routes, U_EMR, s_ER, V_ENR, layer, *residual):
+        dtype, kept, scale = compute_dtype(x), layer.kept_sides, layer.scale
+        sides = Sides.of(U_EMR, s_ER, V_ENR, scale, dtype) if kept is None else kept.of(layer, dtype)
         x_SN = x.to(dtype)
         p_SN = x_SN if x_principal is x else x_principal.to(dtype)
-        z_SR = routes.times(p_SN, V_ENR.to(dtype).mT)
-        scaled_SR = (z_SR * (scale * s_ER[routes.expert])).to(dtype)
-        y_SM = _residual_product(routes, x_SN, storage, kept, (U_EMR.shape[1], V_ENR.shape[1]), turned=False)
-        y_SM += routes.times(scaled_SR, U_EMR.to(dtype))
-        ctx.save_for_backward(p_SN if ctx.needs_input_grad[5] else None, z_SR, U_EMR, s_ER, V_ENR, *kept)
-        ctx.routes, ctx.scale, ctx.storage, ctx.dtype, ctx.x_dtype = routes, scale, storage, dtype, x.dtype
-        ctx.one_input = x_principal is x
+        z_SR = routes.times(p_SN, sides.right.mT)
+        shape = U_EMR.shape[1], V_ENR.shape[1]
+        y_SM = _residual_product(routes, x_SN, layer.storage, residual, shape, turned=False)
+        y_SM += routes.times(z_SR, sides.left)
+        ctx.save_for_backward(p_SN if ctx.needs_input_grad[5] else None, z_SR, U_EMR, s_ER, V_ENR, *residual)
+        ctx.routes, ctx.kept, ctx.scale, ctx.storage = routes, kept, scale, layer.storage
+        ctx.dtype, ctx.x_dtype, ctx.one_input = dtype, x.dtype, x_principal is x
         return y_SM
 
     @staticmethod
     def backward(ctx, grad_y):
-        p_SN, z_SR, U_EMR, s_ER, V_ENR, *kept = ctx.saved_tensors
-        routes, dtype, needs = ctx.routes, ctx.dtype, ctx.needs_input_grad
+        p_SN, z_SR, U_EMR, s_ER, V_ENR, *residual = ctx.saved_tensors
+        routes, kept, dtype, needs = ctx.routes, ctx.kept, ctx.dtype, ctx.needs_input_grad
+        sides = Sides.of(U_EMR, s_ER, V_ENR, ctx.scale, dtype) if kept is None else kept.made[dtype]
         g_SM = grad_y.to(dtype).contiguous()
-        scaled_s_SR = ctx.scale * s_ER[routes.expert]
-        h_SR = routes.times(g_SM, U_EMR.to(dtype).mT)
-        grad_z_SR = (h_SR * scaled_s_SR).to(dtype)
+        h_SR = routes.times(g_SM, sides.left.mT)
 
         grad_U = grad_s = grad_V = grad_x = grad_p = None
-        if needs[3]:
-            grad_U = routes.outer(g_SM, (z_SR * scaled_s_SR).to(dtype)).to(U_EMR.dtype)
-        if needs[4]:
-            wide = torch.promote_types(dtype, torch.float32)
-            grad_s = (ctx.scale * routes.sums(h_SR.to(wide) * z_SR.to(wide))).to(s_ER.dtype)
+        if needs[3] or needs[4]:
+            grad_U, grad_s = left_gradients(routes.outer(g_SM, z_SR), U_EMR, s_ER, ctx.scale)
         if needs[5]:
-            grad_V = routes.outer(p_SN, grad_z_SR).to(V_ENR.dtype)
+            grad_V = routes.outer(p_SN, h_SR).to(V_ENR.dtype)
         if needs[0]:
             shape = U_EMR.shape[1], V_ENR.shape[1]
-            grad_x = _residual_product(routes, g_SM, ctx.storage, kept, shape, turned=True)
+            grad_x = _residual_product(routes, g_SM, ctx.storage, residual, shape, turned=True)
         if needs[0] if ctx.one_input else needs[1]:
-            through = routes.times(grad_z_SR, V_ENR.to(dtype))
+            through = routes.times(h_SR, sides.right)
             if ctx.one_input:
                 grad_x += through
             else:
                 grad_p = through.to(ctx.x_dtype)
         if grad_x is not None:
             grad_x = grad_x.to(ctx.x_dtype)
-        return grad_x, grad_p, None, grad_U, grad_s, grad_V, None, None, *(None for _ in kept)
+        return grad_x, grad_p, None, grad_U, grad_s, grad_V, None, *(None for _ in residual)
 
 
 def _residual_product(
@@ -162,6 +160,7 @@ class SorsaExperts(nn.Module):
             raise ValueError(f"rank {rank} is not in 1 .. {min(in_features, out_features)} = min(out, in)")
         self.experts, self.in_features, self.out_features, self.rank = experts, in_features, out_features, rank
         self.scale, self.dropout, self.storage = scale, dropout, storage
+        self.kept_sides: KeptSides | None = None
 
         def empty(*shape: int, dtype: torch.dtype, trainable: bool) -> nn.Parameter:
             """An uninitialised parameter of all experts."""
@@ -176,10 +175,8 @@ class SorsaExperts(nn.Module):
     def forward(self, x: Tensor, routes: Routes) -> Tensor:
         """Map rows x (S, N) to y (S, M), each by its expert's weight."""
         x_principal = nn.functional.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
-        kept = (getattr(self, name) for name in self.storage.names)
-        return _ExpertsFunction.apply(
-            x, x_principal, routes, self.U, self.s, self.V, self.scale, self.storage, *kept
-        )  # fmt: skip
+        residual = (getattr(self, name) for name in self.storage.names)
+        return _ExpertsFunction.apply(x, x_principal, routes, self.U, self.s, self.V, self, *residual)
 
     def extra_repr(self) -> str:
         """The shape, as `print(model)` shows it."""

@@ -1,6 +1,6 @@
 """SorsaLinear: one adapted linear layer, its forward and its backward pass (SORSA, eq. 8).
 
-    y = x W_r^T + scale * ((x V) * s) U^T + bias
+    y = x W_r^T + (x V) (scale * U diag(s))^T + bias
 
 Shapes, used as suffixes of tensor names: T tokens (all leading dimensions of x), M out_features, N in_features,
 R rank. The residual W_r and the bias are frozen; U, s and V are trained.
@@ -10,57 +10,60 @@ import torch
 from torch import Tensor, nn
 
 from sorsa_ds.sorsa.residual_storage import Dense, Storage
+from sorsa_ds.sorsa.sides import KeptSides, Sides, joined_gradients, left_gradients
 
 
 class _SorsaFunction(torch.autograd.Function):
-    """The layer's forward and backward without ever forming the (M, N) product U diag(s) V^T.
+    """The layer's forward and backward without ever forming the (M, N) product left right^T.
 
     Of the tensors that scale with the tokens only x and x V are kept for the backward pass. Parameters are saved as
     they are: ZeRO-3 frees and re-gathers their storage between forward and backward, and a saved cast or view would
     keep that storage alive. For the same reason a packed residual is made dense in the forward pass and again in the
-    backward pass, and the dense matrix is not kept.
+    backward pass, and the dense matrix is not kept; nor are the sides, unless the layer keeps them anyway.
     """
 
     @staticmethod
-    def forward(ctx, x, x_principal, U_MR, s_R, V_NR, bias_M, scale, storage, *kept):
-        dtype = compute_dtype(x)
+    def forward(ctx, x, x_principal, U_MR, s_R, V_NR, bias_M, layer, *residual):
+        dtype, kept, scale = compute_dtype(x), layer.kept_sides, layer.scale
+        sides = Sides.of(U_MR, s_R, V_NR, scale, dtype) if kept is None else kept.of(layer, dtype)
         x_TN = x.reshape(-1, x.shape[-1]).to(dtype)
         p_TN = x_TN if x_principal is x else x_principal.reshape(-1, x.shape[-1]).to(dtype)
-        z_TR = p_TN @ V_NR.to(dtype)
-        y_TM = storage.linear(kept, x_TN, len(U_MR), None if bias_M is None else bias_M.to(dtype))
-        y_TM.addmm_((z_TR * (scale * s_R)).to(dtype), U_MR.t().to(dtype))
+        z_TR = p_TN @ sides.right
+        y_TM = layer.storage.linear(residual, x_TN, len(U_MR), None if bias_M is None else bias_M.to(dtype))
+        y_TM.addmm_(z_TR, sides.left.t())
         # Under autocast x may have a wider dtype than what was multiplied; the narrower copy is kept.
-        ctx.save_for_backward(p_TN if ctx.needs_input_grad[4] else None, z_TR, U_MR, s_R, V_NR, *kept)
-        ctx.scale, ctx.storage, ctx.dtype, ctx.x_shape, ctx.x_dtype = scale, storage, dtype, x.shape, x.dtype
-        ctx.one_input = x_principal is x
+        ctx.save_for_backward(p_TN if ctx.needs_input_grad[4] else None, z_TR, U_MR, s_R, V_NR, *residual)
+        ctx.kept, ctx.scale, ctx.storage, ctx.dtype = kept, scale, layer.storage, dtype
+        ctx.x_shape, ctx.x_dtype, ctx.one_input = x.shape, x.dtype, x_principal is x
         # A view made in here could not be written to, which some models do with what a linear returns. This is none.
         return torch.ops.aten._unsafe_view(y_TM, [*x.shape[:-1], len(U_MR)])
 
     @staticmethod
     def backward(ctx, grad_y):
-        p_TN, z_TR, U_MR, s_R, V_NR, *kept = ctx.saved_tensors
-        dtype, scale, needs = ctx.dtype, ctx.scale, ctx.needs_input_grad
+        p_TN, z_TR, U_MR, s_R, V_NR, *residual = ctx.saved_tensors
+        kept, dtype, scale, needs = ctx.kept, ctx.dtype, ctx.scale, ctx.needs_input_grad
+        sides = Sides.of(U_MR, s_R, V_NR, scale, dtype) if kept is None else kept.made[dtype]
         g_TM = grad_y.reshape(-1, grad_y.shape[-1]).to(dtype)
-        h_TR = g_TM @ U_MR.to(dtype)
-        grad_z_TR = (h_TR * (scale * s_R)).to(dtype)
+        h_TR = g_TM @ sides.left
 
         grad_U = grad_s = grad_V = grad_x = grad_p = None
-        if needs[2]:
-            grad_U = (g_TM.t() @ (z_TR * (scale * s_R)).to(dtype)).to(U_MR.dtype)
-        if needs[3]:
-            grad_s = (scale * (h_TR * z_TR).sum(0, dtype=torch.promote_types(dtype, torch.float32))).to(s_R.dtype)
-        if needs[4]:
-            grad_V = (p_TN.t() @ grad_z_TR).to(V_NR.dtype)
+        if kept is not None and all(needs[2:5]):
+            grad_U, grad_s, grad_V = joined_gradients(g_TM, z_TR, p_TN, h_TR, U_MR, s_R, scale, kept.rates)
+        else:
+            if needs[2] or needs[3]:
+                grad_U, grad_s = left_gradients(g_TM.t() @ z_TR, U_MR, s_R, scale)
+            if needs[4]:
+                grad_V = (p_TN.t() @ h_TR).to(V_NR.dtype)
         if needs[0]:
-            grad_x = g_TM @ ctx.storage.dense(kept, (len(U_MR), len(V_NR)), dtype)
+            grad_x = g_TM @ ctx.storage.dense(residual, (len(U_MR), len(V_NR)), dtype)
         if needs[0] if ctx.one_input else needs[1]:
             if ctx.one_input:
-                grad_x.addmm_(grad_z_TR, V_NR.t().to(dtype))
+                grad_x.addmm_(h_TR, sides.right.t())
             else:
-                grad_p = (grad_z_TR @ V_NR.t().to(dtype)).view(ctx.x_shape).to(ctx.x_dtype)
+                grad_p = (h_TR @ sides.right.t()).view(ctx.x_shape).to(ctx.x_dtype)
         if grad_x is not None:
             grad_x = grad_x.view(ctx.x_shape).to(ctx.x_dtype)
-        return grad_x, grad_p, grad_U, grad_s, grad_V, None, None, None, *(None for _ in kept)
+        return grad_x, grad_p, grad_U, grad_s, grad_V, None, None, *(None for _ in residual)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -141,6 +144,7 @@ class SorsaLinear(nn.Module):
             raise ValueError(f"rank {rank} is not in 1 .. {min(in_features, out_features)} = min(out, in)")
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
         self.scale, self.dropout, self.storage = scale, dropout, storage
+        self.kept_sides: KeptSides | None = None
 
         def empty(*shape: int, dtype: torch.dtype, trainable: bool) -> nn.Parameter:
             """An uninitialised parameter."""
@@ -156,10 +160,8 @@ class SorsaLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., N) to y (..., M)."""
         x_principal = nn.functional.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
-        kept = (getattr(self, name) for name in self.storage.names)
-        return _SorsaFunction.apply(
-            x, x_principal, self.U, self.s, self.V, self.bias, self.scale, self.storage, *kept
-        )  # fmt: skip
+        residual = (getattr(self, name) for name in self.storage.names)
+        return _SorsaFunction.apply(x, x_principal, self.U, self.s, self.V, self.bias, self, *residual)
 
     @property
     def weight(self) -> WeightFacts:

@@ -170,7 +170,7 @@ def test_residual_is_taken_against_the_rounded_factors():
     weight = torch.randn(64, 48) @ torch.diag(torch.logspace(1, -2, 48))
     factors = decompose(weight, 8)
     rest = residual(weight, factors, used_dtype=torch.bfloat16)
-    used = (factors.U.bfloat16().float() * factors.s) @ factors.V.bfloat16().float().T
+    used = (factors.U * factors.s).bfloat16().float() @ factors.V.bfloat16().float().T
     assert ((rest + used) - weight).norm() / weight.norm() < 1e-6
     careless = residual(weight, factors)
     assert ((careless + used) - weight).norm() / weight.norm() > 1e-3

@@ -25,6 +25,7 @@ from sorsa_ds.sorsa.expert_layer import SorsaExperts
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.sorsa.residual_storage import Storage
+from sorsa_ds.sorsa.sides import Sides
 
 
 class Sorsa(Method):
@@ -107,7 +108,7 @@ class Sorsa(Method):
         ):  # fmt: skip
             begun, now = Factors(*own[:3]), Factors(*own[3:])
             rest_MN = residual(
-                weight_MN, begun, used_dtype=formats.compute_dtype, scale_dtype=formats.factor_dtype, scale=scale
+                weight_MN, begun, used_dtype=formats.compute_dtype, factor_dtype=formats.factor_dtype, scale=scale
             )
             kept = run.storage.pack(rest_MN)
             del rest_MN
@@ -141,12 +142,8 @@ class Sorsa(Method):
         """dW = scale * (U diag(s) V^T - U_0 diag(s_0) V_0^T), so K = 2 R."""
         assert run.initial is not None
         scale, formats = scale_of(target, run.described.sorsa), run.precision
-        initial, trained = (
-            as_used(self.factors(file, target), formats.compute_dtype, formats.factor_dtype)
-            for file in (run.initial, run.trained)
-        )
-        now, then = (factors.U * (scale * factors.s).unsqueeze(-2) for factors in (trained, initial))
-        return torch.cat([now, -then], -1).double(), torch.cat([trained.V, initial.V], -1).double()
+        then, now = (_used(self.factors(file, target), formats, scale) for file in (run.initial, run.trained))
+        return torch.cat([now.left, -then.left], -1).double(), torch.cat([now.right, then.right], -1).double()
 
 
 def _merged(layer: SorsaLinear | SorsaExperts, tensors: list[Tensor], formats: Precision) -> Tensor:
@@ -157,7 +154,12 @@ def _merged(layer: SorsaLinear | SorsaExperts, tensors: list[Tensor], formats: P
 
 
 def add_principal(rest_MN: Tensor, factors: Factors, formats: Precision, scale: float) -> Tensor:
-    """W = W_r + scale * U diag(s) V^T in fp32, with the factors rounded as training used them; overwrites `rest_MN`."""
-    used = as_used(factors, formats.compute_dtype, formats.factor_dtype)
+    """W = W_r + scale * U diag(s) V^T in fp32, with the sides rounded as training used them; overwrites `rest_MN`."""
+    used = _used(factors, formats, scale)
     with full_fp32_products():
-        return rest_MN.addmm_(used.U * (scale * used.s), used.V.t())
+        return rest_MN.addmm_(used.left, used.right.mT)
+
+
+def _used(factors: Factors, formats: Precision, scale: float) -> Sides:
+    """The sides of the principal part as training computed with them."""
+    return as_used(factors, used_dtype=formats.compute_dtype, factor_dtype=formats.factor_dtype, scale=scale)

@@ -1,0 +1,131 @@
+"""The two thin matrices with which a layer computes: left = scale * U diag(s) and right = V, in the compute dtype.
+
+The principal part of a weight is left right^T (SORSA, eq. 8). With s in one of the two, neither the forward nor the
+backward pass has a product of its own for it. U, s and V stay what is trained: from the gradients of left and right
+follow theirs,
+
+    grad U = scale * (grad left) diag(s),   grad s = scale * sum over rows of U * (grad left),   grad V = grad right
+
+Shapes, used as suffixes of tensor names, each perhaps behind E experts: M out_features, N in_features, R rank; T tokens
+(all leading dimensions of the input).
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import gcd
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """left (..., M, R) and right (..., N, R) of a layer, each rounded once."""
+
+    left: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(cls, U: Tensor, s: Tensor, V: Tensor, scale: float, dtype: torch.dtype) -> "Sides":
+        """The sides of U (..., M, R), s (..., R) and V (..., N, R) in a dtype."""
+        left = torch.mul(U, scaled(s, scale), out=torch.empty_like(U, dtype=dtype))
+        return cls(left, V.to(dtype))
+
+
+class SideLayer(Protocol):
+    """A layer whose sides can be kept.
+
+    kept_sides: None outside of the context `keep_sides`.
+    """
+
+    scale: float
+    kept_sides: "KeptSides | None"
+
+    @property
+    def U(self) -> Tensor: ...
+    @property
+    def s(self) -> Tensor: ...
+    @property
+    def V(self) -> Tensor: ...
+
+
+@dataclass(slots=True)
+class KeptSides:
+    """The sides of one layer, made when they are first asked for.
+
+    rates: (blocks, 1, R), with which the gradients of left and right, one behind the other, are multiplied block of
+        rows by block of rows, to become those of U and V. Experts have none.
+    """
+
+    made: dict[torch.dtype, Sides] = field(default_factory=dict)
+    rates: Tensor | None = None
+
+    @torch.no_grad()
+    def of(self, layer: SideLayer, dtype: torch.dtype) -> Sides:
+        """The layer's sides in a dtype."""
+        if dtype not in self.made:
+            self.made[dtype] = Sides.of(layer.U, layer.s, layer.V, layer.scale, dtype)
+            if layer.U.ndim == 2 and self.rates is None:
+                m, n = len(layer.U), len(layer.V)
+                block, s_1R = gcd(m, n), scaled(layer.s, layer.scale)
+                blocks = s_1R.expand(m // block, -1), torch.ones_like(s_1R).expand(n // block, -1)
+                self.rates = torch.cat(blocks).unsqueeze(1)
+        return self.made[dtype]
+
+
+@contextmanager
+def keep_sides(layers: Iterable[SideLayer]) -> Iterator[None]:
+    """Context in which layers keep their sides from their first forward pass on.
+
+    Inside of it nobody may change U, s or V, or free their storage as ZeRO-3 does. What is kept takes the memory of U
+    and V in the compute dtype, until the context ends.
+    """
+    layers = list(layers)
+    for layer in layers:
+        layer.kept_sides = KeptSides()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.kept_sides = None
+
+
+def scaled(s: Tensor, scale: float) -> Tensor:
+    """scale * s (..., 1, R), to be multiplied with the rows of U."""
+    rates = s.unsqueeze(-2)
+    return rates if scale == 1.0 else scale * rates
+
+
+def left_gradients(grad_left: Tensor, U: Tensor, s: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The gradients of U and s, in their dtypes, from that of left (..., M, R)."""
+    grad_U = torch.mul(grad_left, scaled(s, scale), out=torch.empty_like(U))
+    return grad_U, scale_gradient(grad_left, U, s, scale)
+
+
+def scale_gradient(grad_left: Tensor, U: Tensor, s: Tensor, scale: float) -> Tensor:
+    """The gradient of s from that of left."""
+    wide = s.dtype if s.dtype == torch.float64 else torch.float32
+    grad_s = (U * grad_left).sum(-2, dtype=wide)
+    return (grad_s if scale == 1.0 else scale * grad_s).to(s.dtype)
+
+
+def joined_gradients(
+    g_TM: Tensor, z_TR: Tensor, x_TN: Tensor, h_TR: Tensor, U_MR: Tensor, s_R: Tensor, scale: float, rates: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of U, s and V from the operands of those of left, g^T z, and of right, x^T h.
+
+    Both products lie in one buffer, so a single kernel scales them and widens them to the factors' dtype.
+
+    Args:
+        rates: of `KeptSides`.
+    """
+    sizes = [g_TM.shape[1], x_TN.shape[1]]
+    both = g_TM.new_empty(sum(sizes), z_TR.shape[1])
+    grad_left, grad_right = both.split(sizes)
+    torch.mm(g_TM.t(), z_TR, out=grad_left)
+    torch.mm(x_TN.t(), h_TR, out=grad_right)
+    by_block = both.view(len(rates), -1, both.shape[1])
+    grad_U, grad_V = torch.mul(by_block, rates, out=U_MR.new_empty(by_block.shape)).view_as(both).split(sizes)
+    return grad_U, scale_gradient(grad_left, U_MR, s_R, scale), grad_V
