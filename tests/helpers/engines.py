@@ -116,9 +116,7 @@ _TRAINED: dict[tuple, tuple] = {}
 
 
 def trained_plainly(folder, world, case, start, residuals=None):
-    """The plain program's model and figures in float64 after its steps from `start`, on the sequences of the engines.
-
-    In float32 it would be as far from the truth as the engines are: where L_reg begins at rounding, up to 2e-5.
+    """The plain program's model and figures after its steps from `start`, on the sequences of the engines.
 
     Engines of all stages begin with the same factors, so one plain run stands for them; it is kept.
     """
@@ -128,7 +126,7 @@ def trained_plainly(folder, world, case, start, residuals=None):
     if key not in _TRAINED:
         names = {name.rpartition(".")[0] for name in start}
         factors = {name: tuple(start[f"{name}.{leaf}"] for leaf in ("U", "s", "V")) for name in names}
-        model = plain_model(folder, factors, residuals).double()
+        model = plain_model(folder, factors, residuals)
         count = MICRO * world * case["accumulation"]
         log = train(
             model, [sequences(count, seed=t) for t in range(STEPS)], rate=RATE, clip=case["clip"],
