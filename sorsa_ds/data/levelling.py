@@ -13,7 +13,8 @@ the sizes of the micro-batches are to be found.
 Letters: N examples of a step, T trials, P forward passes, G micro-batches of all ranks in all passes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -22,7 +23,7 @@ _TRIALS, _ROUNDS, _KEPT = 64, 6, 8
 """Deals that are tried at once, how often that is done, and the best ones from which the next are made."""
 
 _MOST_LEVELS = 16
-"""Forward passes up to which levels are searched for. With more of them one limit for all micro-batches does as well."""
+"""Forward passes up to which levels are searched for. With more of them one limit for all micro-batches has to do."""
 
 _CLOSED = 0.5
 """Positions of a level of which all micro-batches are made: room for no example."""
@@ -48,6 +49,53 @@ def levelled(lengths: Sequence[int], world: int, most_positions: int) -> Deal:
     ends = list(accumulate(sizes))
     groups = [order[end - size : end] for end, size in zip(ends, sizes, strict=True)]
     return _in_turns(_without_empty(groups, lengths, world), lengths, world)
+
+
+def levelled_share(lengths: Sequence[int], rank: int, world: int, most_positions: int) -> list[list[int]]:
+    """The part of a step's examples that one rank takes: its micro-batches in turn, see `levelled`."""
+    return [at_once[rank] for at_once in levelled(lengths, world, most_positions)]
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Positions of all ranks in some steps.
+
+    tokens: those that hold a token. computed: those that are computed, padding and dummies included.
+    of_passes: those that would be computed if every rank had as many as the one with most of them, in each pass;
+    of_steps: in each step. So many pass while ranks wait for one another, in each pass or once per step.
+    largest: of one micro-batch. passes: forward passes of a rank.
+    """
+
+    tokens: int
+    computed: int
+    of_passes: int
+    of_steps: int
+    largest: int
+    passes: int
+
+    @classmethod
+    def of(cls, steps: Iterable[tuple[Deal, Sequence[int]]]) -> "Positions":
+        """Count steps, each as it is dealt out and with the lengths of its examples."""
+        tokens = computed = of_passes = of_steps = largest = passes = 0
+        for deal, lengths in steps:
+            count_PR = [[positions(batch, lengths) for batch in at_once] for at_once in deal]
+            world = len(count_PR[0])
+            tokens += sum(lengths)
+            computed += sum(map(sum, count_PR))
+            of_passes += world * sum(map(max, count_PR))
+            of_steps += world * max(map(sum, zip(*count_PR, strict=True)))
+            largest = max(largest, *map(max, count_PR))
+            passes += len(deal)
+        return cls(tokens, computed, of_passes, of_steps, largest, passes)
+
+    @property
+    def padding(self) -> float:
+        """The share of what is computed that holds no token."""
+        return 1 - self.tokens / self.computed
+
+    def imbalance(self, each_pass: bool = True) -> float:
+        """By what share the slowest rank exceeds the mean, in each pass (as ZeRO-3 waits) or once per step."""
+        return (self.of_passes if each_pass else self.of_steps) / self.computed - 1
 
 
 def positions(batch: Sequence[int], lengths: Sequence[int]) -> int:
@@ -94,7 +142,9 @@ def _evenly_filled(falling: Sequence[int], most_batches: int, limit: int) -> lis
 def _waited(falling: Sequence[int], sizes: Sequence[int], world: int) -> int:
     """Positions of the largest micro-batch of each pass, over all passes; the largest meet in one pass."""
     firsts = accumulate(sizes[:-1], initial=0)
-    return sum(sorted((size * falling[first] for size, first in zip(sizes, firsts, strict=True)), reverse=True)[::world])
+    return sum(
+        sorted((size * falling[first] for size, first in zip(sizes, firsts, strict=True)), reverse=True)[::world]
+    )
 
 
 def _searched(falling_N: np.ndarray, world: int, passes: int, limit: int) -> list[int] | None:
@@ -106,7 +156,7 @@ def _searched(falling_N: np.ndarray, world: int, passes: int, limit: int) -> lis
     Returns:
         The best sizes; None where no trial has placed all examples.
     """
-    draw, best, least = np.random.default_rng(0), None, 0
+    draw, best, least = np.random.default_rng(0), np.empty(0, np.int64), 0
     kept_KP, waited_K = np.empty((0, passes), np.int64), np.empty(0, np.int64)
     for number in range(_ROUNDS):
         if number == 0:
@@ -118,13 +168,13 @@ def _searched(falling_N: np.ndarray, world: int, passes: int, limit: int) -> lis
         size_GT, largest_TP, placed_T = _tried(falling_N, level_TP, world)
         waited_T = largest_TP.sum(1)
         for trial in np.flatnonzero(placed_T):
-            if best is None or waited_T[trial] < least:
+            if best.size == 0 or waited_T[trial] < least:
                 best, least = size_GT[:, trial], waited_T[trial]
         kept_KP = np.concatenate([kept_KP, largest_TP[placed_T]])
         waited_K = np.concatenate([waited_K, waited_T[placed_T]])
         first = np.argsort(waited_K, kind="stable")[:_KEPT]
         kept_KP, waited_K = kept_KP[first], waited_K[first]
-        if best is None:
+        if best.size == 0:
             return None
     return [size for size in best.tolist() if size]
 
@@ -194,7 +244,7 @@ def _without_empty(groups: list[list[int]], lengths: Sequence[int], world: int) 
 
 
 def _in_turns(groups: list[list[int]], lengths: Sequence[int], world: int) -> Deal:
-    """Micro-batches of about equally many positions in one pass, of which the largest goes to the rank that has least."""
+    """Micro-batches of similar size in one pass, of which the largest goes to the rank that has least so far."""
     groups = sorted(groups, key=lambda batch: -positions(batch, lengths))
     had, deal = [0] * world, Deal()
     for first in range(0, len(groups), world):
