@@ -1,12 +1,13 @@
 """Positions that are computed although they hold no token, counted on real data; nothing is timed here.
 
 Examples are tokenised and fall into the steps of an epoch as in a training run. Four ways to make micro-batches of a
-step's examples are compared, each with the same number of forward passes:
+step's examples are compared:
 
 random    as they come
-grouped   by length, as the product does without `data.packing`
-levelled  neighbours by length too, but of sizes with which all have about the same number of positions
-packed    several examples in one row, as the product does with `data.packing`
+grouped   by length, as the product does where nothing else is asked for
+levelled  neighbours by length too, but as many of them as fit into the positions that a micro-batch of the longest
+          examples has, as the product does with `train.micro_batch_tokens=auto`: fewer passes than the others
+packed    several examples in one row, in as many passes; the product does it with `data.packing`
 """
 
 import argparse
@@ -18,8 +19,9 @@ from transformers import AutoTokenizer
 
 from benchmarks.helpers.common import say
 from sorsa_ds.config.schema import EMBEDDED_DATA, DataConfig
+from sorsa_ds.data import levelling
 from sorsa_ds.data.layout import layout_of
-from sorsa_ds.data.order import GlobalOrder, ShuffledPasses
+from sorsa_ds.data.order import GlobalOrder, ShuffledPasses, share_of
 from sorsa_ds.data.packing import balanced
 from sorsa_ds.data.source import open_splits
 from sorsa_ds.data.tokenize import Example, encode_all
@@ -84,7 +86,7 @@ def shares(lengths: Sequence[int], whole: int, micro: int, world: int) -> dict[t
 
     lengths: tokens of each example. whole: examples of a step. micro: examples of a micro-batch. world: ranks.
     """
-    order = GlobalOrder.of_run(ShuffledPasses(len(lengths), seed=0), whole)
+    order, longest = GlobalOrder.of_run(ShuffledPasses(len(lengths), seed=0), whole), max(lengths)
     positions = {(kind, way): 0 for kind in KINDS for way in WAYS}
     for step in range(order.steps):
         places = range(step * whole, (step + 1) * whole)
@@ -92,7 +94,7 @@ def shares(lengths: Sequence[int], whole: int, micro: int, world: int) -> dict[t
         plans = {
             "random": _batches(order, step, micro, world, lengths, lambda index: 0),
             "grouped": _batches(order, step, micro, world, lengths, lengths.__getitem__),
-            "levelled": _side_by_side(levelled(own, whole // micro), world),
+            "levelled": _levelled(own, micro * longest, world),
             "packed": _side_by_side([[sum(own[i] for i in row)] for row in balanced(own, whole // micro)], world),
         }
         for way, plan in plans.items():
@@ -114,27 +116,52 @@ def _batches(
     ]
 
 
-def levelled(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Cut the sorted lengths into `count` batches so that the largest batch has as few positions as possible.
+def _levelled(own: Sequence[int], most_positions: int, world: int) -> Batches:
+    """The micro-batches that the product makes of a step's examples with `train.micro_batch_tokens`."""
+    deal = levelling.levelled(own, world, most_positions)
+    return [[[own[place] for place in batch] for batch in at_once] for at_once in deal]
 
-    Batches that are not needed are empty.
+
+def imbalance(
+    lengths: Sequence[int], world: int, global_batch: int, most_positions: int, *, each_pass: bool = True
+) -> float:
+    """By what share the slowest rank exceeds the mean of all, in positions, over an epoch in full steps.
+
+    Args:
+        lengths: tokens of each example, of at least one step.
+        world: ranks.
+        global_batch: examples of a step.
+        most_positions: `train.micro_batch_tokens`.
+        each_pass: whether ranks wait for one another in each forward pass, as under ZeRO-3; else once per step.
     """
-    falling = sorted(lengths, reverse=True)
+    found = epoch(lengths, global_batch, lambda own: levelling.levelled(own, world, most_positions))
+    return found.imbalance(each_pass)
 
-    def cut(limit: int) -> list[list[int]]:
-        batches: list[list[int]] = []
-        for length in falling:
-            if not batches or (len(batches[-1]) + 1) * batches[-1][0] > limit:
-                batches.append([])
-            batches[-1].append(length)
-        return batches
 
-    low, high = falling[0], falling[0] * len(falling)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if len(cut(middle)) <= count else (middle + 1, high)
-    batches = cut(low)
-    return batches + [[] for _ in range(count - len(batches))]
+def epoch(
+    lengths: Sequence[int], global_batch: int, deal: Callable[[Sequence[int]], levelling.Deal]
+) -> levelling.Positions:
+    """The positions of an epoch's full steps.
+
+    Args:
+        lengths: tokens of each example, of at least one step.
+        global_batch: examples of a step.
+        deal: deals out a step's examples, by their lengths.
+    """
+    order = GlobalOrder(ShuffledPasses(len(lengths), seed=0), global_batch, len(lengths))
+    steps = [
+        [lengths[index] for index in order.of_step(step) if index is not None]
+        for step in range(len(lengths) // global_batch)
+    ]
+    return levelling.Positions.of((deal(own), own) for own in steps)
+
+
+def grouped(own: Sequence[int], world: int, micro: int) -> levelling.Deal:
+    """The micro-batches of `micro` examples that the product makes of a step's examples where no positions are set."""
+    ranks = [share_of(range(len(own)), rank, world, micro, own.__getitem__) for rank in range(world)]
+    return [
+        [[place for place in batch if place is not None] for batch in at_once] for at_once in zip(*ranks, strict=True)
+    ]
 
 
 def _side_by_side(batches: list[list[int]], world: int) -> Batches:

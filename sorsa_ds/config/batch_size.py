@@ -1,4 +1,8 @@
-"""The batch identity: global = micro-batch x accumulation x ranks. Numbers left open follow from the others."""
+"""The batch identity: global = micro-batch x accumulation x ranks. Numbers left open follow from the others.
+
+With `train.micro_batch_tokens` a forward pass has as many examples as fit into a number of positions. The identity is
+then that of examples of `data.max_length` tokens: a rank never makes more forward passes than the accumulation steps.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -28,17 +32,56 @@ class BatchSizes:
     choices: tuple[int, ...] = ()
 
 
+def check_micro_batch_tokens(asked: int | Literal["auto"] | None, max_length: int, packing: bool) -> None:
+    """Stop where `train.micro_batch_tokens` does not go with the settings of the data.
+
+    Raises:
+        ValueError: naming both settings and the way out.
+    """
+    if asked is not None and packing:
+        raise ValueError(
+            f"train.micro_batch_tokens={asked} makes micro-batches of as many positions, and so does data.packing=true "
+            f"with train.micro_batch_size rows of data.max_length tokens: leave one of them out"
+        )
+    if isinstance(asked, int) and asked < max_length:
+        raise ValueError(
+            f"train.micro_batch_tokens={asked} has no room for an example of data.max_length={max_length} tokens: it "
+            f"must be at least as large"
+        )
+
+
+def most_positions(asked: int | Literal["auto"] | None, micro: int, max_length: int) -> int | None:
+    """The largest number of positions of a micro-batch; None where micro-batches have a fixed number of examples.
+
+    Args:
+        asked: `train.micro_batch_tokens`.
+        micro: the resolved micro-batch.
+        max_length: `data.max_length`.
+    """
+    return micro * max_length if asked == AUTO else asked
+
+
 def resolve_batch_sizes(
-    world_size: int, global_size: int | None, micro: int | Literal["auto"] | None, accumulation: int | None
+    world_size: int,
+    global_size: int | None,
+    micro: int | Literal["auto"] | None,
+    accumulation: int | None,
+    room: int | None = None,
 ) -> BatchSizes:
     """Derive the numbers that are None from the others.
 
-    The global size does not depend on whether the micro-batch is `auto`: it is the one that an unset micro-batch gives.
+    The global size does not depend on whether the micro-batch is `auto` or follows from `room`: it is the one that an
+    unset micro-batch gives.
+
+    Args:
+        room: how many examples of `data.max_length` tokens `train.micro_batch_tokens` holds, where it is a number.
 
     Raises:
         ValueError: the given numbers contradict each other, or make a larger batch than there can be. The message names
             them and the nearest valid ones.
     """
+    if room is not None:
+        return _with_room(world_size, global_size, micro, accumulation, room)
     if micro == AUTO:
         sizes = resolve_batch_sizes(world_size, global_size, None, accumulation)
         if accumulation is not None:  # so many accumulations allow for one micro-batch only
@@ -66,6 +109,35 @@ def resolve_batch_sizes(
         micro = DEFAULT_MICRO if left % DEFAULT_MICRO == 0 else 1
         left //= micro
     return BatchSizes(global_size, micro, left)
+
+
+def _with_room(
+    world_size: int,
+    global_size: int | None,
+    micro: int | Literal["auto"] | None,
+    accumulation: int | None,
+    room: int,
+) -> BatchSizes:
+    """The sizes with the largest micro-batch that fits and divides a rank's share of the global batch.
+
+    Raises:
+        ValueError: `resolve_batch_sizes` refuses the other numbers, or a given one is not what follows.
+    """
+    sizes = resolve_batch_sizes(world_size, global_size, None, accumulation)
+    share = sizes.global_size // world_size
+    fitting = next(size for size in range(min(room, share), 0, -1) if share % size == 0)
+    found = BatchSizes(sizes.global_size, fitting, share // fitting)
+    for name, key, given, follows in (
+        ("micro_batch_size", "train_micro_batch_size_per_gpu", micro, found.micro),
+        ("gradient_accumulation_steps", "gradient_accumulation_steps", accumulation, found.accumulation),
+    ):
+        if given not in (None, follows):
+            raise ValueError(
+                f"train.micro_batch_tokens holds {room} examples of data.max_length tokens, so train.{name} "
+                f"(JSON: {key}) is {follows} here and cannot be {given}: leave it out, or write "
+                f"train.micro_batch_tokens=auto"
+            )
+    return found
 
 
 def _message(global_size: int, unit: int, world_size: int, micro: int | None, accumulation: int | None) -> str:

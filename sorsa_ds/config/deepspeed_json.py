@@ -93,6 +93,7 @@ def resolve_ds_config(
     device: Literal["cpu", "cuda"],
     precision: Literal["fp32", "mixed", "bf16"],
     node_ranks: int | None = None,
+    max_length: int | None = None,
 ) -> Resolved:
     """The JSON with everything filled in and checked. The given one is not changed.
 
@@ -100,6 +101,7 @@ def resolve_ds_config(
         raw: the JSON as the user wrote it.
         precision: as `sorsa_ds.runtime.precision.resolve_precision` has resolved it.
         node_ranks: ranks of each node; 0 if nodes differ or it is not known; None: all are on one node.
+        max_length: `data.max_length`, which matters only where `train.micro_batch_tokens` is a number.
 
     Raises:
         ValueError: a key or value cannot be used. The message names the key, both values where two differ, and what to
@@ -119,6 +121,7 @@ def resolve_ds_config(
         global_size=_once(ds, "train_batch_size", train),
         micro=_once(ds, MICRO_BATCH, train) or (AUTO if raw.get(MICRO_BATCH) == AUTO else None),
         accumulation=_once(ds, "gradient_accumulation_steps", train),
+        room=_room(train, max_length),
     )
     clipping = _once(ds, "gradient_clipping", train)
     clipping = 1.0 if clipping is None else float(clipping)
@@ -158,6 +161,14 @@ def train_settings(raw: Json) -> dict[str, Any]:
         stated["micro_batch_size"] = AUTO
     precision = precision_from_json(raw)
     return stated if precision is None else stated | {"precision": precision}
+
+
+def _room(train: TrainConfig, max_length: int | None) -> int | None:
+    """How many of the longest examples a micro-batch of so many positions holds; None where it is not given so."""
+    if not isinstance(train.micro_batch_tokens, int):
+        return None
+    assert max_length is not None, "only with it can micro_batch_tokens be resolved"
+    return train.micro_batch_tokens // max_length
 
 
 def _once(ds: Json, key: str, train: TrainConfig) -> Any:

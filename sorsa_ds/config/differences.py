@@ -13,6 +13,7 @@ FREE_OF_ONE_MODEL = (
     "sorsa.svd_cache",
     "data.packing",
     "train.micro_batch_size",
+    "train.micro_batch_tokens",
     "train.gradient_accumulation_steps",
     "train.gradient_checkpointing",
     "train.check_memory",

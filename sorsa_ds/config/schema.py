@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from sorsa_ds.config.batch_size import check_micro_batch_tokens
 from sorsa_ds.config.declare import (
     BatchSize,
     Fraction,
@@ -192,8 +193,15 @@ class TrainConfig:
     """Examples per forward pass of one rank (JSON: train_micro_batch_size_per_gpu). Unset: 2. `auto`: the largest that
     fits into the memory by the plan; the global batch stays what it is without."""
 
+    micro_batch_tokens: Annotated[int, Field(ge=8, le=10**9)] | Literal["auto"] | None = None
+    """Micro-batches of as many positions instead of as many examples, so that ranks wait less for one another: the
+    largest number of positions (examples x the longest, padding included) of a forward pass of one rank. A number is at
+    least `data.max_length`, and `micro_batch_size` follows from it. `auto`: `micro_batch_size` x `data.max_length`.
+    Unset: `micro_batch_size` examples."""
+
     gradient_accumulation_steps: BatchSize | None = None
-    """Forward passes of a rank per optimizer step. Unset: what follows from the two batch sizes, else 1."""
+    """Forward passes of a rank per optimizer step; with packing or `micro_batch_tokens` the most that there can be.
+    Unset: what follows from the two batch sizes, else 1."""
 
     gradient_clipping: NonNegativeFloat | None = None
     """Largest norm of the training loss's gradient. The regulariser's gradient is not clipped. 0: no clipping. Unset:
@@ -311,3 +319,4 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.data.streaming and self.train.steps is None:
             raise ValueError("data.streaming: the length of a stream is not known, so train.steps must be set")
+        check_micro_batch_tokens(self.train.micro_batch_tokens, self.data.max_length, self.data.packing)

@@ -8,16 +8,20 @@ Shapes: B examples, L positions (the longest example).
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from sorsa_ds.data.levelling import Positions, levelled, levelled_share
 from sorsa_ds.data.order import GlobalOrder, Passes, ShuffledPasses, rank_slices
 from sorsa_ds.data.packing import Packing, collate_packed, packed_share
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import IGNORED, Example
+from sorsa_ds.runtime.background import in_background
 
 
 class BatchPlan:
@@ -26,6 +30,8 @@ class BatchPlan:
     The batches are a pure function of the step, so nothing has to be saved or replayed to continue a run. `steps` and
     `epochs` mean what they mean in TrainConfig. `packing` is None where examples are padded instead.
 
+    micro_batch_tokens: micro-batches of up to so many positions instead of `micro_batch_size` examples; unset: of
+        these. The sizes of the batch are the same.
     passes: the order of the examples; unset: every example once in each epoch, in an order given by `seed`.
     """
 
@@ -42,18 +48,21 @@ class BatchPlan:
         steps: int | None = None,
         epochs: float = 1.0,
         packing: Packing | None = None,
+        micro_batch_tokens: int | None = None,
         passes: Passes | None = None,
     ) -> None:
         self.examples = examples
         self.micro_batch_size = micro_batch_size
         self.accumulation = accumulation
         self.packing = packing
+        self.micro_batch_tokens = micro_batch_tokens
         self.rank = rank
         self.world_size = world_size
         self.pad_token_id = pad_token_id
         global_batch = micro_batch_size * world_size * accumulation
         passes = passes or ShuffledPasses(len(examples), seed)
         self.order = GlobalOrder.of_run(passes, global_batch, steps=steps, epochs=epochs)
+        self._shares: dict[int, Future[list[list[int]]]] = {}
 
     @property
     def state(self) -> None:
@@ -72,21 +81,57 @@ class BatchPlan:
     def micro_batches(self, step: int) -> list[dict[str, Tensor]]:
         """This rank's batches of optimizer step `step` (from 0), as many on every rank.
 
-        Without packing there is one for each accumulation step; see `collate`. With it there may be fewer; see
-        `collate_packed`.
+        There is one for each accumulation step; with `micro_batch_tokens` there may be fewer. See `collate`. With
+        packing there may be fewer too; see `collate_packed`.
         """
         if self.packing is not None:
             return [collate_packed(rows, self.pad_token_id) for rows in self.packed(step)]
-        indices = self.order.micro_batches(
-            step, self.rank, self.world_size, self.micro_batch_size, lambda index: int(self.examples.lengths[index])
-        )
+        indices: Sequence[Sequence[int | None]]
+        if self.micro_batch_tokens is not None:
+            indices = [batch or [None] for batch in self._levelled_ahead(step)]
+        else:
+            indices = self.order.micro_batches(
+                step, self.rank, self.world_size, self.micro_batch_size, lambda index: int(self.examples.lengths[index])
+            )
         return [_batch(self.examples, batch, self.pad_token_id) for batch in indices]
+
+    @property
+    def levelled(self) -> str | None:
+        """What `micro_batch_tokens` makes of the first step, in words; None without it."""
+        if self.micro_batch_tokens is None:
+            return None
+        lengths = self._of_step(0)[1]
+        found = Positions.of([(levelled(lengths, self.world_size, self.micro_batch_tokens), lengths)])
+        return (
+            f"{found.passes} passes of up to {found.largest:,} positions in the first step, {found.padding:.1%} of all "
+            f"padding; the largest of a pass exceed the mean by {found.imbalance():.1%}"
+        )
+
+    def _levelled_ahead(self, step: int) -> list[list[int]]:
+        """The examples of this rank's micro-batches; the next step's are found while the present one is computed."""
+        most = self.micro_batch_tokens
+        assert most is not None
+
+        def share(step: int) -> list[list[int]]:
+            indices, lengths = self._of_step(step)
+            places = levelled_share(lengths, self.rank, self.world_size, most)
+            return [[indices[place] for place in batch] for batch in places]
+
+        self._shares = {
+            at: self._shares.get(at) or in_background(partial(share, at), "levelling")
+            for at in (step, min(step + 1, self.steps - 1))
+        }
+        return self._shares[step].result()
+
+    def _of_step(self, step: int) -> tuple[list[int], list[int]]:
+        """The examples of a step, and how long they are."""
+        indices = [index for index in self.order.of_step(step) if index is not None]
+        return indices, [int(self.examples.lengths[index]) for index in indices]
 
     def packed(self, step: int) -> list[list[list[Example]]]:
         """This rank's examples of a step in packed rows: those of each row, for each forward pass."""
         assert self.packing is not None
-        indices = [index for index in self.order.of_step(step) if index is not None]
-        lengths = [int(self.examples.lengths[index]) for index in indices]
+        indices, lengths = self._of_step(step)
         share = packed_share(lengths, self.packing, self.rank, self.world_size, self.accumulation)
         return [[[self.examples[indices[place]] for place in row] for row in rows] for rows in share]
 

@@ -1,9 +1,8 @@
 """The micro-batches of a run whose examples are streamed; see `sorsa_ds.data.batches` for those that are stored."""
 
-import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,15 +10,16 @@ from torch import Tensor
 from sorsa_ds.data.batches import collate
 from sorsa_ds.data.counts import Counts, Taken
 from sorsa_ds.data.examples import check_same
+from sorsa_ds.data.levelling import levelled_share
 from sorsa_ds.data.order import share_of
 from sorsa_ds.data.streams import ExampleStream
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import Example
 from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.background import in_background
 
-T = TypeVar("T")
-Step = tuple[list[Example], dict[str, Any], dict[str, Counts]]
-"""The examples of a step, and the stream's state and counts behind them."""
+Step = tuple[list[Example], Sequence[Sequence[int | None]], dict[str, Any], dict[str, Counts]]
+"""The examples of a step, this rank's micro-batches as places in them, and the stream's state and counts behind."""
 
 _MARK = 15
 """The hexadecimal digits of a digest by which the ranks compare a step, beside what they tell one another anyway."""
@@ -35,6 +35,7 @@ class StreamBatches:
         stream: at the first example of the step that comes first.
         device: over which the ranks tell one another whether reading has failed.
         steps: optimizer steps of the run.
+        micro_batch_tokens: as in `BatchPlan`.
     """
 
     def __init__(
@@ -48,14 +49,17 @@ class StreamBatches:
         pad_token_id: int,
         steps: int,
         device: torch.device,
+        micro_batch_tokens: int | None = None,
     ) -> None:
         self.steps, self.micro_batch_size, self.pad_token_id = steps, micro_batch_size, pad_token_id
+        self.micro_batch_tokens = micro_batch_tokens
         self.digest = stream.digest
         self._stream, self._rank, self._world_size, self._device = stream, rank, world_size, device
         self._global_batch = micro_batch_size * world_size * accumulation
         first_step, rest = divmod(stream.taken, self._global_batch)
         assert rest == 0, (stream.taken, self._global_batch)
         self._step, self._examples = first_step - 1, list[Example]()
+        self._share: Sequence[Sequence[int | None]] = []
         self._state, self._counts = stream.state, stream.counts
         self._next = self._read_ahead()
 
@@ -63,6 +67,12 @@ class StreamBatches:
     def state(self) -> dict[str, Any]:
         """Where the stream is behind the step that was asked for last, in what JSON can hold."""
         return self._state
+
+    @property
+    def levelled(self) -> str | None:
+        """What `micro_batch_tokens` makes of the batches, in words; None without it."""
+        most = self.micro_batch_tokens
+        return None if most is None else f"micro-batches of up to {most:,} positions"
 
     @property
     def first(self) -> list[Example]:
@@ -88,15 +98,13 @@ class StreamBatches:
         """
         if step != self._step:
             assert step == self._step + 1, (step, self._step)
-            self._examples, self._state, self._counts = self._read()
+            self._examples, self._share, self._state, self._counts = self._read()
             self._step = step
             if step + 1 < self.steps:
                 self._next = self._read_ahead()
-        lengths = [len(example["input_ids"]) for example in self._examples]
-        share = share_of(range(len(lengths)), self._rank, self._world_size, self.micro_batch_size, lengths.__getitem__)
         return [
             collate([None if index is None else self._examples[index] for index in batch], self.pad_token_id)
-            for batch in share
+            for batch in self._share
         ]
 
     def _read(self) -> Step:
@@ -113,24 +121,18 @@ class StreamBatches:
         return step
 
     def _read_ahead(self) -> Future[Step]:
-        """Start to read the next step's examples."""
+        """Start to read the next step's examples, and to deal them out."""
 
         def read() -> Step:
             examples = self._stream.take(self._global_batch)
-            return examples, self._stream.state, self._stream.counts
+            return examples, self._dealt(examples), self._stream.state, self._stream.counts
 
-        return _in_background(read)
+        return in_background(read, "stream")
 
-
-def _in_background(action: Callable[[], T]) -> "Future[T]":
-    """What an action will give, which runs in a thread that ends with the process."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(action())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="stream", daemon=True).start()
-    return future
+    def _dealt(self, examples: Sequence[Example]) -> Sequence[Sequence[int | None]]:
+        """This rank's micro-batches of a step: the places of their examples."""
+        lengths = [len(example["input_ids"]) for example in examples]
+        if self.micro_batch_tokens is not None:
+            share = levelled_share(lengths, self._rank, self._world_size, self.micro_batch_tokens)
+            return [batch or [None] for batch in share]
+        return share_of(range(len(lengths)), self._rank, self._world_size, self.micro_batch_size, lengths.__getitem__)

@@ -78,7 +78,7 @@ class _Trial:
         return Way(" ".join(words), needed.total, of_a_node(change.job, needed))
 
     def _facts(self, job: Job) -> Facts:
-        settings = (replace(job.config, train=TrainConfig()), job.precision, job.storage, job.resolved.micro_batch_size)
+        settings = (replace(job.config, train=TrainConfig()), job.precision, job.storage, job.most_examples)
         for known, model in self._models:
             if known == settings:
                 return model
@@ -116,12 +116,31 @@ def _checkpointing(job: Job) -> Change | None:
 
 def _smaller_micro_batch(job: Job) -> Change | None:
     sizes, train = job.resolved, replace(job.config.train, **deepspeed_json.train_settings(job.given))
+    if isinstance(train.micro_batch_tokens, int):
+        return _fewer_positions(job)
     if sizes.micro_batch_size == 1:
         return None
     if train.global_batch_size is not None and train.gradient_accumulation_steps is None:  # it follows
         return _with(job, micro_batch_size=1)
     accumulation = sizes.gradient_accumulation_steps * sizes.micro_batch_size
     return _with(job, micro_batch_size=1, gradient_accumulation_steps=accumulation)
+
+
+def _fewer_positions(job: Job) -> Change | None:
+    """Micro-batches of as many positions as the longest example has."""
+    if job.most_examples == 1:
+        return None
+    said = {"train.micro_batch_tokens": str(job.config.data.max_length)}
+    if job.config.train.global_batch_size is None:  # it may follow from the accumulation steps, which will be others
+        said["train.global_batch_size"] = str(job.resolved.global_batch_size)
+    train = replace(
+        job.config.train,
+        micro_batch_tokens=job.config.data.max_length,
+        global_batch_size=job.resolved.global_batch_size,
+        micro_batch_size=None,
+        gradient_accumulation_steps=None,
+    )
+    return _planned(job, said, train=train)
 
 
 def _zero3(job: Job) -> Change | None:

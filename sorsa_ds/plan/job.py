@@ -37,7 +37,7 @@ class Job:
         wanted = deepspeed_json.precision_from_json(given)
         formats = precision.resolve_precision(config.train.precision, wanted, "cuda", fast=True)
         resolved = deepspeed_json.resolve_ds_config(
-            given, config.train, hardware.ranks, "cuda", formats.name, hardware.gpus
+            given, config.train, hardware.ranks, "cuda", formats.name, hardware.gpus, config.data.max_length
         )
         check_settings(config, resolved.zero_stage, formats)
         if resolved.micro_choices:
@@ -65,9 +65,24 @@ class Job:
         return self.zero.get("zero_hpz_partition_size", self.ranks)
 
     @property
+    def most_examples(self) -> int:
+        """The most examples of `data.max_length` tokens that take the memory of a micro-batch on one rank."""
+        asked, micro = self.config.train.micro_batch_tokens, self.resolved.micro_batch_size
+        if not isinstance(asked, int):
+            return micro
+        share = micro * self.resolved.gradient_accumulation_steps
+        return min(-(-asked // self.config.data.max_length), share)
+
+    @property
     def tokens(self) -> int:
         """Tokens of one micro-batch on one rank, at the longest."""
-        return self.resolved.micro_batch_size * self.config.data.max_length
+        return self.most_examples * self.config.data.max_length
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one rank in an optimizer step, at the longest."""
+        sizes = self.resolved
+        return sizes.micro_batch_size * sizes.gradient_accumulation_steps * self.config.data.max_length
 
     @property
     def uses(self) -> int:

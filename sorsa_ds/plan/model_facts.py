@@ -148,7 +148,7 @@ class BareModel:
         """What a plan needs of it, for the micro-batch of the job. The job's other settings are those of the model."""
         text = self.model.config.get_text_config()
         autocast = torch.bfloat16 if job.precision.name == "mixed" else None
-        micro, length = job.resolved.micro_batch_size, job.config.data.max_length
+        micro, length = job.most_examples, job.config.data.max_length
         kept = kept_for_backward(self.model, micro, length, _dtype(self.model), autocast, self.stacks)
         return Facts(
             self.parameters, self.selection, self.linears, self.gathers, kept, _attention(text), text.vocab_size

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sorsa_ds.config.batch_size import most_positions
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.targets import counted
 from sorsa_ds.plan.advice import Way, advice
@@ -65,7 +66,7 @@ def as_text(planned: Plan) -> str:
         ("settings", f"ZeRO stage {job.stage}, precision {job.precision.name}, {what}"),
         ("batch", f"{sizes.global_batch_size} = {sizes.micro_batch_size} x {job.ranks} ranks x "
                   f"{sizes.gradient_accumulation_steps} accumulated, {job.config.data.max_length} tokens each, "
-                  f"{_packed(job)}{'with' if job.config.train.gradient_checkpointing else 'without'} "
+                  f"{_packed(job)}{_levelled(job)}{'with' if job.config.train.gradient_checkpointing else 'without'} "
                   "gradient checkpointing"),
     ]  # fmt: skip
     warning = planned.facts.selection.warning if targets else None
@@ -106,6 +107,13 @@ def as_text(planned: Plan) -> str:
 def _packed(job: Job) -> str:
     """What packing changes: the plan is of the longest examples, and shorter ones take fewer passes."""
     return "packed (shorter examples take fewer passes), " if job.config.data.packing else ""
+
+
+def _levelled(job: Job) -> str:
+    """What micro-batches of as many positions change; the plan is of the longest examples here too."""
+    sizes, data = job.resolved, job.config.data
+    positions = most_positions(job.config.train.micro_batch_tokens, sizes.micro_batch_size, data.max_length)
+    return "" if positions is None else f"up to {positions:,} positions at once (shorter examples take fewer passes), "
 
 
 def as_json(planned: Plan) -> dict:

@@ -55,7 +55,7 @@ def flops(job: Job, facts: Facts) -> float:
         both += (3 if linear.trained else 2) * product + 3 * adapter
         again += 0 if linear.head else product + adapter
     each = both + (again if job.config.train.gradient_checkpointing else 0)
-    return float(job.tokens * each * job.resolved.gradient_accumulation_steps)
+    return float(job.step_tokens * each)
 
 
 def densified(job: Job, facts: Facts) -> float:

@@ -47,7 +47,7 @@ def show(request: Request) -> None:
     shows = coloured if sys.stdout.isatty() and "NO_COLOR" not in os.environ else plain
     for place in range(min(request.examples, len(train))):
         print(f"=== example {place + 1} of {len(train):,} ===\n{shows(train[place], tokenizer)}\n")
-    print(printable(as_text(train, held_out, config.train, request.gpus)))
+    print(printable(as_text(train, held_out, config.train, request.gpus, config.data.max_length)))
 
 
 class _Kept(io.TextIOBase):

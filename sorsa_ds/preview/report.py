@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds.config.batch_size import DEFAULT_MICRO
+from sorsa_ds.config.batch_size import DEFAULT_MICRO, most_positions
 from sorsa_ds.config.schema import TrainConfig
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import IGNORED, Example, show_example
-from sorsa_ds.preview.padding import padding_share
+from sorsa_ds.preview.padding import MOST_STEPS, levelled_positions, padding_share
 from sorsa_ds.runtime.console import printable, table
 from sorsa_ds.runtime.plotting import COLOURS, picture
 
@@ -57,8 +57,13 @@ def as_json(
     }
 
 
-def as_text(train: Examples, held_out: Examples, settings: TrainConfig, gpus: int) -> str:
-    """The table."""
+def as_text(train: Examples, held_out: Examples, settings: TrainConfig, gpus: int, max_length: int) -> str:
+    """The table.
+
+    Args:
+        gpus: of the run.
+        max_length: `data.max_length`.
+    """
     counts, lengths = train.counts, train.lengths
     median, most = np.percentile(lengths, (50, 95))
     rows = [
@@ -73,7 +78,7 @@ def as_text(train: Examples, held_out: Examples, settings: TrainConfig, gpus: in
             f"95 % {most:.0f}, longest {lengths.max()}",
         ),
         ("learned tokens", f"{counts.learned_tokens:,}, {counts.learned_tokens / counts.tokens:.1%}"),
-        ("padding", _padding(lengths, settings, gpus)),
+        ("padding", _padding(lengths, settings, gpus, max_length)),
     ]
     if held_out:
         own = held_out.counts
@@ -99,9 +104,17 @@ def draw_lengths(examples: Examples, path: Path, most: int) -> None:
         axes.set(xlabel="tokens of an example", ylabel="examples")
 
 
-def _padding(lengths_N: np.ndarray, settings: TrainConfig, gpus: int) -> str:
+def _padding(lengths_N: np.ndarray, settings: TrainConfig, gpus: int, max_length: int) -> str:
     micro = DEFAULT_MICRO if settings.micro_batch_size in (None, "auto") else int(settings.micro_batch_size or 0)
     accumulated = gpus * micro * (settings.gradient_accumulation_steps or 1)
+    if (most := most_positions(settings.micro_batch_tokens, micro, max_length)) is not None:
+        whole = settings.global_batch_size or accumulated
+        found = levelled_positions(lengths_N, most, whole, gpus)
+        return (
+            f"{found.padding:.1%} of positions in micro-batches of up to {most:,} inside steps of {whole}, on {gpus} "
+            f"ranks; the largest of a pass exceed the mean by {found.imbalance():.1%} (the first {MOST_STEPS} "
+            f"steps at most)"
+        )
     whole = max(micro, (settings.global_batch_size or accumulated) // micro * micro)
     grouped, random = (padding_share(lengths_N, micro, whole, grouped) for grouped in (True, False))
     return (

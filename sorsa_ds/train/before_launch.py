@@ -28,4 +28,6 @@ def check_invocation(invocation: Invocation, world_size: int, node_ranks: int) -
     # The GPUs are not known here: fp32, which every device has, stands for a precision that is left open.
     json_says = deepspeed_json.precision_from_json(raw)
     precision = resolve_precision(settings.precision, json_says, "cpu", fast=False).name
-    deepspeed_json.resolve_ds_config(raw, settings, world_size, "cuda", precision, node_ranks)
+    deepspeed_json.resolve_ds_config(
+        raw, settings, world_size, "cuda", precision, node_ranks, invocation.config.data.max_length
+    )

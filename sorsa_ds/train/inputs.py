@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from sorsa_ds.config.batch_size import most_positions
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.counts import Taken
@@ -177,12 +179,14 @@ def _streamed(settings: RunSettings, asked: DataConfig, origin: Origin, tokenize
     )
 
 
-def _shape(settings: RunSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+def _shape(settings: RunSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """How the examples of a step are dealt out, and with what they are padded."""
     own = text_config(read_config(settings.model_folder, settings.config.loading)).vocab_size
     vocabulary = max(own, rows_for(settings.new_tokens))
+    train, micro = settings.config.train, settings.resolved.micro_batch_size
     return {
-        "micro_batch_size": settings.resolved.micro_batch_size,
+        "micro_batch_size": micro,
+        "micro_batch_tokens": most_positions(train.micro_batch_tokens, micro, settings.config.data.max_length),
         "accumulation": settings.resolved.gradient_accumulation_steps,
         "rank": collectives.rank(),
         "world_size": collectives.world_size(),

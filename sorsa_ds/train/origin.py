@@ -259,12 +259,13 @@ class ResumedRun:
         """The settings with the saved global batch; its micro-batches are regrouped where the ranks ask for it.
 
         On as many ranks as before, `auto` is the micro-batch that the run had, so that it goes on as if nothing had
-        interrupted it. On others the planner chooses anew.
+        interrupted it. On others the planner chooses anew. A number of positions leaves it open.
         """
         then = self.saved.manifest.config["train"]
         size, before = then["global_batch_size"], then["micro_batch_size"]
         micro, accumulation = train.micro_batch_size, train.gradient_accumulation_steps
-        if isinstance(micro, int) and accumulation and micro * accumulation * world_size == size:
+        levelled = isinstance(train.micro_batch_tokens, int)
+        if not levelled and isinstance(micro, int) and accumulation and micro * accumulation * world_size == size:
             return train
         if micro == AUTO and before * then["gradient_accumulation_steps"] * world_size == size:
             micro = before
@@ -275,7 +276,9 @@ class ResumedRun:
                 f"{', '.join(map(str, fitting))} of them"
             )
         share = size // world_size
-        if micro != AUTO:
+        if levelled:
+            micro = None
+        elif micro != AUTO:
             micro = next(m for m in range(min(micro or before, share), 0, -1) if share % m == 0)
         return replace(train, global_batch_size=size, micro_batch_size=micro, gradient_accumulation_steps=None)
 

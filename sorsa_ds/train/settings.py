@@ -101,7 +101,13 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
     json_says = deepspeed_json.precision_from_json(job.ds_config)
     formats = precision.resolve_precision(config.train.precision, json_says, job.device_type)
     resolved = deepspeed_json.resolve_ds_config(
-        job.ds_config, config.train, world_size, job.device_type, formats.name, ranks_of_each_node()
+        job.ds_config,
+        config.train,
+        world_size,
+        job.device_type,
+        formats.name,
+        ranks_of_each_node(),
+        config.data.max_length,
     )
     config = _resolved_config(config, resolved, formats)
     check_settings(config, resolved.zero_stage, formats)

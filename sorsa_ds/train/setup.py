@@ -260,6 +260,8 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
     )
     if isinstance(inputs.batches, BatchPlan) and inputs.batches.packing is not None:
         batch += f", packed: {len(inputs.batches.packed(0))} in the first step"
+    if (told := inputs.batches.levelled) is not None:
+        batch += f", levelled: {told}"
     return table(
         [
             ("model", config.model),

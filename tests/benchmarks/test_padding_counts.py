@@ -1,26 +1,8 @@
-"""What benchmarks/helpers/padding.py counts, against trying everything and against counting by hand."""
-
-from itertools import combinations, pairwise
+"""What benchmarks/helpers/padding.py counts, against counting by hand."""
 
 import pytest
 
-from benchmarks.helpers.padding import levelled, shares
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_levelled_batches_have_the_smallest_largest_of_all_cuts(count):
-    lengths = [50, 7, 31, 30, 12, 4, 44, 9]
-    falling = sorted(lengths, reverse=True)
-
-    def largest(cuts):
-        edges = [0, *cuts, len(falling)]
-        return max((b - a) * falling[a] for a, b in pairwise(edges))
-
-    best = min(largest(cuts) for n in range(count) for cuts in combinations(range(1, len(falling)), n))
-    batches = levelled(lengths, count)
-    assert len(batches) == count
-    assert sorted(length for batch in batches for length in batch) == sorted(lengths)
-    assert max(len(batch) * max(batch, default=0) for batch in batches) == best
+from benchmarks.helpers.padding import epoch, grouped, shares
 
 
 def test_shares_counted_by_hand():
@@ -32,3 +14,10 @@ def test_shares_counted_by_hand():
     assert pairs["computed", "grouped"] == pytest.approx(1 - 24 / (20 + 8))
     assert pairs["pass", "grouped"] == pytest.approx(1 - 24 / 40)
     assert pairs["pass", "packed"] == 0
+    assert pairs["pass", "levelled"] == pytest.approx(1 - 24 / 40)  # 10 beside (8, 4, 2) would be 48
+
+
+def test_an_epoch_counted_by_hand():
+    found = epoch([10, 4, 8, 2, 7], 4, lambda own: grouped(own, 2, 1))  # four of them, in an order of their own
+    assert found.passes == 2
+    assert found.computed == found.tokens

@@ -8,14 +8,14 @@ import pytest
 from sorsa_ds.config.batch_size import BatchSizes, resolve_batch_sizes
 from sorsa_ds.config.deepspeed_json import precision_from_json, read_ds_config, resolve_ds_config, train_settings
 from sorsa_ds.config.deepspeed_sections import BUFFERS
-from sorsa_ds.config.schema import TrainConfig
+from sorsa_ds.config.schema import DataConfig, RunConfig, TrainConfig
 
 SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
 shipped = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 
 
-def resolved(raw, world_size=2, device="cpu", precision="fp32", node_ranks=None, **train):
-    return resolve_ds_config(raw, TrainConfig(**train), world_size, device, precision, node_ranks)
+def resolved(raw, world_size=2, device="cpu", precision="fp32", node_ranks=None, max_length=None, **train):
+    return resolve_ds_config(raw, TrainConfig(**train), world_size, device, precision, node_ranks, max_length)
 
 
 def refusal(raw, **how) -> str:
@@ -87,6 +87,55 @@ def test_the_planner_does_not_change_the_global_batch(accumulation):
     assert auto.global_batch_size == left.global_batch_size
     if accumulation:  # which leaves nothing to choose
         assert auto == left
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [(512, (1, 8)), (1023, (1, 8)), (1024, (2, 4)), (1600, (2, 4)), (2048, (4, 2)), (4096, (8, 1)), (10**9, (8, 1))],
+)
+def test_the_micro_batch_follows_from_its_positions_and_deepspeed_takes_it(positions, expected):
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    found = resolved({}, max_length=512, micro_batch_tokens=positions, global_batch_size=16)
+    assert (found.micro_batch_size, found.gradient_accumulation_steps) == expected
+    assert found.global_batch_size == 16
+    again = resolved(
+        {"train_micro_batch_size_per_gpu": expected[0]}, max_length=512, micro_batch_tokens=positions,
+        global_batch_size=16, gradient_accumulation_steps=expected[1],
+    )  # fmt: skip
+    assert again == found
+    alone = resolve_ds_config({}, TrainConfig(micro_batch_tokens=positions), 1, "cpu", "fp32", None, 512).ds
+    assert DeepSpeedConfig(alone).train_batch_size == 2  # as where the micro-batch is unset
+
+
+@pytest.mark.parametrize(
+    ("raw", "given", "message"),
+    [
+        ({}, {"micro_batch_size": 4}, "so train.micro_batch_size (JSON: train_micro_batch_size_per_gpu) is 2 here"),
+        ({"train_micro_batch_size_per_gpu": 8}, {}, "is 2 here and cannot be 8: leave it out"),
+        ({"train_micro_batch_size_per_gpu": "auto"}, {}, "is 2 here and cannot be auto"),
+        ({}, {"micro_batch_size": "auto"}, "or write train.micro_batch_tokens=auto"),
+        ({}, {"gradient_accumulation_steps": 8}, "so train.gradient_accumulation_steps"),
+    ],
+)
+def test_positions_and_another_micro_batch_are_refused(raw, given, message):
+    told = refusal(raw, max_length=512, micro_batch_tokens=1024, global_batch_size=16, **given)
+    assert message in told
+    assert "train.micro_batch_tokens holds 2 examples of data.max_length tokens" in told
+
+
+def test_automatic_positions_leave_the_micro_batch_as_it_is():
+    for micro in (None, 4, "auto"):
+        one, other = (resolved({}, micro_batch_size=micro, micro_batch_tokens=asked) for asked in (None, "auto"))
+        assert one == other
+
+
+def test_positions_that_do_not_go_with_the_data_are_refused():
+    with pytest.raises(ValueError, match="micro_batch_tokens=511 has no room for an example of data.max_length=512"):
+        RunConfig(train=TrainConfig(micro_batch_tokens=511))
+    for asked in (512, "auto"):
+        with pytest.raises(ValueError, match=f"train.micro_batch_tokens={asked} .* data.packing=true"):
+            RunConfig(train=TrainConfig(micro_batch_tokens=asked), data=DataConfig(packing=True))
 
 
 def test_an_indivisible_batch_is_refused_before_anything_is_planned():

@@ -53,10 +53,10 @@ def stream_of(data, saved=None, check=lambda examples: None):
     return open_stream(data, chat_tokenizer(), SEED, saved, check)
 
 
-def batches_of(data, saved=None, rank=0, world=1, micro=2, accumulation=3):
+def batches_of(data, saved=None, rank=0, world=1, micro=2, accumulation=3, tokens=None):
     return StreamBatches(
         stream_of(data, saved), micro_batch_size=micro, accumulation=accumulation, rank=rank, world_size=world,
-        pad_token_id=0, steps=STEPS, device=torch.device("cpu"),
+        pad_token_id=0, steps=STEPS, device=torch.device("cpu"), micro_batch_tokens=tokens,
     )  # fmt: skip
 
 
@@ -104,9 +104,12 @@ def test_a_stopped_stream_goes_on_bit_for_bit(data, stopped):
     assert again.taken == whole.taken
 
 
+@pytest.mark.parametrize("tokens", [None, 12])
 @pytest.mark.parametrize(("world", "micro"), [(1, 6), (2, 3), (3, 2), (6, 1)])
-def test_a_steps_examples_do_not_depend_on_the_ranks(data, world, micro):
-    stream, ranks = stream_of(data), [batches_of(data, None, rank, world, micro, 1) for rank in range(world)]
+def test_a_steps_examples_do_not_depend_on_the_ranks(data, world, micro, tokens):
+    """With 12 positions of a micro-batch too, in which an example that is longer is alone."""
+    stream = stream_of(data)
+    ranks = [batches_of(data, None, rank, world, micro, 1, tokens) for rank in range(world)]
     for step in range(6):
         rows = [
             row[mask == 1].tolist()
@@ -115,6 +118,10 @@ def test_a_steps_examples_do_not_depend_on_the_ranks(data, world, micro):
             for row, mask in zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
         ]
         assert sorted(rows) == sorted(example["input_ids"].tolist() for example in stream.take(6))
+        assert len({len(rank.micro_batches(step)) for rank in ranks}) == 1
+        if tokens is not None:
+            shapes = [batch["labels"].shape for rank in ranks for batch in rank.micro_batches(step)]
+            assert all(shape.numel() <= tokens or shape[0] == 1 for shape in shapes)
 
 
 def test_a_step_can_be_asked_for_again(data):

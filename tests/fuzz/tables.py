@@ -114,6 +114,7 @@ SETTINGS: dict[str, Rule] = {
     "train.epochs": ABOVE_ZERO,
     "train.global_batch_size": OPEN_BATCH,
     "train.micro_batch_size": either(OPEN_BATCH, one_of("auto")),
+    "train.micro_batch_tokens": either(nothing, whole(8, 10**9), one_of("auto")),
     "train.gradient_accumulation_steps": OPEN_BATCH,
     "train.gradient_clipping": either(nothing, AMOUNT),
     "train.learning_rate": ABOVE_ZERO,

@@ -37,6 +37,22 @@ def train_rank(project, name, ds, arguments, stop_at):
     return None
 
 
+def passes_of_run(project, name, ds, arguments):
+    """Make a run on this rank; returns the number of forward passes in each of its steps."""
+    from sorsa_ds.engine.engine import SorsaEngine
+
+    passes: list[int] = []
+    step = SorsaEngine.train_step
+
+    def counting(self, losses, expected):
+        passes.append(expected)
+        return step(self, losses, expected)
+
+    SorsaEngine.train_step = counting  # in this rank's process alone
+    train_rank(project, name, ds, arguments, None)
+    return passes
+
+
 def train(project, name, *arguments, ranks=2, ds="zero3", stop_at=None):
     """A run in forked ranks; returns its folder and what the stopped run said."""
     arguments = ["train.steps=6", "output.save_every=2", "output.keep_checkpoints=9", GLOBAL, *arguments]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from sorsa_ds.config.schema import RegularizerConfig, RunConfig, TrainConfig
+from sorsa_ds.plan.advice import advice
 from sorsa_ds.plan.command import print_plan
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
@@ -129,6 +130,46 @@ def test_packed_rows_take_what_as_many_of_the_longest_examples_do(folder, capsys
     assert plans[0] == plans[1]
     assert print_plan(parse([*words, "data.packing=true"]))
     assert "accumulated, 100 tokens each, packed (shorter examples take fewer passes), " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("positions", "examples"), [(100, 1), (200, 2), (301, 4), (400, 4), (10**6, 4)])
+def test_positions_take_the_memory_of_as_many_of_the_longest_examples(folder, capsys, positions, examples):
+    """Rounded up: more but shorter examples may fill the positions. A rank has four examples of a step."""
+    words = ["--ds_config", "ds_configs/stage0.json", f"model={folder}", "sorsa.rank=5", "train.global_batch_size=4",
+             "data.max_length=100"]  # fmt: skip
+    plans = []
+    for asked in (f"train.micro_batch_tokens={positions}", f"train.micro_batch_size={examples}"):
+        assert print_plan(parse([*words, asked, "--json"]))
+        plans.append(json.loads(capsys.readouterr().out))
+    for key in ("gib", "gib_per_rank", "flops_per_rank"):
+        assert plans[0][key] == plans[1][key]
+    assert print_plan(parse([*words, f"train.micro_batch_tokens={positions}"]))
+    assert f"100 tokens each, up to {positions:,} positions at once (shorter examples" in capsys.readouterr().out
+
+
+def test_automatic_positions_are_those_of_the_micro_batch_that_the_planner_takes(folder, capsys):
+    words = ["--ds_config", "ds_configs/stage0.json", f"model={folder}", "sorsa.rank=5", "train.micro_batch_size=auto",
+             "train.micro_batch_tokens=auto", "train.global_batch_size=4", "data.max_length=100"]  # fmt: skip
+    assert print_plan(parse(words))
+    told = capsys.readouterr().out
+    assert "batch       4 = 4 x 1 ranks x 1 accumulated" in told
+    assert "up to 400 positions at once" in told
+
+
+def test_fewer_positions_are_advised_where_they_do_not_fit(folder):
+    job = job_of(1, length=3000)
+    wanted = TrainConfig(precision="fp32", micro_batch_tokens=72_000, global_batch_size=24)
+    sized = {
+        tokens: memory(one, facts(folder, one)).total
+        for tokens in (72_000, 3000)
+        for one in [
+            Job.of(replace(job.config, train=replace(wanted, micro_batch_tokens=tokens)), job.given, Hardware())
+        ]
+    }
+    assert sized[3000] < sized[72_000] / 2
+    tight = Hardware(gpu_memory=int(sized[3000] / 0.95) + 2)
+    ways = advice(folder, Job.of(replace(job.config, train=wanted), job.given, tight))
+    assert [(way.settings, way.gpu) for way in ways] == [("train.micro_batch_tokens=3000", sized[3000])]
 
 
 def test_a_plan_refuses_to_pack_what_training_would_refuse(tmp_path):

@@ -17,7 +17,7 @@ from sorsa_ds.data.token_store import Examples
 from sorsa_ds.model.tokenizer import load_tokenizer
 from sorsa_ds.preview import command
 from sorsa_ds.preview.options import Request, parse
-from sorsa_ds.preview.padding import padding_share
+from sorsa_ds.preview.padding import levelled_positions, padding_share
 from sorsa_ds.preview.report import as_text, coloured
 from tests.helpers.projects import ROOT
 from tests.helpers.small_data import write_lines
@@ -119,11 +119,20 @@ def test_padding_is_counted_as_batches_pad():
     (TrainConfig(), "micro-batches of 2, grouped by length inside steps of 6"),
     (TrainConfig(micro_batch_size=4, gradient_accumulation_steps=2), "micro-batches of 4, .* inside steps of 24"),
     (TrainConfig(global_batch_size=96), "micro-batches of 2, .* inside steps of 96"),
+    (TrainConfig(global_batch_size=96, micro_batch_tokens=60), "batches of up to 60 inside steps of 96, on 3 rank"),
+    (TrainConfig(micro_batch_size=4, micro_batch_tokens="auto"), "batches of up to 48 inside steps of 12, on 3 r"),
 ])  # fmt: skip
 def test_padding_is_told_for_the_batches_of_the_run(settings, told):
     ids = np.arange(3, dtype=np.int32)
     examples = Examples.of([{"input_ids": ids, "labels": ids}])
-    assert re.search(told, as_text(examples, Examples.of([]), settings, gpus=3))
+    assert re.search(told, as_text(examples, Examples.of([]), settings, gpus=3, max_length=12))
+
+
+def test_levelled_padding_is_counted_by_hand():
+    found = levelled_positions(np.array([4, 1, 3, 2]), 8, 4, 1)  # 4 with 3, and 2 with 1
+    assert (found.tokens, found.computed, found.passes) == (10, 8 + 4, 2)
+    assert levelled_positions(np.array([4, 1, 3, 2]), 4, 4, 2).of_passes == 2 * (4 + 2)  # 4 beside 3, then 2 beside 1
+    assert levelled_positions(np.full(1000, 2), 4, 4, 1).tokens == 800  # of the first hundred steps
 
 
 @pytest.mark.slow

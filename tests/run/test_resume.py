@@ -331,6 +331,16 @@ def test_auto_is_the_runs_own_micro_batch_on_as_many_ranks_and_chosen_anew_on_ot
     assert found.gradient_accumulation_steps is None
 
 
+@pytest.mark.parametrize("ranks", [2, 4, 16])
+def test_a_number_of_positions_leaves_the_micro_batch_open(ranks):
+    """What the run's own settings say of the micro-batch is what followed from its positions, on its ranks."""
+    then = {"global_batch_size": 16, "micro_batch_size": 2, "gradient_accumulation_steps": 4}
+    run = ResumedRun(SimpleNamespace(manifest=SimpleNamespace(config={"train": then})))
+    now = TrainConfig(micro_batch_size=2, gradient_accumulation_steps=4, micro_batch_tokens=1024)
+    found = run.split_batch(now, ranks)
+    assert (found.global_batch_size, found.micro_batch_size, found.gradient_accumulation_steps) == (16, None, None)
+
+
 @pytest.mark.slow
 def test_a_run_of_the_largest_micro_batch_goes_on_bit_for_bit_and_at_other_ranks(project):
     """Six examples: 3 for each of two ranks, and 6 for one; the regulariser's coefficient stays what it was."""

@@ -3,11 +3,10 @@
 import pytest
 from transformers import AutoTokenizer
 
-from sorsa_ds.engine.engine import SorsaEngine
 from tests.helpers.architectures import save
 from tests.helpers.forked import launch_forked
 from tests.helpers.projects import metrics
-from tests.helpers.runs import rewound, train_rank, trained
+from tests.helpers.runs import passes_of_run, rewound, trained
 from tests.helpers.worlds import run_ranks
 
 pytestmark = pytest.mark.slow
@@ -16,24 +15,10 @@ SIZES = ("train.steps=4", "train.global_batch_size=16", "train.micro_batch_size=
 """Examples are about 55 tokens long, so a row holds four of them."""
 
 
-def counted(project, name, ds, arguments):
-    """The number of forward passes in each step of a run, on this rank."""
-    passes: list[int] = []
-    step = SorsaEngine.train_step
-
-    def counting(self, losses, expected):
-        passes.append(expected)
-        return step(self, losses, expected)
-
-    SorsaEngine.train_step = counting  # in this rank's process alone
-    train_rank(project, name, ds, arguments, None)
-    return passes
-
-
 @pytest.mark.parametrize(("ranks", "ds"), [(2, "zero3"), (2, "zero2"), (1, "stage0")])
 def test_a_packed_run_learns_what_the_unpacked_one_does_in_fewer_passes(project, ranks, ds):
     passes = {
-        way: run_ranks(ranks, counted, project, f"{ds}-{way}", ds, [*SIZES, f"data.packing={way}"])
+        way: run_ranks(ranks, passes_of_run, project, f"{ds}-{way}", ds, [*SIZES, f"data.packing={way}"])
         for way in ("false", "true")
     }
     assert passes["false"] == [[16 // ranks] * 4] * ranks
