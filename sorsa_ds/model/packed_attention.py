@@ -83,11 +83,16 @@ def _why_not(model: PreTrainedModel) -> str | None:
     if getattr(config, "alibi", False):
         return "counts its positions (ALiBi) over the whole row"
     defined = vars(sys.modules[type(model).__module__]).keys()
-    if not _MASKS & defined:
+    if not makes_common_masks(model):
         return "does not make its attention masks as transformers does"
     if config._attn_implementation == FLASH and any(name.endswith("FlashAttention2") for name in defined):
         return f"does not give positions to {FLASH}"  # its own class for that kernel is older than packed positions
     return None
+
+
+def makes_common_masks(model: nn.Module) -> bool:
+    """Whether the code of a model makes its masks by the functions that transformers has for it."""
+    return bool(_MASKS & vars(sys.modules[type(model).__module__]).keys())
 
 
 def _is_masked_attention(kind: str) -> bool:

@@ -183,7 +183,9 @@ class _Nothing:
     def _stay(self, *_: Any, **__: Any) -> "_Nothing":
         return self
 
-    __call__ = __getitem__ = __add__ = __mul__ = __truediv__ = _stay
+    __call__ = __getitem__ = __add__ = __radd__ = __sub__ = __mul__ = __rmul__ = __truediv__ = _stay
 
     def __getattr__(self, name: str) -> "_Nothing":
+        if name.startswith("__"):  # by such names others ask what kind of thing it is
+            raise AttributeError(name)
         return self

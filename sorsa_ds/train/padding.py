@@ -8,6 +8,7 @@ Shapes: B sequences, L positions, C vocabulary.
 
 import enum
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, masking_utils
 
-from sorsa_ds.model.packed_attention import packed_attention
+from sorsa_ds.model.packed_attention import makes_common_masks, packed_attention
 from sorsa_ds.runtime import collectives
 from sorsa_ds.train.micro_batch import MicroBatch
 
@@ -84,7 +85,7 @@ def choose_padding(
     """What a model is to be given for right padding, and that in words with the reason. A collective call.
 
     A model that balances its experts leaves padding out of that by the mask, so it keeps it. For any other, logits are
-    compared: those of the first tokens of an example, and of a shorter example padded to as many.
+    compared: those of the first tokens of an example, and of shorter examples padded to as many.
 
     Args:
         batch: its longest example is taken.
@@ -95,14 +96,20 @@ def choose_padding(
         return Padding.MASK, f"{Padding.MASK.value}: the loss of the router leaves out padding by it"
     probe = padded_probe(batch).to(device)
     tried = [Padding.NOTHING]
-    if "position_ids" in inspect.signature(model.forward).parameters:
+    # Older code makes positions of its own for padding that it adds, and goes wrong with those of others.
+    if makes_common_masks(model) and "position_ids" in inspect.signature(model.forward).parameters:
         tried.insert(0, Padding.POSITIONS)
     training = engine.training
     engine.eval()
     with_mask = _real_logits(engine, model, probe, Padding.MASK)
-    gap = 0.0
+    why = ""
     for padding in tried:
-        gap = largest_gap(_real_logits(engine, model, probe, padding), with_mask, precision)
+        try:
+            gap = largest_gap(_real_logits(engine, model, probe, padding), with_mask, precision)
+        except Exception as error:  # any: it is the model's own code, which computes with a mask
+            gap, why = math.inf, f"without one the model fails ({type(error).__name__}: {error})"
+        else:
+            why = f"without one the logits at real positions move by {gap:.1%}"
         gap = max(collectives.gather_lists([gap]))
         if gap <= (LARGEST_GAP_FP32 if precision == "fp32" else LARGEST_GAP_NARROW):
             break
@@ -110,19 +117,24 @@ def choose_padding(
         padding = Padding.MASK
     engine.train(training)
     if padding is Padding.MASK:
-        return padding, f"{padding.value}: without one the logits at real positions move by {gap:.1%}"
+        return padding, f"{padding.value}: {why}"
     return padding, padding.value
 
 
 def padded_probe(batch: dict[str, Tensor]) -> MicroBatch:
-    """Two sequences of the longest example's first tokens; the second has half of them, and padding on the right."""
+    """Three sequences of the longest example's first tokens in several orders: all, a half and an eighth of them.
+
+    They are padded on the right; one for the most part, since a model may go wrong only there.
+    """
     mask_BL = batch["attention_mask"].bool()
     longest = int(mask_BL.sum(1).argmax())
     ids_L = batch["input_ids"][longest, mask_BL[longest]][:PROBE_TOKENS]
     if len(ids_L) < 2:  # this rank has no example in the batch, and computes with the others all the same
         ids_L = torch.tensor([0, 1])
-    ids_BL, mask_BL = torch.stack([ids_L, ids_L]), torch.ones(2, len(ids_L), dtype=torch.int64)
-    mask_BL[1, (len(ids_L) + 1) // 2 :] = 0
+    ids_BL = torch.stack([ids_L, ids_L.flip(0), ids_L.roll(len(ids_L) // 2)])
+    mask_BL = torch.ones_like(ids_BL)
+    for row, share in enumerate((1, 2, 8)):
+        mask_BL[row, -(-len(ids_L) // share) :] = 0
     return MicroBatch.of({"input_ids": ids_BL, "attention_mask": mask_BL, "labels": ids_BL})
 
 
@@ -136,4 +148,4 @@ def largest_gap(logits: Tensor, wanted: Tensor, precision: str) -> float:
     """How far logits are from others, relatively: the largest distance of a token's in fp32, else the median."""
     gaps = (logits - wanted).norm(dim=-1) / wanted.norm(dim=-1)
     gap = (gaps.max() if precision == "fp32" else gaps.median()).item()
-    return gap if gap == gap else float("inf")
+    return gap if math.isfinite(gap) else math.inf
