@@ -28,7 +28,9 @@ def collated(*learned: list[int], lengths: tuple[int, ...] = (9, 6, 9)) -> dict[
 def test_counts_and_places_are_those_of_a_walk_over_the_labels(learned):
     batch = collated(*learned)
     ready = MicroBatch.of(batch)
-    walked = [(row, at - 1, batch["labels"][row, at].item()) for row, places in enumerate(learned) for at in places if at]
+    walked = [
+        (row, at - 1, batch["labels"][row, at].item()) for row, places in enumerate(learned) for at in places if at
+    ]
     positions = sorted({at for _, at, _ in walked})
     assert (ready.learned, ready.tokens) == (len(walked), sum((9, 6, 9)[: len(learned)]))
     assert ready.positions.tolist() == positions
@@ -38,7 +40,9 @@ def test_counts_and_places_are_those_of_a_walk_over_the_labels(learned):
     assert MicroBatch.of(ready) is ready
 
 
-@pytest.mark.parametrize("mask, right", [([1, 1, 0], True), ([1, 1, 1], True), ([0, 1, 1], False), ([1, 0, 1], False)])
+@pytest.mark.parametrize(
+    ("mask", "right"), [([1, 1, 0], True), ([1, 1, 1], True), ([0, 1, 1], False), ([1, 0, 1], False)]
+)
 def test_padding_before_a_token_is_no_right_padding(mask, right):
     ids = torch.ones(2, 3, dtype=torch.int64)
     masks = torch.tensor([[1, 1, 1], mask])

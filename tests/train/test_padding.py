@@ -61,7 +61,9 @@ def test_every_family_has_the_same_logits_and_losses_as_with_a_mask_and_with_all
 @pytest.mark.parametrize("name", ["llama", "gemma", "qwen2", "qwen3", "phi", "phi3", "gpt2"])
 def test_a_model_without_windows_makes_no_mask(name):
     model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
-    ready = MicroBatch.of(batch_of(23, 9) | {"input_ids": torch.randint(3, 64, (2, 23)), "labels": torch.zeros(2, 23).long()})
+    ready = MicroBatch.of(
+        batch_of(23, 9) | {"input_ids": torch.randint(3, 64, (2, 23)), "labels": torch.zeros(2, 23).long()}
+    )
     assert mask_bytes(model, ready, LossOptions(Padding.POSITIONS)) == 0
     assert mask_bytes(model, ready, LossOptions(Padding.MASK)) >= 2 * 23 * 23
 
