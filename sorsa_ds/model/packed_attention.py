@@ -9,6 +9,8 @@ Shapes: R packed rows, L positions.
 
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +42,27 @@ def packed_attention(model: PreTrainedModel, position_ids_RL: Tensor) -> dict[st
         position_ids=position_ids_RL,
     )
     return {"position_ids": position_ids_RL, "attention_mask": masks}
+
+
+@contextmanager
+def known_rows(packed: bool) -> Iterator[None]:
+    """Context in which transformers takes it from us whether rows hold several examples, and does not look itself.
+
+    Without a mask it looks whether positions begin again inside a row, once for each kind of layer. It needs the answer
+    on the host.
+    """
+    looks = masking_utils.find_packed_sequence_indices
+
+    def known(position_ids: Tensor) -> Tensor | None:
+        if not packed:
+            return None
+        return (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(-1)
+
+    masking_utils.find_packed_sequence_indices = known
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = looks
 
 
 def joins_rows(loading: LoadingConfig) -> bool:

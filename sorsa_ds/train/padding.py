@@ -15,9 +15,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, masking_utils
+from transformers import PreTrainedModel
 
-from sorsa_ds.model.packed_attention import makes_common_masks, packed_attention
+from sorsa_ds.model.packed_attention import known_rows, makes_common_masks, packed_attention
 from sorsa_ds.runtime import collectives
 from sorsa_ds.train.micro_batch import MicroBatch
 
@@ -45,7 +45,7 @@ def model_inputs(model: PreTrainedModel, micro_batch: MicroBatch, padding: Paddi
     """
     inputs: dict[str, Any] = {"input_ids": micro_batch.input_ids, "use_cache": False}
     if micro_batch.position_ids is not None:
-        with _examples_of(packed=True):
+        with known_rows(packed=True):
             yield inputs | packed_attention(model, micro_batch.position_ids)
     elif padding is Padding.MASK or not micro_batch.padded_right:
         yield inputs | {"attention_mask": micro_batch.attention_mask}
@@ -53,29 +53,8 @@ def model_inputs(model: PreTrainedModel, micro_batch: MicroBatch, padding: Paddi
         if padding is Padding.POSITIONS:
             ids = micro_batch.input_ids
             inputs["position_ids"] = torch.arange(ids.shape[1], device=ids.device)[None]
-        with _examples_of(packed=False):
+        with known_rows(packed=False):
             yield inputs
-
-
-@contextmanager
-def _examples_of(packed: bool) -> Iterator[None]:
-    """Context in which transformers takes it from us whether rows hold several examples, and does not look itself.
-
-    Without a mask it looks whether positions begin again inside a row, once for each kind of layer. It needs the answer
-    on the host.
-    """
-    looks = masking_utils.find_packed_sequence_indices
-
-    def known(position_ids: Tensor) -> Tensor | None:
-        if not packed:
-            return None
-        return (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(-1)
-
-    masking_utils.find_packed_sequence_indices = known
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = looks
 
 
 @torch.no_grad()
@@ -92,7 +71,7 @@ def choose_padding(
         precision: the run's, `train.precision`.
     """
     model = cast(PreTrainedModel, getattr(engine, "module", engine))
-    if getattr(model.config.get_text_config(), "output_router_logits", False):
+    if balances_by_mask(model):
         return Padding.MASK, f"{Padding.MASK.value}: the loss of the router leaves out padding by it"
     probe = padded_probe(batch).to(device)
     tried = [Padding.NOTHING]
@@ -119,6 +98,11 @@ def choose_padding(
     if padding is Padding.MASK:
         return padding, f"{padding.value}: {why}"
     return padding, padding.value
+
+
+def balances_by_mask(model: PreTrainedModel) -> bool:
+    """Whether the loss of a model's router takes it from the attention mask which tokens are padding."""
+    return bool(getattr(model.config.get_text_config(), "output_router_logits", False))
 
 
 def padded_probe(batch: dict[str, Tensor]) -> MicroBatch:
