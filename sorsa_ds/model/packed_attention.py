@@ -118,6 +118,11 @@ def makes_common_masks(model: nn.Module) -> bool:
     return bool(_MASKS & vars(sys.modules[type(model).__module__]).keys())
 
 
+def balances_by_mask(model: PreTrainedModel) -> bool:
+    """Whether the loss of a model's router takes it from the attention mask which tokens are padding."""
+    return bool(getattr(model.config.get_text_config(), "output_router_logits", False))
+
+
 def _is_masked_attention(kind: str) -> bool:
     """Whether layers of that kind are attention and nothing else, with a mask that transformers can make."""
     make = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING.get(kind)

@@ -16,10 +16,10 @@ from sorsa_ds.model.targets import Target
 from sorsa_ds.plan import beside_tensors
 from sorsa_ds.plan.gathering import held_whole
 from sorsa_ds.plan.job import Job
+from sorsa_ds.plan.logits import LOGIT_BYTES, loss_chunk
 from sorsa_ds.plan.model_facts import Facts, Held
 from sorsa_ds.plan.offloading import offloaded_gradients, offloaded_parameters, taken
 from sorsa_ds.sorsa.expert_layer import dense_together
-from sorsa_ds.train.chunked_loss import LOGIT_BYTES, loss_chunk
 
 _MOMENTS, _MASTER = 8, 4
 _ALL_REDUCED = 5 * 10**8
@@ -231,7 +231,7 @@ def _cast(job: Job, facts: Facts) -> int:
 def _activations(job: Job, facts: Facts) -> tuple[int, int]:
     """Bytes of (activations, logits) at the moment when both together are largest.
 
-    Forward ends with all that blocks keep, and with the logits, as many times as `train.chunked_loss.LOGIT_BYTES` says:
+    Forward ends with all that blocks keep, and with the logits, as many times as `plan.logits.LOGIT_BYTES` says:
     as the model gives them, the learned ones, and their log-probabilities, two of them in fp32. With checkpointing,
     blocks keep their inputs, and backward makes one of them whole again when the logits are gone.
     """

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.experts import Stack, find_stacks
 from sorsa_ds.model.new_tokens import grow_tables, new_token_ids, rows_for, table_rows
-from sorsa_ds.model.packed_attention import check_packing, makes_common_masks
+from sorsa_ds.model.packed_attention import balances_by_mask, check_packing, makes_common_masks
 from sorsa_ds.model.selection import Selection
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Target
@@ -22,7 +22,6 @@ from sorsa_ds.model.whole_modules import WholeParameter
 from sorsa_ds.plan.activations import Kept, kept_for_backward
 from sorsa_ds.plan.gathering import Gathers, gathers
 from sorsa_ds.plan.job import Job
-from sorsa_ds.train.padding import balances_by_mask
 
 Kind = Literal["residual", "frozen", "trained"]
 

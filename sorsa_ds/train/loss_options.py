@@ -8,9 +8,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.data.batches import BatchPlan, collate
+from sorsa_ds.data.stream_batches import StreamBatches
+from sorsa_ds.plan.logits import loss_chunk
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say
-from sorsa_ds.train.chunked_loss import loss_chunk, why_not_chunked
+from sorsa_ds.train.chunked_loss import why_not_chunked
 from sorsa_ds.train.loss import LossOptions, summed_loss
 from sorsa_ds.train.padding import Padding, choose_padding, padded_probe
 
@@ -18,21 +21,27 @@ GAP_FP32, GAP_NARROW = 1e-5, 1e-2
 """By how much a loss in chunks may differ relatively from that of all logits: by rounding."""
 
 
-def choose_options(engine: nn.Module, config: RunConfig, batch: dict[str, Tensor], device: torch.device) -> LossOptions:
+def choose_options(
+    engine: nn.Module, config: RunConfig, batches: BatchPlan | StreamBatches, step: int, device: torch.device
+) -> LossOptions:
     """How the losses of a run are computed; the run's first lines say it. A collective call.
 
     Args:
-        batch: a collated micro-batch of this rank, with as many sequences as any.
+        batches: the model is tried on this rank's first micro-batch of the next step.
+        step: how many are done. If none is left, the model is tried on a micro-batch of dummies.
 
     Raises:
         ValueError: `train.loss_chunk` is a number, and the loss of this model cannot be computed in chunks; on every
             rank.
     """
+    size = batches.micro_batch_size
+    left = step < batches.steps
+    batch = batches.micro_batches(step)[0] if left else collate([None] * size, batches.pad_token_id)
     precision, asked = config.train.precision, config.train.loss_chunk
     padding, told = choose_padding(engine, batch, device, precision)
     say(f"Right padding: {told}.")
     model = cast(PreTrainedModel, getattr(engine, "module", engine))
-    positions = len(batch["input_ids"]) * config.data.max_length
+    positions = size * config.data.max_length
     chunk = loss_chunk(asked, positions, model.config.get_text_config().vocab_size)
     if not chunk:
         return LossOptions(padding)

@@ -5,6 +5,7 @@ So the counts and the sets of indices are made here, before the batch moves.
 Shapes: B sequences, L positions, P positions at which any sequence learns, K learned tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -69,14 +70,21 @@ class MicroBatch:
 
     def pinned(self) -> Self:
         """A copy in page-locked memory, from which a GPU copies while the host goes on."""
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
+        return self._each(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Self:
         """A copy on a device. With `non_blocking` the host does not wait for it, if it comes from pinned memory."""
-        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self._tensors().items()}
-        return replace(self, **moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """The fields that are tensors."""
-        named = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with every tensor changed."""
+        return replace(
+            self,
+            input_ids=change(self.input_ids),
+            attention_mask=change(self.attention_mask),
+            position_ids=None if self.position_ids is None else change(self.position_ids),
+            labels=change(self.labels),
+            positions=change(self.positions),
+            places=change(self.places),
+            places_of_all=change(self.places_of_all),
+        )

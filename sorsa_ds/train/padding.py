@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sorsa_ds.model.packed_attention import known_rows, makes_common_masks, packed_attention
+from sorsa_ds.model.packed_attention import balances_by_mask, known_rows, makes_common_masks, packed_attention
 from sorsa_ds.runtime import collectives
 from sorsa_ds.train.micro_batch import MicroBatch
 
@@ -98,11 +98,6 @@ def choose_padding(
     if padding is Padding.MASK:
         return padding, f"{padding.value}: {why}"
     return padding, padding.value
-
-
-def balances_by_mask(model: PreTrainedModel) -> bool:
-    """Whether the loss of a model's router takes it from the attention mask which tokens are padding."""
-    return bool(getattr(model.config.get_text_config(), "output_router_logits", False))
 
 
 def padded_probe(batch: dict[str, Tensor]) -> MicroBatch:

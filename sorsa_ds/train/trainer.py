@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.data.batches import BatchPlan, collate
+from sorsa_ds.data.batches import BatchPlan
 from sorsa_ds.data.counts import Taken
 from sorsa_ds.data.stream_batches import StreamBatches
 from sorsa_ds.data.token_store import Examples
@@ -100,7 +100,7 @@ class Trainer:
             StopRequest: a signal came; nothing is saved for it yet.
         """
         progress = self.progress
-        self.loss_options = choose_options(self.engine, self.config, self.probe(progress.step), self.device)
+        self.loss_options = choose_options(self.engine, self.config, self.batches, progress.step, self.device)
         if isinstance(self.batches, BatchPlan):  # a stream is not packed
             check_packed(self.engine, self.batches, self.device, self.config.train.precision, self.loss_options)
         if progress.started:
@@ -315,11 +315,9 @@ class Trainer:
         self.log.write(step, eval_loss=loss, **{f"eval_loss/{name}": one for name, one in losses.items()})
         return loss, losses
 
-    def probe(self, step: int = 0) -> dict[str, Tensor]:
-        """This rank's first micro-batch of a step, on which the model is checked; after the last step, only dummies."""
-        if step == self.batches.steps:
-            return collate([None] * self.batches.micro_batch_size, self.batches.pad_token_id)
-        return self.batches.micro_batches(step)[0]
+    def probe(self) -> dict[str, Tensor]:
+        """The batch on which the model at step 0 is compared with the base model: this rank's first micro-batch."""
+        return self.batches.micro_batches(0)[0]
 
     def stop_unless_finite(self, number: float | None, what: str, step: int) -> None:
         """Stop where a measured number, which is the same on all ranks, is NaN or infinite. A collective call.

@@ -15,11 +15,13 @@ from sorsa_ds.sorsa.residual_storage import storage_of
 from tests.helpers.engines import CASES, EXPERT_RANK, MICRO, build, ds_config, micro_losses, sequences
 
 
-def job_of(stage, precision="fp32", storage="auto", gpus=1, nodes=1, length=12, zero=None, **train) -> Job:
+def job_of(
+    stage, precision="fp32", storage="auto", gpus=1, nodes=1, length=12, zero=None, packing=False, **train
+) -> Job:
     """A job for the tiny model as `tests.helpers.engines.build` builds it."""
     config = RunConfig(
         sorsa=SorsaConfig(rank=5, expert_rank=EXPERT_RANK), residual=ResidualConfig(storage=storage),
-        data=DataConfig(max_length=length),
+        data=DataConfig(max_length=length, packing=packing),
         train=TrainConfig(precision=precision, micro_batch_size=MICRO, **train),
     )  # fmt: skip
     given = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0, **(zero or {})}}

@@ -7,9 +7,13 @@ from transformers import AutoModelForCausalLM, BertConfig, CohereConfig, Gemma2C
 
 from benchmarks.helpers.logit_bytes import logit_bytes
 from sorsa_ds.config.schema import DataConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.data.batches import BatchPlan
+from sorsa_ds.data.token_store import Examples
+from sorsa_ds.plan import logits
+from sorsa_ds.plan.logits import LOGIT_BYTES
 from sorsa_ds.runtime import collectives
 from sorsa_ds.train import chunked_loss
-from sorsa_ds.train.chunked_loss import LOGIT_BYTES, SMALLEST_CHUNK, loss_chunk, why_not_chunked
+from sorsa_ds.train.chunked_loss import why_not_chunked
 from sorsa_ds.train.loss import LossOptions, mean_loss, summed_loss
 from sorsa_ds.train.loss_options import choose_options
 from sorsa_ds.train.micro_batch import MicroBatch
@@ -209,23 +213,6 @@ def test_the_products_are_as_many_as_without_chunks():
     assert counted[0] - counted[1] == 2 * product * (3 * 13 - 13)  # all logits: positions that any sequence learns
 
 
-@pytest.mark.parametrize(
-    ("asked", "positions", "vocabulary", "chunk"),
-    [
-        (0, 10**6, 128_256, 0),
-        (100, 100, 128_256, 0),
-        (100, 101, 128_256, 100),
-        ("auto", 512, 128_256, 0),
-        ("auto", 4096, 128_256, 512),  # 512 x 128,256 x 12 = 0.73 GiB; 768 would be 1.1
-        ("auto", 4096, 32_000, 2560),
-        ("auto", 4096, 2_000_000, SMALLEST_CHUNK),
-        ("auto", 300, 2_000_000, SMALLEST_CHUNK),
-    ],
-)
-def test_auto_stays_within_a_gibibyte_and_does_nothing_where_all_fit(asked, positions, vocabulary, chunk):
-    assert loss_chunk(asked, positions, vocabulary) == chunk
-
-
 def config_of(loss_chunk):
     """A run's settings with examples of 64 tokens."""
     return RunConfig(
@@ -233,9 +220,18 @@ def config_of(loss_chunk):
     )
 
 
-def test_a_run_says_how_it_computes_the_loss(capsys):
-    batch = {"input_ids": torch.randint(3, 300, (2, 20)), "attention_mask": torch.ones(2, 20).long()}
-    options = choose_options(made(HEADS["plain"]), config_of(50), batch | {"labels": batch["input_ids"]}, CPU)
+def plan_of():
+    """Batches of 2 examples, in a run of one step."""
+    ids = torch.randint(3, 300, (2, 20), generator=torch.Generator().manual_seed(0)).tolist()
+    examples = Examples.of([{"input_ids": one, "labels": one} for one in ids])
+    return BatchPlan(
+        examples, micro_batch_size=2, accumulation=1, rank=0, world_size=1, seed=0, pad_token_id=0, steps=1
+    )
+
+
+@pytest.mark.parametrize("step", [0, 1])  # 1: the run is over, and is measured once more
+def test_a_run_says_how_it_computes_the_loss(capsys, step):
+    options = choose_options(made(HEADS["plain"]), config_of(50), plan_of(), step, CPU)
     assert options == LossOptions(Padding.POSITIONS, 50)
     said = capsys.readouterr()
     assert "Right padding: no attention mask, positions counted from 0" in said.out + said.err
@@ -245,16 +241,19 @@ def test_a_run_says_how_it_computes_the_loss(capsys):
 def test_a_model_whose_head_cannot_be_called_alone_is_refused_or_has_all_logits(capsys, monkeypatch):
     model = AutoModelForCausalLM.from_config(BertConfig(**SMALL, is_decoder=True)).train()
     assert "part of another of its modules" in why_not_chunked(model)
-    batch = {"input_ids": torch.randint(3, 300, (2, 20)), "attention_mask": torch.ones(2, 20).long()}
-    with pytest.raises(
-        ValueError, match=r"train.loss_chunk=50: the output head of BertLMHeadModel .* set train.loss_chunk=0"
-    ):
-        choose_options(model, config_of(50), batch, CPU)
-    monkeypatch.setattr(chunked_loss, "BUDGET", 1)
-    monkeypatch.setattr(chunked_loss, "SMALLEST_CHUNK", 1)
-    assert choose_options(model, config_of("auto"), batch, CPU).chunk == 0
+    with pytest.raises(ValueError, match=r"train.loss_chunk=50: the output head of BertLMHeadModel .* set train.loss_"):
+        choose_options(model, config_of(50), plan_of(), 0, CPU)
+    monkeypatch.setattr(logits, "BUDGET", 1)
+    monkeypatch.setattr(logits, "SMALLEST_CHUNK", 1)
+    assert choose_options(model, config_of("auto"), plan_of(), 0, CPU).chunk == 0
     said = capsys.readouterr()
     assert "the logits of up to 128 positions at once; the output head of BertLMHeadModel" in said.out + said.err
+
+
+def test_a_loss_in_chunks_that_is_another_is_found(monkeypatch):
+    monkeypatch.setattr(chunked_loss, "_logits", lambda model, head, given: given)  # without the soft cap
+    with pytest.raises(ValueError, match="Gemma2ForCausalLM in chunks differs from that of all its logits by"):
+        choose_options(made(HEADS["soft cap"]), config_of(50), plan_of(), 0, CPU)
 
 
 def test_a_model_that_trains_a_parameter_of_its_own_has_all_logits():
