@@ -125,6 +125,7 @@ def _real_logits(engine: nn.Module, model: PreTrainedModel, probe: MicroBatch, p
 
 def largest_gap(logits: Tensor, wanted: Tensor, precision: str) -> float:
     """How far logits are from others, relatively: the largest distance of a token's in fp32, else the median."""
-    gaps = (logits - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+    # A padding token has an embedding of zeros in some models, and so logits of zero.
+    gaps = (logits - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
     gap = (gaps.max() if precision == "fp32" else gaps.median()).item()
     return gap if math.isfinite(gap) else math.inf

@@ -305,10 +305,8 @@ class Trainer:
         """
         if not self.held_out:
             return None, {}
-        size, pad = self.batches.micro_batch_size, self.batches.pad_token_id
-        loss, losses = held_out_losses(
-            self.engine, self.held_out, size, pad, self.device, self.signals.checked, self.loss_options
-        )
+        size, pad, checked = self.batches.micro_batch_size, self.batches.pad_token_id, self.signals.checked
+        loss, losses = held_out_losses(self.engine, self.held_out, size, pad, self.device, checked, self.loss_options)
         self.stop_unless_finite(loss, "held-out loss", step)
         told = "".join(f"; {name}: {one:.4f}" for name, one in losses.items())
         say(f"Step {step}: held-out loss {loss:.4f} nats per token{told}.")

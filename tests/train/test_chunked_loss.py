@@ -222,7 +222,7 @@ def config_of(loss_chunk):
 
 def plan_of():
     """Batches of 2 examples, in a run of one step."""
-    ids = torch.randint(3, 300, (2, 20), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = torch.randint(3, 300, (2, 20), generator=torch.Generator().manual_seed(0))
     examples = Examples.of([{"input_ids": one, "labels": one} for one in ids])
     return BatchPlan(
         examples, micro_batch_size=2, accumulation=1, rank=0, world_size=1, seed=0, pad_token_id=0, steps=1
