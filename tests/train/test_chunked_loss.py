@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, BertConfig, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
 
+from benchmarks.helpers.family_run import examine
 from benchmarks.helpers.logit_bytes import logit_bytes
 from sorsa_ds.config.schema import DataConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.data.batches import BatchPlan
@@ -260,3 +261,9 @@ def test_a_model_that_trains_a_parameter_of_its_own_has_all_logits():
     model = made(HEADS["plain"])
     model.extra = torch.nn.Parameter(torch.ones(1))
     assert "trains parameters of its own" in why_not_chunked(model)
+
+
+@pytest.mark.slow
+def test_a_run_in_chunks_goes_all_the_way():
+    row = examine("gemma2", False, 2, 3, 120.0, "train.loss_chunk=5", "sorsa.train_whole=[embeddings-and-head]")
+    assert row.result == "pass", row
