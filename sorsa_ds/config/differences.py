@@ -16,6 +16,7 @@ FREE_OF_ONE_MODEL = (
     "train.micro_batch_tokens",
     "train.gradient_accumulation_steps",
     "train.gradient_checkpointing",
+    "train.loss_chunk",
     "train.check_memory",
     "train.deterministic",
     "train.eval_every",

@@ -9,6 +9,8 @@ Shapes: R packed rows, L positions.
 
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +42,27 @@ def packed_attention(model: PreTrainedModel, position_ids_RL: Tensor) -> dict[st
         position_ids=position_ids_RL,
     )
     return {"position_ids": position_ids_RL, "attention_mask": masks}
+
+
+@contextmanager
+def known_rows(packed: bool) -> Iterator[None]:
+    """Context in which transformers takes it from us whether rows hold several examples, and does not look itself.
+
+    Without a mask it looks whether positions begin again inside a row, once for each kind of layer. It needs the answer
+    on the host.
+    """
+    looks = masking_utils.find_packed_sequence_indices
+
+    def known(position_ids: Tensor) -> Tensor | None:
+        if not packed:
+            return None
+        return (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(-1)
+
+    masking_utils.find_packed_sequence_indices = known
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = looks
 
 
 def joins_rows(loading: LoadingConfig) -> bool:
@@ -83,11 +106,21 @@ def _why_not(model: PreTrainedModel) -> str | None:
     if getattr(config, "alibi", False):
         return "counts its positions (ALiBi) over the whole row"
     defined = vars(sys.modules[type(model).__module__]).keys()
-    if not _MASKS & defined:
+    if not makes_common_masks(model):
         return "does not make its attention masks as transformers does"
     if config._attn_implementation == FLASH and any(name.endswith("FlashAttention2") for name in defined):
         return f"does not give positions to {FLASH}"  # its own class for that kernel is older than packed positions
     return None
+
+
+def makes_common_masks(model: nn.Module) -> bool:
+    """Whether the code of a model makes its masks by the functions that transformers has for it."""
+    return bool(_MASKS & vars(sys.modules[type(model).__module__]).keys())
+
+
+def balances_by_mask(model: PreTrainedModel) -> bool:
+    """Whether the loss of a model's router takes it from the attention mask which tokens are padding."""
+    return bool(getattr(model.config.get_text_config(), "output_router_logits", False))
 
 
 def _is_masked_attention(kind: str) -> bool:

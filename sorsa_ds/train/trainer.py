@@ -37,7 +37,9 @@ from sorsa_ds.runtime.launcher import begin_again
 from sorsa_ds.runtime.process import memory_gib
 from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
 from sorsa_ds.train.held_out import held_out_losses
-from sorsa_ds.train.loss import learned_tokens, training_losses
+from sorsa_ds.train.loss import LossOptions, training_losses
+from sorsa_ds.train.loss_options import choose_options
+from sorsa_ds.train.micro_batch import MicroBatch
 from sorsa_ds.train.report import build_report
 from sorsa_ds.train.start_check import check_causal, check_packed, check_start, largest_gap
 
@@ -55,6 +57,7 @@ class Trainer:
     keeper: makes the checkpoints; its `progress` is the run's account of how far it is.
     recorder: takes the snapshots for an analysis.
     signals: asked before each micro-step whether the job is to stop; made when training begins.
+    loss_options: how losses are computed; found out when training begins.
     """
 
     config: RunConfig
@@ -71,6 +74,7 @@ class Trainer:
     recorder: SnapshotRecorder
     lock: RunLock
     signals: StopSignals = field(init=False)
+    loss_options: LossOptions = field(init=False)
 
     def train(self) -> dict:
         """Train to the last step and return the report; where a signal comes, save first. A collective call.
@@ -96,8 +100,9 @@ class Trainer:
             StopRequest: a signal came; nothing is saved for it yet.
         """
         progress = self.progress
+        self.loss_options = choose_options(self.engine, self.config, self.batches, progress.step, self.device)
         if isinstance(self.batches, BatchPlan):  # a stream is not packed
-            check_packed(self.engine, self.batches, self.device, self.config.train.precision)
+            check_packed(self.engine, self.batches, self.device, self.config.train.precision, self.loss_options)
         if progress.started:
             self.measure_on_the_way()
         else:
@@ -241,7 +246,7 @@ class Trainer:
         progress = self.progress
         gap = largest_gap(self.config.train.max_start_gap, self.config.residual.storage)
         check_causal(self.engine, self.probe(), self.device)
-        base, start = check_start(self.engine, self.loaded, self.probe(), self.device, gap)
+        base, start = check_start(self.engine, self.loaded, self.probe(), self.device, gap, self.loss_options)
         say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
         if method_of(self.config).keeps_initial:
             save_factors(self.engine, adapter / INITIAL, {one.name for one in self.loaded.selection.whole})
@@ -265,9 +270,9 @@ class Trainer:
             ValueError: the loss is no number; on every rank, before it can reach the weights.
             StopRequest: a signal came; the weights are as they were.
         """
-        micro_batches = [self.to_device(batch) for batch in self.batches.micro_batches(step)]
-        learned = self.total(map(learned_tokens, micro_batches))
-        tokens = self.total(int(batch["attention_mask"].sum()) for batch in micro_batches)
+        micro_batches = [MicroBatch.of(batch) for batch in self.batches.micro_batches(step)]
+        learned = self.total(batch.learned for batch in micro_batches)
+        tokens = self.total(batch.tokens for batch in micro_batches)
         # DeepSpeed averages gradients over ranks and micro-batches; this makes it a mean over the batch's tokens.
         scale = collectives.world_size() * len(micro_batches) / learned
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -277,7 +282,8 @@ class Trainer:
             nonlocal mean
             for i, batch in enumerate(micro_batches, start=1):
                 self.signals.check()
-                loss, balance = training_losses(self.engine, batch)
+                moved = batch.to(self.device, non_blocking=True)
+                loss, balance = training_losses(self.engine, moved, self.loss_options)
                 summed.add_(loss.detach())
                 if i == len(micro_batches):
                     mean = collectives.total(summed, self.device).item() / learned
@@ -299,8 +305,8 @@ class Trainer:
         """
         if not self.held_out:
             return None, {}
-        size, pad = self.batches.micro_batch_size, self.batches.pad_token_id
-        loss, losses = held_out_losses(self.engine, self.held_out, size, pad, self.device, self.signals.checked)
+        size, pad, checked = self.batches.micro_batch_size, self.batches.pad_token_id, self.signals.checked
+        loss, losses = held_out_losses(self.engine, self.held_out, size, pad, self.device, checked, self.loss_options)
         self.stop_unless_finite(loss, "held-out loss", step)
         told = "".join(f"; {name}: {one:.4f}" for name, one in losses.items())
         say(f"Step {step}: held-out loss {loss:.4f} nats per token{told}.")
@@ -341,7 +347,3 @@ class Trainer:
     def device(self) -> torch.device:
         """Where this rank computes."""
         return self.engine.device
-
-    def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The batch on this rank's device."""
-        return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
