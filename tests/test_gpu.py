@@ -25,7 +25,9 @@ IDS = torch.arange(1, 25).view(2, 12) % 64
 
 def _train(folder, stage, precision, steps=5):
     """Logits at step 0 and losses of a few steps on one GPU, with TF32 allowed as the trainer does."""
-    from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
+    from sorsa_ds.engine.engine import SorsaEngine
+    from sorsa_ds.engine.optimizers import adamw
+    from sorsa_ds.engine.schedules import cosine_with_warmup
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.runtime.numerics import set_numerics
     from sorsa_ds.sorsa.regularizer import Regularizer
@@ -155,7 +157,8 @@ def _peaks(folder, cases):
 
 def _peak(folder, stage, precision, storage, checkpointing):
     """(planned, allocated) bytes at the peak of a load and two steps on one device."""
-    from sorsa_ds.engine.engine import adamw, cosine_with_warmup
+    from sorsa_ds.engine.optimizers import adamw
+    from sorsa_ds.engine.schedules import cosine_with_warmup
     from sorsa_ds.methods.registry import method_of
     from sorsa_ds.model.load import load_adapted_model
     from sorsa_ds.model.sharding import Whole, Zero3

@@ -22,6 +22,7 @@ from sorsa_ds.config.declare import (
 )
 from sorsa_ds.config.method_settings import BaselineConfig, MethodName, RegularizerConfig, ResidualConfig, SorsaConfig
 from sorsa_ds.config.mixing import check_conversations, check_mix, check_streaming
+from sorsa_ds.config.schedules import ScheduleName, check_schedule
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_DATA = "word-problems"
@@ -176,7 +177,7 @@ class DataConfig:
 
 @settings
 class TrainConfig:
-    """How the model is trained: with AdamW, a cosine schedule with warm-up, and these batch sizes and precision."""
+    """How the model is trained: with AdamW, and these schedule, batch sizes and precision."""
 
     steps: PositiveInt | None = None
     """Number of optimizer steps. Unset: as many as `epochs` make."""
@@ -203,7 +204,19 @@ class TrainConfig:
     """The largest learning rate of the schedule, eta_d."""
 
     warmup_ratio: Fraction = 0.03
-    """Fraction of the steps in which the learning rate rises linearly from 0, before its cosine decay."""
+    """Fraction of the steps in which the learning rate rises linearly from 0, or from its floor with
+    `warmup_stable_decay`."""
+
+    schedule: ScheduleName = "cosine"
+    """How the learning rate goes after the warm-up, by the names of transformers' `lr_scheduler_type`. `cosine` and
+    `linear` fall to 0. `constant` has no warm-up, `constant_with_warmup` has. `cosine_with_min_lr` falls to
+    `min_lr_ratio`. `warmup_stable_decay` stays at the top, then falls in the last steps by half a cosine."""
+
+    min_lr_ratio: Fraction = 0.0
+    """Where `cosine_with_min_lr` and `warmup_stable_decay` end, as a fraction of `learning_rate`."""
+
+    decay_ratio: Fraction = 0.1
+    """Fraction of the steps, the last ones, in which `warmup_stable_decay` falls."""
 
     weight_decay: NonNegativeFloat = 0.0
     """AdamW's decoupled weight decay on the trained parameters."""
@@ -241,6 +254,9 @@ class TrainConfig:
     max_start_gap: PositiveFloat | None = None
     """Largest relative gap between the adapted model's loss at step 0 and the base model's. A larger gap stops the run.
     Unset: 0.02, or 0.5 with a 4-bit residual, which loses some of the model's quality."""
+
+    def __post_init__(self) -> None:
+        check_schedule(self)
 
 
 @settings

@@ -52,7 +52,9 @@ def ds_config(stage: int, offload: str, clip: float, accumulation: int, bf16: bo
 
 def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None, checkpointing: bool = False):
     """A SorsaEngine on the tiny model, from disk, as the trainer makes it."""
-    from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
+    from sorsa_ds.engine.engine import SorsaEngine
+    from sorsa_ds.engine.optimizers import adamw
+    from sorsa_ds.engine.schedules import cosine_with_warmup
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.runtime.precision import resolve_precision
     from sorsa_ds.sorsa.regularizer import Regularizer
