@@ -155,6 +155,25 @@ def _peaks(folder, cases):
     return found
 
 
+def test_a_checkpoints_copies_are_of_the_step_at_which_they_were_taken():
+    """The next optimizer step waits for them on the GPU; their page-locked memory is used again."""
+    from sorsa_ds.run.checkpoint.host_copies import HostCopies
+
+    held = torch.nn.Parameter(torch.zeros(2**26, device="cuda"))  # 256 MiB, some ten milliseconds on the bus
+    held.grad = -torch.ones_like(held)
+    optimizer = torch.optim.SGD([held], lr=1.0)
+    host, places = HostCopies(optimizer), set()
+    for step in range(4):
+        copies, wait = host.take({"held": held.data, "on the host": torch.full((3,), float(step))})
+        assert copies["held"].is_pinned()
+        places.add(copies["held"].data_ptr())
+        optimizer.step()
+        wait()
+        for copy in copies.values():
+            assert copy.unique().tolist() == [step]
+    assert len(places) == 1
+
+
 def _peak(folder, stage, precision, storage, checkpointing):
     """(planned, allocated) bytes at the peak of a load and two steps on one device."""
     from sorsa_ds.engine.optimizers import adamw
