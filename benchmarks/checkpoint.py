@@ -70,7 +70,7 @@ def checkpoints(folder: Path, rank: int) -> dict:
 
     def load() -> None:
         saved = SavedTensors([path / name for name in found.files])
-        fragments.restore_optimizer(engine, saved, 1)
+        fragments.restore_moments(engine, saved, 1)
         for target in trainer.loaded.targets:
             factor_source.from_values(saved.values)(target, engine.masters.fragments[0].master)
 

@@ -99,7 +99,7 @@ class SorsaEngine(DeepSpeedEngine):
                 inner.register_step_post_hook(self._reorthonormalize)
         for state in inner.state.values():
             # Some wrappers allocate the moments by a step on zero gradients, which Adam must not count.
-            state["step"].zero_()
+            state["step"] = state["step"] * 0  # a tensor, or bitsandbytes' int
 
     def train_step(self, losses, passes: int | None = None) -> StepReport:
         """Make a backward pass from each micro-batch loss, then one optimizer step.

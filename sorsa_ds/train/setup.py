@@ -12,9 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sorsa_ds.data.batches import BatchPlan
-from sorsa_ds.engine import schedules
+from sorsa_ds.engine import optimizers, schedules
 from sorsa_ds.engine.engine import SorsaEngine
-from sorsa_ds.engine.optimizers import adamw
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import schedule
 from sorsa_ds.model.load import AdaptedModel, load_adapted_model
@@ -187,7 +186,7 @@ def build_engine(settings: RunSettings, run: OpenedRun, inputs: Inputs, model: B
     engine = method_of(settings.config).engine(settings.config, steps)(
         loaded.model,
         settings.resolved.ds,
-        adamw(train.learning_rate, train.adam_betas, train.adam_epsilon, train.weight_decay),
+        optimizers.optimizer(train),
         schedules.schedule(train, steps),
         run.regularizer,
         loaded.exact_factors,

@@ -123,6 +123,7 @@ SETTINGS: dict[str, Rule] = {
     ),
     "train.min_lr_ratio": SHARE,
     "train.decay_ratio": SHARE,
+    "train.optimizer": one_of("adamw", "adamw_8bit"),
     "train.weight_decay": AMOUNT,
     "train.adam_betas": lambda value: many(SHARE)(value) and len(value) == 2,
     "train.adam_epsilon": real(0, 1, above=True),

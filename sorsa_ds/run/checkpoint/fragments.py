@@ -1,7 +1,8 @@
 """One rank's part of the training state: from the engine into memory, and the optimizer's share of it back.
 
 A tensor is named `<part>/<parameter>@<start>`: it is the flat range, from `start` on, of a parameter's values or of one
-of its moments. What a method needs beside them is named `method/<name>`.
+of its moments. 8-bit moments are stored as they are (`sorsa_ds.run.checkpoint.eight_bit`). What a method needs beside
+them is named `method/<name>`.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.engine.masters import Fragment, inner_optimizer
+from sorsa_ds.run.checkpoint import eight_bit
 from sorsa_ds.run.checkpoint.folder import rank_file
 from sorsa_ds.run.checkpoint.host_copies import HostCopies
 from sorsa_ds.run.checkpoint.saved import SavedTensors, read_own
@@ -29,17 +31,20 @@ def own_fragments(engine: SorsaEngine) -> list[Fragment]:
 def snapshot(engine: SorsaEngine, host: HostCopies) -> tuple[dict[str, Tensor], Callable[[], None]]:
     """Copies in host memory of everything that this rank has to write, and a function that waits until they are there.
 
-    They take 12 bytes per trained number. Those of the time before must not be needed any more.
+    They take 12 bytes per trained number, or 6 with 8-bit moments. Those of the time before must not be needed any
+    more.
     """
     state = inner_optimizer(engine).state
     now = {}
     for fragment in own_fragments(engine):
         place = f"{fragment.name}@{fragment.start}"
         now[f"{VALUES}/{place}"] = fragment.values()
-        for moment in MOMENTS:
+        for moment in () if eight_bit.is_used(engine) else MOMENTS:
             held = state.get(fragment.master, {}).get(moment)
             # Before the first step some stages have no moments: they are zero.
             now[f"{moment}/{place}"] = torch.zeros(fragment.numel) if held is None else fragment.within(held)
+    if eight_bit.is_used(engine):
+        now |= eight_bit.held(engine)
     copies, wait = host.take(now)
     if collectives.rank() == 0:
         copies |= {
@@ -55,7 +60,7 @@ def method_state(checkpoint: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore_optimizer(engine: SorsaEngine, saved: SavedTensors, steps_done: int) -> None:
+def restore_moments(engine: SorsaEngine, saved: SavedTensors, steps_done: int) -> None:
     """Give the optimizer the moments of a checkpoint, made at any number of ranks and on any ZeRO stage.
 
     Raises:

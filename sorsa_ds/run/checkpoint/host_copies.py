@@ -29,7 +29,7 @@ class HostCopies:
 
     @torch.no_grad()
     def take(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
-        """The tensors in fp32 in host memory, and a function that waits until they are there.
+        """The tensors in host memory, in fp32 but for whole numbers, and a function that waits until they are there.
 
         The copies of the time before must not be needed any more: their buffers are used again.
         """
@@ -51,7 +51,7 @@ class HostCopies:
     def _buffer(self, name: str, tensor: Tensor) -> Tensor:
         held = self._buffers.get(name)
         if held is None or held.shape != tensor.shape:
-            held = self._buffers[name] = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=True)
+            held = self._buffers[name] = torch.empty(tensor.shape, dtype=_kept(tensor), pin_memory=True)
         return held
 
     def _wait_on_gpu(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
@@ -62,4 +62,8 @@ class HostCopies:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32, copy=True)
+    return tensor.detach().to("cpu", _kept(tensor), copy=True)
+
+
+def _kept(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.is_floating_point() else tensor.dtype
