@@ -87,7 +87,7 @@ def test_a_run_goes_on_bit_for_bit_and_only_on_the_same_ranks_and_stage(project)
         moved = rewound(project, run, f"eight-moved-{number}", 4)
         with pytest.raises(AssertionError, match="train.optimizer=adamw_8bit can only go on with the number of ranks"):
             train_run(project, moved.name, *settings, "--resume=auto", **other)
-    with pytest.raises(AssertionError, match="train.optimizer was adamw_8bit and is now adamw"):
+    with pytest.raises(AssertionError, match="train.optimizer was 'adamw_8bit' and is now 'adamw'"):
         train_run(project, moved.name, *settings[1:], "train.optimizer=adamw", f"--resume={moved}")
 
 
