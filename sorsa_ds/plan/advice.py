@@ -7,7 +7,7 @@ from typing import Literal
 
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.command_line import REPOSITORY
-from sorsa_ds.config.schema import TrainConfig
+from sorsa_ds.config.train_settings import TrainConfig
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import fits, memory, of_a_node

@@ -119,6 +119,12 @@ SETTINGS: dict[str, Rule] = {
     "train.gradient_clipping": either(nothing, AMOUNT),
     "train.learning_rate": ABOVE_ZERO,
     "train.warmup_ratio": SHARE,
+    "train.schedule": one_of(
+        "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_min_lr", "warmup_stable_decay"
+    ),
+    "train.min_lr_ratio": SHARE,
+    "train.decay_ratio": SHARE,
+    "train.optimizer": one_of("adamw", "adamw_8bit"),
     "train.weight_decay": AMOUNT,
     "train.adam_betas": lambda value: many(SHARE)(value) and len(value) == 2,
     "train.adam_epsilon": real(0, 1, above=True),
