@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -39,7 +39,7 @@ from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
 from sorsa_ds.train.held_out import held_out_losses
 from sorsa_ds.train.loss import LossOptions, training_losses
 from sorsa_ds.train.loss_options import choose_options
-from sorsa_ds.train.micro_batch import MicroBatch
+from sorsa_ds.train.ready_step import ReadySteps
 from sorsa_ds.train.report import build_report
 from sorsa_ds.train.start_check import check_causal, check_packed, check_start, largest_gap
 
@@ -56,8 +56,8 @@ class Trainer:
     folder: the run's. lock: held on it, to be released at the end.
     keeper: makes the checkpoints; its `progress` is the run's account of how far it is.
     recorder: takes the snapshots for an analysis.
-    signals: asked before each micro-step whether the job is to stop; made when training begins.
-    loss_options: how losses are computed; found out when training begins.
+    signals: asked before each micro-step whether the job is to stop. ready: makes the next step's micro-batches.
+    loss_options: how losses are computed. These three are made when training begins.
     """
 
     config: RunConfig
@@ -75,6 +75,7 @@ class Trainer:
     lock: RunLock
     signals: StopSignals = field(init=False)
     loss_options: LossOptions = field(init=False)
+    ready: ReadySteps = field(init=False)
 
     def train(self) -> dict:
         """Train to the last step and return the report; where a signal comes, save first. A collective call.
@@ -83,7 +84,7 @@ class Trainer:
             ValueError: the loss is no number, or the model at step 0 is not the pre-trained one; on every rank.
             Preempted: SIGTERM, SIGUSR1 or SIGINT came; the state is saved.
         """
-        self.signals = StopSignals(timedelta(minutes=self.config.train.timeout_minutes))
+        self.prepare()
         try:
             return self.run()
         except StopRequest as request:
@@ -91,16 +92,24 @@ class Trainer:
         finally:
             self.recorder.finish()
 
-    def run(self) -> dict:
-        """Train from the first step, or the one after the checkpoint, to the last; returns the report.
+    def prepare(self) -> None:
+        """Listen for signals, and find out how losses are computed, before the first step. A collective call.
 
-        A collective call.
+        Raises:
+            ValueError: `train.loss_chunk` cannot be followed with this model; on every rank.
+        """
+        group = collectives.cpu_group(timedelta(minutes=self.config.train.timeout_minutes))
+        self.signals = StopSignals(group)
+        self.ready = ReadySteps(self.batches, group, self.device)
+        self.loss_options = choose_options(self.engine, self.config, self.batches, self.progress.step, self.device)
+
+    def run(self) -> dict:
+        """Train from the first step, or the one after the checkpoint, to the report. A collective call.
 
         Raises:
             StopRequest: a signal came; nothing is saved for it yet.
         """
         progress = self.progress
-        self.loss_options = choose_options(self.engine, self.config, self.batches, progress.step, self.device)
         if isinstance(self.batches, BatchPlan):  # a stream is not packed
             check_packed(self.engine, self.batches, self.device, self.config.train.precision, self.loss_options)
         if progress.started:
@@ -133,6 +142,7 @@ class Trainer:
         self.keeper.step_begins()
         loss, tokens, done = self.step(progress.step)
         seconds = time.perf_counter() - tick
+        self.stop_unless_finite(loss, "loss", progress.step + 1)
         self.stop_unless_finite(done.grad_norm, "norm of the loss's gradient", progress.step + 1)
         self.stop_unless_finite(done.reg_loss, "regulariser's value L_reg", progress.step + 1)
         self.stop_unless_finite(done.reg_grad_norm, "norm of the regulariser's gradient", progress.step + 1)
@@ -267,31 +277,26 @@ class Trainer:
             (mean loss per learned token, tokens processed by all ranks, the engine's report).
 
         Raises:
-            ValueError: the loss is no number; on every rank, before it can reach the weights.
             StopRequest: a signal came; the weights are as they were.
         """
-        micro_batches = [MicroBatch.of(batch) for batch in self.batches.micro_batches(step)]
-        learned = self.total(batch.learned for batch in micro_batches)
-        tokens = self.total(batch.tokens for batch in micro_batches)
+        ready = self.ready.take(step)
+        passes, learned = len(ready.micro_batches), ready.learned
         # DeepSpeed averages gradients over ranks and micro-batches; this makes it a mean over the batch's tokens.
-        scale = collectives.world_size() * len(micro_batches) / learned
+        scale = collectives.world_size() * passes / learned
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
-        mean = 0.0
 
         def losses() -> Iterator[Tensor]:
-            nonlocal mean
-            for i, batch in enumerate(micro_batches, start=1):
+            for number, batch in enumerate(ready.micro_batches, start=1):
                 self.signals.check()
+                if number == passes:
+                    self.ready.count_ahead()
                 moved = batch.to(self.device, non_blocking=True)
                 loss, balance = training_losses(self.engine, moved, self.loss_options)
                 summed.add_(loss.detach())
-                if i == len(micro_batches):
-                    mean = collectives.total(summed, self.device).item() / learned
-                    self.stop_unless_finite(mean, "loss", step + 1)
                 yield loss * scale if balance is None else loss * scale + balance
 
-        done = self.engine.train_step(losses(), len(micro_batches))
-        return mean, tokens, done
+        done = self.engine.train_step(losses(), passes, summed)
+        return done.summed / learned, ready.tokens, done
 
     def evaluate(self, step: int) -> tuple[float | None, dict[str, float]]:
         """Held-out loss after `step` steps, in nats per learned token. A collective call.
@@ -333,10 +338,6 @@ class Trainer:
                 f"the {what} is {number} at step {step}: lower train.learning_rate (now "
                 f"{self.config.train.learning_rate}) or look at the data of that step; {kept}"
             )
-
-    def total(self, numbers: Iterable[int]) -> float:
-        """The sum of the numbers of all ranks. A collective call."""
-        return collectives.total(sum(numbers), self.device).item()
 
     @property
     def progress(self) -> RunProgress:
