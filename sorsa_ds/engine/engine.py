@@ -25,6 +25,7 @@ from torch import nn
 from sorsa_ds.config.deepspeed_json import fit_buckets
 from sorsa_ds.engine.grams import ShardedGrams
 from sorsa_ds.engine.masters import inner_optimizer, inner_steps, locate_masters, trained_shapes
+from sorsa_ds.engine.persistent import gather_persistent_at_once
 from sorsa_ds.engine.regularize import ShardedRegularizer
 from sorsa_ds.engine.reorthonormalize import Reorthonormalizer
 from sorsa_ds.model.sharding import Part
@@ -87,6 +88,8 @@ class SorsaEngine(DeepSpeedEngine):
             config=ds_config,
             config_class=deepspeed.runtime.config.DeepSpeedConfig(ds_config),
         )
+        if self.zero_optimization_stage() == 3:
+            gather_persistent_at_once(self)
         inner = inner_optimizer(self)
         self.masters = locate_masters(self)
         self.trained_shapes = trained_shapes(self)
