@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sorsa_ds.config.batch_size import AUTO, resolve_batch_sizes
+from sorsa_ds.config.batch_size import AUTO, data_ranks, resolve_batch_sizes
 from sorsa_ds.config.deepspeed_keys import Json, checked, without_auto
 from sorsa_ds.config.deepspeed_sections import (
     resolve_buffers,
@@ -117,7 +117,7 @@ def resolve_ds_config(
     resolve_number_formats(ds, precision, stage)
 
     sizes = resolve_batch_sizes(
-        world_size,
+        data_ranks(world_size, train.sequence_parallel),
         global_size=_once(ds, "train_batch_size", train),
         micro=_once(ds, MICRO_BATCH, train) or (AUTO if raw.get(MICRO_BATCH) == AUTO else None),
         accumulation=_once(ds, "gradient_accumulation_steps", train),
@@ -135,6 +135,8 @@ def resolve_ds_config(
         "steps_per_print": ds.get("steps_per_print", 10**9),  # the trainer prints
         "wall_clock_breakdown": ds.get("wall_clock_breakdown", False),
     }
+    if train.sequence_parallel > 1:
+        ds["sequence_parallel_size"] = train.sequence_parallel  # DeepSpeed checks the sizes of the batch with it
     return Resolved(ds, sizes.micro, sizes.accumulation, sizes.global_size, clipping, stage, sizes.choices)
 
 

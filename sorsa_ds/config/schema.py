@@ -199,6 +199,11 @@ class TrainConfig:
     least `data.max_length`, and `micro_batch_size` follows from it. `auto`: `micro_batch_size` x `data.max_length`.
     Unset: `micro_batch_size` examples."""
 
+    sequence_parallel: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Consecutive ranks that compute one micro-batch together, each its share of the positions of every sequence, by
+    DeepSpeed's Ulysses: for sequences that are too long for one GPU (docs/long_context.md). It divides the number of
+    ranks and the model's attention heads."""
+
     gradient_accumulation_steps: BatchSize | None = None
     """Forward passes of a rank per optimizer step; with packing or `micro_batch_tokens` the most that there can be.
     Unset: what follows from the two batch sizes, else 1."""
@@ -319,4 +324,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.data.streaming and self.train.steps is None:
             raise ValueError("data.streaming: the length of a stream is not known, so train.steps must be set")
+        if self.train.sequence_parallel > 1 and self.data.packing:
+            raise ValueError(
+                f"train.sequence_parallel={self.train.sequence_parallel} cuts sequences, and data.packing=true joins "
+                f"them to rows that need masks: set one of them to its default"
+            )
         check_micro_batch_tokens(self.train.micro_batch_tokens, self.data.max_length, self.data.packing)

@@ -82,7 +82,7 @@ def _forward(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ModelO
         logits = outputs.logits[:, : len(positions_P)]
     else:
         outputs = model(**inputs)
-        logits = outputs.logits[:, :-1]
+        logits = outputs.logits[:, : labels_BL.shape[1]]
     logits_KC = logits[learned]  # only these are widened to fp32
     return nn.functional.cross_entropy(logits_KC.float(), labels_BL[learned], reduction="sum"), outputs
 

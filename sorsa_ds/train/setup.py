@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +18,7 @@ from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import schedule
 from sorsa_ds.model.load import AdaptedModel, load_adapted_model
 from sorsa_ds.model.new_tokens import rows_for
+from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.model.sharding import Whole, Zero3
 from sorsa_ds.model.uneven_calls import set_uneven_leaves, told_leaves
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
@@ -222,6 +224,8 @@ def build_trainer(
     )
     log = collectives.together(lambda: _open_log(settings, run, model, progress.step), settings.device)
     stored = method_of(config).trained_under(engine.module, inputs.stored)
+    sequence = SequenceParallel(config.train.sequence_parallel, timedelta(minutes=config.train.timeout_minutes))
+    sequence.attach(cast(PreTrainedModel, engine.module))
     return Trainer(
         config=config,
         engine=engine,
@@ -236,6 +240,7 @@ def build_trainer(
         keeper=keeper,
         recorder=SnapshotRecorder(folder, engine, stored.values(), progress.step),
         lock=run.lock,
+        sequence=sequence,
     )
 
 
@@ -254,8 +259,10 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
     """What will be trained, on what, and where it is written, as a table."""
     config, resolved, world_size = settings.config, settings.resolved, collectives.world_size()
     adapters = engine.trained_numbers - sum(one.numel for one in loaded.selection.whole)
+    together = config.train.sequence_parallel
+    sharing = f"{world_size} ranks" if together == 1 else f"{world_size // together} groups of {together} ranks"
     batch = (
-        f"{resolved.global_batch_size} = {resolved.micro_batch_size} x {world_size} ranks x "
+        f"{resolved.global_batch_size} = {resolved.micro_batch_size} x {sharing} x "
         f"{resolved.gradient_accumulation_steps} accumulated"
     )
     if isinstance(inputs.batches, BatchPlan) and inputs.batches.packing is not None:

@@ -22,6 +22,7 @@ from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, describe_adapter, record_digests
 from sorsa_ds.model.load import AdaptedModel
 from sorsa_ds.model.numerics import Numerics
+from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
 from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.finished import RunState
@@ -39,6 +40,7 @@ from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
 from sorsa_ds.train.held_out import held_out_losses
 from sorsa_ds.train.loss import learned_tokens, training_losses
 from sorsa_ds.train.report import build_report
+from sorsa_ds.train.sequence_shards import check_shards, shard
 from sorsa_ds.train.start_check import check_causal, check_packed, check_start, largest_gap
 
 
@@ -54,6 +56,7 @@ class Trainer:
     folder: the run's. lock: held on it, to be released at the end.
     keeper: makes the checkpoints; its `progress` is the run's account of how far it is.
     recorder: takes the snapshots for an analysis.
+    sequence: the ranks that compute a micro-batch together.
     signals: asked before each micro-step whether the job is to stop; made when training begins.
     """
 
@@ -70,6 +73,7 @@ class Trainer:
     keeper: CheckpointKeeper
     recorder: SnapshotRecorder
     lock: RunLock
+    sequence: SequenceParallel
     signals: StopSignals = field(init=False)
 
     def train(self) -> dict:
@@ -85,6 +89,7 @@ class Trainer:
         except StopRequest as request:
             raise self.stopped(request) from None
         finally:
+            self.sequence.detach()
             self.recorder.finish()
 
     def run(self) -> dict:
@@ -240,8 +245,11 @@ class Trainer:
         check_still_held(self.lock, self.device)
         progress = self.progress
         gap = largest_gap(self.config.train.max_start_gap, self.config.residual.storage)
-        check_causal(self.engine, self.probe(), self.device)
-        base, start = check_start(self.engine, self.loaded, self.probe(), self.device, gap)
+        probe = self.probe()
+        with self.sequence.whole():
+            check_causal(self.engine, probe, self.device)
+        check_shards(self.engine, probe, self.sequence, self.device, self.config.train.precision)
+        base, start = check_start(self.engine, self.loaded, shard(probe, self.sequence), self.device, gap)
         say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
         if method_of(self.config).keeps_initial:
             save_factors(self.engine, adapter / INITIAL, {one.name for one in self.loaded.selection.whole})
@@ -265,7 +273,7 @@ class Trainer:
             ValueError: the loss is no number; on every rank, before it can reach the weights.
             StopRequest: a signal came; the weights are as they were.
         """
-        micro_batches = [self.to_device(batch) for batch in self.batches.micro_batches(step)]
+        micro_batches = [self.to_device(shard(batch, self.sequence)) for batch in self.batches.micro_batches(step)]
         learned = self.total(map(learned_tokens, micro_batches))
         tokens = self.total(int(batch["attention_mask"].sum()) for batch in micro_batches)
         # DeepSpeed averages gradients over ranks and micro-batches; this makes it a mean over the batch's tokens.
@@ -299,8 +307,8 @@ class Trainer:
         """
         if not self.held_out:
             return None, {}
-        size, pad = self.batches.micro_batch_size, self.batches.pad_token_id
-        loss, losses = held_out_losses(self.engine, self.held_out, size, pad, self.device, self.signals.checked)
+        size, pad, checked = self.batches.micro_batch_size, self.batches.pad_token_id, self.signals.checked
+        loss, losses = held_out_losses(self.engine, self.held_out, size, pad, self.device, checked, self.sequence)
         self.stop_unless_finite(loss, "held-out loss", step)
         told = "".join(f"; {name}: {one:.4f}" for name, one in losses.items())
         say(f"Step {step}: held-out loss {loss:.4f} nats per token{told}.")
