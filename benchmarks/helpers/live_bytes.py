@@ -1,6 +1,7 @@
 """The most bytes of tensors that are alive at one time, counted exactly, where PyTorch dispatches its operators."""
 
 import weakref
+from collections.abc import Callable
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,10 +12,14 @@ class LiveBytes(TorchDispatchMode):
     """Context that counts the bytes of tensors made inside it, gradients included: `now`, and their `peak`.
 
     What a kernel allocates for itself and frees again is not seen. Tensors on the meta device take nothing.
+
+    Args:
+        counted: which tensors are; unset: all.
     """
 
-    def __init__(self):
+    def __init__(self, counted: Callable[[torch.Tensor], bool] = lambda tensor: True):
         super().__init__()
+        self._counted = counted
         self.now = self.peak = 0
         self._known: set[int] = set()
 
@@ -23,7 +28,8 @@ class LiveBytes(TorchDispatchMode):
             self._note(tensor.untyped_storage(), 0)
         made = func(*args, **(kwargs or {}))
         for tensor in _tensors(made):
-            self._note(tensor.untyped_storage(), 0 if tensor.is_meta else tensor.untyped_storage().nbytes())
+            nothing = tensor.is_meta or not self._counted(tensor)
+            self._note(tensor.untyped_storage(), 0 if nothing else tensor.untyped_storage().nbytes())
         self.peak = max(self.peak, self.now)
         return made
 

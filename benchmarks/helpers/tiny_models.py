@@ -169,10 +169,17 @@ def model_class(family: str, whole: bool = False) -> type[PreTrainedModel]:
 
 
 def write_tiny_model(family: str, folder: Path, whole: bool = False, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write a tiny random model of a family.
+    """Write a tiny random model of a family, see `tiny_model`.
 
-    Every parameter and stored buffer is random, biases and norms too, and so large that each moves the logits. Rounded
-    to bf16 by default: then buffers that a model makes in another dtype than its weights show.
+    Rounded to bf16 by default: then buffers that a model makes in another dtype than its weights show.
+    """
+    tiny_model(family, whole).to(dtype).save_pretrained(folder)
+
+
+def tiny_model(family: str, whole: bool = False) -> PreTrainedModel:
+    """A tiny random model of a family in float32.
+
+    Every parameter and stored buffer is random, biases and norms too, and so large that each moves the logits.
 
     Args:
         whole: with its vision or audio part, where the family has a class for that.
@@ -189,7 +196,7 @@ def write_tiny_model(family: str, folder: Path, whole: bool = False, dtype: torc
         config = config.get_text_config()
     model = kind._from_config(config)
     randomise(model)
-    model.to(dtype).save_pretrained(folder)
+    return model
 
 
 @torch.no_grad()

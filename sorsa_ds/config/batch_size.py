@@ -51,6 +51,11 @@ def data_ranks(world_size: int, sequence_parallel: int) -> int:
     return groups
 
 
+def shard_length(length: int, sequence_parallel: int) -> int:
+    """How many positions of a sequence one of the ranks computes that share it: an equal part, rounded up."""
+    return -(-length // sequence_parallel)
+
+
 def check_micro_batch_tokens(asked: int | Literal["auto"] | None, max_length: int, packing: bool) -> None:
     """Stop where `train.micro_batch_tokens` does not go with the settings of the data.
 

@@ -17,6 +17,7 @@ FREE_OF_ONE_MODEL = (
     "train.sequence_parallel",
     "train.gradient_accumulation_steps",
     "train.gradient_checkpointing",
+    "train.loss_chunk",
     "train.check_memory",
     "train.deterministic",
     "train.eval_every",

@@ -234,6 +234,10 @@ class TrainConfig:
     """fp32: everything in fp32. mixed: fp32 factors over a bf16 residual, under bf16 autocast (as in the papers).
     bf16: DeepSpeed's bf16 engine with fp32 masters. `auto`: mixed where bf16 products are fast, else fp32."""
 
+    loss_chunk: Literal["auto"] | NonNegativeInt = "auto"
+    """Learned positions whose logits exist at once. `auto`: all of them where the logits of a micro-batch take at most
+    1 GiB, else as many as take that. 0: all of them. The losses are the same but for rounding."""
+
     check_memory: bool = True
     """Estimate the run's memory before the model is loaded, report it, and stop if it cannot fit (as launch/plan.py
     does without running anything)."""

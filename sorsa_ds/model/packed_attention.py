@@ -9,6 +9,8 @@ Shapes: R packed rows, L positions.
 
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +44,27 @@ def packed_attention(model: PreTrainedModel, position_ids_RL: Tensor) -> dict[st
     return {"position_ids": position_ids_RL, "attention_mask": masks}
 
 
+@contextmanager
+def known_rows(packed: bool) -> Iterator[None]:
+    """Context in which transformers takes it from us whether rows hold several examples, and does not look itself.
+
+    Without a mask it looks whether positions begin again inside a row, once for each kind of layer. It needs the answer
+    on the host.
+    """
+    looks = masking_utils.find_packed_sequence_indices
+
+    def known(position_ids: Tensor) -> Tensor | None:
+        if not packed:
+            return None
+        return (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(-1)
+
+    masking_utils.find_packed_sequence_indices = known
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = looks
+
+
 def joins_rows(loading: LoadingConfig) -> bool:
     """Whether the rows of a forward pass are joined to one.
 
@@ -69,7 +92,7 @@ def check_packing(model: PreTrainedModel) -> None:
 
 
 def why_not_packed(model: PreTrainedModel) -> str | None:
-    """By what way that no caller closes or moves tokens reach others in a model, in words; None if by attention only."""
+    """Why the attention masks and positions that a caller gives do not decide which tokens see which, in words."""
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ()
     recurrent = sorted({kind for kind in kinds if not _is_masked_attention(kind)})
@@ -84,11 +107,21 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
     if getattr(config, "alibi", False):
         return "counts its positions (ALiBi) over the whole row"
     defined = vars(sys.modules[type(model).__module__]).keys()
-    if not _MASKS & defined:
+    if not makes_common_masks(model):
         return "does not make its attention masks as transformers does"
     if config._attn_implementation == FLASH and any(name.endswith("FlashAttention2") for name in defined):
         return f"does not give positions to {FLASH}"  # its own class for that kernel is older than packed positions
     return None
+
+
+def makes_common_masks(model: nn.Module) -> bool:
+    """Whether the code of a model makes its masks by the functions that transformers has for it."""
+    return bool(_MASKS & vars(sys.modules[type(model).__module__]).keys())
+
+
+def balances_by_mask(model: PreTrainedModel) -> bool:
+    """Whether the loss of a model's router takes it from the attention mask which tokens are padding."""
+    return bool(getattr(model.config.get_text_config(), "output_router_logits", False))
 
 
 def _is_masked_attention(kind: str) -> bool:

@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sorsa_ds.config.batch_size import data_ranks
+from sorsa_ds.config.batch_size import data_ranks, shard_length
 from sorsa_ds.model.packed_attention import why_not_packed
 from sorsa_ds.runtime import collectives
 
@@ -212,7 +212,7 @@ def _why_not(model: PreTrainedModel, size: int, max_length: int) -> str | None:
     kinds = set(getattr(config, "layer_types", None) or [_FULL if window is None else _SLIDING])
     if others := sorted(kinds - {_FULL, _SLIDING}):
         return f"has layers whose attention needs a mask ({', '.join(others)})"
-    padded = -(-max_length // size) * size
+    padded = shard_length(max_length, size) * size
     if _SLIDING in kinds and window is not None and window < padded and "flash" not in implementation:
         return (
             f"has layers that see {window} tokens back, fewer than data.max_length={max_length} asks for, and "

@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.model.experts import Stack
+from sorsa_ds.model.packed_attention import known_rows
 from sorsa_ds.sorsa.layer import SorsaLinear
 
 
@@ -55,7 +56,8 @@ class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, mask):
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
-        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32), q.new_empty(mask.shape))
+        numbers = None if mask is None else q.new_empty(mask.shape)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32), numbers)
         return out
 
     @staticmethod
@@ -116,6 +118,7 @@ def kept_for_backward(
     dtype: torch.dtype,
     autocast: torch.dtype | None = None,
     stacks: Sequence[Stack] = (),
+    masked: bool = True,
 ) -> Kept:
     """Run an adapted model, all of it on the meta device, on `batch` sequences of `length` tokens.
 
@@ -123,6 +126,7 @@ def kept_for_backward(
         dtype: the dtype of the hidden states.
         autocast: the dtype of products under torch.autocast; None where that is off.
         stacks: the experts that the model holds as one parameter, adapted or not.
+        masked: whether it gets an attention mask, see `train.padding`.
     """
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     # Every parameter's own storage is no activation; what autograd saves may be a view of another tensor's storage.
@@ -141,13 +145,15 @@ def kept_for_backward(
         hooks.append(block.register_forward_hook(lambda *_: inside.__setitem__(0, None)))
     routed = _Routed(model, stacks, batch * length)
     ids = torch.zeros(batch, length, dtype=torch.int64, device="meta")
-    mask = torch.ones(batch, 1, length, length, dtype=torch.bool, device="meta")  # 4-D: taken as it is, not looked into
+    # With four sizes a mask is taken as it is, and not looked into.
+    mask = torch.ones(batch, 1, length, length, dtype=torch.bool, device="meta") if masked else None
     inputs = batch * length * model.config.get_text_config().hidden_size * dtype.itemsize
     training = model.training
     try:
         casting = None if autocast is None else _Autocast(autocast)
         hooked = torch.autograd.graph.saved_tensors_hooks(save, lambda one: one.tensor)
-        with _kernels(None if casting is None else casting.cast), casting or nullcontext(), hooked:
+        kernels = _kernels(None if casting is None else casting.cast)
+        with known_rows(packed=False), kernels, casting or nullcontext(), hooked:
             output = model.train()(input_ids=ids, attention_mask=mask, use_cache=False)
     except (RuntimeError, ValueError) as error:  # of kernels that only run on a GPU, or code that looks at numbers
         guess = _by_linears(model, blocks, batch * length, dtype, stacks, routed.rows)
@@ -219,7 +225,7 @@ def _kernels(cast: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
         cast: what autocast does to the inputs of attention.
     """
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, **_) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, **_) -> Tensor:
         if cast is not None:
             q, k, v = cast(q), cast(k), cast(v)
         return _FusedAttention.apply(q, k, v, attn_mask)

@@ -16,6 +16,7 @@ from sorsa_ds.model.targets import Target
 from sorsa_ds.plan import beside_tensors
 from sorsa_ds.plan.gathering import held_whole
 from sorsa_ds.plan.job import Job
+from sorsa_ds.plan.logits import LOGIT_BYTES, loss_chunk
 from sorsa_ds.plan.model_facts import Facts, Held
 from sorsa_ds.plan.offloading import offloaded_gradients, offloaded_parameters, taken
 from sorsa_ds.sorsa.expert_layer import dense_together
@@ -230,18 +231,34 @@ def _cast(job: Job, facts: Facts) -> int:
 def _activations(job: Job, facts: Facts) -> tuple[int, int]:
     """Bytes of (activations, logits) at the moment when both together are largest.
 
-    Forward ends with all that blocks keep, and with three copies of the logits (`train.loss.summed_loss`): as the
-    model gives them, the learned ones, and their log-probabilities, two of them in fp32. With checkpointing, blocks
-    keep their inputs, and backward makes one of them whole again when the logits are gone.
+    Forward ends with all that blocks keep, and with the logits, as many times as `plan.logits.LOGIT_BYTES` says:
+    as the model gives them, the learned ones, and their log-probabilities, two of them in fp32. With checkpointing,
+    blocks keep their inputs, and backward makes one of them whole again when the logits are gone.
     """
     kept, compute = facts.kept, job.precision.compute_dtype.itemsize
-    logits = job.tokens * facts.vocabulary * 12  # in fp32: 3 x 4; in bf16: 2 + 2 + 4 + 4
+    chunk = chunk_of(job, facts)
+    logits = (chunk or job.tokens) * facts.vocabulary * LOGIT_BYTES
+    at_head = _beside_chunks(facts) if chunk else 0
     backward = 4 * job.tokens * facts.widest * compute
     if not job.config.train.gradient_checkpointing:
-        return kept.rest + sum(kept.blocks) + backward, logits
-    inputs = kept.rest + kept.inputs * len(kept.blocks) + _cast(job, facts)
+        return kept.rest + at_head + sum(kept.blocks) + backward, logits
+    inputs = kept.rest + at_head + kept.inputs * len(kept.blocks) + _cast(job, facts)
     recomputed = max(kept.blocks, default=0) + backward
     return (inputs, logits) if logits >= recomputed else (inputs + recomputed, 0)
+
+
+def chunk_of(job: Job, facts: Facts) -> int:
+    """How many positions have their logits at once; 0 stands for all."""
+    return loss_chunk(job.config.train.loss_chunk, job.tokens, facts.vocabulary)
+
+
+def _beside_chunks(facts: Facts) -> int:
+    """Bytes that a loss in chunks keeps until backward: the head's inputs at learned positions, and its gradients.
+
+    The gradient by the head's own weight is made for a chunk, and added up.
+    """
+    trained = [4 * linear.m * linear.n for linear in facts.linears if linear.head and linear.trained]
+    return 2 * facts.kept.inputs + 2 * sum(trained)
 
 
 HEADROOM = 0.05

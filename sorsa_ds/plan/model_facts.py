@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.experts import Stack, find_stacks
 from sorsa_ds.model.new_tokens import grow_tables, new_token_ids, rows_for, table_rows
-from sorsa_ds.model.packed_attention import check_packing
+from sorsa_ds.model.packed_attention import balances_by_mask, check_packing, makes_common_masks
 from sorsa_ds.model.selection import Selection
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Target
@@ -149,7 +149,9 @@ class BareModel:
         text = self.model.config.get_text_config()
         autocast = torch.bfloat16 if job.precision.name == "mixed" else None
         micro, length = job.most_examples, job.config.data.max_length
-        kept = kept_for_backward(self.model, micro, length, _dtype(self.model), autocast, self.stacks)
+        # A run finds out on the model itself whether it needs a mask; nearly all that make it in the common way do not.
+        masked = job.config.data.packing or not makes_common_masks(self.model) or balances_by_mask(self.model)
+        kept = kept_for_backward(self.model, micro, length, _dtype(self.model), autocast, self.stacks, masked)
         return Facts(
             self.parameters, self.selection, self.linears, self.gathers, kept, _attention(text), text.vocab_size
         )

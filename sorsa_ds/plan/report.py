@@ -9,7 +9,7 @@ from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.targets import counted
 from sorsa_ds.plan.advice import Way, advice
 from sorsa_ds.plan.job import Job
-from sorsa_ds.plan.memory import Memory, Place, fits, of_a_node, room
+from sorsa_ds.plan.memory import Memory, Place, chunk_of, fits, of_a_node, room
 from sorsa_ds.plan.micro_batch import size_micro_batch
 from sorsa_ds.plan.model_facts import Facts
 from sorsa_ds.plan.speed import Speed, speed
@@ -68,6 +68,7 @@ def as_text(planned: Plan) -> str:
                   f"{sizes.gradient_accumulation_steps} accumulated, {job.config.data.max_length} tokens each, "
                   f"{_packed(job)}{_levelled(job)}{'with' if job.config.train.gradient_checkpointing else 'without'} "
                   "gradient checkpointing"),
+        *_chunked(planned),
     ]  # fmt: skip
     warning = planned.facts.selection.warning if targets else None
     parts = [
@@ -116,6 +117,13 @@ def _levelled(job: Job) -> str:
     return "" if positions is None else f"up to {positions:,} positions at once (shorter examples take fewer passes), "
 
 
+def _chunked(planned: Plan) -> list[tuple[str, str]]:
+    """How many positions have their logits at once, where it is not all of a micro-batch."""
+    chunk = chunk_of(planned.job, planned.facts)
+    told = f"the logits of {chunk} positions at once, of {planned.job.tokens} (train.loss_chunk)"
+    return [("loss", told)] if chunk else []
+
+
 def as_json(planned: Plan) -> dict:
     """A plan as one JSON object; memory in GiB, communication in bytes."""
     needed, expected, job = planned.memory, planned.speed, planned.job
@@ -126,6 +134,7 @@ def as_json(planned: Plan) -> dict:
         "host_gib": {name: size / GIB for name, size in needed.host.items()},
         "host_gib_per_node": of_a_node(job, needed) / GIB,
         "initialisation": {"gib": needed.initialisation / GIB, "host_gib": needed.reading / GIB},
+        "loss_chunk": chunk_of(job, planned.facts),
         "activations_counted": planned.facts.kept.counted,
         "trainable": planned.facts.trainable,
         "frozen": planned.facts.frozen,

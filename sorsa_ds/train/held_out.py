@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sorsa_ds.data.batches import eval_batches
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.model.sequence_parallel import SequenceParallel
-from sorsa_ds.train.loss import mean_loss
+from sorsa_ds.train.loss import LossOptions, mean_loss
 from sorsa_ds.train.sequence_shards import shard
 
 Batches = Iterator[dict[str, Tensor]]
@@ -22,6 +22,7 @@ def held_out_losses(
     pad_token_id: int,
     device: torch.device,
     checked: Callable[[Batches], Batches],
+    options: LossOptions,
     sequence: SequenceParallel,
 ) -> tuple[float, dict[str, float]]:
     """Held-out loss in nats per learned token. A collective call.
@@ -29,6 +30,7 @@ def held_out_losses(
     Args:
         sources: name -> held-out examples; one or more.
         checked: gives the same batches, and stops the run between two of them when a signal has come.
+        options: how the run computes losses.
         sequence: the ranks that compute a micro-batch together.
 
     Returns:
@@ -37,7 +39,7 @@ def held_out_losses(
     losses: dict[str, float] = {}
     for name, examples in sources.items():
         batches = eval_batches(examples, sequence.data_rank, sequence.data_ranks, micro_batch_size, pad_token_id)
-        losses[name] = mean_loss(model, (shard(batch, sequence) for batch in checked(batches)), device)
+        losses[name] = mean_loss(model, (shard(batch, sequence) for batch in checked(batches)), device, options)
     if len(losses) == 1:
         return losses.popitem()[1], {}
     # The first token of an example is never learned, so these are the very tokens that each mean is over.

@@ -6,6 +6,7 @@ Shapes: B sequences, L positions, P positions at which any sequence learns, K le
 import functools
 import inspect
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -13,26 +14,38 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from sorsa_ds.data.tokenize import IGNORED
-from sorsa_ds.model.packed_attention import packed_attention
 from sorsa_ds.runtime import collectives
+from sorsa_ds.train.chunked_loss import losses_in_chunks
+from sorsa_ds.train.micro_batch import MicroBatch
+from sorsa_ds.train.padding import Padding, model_inputs
 
 
-def learned_tokens(batch: dict[str, Tensor]) -> int:
-    """The number of tokens of a batch that are learned: not the first of a sequence, which nothing precedes."""
-    return int((batch["labels"][:, 1:] != IGNORED).sum())
+@dataclass(frozen=True, slots=True)
+class LossOptions:
+    """How a run computes its losses; the values do not change with it, but for rounding.
+
+    padding: what the model is given for the sake of right padding.
+    chunk: positions whose logits exist at once, where a micro-batch has more of them; 0: all.
+    """
+
+    padding: Padding = Padding.MASK
+    chunk: int = 0
 
 
-def summed_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def summed_loss(
+    model: nn.Module, batch: MicroBatch | dict[str, Tensor], options: LossOptions = LossOptions()
+) -> Tensor:
     """Sum over the learned tokens of -log p(token | before), 0-D in float32 or better; 0 (with a graph) if none is.
 
-    batch: input_ids, attention_mask, labels, each (B, L); labels are -100 where nothing is learned. With position_ids,
-        each sequence is a packed row of examples that do not see one another.
+    Args:
+        batch: on the model's device. One that is collated only is made ready first, see `MicroBatch.of`.
     """
-    return _forward(model, batch)[0]
+    return _forward(model, MicroBatch.of(batch), options)[0]
 
 
-def training_losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+def training_losses(
+    model: nn.Module, batch: MicroBatch | dict[str, Tensor], options: LossOptions = LossOptions()
+) -> tuple[Tensor, Tensor | None]:
     """`summed_loss` of a micro-batch, and the loss by which its router learns to use all experts alike.
 
     The latter is 0-D and already has its coefficient. It is None unless the model computes it, which a mixture of
@@ -42,7 +55,7 @@ def training_losses(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor,
     Raises:
         ValueError: the model computes it and has no coefficient for it.
     """
-    loss, outputs = _forward(model, batch)
+    loss, outputs = _forward(model, MicroBatch.of(batch), options)
     balance = getattr(outputs, "aux_loss", None)
     if balance is None:
         return loss, None
@@ -64,27 +77,25 @@ def router_rows(model: PreTrainedModel) -> list[tuple[str, str]]:
     return [("router loss", f"{told} (output_router_logits); logged losses are without it")]
 
 
-def _forward(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ModelOutput]:
+def _forward(model: nn.Module, micro_batch: MicroBatch, options: LossOptions) -> tuple[Tensor, ModelOutput]:
     """The loss as `summed_loss` says, and what the model returned."""
     within = cast(PreTrainedModel, getattr(model, "module", model))
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-    if (position_ids := batch.get("position_ids")) is not None:
-        inputs |= packed_attention(within, position_ids)
-    labels_BL = batch["labels"][:, 1:]
-    learned = labels_BL != IGNORED
-    # mypy takes the __hash__ of a class's instances for that of the class.
-    if takes_positions(type(within)):  # type: ignore[arg-type]
-        # The output head computes only where something is learned: prompts and padding would be most of its work.
-        positions_P = learned.any(0).nonzero().view(-1)
-        labels_BL, learned = labels_BL[:, positions_P], learned[:, positions_P]
-        some = positions_P if len(positions_P) else 1  # the last, for the sake of the graph
-        outputs = model(**inputs, logits_to_keep=some)
-        logits = outputs.logits[:, : len(positions_P)]
-    else:
+    sequences, length = micro_batch.input_ids.shape
+    places_K, labels_K = micro_batch.places_of_all, micro_batch.labels
+    with model_inputs(within, micro_batch, options.padding) as inputs:
+        # mypy takes the __hash__ of a class's instances for that of the class.
+        if takes_positions(type(within)):  # type: ignore[arg-type]
+            # The output head computes only where something is learned: prompts and padding would be most of its work.
+            places_K, length = micro_batch.places, max(1, len(micro_batch.positions))
+            # Where nothing is learned, the last position is computed for the sake of the graph.
+            inputs["logits_to_keep"] = micro_batch.positions if len(micro_batch.positions) else 1
+        if 0 < options.chunk < sequences * length:
+            with losses_in_chunks(within, places_K, labels_K, options.chunk) as summed:
+                outputs = model(**inputs)
+                return summed(), outputs
         outputs = model(**inputs)
-        logits = outputs.logits[:, : labels_BL.shape[1]]
-    logits_KC = logits[learned]  # only these are widened to fp32
-    return nn.functional.cross_entropy(logits_KC.float(), labels_BL[learned], reduction="sum"), outputs
+    logits_KC = outputs.logits.flatten(0, 1)[places_K]  # only these are widened to fp32
+    return nn.functional.cross_entropy(logits_KC.float(), labels_K, reduction="sum"), outputs
 
 
 @functools.cache
@@ -95,13 +106,23 @@ def takes_positions(model_class: type[nn.Module]) -> bool:
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, batches: Iterable[dict[str, Tensor]], device: torch.device) -> float:
-    """Nats per learned token over all ranks' batches, in eval mode. A collective call: as many batches on each."""
+def mean_loss(
+    model: nn.Module,
+    batches: Iterable[MicroBatch | dict[str, Tensor]],
+    device: torch.device,
+    options: LossOptions = LossOptions(),
+) -> float:
+    """Nats per learned token over all ranks' batches, in eval mode. A collective call: as many batches on each.
+
+    Args:
+        batches: on the CPU.
+    """
     training = model.training
     model.eval()
     loss, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
     for batch in batches:
-        loss += summed_loss(model, {key: value.to(device) for key, value in batch.items()})
-        tokens += learned_tokens(batch)
+        ready = MicroBatch.of(batch)
+        loss += summed_loss(model, ready.to(device, non_blocking=True), options)
+        tokens += ready.learned
     model.train(training)
     return (collectives.total(loss, device) / collectives.total(tokens, device)).item()

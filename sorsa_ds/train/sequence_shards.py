@@ -3,18 +3,21 @@
 Shapes: B sequences, L positions, S positions of a shard.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from sorsa_ds.config.batch_size import shard_length
 from sorsa_ds.data.tokenize import IGNORED
+from sorsa_ds.model.packed_attention import known_rows
 from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.runtime import collectives
+from sorsa_ds.train.padding import LARGEST_GAP_FP32, LARGEST_GAP_NARROW, Padding, largest_gap
 
-CHECKED_TOKENS = 128
-"""How many tokens of an example are computed both ways at the start of a run."""
-
-LARGEST_DIFFERENCE, LARGEST_DIFFERENCE_FP32 = 0.05, 1e-3
-"""By how much the logits of shards may differ from those of the whole, relatively: by rounding."""
+PROBED = 8
+"""How many tokens each rank of a group computes both ways at the start of a run."""
 
 
 def shard(batch: dict[str, Tensor], sequence: SequenceParallel) -> dict[str, Tensor]:
@@ -29,7 +32,7 @@ def shard(batch: dict[str, Tensor], sequence: SequenceParallel) -> dict[str, Ten
     """
     if sequence.size == 1:
         return batch
-    length = -(-batch["input_ids"].shape[1] // sequence.size)
+    length = shard_length(batch["input_ids"].shape[1], sequence.size)
     first = sequence.rank * length
     filled = {
         "input_ids": _filled(batch["input_ids"], sequence.size * length, 0),
@@ -48,42 +51,42 @@ def _filled(tensor_BL: Tensor, length: int, value: int) -> Tensor:
 
 @torch.no_grad()
 def check_shards(
-    engine: nn.Module, batch: dict[str, Tensor], sequence: SequenceParallel, device: torch.device, precision: str
+    engine: nn.Module, sequence: SequenceParallel, device: torch.device, precision: str, padding: Padding
 ) -> None:
-    """Compare the logits of a text that ranks compute together with those that each computes alone. A collective call.
+    """Compare the logits of tokens that ranks compute together with those that each computes alone. A collective call.
 
     What a model's structure does not show is seen here: another way by which tokens reach others than attention, or
-    positions that the model does not take from its caller. Nothing happens without sequence parallelism. The median
-    over the positions is compared: where tokens are routed to experts, rounding may send one of them elsewhere.
+    positions that the model does not take from its caller. Nothing happens without sequence parallelism.
 
     Args:
-        batch: its longest example is taken; it is the same on all ranks that compute together.
         precision: the run's, `train.precision`.
+        padding: what the model needs for the sake of right padding.
 
     Raises:
-        ValueError: they differ by more than rounding does.
+        ValueError: they differ by more than rounding does, or the model needs a mask.
     """
     if sequence.size == 1:
         return
-    mask_BL = batch["attention_mask"].bool()
-    longest = int(mask_BL.sum(1).argmax())
-    ids_BL = batch["input_ids"][longest, mask_BL[longest]][None, :CHECKED_TOKENS]
-    one = {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL), "labels": ids_BL}
-    mine_BS = shard(one, sequence)["input_ids"].to(device)
-    first, real = sequence.rank * mine_BS.shape[1], ids_BL.shape[1]
+    model = cast(PreTrainedModel, getattr(engine, "module", engine))
+    name = f"train.sequence_parallel={sequence.size}: {type(model).__name__}"
+    if padding is Padding.MASK:
+        raise ValueError(f"{name} needs a mask where its sequences are padded, and shards have none; set it to 1")
+    vocabulary = model.config.get_text_config().vocab_size
+    same = torch.Generator().manual_seed(0)  # on all ranks
+    ids_BL = torch.randint(vocabulary, (1, PROBED * sequence.size), generator=same)
+    mask_BL = torch.ones_like(ids_BL)
+    mine = shard({"input_ids": ids_BL, "attention_mask": mask_BL, "labels": ids_BL}, sequence)
     training = engine.training
     engine.eval()
-    together = engine(input_ids=mine_BS, use_cache=False).logits[0].float()
-    with sequence.whole():
-        alone = engine(input_ids=ids_BL.to(device), use_cache=False).logits[0].float()
+    with known_rows(packed=False):
+        together = engine(input_ids=mine["input_ids"].to(device), use_cache=False).logits[0].float()
+        with sequence.whole():
+            alone = engine(input_ids=ids_BL.to(device), use_cache=False).logits[0].float()
     engine.train(training)
-    alone, together = alone[first : first + len(together)], together[: max(0, real - first)]
-    gap = ((together - alone).norm(dim=-1) / alone.norm(dim=-1)).median().item() if len(alone) else 0.0
-    gap = max(collectives.gather_lists([gap]))
-    if not gap <= (LARGEST_DIFFERENCE_FP32 if precision == "fp32" else LARGEST_DIFFERENCE):
-        model = getattr(engine, "module", engine)
+    first = sequence.rank * PROBED
+    gap = max(collectives.gather_lists([largest_gap(together, alone[first : first + PROBED], precision)]))
+    if gap > (LARGEST_GAP_FP32 if precision == "fp32" else LARGEST_GAP_NARROW):
         raise ValueError(
-            f"train.sequence_parallel={sequence.size}: the logits of {type(model).__name__} differ by {gap:.0%} from "
-            f"those that one rank computes alone, so its tokens reach one another by another way than attention; set it "
-            f"to 1"
+            f"{name} gives logits in shards that differ by {gap:.1%} from those of the whole sequence: its tokens reach "
+            f"one another by another way than attention, or its positions are its own; set it to 1"
         )

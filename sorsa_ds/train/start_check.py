@@ -19,7 +19,7 @@ from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime import collectives
 from sorsa_ds.sorsa.layer import compute_dtype
 from sorsa_ds.sorsa.routes import Routes
-from sorsa_ds.train.loss import mean_loss
+from sorsa_ds.train.loss import LossOptions, mean_loss
 
 CAUSAL_TOKENS = 32
 """How many tokens of an example are looked at to see whether a model is causal."""
@@ -102,7 +102,12 @@ def _with_parameters(loaded: AdaptedModel, layer: nn.Module, targets: list[Targe
 
 
 def check_start(
-    engine: nn.Module, loaded: AdaptedModel, batch: dict[str, Tensor], device: torch.device, tolerance: float
+    engine: nn.Module,
+    loaded: AdaptedModel,
+    batch: dict[str, Tensor],
+    device: torch.device,
+    tolerance: float,
+    options: LossOptions,
 ) -> tuple[float, float]:
     """Loss of the pre-trained model and of the adapted one at step 0, nats per token. A collective call.
 
@@ -110,8 +115,8 @@ def check_start(
         ValueError: they differ by more than `tolerance`, relatively.
     """
     with base_weights(loaded):
-        base = mean_loss(engine, [batch], device)
-    start = mean_loss(engine, [batch], device)
+        base = mean_loss(engine, [batch], device, options)
+    start = mean_loss(engine, [batch], device, options)
     if not abs(start - base) <= tolerance * abs(base):
         raise ValueError(
             f"the model's loss at step 0 is {start:.6f}, but the pre-trained model's is {base:.6f}: the adapted "
@@ -161,7 +166,7 @@ def check_causal(engine: nn.Module, batch: dict[str, Tensor], device: torch.devi
         )
 
 
-def check_packed(engine, batches: BatchPlan, device: torch.device, precision: str) -> None:
+def check_packed(engine, batches: BatchPlan, device: torch.device, precision: str, options: LossOptions) -> None:
     """Compare the loss of a packed micro-batch with that of its examples without packing. A collective call.
 
     Of the first step's micro-batches it is the one in which this rank has most examples, and so most seams.
@@ -184,8 +189,8 @@ def check_packed(engine, batches: BatchPlan, device: torch.device, precision: st
     rounds = math.ceil(max(collectives.gather_lists([len(examples)])) / micro)  # as many forward passes on every rank
     filled = [*examples, *[None] * (rounds * micro - len(examples))]
     alone = [collate(filled[at : at + micro], batches.pad_token_id) for at in range(0, len(filled), micro)]
-    packed = mean_loss(engine, batches.micro_batches(0)[fullest : fullest + 1], device)
-    unpacked = mean_loss(engine, alone, device)
+    packed = mean_loss(engine, batches.micro_batches(0)[fullest : fullest + 1], device, options)
+    unpacked = mean_loss(engine, alone, device, options)
     relative, absolute = (1e-4, 0.0) if precision == "fp32" else (1e-2, 1e-2)
     if not math.isclose(packed, unpacked, rel_tol=relative, abs_tol=absolute):
         raise ValueError(

@@ -38,7 +38,9 @@ from sorsa_ds.runtime.launcher import begin_again
 from sorsa_ds.runtime.process import memory_gib
 from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
 from sorsa_ds.train.held_out import held_out_losses
-from sorsa_ds.train.loss import learned_tokens, training_losses
+from sorsa_ds.train.loss import LossOptions, training_losses
+from sorsa_ds.train.loss_options import choose_options
+from sorsa_ds.train.micro_batch import MicroBatch
 from sorsa_ds.train.report import build_report
 from sorsa_ds.train.sequence_shards import check_shards, shard
 from sorsa_ds.train.start_check import check_causal, check_packed, check_start, largest_gap
@@ -58,6 +60,7 @@ class Trainer:
     recorder: takes the snapshots for an analysis.
     sequence: the ranks that compute a micro-batch together.
     signals: asked before each micro-step whether the job is to stop; made when training begins.
+    loss_options: how losses are computed; found out when training begins.
     """
 
     config: RunConfig
@@ -75,6 +78,7 @@ class Trainer:
     lock: RunLock
     sequence: SequenceParallel
     signals: StopSignals = field(init=False)
+    loss_options: LossOptions = field(init=False)
 
     def train(self) -> dict:
         """Train to the last step and return the report; where a signal comes, save first. A collective call.
@@ -101,8 +105,11 @@ class Trainer:
             StopRequest: a signal came; nothing is saved for it yet.
         """
         progress = self.progress
+        with self.sequence.whole():
+            self.loss_options = choose_options(self.engine, self.config, self.batches, progress.step, self.device)
+        check_shards(self.engine, self.sequence, self.device, self.config.train.precision, self.loss_options.padding)
         if isinstance(self.batches, BatchPlan):  # a stream is not packed
-            check_packed(self.engine, self.batches, self.device, self.config.train.precision)
+            check_packed(self.engine, self.batches, self.device, self.config.train.precision, self.loss_options)
         if progress.started:
             self.measure_on_the_way()
         else:
@@ -248,8 +255,8 @@ class Trainer:
         probe = self.probe()
         with self.sequence.whole():
             check_causal(self.engine, probe, self.device)
-        check_shards(self.engine, probe, self.sequence, self.device, self.config.train.precision)
-        base, start = check_start(self.engine, self.loaded, shard(probe, self.sequence), self.device, gap)
+        shown = shard(probe, self.sequence)
+        base, start = check_start(self.engine, self.loaded, shown, self.device, gap, self.loss_options)
         say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
         if method_of(self.config).keeps_initial:
             save_factors(self.engine, adapter / INITIAL, {one.name for one in self.loaded.selection.whole})
@@ -273,9 +280,9 @@ class Trainer:
             ValueError: the loss is no number; on every rank, before it can reach the weights.
             StopRequest: a signal came; the weights are as they were.
         """
-        micro_batches = [self.to_device(shard(batch, self.sequence)) for batch in self.batches.micro_batches(step)]
-        learned = self.total(map(learned_tokens, micro_batches))
-        tokens = self.total(int(batch["attention_mask"].sum()) for batch in micro_batches)
+        micro_batches = [MicroBatch.of(shard(batch, self.sequence)) for batch in self.batches.micro_batches(step)]
+        learned = self.total(batch.learned for batch in micro_batches)
+        tokens = self.total(batch.tokens for batch in micro_batches)
         # DeepSpeed averages gradients over ranks and micro-batches; this makes it a mean over the batch's tokens.
         scale = collectives.world_size() * len(micro_batches) / learned
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -285,7 +292,8 @@ class Trainer:
             nonlocal mean
             for i, batch in enumerate(micro_batches, start=1):
                 self.signals.check()
-                loss, balance = training_losses(self.engine, batch)
+                moved = batch.to(self.device, non_blocking=True)
+                loss, balance = training_losses(self.engine, moved, self.loss_options)
                 summed.add_(loss.detach())
                 if i == len(micro_batches):
                     mean = collectives.total(summed, self.device).item() / learned
@@ -308,7 +316,9 @@ class Trainer:
         if not self.held_out:
             return None, {}
         size, pad, checked = self.batches.micro_batch_size, self.batches.pad_token_id, self.signals.checked
-        loss, losses = held_out_losses(self.engine, self.held_out, size, pad, self.device, checked, self.sequence)
+        loss, losses = held_out_losses(
+            self.engine, self.held_out, size, pad, self.device, checked, self.loss_options, self.sequence
+        )
         self.stop_unless_finite(loss, "held-out loss", step)
         told = "".join(f"; {name}: {one:.4f}" for name, one in losses.items())
         say(f"Step {step}: held-out loss {loss:.4f} nats per token{told}.")
@@ -349,7 +359,3 @@ class Trainer:
     def device(self) -> torch.device:
         """Where this rank computes."""
         return self.engine.device
-
-    def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The batch on this rank's device."""
-        return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}

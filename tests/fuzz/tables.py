@@ -124,6 +124,7 @@ SETTINGS: dict[str, Rule] = {
     "train.adam_epsilon": real(0, 1, above=True),
     "train.gradient_checkpointing": flag,
     "train.precision": one_of("auto", "fp32", "mixed", "bf16"),
+    "train.loss_chunk": either(COUNT_FROM_0, one_of("auto")),
     "train.check_memory": flag,
     "train.deterministic": flag,
     "train.eval_every": COUNT_FROM_0,

@@ -50,7 +50,9 @@ def ds_config(stage: int, offload: str, clip: float, accumulation: int, bf16: bo
     return config
 
 
-def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None, checkpointing: bool = False):
+def build(
+    folder, ds: dict, case: dict, precision: str = "fp32", storage=None, checkpointing: bool = False, sorsa=SORSA
+):
     """A SorsaEngine on the tiny model, from disk, as the trainer makes it."""
     from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
     from sorsa_ds.model.sharding import Whole, Zero3
@@ -61,7 +63,7 @@ def build(folder, ds: dict, case: dict, precision: str = "fp32", storage=None, c
     device = torch.device("cpu")
     stage3 = ds["zero_optimization"]["stage"] == 3
     loaded = load_sorsa_model(
-        folder, sorsa=SORSA,
+        folder, sorsa=sorsa,
         precision=resolve_precision(precision, None, "cpu"),
         placement=Zero3(ds, device) if stage3 else Whole(device), device=device, factor_source=exactly,
         storage=storage,

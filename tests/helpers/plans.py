@@ -15,11 +15,13 @@ from sorsa_ds.sorsa.residual_storage import storage_of
 from tests.helpers.engines import CASES, EXPERT_RANK, MICRO, build, ds_config, micro_losses, sequences
 
 
-def job_of(stage, precision="fp32", storage="auto", gpus=1, nodes=1, length=12, zero=None, **train) -> Job:
+def job_of(
+    stage, precision="fp32", storage="auto", gpus=1, nodes=1, length=12, zero=None, packing=False, **train
+) -> Job:
     """A job for the tiny model as `tests.helpers.engines.build` builds it."""
     config = RunConfig(
         sorsa=SorsaConfig(rank=5, expert_rank=EXPERT_RANK), residual=ResidualConfig(storage=storage),
-        data=DataConfig(max_length=length),
+        data=DataConfig(max_length=length, packing=packing),
         train=TrainConfig(precision=precision, micro_batch_size=MICRO, **train),
     )  # fmt: skip
     given = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0, **(zero or {})}}
@@ -70,8 +72,7 @@ def bytes_saved(engine, length: int, packed: bool = False) -> int:
             held.add(self)
 
     ids = torch.zeros(MICRO, length, dtype=torch.int64)
-    # With padding, as the batches of a run: without any, k and v would not be repeated for every head.
-    inputs = {"attention_mask": (ids + torch.arange(length) < length - 3).long()}
+    inputs = {"position_ids": torch.arange(length)[None]}
     if packed:
         inputs = packed_attention(engine.module, ids + torch.arange(length) % (length // 4))
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):

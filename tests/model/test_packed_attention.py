@@ -33,7 +33,7 @@ def test_a_packed_rows_loss_and_gradient_are_those_of_its_examples_alone(family,
 def test_without_the_masks_some_models_look_over_the_seams(family, monkeypatch):
     """Why the masks are made here: these models do not hand their positions on to transformers' own masks."""
     model = model_of(config_of(family))
-    monkeypatch.setattr("sorsa_ds.train.loss.packed_attention", lambda model, positions: {
+    monkeypatch.setattr("sorsa_ds.train.padding.packed_attention", lambda model, positions: {
         "position_ids": positions, "attention_mask": None,
     })  # fmt: skip
     assert differences(model)[1] > 0.01

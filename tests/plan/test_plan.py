@@ -51,7 +51,7 @@ def test_parameters_residual_and_optimizer_are_the_live_tensors_bytes(folder, wo
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "packed"), [("fp32", False), ("mixed", False), ("mixed", True)])
 def test_what_is_kept_for_backward_is_what_autograd_saves(folder, precision, packed):
-    job = job_of(0, precision, length=200)
+    job = job_of(0, precision, length=200, packing=packed)
     kept = facts(folder, job).kept
     assert kept.counted and len(kept.blocks) == 2 and len(set(kept.blocks)) <= 2
     [saved] = run_ranks(1, live_saved, folder, 200, precision, packed)

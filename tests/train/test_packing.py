@@ -33,7 +33,7 @@ def test_a_packed_run_learns_what_the_unpacked_one_does_in_fewer_passes(project,
 
 
 def test_examples_that_do_not_stay_apart_stop_the_run_at_its_start(project, monkeypatch):
-    monkeypatch.setattr("sorsa_ds.train.loss.packed_attention", lambda model, positions: {
+    monkeypatch.setattr("sorsa_ds.train.padding.packed_attention", lambda model, positions: {
         "position_ids": positions.new_tensor(range(positions.shape[1])).expand_as(positions),
     })  # fmt: skip
     told, run, _ = launch_forked(project, "leaking", *SIZES, "data.packing=true", code=1)

@@ -1,0 +1,131 @@
+"""Whether a model needs to be told where padding is. A causal one, padded on the right, does not.
+
+Padding on the right comes after all tokens of its sequence, and a causal model's tokens see none that come after them.
+Of an attention mask transformers makes one of B x L x L, for which PyTorch leaves its fastest kernels, and looks at its
+values, for which the host waits. Without one there is nothing to make, unless a layer has a window.
+Shapes: B sequences, L positions, C vocabulary.
+"""
+
+import enum
+import inspect
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sorsa_ds.model.packed_attention import balances_by_mask, known_rows, makes_common_masks, packed_attention
+from sorsa_ds.runtime import collectives
+from sorsa_ds.train.micro_batch import MicroBatch
+
+PROBE_TOKENS = 32
+"""How many tokens of an example are looked at to see whether a model needs the mask."""
+
+LARGEST_GAP_FP32, LARGEST_GAP_NARROW = 1e-4, 0.02
+"""By how much logits at real positions may differ relatively without the mask: by rounding. In fp32 none of them may
+differ by more; in 16 bits their median, since rounding may send a token to another expert."""
+
+
+class Padding(enum.Enum):
+    """What a model is given for the sake of right padding. Each value is what the run says of it."""
+
+    POSITIONS = "no attention mask, positions counted from 0: the logits at real positions are the same as with a mask"
+    NOTHING = "no attention mask: the logits at real positions are the same as with one"
+    MASK = "an attention mask"
+
+
+@contextmanager
+def model_inputs(model: PreTrainedModel, micro_batch: MicroBatch, padding: Padding) -> Iterator[dict[str, Any]]:
+    """Context in which a model computes a micro-batch, with the arguments for it.
+
+    A micro-batch with padding before or between its tokens gets its mask, whatever `padding` says.
+    """
+    inputs: dict[str, Any] = {"input_ids": micro_batch.input_ids, "use_cache": False}
+    if micro_batch.position_ids is not None:
+        with known_rows(packed=True):
+            yield inputs | packed_attention(model, micro_batch.position_ids)
+    elif padding is Padding.MASK or not micro_batch.padded_right:
+        yield inputs | {"attention_mask": micro_batch.attention_mask}
+    else:
+        if padding is Padding.POSITIONS:
+            ids = micro_batch.input_ids
+            inputs["position_ids"] = torch.arange(ids.shape[1], device=ids.device)[None]
+        with known_rows(packed=False):
+            yield inputs
+
+
+@torch.no_grad()
+def choose_padding(
+    engine: nn.Module, batch: dict[str, Tensor], device: torch.device, precision: str
+) -> tuple[Padding, str]:
+    """What a model is to be given for right padding, and that in words with the reason. A collective call.
+
+    A model that balances its experts leaves padding out of that by the mask, so it keeps it. For any other, logits are
+    compared: those of the first tokens of an example, and of shorter examples padded to as many.
+
+    Args:
+        batch: its longest example is taken.
+        precision: the run's, `train.precision`.
+    """
+    model = cast(PreTrainedModel, getattr(engine, "module", engine))
+    if balances_by_mask(model):
+        return Padding.MASK, f"{Padding.MASK.value}: the loss of the router leaves out padding by it"
+    probe = padded_probe(batch).to(device)
+    tried = [Padding.NOTHING]
+    # Older code makes positions of its own for padding that it adds, and goes wrong with those of others.
+    if makes_common_masks(model) and "position_ids" in inspect.signature(model.forward).parameters:
+        tried.insert(0, Padding.POSITIONS)
+    training = engine.training
+    engine.eval()
+    with_mask = _real_logits(engine, model, probe, Padding.MASK)
+    why = ""
+    for padding in tried:
+        try:
+            gap = largest_gap(_real_logits(engine, model, probe, padding), with_mask, precision)
+        except Exception as error:  # any: it is the model's own code, which computes with a mask
+            gap, why = math.inf, f"without one the model fails ({type(error).__name__}: {error})"
+        else:
+            why = f"without one the logits at real positions move by {gap:.1%}"
+        gap = max(collectives.gather_lists([gap]))
+        if gap <= (LARGEST_GAP_FP32 if precision == "fp32" else LARGEST_GAP_NARROW):
+            break
+    else:
+        padding = Padding.MASK
+    engine.train(training)
+    if padding is Padding.MASK:
+        return padding, f"{padding.value}: {why}"
+    return padding, padding.value
+
+
+def padded_probe(batch: dict[str, Tensor]) -> MicroBatch:
+    """Three sequences of the longest example's first tokens in several orders: all, a half and an eighth of them.
+
+    They are padded on the right; one for the most part, since a model may go wrong only there.
+    """
+    mask_BL = batch["attention_mask"].bool()
+    longest = int(mask_BL.sum(1).argmax())
+    ids_L = batch["input_ids"][longest, mask_BL[longest]][:PROBE_TOKENS]
+    if len(ids_L) < 2:  # this rank has no example in the batch, and computes with the others all the same
+        ids_L = torch.tensor([0, 1])
+    ids_BL = torch.stack([ids_L, ids_L.flip(0), ids_L.roll(len(ids_L) // 2)])
+    mask_BL = torch.ones_like(ids_BL)
+    for row, share in enumerate((1, 2, 8)):
+        mask_BL[row, -(-len(ids_L) // share) :] = 0
+    return MicroBatch.of({"input_ids": ids_BL, "attention_mask": mask_BL, "labels": ids_BL})
+
+
+def _real_logits(engine: nn.Module, model: PreTrainedModel, probe: MicroBatch, padding: Padding) -> Tensor:
+    """Logits at the positions that are not padding, (tokens, C) in float32."""
+    with model_inputs(model, probe, padding) as inputs:
+        return engine(**inputs).logits[probe.attention_mask.bool()].float()
+
+
+def largest_gap(logits: Tensor, wanted: Tensor, precision: str) -> float:
+    """How far logits are from others, relatively: the largest distance of a token's in fp32, else the median."""
+    # A padding token has an embedding of zeros in some models, and so logits of zero.
+    gaps = (logits - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+    gap = (gaps.max() if precision == "fp32" else gaps.median()).item()
+    return gap if math.isfinite(gap) else math.inf
