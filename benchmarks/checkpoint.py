@@ -39,9 +39,11 @@ def checkpoints(folder: Path, rank: int) -> dict:
     import os
 
     os.environ["DS_ACCELERATOR"] = "cpu"
+    from sorsa_ds.engine.masters import inner_optimizer
     from sorsa_ds.model import factor_source
     from sorsa_ds.run.checkpoint import folder as folders
     from sorsa_ds.run.checkpoint import fragments, manifest
+    from sorsa_ds.run.checkpoint.host_copies import HostCopies
     from sorsa_ds.run.checkpoint.saved import SavedTensors
     from sorsa_ds.runtime.stop_signals import StopSignals
     from sorsa_ds.train.options import parse
@@ -58,7 +60,8 @@ def checkpoints(folder: Path, rank: int) -> dict:
     keeper.progress.step = 1
     trained = sum(target.trainable for target in trainer.loaded.targets)
 
-    blocked, _ = timed(lambda: fragments.snapshot(engine))
+    host = HostCopies(inner_optimizer(engine))
+    blocked, _ = timed(lambda: fragments.snapshot(engine, host))
     save, path = timed(keeper.save)
     ours = size(path)
     found = manifest.read_manifest(path)
@@ -67,7 +70,7 @@ def checkpoints(folder: Path, rank: int) -> dict:
 
     def load() -> None:
         saved = SavedTensors([path / name for name in found.files])
-        fragments.restore_optimizer(engine, saved, 1)
+        fragments.restore_moments(engine, saved, 1)
         for target in trainer.loaded.targets:
             factor_source.from_values(saved.values)(target, engine.masters.fragments[0].master)
 

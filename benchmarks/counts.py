@@ -1,4 +1,4 @@
-"""What decides how busy a GPU is, counted exactly on a CPU: kernels, host syncs, bytes of masks, activations and logits.
+"""What decides how busy a GPU is, counted exactly on a CPU: kernels, syncs, bytes of masks and logits.
 
     python benchmarks/counts.py
 

@@ -25,7 +25,9 @@ IDS = torch.arange(1, 25).view(2, 12) % 64
 
 def _train(folder, stage, precision, steps=5):
     """Logits at step 0 and losses of a few steps on one GPU, with TF32 allowed as the trainer does."""
-    from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
+    from sorsa_ds.engine.engine import SorsaEngine
+    from sorsa_ds.engine.optimizers import adamw
+    from sorsa_ds.engine.schedules import cosine_with_warmup
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.runtime.numerics import set_numerics
     from sorsa_ds.sorsa.regularizer import Regularizer
@@ -153,9 +155,29 @@ def _peaks(folder, cases):
     return found
 
 
+def test_a_checkpoints_copies_are_of_the_step_at_which_they_were_taken():
+    """The next optimizer step waits for them on the GPU; their page-locked memory is used again."""
+    from sorsa_ds.run.checkpoint.host_copies import HostCopies
+
+    held = torch.nn.Parameter(torch.zeros(2**26, device="cuda"))  # 256 MiB, some ten milliseconds on the bus
+    held.grad = -torch.ones_like(held)
+    optimizer = torch.optim.SGD([held], lr=1.0)
+    host, places = HostCopies(optimizer), set()
+    for step in range(4):
+        copies, wait = host.take({"held": held.data, "on the host": torch.full((3,), float(step))})
+        assert copies["held"].is_pinned()
+        places.add(copies["held"].data_ptr())
+        optimizer.step()
+        wait()
+        for copy in copies.values():
+            assert copy.unique().tolist() == [step]
+    assert len(places) == 1
+
+
 def _peak(folder, stage, precision, storage, checkpointing):
     """(planned, allocated) bytes at the peak of a load and two steps on one device."""
-    from sorsa_ds.engine.engine import adamw, cosine_with_warmup
+    from sorsa_ds.engine.optimizers import adamw
+    from sorsa_ds.engine.schedules import cosine_with_warmup
     from sorsa_ds.methods.registry import method_of
     from sorsa_ds.model.load import load_adapted_model
     from sorsa_ds.model.sharding import Whole, Zero3

@@ -1,4 +1,4 @@
-"""Kernels and host syncs, counted exactly, where PyTorch dispatches its operators: on a CPU as they would be on a GPU."""
+"""Kernels and host syncs, counted exactly where PyTorch dispatches its operators: on a CPU as on a GPU."""
 
 from collections import Counter
 
@@ -6,13 +6,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-WITHOUT_KERNEL = frozenset(
-    """
+_NAMES = """
     _local_scalar_dense _nested_tensor_size _reshape_alias _unsafe_view alias as_strided detach diagonal empty
     empty_like empty_strided expand lift_fresh new_empty new_empty_strided permute promote_types select slice split
     split_with_sizes squeeze t transpose unbind unsqueeze view view_as_real _conj unfold is_same_size
-    """.split()
-)
+"""
+WITHOUT_KERNEL = frozenset(_NAMES.split())
 """Operators that make a view, allocate, or ask for a fact: nothing is launched for them."""
 
 SYNCS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "unique_dim"})

@@ -8,7 +8,9 @@ from transformers import PreTrainedModel
 from benchmarks.helpers.common import DS_CONFIGS
 from sorsa_ds.config.deepspeed_json import read_ds_config, resolve_ds_config
 from sorsa_ds.config.schema import BaselineConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
-from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
+from sorsa_ds.engine.engine import SorsaEngine
+from sorsa_ds.engine.optimizers import adamw
+from sorsa_ds.engine.schedules import cosine_with_warmup
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.model.fill import fill_parameters, parameter_homes

@@ -65,7 +65,7 @@ def load_model(a: argparse.Namespace) -> dict:
         folder,
         lambda model: adapt_to_sorsa(
             model, SorsaConfig(rank=a.rank), resolve_precision("fp32", None, "cpu"), Dense(torch.float32), CPU,
-            lambda target, weight: found(weight, target.rank, target.name, a.method, a.tolerance),
+            lambda target, weight, digest=None: found(weight, target.rank, target.name, a.method, a.tolerance),
         ),
         loading=LoadingConfig(), placement=placement, device=CPU,
     )  # fmt: skip
@@ -141,7 +141,7 @@ def peak_memory(a: argparse.Namespace) -> dict:
             a.folder,
             lambda model: adapt_to_sorsa(
                 model, sorsa, formats, Dense(formats.residual_dtype), CPU,
-                lambda target, weight: found(weight, target.rank, target.name, a.method),
+                lambda target, weight, digest=None: found(weight, target.rank, target.name, a.method),
             ),
             loading=LoadingConfig(), placement=placement, device=CPU,
         )  # fmt: skip

@@ -59,7 +59,7 @@ def measure(a: argparse.Namespace) -> dict:
         a.folder,
         lambda model: adapt_to_sorsa(
             model, job.config.sorsa, job.precision, job.storage, device,
-            lambda target, weight: decompose(weight, target.rank, target.name, "randomized"),
+            lambda target, weight, digest=None: decompose(weight, target.rank, target.name, "randomized"),
         ),
         loading=LoadingConfig(), placement=Zero3(job.resolved.ds, device), device=device,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from sorsa_ds.config.deepspeed_sections import (
     said,
     subsection,
 )
-from sorsa_ds.config.schema import TrainConfig
+from sorsa_ds.config.train_settings import TrainConfig
 from sorsa_ds.runtime.json_text import parse_json
 
 MICRO_BATCH = "train_micro_batch_size_per_gpu"

@@ -120,7 +120,7 @@ class Refused:
     harmless: Any = False
 
 
-_ONE_OPTIMIZER = "there is one optimizer and one scheduler, set by train.learning_rate, train.warmup_ratio and so on"
+_ONE_OPTIMIZER = "there is one optimizer and one scheduler, set by train.learning_rate, train.schedule and so on"
 _AVERAGING = "the gradients' order of averaging and clipping is part of the method"
 _TRAVEL = "gradients travel in the precision that train.precision sets"
 _RECOMPUTE = "write train.gradient_checkpointing=true instead"

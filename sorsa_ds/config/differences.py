@@ -36,15 +36,16 @@ def differences(config: RunConfig, saved: dict, free: tuple[str, ...] = FREE) ->
     """Settings that differ from those of a saved run, as path -> (then, now).
 
     Args:
-        saved: the saved run's settings as a nested dictionary.
+        saved: the saved run's settings as a nested dictionary. A setting that its version did not have yet counts as at
+            its default.
         free: settings and sections that may differ. Settings that are left open now are not compared either.
     """
-    then, now = (flat(one, schema=RunConfig) for one in (saved, asdict(config)))
+    default, before, now = (flat(one, schema=RunConfig) for one in (asdict(RunConfig()), saved, asdict(config)))
+    then = default | before
     return {
         name: (then[name], value)
         for name, value in now.items()
-        if name in then
-        and (value != then[name] or isinstance(value, bool) != isinstance(then[name], bool))  # True == 1 in Python
+        if (value != then[name] or isinstance(value, bool) != isinstance(then[name], bool))  # True == 1 in Python
         and not name.startswith(free)
         and not (name in RESOLVED and value in (None, "auto"))
     }

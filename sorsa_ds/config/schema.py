@@ -10,19 +10,16 @@ from pydantic import Field
 
 from sorsa_ds.config.batch_size import check_micro_batch_tokens
 from sorsa_ds.config.declare import (
-    BatchSize,
-    Fraction,
     Name,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    Seed,
     Token,
     settings,
 )
 from sorsa_ds.config.method_settings import BaselineConfig, MethodName, RegularizerConfig, ResidualConfig, SorsaConfig
 from sorsa_ds.config.mixing import check_conversations, check_mix, check_streaming
+from sorsa_ds.config.train_settings import TrainConfig
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_DATA = "word-problems"
@@ -176,91 +173,6 @@ class DataConfig:
 
 
 @settings
-class TrainConfig:
-    """How the model is trained: with AdamW, a cosine schedule with warm-up, and these batch sizes and precision."""
-
-    steps: PositiveInt | None = None
-    """Number of optimizer steps. Unset: as many as `epochs` make."""
-
-    epochs: PositiveFloat = 1.0
-    """Passes over the data, where `steps` is unset."""
-
-    global_batch_size: BatchSize | None = None
-    """Examples per optimizer step, over all ranks and accumulation steps (JSON: train_batch_size). Unset: micro-batch x
-    ranks x accumulation."""
-
-    micro_batch_size: BatchSize | Literal["auto"] | None = None
-    """Examples per forward pass of one rank (JSON: train_micro_batch_size_per_gpu). Unset: 2. `auto`: the largest that
-    fits into the memory by the plan; the global batch stays what it is without."""
-
-    micro_batch_tokens: Annotated[int, Field(ge=8, le=10**9)] | Literal["auto"] | None = None
-    """Micro-batches of as many positions instead of as many examples, so that ranks wait less for one another: the
-    largest number of positions (examples x the longest, padding included) of a forward pass of one rank. A number is at
-    least `data.max_length`, and `micro_batch_size` follows from it. `auto`: `micro_batch_size` x `data.max_length`.
-    Unset: `micro_batch_size` examples."""
-
-    sequence_parallel: Annotated[int, Field(ge=1, le=4096)] = 1
-    """Consecutive ranks that compute one micro-batch together, each its share of the positions of every sequence, by
-    DeepSpeed's Ulysses: for sequences that are too long for one GPU (docs/long_context.md). It divides the number of
-    ranks and the model's attention heads."""
-
-    gradient_accumulation_steps: BatchSize | None = None
-    """Forward passes of a rank per optimizer step; with packing or `micro_batch_tokens` the most that there can be.
-    Unset: what follows from the two batch sizes, else 1."""
-
-    gradient_clipping: NonNegativeFloat | None = None
-    """Largest norm of the training loss's gradient. The regulariser's gradient is not clipped. 0: no clipping. Unset:
-    1.0."""
-
-    learning_rate: PositiveFloat = 2e-4
-    """The largest learning rate of the schedule, eta_d."""
-
-    warmup_ratio: Fraction = 0.03
-    """Fraction of the steps in which the learning rate rises linearly from 0, before its cosine decay."""
-
-    weight_decay: NonNegativeFloat = 0.0
-    """AdamW's decoupled weight decay on the trained parameters."""
-
-    adam_betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """AdamW's decay rates of the first and second moment."""
-
-    adam_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    """AdamW's epsilon."""
-
-    gradient_checkpointing: bool = False
-    """Recompute each block's activations in the backward pass. Takes about a third more time and far less memory."""
-
-    precision: Literal["auto", "fp32", "mixed", "bf16"] = "auto"
-    """fp32: everything in fp32. mixed: fp32 factors over a bf16 residual, under bf16 autocast (as in the papers).
-    bf16: DeepSpeed's bf16 engine with fp32 masters. `auto`: mixed where bf16 products are fast, else fp32."""
-
-    loss_chunk: Literal["auto"] | NonNegativeInt = "auto"
-    """Learned positions whose logits exist at once. `auto`: all of them where the logits of a micro-batch take at most
-    1 GiB, else as many as take that. 0: all of them. The losses are the same but for rounding."""
-
-    check_memory: bool = True
-    """Estimate the run's memory before the model is loaded, report it, and stop if it cannot fit (as launch/plan.py
-    does without running anything)."""
-
-    eval_every: NonNegativeInt = 0
-    """Optimizer steps between held-out evaluations. The start and the end are always evaluated. 0: only these two."""
-
-    seed: Seed = 0
-    """Seed of the data order, the held-out rows, the generated data and the dropout."""
-
-    deterministic: bool = False
-    """Take only kernels that give the same bits in every run on the same hardware (docs/reproducibility.md). On a GPU
-    it costs time; on CPUs nothing."""
-
-    timeout_minutes: Annotated[float, Field(gt=0, le=30 * 24 * 60)] = 10.0
-    """Minutes that a rank waits for the others, at the start and in every exchange, before it ends with a message."""
-
-    max_start_gap: PositiveFloat | None = None
-    """Largest relative gap between the adapted model's loss at step 0 and the base model's. A larger gap stops the run.
-    Unset: 0.02, or 0.5 with a 4-bit residual, which loses some of the model's quality."""
-
-
-@settings
 class AnalysisConfig:
     """Snapshots for launch/analyze.py, which measures how singular values and vectors move (SORSA, eq. 1 to 4)."""
 
@@ -334,3 +246,8 @@ class RunConfig:
                 f"them to rows that need masks: set one of them to its default"
             )
         check_micro_batch_tokens(self.train.micro_batch_tokens, self.data.max_length, self.data.packing)
+        if self.train.optimizer == "adamw_8bit" and self.regularizer.reorthonormalize:
+            raise ValueError(
+                f"regularizer.reorthonormalize={self.regularizer.reorthonormalize} turns AdamW's first moments, which "
+                "train.optimizer=adamw_8bit keeps as 8-bit codes: take adamw, or 0"
+            )

@@ -10,9 +10,7 @@ post-hook of the same step makes U and V orthonormal again: the masters have the
 into the model.
 """
 
-import functools
 import importlib
-import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -107,7 +105,7 @@ class SorsaEngine(DeepSpeedEngine):
                 inner.register_step_post_hook(self._reorthonormalize)
         for state in inner.state.values():
             # Some wrappers allocate the moments by a step on zero gradients, which Adam must not count.
-            state["step"].zero_()
+            state["step"] = state["step"] * 0  # a tensor, or bitsandbytes' int
 
     def train_step(self, losses, passes: int | None = None) -> StepReport:
         """Make a backward pass from each micro-batch loss, then one optimizer step.
@@ -196,17 +194,6 @@ class SorsaEngine(DeepSpeedEngine):
                 self.optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
 
 
-def adamw(rate: float, betas: tuple[float, float], epsilon: float, weight_decay: float):
-    """A function that makes AdamW from the trainable parameters, as `SorsaEngine` expects its optimizer."""
-
-    def make(parameters) -> torch.optim.AdamW:
-        return torch.optim.AdamW(
-            list(parameters), lr=rate, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=True
-        )
-
-    return make
-
-
 def _import_muon() -> None:
     """Import DeepSpeed's Muon optimizer with its functions left uncompiled.
 
@@ -235,19 +222,3 @@ def _let_gradients_into_leaves(model: nn.Module) -> None:
     enable = getattr(model, "enable_input_require_grads", None)
     if enable is not None and any(p.requires_grad for leaf in leaves for p in leaf.parameters()):
         enable()
-
-
-def cosine_with_warmup(steps: int, warmup_steps: int):
-    """A function that makes an optimizer's scheduler: linear warm-up to eta_d, then a cosine to 0 at the last step.
-
-    It is transformers' `get_cosine_schedule_with_warmup`. Importing that takes a fifth of a run's start, because peft,
-    bitsandbytes and PyTorch's compiler come with it.
-    """
-
-    def share(step: int) -> float:
-        if step < warmup_steps:
-            return step / warmup_steps
-        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-    return functools.partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=share)

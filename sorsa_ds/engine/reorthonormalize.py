@@ -21,7 +21,8 @@ AdamW's moments belong to columns, so they must follow. Let G be the gradient of
 - Both moments of s stay unchanged, because each s_i is a number of its own.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from deepspeed import comm as dist
@@ -38,7 +39,7 @@ class Reorthonormalizer:
 
     A factor is only multiplied from the right, so its rows stay where they are. Communicated are the Gram matrices, s,
     the cut rows and the rotations. One rank decomposes a layer for all, so that every rank applies exactly the same
-    matrices.
+    matrices. A rank decomposes its share on its device, all layers of one rank r in a batch.
 
     Args:
         grams: Gram matrices of U and V.
@@ -49,16 +50,32 @@ class Reorthonormalizer:
     def __init__(self, grams: ShardedGrams, masters: Masters, state: Mapping[Tensor, dict[str, Tensor]]):
         self._grams, self._state = grams, state
         self._layers: list[str] = []
-        self._pairs: list[tuple[int, int]] = []
         first: dict[str, int] = {}
+        places: list[tuple[int, int]] = []
         for name in grams.names:
             if name.endswith(".U"):
                 layer = name.removesuffix(".U")
-                of_u, of_v = (range(len(grams.grams))[grams.spans[f"{layer}.{side}"]] for side in "UV")
+                numbers_u, numbers_v = (range(len(grams.grams))[grams.spans[f"{layer}.{side}"]] for side in "UV")
                 first[f"{layer}.s"] = len(self._layers)
-                self._pairs += zip(of_u, of_v, strict=True)
-                self._layers += [layer] * len(of_u)
+                places += zip(numbers_u, numbers_v, strict=True)
+                self._layers += [layer] * len(numbers_u)
         self._s = [(first[f.name], f) for f in masters.fragments if f.name in first]
+        self._shapes = [(len(batch) // 2, batch.shape[-1]) for batch in grams.batches]
+        self._shares: list[tuple[Tensor, Tensor, Tensor]] = []
+        begin = 0
+        for layers, _ in self._shapes:
+            mine = [n for n in range(begin, begin + layers) if n % collectives.world_size() == collectives.rank()]
+            # Each layer has two matrices, so that 2 * begin matrices come before this batch.
+            of_s, of_u, of_v = (
+                torch.tensor([number - first for number in numbers], dtype=torch.long, device=grams.device)
+                for numbers, first in (
+                    (mine, begin),
+                    ([places[n][0] for n in mine], 2 * begin),
+                    ([places[n][1] for n in mine], 2 * begin),
+                )
+            )
+            self._shares.append((of_s, of_u, of_v))
+            begin += layers
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -78,42 +95,46 @@ class Reorthonormalizer:
                 (self._first_moment(part.fragment), cut_moments),
             ]
             for numbers, cut_rows in held:
-                for span, turned in part.times(numbers, cut_rows, torch.stack(turns[part.numbers])):
+                for span, turned in part.times(numbers, cut_rows, self._grams.within(turns, part.numbers)):
                     numbers[span] = turned.to(numbers)
+        by_layer = [one for batch in values for one in batch]
         for first, fragment in self._s:
             for layer, there, here in _pieces(fragment, first):
-                fragment.values()[here] = values[layer][there].to(fragment.values())
+                fragment.values()[here] = by_layer[layer][there].to(fragment.values())
 
     def _shared(self) -> tuple[list[Tensor], list[Tensor]]:
-        """s of every layer, and the first moments of the cut rows; float64. A rank alone knows only parts of them."""
-        flat, s = _zeros([self._grams.grams[u][0] for u, _ in self._pairs])
+        """s of every layer (layers, r) by rank r, and the first moments of the cut rows; float64.
+
+        A process alone knows only parts of them.
+        """
+        flat, batches = _zeros(self._shapes, self._grams.device)
+        s = [one for batch in batches for one in batch]
         for first, fragment in self._s:
             for layer, there, here in _pieces(fragment, first):
-                s[layer][there] = fragment.values()[here].to(s[layer])
+                s[layer][there] = fragment.values()[here].to(flat)
         moments, cut_moments = self._grams.own_cut_rows(self._first_moment)
         if self._grams.sharded:
             collectives.sum_over_ranks([flat, moments])
-        return s, cut_moments
+        return batches, cut_moments
 
     def _decompose(self, s: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The rotation T of every matrix, and s' of every layer. Each rank computes a share and receives the rest."""
-        grams = self._grams.grams
-        flat, made = _zeros([*grams, *s])
+        """The rotations T, in batches like the Gram matrices, and s' of every layer in batches like `s`.
+
+        Each process computes a share and receives the rest.
+        """
+        grams = self._grams.batches
+        flat, made = _zeros([*(batch.shape for batch in grams), *self._shapes], self._grams.device)
         turns, values = made[: len(grams)], made[len(grams) :]
-        for layer in range(collectives.rank(), len(self._pairs), collectives.world_size()):
-            u, v = self._pairs[layer]
-            found = rotations(grams[u].cpu(), s[layer].cpu(), grams[v].cpu())
-            if found is None:
-                values[layer].fill_(torch.nan)  # the sum over the ranks shows it to every rank
-            else:
-                for place, tensor in zip((turns[u], values[layer], turns[v]), found, strict=True):
-                    place.copy_(tensor)
+        for batch, (layers, of_u, of_v) in enumerate(self._shares):
+            t_u, new, t_v = rotations(grams[batch][of_u], s[batch][layers], grams[batch][of_v])
+            turns[batch][of_u], values[batch][layers], turns[batch][of_v] = t_u, new, t_v
         dist.all_reduce(flat)
         if not flat.isfinite().all():
-            lost = [name for name, found in zip(self._layers, values, strict=True) if found.isnan().any()]
-            told = ", ".join([*dict.fromkeys(lost)][:3])
+            lost = torch.cat([found.isnan().any(1) for found in values]).tolist()
+            names = [name for name, is_lost in zip(self._layers, lost, strict=True) if is_lost]
+            told = ", ".join([*dict.fromkeys(names)][:3])
             raise ValueError(
-                f"regularizer.reorthonormalize: the columns of U or V of {told} ({len(lost)} matrices) "
+                f"regularizer.reorthonormalize: the columns of U or V of {told} ({len(names)} matrices) "
                 "depend on each other, or hold NaN or Inf; lower train.learning_rate"
             )
         return turns, values
@@ -139,7 +160,8 @@ def _pieces(fragment: Fragment, first: int) -> Iterator[tuple[int, slice, slice]
         position = stop
 
 
-def _zeros(like: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """A flat tensor of zeros, and views into it with the shapes of the given tensors."""
-    flat = like[0].new_zeros(sum(map(Tensor.numel, like)))
-    return flat, [part.view_as(x) for part, x in zip(flat.split([x.numel() for x in like]), like, strict=True)]
+def _zeros(shapes: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, list[Tensor]]:
+    """A flat float64 tensor of zeros, and views into it with the given shapes."""
+    sizes = [math.prod(shape) for shape in shapes]
+    flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+    return flat, [part.view(*shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)]

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +27,13 @@ FORMAT = 2
 """Part of the key. Raise it when the decomposition or the files change so that old files would be wrong."""
 
 Decompose = Callable[[Target, Tensor], Decomposition]
+
+
+class CachedDecompose(Protocol):
+    """What `FactorCache.wrap` returns; it is a `sorsa_ds.model.fill.FactorSource`."""
+
+    def __call__(self, target: Target, weight: Tensor, known: str | None = None, /) -> Decomposition:
+        """The decomposition of a weight, whose parameter's digest may be known."""
 
 
 @dataclass(slots=True)
@@ -47,11 +55,15 @@ class FactorCache:
         self._settings = settings
         self._warn = warn
 
-    def wrap(self, decompose: Decompose) -> Decompose:
-        """The function `decompose`, answered from the cache where the cache has the weight."""
+    def wrap(self, decompose: Decompose) -> CachedDecompose:
+        """The function `decompose`, answered from the cache where the cache has the weight.
 
-        def cached(target: Target, weight: Tensor) -> Decomposition:
-            key = self._key(target, weight)
+        The function that is returned also takes the digest of the parameter that the weight is a view of. Given none,
+        it takes the digest itself, which reads the weight once more, on a GPU by copying it back.
+        """
+
+        def cached(target: Target, weight: Tensor, known: str | None = None) -> Decomposition:
+            key = self._key(target, weight, known)
             path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.safetensors"
             if os.path.exists(path):  # False, and no error, where the folder cannot be searched
                 try:
@@ -67,16 +79,18 @@ class FactorCache:
 
         return cached
 
-    def _key(self, target: Target, weight: Tensor) -> str:
-        parts = {
+    def _key(self, target: Target, weight: Tensor, known: str | None) -> str:
+        parts: dict[str, Any] = {
             "format": FORMAT,
-            "weight": digest.of_tensor(weight),
+            "weight": known or digest.of_tensor(weight.mT if target.transposed else weight),
             "shape": list(weight.shape),
             "dtype": str(weight.dtype),
             "rank": target.rank,
             "name": target.name,  # it seeds the random numbers
             **self._settings,
         }
+        if target.transposed:
+            parts["transposed"] = True  # the digest is of the parameter as it is stored
         return json.dumps(parts, sort_keys=True)
 
 

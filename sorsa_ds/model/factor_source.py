@@ -30,7 +30,7 @@ def factor_source(
     repeated = residual.iterations > 1
     single = quantisation_rounds.refined(decomposed, config, residual, storage, precision) if repeated else decomposed
 
-    def found(target: Target, weight: Tensor) -> Decomposition:
+    def found(target: Target, weight: Tensor, digest: str | None = None) -> Decomposition:
         if not target.experts:
             return single(target, weight)
         return stacked([single(target.one(number), matrix) for number, matrix in enumerate(weight)])
@@ -49,7 +49,7 @@ def factor_source(
 def from_values(values: Callable[[str, torch.Size], Tensor]) -> FactorSource:
     """The source that takes each factor from `values`, which gives a tensor by its name and shape."""
 
-    def given(target: Target, weight: Tensor) -> Factors:
+    def given(target: Target, weight: Tensor, digest: str | None = None) -> Factors:
         shapes = factor_shapes(target).items()
         return Factors(*(values(f"{target.name}.{leaf}", shape).to(weight.device) for leaf, shape in shapes))
 

@@ -21,8 +21,18 @@ from sorsa_ds.model.weight_sources import WeightSource
 from sorsa_ds.runtime import collectives
 from sorsa_ds.sorsa.decompose import Factors
 
-FactorSource = Callable[[Target, Tensor], Factors]
-"""Gives a target's factors from its weight (M, N): by decomposition, from a cache, or from a finished run."""
+
+class FactorSource(Protocol):
+    """Gives a target's factors from its weight (M, N): by decomposition, from a cache, or from a finished run."""
+
+    def __call__(self, target: Target, weight: Tensor, digest: str | None = None, /) -> Factors:
+        """The factors.
+
+        Args:
+            weight: (M, N), or (E, M, N) where the target is one of experts.
+            digest: that of the parameter which the weight is a view of, where it was taken when it was read.
+        """
+
 
 RoundProgress = Callable[[list[list[Item | None]]], Iterable[list[Item | None]]]
 """Wraps the rounds (`sorsa_ds.model.schedule.schedule`), to show them and how far they are."""

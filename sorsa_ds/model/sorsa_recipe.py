@@ -119,7 +119,7 @@ class SorsaRecipe:
         if target is None:
             return [check_finite(item.name, weight)], []
         with full_fp32_products():
-            factors = self.factor_source(target, weight)
+            factors = self.factor_source(target, weight, source.digest(target))
         given = not isinstance(factors, Decomposition)  # then there is nothing to report
         parts, losses = [], []
         for matrix, *own in zip(target.each(weight), *(target.each(x) for x in factors.tensors()), strict=True):

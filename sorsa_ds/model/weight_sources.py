@@ -26,6 +26,9 @@ class WeightSource(Protocol):
         The weight is (M, N), or (E, M, N) where the target is one of experts.
         """
 
+    def digest(self, target: Target) -> str | None:
+        """The digest of the parameter that holds a target's weight, where reading it has taken one."""
+
 
 class DiskWeightSource:
     """The owner reads its tensors straight from the disk; nothing crosses the wire.
@@ -70,6 +73,9 @@ class DiskWeightSource:
             ValueError: the tensor cannot be read, or its digest is not the expected one.
         """
         return as_matrices(self.parameter(target.weight), target)
+
+    def digest(self, target: Target) -> str | None:
+        return self.digests.get(target.weight)
 
     def parameter(self, name: str) -> Tensor:
         """A pre-trained parameter in the model's shape and its dtype on disk, on the CPU.
@@ -116,6 +122,9 @@ class ShardedWeightSource:
         assert item.target is not None
         assert self._mine is not None
         return as_matrices(self._mine, item.target), None
+
+    def digest(self, target: Target) -> str | None:
+        return None
 
 
 def _block(parameter: Any) -> Tensor:

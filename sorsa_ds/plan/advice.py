@@ -7,7 +7,7 @@ from typing import Literal
 
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.command_line import REPOSITORY
-from sorsa_ds.config.schema import TrainConfig
+from sorsa_ds.config.train_settings import TrainConfig
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import fits, memory, of_a_node
@@ -78,7 +78,14 @@ class _Trial:
         return Way(" ".join(words), needed.total, of_a_node(change.job, needed))
 
     def _facts(self, job: Job) -> Facts:
-        settings = (replace(job.config, train=TrainConfig()), job.precision, job.storage, job.most_examples)
+        settings = (
+            replace(job.config, train=TrainConfig()),
+            job.precision,
+            job.storage,
+            job.most_examples,
+            job.length,
+            job.together,
+        )
         for known, model in self._models:
             if known == settings:
                 return model

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sorsa_ds.engine.optimizers import moment_bytes_8bit
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import fill, pretrained
 from sorsa_ds.model.targets import Target
@@ -68,7 +69,7 @@ def memory(job: Job, facts: Facts) -> Memory:
     mine = _mine(job, facts)
     if _has_masters(job):
         optimizer_at["masters"] = taken(_MASTER * mine, job.pinned("optimizer") and job.stage < 3)
-    optimizer_at["moments"] = _MOMENTS * mine
+    optimizer_at["moments"] = _moments(job, facts, mine)
     gpu["gradients"] = _gradients(job, facts)
     if job.offloaded("optimizer"):
         host["gradients"] = offloaded_gradients(job, facts, mine)
@@ -118,6 +119,15 @@ def _mine(job: Job, facts: Facts) -> int:
     if job.stage < 3:
         return _padded(job, facts) // job.ranks
     return sum(p.block(job.ranks) for p in facts.parameters if p.kind == "trained")
+
+
+def _moments(job: Job, facts: Facts, mine: int) -> int:
+    """Bytes of AdamW's two moments; `mine` are the numbers that this rank's optimizer updates."""
+    if job.config.train.optimizer == "adamw":
+        return _MOMENTS * mine
+    if job.stage == 0:
+        return sum(moment_bytes_8bit(p.block(1)) for p in facts.parameters if p.kind == "trained")
+    return moment_bytes_8bit(mine)
 
 
 def _has_masters(job: Job) -> bool:
@@ -240,10 +250,11 @@ def _activations(job: Job, facts: Facts) -> tuple[int, int]:
     logits = (chunk or job.tokens) * facts.vocabulary * LOGIT_BYTES
     at_head = _beside_chunks(facts) if chunk else 0
     backward = 4 * job.tokens * facts.widest * compute
+    repeated = job.tokens * facts.exchanged.repeated * compute
     if not job.config.train.gradient_checkpointing:
-        return kept.rest + at_head + sum(kept.blocks) + backward, logits
+        return kept.rest + at_head + sum(kept.blocks) + repeated * len(kept.blocks) + backward, logits
     inputs = kept.rest + at_head + kept.inputs * len(kept.blocks) + _cast(job, facts)
-    recomputed = max(kept.blocks, default=0) + backward
+    recomputed = max(kept.blocks, default=0) + repeated + backward
     return (inputs, logits) if logits >= recomputed else (inputs + recomputed, 0)
 
 

@@ -91,8 +91,43 @@ def set_threads(local_world_size: int) -> int:
         The number of threads of this rank.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        every = psutil.cpu_count() or 1
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
-        cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
-        torch.set_num_threads(max(1, cores // local_world_size))
+        torch.set_num_threads(_cores() // local_world_size or 1)
     return torch.get_num_threads()
+
+
+def set_offload_threads(local_world_size: int) -> str:
+    """Share the machine's cores among ranks whose GPUs leave the optimizer's step to the CPU; returns what was done.
+
+    What the user has set OMP_NUM_THREADS to stays. torchrun's own value of 1 does not: the step would take as many
+    times longer as there are cores for it.
+    """
+    said = os.environ.get("OMP_NUM_THREADS")
+    if said is None or _set_by_torchrun():
+        torch.set_num_threads(_cores() // local_world_size or 1)
+        why = f"of {_cores()} cores for {local_world_size} ranks"
+    else:
+        why = f"as OMP_NUM_THREADS={said} says"
+    return f"The optimizer's step takes place on the CPU, with {torch.get_num_threads()} threads per rank ({why})."
+
+
+def _set_by_torchrun() -> bool:
+    """Whether OMP_NUM_THREADS is torchrun's own, which it sets to 1 where it was started without that variable.
+
+    /proc holds the environment with which the parent process, the launcher, was started. Where it cannot be read, the
+    variable counts as the user's.
+    """
+    if os.environ.get("OMP_NUM_THREADS") != "1" or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    try:
+        with open(f"/proc/{os.getppid()}/environ", "rb") as file:
+            started_with = file.read().split(b"\0")
+    except OSError:
+        return False
+    return not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in started_with)
+
+
+def _cores() -> int:
+    """How many physical cores of this machine this process may use."""
+    every = psutil.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    return min(allowed, psutil.cpu_count(logical=False) or allowed)

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sorsa_ds.config.batch_size import AUTO
-from sorsa_ds.config.schema import DataConfig, LoadingConfig, RunConfig, TrainConfig
+from sorsa_ds.config.schema import DataConfig, LoadingConfig, RunConfig
+from sorsa_ds.config.train_settings import TrainConfig
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.methods.settings import check_open_micro_batch

@@ -87,6 +87,6 @@ def check_shards(
     gap = max(collectives.gather_lists([largest_gap(together, alone[first : first + PROBED], precision)]))
     if gap > (LARGEST_GAP_FP32 if precision == "fp32" else LARGEST_GAP_NARROW):
         raise ValueError(
-            f"{name} gives logits in shards that differ by {gap:.1%} from those of the whole sequence: its tokens reach "
-            f"one another by another way than attention, or its positions are its own; set it to 1"
+            f"{name} gives logits in shards that differ by {gap:.1%} from those of the whole sequence: its tokens "
+            f"reach one another by another way than attention, or its positions are its own; set it to 1"
         )

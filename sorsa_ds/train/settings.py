@@ -21,7 +21,7 @@ from sorsa_ds.runtime import collectives, precision
 from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.device import this_device
 from sorsa_ds.runtime.precision import Precision
-from sorsa_ds.runtime.process import ranks_of_each_node, start_process
+from sorsa_ds.runtime.process import local_ranks, ranks_of_each_node, start_process
 from sorsa_ds.sorsa import residual_storage
 from sorsa_ds.sorsa.residual_storage import Storage
 from sorsa_ds.train.options import Invocation
@@ -110,6 +110,8 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
         ranks_of_each_node(),
         config.data.max_length,
     )
+    if job.device_type == "cuda" and "offload_optimizer" in resolved.ds["zero_optimization"]:
+        say(precision.set_offload_threads(local_ranks()))
     config = _resolved_config(config, resolved, formats)
     check_settings(config, resolved.zero_stage, formats)
     storage = collectives.together(

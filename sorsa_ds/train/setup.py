@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sorsa_ds.data.batches import BatchPlan
-from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
+from sorsa_ds.engine import optimizers, schedules
+from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import schedule
 from sorsa_ds.model.load import AdaptedModel, load_adapted_model
@@ -187,8 +188,8 @@ def build_engine(settings: RunSettings, run: OpenedRun, inputs: Inputs, model: B
     engine = method_of(settings.config).engine(settings.config, steps)(
         loaded.model,
         settings.resolved.ds,
-        adamw(train.learning_rate, train.adam_betas, train.adam_epsilon, train.weight_decay),
-        cosine_with_warmup(steps, min(round(train.warmup_ratio * steps), steps - 1)),
+        optimizers.optimizer(train),
+        schedules.schedule(train, steps),
         run.regularizer,
         loaded.exact_factors,
     )
@@ -279,6 +280,7 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
             ("ranks", f"{world_size} x {settings.device_type}, ZeRO stage {resolved.zero_stage}"),
             ("batch", batch),
             ("steps", f"{inputs.batches.steps} over {inputs.data_size}"),
+            ("learning rate", schedules.described(config.train)),
             ("run folder", str(run.folder)),
         ]
     )

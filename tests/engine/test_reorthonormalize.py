@@ -6,6 +6,7 @@ import torch
 from sorsa_ds.config.schema import RegularizerConfig, RunConfig
 from sorsa_ds.methods.settings import check_settings
 from sorsa_ds.runtime.precision import resolve_precision
+from sorsa_ds.sorsa import rotations as rotations_module
 from sorsa_ds.sorsa.regularizer import resolve_regularizer
 from sorsa_ds.sorsa.rotations import rotations
 from tests.helpers.engines import (
@@ -50,7 +51,7 @@ def factors(drift: float, s: list[float], seed: int = 0):
 
 
 def turned(u, s, v):
-    t_u, new_s, t_v = rotations(u.T @ u, s, v.T @ v)
+    [t_u], [new_s], [t_v] = rotations((u.T @ u)[None], s[None], (v.T @ v)[None])
     return u @ t_u, new_s, v @ t_v
 
 
@@ -76,13 +77,78 @@ def test_columns_keep_their_place_and_sign():
     torch.testing.assert_close(new_u, u / u.norm(dim=0))
 
 
+def one_by_one(gram_u, s, gram_v):
+    """What `rotations` returns for one layer, by LAPACK's SVD and a loop that takes the most similar columns first."""
+    c_u, c_v = (torch.linalg.cholesky(gram, upper=True) for gram in (gram_u, gram_v))
+    a, values, b_t = torch.linalg.svd((c_u * s) @ c_v.T)
+    t_u, t_v = torch.linalg.solve(c_u, a), torch.linalg.solve(c_v, b_t.T)
+    alike, order = t_u.square() + t_v.square(), [0] * len(s)
+    for _ in order:
+        old, new = divmod(int(alike.argmax()), len(s))
+        order[old] = new
+        alike[old] = alike[:, new] = -1
+    t_u, values, t_v = t_u[:, order], values[order], t_v[:, order]
+    sign_u, sign_v = t_u.diagonal().sign(), t_v.diagonal().sign()
+    return t_u * sign_u, values * sign_u * sign_v, t_v * sign_v
+
+
+def many(layers: int, rank: int):
+    """Gram matrices and s of layers that have drifted between 1e-6 and 0.5, some with s from 1e-7 to 1 or below 0.
+
+    Layer 0 has an s of zero.
+    """
+    generator = torch.Generator().manual_seed(rank)
+
+    def gram(drift):
+        x = torch.randn(layers, 3 * rank + 5, rank, generator=generator, dtype=torch.float64)
+        x = torch.linalg.qr(x).Q + drift * torch.randn(x.shape, generator=generator, dtype=torch.float64) / rank
+        return x.mT @ x
+
+    drift = torch.logspace(-6, -0.3, layers, dtype=torch.float64)[:, None, None]
+    s = 0.1 + torch.rand(layers, rank, generator=generator, dtype=torch.float64)
+    s[1::3] = torch.logspace(0, -7, rank, dtype=torch.float64)
+    s[2::3, ::2] *= -1
+    s[0, -1] = 0
+    return gram(drift), s, gram(drift)
+
+
+@pytest.mark.parametrize("rank", [1, 8, 33])
+def test_a_batch_is_what_its_layers_are_one_by_one(monkeypatch, rank):
+    monkeypatch.setattr(rotations_module, "CHUNK_NUMBERS", 5 * rank**2)  # a last chunk of two layers
+    grams_u, s, grams_v = many(12, rank)
+    found = rotations(grams_u, s, grams_v)
+    for layer, (t_u, new_s, t_v) in enumerate(zip(*found, strict=True)):
+        for gram, turn in ((grams_u[layer], t_u), (grams_v[layer], t_v)):
+            torch.testing.assert_close(turn.T @ gram @ turn, torch.eye(rank).double(), rtol=0, atol=1e-12)
+        # U T_U diag(s') T_V^T V^T = U diag(s) V^T for any U and V of full rank.
+        torch.testing.assert_close((t_u * new_s) @ t_v.T, torch.diag(s[layer]), rtol=0, atol=1e-11)
+        for got, expected in zip((t_u, new_s, t_v), one_by_one(grams_u[layer], s[layer], grams_v[layer]), strict=True):
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-8)
+
+
+def test_only_an_s_of_zero_needs_an_svd(monkeypatch):
+    """An SVD is slow on a GPU."""
+    taken, svd = [], torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "svd", lambda x: taken.append(len(x)) or svd(x))
+    rotations(*many(12, 8))
+    assert taken == [1]
+
+
 def test_what_cannot_be_made_orthonormal_is_told_apart():
     u, s, v = factors(0.1, [3.0, 2.0, 1.0])
     flat = u.clone()
     flat[:, 1] = 0
-    assert rotations(flat.T @ flat, s, v.T @ v) is None
-    assert rotations(u.T @ u, s * torch.nan, v.T @ v) is None
-    assert rotations(u.T @ u * torch.inf, s, v.T @ v) is None
+    gram_u, gram_v = u.T @ u, v.T @ v
+    cases = [
+        (gram_u, s, gram_v), (flat.T @ flat, s, gram_v), (gram_u, s * torch.nan, gram_v),
+        (gram_u * torch.inf, s, gram_v), (gram_u, s, gram_v * torch.nan), (gram_u, 0 * s, gram_v),
+    ]  # fmt: skip
+    found = rotations(*(torch.stack(x) for x in zip(*cases, strict=True)))
+    for one in found:
+        assert [bool(x.isnan().all()) for x in one] == [bool(x.isnan().any()) for x in one]
+        assert [bool(x.isnan().all()) for x in one] == [False, True, True, True, True, False]
+    for of_many, alone in zip(found, one_by_one(gram_u, s, gram_v), strict=True):
+        torch.testing.assert_close(of_many[0], alone, rtol=0, atol=1e-13)
 
 
 def setup(stage, how, precision="fp32"):

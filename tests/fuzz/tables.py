@@ -115,10 +115,17 @@ SETTINGS: dict[str, Rule] = {
     "train.global_batch_size": OPEN_BATCH,
     "train.micro_batch_size": either(OPEN_BATCH, one_of("auto")),
     "train.micro_batch_tokens": either(nothing, whole(8, 10**9), one_of("auto")),
+    "train.sequence_parallel": whole(1, 4096),
     "train.gradient_accumulation_steps": OPEN_BATCH,
     "train.gradient_clipping": either(nothing, AMOUNT),
     "train.learning_rate": ABOVE_ZERO,
     "train.warmup_ratio": SHARE,
+    "train.schedule": one_of(
+        "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_min_lr", "warmup_stable_decay"
+    ),
+    "train.min_lr_ratio": SHARE,
+    "train.decay_ratio": SHARE,
+    "train.optimizer": one_of("adamw", "adamw_8bit"),
     "train.weight_decay": AMOUNT,
     "train.adam_betas": lambda value: many(SHARE)(value) and len(value) == 2,
     "train.adam_epsilon": real(0, 1, above=True),

@@ -49,12 +49,12 @@ def save(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     return folder
 
 
-def exactly(target, weight):
+def exactly(target, weight, digest=None):
     """A factor source: the exact decomposition, no cache."""
     return _each(target, weight, "exact", 1e-3)
 
 
-def randomly(target, weight):
+def randomly(target, weight, digest=None):
     """A factor source: the randomised decomposition, no cache."""
     return _each(target, weight, "randomized", 1e-4)
 

@@ -51,10 +51,13 @@ def ds_config(stage: int, offload: str, clip: float, accumulation: int, bf16: bo
 
 
 def build(
-    folder, ds: dict, case: dict, precision: str = "fp32", storage=None, checkpointing: bool = False, sorsa=SORSA
-):
-    """A SorsaEngine on the tiny model, from disk, as the trainer makes it."""
-    from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
+    folder, ds: dict, case: dict, precision: str = "fp32", storage=None, checkpointing: bool = False, sorsa=SORSA,
+    optimizer="fused",
+):  # fmt: skip
+    """A SorsaEngine on the tiny model, from disk, as the trainer makes it. optimizer: `fused`, or `8bit` moments."""
+    from sorsa_ds.engine.engine import SorsaEngine
+    from sorsa_ds.engine.optimizers import adamw, adamw_8bit
+    from sorsa_ds.engine.schedules import cosine_with_warmup
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.runtime.precision import resolve_precision
     from sorsa_ds.sorsa.regularizer import Regularizer
@@ -71,8 +74,9 @@ def build(
     if checkpointing:
         checkpoint_activations(loaded.model)
     regularizer = Regularizer(case["form"], case["reduction"], case["coefficient"], case.get("reorthonormalize", 0))
+    make = {"fused": adamw, "8bit": adamw_8bit}[optimizer]
     return SorsaEngine(
-        loaded.model, ds, adamw(RATE, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(STEPS, WARMUP), regularizer,
+        loaded.model, ds, make(RATE, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(STEPS, WARMUP), regularizer,
         loaded.exact_factors,
     )  # fmt: skip
 

@@ -80,7 +80,8 @@ def job_of(method: str, stage: int, world: int, precision: str = "fp32", length:
 def build(folder, method: str, ds: dict, precision: str = "fp32"):
     """An engine, as `assemble` makes it."""
     from sorsa_ds.config.schema import LoadingConfig
-    from sorsa_ds.engine.engine import adamw, cosine_with_warmup
+    from sorsa_ds.engine.optimizers import adamw
+    from sorsa_ds.engine.schedules import cosine_with_warmup
     from sorsa_ds.model.load import load_adapted_model
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.sorsa.residual_storage import Dense

@@ -57,7 +57,9 @@ def loaded(folder, ds: dict, **sorsa):
 
 def train_with_engine(folder, stages, checkpointing):
     """Train on each stage in this world; returns trained tensors at the start and the end, and the norms, on rank 0."""
-    from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
+    from sorsa_ds.engine.engine import SorsaEngine
+    from sorsa_ds.engine.optimizers import adamw
+    from sorsa_ds.engine.schedules import cosine_with_warmup
     from sorsa_ds.runtime import collectives
     from sorsa_ds.train.setup import checkpoint_activations
 
@@ -86,7 +88,9 @@ def train_with_engine(folder, stages, checkpointing):
 
 def saved_by_autograd(folder, length):
     """Bytes that a forward pass in fp32 keeps for backward."""
-    from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
+    from sorsa_ds.engine.engine import SorsaEngine
+    from sorsa_ds.engine.optimizers import adamw
+    from sorsa_ds.engine.schedules import cosine_with_warmup
 
     ds = ds_config(0, "", 0.0, 1)
     model = loaded(folder, ds)

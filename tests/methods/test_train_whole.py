@@ -59,7 +59,8 @@ def config_of(method: str, **train_settings) -> RunConfig:
 
 def build(folder, method: str, ds: dict, precision="fp32", storage=None):
     """An engine, as `assemble` makes it."""
-    from sorsa_ds.engine.engine import adamw, cosine_with_warmup
+    from sorsa_ds.engine.optimizers import adamw
+    from sorsa_ds.engine.schedules import cosine_with_warmup
     from sorsa_ds.model.load import load_adapted_model
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.sorsa.regularizer import Regularizer

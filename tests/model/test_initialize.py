@@ -16,6 +16,7 @@ from sorsa_ds.model.init_report import as_json, table
 from sorsa_ds.model.schedule import Item, describe_schedule, schedule
 from sorsa_ds.model.sharding import Whole
 from sorsa_ds.model.targets import Target
+from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.sorsa.packed_storage import Nf4
 from tests.helpers.architectures import CONFIGS, exactly, randomly, save
@@ -268,6 +269,41 @@ def test_cache_gives_back_what_was_found(tmp_path):
     cached(TARGET, weight.bfloat16())
     assert len(calls) == 5, "another method, weight, rank or dtype is another entry"
     assert not told
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
+def test_each_weight_is_hashed_once_whether_the_cache_has_it_or_not(tmp_path, monkeypatch, kind):
+    """A digest is a pass over the weight; gpt2's linears are stored transposed."""
+    monkeypatch.setattr(digest, "of_tensor", lambda x, of=digest.of_tensor: hashed.append((of(x), x.nbytes)) or of(x))
+    model, calls = save(kind, tmp_path / kind), []
+    for decomposed in (True, False):
+        hashed, before = [], len(calls)
+        loaded = load_sorsa_model(
+            model, sorsa=SorsaConfig(rank=5), precision=resolve_precision("fp32", None, "cpu"),
+            placement=Whole(CPU), device=CPU,
+            factor_source=FactorCache(tmp_path / "cache", {}, pytest.fail).wrap(counting(calls)),
+        )  # fmt: skip
+        assert (len(calls) - before) == (len(loaded.targets) if decomposed else 0)
+        of_weights = [(found, size) for found, size in hashed if found in loaded.digests.values()]
+        # Two equal parameters, such as two norms, have one digest; each is hashed once.
+        assert sorted(found for found, _ in of_weights) == sorted(loaded.digests.values())
+        assert sum(size for _, size in of_weights) == sum(
+            loaded.source.parameter(name).nbytes for name in loaded.digests
+        )
+
+
+def test_a_known_digest_finds_what_was_stored_without_it(tmp_path):
+    weight, calls = torch.randn(9, 12), []
+    cached = FactorCache(tmp_path, {}, pytest.fail).wrap(counting(calls))
+    straight, turned = (
+        Target("model.q_proj", *shape, 3, False, turn) for shape, turn in (((9, 12), False), ((12, 9), True))
+    )
+    for target, matrix in ((straight, weight), (turned, weight.t())):
+        cached(target, matrix)
+        cached(target, matrix, digest.of_tensor(weight))
+    assert len(calls) == 2
+    cached(straight, weight, digest.of_tensor(weight + 1))
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "foreign", "pickle"])

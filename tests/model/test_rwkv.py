@@ -94,7 +94,9 @@ def test_rwkv4_trains_through_the_command_on_two_ranks(origin, request, project,
 def _train(folder, steps=4):
     """Losses of a few ZeRO-3 steps of a random model on the same tokens."""
     from sorsa_ds.config.schema import TrainConfig
-    from sorsa_ds.engine.engine import SorsaEngine, adamw, cosine_with_warmup
+    from sorsa_ds.engine.engine import SorsaEngine
+    from sorsa_ds.engine.optimizers import adamw
+    from sorsa_ds.engine.schedules import cosine_with_warmup
     from sorsa_ds.model.sharding import Zero3
     from sorsa_ds.sorsa.regularizer import Regularizer
     from sorsa_ds.train.loss import summed_loss

@@ -1,12 +1,15 @@
 """Which precision is chosen on which hardware, and how cores are shared."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from sorsa_ds.runtime import precision
-from sorsa_ds.runtime.precision import resolve_precision, set_threads
+from sorsa_ds.runtime.precision import resolve_precision, set_offload_threads, set_threads
+from tests.helpers.projects import ROOT
 
 
 @pytest.fixture
@@ -104,3 +107,42 @@ def test_omp_num_threads_wins(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     assert set_threads(1) == 2
+
+
+@pytest.fixture
+def eight_cores(monkeypatch, threads_restored):
+    torch.set_num_threads(1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(precision.psutil, "cpu_count", lambda logical=True: 8)
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_an_optimizer_on_the_cpu_gets_the_cores_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert "with 4 threads per rank (of 8 cores for 2 ranks)" in set_offload_threads(2)
+    assert torch.get_num_threads() == 4
+    torch.set_num_threads(3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert "with 3 threads per rank (as OMP_NUM_THREADS=3 says)" in set_offload_threads(2)
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("omp", "threads"), [(None, 4), ("1", 1), ("2", 2)])
+def test_torchruns_own_number_of_threads_is_told_from_the_users(tmp_path, omp, threads):
+    """torchrun sets OMP_NUM_THREADS=1 for its ranks where it is not set."""
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import os, pathlib, torch\n"
+        "from sorsa_ds.runtime import precision\n"
+        "precision._cores = lambda: 8\n"
+        "precision.set_offload_threads(2)\n"
+        f"told = f\"{{os.environ['OMP_NUM_THREADS']}} {{torch.get_num_threads()}}\"\n"
+        f"pathlib.Path({str(tmp_path)!r}, os.environ['RANK']).write_text(told)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"PYTHONPATH": str(ROOT)} | ({"OMP_NUM_THREADS": omp} if omp else {})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    subprocess.run(command, env=environment, check=True, timeout=120)
+    for rank in ("0", "1"):
+        assert (tmp_path / rank).read_text() == f"{omp or 1} {threads}"

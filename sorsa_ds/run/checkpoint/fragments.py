@@ -1,9 +1,11 @@
 """One rank's part of the training state: from the engine into memory, and the optimizer's share of it back.
 
 A tensor is named `<part>/<parameter>@<start>`: it is the flat range, from `start` on, of a parameter's values or of one
-of its moments. What a method needs beside them is named `method/<name>`.
+of its moments. 8-bit moments are stored as they are (`sorsa_ds.run.checkpoint.eight_bit`). What a method needs beside
+them is named `method/<name>`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,7 +13,9 @@ from torch import Tensor
 
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.engine.masters import Fragment, inner_optimizer
+from sorsa_ds.run.checkpoint import eight_bit
 from sorsa_ds.run.checkpoint.folder import rank_file
+from sorsa_ds.run.checkpoint.host_copies import HostCopies
 from sorsa_ds.run.checkpoint.saved import SavedTensors, read_own
 from sorsa_ds.runtime import collectives
 
@@ -24,24 +28,29 @@ def own_fragments(engine: SorsaEngine) -> list[Fragment]:
     return masters.fragments if masters.sharded else masters.fragments[collectives.rank() :: collectives.world_size()]
 
 
-@torch.no_grad()
-def snapshot(engine: SorsaEngine) -> dict[str, Tensor]:
-    """Copies in host memory of everything that this rank has to write: 12 bytes per trained number."""
+def snapshot(engine: SorsaEngine, host: HostCopies) -> tuple[dict[str, Tensor], Callable[[], None]]:
+    """Copies in host memory of everything that this rank has to write, and a function that waits until they are there.
+
+    They take 12 bytes per trained number, or 6 with 8-bit moments. Those of the time before must not be needed any
+    more.
+    """
     state = inner_optimizer(engine).state
-    copies = {}
+    now = {}
     for fragment in own_fragments(engine):
         place = f"{fragment.name}@{fragment.start}"
-        copies[f"{VALUES}/{place}"] = _host_copy(fragment.values())
-        for moment in MOMENTS:
+        now[f"{VALUES}/{place}"] = fragment.values()
+        for moment in () if eight_bit.is_used(engine) else MOMENTS:
             held = state.get(fragment.master, {}).get(moment)
             # Before the first step some stages have no moments: they are zero.
-            values = torch.zeros(fragment.numel) if held is None else fragment.within(held)
-            copies[f"{moment}/{place}"] = _host_copy(values)
+            now[f"{moment}/{place}"] = torch.zeros(fragment.numel) if held is None else fragment.within(held)
+    if eight_bit.is_used(engine):
+        now |= eight_bit.held(engine)
+    copies, wait = host.take(now)
     if collectives.rank() == 0:
         copies |= {
             METHOD + name: tensor.detach().to("cpu", copy=True) for name, tensor in engine.method_state().items()
         }
-    return copies
+    return copies, wait
 
 
 def method_state(checkpoint: Path) -> dict[str, Tensor]:
@@ -51,7 +60,7 @@ def method_state(checkpoint: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore_optimizer(engine: SorsaEngine, saved: SavedTensors, steps_done: int) -> None:
+def restore_moments(engine: SorsaEngine, saved: SavedTensors, steps_done: int) -> None:
     """Give the optimizer the moments of a checkpoint, made at any number of ranks and on any ZeRO stage.
 
     Raises:
@@ -68,7 +77,3 @@ def restore_optimizer(engine: SorsaEngine, saved: SavedTensors, steps_done: int)
         for moment in MOMENTS:
             values = saved.read(moment, fragment.name, fragment.start, fragment.numel)
             fragment.within(state[fragment.master][moment]).copy_(values)
-
-
-def _host_copy(values: Tensor) -> Tensor:
-    return values.detach().to("cpu", torch.float32, copy=True)

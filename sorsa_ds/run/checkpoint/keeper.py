@@ -9,9 +9,11 @@ from torch import Tensor
 
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.engine.engine import SorsaEngine
+from sorsa_ds.engine.masters import inner_optimizer
 from sorsa_ds.model.numerics import Numerics
 from sorsa_ds.run.checkpoint import fragments, random_state
 from sorsa_ds.run.checkpoint.folder import checkpoint_path
+from sorsa_ds.run.checkpoint.host_copies import HostCopies
 from sorsa_ds.run.checkpoint.manifest import Manifest, RunProgress, digest_of_initial
 from sorsa_ds.run.checkpoint.saver import CheckpointSaver
 from sorsa_ds.runtime import collectives
@@ -51,6 +53,7 @@ class CheckpointKeeper:
         self._run, self._config, self._ds_config, self._engine = run, config, ds_config, engine
         self._base, self._numerics, self._data = base, numerics, data
         self._saver = CheckpointSaver(run, config.output.keep_checkpoints, engine.device, last)
+        self._host = HostCopies(inner_optimizer(engine))
         self._random: dict[str, Tensor] = {}
         self.progress = progress
 
@@ -116,8 +119,8 @@ class CheckpointKeeper:
             data=self._data,
             versions=package_versions(PACKAGES),
         )
-        tensors = fragments.snapshot(self._engine) | (self._random or random_state.take())
-        self._saver.begin(tensors, manifest)
+        tensors, wait = fragments.snapshot(self._engine, self._host)
+        self._saver.begin(tensors | (self._random or random_state.take()), wait, manifest)
 
     @cached_property
     def _initial_digest(self) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from sorsa_ds.engine.engine import SorsaEngine
-from sorsa_ds.run.checkpoint import folder, fragments, random_state
+from sorsa_ds.run.checkpoint import eight_bit, folder, fragments, random_state
 from sorsa_ds.run.checkpoint.resume import WholeCheckpoint
 from sorsa_ds.run.checkpoint.saved import read_own
 from sorsa_ds.run.paths import REPORT
@@ -26,7 +26,10 @@ def restore_training(checkpoint: WholeCheckpoint, engine: SorsaEngine, seed: int
     """
     saved = checkpoint.manifest
     step = saved.progress.step
-    fragments.restore_optimizer(engine, checkpoint.tensors, step)
+    if eight_bit.is_used(engine):
+        eight_bit.restore(engine, checkpoint.path, step)
+    else:
+        fragments.restore_moments(engine, checkpoint.tensors, step)
     engine.restore_method_state(fragments.method_state(checkpoint.path))
     engine.continue_after(step, saved.scheduler)
     if saved.world_size == collectives.world_size():

@@ -1,6 +1,7 @@
-"""Saving while training goes on: the state is copied to host memory at once and written by a thread.
+"""Saving while training goes on: the state is copied to host memory and written by a thread.
 
-Only the copy stands in the training's way. No collective runs in the thread: at each later step the ranks agree, with
+Only a copy from host memory to host memory stands in the training's way; one from a GPU does not
+(`sorsa_ds.run.checkpoint.host_copies`). No collective runs in the thread: at each later step the ranks agree, with
 one number, whether all of them have written; then rank 0 makes the checkpoint valid.
 """
 
@@ -41,8 +42,12 @@ class CheckpointSaver:
         self._pending: _Writing | None = None
         self.last = last
 
-    def begin(self, tensors: dict[str, Tensor], manifest: Manifest) -> None:
-        """Start to write this rank's tensors, which must not change any more. An earlier save must be finished.
+    def begin(self, tensors: dict[str, Tensor], wait: Callable[[], None], manifest: Manifest) -> None:
+        """Start to write this rank's tensors. An earlier save must be finished.
+
+        Args:
+            wait: returns when the tensors hold what is to be written; they must not change from then on. The thread
+                that writes calls it.
 
         Raises:
             ValueError: the folder cannot be made.
@@ -52,7 +57,7 @@ class CheckpointSaver:
         made = self._together(step, lambda: folder.make_temporary(self._run, step), on=0)
         [name] = collectives.gather_lists([made.name] if made else [])
         path = folder.rank_file(self._run / CHECKPOINTS / name, collectives.rank())
-        self._pending = _Writing(path, tensors, manifest)
+        self._pending = _Writing(path, tensors, wait, manifest)
 
     def poll(self) -> None:
         """Make the checkpoint valid if every rank has written its file; else nothing happens, and a later call does it.
@@ -125,10 +130,10 @@ class CheckpointSaver:
 class _Writing:
     """One rank's file of a checkpoint on its way to the disk, written by a thread from the making of this object on."""
 
-    def __init__(self, path: Path, tensors: dict[str, Tensor], manifest: Manifest):
+    def __init__(self, path: Path, tensors: dict[str, Tensor], wait: Callable[[], None], manifest: Manifest):
         self.path, self.manifest = path, manifest
         self.bytes, self.digest = 0, ""
-        self._tensors: dict[str, Tensor] = tensors
+        self._tensors, self._ready = tensors, wait
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
         self._thread.start()
@@ -145,6 +150,7 @@ class _Writing:
 
     def _write(self) -> None:
         try:
+            self._ready()
             # Without parents: a folder that was taken away is not made anew, since it may be another run's by now.
             write_atomic(self.path, lambda temporary: save_file(self._tensors, temporary), parents=False)
             self._tensors = {}
