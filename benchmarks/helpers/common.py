@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.process import init_distributed
 
@@ -55,6 +56,20 @@ def write_llama(folder: Path, gib: float, flat: bool) -> int:
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder, max_shard_size="500MB")
     return layers
+
+
+def write_small_llama(folder: Path) -> None:
+    """Write a small random Llama with the embedded model's tokenizer, for runs that last seconds."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(ensure_embedded_model(lambda text: None))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
+        vocab_size=len(tokenizer), max_position_embeddings=256,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def heavy_tailed(

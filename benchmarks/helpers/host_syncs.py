@@ -54,13 +54,16 @@ class HostSyncs(TorchDispatchMode):
 
 
 class _Lists(TorchFunctionMode):
-    """Counts the ways by which a whole tensor is read, which PyTorch does not dispatch on the CPU."""
+    """Counts the ways by which a whole tensor is read, which PyTorch does not dispatch on the CPU.
+
+    Through NumPy only a CPU's tensor can be read, for which no GPU is waited.
+    """
 
     def __init__(self, counts: Counter[str]) -> None:
         super().__init__()
         self._counts = counts
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu):
+        if func in (torch.Tensor.tolist, torch.Tensor.cpu):
             self._counts[f"Tensor.{func.__name__}"] += 1
         return func(*args, **(kwargs or {}))

@@ -1,44 +1,131 @@
-"""Kernels and host syncs, counted exactly where PyTorch dispatches its operators: on a CPU as on a GPU."""
+"""Kernels counted exactly where PyTorch dispatches its operators: on a CPU as on a GPU."""
 
 from collections import Counter
 
 import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.helpers.peers import layers
+from sorsa_ds.sorsa.layer import SorsaLinear
+from sorsa_ds.sorsa.residual_storage import Dense
+from sorsa_ds.sorsa.sides import keep_sides
 
 _NAMES = """
     _local_scalar_dense _nested_tensor_size _reshape_alias _unsafe_view alias as_strided detach diagonal empty
-    empty_like empty_strided expand lift_fresh new_empty new_empty_strided permute promote_types select slice split
-    split_with_sizes squeeze t transpose unbind unsqueeze view view_as_real _conj unfold is_same_size
+    empty_like empty_strided expand lift_fresh new_empty new_empty_strided permute select slice split split_with_sizes
+    squeeze t transpose unbind unsqueeze view view_as_real
 """
 WITHOUT_KERNEL = frozenset(_NAMES.split())
-"""Operators that make a view, allocate, or ask for a fact: nothing is launched for them."""
+"""Operators that make a view, allocate, or read a number: nothing is launched for them."""
 
-SYNCS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "unique_dim"})
-"""Operators for which the host waits until the device has come to their numbers."""
+TOKENS, RANK = 32, 8
+"""Sizes of what is counted. No count depends on them."""
 
 
-class Dispatched(TorchDispatchMode):
-    """Context that counts what is dispatched inside it, backward passes included.
+class Kernels(TorchDispatchMode):
+    """Context that counts by name the operators inside it, backward passes included, that launch a kernel.
 
-    kernels: how often each operator that launches a kernel was called, by name. An operator of a library, such as
-        attention, counts once.
-    syncs: how often the host would wait for a device, by operator. Indexing with a mask counts, because its result has
-        as many rows as the mask has ones. What is read of a CPU's tensor through NumPy does not: it cannot be a GPU's.
+    An operator of a library, such as attention, counts once.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.kernels: Counter[str] = Counter()
-        self.syncs: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if name not in WITHOUT_KERNEL:
-            self.kernels[name] += 1
-        by_mask = name in ("index", "index_put", "index_put_") and any(
-            isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1])
-        )
-        if name in SYNCS or by_mask:
-            self.syncs[name] += 1
+            self.counts[name] += 1
         return func(*args, **(kwargs or {}))
+
+
+def linear_kernels(peer: str, kept: bool = True) -> int:
+    """Kernels of an adapted linear in mixed precision: the forward and backward pass of a later micro-batch of a step.
+
+    Gradients are added to those of the micro-batch before.
+
+    Args:
+        peer: `sorsa`, or another key of `peers.layers`.
+        kept: whether the sides are kept for the step, as they are but on ZeRO-3.
+    """
+    m, n = 64, 48
+    layer = layers(m, n, RANK, torch.bfloat16, torch.device("cpu"))[peer]
+    for parameter in layer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    x = torch.randn(TOKENS, n, dtype=torch.bfloat16, requires_grad=True)
+    gradient = torch.randn(TOKENS, m, dtype=torch.bfloat16)
+
+    def micro_batch() -> None:
+        x.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        y.backward(gradient)
+
+    return _of_the_second(micro_batch, layer, kept)
+
+
+def block_kernels(peer: str, kept: bool = True) -> int:
+    """Kernels of one block of a Llama with all of its linears adapted: of what three blocks take more than two."""
+    few, many = (_model_kernels(peer, blocks, kept) for blocks in (2, 3))
+    return many - few
+
+
+def _model_kernels(peer: str, blocks: int, kept: bool) -> int:
+    """Kernels of a small Llama in mixed precision: the forward and backward pass of a later micro-batch of a step."""
+    model = small_llama(blocks, lora=peer == "lora")
+    ids = torch.randint(0, 128, (2, 16))
+
+    def micro_batch() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            total = model(input_ids=ids, use_cache=False).logits.float().sum()
+        total.backward()
+
+    return _of_the_second(micro_batch, model, kept)
+
+
+def small_llama(blocks: int, lora: bool = False) -> nn.Module:
+    """A small frozen Llama in bf16, with SORSA in fp32 in the place of its linears, or PEFT's LoRA around them."""
+    shape = LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=blocks, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=128,
+    )  # fmt: skip
+    model: nn.Module = LlamaForCausalLM(shape).bfloat16().requires_grad_(False)
+    if lora:
+        return get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear"))
+    for name, linear in list(model.named_modules()):
+        if isinstance(linear, nn.Linear) and name != "lm_head":
+            layer = SorsaLinear(linear.in_features, linear.out_features, RANK, storage=Dense(torch.bfloat16))
+            for parameter in layer.parameters():
+                nn.init.normal_(parameter, std=0.02)
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, layer)
+    return model
+
+
+def _of_the_second(micro_batch, model: nn.Module, kept: bool) -> int:
+    """Kernels of a micro-batch that follows another one in the same step."""
+    adapted = [module for module in model.modules() if isinstance(module, SorsaLinear) and kept]
+    with keep_sides(adapted):
+        micro_batch()
+        with Kernels() as counted:
+            micro_batch()
+    return counted.counts.total()
+
+
+def kept_ratio() -> float:
+    """Bytes of activations that an adapted linear keeps for backward, over those of x and of the thin product."""
+    m, n, size = 64, 48, torch.bfloat16.itemsize
+    layer = layers(m, n, RANK, torch.bfloat16, torch.device("cpu"))["sorsa"]
+    x = torch.randn(TOKENS, n, dtype=torch.bfloat16, requires_grad=True)
+    kept: list[torch.Tensor] = []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        layer(x)
+    parameters = {parameter.data_ptr() for parameter in layer.parameters()}
+    return sum(one.nbytes for one in kept if one.data_ptr() not in parameters) / (size * TOKENS * (n + RANK))

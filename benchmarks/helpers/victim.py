@@ -8,10 +8,8 @@ from pathlib import Path
 import psutil
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.helpers.common import DS_CONFIGS, ROOT, launch_environment, train_command
-from sorsa_ds.model.embedded import ensure_embedded_model
+from benchmarks.helpers.common import DS_CONFIGS, ROOT, launch_environment, train_command, write_small_llama
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.runtime.folder_lock import is_held
@@ -32,14 +30,7 @@ class Project:
         self.folder, self.steps = folder, steps
         folder.mkdir()
         self._started: list[subprocess.Popen] = []
-        tokenizer = AutoTokenizer.from_pretrained(ensure_embedded_model(lambda text: None))
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=4, vocab_size=len(tokenizer), max_position_embeddings=256,
-        )  # fmt: skip
-        LlamaForCausalLM(config).save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
+        write_small_llama(folder / "model")
 
     def start(self, name: str, script: bool = False, port: int | None = None) -> subprocess.Popen:
         """Start a run, or go on with it where it was begun.

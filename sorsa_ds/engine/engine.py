@@ -28,6 +28,7 @@ from sorsa_ds.engine.masters import inner_optimizer, inner_steps, locate_masters
 from sorsa_ds.engine.regularize import ShardedRegularizer
 from sorsa_ds.engine.reorthonormalize import Reorthonormalizer
 from sorsa_ds.model.sharding import Part
+from sorsa_ds.runtime import collectives
 from sorsa_ds.sorsa.expert_layer import SorsaExperts
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.regularizer import Regularizer
@@ -39,11 +40,13 @@ class StepReport:
     """What one optimizer step did. Norms are taken over the whole model.
 
     grad_norm: the norm of grad L_train before it is clipped.
+    summed: the sum over all ranks of the number that the losses have added to.
     reg_loss: L_reg before the step; None without a regulariser.
     reg_grad_norm: the norm of the added term (gamma / eta_d) grad L_reg; None without a regulariser.
     """
 
     grad_norm: float
+    summed: float
     reg_loss: float | None = None
     reg_grad_norm: float | None = None
 
@@ -107,7 +110,7 @@ class SorsaEngine(DeepSpeedEngine):
             # Some wrappers allocate the moments by a step on zero gradients, which Adam must not count.
             state["step"] = state["step"] * 0  # a tensor, or bitsandbytes' int
 
-    def train_step(self, losses, passes: int | None = None) -> StepReport:
+    def train_step(self, losses, passes: int | None = None, summed: torch.Tensor | None = None) -> StepReport:
         """Make a backward pass from each micro-batch loss, then one optimizer step.
 
         The gradients are averaged over ranks and micro-batches.
@@ -115,6 +118,7 @@ class SorsaEngine(DeepSpeedEngine):
         Args:
             losses: an iterable of losses, as many on every rank. Each is used before the next is computed.
             passes: how many they are. None: one per accumulation step.
+            summed: a number (0-D, float64) that the losses add to; its sum over all ranks comes with the report.
         """
         before = self.global_steps
         passes = self.gradient_accumulation_steps() if passes is None else passes
@@ -127,8 +131,10 @@ class SorsaEngine(DeepSpeedEngine):
                     unmoved.close()  # the step moves the masters
                 self.step()
         assert self.global_steps == before + 1, f"train_step needs {passes} losses"
-        terms: list[float] = [] if self._reg_values is None else [number.item() for number in self._reg_values]
-        return StepReport(float(self.get_global_grad_norm()), *terms)
+        norm = torch.as_tensor(self.get_global_grad_norm(), dtype=torch.float64, device=self.device)
+        total = torch.zeros_like(norm) if summed is None else collectives.total(summed, self.device)
+        # One wait for the device. ZeRO-3 needs it: its next gathers do not wait for the copies of the new masters.
+        return StepReport(*torch.stack([norm, total, *(self._reg_values or ())]).tolist())
 
     @property
     def trained_numbers(self) -> int:

@@ -73,9 +73,9 @@ class AdaLoraEngine(SorsaEngine):
         if self._allocates:
             inner_optimizer(self).register_step_pre_hook(self._keep_gradients)
 
-    def train_step(self, losses, passes: int | None = None) -> StepReport:
+    def train_step(self, losses, passes: int | None = None, summed: Tensor | None = None) -> StepReport:
         """One optimizer step with PEFT's orthogonal term in every micro-batch's loss: one backward pass has both."""
-        return super().train_step((loss + self.orthogonal_term() for loss in losses), passes)
+        return super().train_step((loss + self.orthogonal_term() for loss in losses), passes, summed)
 
     def orthogonal_term(self) -> Tensor:
         """orth_reg_weight times the mean of ||A A^T - I||_F and ||B^T B - I||_F over all matrices, as PEFT takes it."""

@@ -56,7 +56,7 @@ def traffic(job: Job, facts: Facts) -> Traffic:
     inside.update({name: size * (job.frozen_blocks - 1) / job.frozen_blocks for name, size in at_home.items()})
     if (exchanged := _exchanged(job, facts)) > 0:
         here = of_a_node(job.together, job.hardware.gpus)
-        inside["attention"] = exchanged * (here - 1) / job.together
+        inside.update({"attention": exchanged * (here - 1) / job.together})
         between["attention"] = job.hardware.gpus * exchanged * (job.together - here) / job.together
     return Traffic({k: v for k, v in inside.items() if v > 0}, {k: v for k, v in between.items() if v > 0})
 

@@ -13,7 +13,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from datetime import timedelta
 from typing import TypeVar
 
 import psutil
@@ -34,13 +33,12 @@ class StopSignals:
     """Listens for the signals, from its construction on. Constructing it is a collective call.
 
     Args:
-        timeout: how long a rank waits for the other ranks' answers.
+        group: of all ranks, over which their CPUs ask one another: a GPU would have to be waited for.
     """
 
-    def __init__(self, timeout: timedelta = collectives.TIMEOUT):
+    def __init__(self, group: dist.ProcessGroup | None = None):
         self._received = self._interruptions = 0
-        # Asking through the GPU would make the CPU wait for the GPU at every micro-step.
-        self._group = collectives.cpu_group(timeout)
+        self._group = group
         host, pid = os.uname().nodename, os.getpid()
         self._asked: tuple[torch.Tensor, dist.Work] | None = None
         self._peers = [p for h, p in collectives.gather_lists([(host, pid)]) if h == host and p != pid]

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -40,10 +40,9 @@ from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
 from sorsa_ds.train.held_out import held_out_losses
 from sorsa_ds.train.loss import LossOptions, training_losses
 from sorsa_ds.train.loss_options import choose_options
-from sorsa_ds.train.micro_batch import MicroBatch
+from sorsa_ds.train.ready_step import ReadySteps
 from sorsa_ds.train.report import build_report
-from sorsa_ds.train.sequence_shards import check_shards, shard
-from sorsa_ds.train.start_check import check_causal, check_packed, check_start, largest_gap
+from sorsa_ds.train.start_check import check_beginning, check_packed
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,12 +54,11 @@ class Trainer:
     batches: the micro-batches of every step, for this rank.
     held_out: held-out examples of each source of the data that has any.
     sources: tells for each source what became of its rows, and how many of its examples the run has taken.
-    folder: the run's. lock: held on it, to be released at the end.
+    folder: the run's. lock: held on it, to be released at the end. sequence: the ranks that share a micro-batch.
     keeper: makes the checkpoints; its `progress` is the run's account of how far it is.
     recorder: takes the snapshots for an analysis.
-    sequence: the ranks that compute a micro-batch together.
-    signals: asked before each micro-step whether the job is to stop; made when training begins.
-    loss_options: how losses are computed; found out when training begins.
+    signals: asked before each micro-step whether the job is to stop. ready: makes the next step's micro-batches.
+    loss_options: how losses are computed. These three are made when training begins.
     """
 
     config: RunConfig
@@ -79,6 +77,7 @@ class Trainer:
     sequence: SequenceParallel
     signals: StopSignals = field(init=False)
     loss_options: LossOptions = field(init=False)
+    ready: ReadySteps = field(init=False)
 
     def train(self) -> dict:
         """Train to the last step and return the report; where a signal comes, save first. A collective call.
@@ -87,8 +86,8 @@ class Trainer:
             ValueError: the loss is no number, or the model at step 0 is not the pre-trained one; on every rank.
             Preempted: SIGTERM, SIGUSR1 or SIGINT came; the state is saved.
         """
-        self.signals = StopSignals(timedelta(minutes=self.config.train.timeout_minutes))
         try:
+            self.prepare()
             return self.run()
         except StopRequest as request:
             raise self.stopped(request) from None
@@ -96,18 +95,25 @@ class Trainer:
             self.sequence.detach()
             self.recorder.finish()
 
-    def run(self) -> dict:
-        """Train from the first step, or the one after the checkpoint, to the last; returns the report.
+    def prepare(self) -> None:
+        """Listen for signals, and find out how losses are computed, before the first step. A collective call.
 
-        A collective call.
+        Raises:
+            ValueError: this model does not go with `train.loss_chunk` or `train.sequence_parallel`; on every rank.
+        """
+        group = collectives.cpu_group(timedelta(minutes=self.config.train.timeout_minutes))
+        self.signals = StopSignals(group)
+        self.ready = ReadySteps(self.batches, group, self.device, self.sequence)
+        engine, step = self.engine, self.progress.step
+        self.loss_options = choose_options(engine, self.config, self.batches, step, self.device, self.sequence)
+
+    def run(self) -> dict:
+        """Train from the first step, or the one after the checkpoint, to the report. A collective call.
 
         Raises:
             StopRequest: a signal came; nothing is saved for it yet.
         """
         progress = self.progress
-        with self.sequence.whole():
-            self.loss_options = choose_options(self.engine, self.config, self.batches, progress.step, self.device)
-        check_shards(self.engine, self.sequence, self.device, self.config.train.precision, self.loss_options.padding)
         if isinstance(self.batches, BatchPlan):  # a stream is not packed
             check_packed(self.engine, self.batches, self.device, self.config.train.precision, self.loss_options)
         if progress.started:
@@ -140,6 +146,7 @@ class Trainer:
         self.keeper.step_begins()
         loss, tokens, done = self.step(progress.step)
         seconds = time.perf_counter() - tick
+        self.stop_unless_finite(loss, "loss", progress.step + 1)
         self.stop_unless_finite(done.grad_norm, "norm of the loss's gradient", progress.step + 1)
         self.stop_unless_finite(done.reg_loss, "regulariser's value L_reg", progress.step + 1)
         self.stop_unless_finite(done.reg_grad_norm, "norm of the regulariser's gradient", progress.step + 1)
@@ -251,13 +258,8 @@ class Trainer:
         """
         check_still_held(self.lock, self.device)
         progress = self.progress
-        gap = largest_gap(self.config.train.max_start_gap, self.config.residual.storage)
-        probe = self.probe()
-        with self.sequence.whole():
-            check_causal(self.engine, probe, self.device)
-        shown = shard(probe, self.sequence)
-        base, start = check_start(self.engine, self.loaded, shown, self.device, gap, self.loss_options)
-        say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
+        probe = self.batches.micro_batches(0)[0]
+        base, start = check_beginning(self.engine, self.loaded, probe, self.config, self.loss_options, self.sequence)
         if method_of(self.config).keeps_initial:
             save_factors(self.engine, adapter / INITIAL, {one.name for one in self.loaded.selection.whole})
         collectives.together(
@@ -277,31 +279,26 @@ class Trainer:
             (mean loss per learned token, tokens processed by all ranks, the engine's report).
 
         Raises:
-            ValueError: the loss is no number; on every rank, before it can reach the weights.
             StopRequest: a signal came; the weights are as they were.
         """
-        micro_batches = [MicroBatch.of(shard(batch, self.sequence)) for batch in self.batches.micro_batches(step)]
-        learned = self.total(batch.learned for batch in micro_batches)
-        tokens = self.total(batch.tokens for batch in micro_batches)
+        ready = self.ready.take(step)
+        passes, learned = len(ready.micro_batches), ready.learned
         # DeepSpeed averages gradients over ranks and micro-batches; this makes it a mean over the batch's tokens.
-        scale = collectives.world_size() * len(micro_batches) / learned
+        scale = collectives.world_size() * passes / learned
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
-        mean = 0.0
 
         def losses() -> Iterator[Tensor]:
-            nonlocal mean
-            for i, batch in enumerate(micro_batches, start=1):
+            for number, batch in enumerate(ready.micro_batches, start=1):
                 self.signals.check()
+                if number == passes:
+                    self.ready.count_ahead()
                 moved = batch.to(self.device, non_blocking=True)
                 loss, balance = training_losses(self.engine, moved, self.loss_options)
                 summed.add_(loss.detach())
-                if i == len(micro_batches):
-                    mean = collectives.total(summed, self.device).item() / learned
-                    self.stop_unless_finite(mean, "loss", step + 1)
                 yield loss * scale if balance is None else loss * scale + balance
 
-        done = self.engine.train_step(losses(), len(micro_batches))
-        return mean, tokens, done
+        done = self.engine.train_step(losses(), passes, summed)
+        return done.summed / learned, ready.tokens, done
 
     def evaluate(self, step: int) -> tuple[float | None, dict[str, float]]:
         """Held-out loss after `step` steps, in nats per learned token. A collective call.
@@ -325,10 +322,6 @@ class Trainer:
         self.log.write(step, eval_loss=loss, **{f"eval_loss/{name}": one for name, one in losses.items()})
         return loss, losses
 
-    def probe(self) -> dict[str, Tensor]:
-        """The batch on which the model at step 0 is compared with the base model: this rank's first micro-batch."""
-        return self.batches.micro_batches(0)[0]
-
     def stop_unless_finite(self, number: float | None, what: str, step: int) -> None:
         """Stop where a measured number, which is the same on all ranks, is NaN or infinite. A collective call.
 
@@ -345,10 +338,6 @@ class Trainer:
                 f"the {what} is {number} at step {step}: lower train.learning_rate (now "
                 f"{self.config.train.learning_rate}) or look at the data of that step; {kept}"
             )
-
-    def total(self, numbers: Iterable[int]) -> float:
-        """The sum of the numbers of all ranks. A collective call."""
-        return collectives.total(sum(numbers), self.device).item()
 
     @property
     def progress(self) -> RunProgress:

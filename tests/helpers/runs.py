@@ -44,9 +44,9 @@ def passes_of_run(project, name, ds, arguments):
     passes: list[int] = []
     step = SorsaEngine.train_step
 
-    def counting(self, losses, expected):
+    def counting(self, losses, expected, summed):
         passes.append(expected)
-        return step(self, losses, expected)
+        return step(self, losses, expected, summed)
 
     SorsaEngine.train_step = counting  # in this rank's process alone
     train_rank(project, name, ds, arguments, None)
