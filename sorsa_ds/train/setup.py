@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan
 from sorsa_ds.engine import optimizers, schedules
 from sorsa_ds.engine.engine import SorsaEngine
@@ -223,10 +224,7 @@ def build_trainer(
         progress=progress,
         last=run.origin.checkpoint,
     )
-    log = collectives.together(lambda: _open_log(settings, run, model, progress.step), settings.device)
     stored = method_of(config).trained_under(engine.module, inputs.stored)
-    sequence = SequenceParallel(config.train.sequence_parallel, timedelta(minutes=config.train.timeout_minutes))
-    sequence.attach(cast(PreTrainedModel, engine.module))
     return Trainer(
         config=config,
         engine=engine,
@@ -237,12 +235,19 @@ def build_trainer(
         held_out=inputs.held_out,
         sources=inputs.sources,
         folder=folder,
-        log=log,
+        log=collectives.together(lambda: _open_log(settings, run, model, progress.step), settings.device),
         keeper=keeper,
         recorder=SnapshotRecorder(folder, engine, stored.values(), progress.step),
         lock=run.lock,
-        sequence=sequence,
+        sequence=_sharing_ranks(config, engine),
     )
+
+
+def _sharing_ranks(config: RunConfig, engine: SorsaEngine) -> SequenceParallel:
+    """The ranks that compute a micro-batch together, with the engine's model made to take shards. A collective call."""
+    sequence = SequenceParallel(config.train.sequence_parallel, timedelta(minutes=config.train.timeout_minutes))
+    sequence.attach(cast(PreTrainedModel, engine.module))
+    return sequence
 
 
 def _open_log(settings: RunSettings, run: OpenedRun, model: BuiltModel, steps_done: int) -> RunLog:

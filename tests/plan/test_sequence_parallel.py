@@ -127,7 +127,7 @@ def test_a_plan_tells_the_groups_and_refuses_what_a_run_does(folder):
 
 
 def test_long_sequences_that_do_not_fit_are_shared_by_the_ranks_of_a_node(folder):
-    asked = replace(job(str(folder), 4, 1, 2**18, global_batch_size=4, micro_batch_size=1), hardware=Hardware(gpus=4))
-    tight = replace(asked, hardware=replace(asked.hardware, gpu_memory=8 * 2**30))
+    asked = replace(job(str(folder), 4, 1, 2**20, global_batch_size=4, micro_batch_size=1), hardware=Hardware(gpus=4))
+    tight = replace(asked, hardware=replace(asked.hardware, gpu_memory=7 * 2**30))
     ways = [way.settings for way in plan(folder, tight).advice]
     assert "train.sequence_parallel=4 train.micro_batch_size=1 train.gradient_accumulation_steps=4" in ways
