@@ -32,6 +32,30 @@ class BatchSizes:
     choices: tuple[int, ...] = ()
 
 
+def data_ranks(world_size: int, sequence_parallel: int) -> int:
+    """The number of groups of ranks that take micro-batches of their own.
+
+    Args:
+        sequence_parallel: `train.sequence_parallel`, the ranks of a group.
+
+    Raises:
+        ValueError: it does not divide the number of ranks.
+    """
+    groups, rest = divmod(world_size, sequence_parallel)
+    if rest:
+        fitting = ", ".join(str(size) for size in range(1, world_size + 1) if world_size % size == 0)
+        raise ValueError(
+            f"train.sequence_parallel={sequence_parallel} does not divide the number of ranks, {world_size}: set it to "
+            f"one of {fitting}"
+        )
+    return groups
+
+
+def shard_length(length: int, sequence_parallel: int) -> int:
+    """How many positions of a sequence one of the ranks computes that share it: an equal part, rounded up."""
+    return -(-length // sequence_parallel)
+
+
 def check_micro_batch_tokens(asked: int | Literal["auto"] | None, max_length: int, packing: bool) -> None:
     """Stop where `train.micro_batch_tokens` does not go with the settings of the data.
 

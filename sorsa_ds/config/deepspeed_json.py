@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sorsa_ds.config.batch_size import AUTO, resolve_batch_sizes
+from sorsa_ds.config.batch_size import AUTO, BatchSizes, data_ranks, resolve_batch_sizes
 from sorsa_ds.config.deepspeed_keys import Json, checked, without_auto
 from sorsa_ds.config.deepspeed_sections import (
     resolve_buffers,
@@ -116,8 +116,9 @@ def resolve_ds_config(
     resolve_buffers(zero)
     resolve_number_formats(ds, precision, stage)
 
-    sizes = resolve_batch_sizes(
+    sizes = _sizes(
         world_size,
+        train.sequence_parallel,
         global_size=_once(ds, "train_batch_size", train),
         micro=_once(ds, MICRO_BATCH, train) or (AUTO if raw.get(MICRO_BATCH) == AUTO else None),
         accumulation=_once(ds, "gradient_accumulation_steps", train),
@@ -135,6 +136,8 @@ def resolve_ds_config(
         "steps_per_print": ds.get("steps_per_print", 10**9),  # the trainer prints
         "wall_clock_breakdown": ds.get("wall_clock_breakdown", False),
     }
+    if train.sequence_parallel > 1:
+        ds["sequence_parallel_size"] = train.sequence_parallel  # DeepSpeed checks the sizes of the batch with it
     return Resolved(ds, sizes.micro, sizes.accumulation, sizes.global_size, clipping, stage, sizes.choices)
 
 
@@ -161,6 +164,23 @@ def train_settings(raw: Json) -> dict[str, Any]:
         stated["micro_batch_size"] = AUTO
     precision = precision_from_json(raw)
     return stated if precision is None else stated | {"precision": precision}
+
+
+def _sizes(world_size: int, sequence_parallel: int, **sizes: Any) -> BatchSizes:
+    """The sizes of the batch where so many ranks share each micro-batch.
+
+    Raises:
+        ValueError: the number of ranks is not divisible by that, or the sizes contradict each other.
+    """
+    ranks = data_ranks(world_size, sequence_parallel)
+    try:
+        return resolve_batch_sizes(ranks, **sizes)
+    except ValueError as error:
+        if sequence_parallel == 1:
+            raise
+        raise ValueError(
+            f"{error}; with train.sequence_parallel={sequence_parallel}, so many ranks count as one"
+        ) from None
 
 
 def _room(train: TrainConfig, max_length: int | None) -> int | None:

@@ -138,7 +138,7 @@ REFUSED: dict[str, str] = {
     "use_data_before_expert_parallelism": "experts are not spread over ranks",
     "hybrid_engine": "it is for generation inside RLHF",
     "pipeline": "layers are not spread over pipeline stages",
-    "sequence_parallel_size": "sequences are not cut over ranks",
+    "sequence_parallel_size": "write train.sequence_parallel instead",
     "seq_parallel_communication_data_type": "sequences are not cut over ranks",
     "bfloat16": "write bf16",
     "amp": "write bf16",

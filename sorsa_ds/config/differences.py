@@ -14,6 +14,7 @@ FREE_OF_ONE_MODEL = (
     "data.packing",
     "train.micro_batch_size",
     "train.micro_batch_tokens",
+    "train.sequence_parallel",
     "train.gradient_accumulation_steps",
     "train.gradient_checkpointing",
     "train.loss_chunk",

@@ -240,6 +240,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.data.streaming and self.train.steps is None:
             raise ValueError("data.streaming: the length of a stream is not known, so train.steps must be set")
+        if self.train.sequence_parallel > 1 and self.data.packing:
+            raise ValueError(
+                f"train.sequence_parallel={self.train.sequence_parallel} cuts sequences, and data.packing=true joins "
+                f"them to rows that need masks: set one of them to its default"
+            )
         check_micro_batch_tokens(self.train.micro_batch_tokens, self.data.max_length, self.data.packing)
         if self.train.optimizer == "adamw_8bit" and self.regularizer.reorthonormalize:
             raise ValueError(

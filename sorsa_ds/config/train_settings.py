@@ -41,6 +41,11 @@ class TrainConfig:
     least `data.max_length`, and `micro_batch_size` follows from it. `auto`: `micro_batch_size` x `data.max_length`.
     Unset: `micro_batch_size` examples."""
 
+    sequence_parallel: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Consecutive ranks that compute one micro-batch together, each its share of the positions of every sequence, by
+    DeepSpeed's Ulysses: for sequences that are too long for one GPU (docs/long_context.md). It divides the number of
+    ranks and the model's attention heads."""
+
     gradient_accumulation_steps: BatchSize | None = None
     """Forward passes of a rank per optimizer step; with packing or `micro_batch_tokens` the most that there can be.
     Unset: what follows from the two batch sizes, else 1."""

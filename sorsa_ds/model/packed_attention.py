@@ -84,14 +84,15 @@ def check_packing(model: PreTrainedModel) -> None:
         ValueError: it is recurrent, in all of its layers or in some, or its positions or masks are not given by the
             caller. The message says which.
     """
-    if (why := _why_not(model)) is not None:
+    if (why := why_not_packed(model)) is not None:
         raise ValueError(
             f"data.packing: {type(model).__name__} {why}, so an example would not stay apart from the one before it in "
             f"its row; set data.packing=false (examples of similar length share a micro-batch then)"
         )
 
 
-def _why_not(model: PreTrainedModel) -> str | None:
+def why_not_packed(model: PreTrainedModel) -> str | None:
+    """Why the attention masks and positions that a caller gives do not decide which tokens see which, in words."""
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ()
     recurrent = sorted({kind for kind in kinds if not _is_masked_attention(kind)})

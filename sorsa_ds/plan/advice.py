@@ -15,6 +15,9 @@ from sorsa_ds.plan.model_facts import Facts, facts
 
 MOST_GPUS, A_NODE = 1024, 8
 
+LONG = 4096
+"""Tokens of a sequence from which on it is worth while that several ranks share it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Way:
@@ -71,14 +74,19 @@ class _Trial:
 
     def way(self, change: Change) -> Way | None:
         """The settings of a change with which the job fits; None if it does not."""
-        needed = memory(change.job, self._facts(change.job))
+        try:
+            needed = memory(change.job, self._facts(change.job))
+        except ValueError:  # the model cannot be trained with these settings, as on shards of sequences
+            return None
         if not fits(change.job, needed):
             return None
         words = (f"{key} {text}" if key.startswith("--") else f"{key}={text}" for key, text in change.settings.items())
         return Way(" ".join(words), needed.total, of_a_node(change.job, needed))
 
     def _facts(self, job: Job) -> Facts:
-        settings = (replace(job.config, train=TrainConfig()), job.precision, job.storage, job.most_examples)
+        settings = (
+            replace(job.config, train=TrainConfig()), job.precision, job.storage, job.most_examples, job.together
+        )  # fmt: skip
         for known, model in self._models:
             if known == settings:
                 return model
@@ -143,6 +151,15 @@ def _fewer_positions(job: Job) -> Change | None:
     return _planned(job, said, train=train)
 
 
+def _shared_sequences(job: Job) -> Change | None:
+    """Let all ranks of a node compute long sequences together, in micro-batches of one; the global batch stays."""
+    sizes, together = job.resolved, job.hardware.gpus
+    if job.together > 1 or together == 1 or job.most_examples > 1 or job.length <= LONG or job.config.data.packing:
+        return None
+    accumulation = sizes.gradient_accumulation_steps * sizes.micro_batch_size * together
+    return _with(job, sequence_parallel=together, micro_batch_size=1, gradient_accumulation_steps=accumulation)
+
+
 def _zero3(job: Job) -> Change | None:
     """Cut all parameters over all ranks."""
     if job.ranks == 1 or (job.stage == 3 and job.frozen_blocks == job.ranks):
@@ -167,7 +184,7 @@ def _offload(job: Job) -> Change | None:
 
 
 _STEPS: tuple[Callable[[Job], Change | None], ...] = (
-    _checkpointing, _smaller_micro_batch, _zero3, _packed("nf4"), _packed("nf4_double"), _offload,
+    _checkpointing, _smaller_micro_batch, _shared_sequences, _zero3, _packed("nf4"), _packed("nf4_double"), _offload,
 )  # fmt: skip
 """Cheapest first: what costs time before what costs precision, and the host's memory last."""
 

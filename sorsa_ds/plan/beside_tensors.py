@@ -5,6 +5,7 @@ communicator, and what was compared there was PyTorch's tensors. They are others
 taken as they stand: NCCL takes less between GPUs with fewer channels.
 """
 
+from sorsa_ds.plan.exchange import of_a_node
 from sorsa_ds.plan.job import Job
 
 CONTEXT = 600 * 2**20
@@ -23,17 +24,19 @@ def communicators(job: Job) -> list[int]:
     """The number of ranks in each NCCL communicator of a rank, in the order in which they are made.
 
     PyTorch makes the first for all ranks; DeepSpeed makes a second for all of them, and with hpZ one for those of a
-    node.
+    node. The ranks that compute a sequence together have one, made last.
     """
     sizes = [job.ranks, job.ranks]
     if job.stage == 3 and job.frozen_blocks < job.ranks:
         sizes.append(job.frozen_blocks)
+    sizes.append(job.together)
     return [size for size in sizes if size > 1]
 
 
 def nccl(job: Job) -> int:
     """Bytes of a rank's communicators in training."""
     peers = job.hardware.gpus - 1 if job.stage == 3 else 0
+    peers += of_a_node(job.together, job.hardware.gpus) - 1
     return sum(map(_communicator, communicators(job))) + PEER * peers
 
 

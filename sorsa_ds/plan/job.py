@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sorsa_ds.config import deepspeed_json
+from sorsa_ds.config.batch_size import shard_length
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.settings import check_open_micro_batch, check_settings, with_trained_tokens
 from sorsa_ds.plan.hardware import Hardware
@@ -74,15 +75,25 @@ class Job:
         return min(-(-asked // self.config.data.max_length), share)
 
     @property
+    def together(self) -> int:
+        """Number of ranks that compute a micro-batch together (`train.sequence_parallel`)."""
+        return self.config.train.sequence_parallel
+
+    @property
+    def length(self) -> int:
+        """Positions of a sequence that one rank computes, at the longest."""
+        return shard_length(self.config.data.max_length, self.together)
+
+    @property
     def tokens(self) -> int:
         """Tokens of one micro-batch on one rank, at the longest."""
-        return self.most_examples * self.config.data.max_length
+        return self.most_examples * self.length
 
     @property
     def step_tokens(self) -> int:
         """Tokens of one rank in an optimizer step, at the longest."""
         sizes = self.resolved
-        return sizes.micro_batch_size * sizes.gradient_accumulation_steps * self.config.data.max_length
+        return sizes.micro_batch_size * sizes.gradient_accumulation_steps * self.length
 
     @property
     def uses(self) -> int:

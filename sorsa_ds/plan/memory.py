@@ -250,10 +250,11 @@ def _activations(job: Job, facts: Facts) -> tuple[int, int]:
     logits = (chunk or job.tokens) * facts.vocabulary * LOGIT_BYTES
     at_head = _beside_chunks(facts) if chunk else 0
     backward = 4 * job.tokens * facts.widest * compute
+    repeated = job.tokens * facts.exchanged.repeated * compute
     if not job.config.train.gradient_checkpointing:
-        return kept.rest + at_head + sum(kept.blocks) + backward, logits
+        return kept.rest + at_head + sum(kept.blocks) + repeated * len(kept.blocks) + backward, logits
     inputs = kept.rest + at_head + kept.inputs * len(kept.blocks) + _cast(job, facts)
-    recomputed = max(kept.blocks, default=0) + backward
+    recomputed = max(kept.blocks, default=0) + repeated + backward
     return (inputs, logits) if logits >= recomputed else (inputs + recomputed, 0)
 
 

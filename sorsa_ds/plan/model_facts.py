@@ -15,11 +15,13 @@ from sorsa_ds.model.experts import Stack, find_stacks
 from sorsa_ds.model.new_tokens import grow_tables, new_token_ids, rows_for, table_rows
 from sorsa_ds.model.packed_attention import balances_by_mask, check_packing, makes_common_masks
 from sorsa_ds.model.selection import Selection
+from sorsa_ds.model.sequence_parallel import check_model
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Target
 from sorsa_ds.model.tokenizer import NoTokenizer
 from sorsa_ds.model.whole_modules import WholeParameter
 from sorsa_ds.plan.activations import Kept, kept_for_backward
+from sorsa_ds.plan.exchange import Exchanged, head_width
 from sorsa_ds.plan.gathering import Gathers, gathers
 from sorsa_ds.plan.job import Job
 
@@ -77,6 +79,7 @@ class Facts:
     gathers: what ZeRO-3 gathers together.
     kept: what a forward pass of one micro-batch keeps for backward.
     attention: numbers in one token's queries, of all heads of a block together; 0 without attention.
+    exchanged: what attention exchanges among the ranks that share a sequence.
     vocabulary: number of tokens.
     """
 
@@ -86,6 +89,7 @@ class Facts:
     gathers: Gathers
     kept: Kept
     attention: int
+    exchanged: Exchanged
     vocabulary: int
 
     @property
@@ -148,12 +152,19 @@ class BareModel:
         """What a plan needs of it, for the micro-batch of the job. The job's other settings are those of the model."""
         text = self.model.config.get_text_config()
         autocast = torch.bfloat16 if job.precision.name == "mixed" else None
-        micro, length = job.most_examples, job.config.data.max_length
+        micro, length = job.most_examples, job.length
         # A run finds out on the model itself whether it needs a mask; nearly all that make it in the common way do not.
         masked = job.config.data.packing or not makes_common_masks(self.model) or balances_by_mask(self.model)
         kept = kept_for_backward(self.model, micro, length, _dtype(self.model), autocast, self.stacks, masked)
         return Facts(
-            self.parameters, self.selection, self.linears, self.gathers, kept, _attention(text), text.vocab_size
+            parameters=self.parameters,
+            selection=self.selection,
+            linears=self.linears,
+            gathers=self.gathers,
+            kept=kept,
+            attention=_attention(text),
+            exchanged=Exchanged.of(text, job.together),
+            vocabulary=text.vocab_size,
         )
 
 
@@ -166,13 +177,14 @@ def bare_model(folder: Path, job: Job, check: Callable[[PreTrainedModel], object
 
     Raises:
         ValueError: the model is not a causal language model, lacks a target, has no room for a rank, or cannot be
-            trained on packed examples where that is asked for.
+            trained on packed examples, or on shards of sequences, where that is asked for.
     """
     model = skeleton(folder, job.config.loading, job.precision.residual_dtype)
     if check is not None:
         check(model)
     if job.config.data.packing:
         check_packing(model)
+    check_model(model, job.together, job.config.data.max_length)
     grow_tables(model, _rows(folder, job, model))
     cast(nn.Module, model).to("meta")  # the decorator of transformers' own `to` hides its arguments' types
     head = model.get_output_embeddings()
@@ -250,8 +262,7 @@ def _experts(model: nn.Module, targets: dict[str, tuple[Target, int]], stacks: l
 
 
 def _attention(config: PreTrainedConfig) -> int:
-    heads = getattr(config, "num_attention_heads", None) or 0
-    return heads * (getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1))
+    return (getattr(config, "num_attention_heads", None) or 0) * head_width(config)
 
 
 def _dtype(model: PreTrainedModel) -> torch.dtype:

@@ -3,13 +3,15 @@
 Collectives are counted as rings that visit node after node, as NCCL makes them: of S bytes that all ranks need, a rank
 receives S (N - 1) / N, and a node S (M - 1) / M of the other M - 1 nodes; an all-reduce is twice that. What only the G
 ranks of a node need (`zero_hpz_partition_size`: frozen parameters, and trained ones after they were gathered once in a
-step) is S (G - 1) / G, and nothing between nodes.
+step) is S (G - 1) / G, and nothing between nodes. Of what attention exchanges among the ranks that share a sequence,
+each receives the same from every one of them.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 
 from sorsa_ds.methods.registry import method_of
+from sorsa_ds.plan.exchange import of_a_node
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.model_facts import Facts
 
@@ -52,4 +54,18 @@ def traffic(job: Job, facts: Facts) -> Traffic:
     # Of what a node receives, each of its GPUs takes its share from outside; the rest comes from inside.
     inside = Counter({name: size - between[name] / job.hardware.gpus for name, size in everywhere.items()})
     inside.update({name: size * (job.frozen_blocks - 1) / job.frozen_blocks for name, size in at_home.items()})
+    if (exchanged := _exchanged(job, facts)) > 0:
+        here = of_a_node(job.together, job.hardware.gpus)
+        inside.update({"attention": exchanged * (here - 1) / job.together})
+        between["attention"] = job.hardware.gpus * exchanged * (job.together - here) / job.together
     return Traffic({k: v for k, v in inside.items() if v > 0}, {k: v for k, v in between.items() if v > 0})
+
+
+def _exchanged(job: Job, facts: Facts) -> int:
+    """Bytes of a rank's share of what attention exchanges in a step, forward, backward and where it is recomputed.
+
+    Of them a rank sends and receives all but those of its own heads and positions.
+    """
+    passes = 3 if job.config.train.gradient_checkpointing else 2
+    numbers = passes * job.step_tokens * facts.exchanged.sent * len(facts.kept.blocks)
+    return numbers * job.precision.compute_dtype.itemsize

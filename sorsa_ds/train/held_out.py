@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from sorsa_ds.data.batches import eval_batches
 from sorsa_ds.data.token_store import Examples
-from sorsa_ds.runtime import collectives
+from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.train.loss import LossOptions, mean_loss
+from sorsa_ds.train.sequence_shards import shard
 
 Batches = Iterator[dict[str, Tensor]]
 
@@ -22,6 +23,7 @@ def held_out_losses(
     device: torch.device,
     checked: Callable[[Batches], Batches],
     options: LossOptions,
+    sequence: SequenceParallel,
 ) -> tuple[float, dict[str, float]]:
     """Held-out loss in nats per learned token. A collective call.
 
@@ -29,14 +31,15 @@ def held_out_losses(
         sources: name -> held-out examples; one or more.
         checked: gives the same batches, and stops the run between two of them when a signal has come.
         options: how the run computes losses.
+        sequence: the ranks that compute a micro-batch together.
 
     Returns:
         (the loss over all learned tokens of all sources; that of each source, where there are several).
     """
     losses: dict[str, float] = {}
     for name, examples in sources.items():
-        batches = eval_batches(examples, collectives.rank(), collectives.world_size(), micro_batch_size, pad_token_id)
-        losses[name] = mean_loss(model, checked(batches), device, options)
+        batches = eval_batches(examples, sequence.data_rank, sequence.data_ranks, micro_batch_size, pad_token_id)
+        losses[name] = mean_loss(model, (shard(batch, sequence) for batch in checked(batches)), device, options)
     if len(losses) == 1:
         return losses.popitem()[1], {}
     # The first token of an example is never learned, so these are the very tokens that each mean is over.

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds.config.batch_size import most_positions
+from sorsa_ds.config.batch_size import data_ranks, most_positions
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.counts import Taken
@@ -17,6 +17,7 @@ from sorsa_ds.data.run_data import load_data, load_held_out, open_stream, passes
 from sorsa_ds.data.stream_batches import StreamBatches
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import show_example
+from sorsa_ds.model import sequence_parallel
 from sorsa_ds.model.data_fit import check_fits, check_length
 from sorsa_ds.model.language_part import text_config
 from sorsa_ds.model.new_tokens import add_tokens, rows_for
@@ -74,9 +75,11 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
 
     Raises:
         ValueError: a tokenizer or data that cannot be read, or that do not belong to the model; a model whose examples
-            cannot be packed.
+            cannot be packed or cut.
     """
     config, model_folder = settings.config, settings.model_folder
+    if (size := config.train.sequence_parallel) > 1:
+        sequence_parallel.check_model(skeleton(model_folder, config.loading), size, config.data.max_length)
     tokenizer = load_tokenizer(model_folder, config.loading)
     numerics = numerics_of(model_folder, config.loading, tokenizer)  # of the model's own, before it learns new tokens
     add_tokens(tokenizer, config.data.new_tokens)
@@ -188,8 +191,8 @@ def _shape(settings: RunSettings, tokenizer: PreTrainedTokenizerBase) -> dict[st
         "micro_batch_size": micro,
         "micro_batch_tokens": most_positions(train.micro_batch_tokens, micro, settings.config.data.max_length),
         "accumulation": settings.resolved.gradient_accumulation_steps,
-        "rank": collectives.rank(),
-        "world_size": collectives.world_size(),
+        "rank": collectives.rank() // train.sequence_parallel,
+        "world_size": data_ranks(collectives.world_size(), train.sequence_parallel),
         "pad_token_id": pad_token_id(tokenizer, vocabulary),
     }
 

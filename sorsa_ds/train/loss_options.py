@@ -7,33 +7,52 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sorsa_ds.config.batch_size import shard_length
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan, collate
 from sorsa_ds.data.stream_batches import StreamBatches
+from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.plan.logits import loss_chunk
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say
 from sorsa_ds.train.chunked_loss import why_not_chunked
 from sorsa_ds.train.loss import LossOptions, summed_loss
 from sorsa_ds.train.padding import Padding, choose_padding, padded_probe
+from sorsa_ds.train.sequence_shards import check_shards
 
 GAP_FP32, GAP_NARROW = 1e-5, 1e-2
 """By how much a loss in chunks may differ relatively from that of all logits: by rounding."""
 
 
 def choose_options(
-    engine: nn.Module, config: RunConfig, batches: BatchPlan | StreamBatches, step: int, device: torch.device
+    engine: nn.Module,
+    config: RunConfig,
+    batches: BatchPlan | StreamBatches,
+    step: int,
+    device: torch.device,
+    sequence: SequenceParallel,
 ) -> LossOptions:
     """How the losses of a run are computed; the run's first lines say it. A collective call.
 
     Args:
         batches: the model is tried on this rank's first micro-batch of the next step.
         step: how many are done. If none is left, the model is tried on a micro-batch of dummies.
+        sequence: the ranks that compute a micro-batch together.
 
     Raises:
         ValueError: `train.loss_chunk` is a number, and the loss of this model cannot be computed in chunks; on every
-            rank.
+            rank. Or ranks that compute together find another result than each alone.
     """
+    with sequence.whole():
+        options = _found_alone(engine, config, batches, step, device)
+    check_shards(engine, sequence, device, config.train.precision, options.padding)
+    return options
+
+
+def _found_alone(
+    engine: nn.Module, config: RunConfig, batches: BatchPlan | StreamBatches, step: int, device: torch.device
+) -> LossOptions:
+    """What `choose_options` returns. Each rank tries the model on whole sequences."""
     size = batches.micro_batch_size
     left = step < batches.steps
     batch = batches.micro_batches(step)[0] if left else collate([None] * size, batches.pad_token_id)
@@ -41,7 +60,7 @@ def choose_options(
     padding, told = choose_padding(engine, batch, device, precision)
     say(f"Right padding: {told}.")
     model = cast(PreTrainedModel, getattr(engine, "module", engine))
-    positions = size * config.data.max_length
+    positions = size * shard_length(config.data.max_length, config.train.sequence_parallel)
     chunk = loss_chunk(asked, positions, model.config.get_text_config().vocab_size)
     if not chunk:
         return LossOptions(padding)

@@ -46,6 +46,7 @@ class MicroBatch:
 
         Args:
             batch: input_ids, attention_mask, labels, each (B, L), on the CPU; labels are -100 where nothing is learned.
+                A shard of sequences (`train.sequence_shards`) has one label more, that of the token behind it.
                 With position_ids, each sequence is a packed row of examples that do not see one another.
         """
         if isinstance(batch, MicroBatch):
@@ -62,7 +63,7 @@ class MicroBatch:
             labels=following_BL[learned_BL],
             positions=positions_P,
             places=rows_K * len(positions_P) + torch.searchsorted(positions_P, columns_K),
-            places_of_all=rows_K * labels_BL.shape[1] + columns_K,
+            places_of_all=rows_K * mask_BL.shape[1] + columns_K,
             learned=len(rows_K),
             tokens=int(mask_BL.sum()),
             padded_right=bool((mask_BL[:, 1:] <= mask_BL[:, :-1]).all()),

@@ -61,7 +61,7 @@ class Origin(Protocol):
         """The settings of the data with the chat template that the run was given, where it was given one."""
 
     def split_batch(self, train: TrainConfig, world_size: int) -> TrainConfig:
-        """The settings with the batch that the run has, split for so many ranks.
+        """The settings with the batch that the run has, split for so many ranks that take micro-batches of their own.
 
         Raises:
             ValueError: the batch does not divide among the ranks.
@@ -272,8 +272,10 @@ class ResumedRun:
             micro = before
         if size % world_size:
             fitting = [n for n in range(1, size + 1) if size % n == 0]
+            together = train.sequence_parallel
+            who = "ranks" if together == 1 else f"groups of train.sequence_parallel={together} ranks"
             raise ValueError(
-                f"--resume: the run's global batch of {size} examples does not divide among {world_size} ranks; take "
+                f"--resume: the run's global batch of {size} examples does not divide among {world_size} {who}; take "
                 f"{', '.join(map(str, fitting))} of them"
             )
         share = size // world_size

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from sorsa_ds.data.batches import BatchPlan
 from sorsa_ds.data.stream_batches import StreamBatches
+from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.background import in_background
 from sorsa_ds.train.micro_batch import MicroBatch
+from sorsa_ds.train.sequence_shards import shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +46,17 @@ class ReadySteps:
         batches: of all steps.
         group: of all ranks, over which their CPUs communicate.
         device: to which the micro-batches will go.
+        sequence: the ranks that compute a micro-batch together.
     """
 
-    def __init__(self, batches: BatchPlan | StreamBatches, group: dist.ProcessGroup | None, device: torch.device):
-        self._batches, self._group, self._pinned = batches, group, device.type == "cuda"
+    def __init__(
+        self,
+        batches: BatchPlan | StreamBatches,
+        group: dist.ProcessGroup | None,
+        device: torch.device,
+        sequence: SequenceParallel,
+    ):
+        self._batches, self._sequence, self._group, self._pinned = batches, sequence, group, device.type == "cuda"
         self._ahead: tuple[int, Future[list[MicroBatch]]] | None = None
         self._counted: _Counted | None = None
 
@@ -88,5 +97,5 @@ class ReadySteps:
 
     def _make(self, step: int) -> list[MicroBatch]:
         """This rank's micro-batches of a step."""
-        made = [MicroBatch.of(batch) for batch in self._batches.micro_batches(step)]
+        made = [MicroBatch.of(shard(batch, self._sequence)) for batch in self._batches.micro_batches(step)]
         return [one.pinned() for one in made] if self._pinned else made

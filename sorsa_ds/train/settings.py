@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sorsa_ds.config import deepspeed_json
-from sorsa_ds.config.batch_size import AUTO
+from sorsa_ds.config.batch_size import AUTO, data_ranks
 from sorsa_ds.config.command_line import with_absolute_paths
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.settings import check_settings, unused_note, with_trained_tokens, without_unused_of_file
@@ -97,7 +97,8 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
             that cannot be found; or a run that does not fit into the memory.
     """
     world_size = collectives.world_size()
-    config = replace(job.config, train=origin.split_batch(job.config.train, world_size))
+    groups = data_ranks(world_size, job.config.train.sequence_parallel)
+    config = replace(job.config, train=origin.split_batch(job.config.train, groups))
     json_says = deepspeed_json.precision_from_json(job.ds_config)
     formats = precision.resolve_precision(config.train.precision, json_says, job.device_type)
     resolved = deepspeed_json.resolve_ds_config(

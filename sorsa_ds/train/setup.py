@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan
 from sorsa_ds.engine import optimizers, schedules
 from sorsa_ds.engine.engine import SorsaEngine
@@ -18,6 +20,7 @@ from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import schedule
 from sorsa_ds.model.load import AdaptedModel, load_adapted_model
 from sorsa_ds.model.new_tokens import rows_for
+from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.model.sharding import Whole, Zero3
 from sorsa_ds.model.uneven_calls import set_uneven_leaves, told_leaves
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
@@ -221,7 +224,6 @@ def build_trainer(
         progress=progress,
         last=run.origin.checkpoint,
     )
-    log = collectives.together(lambda: _open_log(settings, run, model, progress.step), settings.device)
     stored = method_of(config).trained_under(engine.module, inputs.stored)
     return Trainer(
         config=config,
@@ -233,11 +235,19 @@ def build_trainer(
         held_out=inputs.held_out,
         sources=inputs.sources,
         folder=folder,
-        log=log,
+        log=collectives.together(lambda: _open_log(settings, run, model, progress.step), settings.device),
         keeper=keeper,
         recorder=SnapshotRecorder(folder, engine, stored.values(), progress.step),
         lock=run.lock,
+        sequence=_sharing_ranks(config, engine),
     )
+
+
+def _sharing_ranks(config: RunConfig, engine: SorsaEngine) -> SequenceParallel:
+    """The ranks that compute a micro-batch together, with the engine's model made to take shards. A collective call."""
+    sequence = SequenceParallel(config.train.sequence_parallel, timedelta(minutes=config.train.timeout_minutes))
+    sequence.attach(cast(PreTrainedModel, engine.module))
+    return sequence
 
 
 def _open_log(settings: RunSettings, run: OpenedRun, model: BuiltModel, steps_done: int) -> RunLog:
@@ -255,8 +265,10 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
     """What will be trained, on what, and where it is written, as a table."""
     config, resolved, world_size = settings.config, settings.resolved, collectives.world_size()
     adapters = engine.trained_numbers - sum(one.numel for one in loaded.selection.whole)
+    together = config.train.sequence_parallel
+    sharing = f"{world_size} ranks" if together == 1 else f"{world_size // together} groups of {together} ranks"
     batch = (
-        f"{resolved.global_batch_size} = {resolved.micro_batch_size} x {world_size} ranks x "
+        f"{resolved.global_batch_size} = {resolved.micro_batch_size} x {sharing} x "
         f"{resolved.gradient_accumulation_steps} accumulated"
     )
     if isinstance(inputs.batches, BatchPlan) and inputs.batches.packing is not None:

@@ -13,13 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan, collate
+from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.model.load import AdaptedModel
+from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.console import say
 from sorsa_ds.sorsa.layer import compute_dtype
 from sorsa_ds.sorsa.routes import Routes
 from sorsa_ds.train.loss import LossOptions, mean_loss
+from sorsa_ds.train.sequence_shards import shard
 
 CAUSAL_TOKENS = 32
 """How many tokens of an example are looked at to see whether a model is causal."""
@@ -99,6 +104,35 @@ def _with_parameters(loaded: AdaptedModel, layer: nn.Module, targets: list[Targe
             module._parameters.update(own)
 
     return forward
+
+
+def check_beginning(
+    engine: SorsaEngine,
+    loaded: AdaptedModel,
+    probe: dict[str, Tensor],
+    config: RunConfig,
+    options: LossOptions,
+    sequence: SequenceParallel,
+) -> tuple[float, float]:
+    """Check at step 0 that the model is causal and is the pre-trained one, and tell both losses. A collective call.
+
+    Args:
+        probe: this rank's first micro-batch, the same on all ranks that compute it together.
+        options: how the run computes losses.
+        sequence: these ranks.
+
+    Returns:
+        The losses that `check_start` finds.
+
+    Raises:
+        ValueError: it is not.
+    """
+    with sequence.whole():
+        check_causal(engine, probe, engine.device)
+    gap = largest_gap(config.train.max_start_gap, config.residual.storage)
+    base, start = check_start(engine, loaded, shard(probe, sequence), engine.device, gap, options)
+    say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
+    return base, start
 
 
 def check_start(

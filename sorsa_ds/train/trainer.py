@@ -22,6 +22,7 @@ from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, describe_adapter, record_digests
 from sorsa_ds.model.load import AdaptedModel
 from sorsa_ds.model.numerics import Numerics
+from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
 from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.finished import RunState
@@ -41,7 +42,7 @@ from sorsa_ds.train.loss import LossOptions, training_losses
 from sorsa_ds.train.loss_options import choose_options
 from sorsa_ds.train.ready_step import ReadySteps
 from sorsa_ds.train.report import build_report
-from sorsa_ds.train.start_check import check_causal, check_packed, check_start, largest_gap
+from sorsa_ds.train.start_check import check_beginning, check_packed
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,7 +54,7 @@ class Trainer:
     batches: the micro-batches of every step, for this rank.
     held_out: held-out examples of each source of the data that has any.
     sources: tells for each source what became of its rows, and how many of its examples the run has taken.
-    folder: the run's. lock: held on it, to be released at the end.
+    folder: the run's. lock: held on it, to be released at the end. sequence: the ranks that share a micro-batch.
     keeper: makes the checkpoints; its `progress` is the run's account of how far it is.
     recorder: takes the snapshots for an analysis.
     signals: asked before each micro-step whether the job is to stop. ready: makes the next step's micro-batches.
@@ -73,6 +74,7 @@ class Trainer:
     keeper: CheckpointKeeper
     recorder: SnapshotRecorder
     lock: RunLock
+    sequence: SequenceParallel
     signals: StopSignals = field(init=False)
     loss_options: LossOptions = field(init=False)
     ready: ReadySteps = field(init=False)
@@ -84,24 +86,26 @@ class Trainer:
             ValueError: the loss is no number, or the model at step 0 is not the pre-trained one; on every rank.
             Preempted: SIGTERM, SIGUSR1 or SIGINT came; the state is saved.
         """
-        self.prepare()
         try:
+            self.prepare()
             return self.run()
         except StopRequest as request:
             raise self.stopped(request) from None
         finally:
+            self.sequence.detach()
             self.recorder.finish()
 
     def prepare(self) -> None:
         """Listen for signals, and find out how losses are computed, before the first step. A collective call.
 
         Raises:
-            ValueError: `train.loss_chunk` cannot be followed with this model; on every rank.
+            ValueError: this model does not go with `train.loss_chunk` or `train.sequence_parallel`; on every rank.
         """
         group = collectives.cpu_group(timedelta(minutes=self.config.train.timeout_minutes))
         self.signals = StopSignals(group)
-        self.ready = ReadySteps(self.batches, group, self.device)
-        self.loss_options = choose_options(self.engine, self.config, self.batches, self.progress.step, self.device)
+        self.ready = ReadySteps(self.batches, group, self.device, self.sequence)
+        engine, step = self.engine, self.progress.step
+        self.loss_options = choose_options(engine, self.config, self.batches, step, self.device, self.sequence)
 
     def run(self) -> dict:
         """Train from the first step, or the one after the checkpoint, to the report. A collective call.
@@ -254,10 +258,8 @@ class Trainer:
         """
         check_still_held(self.lock, self.device)
         progress = self.progress
-        gap = largest_gap(self.config.train.max_start_gap, self.config.residual.storage)
-        check_causal(self.engine, self.probe(), self.device)
-        base, start = check_start(self.engine, self.loaded, self.probe(), self.device, gap, self.loss_options)
-        say(f"Loss at step 0: {start:.6f}; the pre-trained model's: {base:.6f}.")
+        probe = self.batches.micro_batches(0)[0]
+        base, start = check_beginning(self.engine, self.loaded, probe, self.config, self.loss_options, self.sequence)
         if method_of(self.config).keeps_initial:
             save_factors(self.engine, adapter / INITIAL, {one.name for one in self.loaded.selection.whole})
         collectives.together(
@@ -311,16 +313,14 @@ class Trainer:
         if not self.held_out:
             return None, {}
         size, pad, checked = self.batches.micro_batch_size, self.batches.pad_token_id, self.signals.checked
-        loss, losses = held_out_losses(self.engine, self.held_out, size, pad, self.device, checked, self.loss_options)
+        loss, losses = held_out_losses(
+            self.engine, self.held_out, size, pad, self.device, checked, self.loss_options, self.sequence
+        )
         self.stop_unless_finite(loss, "held-out loss", step)
         told = "".join(f"; {name}: {one:.4f}" for name, one in losses.items())
         say(f"Step {step}: held-out loss {loss:.4f} nats per token{told}.")
         self.log.write(step, eval_loss=loss, **{f"eval_loss/{name}": one for name, one in losses.items()})
         return loss, losses
-
-    def probe(self) -> dict[str, Tensor]:
-        """The batch on which the model at step 0 is compared with the base model: this rank's first micro-batch."""
-        return self.batches.micro_batches(0)[0]
 
     def stop_unless_finite(self, number: float | None, what: str, step: int) -> None:
         """Stop where a measured number, which is the same on all ranks, is NaN or infinite. A collective call.

@@ -86,6 +86,8 @@ def judge_yaml(content: bytes, extra: None, same: bool) -> None:
     residual = found.get("residual", {})
     if residual.get("iterations", 1) > 1 and residual.get("storage", "auto") in ("auto", "fp32", "bf16"):
         raise Nonsense("residual.iterations over a residual that is not quantised")
+    if found.get("train", {}).get("sequence_parallel", 1) > 1 and found.get("data", {}).get("packing", False):
+        raise Nonsense("train.sequence_parallel beside data.packing")
     positions, data = found.get("train", {}).get("micro_batch_tokens"), found.get("data", {})
     if positions is not None and data.get("packing", False):
         raise Nonsense("train.micro_batch_tokens beside data.packing")

@@ -115,6 +115,7 @@ SETTINGS: dict[str, Rule] = {
     "train.global_batch_size": OPEN_BATCH,
     "train.micro_batch_size": either(OPEN_BATCH, one_of("auto")),
     "train.micro_batch_tokens": either(nothing, whole(8, 10**9), one_of("auto")),
+    "train.sequence_parallel": whole(1, 4096),
     "train.gradient_accumulation_steps": OPEN_BATCH,
     "train.gradient_clipping": either(nothing, AMOUNT),
     "train.learning_rate": ABOVE_ZERO,

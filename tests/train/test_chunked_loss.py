@@ -10,6 +10,7 @@ from benchmarks.helpers.logit_bytes import logit_bytes
 from sorsa_ds.config.schema import DataConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.data.batches import BatchPlan
 from sorsa_ds.data.token_store import Examples
+from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.plan import logits
 from sorsa_ds.plan.logits import LOGIT_BYTES
 from sorsa_ds.runtime import collectives
@@ -232,7 +233,7 @@ def plan_of():
 
 @pytest.mark.parametrize("step", [0, 1])  # 1: the run is over, and is measured once more
 def test_a_run_says_how_it_computes_the_loss(capsys, step):
-    options = choose_options(made(HEADS["plain"]), config_of(50), plan_of(), step, CPU)
+    options = choose_options(made(HEADS["plain"]), config_of(50), plan_of(), step, CPU, SequenceParallel())
     assert options == LossOptions(Padding.POSITIONS, 50)
     said = capsys.readouterr()
     assert "Right padding: no attention mask, positions counted from 0" in said.out + said.err
@@ -243,10 +244,10 @@ def test_a_model_whose_head_cannot_be_called_alone_is_refused_or_has_all_logits(
     model = AutoModelForCausalLM.from_config(BertConfig(**SMALL, is_decoder=True)).train()
     assert "part of another of its modules" in why_not_chunked(model)
     with pytest.raises(ValueError, match=r"train.loss_chunk=50: the output head of BertLMHeadModel .* set train.loss_"):
-        choose_options(model, config_of(50), plan_of(), 0, CPU)
+        choose_options(model, config_of(50), plan_of(), 0, CPU, SequenceParallel())
     monkeypatch.setattr(logits, "BUDGET", 1)
     monkeypatch.setattr(logits, "SMALLEST_CHUNK", 1)
-    assert choose_options(model, config_of("auto"), plan_of(), 0, CPU).chunk == 0
+    assert choose_options(model, config_of("auto"), plan_of(), 0, CPU, SequenceParallel()).chunk == 0
     said = capsys.readouterr()
     assert "the logits of up to 128 positions at once; the output head of BertLMHeadModel" in said.out + said.err
 
@@ -254,7 +255,7 @@ def test_a_model_whose_head_cannot_be_called_alone_is_refused_or_has_all_logits(
 def test_a_loss_in_chunks_that_is_another_is_found(monkeypatch):
     monkeypatch.setattr(chunked_loss, "_logits", lambda model, head, given: given)  # without the soft cap
     with pytest.raises(ValueError, match="Gemma2ForCausalLM in chunks differs from that of all its logits by"):
-        choose_options(made(HEADS["soft cap"]), config_of(50), plan_of(), 0, CPU)
+        choose_options(made(HEADS["soft cap"]), config_of(50), plan_of(), 0, CPU, SequenceParallel())
 
 
 def test_a_model_that_trains_a_parameter_of_its_own_has_all_logits():

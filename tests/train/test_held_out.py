@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import IGNORED
+from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.train.held_out import held_out_losses
 from sorsa_ds.train.loss import LossOptions
 from tests.helpers.architectures import CONFIGS
@@ -41,9 +42,11 @@ def test_each_source_has_its_own_mean_and_all_have_that_over_all_tokens():
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"]).eval()
     parts = {"a": examples(1, 5), "b": examples(2, 3)}
     stored = {name: Examples.of(some) for name, some in parts.items()}
-    loss, losses = held_out_losses(model, stored, 2, 0, torch.device("cpu"), iter, LossOptions())
+    loss, losses = held_out_losses(model, stored, 2, 0, torch.device("cpu"), iter, LossOptions(), SequenceParallel())
     sums = {name: by_hand(model, some) for name, some in parts.items()}
     assert losses == {name: pytest.approx(nats / learned, rel=1e-5) for name, (nats, learned) in sums.items()}
     assert loss == pytest.approx(sum(nats for nats, _ in sums.values()) / sum(n for _, n in sums.values()), rel=1e-5)
-    alone = held_out_losses(model, {"a": stored["a"]}, 2, 0, torch.device("cpu"), iter, LossOptions())
+    alone = held_out_losses(
+        model, {"a": stored["a"]}, 2, 0, torch.device("cpu"), iter, LossOptions(), SequenceParallel()
+    )
     assert alone == (losses["a"], {})
