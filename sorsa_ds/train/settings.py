@@ -6,7 +6,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.batch_size import AUTO, data_ranks
@@ -96,22 +95,11 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
         ValueError: settings that do not go together, with each other or with those of the run that goes on; a model
             that cannot be found; or a run that does not fit into the memory.
     """
-    world_size = collectives.world_size()
-    groups = data_ranks(world_size, job.config.train.sequence_parallel)
+    groups = data_ranks(collectives.world_size(), job.config.train.sequence_parallel)
     config = replace(job.config, train=origin.split_batch(job.config.train, groups))
     json_says = deepspeed_json.precision_from_json(job.ds_config)
     formats = precision.resolve_precision(config.train.precision, json_says, job.device_type)
-    resolved = deepspeed_json.resolve_ds_config(
-        job.ds_config,
-        config.train,
-        world_size,
-        job.device_type,
-        formats.name,
-        ranks_of_each_node(),
-        config.data.max_length,
-    )
-    if job.device_type == "cuda" and "offload_optimizer" in resolved.ds["zero_optimization"]:
-        say(precision.set_offload_threads(local_ranks()))
+    resolved = _resolved_json(job, config, formats)
     config = _resolved_config(config, resolved, formats)
     check_settings(config, resolved.zero_stage, formats)
     storage = collectives.together(
@@ -119,11 +107,8 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
     )
     origin.check_settings(config)
     model_folder = find_model(config.model, config.loading)
-
-    def check_files(model: PreTrainedModel) -> None:
-        """Compare the files with the model before its memory is planned: what is wrong with them is told first."""
-        PretrainedWeights(model_folder).origins(model)
-
+    # The files are compared with the model before its memory is planned: what is wrong with them is told first.
+    check_files = PretrainedWeights(model_folder).origins
     resolved = fit_memory(model_folder, config, job.ds_config, resolved, formats, storage, check_files)
     return RunSettings(
         config=_resolved_config(config, resolved, formats),
@@ -136,6 +121,22 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
         device=job.device,
         device_type=job.device_type,
     )
+
+
+def _resolved_json(job: StartedJob, config: RunConfig, formats: Precision) -> deepspeed_json.Resolved:
+    """What DeepSpeed gets; where it moves the optimizer to the CPUs of GPU machines, these get their threads."""
+    resolved = deepspeed_json.resolve_ds_config(
+        job.ds_config,
+        config.train,
+        collectives.world_size(),
+        job.device_type,
+        formats.name,
+        ranks_of_each_node(),
+        config.data.max_length,
+    )
+    if job.device_type == "cuda" and "offload_optimizer" in resolved.ds["zero_optimization"]:
+        say(precision.set_offload_threads(local_ranks()))
+    return resolved
 
 
 def _resolved_config(config: RunConfig, resolved: deepspeed_json.Resolved, formats: Precision) -> RunConfig:
