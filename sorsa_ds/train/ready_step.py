@@ -19,17 +19,18 @@ class ReadyStep:
     """This rank's micro-batches of a step, and the numbers of tokens that all ranks have in theirs.
 
     micro_batches: on the CPU, in page-locked memory where they go to a GPU.
-    learned: learned tokens. tokens: all tokens but padding.
+    learned: learned tokens. tokens: all tokens but padding. squares: the squares of the examples' lengths, summed.
     """
 
     micro_batches: list[MicroBatch]
     learned: int
     tokens: int
+    squares: int
 
 
 @dataclass(slots=True)
 class _Counted:
-    """Micro-batches whose counts are under way: (learned tokens, tokens), to be read when `work` is done."""
+    """Micro-batches whose counts are under way: (learned tokens, tokens, squares), to be read when `work` is done."""
 
     step: int
     micro_batches: list[MicroBatch]
@@ -66,8 +67,7 @@ class ReadySteps:
             self._ahead = step + 1, in_background(lambda: self._make(step + 1), "batches")
         if counted.work is not None:
             counted.work.wait()
-        learned, tokens = counted.counts.numpy().tolist()
-        return ReadyStep(counted.micro_batches, learned, tokens)
+        return ReadyStep(counted.micro_batches, *counted.counts.numpy().tolist())
 
     def count_ahead(self) -> None:
         """Begin to add up the counts of the step that is made ready, so that nobody waits for them later.
@@ -81,7 +81,8 @@ class ReadySteps:
         """The micro-batches of a step, with counts that are on their way to all ranks."""
         ahead, self._ahead = self._ahead, None
         made = ahead[1].result() if ahead is not None and ahead[0] == step else self._make(step)
-        counts, work = torch.tensor([sum(one.learned for one in made), sum(one.tokens for one in made)]), None
+        each = torch.tensor([(one.learned, one.tokens, one.squares) for one in made])
+        counts, work = each.sum(0), None
         if collectives.world_size() > 1:
             work = dist.all_reduce(counts, group=self._group, async_op=True)
         return _Counted(step, made, counts, work)

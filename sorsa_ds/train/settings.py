@@ -16,6 +16,9 @@ from sorsa_ds.methods.settings import check_settings, unused_note, with_trained_
 from sorsa_ds.model.new_tokens import new_token_ids
 from sorsa_ds.model.pretrained import PretrainedWeights, find_model
 from sorsa_ds.plan.check import fit_memory
+from sorsa_ds.plan.hardware import Hardware
+from sorsa_ds.plan.job import Job
+from sorsa_ds.plan.utilisation import Utilisation, find_utilisation
 from sorsa_ds.run.paths import CONFIG
 from sorsa_ds.runtime import collectives, precision
 from sorsa_ds.runtime.console import say
@@ -54,6 +57,7 @@ class RunSettings:
     new_tokens: the ids of `data.new_tokens`.
     ds_config: the DeepSpeed JSON as given. resolved: what DeepSpeed gets, and the figures that follow from it.
     formats: number formats. storage: how the residual is kept.
+    utilisation: what MFU is computed from.
     device: where this rank computes. device_type: the same on all ranks.
     """
 
@@ -64,6 +68,7 @@ class RunSettings:
     resolved: deepspeed_json.Resolved
     formats: Precision
     storage: Storage
+    utilisation: Utilisation
     device: torch.device
     device_type: precision.Device
 
@@ -124,14 +129,17 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
         PretrainedWeights(model_folder).origins(model)
 
     resolved = fit_memory(model_folder, config, job.ds_config, resolved, formats, storage, check_files)
+    config = _resolved_config(config, resolved, formats)
+    planned = Job(config, job.ds_config, resolved, formats, storage, Hardware())
     return RunSettings(
-        config=_resolved_config(config, resolved, formats),
+        config=config,
         model_folder=model_folder,
         new_tokens=new_token_ids(model_folder, config.loading, config.data.new_tokens),
         ds_config=job.ds_config,
         resolved=resolved,
         formats=formats,
         storage=storage,
+        utilisation=find_utilisation(model_folder, planned, job.device),
         device=job.device,
         device_type=job.device_type,
     )

@@ -35,6 +35,7 @@ from sorsa_ds.train.loss import router_rows
 from sorsa_ds.train.options import Invocation
 from sorsa_ds.train.origin import Origin, find_origin
 from sorsa_ds.train.settings import RunSettings, resolve_settings, start_job
+from sorsa_ds.train.step_meter import StepMeter
 from sorsa_ds.train.trainer import Trainer
 
 
@@ -236,6 +237,7 @@ def build_trainer(
         log=log,
         keeper=keeper,
         recorder=SnapshotRecorder(folder, engine, stored.values(), progress.step),
+        meter=StepMeter(config.train, settings.utilisation, engine.clock, folder, progress.step, inputs.batches.steps),
         lock=run.lock,
     )
 
@@ -274,6 +276,7 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
             ("batch", batch),
             ("steps", f"{inputs.batches.steps} over {inputs.data_size}"),
             ("learning rate", schedules.described(config.train)),
+            ("mfu", settings.utilisation.told),
             ("run folder", str(run.folder)),
         ]
     )
