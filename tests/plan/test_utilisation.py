@@ -1,7 +1,6 @@
 """MFU: the flops of real steps, counted where PyTorch dispatches them, against the plan's; and the peaks of GPUs."""
 
 import pytest
-import torch
 
 from sorsa_ds.plan.hardware import Hardware, peak_tflops
 from sorsa_ds.plan.speed import ModelFlops
@@ -66,9 +65,8 @@ def counted_step(project, checkpointing):
         f"--ds_config={ROOT}/ds_configs/stage0.json",
     ]))  # fmt: skip
     trainer.prepare()
-    with flop_counter() as counter:
-        with trainer.meter.step(0):
-            _, ready, _ = trainer.step(0)
+    with flop_counter() as counter, trainer.meter.step(0):
+        _, ready, _ = trainer.step(0)
     needed = trainer.meter._utilisation.flops
     seconds = ready.tokens / trainer.meter.figures(ready)["tokens_per_second"]
     logged = trainer.meter.figures(ready)["mfu"] * seconds * 1e6

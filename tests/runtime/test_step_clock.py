@@ -1,4 +1,4 @@
-"""The clock of a step's parts: it measures what was entered, in all visits together, and nothing while it is stopped."""
+"""The clock of a step: it measures the parts that were entered, all visits together, and nothing while it is off."""
 
 import time
 
