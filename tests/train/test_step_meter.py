@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from sorsa_ds.config.train_settings import TrainConfig
 from sorsa_ds.train.step_meter import covered
 from tests.helpers.projects import ROOT, metrics, settings
 from tests.helpers.runs import train
@@ -106,3 +107,8 @@ def test_a_trace_that_cannot_be_written_does_not_stop_a_run(project, capfd):
     run, _ = train(project, "blocked", "train.profile_steps=1", "train.profile_trace=true", ranks=1, ds="stage0")
     assert "step 4 has no trace: " in capfd.readouterr().err
     assert len(lines(run)) == 6
+
+
+def test_a_trace_of_no_steps_is_refused():
+    with pytest.raises(ValueError, match="train.profile_trace writes a trace of each of train.profile_steps"):
+        TrainConfig(profile_trace=True)
