@@ -64,7 +64,7 @@ class StepMeter:
             yield
             self._seconds = time.perf_counter() - tick
         finally:
-            recorder.stop()
+            recorder.stop()  # it waits for a GPU, so that the clock can be read
             parts = self._clock.read()
         rest = max(0.0, self._seconds - sum(parts.values()))
         self._parts = {**parts, "rest": rest, "collectives": self._collectives(recorder)}
