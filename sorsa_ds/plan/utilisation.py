@@ -5,11 +5,16 @@ from pathlib import Path
 
 import torch
 
-from sorsa_ds.plan.hardware import peak_tflops
+from sorsa_ds.config.deepspeed_json import Resolved
+from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.plan.hardware import Hardware, peak_tflops
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.micro_batch import NoEstimateError, size_micro_batch
 from sorsa_ds.plan.speed import ModelFlops
 from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.device import this_device
+from sorsa_ds.runtime.precision import Precision
+from sorsa_ds.sorsa.residual_storage import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +36,19 @@ class Utilisation:
         return self.flops.of_batch(tokens, logits, squares) / (seconds * self.peak)
 
 
-def find_utilisation(folder: Path, job: Job, device: torch.device) -> Utilisation:
+def find_utilisation(
+    folder: Path, config: RunConfig, given: dict, resolved: Resolved, formats: Precision, storage: Storage
+) -> Utilisation:
     """What MFU of a run can be computed from. A collective call.
 
     Args:
         folder: the model's.
-        job: the run as resolved, on any hardware.
-        device: where this rank computes.
+        config: the settings, with what was left open filled in.
+        given: the DeepSpeed JSON as the user wrote it, and `resolved` as it was resolved for this job.
     """
+    device, job = this_device(), Job(config, given, resolved, formats, storage, Hardware())
     names = collectives.gather_json(torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU")
-    found = peak_of(names, tf32=job.precision.compute_dtype == torch.float32)
+    found = peak_of(names, tf32=formats.compute_dtype == torch.float32)
     if found.peak is None:
         return found
 

@@ -16,8 +16,6 @@ from sorsa_ds.methods.settings import check_settings, unused_note, with_trained_
 from sorsa_ds.model.new_tokens import new_token_ids
 from sorsa_ds.model.pretrained import PretrainedWeights, find_model
 from sorsa_ds.plan.check import fit_memory
-from sorsa_ds.plan.hardware import Hardware
-from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.utilisation import Utilisation, find_utilisation
 from sorsa_ds.run.paths import CONFIG
 from sorsa_ds.runtime import collectives, precision
@@ -101,21 +99,10 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
         ValueError: settings that do not go together, with each other or with those of the run that goes on; a model
             that cannot be found; or a run that does not fit into the memory.
     """
-    world_size = collectives.world_size()
-    config = replace(job.config, train=origin.split_batch(job.config.train, world_size))
+    config = replace(job.config, train=origin.split_batch(job.config.train, collectives.world_size()))
     json_says = deepspeed_json.precision_from_json(job.ds_config)
     formats = precision.resolve_precision(config.train.precision, json_says, job.device_type)
-    resolved = deepspeed_json.resolve_ds_config(
-        job.ds_config,
-        config.train,
-        world_size,
-        job.device_type,
-        formats.name,
-        ranks_of_each_node(),
-        config.data.max_length,
-    )
-    if job.device_type == "cuda" and "offload_optimizer" in resolved.ds["zero_optimization"]:
-        say(precision.set_offload_threads(local_ranks()))
+    resolved = _resolved_json(job, config, formats)
     config = _resolved_config(config, resolved, formats)
     check_settings(config, resolved.zero_stage, formats)
     storage = collectives.together(
@@ -129,20 +116,38 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
         PretrainedWeights(model_folder).origins(model)
 
     resolved = fit_memory(model_folder, config, job.ds_config, resolved, formats, storage, check_files)
-    config = _resolved_config(config, resolved, formats)
-    planned = Job(config, job.ds_config, resolved, formats, storage, Hardware())
     return RunSettings(
-        config=config,
+        config=_resolved_config(config, resolved, formats),
         model_folder=model_folder,
         new_tokens=new_token_ids(model_folder, config.loading, config.data.new_tokens),
         ds_config=job.ds_config,
         resolved=resolved,
         formats=formats,
         storage=storage,
-        utilisation=find_utilisation(model_folder, planned, job.device),
+        utilisation=find_utilisation(model_folder, config, job.ds_config, resolved, formats, storage),
         device=job.device,
         device_type=job.device_type,
     )
+
+
+def _resolved_json(job: StartedJob, config: RunConfig, formats: Precision) -> deepspeed_json.Resolved:
+    """The DeepSpeed JSON as resolved for this job. Where it leaves the optimizer's step to the CPU, its threads are set.
+
+    Raises:
+        ValueError: settings, JSON and number of ranks do not go together.
+    """
+    resolved = deepspeed_json.resolve_ds_config(
+        job.ds_config,
+        config.train,
+        collectives.world_size(),
+        job.device_type,
+        formats.name,
+        ranks_of_each_node(),
+        config.data.max_length,
+    )
+    if job.device_type == "cuda" and "offload_optimizer" in resolved.ds["zero_optimization"]:
+        say(precision.set_offload_threads(local_ranks()))
+    return resolved
 
 
 def _resolved_config(config: RunConfig, resolved: deepspeed_json.Resolved, formats: Precision) -> RunConfig:

@@ -222,7 +222,6 @@ def build_trainer(
         progress=progress,
         last=run.origin.checkpoint,
     )
-    log = collectives.together(lambda: _open_log(settings, run, model, progress.step), settings.device)
     stored = method_of(config).trained_under(engine.module, inputs.stored)
     return Trainer(
         config=config,
@@ -234,12 +233,17 @@ def build_trainer(
         held_out=inputs.held_out,
         sources=inputs.sources,
         folder=folder,
-        log=log,
+        log=collectives.together(lambda: _open_log(settings, run, model, progress.step), settings.device),
         keeper=keeper,
         recorder=SnapshotRecorder(folder, engine, stored.values(), progress.step),
-        meter=StepMeter(config.train, settings.utilisation, engine.clock, folder, progress.step, inputs.batches.steps),
+        meter=_meter(settings, run, inputs, engine, progress.step),
         lock=run.lock,
     )
+
+
+def _meter(settings: RunSettings, run: OpenedRun, inputs: Inputs, engine: SorsaEngine, first: int) -> StepMeter:
+    train, steps = settings.config.train, inputs.batches.steps
+    return StepMeter(train, settings.utilisation, engine.clock, run.folder, first, steps)
 
 
 def _open_log(settings: RunSettings, run: OpenedRun, model: BuiltModel, steps_done: int) -> RunLog:
