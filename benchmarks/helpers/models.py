@@ -18,6 +18,7 @@ from sorsa_ds.model.load import AdaptedModel, AdaptModel, load_adapted_model
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.sharding import Placement, Whole, Zero3
 from sorsa_ds.model.skeleton import skeleton
+from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime import collectives, digest
 from sorsa_ds.runtime.device import this_device
 from sorsa_ds.runtime.precision import resolve_precision
@@ -137,6 +138,9 @@ class Generated:
         seed = int(digest.of_tensor(torch.tensor(list(item.name.encode()))), 16) % 2**31
         generator = torch.Generator(self._device).manual_seed(seed)
         return torch.randn(item.shape, generator=generator, device=self._device, dtype=torch.bfloat16) * 0.02, None
+
+    def digest(self, target: Target) -> None:
+        """None: the numbers are in no file."""
 
 
 def peak_gib() -> float | None:

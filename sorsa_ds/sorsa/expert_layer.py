@@ -34,14 +34,14 @@ class _ExpertsFunction(torch.autograd.Function):
         dtype, kept, scale = compute_dtype(x), layer.kept_sides, layer.scale
         sides = Sides.of(U_EMR, s_ER, V_ENR, scale, dtype) if kept is None else kept.of(layer, dtype)
         x_SN = x.to(dtype)
-        p_SN = x_SN if x_principal is x else x_principal.to(dtype)
+        p_SN = x_SN if x_principal is None else x_principal.to(dtype)
         z_SR = routes.times(p_SN, sides.right.mT)
         shape = U_EMR.shape[1], V_ENR.shape[1]
         y_SM = _residual_product(routes, x_SN, layer.storage, residual, shape, turned=False)
         y_SM += routes.times(z_SR, sides.left)
         ctx.save_for_backward(p_SN if ctx.needs_input_grad[5] else None, z_SR, U_EMR, s_ER, V_ENR, *residual)
         ctx.routes, ctx.kept, ctx.scale, ctx.storage = routes, kept, scale, layer.storage
-        ctx.dtype, ctx.x_dtype, ctx.one_input = dtype, x.dtype, x_principal is x
+        ctx.dtype, ctx.x_dtype, ctx.one_input = dtype, x.dtype, x_principal is None
         return y_SM
 
     @staticmethod
@@ -174,7 +174,7 @@ class SorsaExperts(nn.Module):
 
     def forward(self, x: Tensor, routes: Routes) -> Tensor:
         """Map rows x (S, N) to y (S, M), each by its expert's weight."""
-        x_principal = nn.functional.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
+        x_principal = nn.functional.dropout(x, self.dropout) if self.training and self.dropout > 0 else None
         residual = (getattr(self, name) for name in self.storage.names)
         return _ExpertsFunction.apply(x, x_principal, routes, self.U, self.s, self.V, self, *residual)
 

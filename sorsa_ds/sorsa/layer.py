@@ -27,14 +27,14 @@ class _SorsaFunction(torch.autograd.Function):
         dtype, kept, scale = compute_dtype(x), layer.kept_sides, layer.scale
         sides = Sides.of(U_MR, s_R, V_NR, scale, dtype) if kept is None else kept.of(layer, dtype)
         x_TN = x.reshape(-1, x.shape[-1]).to(dtype)
-        p_TN = x_TN if x_principal is x else x_principal.reshape(-1, x.shape[-1]).to(dtype)
+        p_TN = x_TN if x_principal is None else x_principal.reshape(-1, x.shape[-1]).to(dtype)
         z_TR = p_TN @ sides.right
         y_TM = layer.storage.linear(residual, x_TN, len(U_MR), None if bias_M is None else bias_M.to(dtype))
         y_TM.addmm_(z_TR, sides.left.t())
         # Under autocast x may have a wider dtype than what was multiplied; the narrower copy is kept.
         ctx.save_for_backward(p_TN if ctx.needs_input_grad[4] else None, z_TR, U_MR, s_R, V_NR, *residual)
         ctx.kept, ctx.scale, ctx.storage, ctx.dtype = kept, scale, layer.storage, dtype
-        ctx.x_shape, ctx.x_dtype, ctx.one_input = x.shape, x.dtype, x_principal is x
+        ctx.x_shape, ctx.x_dtype, ctx.one_input = x.shape, x.dtype, x_principal is None
         # A view made in here could not be written to, which some models do with what a linear returns. This is none.
         return torch.ops.aten._unsafe_view(y_TM, [*x.shape[:-1], len(U_MR)])
 
@@ -159,7 +159,7 @@ class SorsaLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., N) to y (..., M)."""
-        x_principal = nn.functional.dropout(x, self.dropout) if self.training and self.dropout > 0 else x
+        x_principal = nn.functional.dropout(x, self.dropout) if self.training and self.dropout > 0 else None
         residual = (getattr(self, name) for name in self.storage.names)
         return _SorsaFunction.apply(x, x_principal, self.U, self.s, self.V, self.bias, self, *residual)
 

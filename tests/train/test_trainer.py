@@ -22,13 +22,14 @@ def refused(project, name, arguments):
 
 
 @pytest.mark.parametrize(
-    ("field", "what"), [("grad_norm", "norm of the loss's gradient"), ("reg_loss", "regulariser's value L_reg")]
+    ("field", "what"),
+    [("summed", "loss"), ("grad_norm", "norm of the loss's gradient"), ("reg_loss", "regulariser's value L_reg")],
 )
 def test_an_infinite_number_is_named_with_its_step_on_every_rank_and_not_saved(project, monkeypatch, field, what):
     step = SorsaEngine.train_step
 
-    def infinite(self, losses, passes):
-        done = step(self, losses, passes)
+    def infinite(self, losses, passes, summed):
+        done = step(self, losses, passes, summed)
         return dataclasses.replace(done, **{field: float("inf")}) if self.global_steps == 2 else done
 
     monkeypatch.setattr(SorsaEngine, "train_step", infinite)
