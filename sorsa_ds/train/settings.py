@@ -131,7 +131,7 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
 
 
 def _resolved_json(job: StartedJob, config: RunConfig, formats: Precision) -> deepspeed_json.Resolved:
-    """The DeepSpeed JSON as resolved for this job. Where it leaves the optimizer's step to the CPU, its threads are set.
+    """The DeepSpeed JSON as resolved for this job; where the optimizer steps on the CPU, its threads are set.
 
     Raises:
         ValueError: settings, JSON and number of ranks do not go together.
