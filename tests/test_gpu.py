@@ -1,6 +1,8 @@
 """What only a GPU can show; skipped, with the reason, where there is none."""
 
 import gc
+import gzip
+import json
 
 import pytest
 import torch
@@ -284,3 +286,39 @@ def test_experts_compute_on_the_gpu_what_they_compute_in_fp64(form, storage):
     for ours, theirs in zip((own, layer.U, layer.s, layer.V), inputs, strict=True):
         assert (ours.grad.double().cpu() - theirs).norm() < 0.03 * theirs.norm()
     assert not layer.U.grad[3].any() and not layer.s.grad[3].any() and not layer.V.grad[3].any()
+
+
+def _metered(folder):
+    """What the meter says of a step of products on the GPU, of which it is told as of a trainer's, and its trace."""
+    from sorsa_ds.plan.utilisation import peak_of
+    from sorsa_ds.runtime.step_clock import StepClock
+    from sorsa_ds.train.ready_step import ReadyStep
+    from sorsa_ds.train.step_meter import StepMeter
+
+    clock = StepClock(torch.device("cuda", 0))
+    a = torch.randn(4096, 4096, device="cuda")
+    found = []
+    for traced in (False, True):
+        train = TrainConfig(profile_steps=1, profile_trace=traced)
+        meter = StepMeter(train, peak_of(["a GPU"], tf32=False), clock, folder, 0, 4)
+        for number in range(4):
+            with meter.step(number):
+                for part, products in (("data", 0), ("forward", 10), ("backward", 20), ("step", 0)):
+                    clock.enter(part)
+                    for _ in range(products):
+                        a @ a
+                clock.leave()
+                a[0, 0].item()
+        found.append(meter.figures(ReadyStep([], 1, 1, 1)))
+    return found
+
+
+def test_the_parts_of_a_step_are_the_gpus_time(tmp_path):
+    [found] = run_ranks(1, _metered, tmp_path, start="spawn")
+    for one in found:
+        parts = [one[f"step_seconds/{part}"] for part in ("data", "forward", "backward", "step", "rest")]
+        assert sum(parts) == pytest.approx(one["step_seconds"], rel=1e-3)
+        assert parts[2] == pytest.approx(2 * parts[1], rel=0.3) and parts[1] > 0.2 * one["step_seconds"]
+        assert one["step_seconds/collectives"] == 0
+    with gzip.open(tmp_path / "profile" / "step-000004.rank-0.json.gz") as file:
+        assert any(event.get("cat") == "kernel" for event in json.load(file)["traceEvents"])

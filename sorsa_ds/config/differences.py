@@ -22,6 +22,8 @@ FREE_OF_ONE_MODEL = (
     "train.deterministic",
     "train.eval_every",
     "train.max_start_gap",
+    "train.profile_steps",
+    "train.profile_trace",
     "train.timeout_minutes",
 )
 """Settings and sections that may change between two parts of one run on the same model, because they move no result."""

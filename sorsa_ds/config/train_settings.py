@@ -103,6 +103,13 @@ class TrainConfig:
     eval_every: NonNegativeInt = 0
     """Optimizer steps between held-out evaluations. The start and the end are always evaluated. 0: only these two."""
 
+    profile_steps: Annotated[int, Field(ge=0, le=100)] = 0
+    """Number of steps, from the fourth of a job on, of which metrics.jsonl also has the seconds of each part on rank 0:
+    data, forward, backward, step, rest, and collectives meanwhile. 0: none."""
+
+    profile_trace: bool = False
+    """Write a Chrome trace of each profiled step of rank 0 into the run's folder, profile/. These steps take longer."""
+
     seed: Seed = 0
     """Seed of the data order, the held-out rows, the generated data and the dropout."""
 
@@ -119,3 +126,5 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_schedule(self)
+        if self.profile_trace and not self.profile_steps:
+            raise ValueError("train.profile_trace writes a trace of each of train.profile_steps, which is 0: set that")

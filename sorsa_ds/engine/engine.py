@@ -30,6 +30,7 @@ from sorsa_ds.engine.regularize import ShardedRegularizer
 from sorsa_ds.engine.reorthonormalize import Reorthonormalizer
 from sorsa_ds.model.sharding import Part
 from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.step_clock import StepClock
 from sorsa_ds.sorsa.expert_layer import SorsaExperts
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.regularizer import Regularizer
@@ -91,6 +92,7 @@ class SorsaEngine(DeepSpeedEngine):
         if self.zero_optimization_stage() == 3:
             gather_persistent_at_once(self)
         inner = inner_optimizer(self)
+        self.clock = StepClock(self.device)
         self.masters = locate_masters(self)
         self.trained_shapes = trained_shapes(self)
         for fragment in self.masters.fragments:
@@ -129,10 +131,13 @@ class SorsaEngine(DeepSpeedEngine):
             unmoved.enter_context(keep_sides(self._whole_layers))
             for number, loss in enumerate(losses, start=1):
                 self.set_gradient_accumulation_boundary(number == passes)
+                self.clock.enter("backward")
                 self.backward(loss / passes, scale_wrt_gas=False)
+                self.clock.enter("step")
                 if number == passes:
                     unmoved.close()  # the step moves the masters
                 self.step()
+        self.clock.leave()
         assert self.global_steps == before + 1, f"train_step needs {passes} losses"
         norm = torch.as_tensor(self.get_global_grad_norm(), dtype=torch.float64, device=self.device)
         total = torch.zeros_like(norm) if summed is None else collectives.total(summed, self.device)

@@ -1,5 +1,6 @@
 """The machines that a run is planned for."""
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,3 +43,39 @@ class Hardware:
     def ranks(self) -> int:
         """Number of ranks, one per GPU."""
         return self.gpus * self.nodes
+
+
+_DENSE_BF16 = {
+    r"B200": 2250.0,
+    r"GB200": 2500.0,
+    r"H[18]00 80GB HBM3|H800|H200|GH200 \d+GB": 989.0,
+    r"H100 NVL|H200 NVL": 835.0,
+    r"H[18]00 PCIe": 756.0,
+    r"A[18]00(-SXM4|-PCIE)?[- ]\d+GB( PCIe)?": 312.0,
+    r"A30": 165.0,
+    r"A40": 149.7,
+    r"A10": 125.0,
+    r"L40S": 362.0,
+    r"L40": 181.0,
+    r"L4": 121.0,
+    r"RTX A6000": 154.8,
+    r"RTX 6000 Ada Generation": 364.0,
+    r"GeForce RTX 3090": 71.0,
+    r"GeForce RTX 4090": 165.2,
+    r"GeForce RTX 5090": 209.5,
+}
+"""Dense bf16 TFLOP/s summed in fp32, by NVIDIA's data sheets: pattern of the name that CUDA gives -> of the whole GPU.
+
+A part of a GPU (MIG) has its own name, which no pattern matches.
+"""
+
+
+def peak_tflops(name: str, *, tf32: bool = False) -> float | None:
+    """Dense bf16 TFLOP/s of a GPU as its maker says, or those in TF32, which are half of them; None: it is not known.
+
+    Args:
+        name: as `torch.cuda.get_device_name` gives it.
+    """
+    bare = name.removeprefix("NVIDIA ").strip()
+    found = next((tflops for pattern, tflops in _DENSE_BF16.items() if re.fullmatch(pattern, bare)), None)
+    return found / 2 if found is not None and tf32 else found

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sorsa_ds.plan.job import Job
-from sorsa_ds.plan.model_facts import Facts
+from sorsa_ds.plan.model_facts import Facts, Linear
 from sorsa_ds.plan.traffic import Traffic
 
 
@@ -39,23 +39,60 @@ class Speed:
         return self.tokens / self.seconds
 
 
-def flops(job: Job, facts: Facts) -> float:
-    """Floating point operations of one rank in an optimizer step; a product of (a, b) and (b, c) takes 2 a b c.
+@dataclass(frozen=True, slots=True)
+class ModelFlops:
+    """Floating point operations of a model's forward and backward passes; a product of (a, b) and (b, c) takes 2 a b c.
 
     A frozen linear has a forward and an input gradient, but no weight gradient; a trained one, and the two of an
-    adapter, have all three. Attention is causal: half of the square. Checkpointing makes the blocks' forward once more.
-    Of experts, only those count to which a token is sent. What does not grow with the tokens, as the norms of DoRA's
+    adapter, have all three. Attention is causal: half of the square, over whole sequences, whatever their window. Of
+    experts, only those count to which a token is sent. What does not grow with the tokens, as the norms of DoRA's
     weights, is left out, and so is the product of a router whose class is no linear.
+
+    body: of each token, in all linears but the head. head: of each position whose logits are made.
+    attention: of each token, for each token of its sequence.
     """
-    attention = 2 * job.config.data.max_length * facts.attention * len(facts.kept.blocks)
-    both, again = 3 * attention, attention
-    for linear in facts.linears:
-        rows = facts.rows(linear)
-        product, adapter = 2 * rows * linear.m * linear.n, 2 * rows * linear.rank * (linear.m + linear.n)
-        both += (3 if linear.trained else 2) * product + 3 * adapter
-        again += 0 if linear.head else product + adapter
-    each = both + (again if job.config.train.gradient_checkpointing else 0)
-    return float(job.step_tokens * each)
+
+    body: float
+    head: float
+    attention: float
+
+    @classmethod
+    def of(cls, facts: Facts) -> "ModelFlops":
+        """Those of a model."""
+        body = head = 0
+        for linear in facts.linears:
+            product, adapter = _products(facts, linear)
+            both = (3 if linear.trained else 2) * product + 3 * adapter
+            body, head = (body, head + both) if linear.head else (body + both, head)
+        return cls(body, head, 3 * 2 * facts.attention * len(facts.kept.blocks))
+
+    def of_batch(self, tokens: int, logits: int, squares: int) -> float:
+        """Those of a batch, with each block's forward made once.
+
+        Args:
+            tokens: without padding. logits: the positions whose logits are needed.
+            squares: the sum of the squares of the sequences' lengths.
+        """
+        return float(tokens * self.body + logits * self.head + squares * self.attention)
+
+
+def _products(facts: Facts, linear: Linear) -> tuple[int, int]:
+    """What a token's forward takes in a linear, and in the adapter beside it."""
+    rows = facts.rows(linear)
+    return 2 * rows * linear.m * linear.n, 2 * rows * linear.rank * (linear.m + linear.n)
+
+
+def flops(job: Job, facts: Facts) -> float:
+    """Floating point operations of one rank in an optimizer step, at the longest sequences (`ModelFlops`).
+
+    Every position has logits. Checkpointing makes the blocks' forward once more.
+    """
+    tokens, length, model = job.step_tokens, job.config.data.max_length, ModelFlops.of(facts)
+    both = model.of_batch(tokens, tokens, tokens * length)
+    if not job.config.train.gradient_checkpointing:
+        return both
+    again = sum(sum(_products(facts, linear)) for linear in facts.linears if not linear.head)
+    return both + tokens * (again + length * model.attention / 3)
 
 
 def densified(job: Job, facts: Facts) -> float:

@@ -9,6 +9,7 @@ analysis/                      snapshots of the trained tensors, if asked for (`
 adapter/                       the trained factors, the initial ones, their description (`model.adapter_file`), and the
                                chat template of the training where it is not the tokenizer's own; in tokenizer/ the
                                tokenizer with the new tokens, where there are any
+profile/                       traces of single steps, if asked for (`train.step_meter`)
 report.json, loss.png          what the run measured of itself, written at its end
 evaluation/                    results of evaluations (`evaluate.command`)
 """
@@ -16,7 +17,7 @@ evaluation/                    results of evaluations (`evaluate.command`)
 from pathlib import Path
 
 METRICS, INIT, REPORT, ADAPTER, CHECKPOINTS = "metrics.jsonl", "init.json", "report.json", "adapter", "checkpoints"
-SNAPSHOTS = "analysis"
+SNAPSHOTS, PROFILE = "analysis", "profile"
 CHAT_TEMPLATE = "chat_template.jinja"
 """The file of a chat template in an adapter's folder; transformers looks for that name beside a tokenizer."""
 TOKENIZER = "tokenizer"

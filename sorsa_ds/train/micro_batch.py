@@ -26,6 +26,7 @@ class MicroBatch:
     places: (K), where the logits that predict `labels` are among those of (B, P), counted row after row.
     places_of_all: (K), where they are among those of (B, L).
     learned: K. tokens: the number of tokens without padding.
+    squares: the sum of the squares of the examples' lengths, which attention's work grows with.
     padded_right: whether each sequence's padding, if any, comes after all of its tokens.
     """
 
@@ -38,6 +39,7 @@ class MicroBatch:
     places_of_all: Tensor
     learned: int
     tokens: int
+    squares: int
     padded_right: bool
 
     @classmethod
@@ -66,6 +68,7 @@ class MicroBatch:
             places_of_all=rows_K * mask_BL.shape[1] + columns_K,
             learned=len(rows_K),
             tokens=int(mask_BL.sum()),
+            squares=_squares(mask_BL, batch.get("position_ids")),
             padded_right=bool((mask_BL[:, 1:] <= mask_BL[:, :-1]).all()),
         )
 
@@ -89,3 +92,10 @@ class MicroBatch:
             places=change(self.places),
             places_of_all=change(self.places_of_all),
         )
+
+
+def _squares(mask_BL: Tensor, position_ids_BL: Tensor | None) -> int:
+    """The sum of the squares of the examples' lengths: of each row's, or of those that a packed row holds."""
+    if position_ids_BL is None:
+        return int(mask_BL.sum(1).square().sum())
+    return int(((2 * position_ids_BL + 1) * mask_BL).sum())  # n^2 = 1 + 3 + ... + (2 n - 1)

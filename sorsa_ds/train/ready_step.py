@@ -1,7 +1,7 @@
 """The micro-batches of an optimizer step, made ready in a thread while the step before it is computed."""
 
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -21,17 +21,18 @@ class ReadyStep:
     """This rank's micro-batches of a step, and the numbers of tokens that all ranks have in theirs.
 
     micro_batches: on the CPU, in page-locked memory where they go to a GPU.
-    learned: learned tokens. tokens: all tokens but padding.
+    learned: learned tokens. tokens: all tokens but padding. squares: the squares of the examples' lengths, summed.
     """
 
     micro_batches: list[MicroBatch]
     learned: int
     tokens: int
+    squares: int
 
 
 @dataclass(slots=True)
 class _Counted:
-    """Micro-batches whose counts are under way: (learned tokens, tokens), to be read when `work` is done."""
+    """Micro-batches whose counts are under way: (learned tokens, tokens, squares), to be read when `work` is done."""
 
     step: int
     micro_batches: list[MicroBatch]
@@ -75,8 +76,7 @@ class ReadySteps:
             self._ahead = step + 1, in_background(lambda: self._make(step + 1), "batches")
         if counted.work is not None:
             counted.work.wait()
-        learned, tokens = counted.counts.numpy().tolist()
-        return ReadyStep(counted.micro_batches, learned, tokens)
+        return ReadyStep(counted.micro_batches, *counted.counts.numpy().tolist())
 
     def count_ahead(self) -> None:
         """Begin to add up the counts of the step that is made ready, so that nobody waits for them later.
@@ -90,12 +90,20 @@ class ReadySteps:
         """The micro-batches of a step, with counts that are on their way to all ranks."""
         ahead, self._ahead = self._ahead, None
         made = ahead[1].result() if ahead is not None and ahead[0] == step else self._make(step)
-        counts, work = torch.tensor([sum(one.learned for one in made), sum(one.tokens for one in made)]), None
+        each = torch.tensor([(one.learned, one.tokens, one.squares) for one in made])
+        counts, work = each.sum(0), None
         if collectives.world_size() > 1:
             work = dist.all_reduce(counts, group=self._group, async_op=True)
         return _Counted(step, made, counts, work)
 
     def _make(self, step: int) -> list[MicroBatch]:
         """This rank's micro-batches of a step."""
-        made = [MicroBatch.of(shard(batch, self._sequence)) for batch in self._batches.micro_batches(step)]
+        made = [self._shard(batch) for batch in self._batches.micro_batches(step)]
         return [one.pinned() for one in made] if self._pinned else made
+
+    def _shard(self, batch: dict[str, Tensor]) -> MicroBatch:
+        """This rank's positions of a batch. The squares of its examples' lengths are counted by one rank of a group."""
+        if self._sequence.size == 1:
+            return MicroBatch.of(batch)
+        squares = MicroBatch.of(batch).squares if self._sequence.rank == 0 else 0
+        return replace(MicroBatch.of(shard(batch, self._sequence)), squares=squares)

@@ -15,6 +15,7 @@ from sorsa_ds.methods.settings import check_settings, unused_note, with_trained_
 from sorsa_ds.model.new_tokens import new_token_ids
 from sorsa_ds.model.pretrained import PretrainedWeights, find_model
 from sorsa_ds.plan.check import fit_memory
+from sorsa_ds.plan.utilisation import Utilisation, find_utilisation
 from sorsa_ds.run.paths import CONFIG
 from sorsa_ds.runtime import collectives, precision
 from sorsa_ds.runtime.console import say
@@ -53,6 +54,7 @@ class RunSettings:
     new_tokens: the ids of `data.new_tokens`.
     ds_config: the DeepSpeed JSON as given. resolved: what DeepSpeed gets, and the figures that follow from it.
     formats: number formats. storage: how the residual is kept.
+    utilisation: what MFU is computed from.
     device: where this rank computes. device_type: the same on all ranks.
     """
 
@@ -63,6 +65,7 @@ class RunSettings:
     resolved: deepspeed_json.Resolved
     formats: Precision
     storage: Storage
+    utilisation: Utilisation
     device: torch.device
     device_type: precision.Device
 
@@ -118,13 +121,18 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
         resolved=resolved,
         formats=formats,
         storage=storage,
+        utilisation=find_utilisation(model_folder, config, job.ds_config, resolved, formats, storage),
         device=job.device,
         device_type=job.device_type,
     )
 
 
 def _resolved_json(job: StartedJob, config: RunConfig, formats: Precision) -> deepspeed_json.Resolved:
-    """What DeepSpeed gets; where it moves the optimizer to the CPUs of GPU machines, these get their threads."""
+    """The DeepSpeed JSON as resolved for this job; where the optimizer steps on the CPU, its threads are set.
+
+    Raises:
+        ValueError: settings, JSON and number of ranks do not go together.
+    """
     resolved = deepspeed_json.resolve_ds_config(
         job.ds_config,
         config.train,

@@ -38,6 +38,7 @@ from sorsa_ds.train.loss import router_rows
 from sorsa_ds.train.options import Invocation
 from sorsa_ds.train.origin import Origin, find_origin
 from sorsa_ds.train.settings import RunSettings, resolve_settings, start_job
+from sorsa_ds.train.step_meter import StepMeter
 from sorsa_ds.train.trainer import Trainer
 
 
@@ -238,6 +239,7 @@ def build_trainer(
         log=collectives.together(lambda: _open_log(settings, run, model, progress.step), settings.device),
         keeper=keeper,
         recorder=SnapshotRecorder(folder, engine, stored.values(), progress.step),
+        meter=_meter(settings, run, inputs, engine, progress.step),
         lock=run.lock,
         sequence=_sharing_ranks(config, engine),
     )
@@ -248,6 +250,11 @@ def _sharing_ranks(config: RunConfig, engine: SorsaEngine) -> SequenceParallel:
     sequence = SequenceParallel(config.train.sequence_parallel, timedelta(minutes=config.train.timeout_minutes))
     sequence.attach(cast(PreTrainedModel, engine.module))
     return sequence
+
+
+def _meter(settings: RunSettings, run: OpenedRun, inputs: Inputs, engine: SorsaEngine, first: int) -> StepMeter:
+    train, steps = settings.config.train, inputs.batches.steps
+    return StepMeter(train, settings.utilisation, engine.clock, run.folder, first, steps)
 
 
 def _open_log(settings: RunSettings, run: OpenedRun, model: BuiltModel, steps_done: int) -> RunLog:
@@ -286,6 +293,7 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
             ("batch", batch),
             ("steps", f"{inputs.batches.steps} over {inputs.data_size}"),
             ("learning rate", schedules.described(config.train)),
+            ("mfu", settings.utilisation.told),
             ("run folder", str(run.folder)),
         ]
     )

@@ -1,7 +1,6 @@
 """The training loop: a global batch, a step of the engine, a line in the log; from the first step to the report."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -35,14 +34,14 @@ from sorsa_ds.runtime.console import bar, say
 from sorsa_ds.runtime.errors import Preempted
 from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.launcher import begin_again
-from sorsa_ds.runtime.process import memory_gib
 from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
 from sorsa_ds.train.held_out import held_out_losses
 from sorsa_ds.train.loss import LossOptions, training_losses
 from sorsa_ds.train.loss_options import choose_options
-from sorsa_ds.train.ready_step import ReadySteps
+from sorsa_ds.train.ready_step import ReadyStep, ReadySteps
 from sorsa_ds.train.report import build_report
 from sorsa_ds.train.start_check import check_beginning, check_packed
+from sorsa_ds.train.step_meter import StepMeter
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,7 +55,7 @@ class Trainer:
     sources: tells for each source what became of its rows, and how many of its examples the run has taken.
     folder: the run's. lock: held on it, to be released at the end. sequence: the ranks that share a micro-batch.
     keeper: makes the checkpoints; its `progress` is the run's account of how far it is.
-    recorder: takes the snapshots for an analysis.
+    recorder: takes the snapshots for an analysis. meter: measures each step.
     signals: asked before each micro-step whether the job is to stop. ready: makes the next step's micro-batches.
     loss_options: how losses are computed. These three are made when training begins.
     """
@@ -73,6 +72,7 @@ class Trainer:
     log: RunLog
     keeper: CheckpointKeeper
     recorder: SnapshotRecorder
+    meter: StepMeter
     lock: RunLock
     sequence: SequenceParallel
     signals: StopSignals = field(init=False)
@@ -131,9 +131,7 @@ class Trainer:
         return self.finish(losses)
 
     def logged_step(self, shown: tqdm) -> float:
-        """Make the next optimizer step, count it, and log it; returns its loss, nats per learned token.
-
-        A collective call.
+        """Make, count and log the next optimizer step; returns its loss, nats per learned token. A collective call.
 
         Args:
             shown: the progress bar.
@@ -142,16 +140,15 @@ class Trainer:
             ValueError: something that was measured is NaN or infinite; on every rank, and before it is saved.
         """
         progress, rate = self.progress, self.engine.get_lr()[0]
-        tick = time.perf_counter()
-        self.keeper.step_begins()
-        loss, tokens, done = self.step(progress.step)
-        seconds = time.perf_counter() - tick
+        with self.meter.step(progress.step):
+            self.keeper.step_begins()
+            loss, ready, done = self.step(progress.step)
         self.stop_unless_finite(loss, "loss", progress.step + 1)
         self.stop_unless_finite(done.grad_norm, "norm of the loss's gradient", progress.step + 1)
         self.stop_unless_finite(done.reg_loss, "regulariser's value L_reg", progress.step + 1)
         self.stop_unless_finite(done.reg_grad_norm, "norm of the regulariser's gradient", progress.step + 1)
-        progress.step, progress.tokens, progress.reg_loss = progress.step + 1, progress.tokens + tokens, done.reg_loss
-        progress.stream = self.batches.state
+        progress.step, progress.tokens = progress.step + 1, progress.tokens + ready.tokens
+        progress.reg_loss, progress.stream = done.reg_loss, self.batches.state
         self.log.write(
             progress.step,
             loss=loss,
@@ -159,8 +156,7 @@ class Trainer:
             grad_norm=done.grad_norm,
             reg_loss=done.reg_loss,
             reg_grad_norm=done.reg_grad_norm,
-            tokens_per_second=tokens / seconds,
-            memory_gib=memory_gib(),
+            **self.meter.figures(ready),
         )
         reg = "" if done.reg_loss is None else f", reg={done.reg_loss:.3g}"
         shown.set_postfix_str(f"loss={loss:.3f}{reg}", refresh=False)
@@ -272,15 +268,16 @@ class Trainer:
         progress.eval_loss_start, progress.eval_losses_start = self.evaluate(step=0)
         progress.base_loss, progress.start_loss = base, start
 
-    def step(self, step: int) -> tuple[float, float, StepReport]:
+    def step(self, step: int) -> tuple[float, ReadyStep, StepReport]:
         """Make one optimizer step, number `step` from 0. A collective call.
 
         Returns:
-            (mean loss per learned token, tokens processed by all ranks, the engine's report).
+            (mean loss per learned token, what all ranks have processed, the engine's report).
 
         Raises:
             StopRequest: a signal came; the weights are as they were.
         """
+        self.engine.clock.enter("data")
         ready = self.ready.take(step)
         passes, learned = len(ready.micro_batches), ready.learned
         # DeepSpeed averages gradients over ranks and micro-batches; this makes it a mean over the batch's tokens.
@@ -289,16 +286,18 @@ class Trainer:
 
         def losses() -> Iterator[Tensor]:
             for number, batch in enumerate(ready.micro_batches, start=1):
+                self.engine.clock.enter("data")
                 self.signals.check()
                 if number == passes:
                     self.ready.count_ahead()
                 moved = batch.to(self.device, non_blocking=True)
+                self.engine.clock.enter("forward")
                 loss, balance = training_losses(self.engine, moved, self.loss_options)
                 summed.add_(loss.detach())
                 yield loss * scale if balance is None else loss * scale + balance
 
         done = self.engine.train_step(losses(), passes, summed)
-        return done.summed / learned, ready.tokens, done
+        return done.summed / learned, ready, done
 
     def evaluate(self, step: int) -> tuple[float | None, dict[str, float]]:
         """Held-out loss after `step` steps, in nats per learned token. A collective call.

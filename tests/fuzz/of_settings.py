@@ -93,6 +93,9 @@ def judge_yaml(content: bytes, extra: None, same: bool) -> None:
         raise Nonsense("train.micro_batch_tokens beside data.packing")
     if isinstance(positions, int) and positions < data.get("max_length", 512):
         raise Nonsense("train.micro_batch_tokens below data.max_length")
+    train = found.get("train", {})
+    if train.get("profile_trace", False) and train.get("profile_steps", 0) == 0:
+        raise Nonsense("train.profile_trace without train.profile_steps")
 
 
 def _tree(events) -> Any:

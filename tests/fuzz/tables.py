@@ -135,6 +135,8 @@ SETTINGS: dict[str, Rule] = {
     "train.check_memory": flag,
     "train.deterministic": flag,
     "train.eval_every": COUNT_FROM_0,
+    "train.profile_steps": whole(0, 100),
+    "train.profile_trace": flag,
     "train.seed": whole(0, 2**32 - 1),
     "train.timeout_minutes": real(0, 30 * 24 * 60, above=True),
     "train.max_start_gap": either(nothing, ABOVE_ZERO),

@@ -40,6 +40,12 @@ def test_counts_and_places_are_those_of_a_walk_over_the_labels(learned):
     assert MicroBatch.of(ready) is ready
 
 
+def test_squares_are_those_of_each_example_in_padded_and_packed_rows():
+    batch = collated([3, 4, 8], [2, 5])
+    assert MicroBatch.of(batch).squares == 9**2 + 6**2
+    assert MicroBatch.of(batch | PACKED).squares == 4**2 + 5**2 + 6**2
+
+
 @pytest.mark.parametrize(
     ("mask", "right"), [([1, 1, 0], True), ([1, 1, 1], True), ([0, 1, 1], False), ([1, 0, 1], False)]
 )
