@@ -45,7 +45,6 @@ def checkpoints(folder: Path, rank: int) -> dict:
     from sorsa_ds.run.checkpoint import fragments, manifest
     from sorsa_ds.run.checkpoint.host_copies import HostCopies
     from sorsa_ds.run.checkpoint.saved import SavedTensors
-    from sorsa_ds.runtime.stop_signals import StopSignals
     from sorsa_ds.train.options import parse
     from sorsa_ds.train.setup import assemble
 
@@ -53,7 +52,7 @@ def checkpoints(folder: Path, rank: int) -> dict:
         f"--ds_config={DS_CONFIGS / 'zero2.json'}", f"output.folder={folder}", "output.name=run",
         f"sorsa.rank={rank}", "train.precision=fp32", "train.steps=2", "data.eval_size=0",
     ]))  # fmt: skip
-    trainer.signals = StopSignals()
+    trainer.prepare()
     trainer.start(folder / "run" / "adapter")
     trainer.step(0)
     keeper, engine = trainer.keeper, trainer.engine

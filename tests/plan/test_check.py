@@ -171,7 +171,7 @@ def _chosen(folder, job, free):
 
 @pytest.mark.slow
 def test_all_ranks_choose_what_fits_the_one_that_has_least(folder):
-    job = automatic(4000)
+    job = automatic(8000)
     sized = replace(job, resolved=job.resolved.with_micro_batch(3), hardware=Hardware(host_memory=0, device="cpu"))
     needed = memory(sized, facts(folder, sized))
     least = 2 * int((needed.total + needed.total_host) / (1 - HEADROOM) + 2**20)
