@@ -260,6 +260,10 @@ class Method(ABC):
         """Bytes of the matrices that its largest layer makes for one product, and that autograd does not keep."""
         return 0
 
+    def step_copies_bytes(self, targets: Sequence[Target], compute: torch.dtype, held: torch.dtype) -> int:
+        """Bytes of trained tensors, held in one dtype, that layers keep in another from a step's first pass on."""
+        return 0
+
     def step_scratch_bytes(self, config: RunConfig, ranks: Iterable[int], trainable: int) -> int:
         """Bytes on the GPU that an optimizer step takes for the method's own terms, such as a regulariser.
 

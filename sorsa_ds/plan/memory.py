@@ -76,6 +76,9 @@ def memory(job: Job, facts: Facts) -> Memory:
         gpu["gradients"] = _itemsize(job) * facts.trainable if job.stage == 1 else 0
     gpu["gathered"] = _gathered(job, facts)
     gpu["dense weight"] = _largest_dense(job, facts)
+    if job.stage < 3:
+        formats = job.precision.compute_dtype, job.precision.factor_dtype
+        gpu["step copies"] = method_of(job.config).step_copies_bytes(facts.targets, *formats)
     gpu["regulariser"] = _regulariser(job, facts)
     gpu["activations"], gpu["logits"] = _activations(job, facts)
     gpu["buffers"] = _buffers(job, facts, gpu["activations"] + gpu["logits"])

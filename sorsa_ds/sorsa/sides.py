@@ -92,6 +92,12 @@ def keep_sides(layers: Iterable[SideLayer]) -> Iterator[None]:
             layer.kept_sides = None
 
 
+def kept_bytes(matrices: int, m: int, n: int, rank: int, compute: torch.dtype, held: torch.dtype) -> int:
+    """Bytes of a layer's kept sides: of left, of right where it is not V itself, and of the rates."""
+    rates = (m + n) // gcd(m, n) * held.itemsize if matrices == 1 else 0
+    return rank * (matrices * (m * compute.itemsize + (n * compute.itemsize if compute != held else 0)) + rates)
+
+
 def scaled(s: Tensor, scale: float) -> Tensor:
     """scale * s (..., 1, R), to be multiplied with the rows of U."""
     rates = s.unsqueeze(-2)

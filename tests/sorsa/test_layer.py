@@ -7,6 +7,7 @@ from benchmarks.helpers.flops import flop_counter
 from sorsa_ds.sorsa.decompose import decompose, residual
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.residual_storage import Dense
+from sorsa_ds.sorsa.sides import keep_sides, kept_bytes
 
 T, M, N, R = 12, 9, 7, 4
 
@@ -126,6 +127,41 @@ def test_autocast_multiplies_in_bf16_and_keeps_fp32_gradients():
     assert layer.U.grad.dtype == layer.s.grad.dtype == x.grad.dtype == torch.float32
     exact = dense(layer, x.detach()).detach()
     assert (y.float() - exact).norm() / exact.norm() < 0.01
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_kept_sides_give_the_gradients_of_sides_that_are_made_in_each_pass(autocast, scale):
+    layer = make_layer(scale=scale, dtype=torch.float32)
+    if autocast:
+        layer.residual.data = layer.residual.data.bfloat16()
+    x = torch.randn(T, N, requires_grad=True)
+
+    def micro_batches():
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            for part in (x[:5], x[5:]):
+                layer(part).float().square().sum().backward()
+        return [layer.U.grad.clone(), layer.s.grad.clone(), layer.V.grad.clone()]
+
+    wanted = micro_batches()
+    with keep_sides([layer]):
+        kept = micro_batches()
+        made = layer.kept_sides.made[torch.bfloat16 if autocast else torch.float32]
+        tensors = {one.data_ptr(): one.nbytes for one in (made.left, made.right, layer.kept_sides.rates)}
+        tensors.pop(layer.V.data_ptr(), None)
+    assert all(map(torch.equal, kept, wanted))
+    assert layer.kept_sides is None
+    assert sum(tensors.values()) == kept_bytes(1, M, N, R, made.left.dtype, torch.float32)
+
+
+def test_sides_are_made_anew_when_the_factors_have_moved():
+    layer = make_layer()
+    x = torch.randn(T, N, dtype=torch.float64)
+    for _ in range(2):
+        with torch.no_grad(), keep_sides([layer]):
+            torch.testing.assert_close(layer(x), dense(layer, x))
+            layer.s.mul_(2)
 
 
 @pytest.mark.parametrize("shape", [(9, 7), (7, 9), (1, 6), (6, 1), (8, 8)])

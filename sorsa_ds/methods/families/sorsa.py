@@ -25,7 +25,7 @@ from sorsa_ds.sorsa.expert_layer import SorsaExperts
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.sorsa.residual_storage import Storage
-from sorsa_ds.sorsa.sides import Sides
+from sorsa_ds.sorsa.sides import Sides, kept_bytes
 
 
 class Sorsa(Method):
@@ -81,6 +81,10 @@ class Sorsa(Method):
 
     def residual_names(self, target: Target, storage: Storage) -> list[str]:
         return [f"{target.name}.{leaf}" for leaf in storage.names]
+
+    def step_copies_bytes(self, targets: Sequence[Target], compute: torch.dtype, held: torch.dtype) -> int:
+        shapes = [(one.matrices, one.out_features, one.in_features, one.rank) for one in targets]
+        return sum(kept_bytes(*shape, compute, held) for shape in shapes)
 
     def step_scratch_bytes(self, config: RunConfig, ranks: Iterable[int], trainable: int) -> int:
         """Gram matrices, errors and factors of U and V in fp64, all of them at once."""
