@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.helpers.engines import CASES, build, compare, ds_config, ten_steps
+from tests.helpers.engines import CASES, SORSA, build, compare, ds_config, ten_steps
 from tests.helpers.expert_models import save_experts
 from tests.helpers.worlds import run_ranks
 
@@ -13,12 +13,12 @@ pytestmark = pytest.mark.slow
 RUNS = [(stage, case) for stage in (0, 1, 2, 3) for case in CASES]
 
 
-def train_with_engine(folder, runs):
+def train_with_engine(folder, runs, sorsa=SORSA):
     """Train in every setting in this world; returns start, end and log of each on rank 0."""
     from sorsa_ds.runtime import collectives
 
     results = [
-        ten_steps(build(folder, ds_config(stage, "", case["clip"], case["accumulation"]), case), case)
+        ten_steps(build(folder, ds_config(stage, "", case["clip"], case["accumulation"]), case, sorsa=sorsa), case)
         for stage, case in runs
     ]
     return results if collectives.rank() == 0 else None
@@ -26,10 +26,7 @@ def train_with_engine(folder, runs):
 
 def train_experts_alone(folder, runs):
     """Nothing before the first experts is trained: under ZeRO-3 their inputs would need no gradient."""
-    from tests.helpers import engines
-
-    engines.SORSA = replace(engines.SORSA, targets=["*.experts.*"])
-    return train_with_engine(folder, runs)
+    return train_with_engine(folder, runs, replace(SORSA, targets=["*.experts.*"]))
 
 
 @pytest.mark.parametrize("name", ["mixtral", "granitemoe"])

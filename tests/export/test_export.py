@@ -79,12 +79,13 @@ def layers_by_hand(run: Path, precision="fp32") -> dict[str, torch.Tensor]:
 
     def product(factors, name):
         U, s, V = (factors[f"{name}.{leaf}"] for leaf in ("U", "s", "V"))
-        if precision != "fp32":
-            U, V = U.bfloat16(), V.bfloat16()
-        if precision == "bf16":
-            s = s.bfloat16()
         alpha, rank = described.sorsa.alpha, s.numel()
-        return (alpha / rank if alpha else 1.0) * (U.double() * s.double()) @ V.double().T
+        if precision == "bf16":
+            U, s = U.bfloat16(), s.bfloat16()
+        left = U * (s * (alpha / rank) if alpha else s)
+        if precision != "fp32":
+            left, V = left.bfloat16(), V.bfloat16()
+        return left.double() @ V.double().T
 
     merged = {}
     for name in described.layers:

@@ -63,7 +63,7 @@ def read_yaml(folder: Path, extra: None) -> bool:
     from sorsa_ds.train.options import parse
 
     config = with_absolute_paths(parse(["--config", str(folder / "run.yaml")]).config)
-    Job.of(config, {}, Hardware(gpus=1))
+    Job.of(config, {}, Hardware(gpus=config.train.sequence_parallel))  # as few as there can be
     again = folder / "config.yaml"
     again.write_text(to_yaml(config), encoding="utf-8")
     return load_settings(RunConfig, again) == config

@@ -103,7 +103,7 @@ def reorthonormalize(model: nn.Module, optimizer: torch.optim.Optimizer) -> None
     """
     for module in model.modules():
         if isinstance(module, DenseSorsa):
-            old = [module.U.double(), module.V.double()]
+            old = [module.U.double().clone(), module.V.double().clone()]
             (q_u, r_u), (q_v, r_v) = map(torch.linalg.qr, old)
             a, s, b = torch.linalg.svd(r_u @ torch.diag(module.s.double()) @ r_v.T)
             new = [q_u @ a, q_v @ b.T]
