@@ -36,7 +36,13 @@ _PEER_SIGNS = (
 _MEMORY_SIGN = "out of memory"
 """What PyTorch, CUDA and NCCL say of this rank's own GPU."""
 
-_SILENCE_SIGNS = ("timed out waiting", "wait timeout", "operation timed out", "connection timed out")
+_SILENCE_SIGNS = (
+    "timed out waiting",
+    "wait timeout",
+    "operation timed out",
+    "connection timed out",
+    "application timeout caused pair closure",  # gloo's, where another collective has waited in vain at the same time
+)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -18,6 +18,7 @@ NCCL = "NCCL error in: ProcessGroupNCCL.cpp:3690, {}, NCCL version 2.29.3\n{}"
         PeerError("stopped because another rank failed: rank 1: no"),
         RuntimeError("[/pair.cc:553] Connection closed by peer [127.0.0.1]:4711"),
         RuntimeError("Timed out waiting 600000ms for recv operation to complete"),
+        RuntimeError("Application timeout caused pair closure"),
         torch.distributed.DistBackendError(
             NCCL.format("remote process exited or there was a network error", "ncclRemoteError: A call failed")
         ),
