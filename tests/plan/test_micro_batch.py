@@ -127,6 +127,12 @@ def test_packed_rows_take_what_as_many_of_the_longest_examples_do(folder, capsys
     for packing in ("true", "false"):
         assert print_plan(parse([*words, f"data.packing={packing}", "--json"]))
         plans.append(json.loads(capsys.readouterr().out))
+    packed, alone = (plan["gib"].pop("activations") for plan in plans)
+    # The masks of rows, in fp32 and for a while as booleans, which others do without.
+    assert 4 <= (packed - alone) * 2**30 / (4 * 100 * 100) < 6
+    for plan in plans:
+        for key in ("gib_per_rank", "host_gib_per_rank"):
+            plan.pop(key, None)
     assert plans[0] == plans[1]
     assert print_plan(parse([*words, "data.packing=true"]))
     assert "accumulated, 100 tokens each, packed (shorter examples take fewer passes), " in capsys.readouterr().out
@@ -166,7 +172,7 @@ def test_fewer_positions_are_advised_where_they_do_not_fit(folder):
             Job.of(replace(job.config, train=replace(wanted, micro_batch_tokens=tokens)), job.given, Hardware())
         ]
     }
-    assert sized[3000] < sized[72_000] / 2
+    assert sized[3000] < 0.7 * sized[72_000]
     tight = Hardware(gpu_memory=int(sized[3000] / 0.95) + 2)
     ways = advice(folder, Job.of(replace(job.config, train=wanted), job.given, tight))
     assert [(way.settings, way.gpu) for way in ways] == [("train.micro_batch_tokens=3000", sized[3000])]
