@@ -225,9 +225,10 @@ def test_the_start_is_the_weight_as_training_kept_it(tmp_path, method, precision
     if method == "sorsa":
         trained[0] = load_file(run / "adapter" / adapter_file.INITIAL)
         used = {step: [tensors[f"{name}.{leaf}"] for leaf in "UsV"] for step, tensors in trained.items()}
+        sides = {step: (U * s, V) for step, (U, s, V) in used.items()}
         if precision != "fp32":
-            used = {step: [U.bfloat16(), s, V.bfloat16()] for step, (U, s, V) in used.items()}
-        products = {step: (U.double() * s.double()) @ V.double().T for step, (U, s, V) in used.items()}
+            sides = {step: (left.bfloat16(), right.bfloat16()) for step, (left, right) in sides.items()}
+        products = {step: left.double() @ right.double().T for step, (left, right) in sides.items()}
         rest = as_kept(W - products[0], storage)
         wanted = {step: rest + product for step, product in products.items()}
     elif method == "lora":
