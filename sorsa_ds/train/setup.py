@@ -210,12 +210,12 @@ def build_trainer(
     Raises:
         ValueError: the run's folder cannot be written or is damaged, or the checkpoint lacks something.
     """
-    config, folder = settings.config, run.folder
+    config = settings.config
     keep_chat_template(run, inputs, settings.device)
     keep_tokenizer(run, inputs, settings.device)
     progress = run.origin.restore(engine, config)
     keeper = CheckpointKeeper(
-        run=folder,
+        run=run.folder,
         config=config,
         ds_config=settings.ds_config,
         engine=engine,
@@ -225,7 +225,6 @@ def build_trainer(
         progress=progress,
         last=run.origin.checkpoint,
     )
-    stored = method_of(config).trained_under(engine.module, inputs.stored)
     return Trainer(
         config=config,
         engine=engine,
@@ -235,14 +234,21 @@ def build_trainer(
         batches=inputs.batches,
         held_out=inputs.held_out,
         sources=inputs.sources,
-        folder=folder,
+        folder=run.folder,
         log=collectives.together(lambda: _open_log(settings, run, model, progress.step), settings.device),
         keeper=keeper,
-        recorder=SnapshotRecorder(folder, engine, stored.values(), progress.step),
+        recorder=_recorder(settings, run, inputs, engine, progress.step),
         meter=_meter(settings, run, inputs, engine, progress.step),
         lock=run.lock,
         sequence=_sharing_ranks(config, engine),
     )
+
+
+def _recorder(
+    settings: RunSettings, run: OpenedRun, inputs: Inputs, engine: SorsaEngine, first: int
+) -> SnapshotRecorder:
+    stored = method_of(settings.config).trained_under(engine.module, inputs.stored)
+    return SnapshotRecorder(run.folder, engine, stored.values(), first)
 
 
 def _sharing_ranks(config: RunConfig, engine: SorsaEngine) -> SequenceParallel:
