@@ -109,11 +109,6 @@ class Routes:
             torch.mm(a_SP[rows].t(), b_SQ[rows], out=products[expert])
         return products
 
-    def sums(self, a_SP: Tensor) -> Tensor:
-        """The sum of each expert's rows: (E, P), in the same order on every run."""
-        bounds = torch.cat([self.ends.new_zeros(1), self.ends])
-        return torch.segment_reduce(a_SP, "sum", offsets=bounds.long(), axis=0, initial=0.0)
-
     def _form(self, *operands: Tensor) -> Form:
         """The form for these operands: a grouped product does not take all."""
         if self.form != "grouped" or not len(self.expert):
