@@ -8,8 +8,6 @@ Shapes: B examples, L positions (the longest example).
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +19,6 @@ from sorsa_ds.data.order import GlobalOrder, Passes, ShuffledPasses, rank_slices
 from sorsa_ds.data.packing import Packing, collate_packed, packed_share
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import IGNORED, Example
-from sorsa_ds.runtime.background import in_background
 
 
 class BatchPlan:
@@ -62,7 +59,6 @@ class BatchPlan:
         global_batch = micro_batch_size * world_size * accumulation
         passes = passes or ShuffledPasses(len(examples), seed)
         self.order = GlobalOrder.of_run(passes, global_batch, steps=steps, epochs=epochs)
-        self._shares: dict[int, Future[list[list[int]]]] = {}
 
     @property
     def state(self) -> None:
@@ -88,7 +84,9 @@ class BatchPlan:
             return [collate_packed(rows, self.pad_token_id) for rows in self.packed(step)]
         indices: Sequence[Sequence[int | None]]
         if self.micro_batch_tokens is not None:
-            indices = [batch or [None] for batch in self._levelled_ahead(step)]
+            own, lengths = self._of_step(step)
+            share = levelled_share(lengths, self.rank, self.world_size, self.micro_batch_tokens)
+            indices = [[own[place] for place in batch] or [None] for batch in share]
         else:
             indices = self.order.micro_batches(
                 step, self.rank, self.world_size, self.micro_batch_size, lambda index: int(self.examples.lengths[index])
@@ -106,22 +104,6 @@ class BatchPlan:
             f"{found.passes} passes of up to {found.largest:,} positions in the first step, {found.padding:.1%} of all "
             f"padding; the largest of a pass exceed the mean by {found.imbalance():.1%}"
         )
-
-    def _levelled_ahead(self, step: int) -> list[list[int]]:
-        """The examples of this rank's micro-batches; the next step's are found while the present one is computed."""
-        most = self.micro_batch_tokens
-        assert most is not None
-
-        def share(step: int) -> list[list[int]]:
-            indices, lengths = self._of_step(step)
-            places = levelled_share(lengths, self.rank, self.world_size, most)
-            return [[indices[place] for place in batch] for batch in places]
-
-        self._shares = {
-            at: self._shares.get(at) or in_background(partial(share, at), "levelling")
-            for at in (step, min(step + 1, self.steps - 1))
-        }
-        return self._shares[step].result()
 
     def _of_step(self, step: int) -> tuple[list[int], list[int]]:
         """The examples of a step, and how long they are."""
