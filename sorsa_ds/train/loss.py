@@ -7,7 +7,6 @@ import functools
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from sorsa_ds.runtime import collectives
 from sorsa_ds.train.chunked_loss import losses_in_chunks
 from sorsa_ds.train.micro_batch import MicroBatch
 from sorsa_ds.train.padding import Padding, model_inputs
+from sorsa_ds.train.tried_model import eval_mode, model_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def training_losses(
     balance = getattr(outputs, "aux_loss", None)
     if balance is None:
         return loss, None
-    within = getattr(model, "module", model)
+    within = model_of(model)
     coefficient = getattr(within, "router_aux_loss_coef", None)
     if coefficient is None:
         raise ValueError(
@@ -79,7 +79,7 @@ def router_rows(model: PreTrainedModel) -> list[tuple[str, str]]:
 
 def _forward(model: nn.Module, micro_batch: MicroBatch, options: LossOptions) -> tuple[Tensor, ModelOutput]:
     """The loss as `summed_loss` says, and what the model returned."""
-    within = cast(PreTrainedModel, getattr(model, "module", model))
+    within = model_of(model)
     sequences, length = micro_batch.input_ids.shape
     places_K, labels_K = micro_batch.places_of_all, micro_batch.labels
     with model_inputs(within, micro_batch, options.padding) as inputs:
@@ -117,12 +117,10 @@ def mean_loss(
     Args:
         batches: on the CPU.
     """
-    training = model.training
-    model.eval()
     loss, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
-    for batch in batches:
-        ready = MicroBatch.of(batch)
-        loss += summed_loss(model, ready.to(device, non_blocking=True), options)
-        tokens += ready.learned
-    model.train(training)
+    with eval_mode(model):
+        for batch in batches:
+            ready = MicroBatch.of(batch)
+            loss += summed_loss(model, ready.to(device, non_blocking=True), options)
+            tokens += ready.learned
     return (collectives.total(loss, device) / collectives.total(tokens, device)).item()

@@ -1,11 +1,9 @@
 """How a run computes its losses: found out on its model before the first step, and told."""
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from sorsa_ds.config.batch_size import shard_length
 from sorsa_ds.config.schema import RunConfig
@@ -19,6 +17,7 @@ from sorsa_ds.train.chunked_loss import why_not_chunked
 from sorsa_ds.train.loss import LossOptions, summed_loss
 from sorsa_ds.train.padding import Padding, choose_padding, padded_probe
 from sorsa_ds.train.sequence_shards import check_shards
+from sorsa_ds.train.tried_model import eval_mode, model_of
 
 GAP_FP32, GAP_NARROW = 1e-5, 1e-2
 """By how much a loss in chunks may differ relatively from that of all logits: by rounding."""
@@ -59,7 +58,7 @@ def _found_alone(
     precision, asked = config.train.precision, config.train.loss_chunk
     padding, told = choose_padding(engine, batch, device, precision)
     say(f"Right padding: {told}.")
-    model = cast(PreTrainedModel, getattr(engine, "module", engine))
+    model = model_of(engine)
     positions = size * shard_length(config.data.max_length, config.train.sequence_parallel)
     chunk = loss_chunk(asked, positions, model.config.get_text_config().vocab_size)
     if not chunk:
@@ -86,16 +85,14 @@ def chunks_differ(
         batch: a collated micro-batch of this rank; the beginning of its longest example is computed.
     """
     probe = padded_probe(batch).to(device)
-    training = engine.training
-    engine.eval()
-    whole = summed_loss(engine, probe, LossOptions(padding)).item()
-    name = type(getattr(engine, "module", engine)).__name__
-    try:
-        gap = abs(summed_loss(engine, probe, LossOptions(padding, chunk=1)).item() - whole) / abs(whole)
-        why = f"the loss of {name} in chunks differs from that of all its logits by {gap:.1%}"
-    except Exception as error:  # any: it is the model's own code, most of which is silenced here
-        gap, why = math.inf, f"{name} does not compute the loss in chunks ({type(error).__name__}: {error})"
-    engine.train(training)
+    name = type(model_of(engine)).__name__
+    with eval_mode(engine):
+        whole = summed_loss(engine, probe, LossOptions(padding)).item()
+        try:
+            gap = abs(summed_loss(engine, probe, LossOptions(padding, chunk=1)).item() - whole) / abs(whole)
+            why = f"the loss of {name} in chunks differs from that of all its logits by {gap:.1%}"
+        except Exception as error:  # any: it is the model's own code, most of which is silenced here
+            gap, why = math.inf, f"{name} does not compute the loss in chunks ({type(error).__name__}: {error})"
     gap = max(collectives.gather_lists([gap if math.isfinite(gap) else math.inf]))
     if gap <= (GAP_FP32 if precision == "fp32" else GAP_NARROW):
         return None

@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,9 @@ from transformers import PreTrainedModel
 from sorsa_ds.model.packed_attention import balances_by_mask, known_rows, makes_common_masks, packed_attention
 from sorsa_ds.runtime import collectives
 from sorsa_ds.train.micro_batch import MicroBatch
+from sorsa_ds.train.tried_model import eval_mode, first_tokens, model_of
 
-PROBE_TOKENS = 32
-"""How many tokens of an example are looked at to see whether a model needs the mask."""
-
-LARGEST_GAP_FP32, LARGEST_GAP_NARROW = 1e-4, 0.02
+_LARGEST_MOVE_FP32, _LARGEST_MOVE_NARROW = 1e-4, 0.02
 """By how much logits at real positions may differ relatively without the mask: by rounding. In fp32 none of them may
 differ by more; in 16 bits their median, since rounding may send a token to another expert."""
 
@@ -70,7 +68,7 @@ def choose_padding(
         batch: its longest example is taken.
         precision: the run's, `train.precision`.
     """
-    model = cast(PreTrainedModel, getattr(engine, "module", engine))
+    model = model_of(engine)
     if balances_by_mask(model):
         return Padding.MASK, f"{Padding.MASK.value}: the loss of the router leaves out padding by it"
     probe = padded_probe(batch).to(device)
@@ -78,23 +76,20 @@ def choose_padding(
     # Older code makes positions of its own for padding that it adds, and goes wrong with those of others.
     if makes_common_masks(model) and "position_ids" in inspect.signature(model.forward).parameters:
         tried.insert(0, Padding.POSITIONS)
-    training = engine.training
-    engine.eval()
-    with_mask = _real_logits(engine, model, probe, Padding.MASK)
     why = ""
-    for padding in tried:
-        try:
-            gap = largest_gap(_real_logits(engine, model, probe, padding), with_mask, precision)
-        except Exception as error:  # any: it is the model's own code, which computes with a mask
-            gap, why = math.inf, f"without one the model fails ({type(error).__name__}: {error})"
+    with eval_mode(engine):
+        with_mask = _real_logits(engine, model, probe, Padding.MASK)
+        for padding in tried:
+            try:
+                move = logits_move(_real_logits(engine, model, probe, padding), with_mask, precision)
+            except Exception as error:  # any: it is the model's own code, which computes with a mask
+                move, why = math.inf, f"without one the model fails ({type(error).__name__}: {error})"
+            else:
+                why = f"without one the logits at real positions move by {move:.1%}"
+            if is_rounding(max(collectives.gather_lists([move])), precision):
+                break
         else:
-            why = f"without one the logits at real positions move by {gap:.1%}"
-        gap = max(collectives.gather_lists([gap]))
-        if gap <= (LARGEST_GAP_FP32 if precision == "fp32" else LARGEST_GAP_NARROW):
-            break
-    else:
-        padding = Padding.MASK
-    engine.train(training)
+            padding = Padding.MASK
     if padding is Padding.MASK:
         return padding, f"{padding.value}: {why}"
     return padding, padding.value
@@ -105,11 +100,7 @@ def padded_probe(batch: dict[str, Tensor]) -> MicroBatch:
 
     They are padded on the right; one for the most part, since a model may go wrong only there.
     """
-    mask_BL = batch["attention_mask"].bool()
-    longest = int(mask_BL.sum(1).argmax())
-    ids_L = batch["input_ids"][longest, mask_BL[longest]][:PROBE_TOKENS]
-    if len(ids_L) < 2:  # this rank has no example in the batch, and computes with the others all the same
-        ids_L = torch.tensor([0, 1])
+    ids_L = first_tokens(batch)
     ids_BL = torch.stack([ids_L, ids_L.flip(0), ids_L.roll(len(ids_L) // 2)])
     mask_BL = torch.ones_like(ids_BL)
     for row, share in enumerate((1, 2, 8)):
@@ -123,9 +114,14 @@ def _real_logits(engine: nn.Module, model: PreTrainedModel, probe: MicroBatch, p
         return engine(**inputs).logits[probe.attention_mask.bool()].float()
 
 
-def largest_gap(logits: Tensor, wanted: Tensor, precision: str) -> float:
+def logits_move(logits: Tensor, wanted: Tensor, precision: str) -> float:
     """How far logits are from others, relatively: the largest distance of a token's in fp32, else the median."""
     # A padding token has an embedding of zeros in some models, and so logits of zero.
     gaps = (logits - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
     gap = (gaps.max() if precision == "fp32" else gaps.median()).item()
     return gap if math.isfinite(gap) else math.inf
+
+
+def is_rounding(move: float, precision: str) -> bool:
+    """Whether logits move by no more than rounding does, see `logits_move`."""
+    return move <= (_LARGEST_MOVE_FP32 if precision == "fp32" else _LARGEST_MOVE_NARROW)

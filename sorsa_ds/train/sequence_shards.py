@@ -3,18 +3,16 @@
 Shapes: B sequences, L positions, S positions of a shard.
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from sorsa_ds.config.batch_size import shard_length
 from sorsa_ds.data.tokenize import IGNORED
 from sorsa_ds.model.packed_attention import known_rows
 from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.runtime import collectives
-from sorsa_ds.train.padding import LARGEST_GAP_FP32, LARGEST_GAP_NARROW, Padding, largest_gap
+from sorsa_ds.train.padding import Padding, is_rounding, logits_move
+from sorsa_ds.train.tried_model import eval_mode, model_of
 
 PROBED = 8
 """How many tokens each rank of a group computes both ways at the start of a run."""
@@ -67,7 +65,7 @@ def check_shards(
     """
     if sequence.size == 1:
         return
-    model = cast(PreTrainedModel, getattr(engine, "module", engine))
+    model = model_of(engine)
     name = f"train.sequence_parallel={sequence.size}: {type(model).__name__}"
     if padding is Padding.MASK:
         raise ValueError(f"{name} needs a mask where its sequences are padded, and shards have none; set it to 1")
@@ -76,17 +74,14 @@ def check_shards(
     ids_BL = torch.randint(vocabulary, (1, PROBED * sequence.size), generator=same)
     mask_BL = torch.ones_like(ids_BL)
     mine = shard({"input_ids": ids_BL, "attention_mask": mask_BL, "labels": ids_BL}, sequence)
-    training = engine.training
-    engine.eval()
-    with known_rows(packed=False):
+    with eval_mode(engine), known_rows(packed=False):
         together = engine(input_ids=mine["input_ids"].to(device), use_cache=False).logits[0].float()
         with sequence.whole():
             alone = engine(input_ids=ids_BL.to(device), use_cache=False).logits[0].float()
-    engine.train(training)
     first = sequence.rank * PROBED
-    gap = max(collectives.gather_lists([largest_gap(together, alone[first : first + PROBED], precision)]))
-    if gap > (LARGEST_GAP_FP32 if precision == "fp32" else LARGEST_GAP_NARROW):
+    move = max(collectives.gather_lists([logits_move(together, alone[first : first + PROBED], precision)]))
+    if not is_rounding(move, precision):
         raise ValueError(
-            f"{name} gives logits in shards that differ by {gap:.1%} from those of the whole sequence: its tokens "
+            f"{name} gives logits in shards that differ by {move:.1%} from those of the whole sequence: its tokens "
             f"reach one another by another way than attention, or its positions are its own; set it to 1"
         )

@@ -25,9 +25,7 @@ from sorsa_ds.sorsa.layer import compute_dtype
 from sorsa_ds.sorsa.routes import Routes
 from sorsa_ds.train.loss import LossOptions, mean_loss
 from sorsa_ds.train.sequence_shards import shard
-
-CAUSAL_TOKENS = 32
-"""How many tokens of an example are looked at to see whether a model is causal."""
+from sorsa_ds.train.tried_model import eval_mode, first_tokens, model_of
 
 LARGEST_LOOK_AHEAD = 0.02
 """By how much logits may move relatively when a later token changes. A causal model's move by rounding at most."""
@@ -174,27 +172,23 @@ def check_causal(engine: nn.Module, batch: dict[str, Tensor], device: torch.devi
     Raises:
         ValueError: they are not the same.
     """
-    mask_BL = batch["attention_mask"].bool()
-    longest = int(mask_BL.sum(1).argmax())
-    ids_L = batch["input_ids"][longest, mask_BL[longest]][:CAUSAL_TOKENS].to(device)
-    if len(ids_L) < 2:  # this rank has no example in the batch, and computes with the others all the same
-        ids_L = torch.tensor([0, 1], device=device)
+    ids_L = first_tokens(batch).to(device)
     kept = (len(ids_L) + 1) // 2
     other_L = ids_L.clone()
     other_L[kept:] = 0 if ids_L[-1] else 1
-    training = engine.training
-    engine.eval()
-    before, after = (
-        engine(input_ids=one[None], attention_mask=torch.ones_like(one[None]), use_cache=False).logits[0, :kept].float()
-        for one in (ids_L, other_L)
-    )
-    engine.train(training)
+    with eval_mode(engine):
+        before, after = (
+            engine(input_ids=one[None], attention_mask=torch.ones_like(one[None]), use_cache=False)
+            .logits[0, :kept]
+            .float()
+            for one in (ids_L, other_L)
+        )
     moved = ((after - before).norm(dim=-1) / before.norm(dim=-1)).median().item()
     moved = max(collectives.gather_lists([moved]))
     if moved > LARGEST_LOOK_AHEAD:
-        model = getattr(engine, "module", engine)
+        name = type(model_of(engine)).__name__
         raise ValueError(
-            f"{type(model).__name__} sees the tokens that it is to predict: another end of a text moves its logits at "
+            f"{name} sees the tokens that it is to predict: another end of a text moves its logits at "
             f"the beginning by {moved:.0%}. It cannot be trained as a causal language model unless its config.json has "
             f"a setting that makes it one"
         )
