@@ -51,6 +51,13 @@ def data_ranks(world_size: int, sequence_parallel: int) -> int:
     return groups
 
 
+def told_ranks(world_size: int, sequence_parallel: int) -> str:
+    """Who takes micro-batches of its own, in words: every rank, or groups of ranks."""
+    if sequence_parallel == 1:
+        return f"{world_size} ranks"
+    return f"{world_size // sequence_parallel} groups of {sequence_parallel} ranks"
+
+
 def shard_length(length: int, sequence_parallel: int) -> int:
     """How many positions of a sequence one of the ranks computes that share it: an equal part, rounded up."""
     return -(-length // sequence_parallel)

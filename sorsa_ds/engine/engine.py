@@ -99,8 +99,8 @@ class SorsaEngine(DeepSpeedEngine):
             if (part := exact_factors.get(fragment.name)) is not None:
                 first = fragment.start - part.start
                 fragment.values().copy_(part.values[first : first + fragment.numel])
-        whole = self.zero_optimization_stage() < 3
-        self._whole_layers = [m for m in model.modules() if isinstance(m, SorsaLinear | SorsaExperts) and whole]
+        layers = [module for module in model.modules() if isinstance(module, SorsaLinear | SorsaExperts)]
+        self._whole_layers = layers if self.zero_optimization_stage() < 3 else []
         self._regularizer: ShardedRegularizer | None = None
         self._reg_values: tuple[torch.Tensor, torch.Tensor] | None = None
         if regularizer is not None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sorsa_ds.config.batch_size import most_positions
+from sorsa_ds.config.batch_size import most_positions, told_ranks
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.targets import counted
 from sorsa_ds.plan.advice import Way, advice
@@ -64,7 +64,7 @@ def as_text(planned: Plan) -> str:
         *(planned.facts.selection.rows("of them") if targets else []),
         ("hardware", f"{hardware.nodes} x {hardware.gpus} GPUs of {hardware.gpu_memory / GIB:.1f} GiB"),
         ("settings", f"ZeRO stage {job.stage}, precision {job.precision.name}, {what}"),
-        ("batch", f"{sizes.global_batch_size} = {sizes.micro_batch_size} x {_sharing(job)} x "
+        ("batch", f"{sizes.global_batch_size} = {sizes.micro_batch_size} x {told_ranks(job.ranks, job.together)} x "
                   f"{sizes.gradient_accumulation_steps} accumulated, {job.config.data.max_length} tokens each, "
                   f"{_packed(job)}{_levelled(job)}{'with' if job.config.train.gradient_checkpointing else 'without'} "
                   "gradient checkpointing"),
@@ -103,11 +103,6 @@ def as_text(planned: Plan) -> str:
         _verdict(planned),
     ]
     return "\n".join(parts)
-
-
-def _sharing(job: Job) -> str:
-    """Who takes micro-batches: every rank, or groups of ranks."""
-    return f"{job.ranks} ranks" if job.together == 1 else f"{job.ranks // job.together} groups of {job.together} ranks"
 
 
 def _packed(job: Job) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from sorsa_ds.config.batch_size import told_ranks
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan
 from sorsa_ds.engine import optimizers, schedules
@@ -278,8 +279,7 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
     """What will be trained, on what, and where it is written, as a table."""
     config, resolved, world_size = settings.config, settings.resolved, collectives.world_size()
     adapters = engine.trained_numbers - sum(one.numel for one in loaded.selection.whole)
-    together = config.train.sequence_parallel
-    sharing = f"{world_size} ranks" if together == 1 else f"{world_size // together} groups of {together} ranks"
+    sharing = told_ranks(world_size, config.train.sequence_parallel)
     batch = (
         f"{resolved.global_batch_size} = {resolved.micro_batch_size} x {sharing} x "
         f"{resolved.gradient_accumulation_steps} accumulated"
