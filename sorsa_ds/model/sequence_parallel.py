@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sorsa_ds.config.batch_size import data_ranks, shard_length
-from sorsa_ds.model.packed_attention import why_not_packed
+from sorsa_ds.model.packed_attention import balances_by_mask, why_not_packed
 from sorsa_ds.runtime import collectives
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -197,7 +197,7 @@ def _why_not(model: PreTrainedModel, size: int, max_length: int) -> str | None:
         return (
             f"computes attention with loading.attn_implementation={implementation}, which needs a mask of all positions"
         )
-    if getattr(model.config, "output_router_logits", False):
+    if balances_by_mask(model):
         return (
             "adds a loss of its router (output_router_logits in its config.json), which is a mean over the positions "
             "that are computed together"
