@@ -11,16 +11,15 @@ import json
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.helpers.common import in_ranks, say, write_small_llama
+from benchmarks.helpers.common import TINY_LLAMA, in_ranks, say, write_small_llama
 from benchmarks.helpers.kernels import block_kernels, kept_ratio, linear_kernels
 from benchmarks.helpers.logit_bytes import logit_bytes
 from benchmarks.helpers.mask_bytes import mask_bytes
-from benchmarks.helpers.padding import imbalance
+from benchmarks.helpers.padding import imbalance, like_metamath
 from benchmarks.helpers.reorthonormalize_time import reorthonormalize_seconds_per_layer
 from sorsa_ds.data.batches import collate
 from sorsa_ds.train.loss import LossOptions
@@ -39,7 +38,7 @@ def main() -> None:
     torch.manual_seed(0)
     steps = _steps()
     worst = max(steps.values(), key=lambda step: step["host_syncs"])
-    balance = [imbalance(made_up_lengths(8192), 8, 128, POSITIONS, each_pass=each) for each in (True, False)]
+    balance = [imbalance(like_metamath(8192), 8, 128, POSITIONS, each_pass=each) for each in (True, False)]
     found = {
         "kernels_linear": linear_kernels("sorsa"),
         "kernels_linear_zero3": linear_kernels("sorsa", kept=False),
@@ -81,11 +80,7 @@ def logit_ratio() -> float:
 
 
 def _llama() -> LlamaForCausalLM:
-    shape = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=VOCABULARY, max_position_embeddings=256,
-    )  # fmt: skip
-    return LlamaForCausalLM(shape)
+    return LlamaForCausalLM(LlamaConfig(**TINY_LLAMA | {"vocab_size": VOCABULARY}))
 
 
 def _padded() -> MicroBatch:
@@ -96,12 +91,6 @@ def _padded() -> MicroBatch:
 
 def _ids(length: int) -> Tensor:
     return torch.randint(1, 100, (length,))
-
-
-def made_up_lengths(count: int) -> list[int]:
-    """Lengths in tokens like MetaMathQA's: log-normal, 215 on average, from 40 to 512."""
-    drawn = np.random.default_rng(0).lognormal(np.log(215) - 0.45**2 / 2, 0.45, count)
-    return np.clip(drawn.round(), 40, 512).astype(int).tolist()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import statistics
 import torch
 
 from benchmarks.helpers.common import DTYPES, autocast_to, say
-from benchmarks.helpers.peers import layers
+from benchmarks.helpers.peers import as_reference, layers
 from benchmarks.helpers.turns import in_turns, ratio
 
 
@@ -68,7 +68,9 @@ def measure(a: argparse.Namespace, tokens: int, rank: int, device: torch.device)
 
         return both
 
-    return in_turns({name: side(layer) for name, layer in layers(m, n, rank, dtype, device).items()}, a.rounds)
+    peers = layers(m, n, rank, dtype, device)
+    peers["reference"] = as_reference(peers["sorsa"])
+    return in_turns({name: side(layer) for name, layer in peers.items()}, a.rounds)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from benchmarks.helpers.live_bytes import tensors_in
 
 aten = torch.ops.aten
 _SIZED_BY_VALUES = {
@@ -44,9 +45,7 @@ class HostSyncs(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         packet = func.overloadpacket
-        indexed = packet in _INDEXED and any(
-            leaf.dtype in (torch.bool, torch.uint8) for leaf in tree_leaves(args[1]) if isinstance(leaf, torch.Tensor)
-        )
+        indexed = packet in _INDEXED and any(index.dtype in (torch.bool, torch.uint8) for index in tensors_in(args[1]))
         repeated = packet is aten.repeat_interleave and (kwargs or {}).get("output_size") is None
         if packet in _SIZED_BY_VALUES or packet in _READ or indexed or repeated:
             self.counts[str(packet)] += 1

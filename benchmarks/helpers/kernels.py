@@ -8,7 +8,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.helpers.common import TINY_LLAMA
+from benchmarks.helpers.layer_forms import Side, kept_bytes
 from benchmarks.helpers.peers import layers
+from benchmarks.helpers.sides import replace
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.residual_storage import Dense
 from sorsa_ds.sorsa.sides import keep_sides
@@ -53,9 +56,6 @@ def linear_kernels(peer: str, kept: bool = True) -> int:
     """
     m, n = 64, 48
     layer = layers(m, n, RANK, torch.bfloat16, torch.device("cpu"))[peer]
-    for parameter in layer.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
     x = torch.randn(TOKENS, n, dtype=torch.bfloat16, requires_grad=True)
     gradient = torch.randn(TOKENS, m, dtype=torch.bfloat16)
 
@@ -89,10 +89,7 @@ def _model_kernels(peer: str, blocks: int, kept: bool) -> int:
 
 def small_llama(blocks: int, lora: bool = False) -> nn.Module:
     """A small frozen Llama in bf16, with SORSA in fp32 in the place of its linears, or PEFT's LoRA around them."""
-    shape = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=blocks, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=128,
-    )  # fmt: skip
+    shape = LlamaConfig(**TINY_LLAMA | {"num_hidden_layers": blocks, "num_key_value_heads": 2})
     model: nn.Module = LlamaForCausalLM(shape).bfloat16().requires_grad_(False)
     if lora:
         return get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear"))
@@ -101,8 +98,7 @@ def small_llama(blocks: int, lora: bool = False) -> nn.Module:
             layer = SorsaLinear(linear.in_features, linear.out_features, RANK, storage=Dense(torch.bfloat16))
             for parameter in layer.parameters():
                 nn.init.normal_(parameter, std=0.02)
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, layer)
+            replace(model, name, layer)
     return model
 
 
@@ -118,14 +114,8 @@ def _of_the_second(micro_batch, model: nn.Module, kept: bool) -> int:
 
 def kept_ratio() -> float:
     """Bytes of activations that an adapted linear keeps for backward, over those of x and of the thin product."""
-    m, n, size = 64, 48, torch.bfloat16.itemsize
-    layer = layers(m, n, RANK, torch.bfloat16, torch.device("cpu"))["sorsa"]
-    x = torch.randn(TOKENS, n, dtype=torch.bfloat16, requires_grad=True)
-    kept: list[torch.Tensor] = []
-    with (
-        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16),
-    ):
-        layer(x)
-    parameters = {parameter.data_ptr() for parameter in layer.parameters()}
-    return sum(one.nbytes for one in kept if one.data_ptr() not in parameters) / (size * TOKENS * (n + RANK))
+    m, n, dtype = 64, 48, torch.bfloat16
+    layer = layers(m, n, RANK, dtype, torch.device("cpu"))["sorsa"]
+    x = torch.randn(TOKENS, n, dtype=dtype, requires_grad=True)
+    kept = kept_bytes(Side(layer, [], list(layer.parameters())), x, dtype)
+    return kept / (dtype.itemsize * TOKENS * (n + RANK))

@@ -24,10 +24,10 @@ class LiveBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        for tensor in _tensors((args, kwargs)):  # tensors from before are noted, so that they are not counted
+        for tensor in tensors_in((args, kwargs)):  # tensors from before are noted, so that they are not counted
             self._note(tensor.untyped_storage(), 0)
         made = func(*args, **(kwargs or {}))
-        for tensor in _tensors(made):
+        for tensor in tensors_in(made):
             nothing = tensor.is_meta or not self._counted(tensor)
             self._note(tensor.untyped_storage(), 0 if nothing else tensor.untyped_storage().nbytes())
         self.peak = max(self.peak, self.now)
@@ -44,5 +44,6 @@ class LiveBytes(TorchDispatchMode):
         self.now -= nbytes
 
 
-def _tensors(tree) -> list[torch.Tensor]:
+def tensors_in(tree) -> list[torch.Tensor]:
+    """The tensors among the arguments or results of an operator."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from benchmarks.helpers.live_bytes import tensors_in
 from sorsa_ds.train.loss import LossOptions, summed_loss
 from sorsa_ds.train.micro_batch import MicroBatch
 
@@ -31,13 +31,9 @@ class _Squares(TorchDispatchMode):
         self._length = length
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {one.untyped_storage()._cdata for one in _tensors((args, kwargs))}
+        given = {one.untyped_storage()._cdata for one in tensors_in((args, kwargs))}
         made = func(*args, **(kwargs or {}))
-        for one in _tensors(made):
+        for one in tensors_in(made):
             if one.shape[-2:] == (self._length, self._length) and one.untyped_storage()._cdata not in given:
                 self.nbytes += one.untyped_storage().nbytes()
         return made
-
-
-def _tensors(tree) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]

@@ -47,7 +47,7 @@ def as_reference(ours: SorsaLinear) -> nn.Module:
 
 
 def layers(m: int, n: int, rank: int, frozen: torch.dtype, device: torch.device) -> dict[str, nn.Module]:
-    """One linear (m, n) without a bias as each peer has it, with random weights.
+    """One linear (m, n) without a bias, frozen, with SORSA and with LoRA, with random weights.
 
     frozen: dtype of the frozen weight; what is trained is in fp32.
     """
@@ -64,4 +64,6 @@ def layers(m: int, n: int, rank: int, frozen: torch.dtype, device: torch.device)
     inject_adapter_in_model(
         LoraConfig(r=rank, lora_alpha=rank, target_modules=["linear"]), holder.to(device), "default"
     )
-    return {"frozen": floor, "sorsa": sorsa, "lora": holder.linear, "reference": as_reference(sorsa)}
+    for adapter in (holder.linear.lora_A, holder.linear.lora_B):
+        adapter.float()  # as get_peft_model does
+    return {"frozen": floor, "sorsa": sorsa, "lora": holder.linear}

@@ -7,7 +7,7 @@ from benchmarks import counts
 from benchmarks.helpers.common import write_small_llama
 from benchmarks.helpers.host_syncs import HostSyncs
 from benchmarks.helpers.kernels import Kernels, block_kernels, kept_ratio, linear_kernels
-from benchmarks.helpers.padding import imbalance
+from benchmarks.helpers.padding import imbalance, like_metamath
 from benchmarks.workers import counts as worker
 from tests.helpers.worlds import run_ranks
 
@@ -37,7 +37,7 @@ def test_a_llama_makes_no_mask_and_the_logits_of_a_chunk():
 
 
 def test_levelled_ranks_wait_for_less_than_three_percent():
-    lengths = counts.made_up_lengths(8192)
+    lengths = like_metamath(8192)
     assert imbalance(lengths, 8, 128, counts.POSITIONS) < 0.03
     assert imbalance(lengths, 8, 128, counts.POSITIONS, each_pass=False) < 0.003
 

@@ -6,7 +6,7 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from benchmarks.helpers.padding import epoch, grouped, imbalance
+from benchmarks.helpers.padding import epoch, grouped, imbalance, like_metamath
 from sorsa_ds.data.batches import BatchPlan
 from sorsa_ds.data.levelling import Positions, levelled, positions
 from sorsa_ds.data.token_store import Examples
@@ -14,12 +14,6 @@ from sorsa_ds.data.tokenize import IGNORED, Example
 from sorsa_ds.data.word_problems import word_problems
 
 PAD = 999
-
-
-def like_metamath(count: int) -> list[int]:
-    """Lengths as MetaMathQA's in Alpaca's prompt: log-normal, about 215 tokens on average, cut at 512."""
-    made = np.random.default_rng(0).lognormal(np.log(215) - 0.45**2 / 2, 0.45, count)
-    return made.clip(40, 512).round().astype(int).tolist()
 
 
 def waited(lengths, world: int, sizes) -> int:

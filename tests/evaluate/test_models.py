@@ -220,8 +220,8 @@ def test_merging_makes_plain_linears_that_compute_the_same_and_leaves_buffers_al
 
 def test_of_a_mixed_run_what_training_computed_with_is_merged():
     layer = _layer(Dense(torch.bfloat16))[0]
-    U, V = (factor.bfloat16().float() for factor in (layer.U, layer.V))
-    W = (layer.residual.float() + 0.5 * (U * layer.s) @ V.t()).detach()
+    left, right = ((0.5 * layer.U * layer.s).bfloat16(), layer.V.bfloat16())
+    W = (layer.residual.float() + left.float() @ right.float().t()).detach()
     model = merge_dense(_layer(Dense(torch.bfloat16)), "sorsa", _precision("mixed"), torch.float32)
     torch.testing.assert_close(model[0].weight, W, rtol=1e-6, atol=1e-6)
 
