@@ -105,7 +105,7 @@ def small_llama(blocks: int, lora: bool = False) -> nn.Module:
 def _of_the_second(micro_batch, model: nn.Module, kept: bool) -> int:
     """Kernels of a micro-batch that follows another one in the same step."""
     adapted = [module for module in model.modules() if isinstance(module, SorsaLinear) and kept]
-    with keep_sides(adapted):
+    with keep_sides(adapted, torch.bfloat16):
         micro_batch()
         with Kernels() as counted:
             micro_batch()

@@ -128,7 +128,7 @@ class SorsaEngine(DeepSpeedEngine):
         before = self.global_steps
         passes = self.gradient_accumulation_steps() if passes is None else passes
         with ExitStack() as unmoved:
-            unmoved.enter_context(keep_sides(self._whole_layers))
+            unmoved.enter_context(keep_sides(self._whole_layers, self._product_dtype))
             for number, loss in enumerate(losses, start=1):
                 self.set_gradient_accumulation_boundary(number == passes)
                 self.clock.enter("backward")
@@ -143,6 +143,11 @@ class SorsaEngine(DeepSpeedEngine):
         total = torch.zeros_like(norm) if summed is None else collectives.total(summed, self.device)
         # One wait for the device. ZeRO-3 needs it: its next gathers do not wait for the copies of the new masters.
         return StepReport(*torch.stack([norm, total, *(self._reg_values or ())]).tolist())
+
+    @property
+    def _product_dtype(self) -> torch.dtype | None:
+        """The dtype of the matrix products, that of torch.autocast; None where it is off."""
+        return self.torch_autocast_dtype() if self.torch_autocast_enabled() else None
 
     @property
     def trained_numbers(self) -> int:

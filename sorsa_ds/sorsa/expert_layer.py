@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sorsa_ds.sorsa.layer import compute_dtype
 from sorsa_ds.sorsa.residual_storage import Dense, Storage
 from sorsa_ds.sorsa.routes import Routes
-from sorsa_ds.sorsa.sides import KeptSides, Sides, left_gradients
+from sorsa_ds.sorsa.sides import KeptSides, Sides, at_hand, left_gradients
 
 DENSE_BYTES = 2**30
 """Bytes of packed residuals that are dense at once: as many experts as fit, and at least one."""
@@ -30,25 +30,26 @@ class _ExpertsFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, x_principal, routes, U_EMR, s_ER, V_ENR, layer, *residual):
-        dtype, kept, scale = compute_dtype(x), layer.kept_sides, layer.scale
-        sides = Sides.of(U_EMR, s_ER, V_ENR, scale, dtype) if kept is None else kept.of(layer, dtype)
+    def forward(ctx, x, x_principal, routes, U_EMR, s_ER, V_ENR, left, right, scale, storage, *residual):
+        dtype = compute_dtype(x)
+        sides = Sides.taken(left, right, U_EMR, s_ER, V_ENR, scale, dtype)
         x_SN = x.to(dtype)
         p_SN = x_SN if x_principal is None else x_principal.to(dtype)
         z_SR = routes.times(p_SN, sides.right.mT)
         shape = U_EMR.shape[1], V_ENR.shape[1]
-        y_SM = _residual_product(routes, x_SN, layer.storage, residual, shape, turned=False)
+        y_SM = _residual_product(routes, x_SN, storage, residual, shape, turned=False)
         y_SM += routes.times(z_SR, sides.left)
-        ctx.save_for_backward(p_SN if ctx.needs_input_grad[5] else None, z_SR, U_EMR, s_ER, V_ENR, *residual)
-        ctx.routes, ctx.kept, ctx.scale, ctx.storage = routes, kept, scale, layer.storage
+        kept_p = p_SN if ctx.needs_input_grad[5] else None
+        ctx.save_for_backward(kept_p, z_SR, U_EMR, s_ER, V_ENR, left, right, *residual)
+        ctx.routes, ctx.scale, ctx.storage = routes, scale, storage
         ctx.dtype, ctx.x_dtype, ctx.one_input = dtype, x.dtype, x_principal is None
         return y_SM
 
     @staticmethod
     def backward(ctx, grad_y):
-        p_SN, z_SR, U_EMR, s_ER, V_ENR, *residual = ctx.saved_tensors
-        routes, kept, dtype, needs = ctx.routes, ctx.kept, ctx.dtype, ctx.needs_input_grad
-        sides = Sides.of(U_EMR, s_ER, V_ENR, ctx.scale, dtype) if kept is None else kept.made[dtype]
+        p_SN, z_SR, U_EMR, s_ER, V_ENR, left, right, *residual = ctx.saved_tensors
+        routes, dtype, needs = ctx.routes, ctx.dtype, ctx.needs_input_grad
+        sides = Sides.taken(left, right, U_EMR, s_ER, V_ENR, ctx.scale, dtype)
         g_SM = grad_y.to(dtype).contiguous()
         h_SR = routes.times(g_SM, sides.left.mT)
 
@@ -68,7 +69,7 @@ class _ExpertsFunction(torch.autograd.Function):
                 grad_p = through.to(ctx.x_dtype)
         if grad_x is not None:
             grad_x = grad_x.to(ctx.x_dtype)
-        return grad_x, grad_p, None, grad_U, grad_s, grad_V, None, *(None for _ in residual)
+        return grad_x, grad_p, None, grad_U, grad_s, grad_V, *(None for _ in range(4 + len(residual)))
 
 
 def _residual_product(
@@ -176,7 +177,10 @@ class SorsaExperts(nn.Module):
         """Map rows x (S, N) to y (S, M), each by its expert's weight."""
         x_principal = nn.functional.dropout(x, self.dropout) if self.training and self.dropout > 0 else None
         residual = (getattr(self, name) for name in self.storage.names)
-        return _ExpertsFunction.apply(x, x_principal, routes, self.U, self.s, self.V, self, *residual)
+        left, right, _ = at_hand(self, compute_dtype(x))
+        return _ExpertsFunction.apply(
+            x, x_principal, routes, self.U, self.s, self.V, left, right, self.scale, self.storage, *residual
+        )
 
     def extra_repr(self) -> str:
         """The shape, as `print(model)` shows it."""

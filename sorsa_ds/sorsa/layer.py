@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sorsa_ds.sorsa.residual_storage import Dense, Storage
-from sorsa_ds.sorsa.sides import KeptSides, Sides, joined_gradients, left_gradients
+from sorsa_ds.sorsa.sides import KeptSides, Sides, at_hand, joined_gradients, left_gradients
 
 
 class _SorsaFunction(torch.autograd.Function):
@@ -23,32 +23,33 @@ class _SorsaFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, x_principal, U_MR, s_R, V_NR, bias_M, layer, *residual):
-        dtype, kept, scale = compute_dtype(x), layer.kept_sides, layer.scale
-        sides = Sides.of(U_MR, s_R, V_NR, scale, dtype) if kept is None else kept.of(layer, dtype)
+    def forward(ctx, x, x_principal, U_MR, s_R, V_NR, bias_M, left, right, rates, scale, storage, *residual):
+        dtype = compute_dtype(x)
+        sides = Sides.taken(left, right, U_MR, s_R, V_NR, scale, dtype)
         x_TN = x.reshape(-1, x.shape[-1]).to(dtype)
         p_TN = x_TN if x_principal is None else x_principal.reshape(-1, x.shape[-1]).to(dtype)
         z_TR = p_TN @ sides.right
-        y_TM = layer.storage.linear(residual, x_TN, len(U_MR), None if bias_M is None else bias_M.to(dtype))
+        y_TM = storage.linear(residual, x_TN, len(U_MR), None if bias_M is None else bias_M.to(dtype))
         y_TM.addmm_(z_TR, sides.left.t())
         # Under autocast x may have a wider dtype than what was multiplied; the narrower copy is kept.
-        ctx.save_for_backward(p_TN if ctx.needs_input_grad[4] else None, z_TR, U_MR, s_R, V_NR, *residual)
-        ctx.kept, ctx.scale, ctx.storage, ctx.dtype = kept, scale, layer.storage, dtype
+        kept_p = p_TN if ctx.needs_input_grad[4] else None
+        ctx.save_for_backward(kept_p, z_TR, U_MR, s_R, V_NR, left, right, rates, *residual)
+        ctx.scale, ctx.storage, ctx.dtype = scale, storage, dtype
         ctx.x_shape, ctx.x_dtype, ctx.one_input = x.shape, x.dtype, x_principal is None
         # A view made in here could not be written to, which some models do with what a linear returns. This is none.
         return torch.ops.aten._unsafe_view(y_TM, [*x.shape[:-1], len(U_MR)])
 
     @staticmethod
     def backward(ctx, grad_y):
-        p_TN, z_TR, U_MR, s_R, V_NR, *residual = ctx.saved_tensors
-        kept, dtype, scale, needs = ctx.kept, ctx.dtype, ctx.scale, ctx.needs_input_grad
-        sides = Sides.of(U_MR, s_R, V_NR, scale, dtype) if kept is None else kept.made[dtype]
+        p_TN, z_TR, U_MR, s_R, V_NR, left, right, rates, *residual = ctx.saved_tensors
+        dtype, scale, needs = ctx.dtype, ctx.scale, ctx.needs_input_grad
+        sides = Sides.taken(left, right, U_MR, s_R, V_NR, scale, dtype)
         g_TM = grad_y.reshape(-1, grad_y.shape[-1]).to(dtype)
         h_TR = g_TM @ sides.left
 
         grad_U = grad_s = grad_V = grad_x = grad_p = None
-        if kept is not None and all(needs[2:5]):
-            grad_U, grad_s, grad_V = joined_gradients(g_TM, z_TR, p_TN, h_TR, U_MR, s_R, scale, kept.rates)
+        if rates is not None and all(needs[2:5]):
+            grad_U, grad_s, grad_V = joined_gradients(g_TM, z_TR, p_TN, h_TR, U_MR, s_R, scale, rates)
         else:
             if needs[2] or needs[3]:
                 grad_U, grad_s = left_gradients(g_TM.t() @ z_TR, U_MR, s_R, scale)
@@ -63,7 +64,7 @@ class _SorsaFunction(torch.autograd.Function):
                 grad_p = (h_TR @ sides.right.t()).view(ctx.x_shape).to(ctx.x_dtype)
         if grad_x is not None:
             grad_x = grad_x.view(ctx.x_shape).to(ctx.x_dtype)
-        return grad_x, grad_p, grad_U, grad_s, grad_V, None, None, *(None for _ in residual)
+        return grad_x, grad_p, grad_U, grad_s, grad_V, *(None for _ in range(6 + len(residual)))
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -161,7 +162,10 @@ class SorsaLinear(nn.Module):
         """Map x (..., N) to y (..., M)."""
         x_principal = nn.functional.dropout(x, self.dropout) if self.training and self.dropout > 0 else None
         residual = (getattr(self, name) for name in self.storage.names)
-        return _SorsaFunction.apply(x, x_principal, self.U, self.s, self.V, self.bias, self, *residual)
+        kept = at_hand(self, compute_dtype(x))
+        return _SorsaFunction.apply(
+            x, x_principal, self.U, self.s, self.V, self.bias, *kept, self.scale, self.storage, *residual
+        )
 
     @property
     def weight(self) -> WeightFacts:

@@ -12,7 +12,7 @@ Shapes, used as suffixes of tensor names, each perhaps behind E experts: M out_f
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import gcd
 from typing import Protocol
 
@@ -33,6 +33,20 @@ class Sides:
         left = torch.mul(U, scaled(s, scale), out=torch.empty_like(U, dtype=dtype))
         return cls(left, V.to(dtype))
 
+    @classmethod
+    def taken(
+        cls,
+        left: Tensor | None,
+        right: Tensor | None,
+        U: Tensor,
+        s: Tensor,
+        V: Tensor,
+        scale: float,
+        dtype: torch.dtype,
+    ) -> "Sides":
+        """The kept sides `left` and `right` (see `KeptSides`), or, where none are kept, sides made now."""
+        return cls.of(U, s, V, scale, dtype) if left is None else cls(left, V if right is None else right)
+
 
 class SideLayer(Protocol):
     """A layer whose sides can be kept.
@@ -51,45 +65,62 @@ class SideLayer(Protocol):
     def V(self) -> Tensor: ...
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class KeptSides:
-    """The sides of one layer, made when they are first asked for.
+    """The sides of one layer in one dtype, as tensors that a compiled block takes as its inputs.
 
+    left: as of `Sides`. right: None where it is V itself, which has that dtype already.
     rates: (blocks, 1, R), with which the gradients of left and right, one behind the other, are multiplied block of
-        rows by block of rows, to become those of U and V. Experts have none.
+        rows by block of rows, to become those of U and V. None for experts.
     """
 
-    made: dict[torch.dtype, Sides] = field(default_factory=dict)
-    rates: Tensor | None = None
+    left: Tensor
+    right: Tensor | None
+    rates: Tensor | None
 
+    @classmethod
     @torch.no_grad()
-    def of(self, layer: SideLayer, dtype: torch.dtype) -> Sides:
+    def of(cls, layer: SideLayer, dtype: torch.dtype) -> "KeptSides":
         """The layer's sides in a dtype."""
-        if dtype not in self.made:
-            self.made[dtype] = Sides.of(layer.U, layer.s, layer.V, layer.scale, dtype)
-            if layer.U.ndim == 2 and self.rates is None:
-                m, n = len(layer.U), len(layer.V)
-                block, s_1R = gcd(m, n), scaled(layer.s, layer.scale)
-                blocks = s_1R.expand(m // block, -1), torch.ones_like(s_1R).expand(n // block, -1)
-                self.rates = torch.cat(blocks).unsqueeze(1)
-        return self.made[dtype]
+        sides = Sides.of(layer.U, layer.s, layer.V, layer.scale, dtype)
+        right = None if sides.right is layer.V else sides.right
+        if layer.U.ndim > 2:
+            return cls(sides.left, right, None)
+        m, n = len(layer.U), len(layer.V)
+        block, s_1R = gcd(m, n), scaled(layer.s, layer.scale)
+        blocks = s_1R.expand(m // block, -1), torch.ones_like(s_1R).expand(n // block, -1)
+        return cls(sides.left, right, torch.cat(blocks).unsqueeze(1))
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """left, right and rates."""
+        return self.left, self.right, self.rates
 
 
 @contextmanager
-def keep_sides(layers: Iterable[SideLayer]) -> Iterator[None]:
-    """Context in which layers keep their sides from their first forward pass on.
+def keep_sides(layers: Iterable[SideLayer], dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Context in which layers have their sides at hand, where they compute in the dtype of these.
 
     Inside of it nobody may change U, s or V, or free their storage as ZeRO-3 does. What is kept takes the memory of U
-    and V in the compute dtype, until the context ends.
+    and V in that dtype, until the context ends.
+
+    Args:
+        dtype: that of the matrix products. None: each layer's own.
     """
     layers = list(layers)
-    for layer in layers:
-        layer.kept_sides = KeptSides()
     try:
+        for layer in layers:
+            layer.kept_sides = KeptSides.of(layer, dtype or layer.U.dtype)
         yield
     finally:
         for layer in layers:
             layer.kept_sides = None
+
+
+def at_hand(layer: SideLayer, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The tensors of the layer's kept sides; three times None where none are kept in this dtype."""
+    kept = layer.kept_sides
+    return (None, None, None) if kept is None or kept.left.dtype != dtype else kept.tensors
 
 
 def kept_bytes(matrices: int, m: int, n: int, rank: int, compute: torch.dtype, held: torch.dtype) -> int:
@@ -125,7 +156,7 @@ def joined_gradients(
     Both products lie in one buffer, so a single kernel scales them and widens them to the factors' dtype.
 
     Args:
-        rates: of `KeptSides`.
+        rates: as of `KeptSides`.
     """
     sizes = [g_TM.shape[1], x_TN.shape[1]]
     both = g_TM.new_empty(sum(sizes), z_TR.shape[1])

@@ -145,14 +145,21 @@ def test_kept_sides_give_the_gradients_of_sides_that_are_made_in_each_pass(autoc
         return [layer.U.grad.clone(), layer.s.grad.clone(), layer.V.grad.clone()]
 
     wanted = micro_batches()
-    with keep_sides([layer]):
+    dtype = torch.bfloat16 if autocast else torch.float32
+    with keep_sides([layer], dtype):
         kept = micro_batches()
-        made = layer.kept_sides.made[torch.bfloat16 if autocast else torch.float32]
-        tensors = {one.data_ptr(): one.nbytes for one in (made.left, made.right, layer.kept_sides.rates)}
-        tensors.pop(layer.V.data_ptr(), None)
+        tensors = [one for one in layer.kept_sides.tensors if one is not None]
     assert all(map(torch.equal, kept, wanted))
     assert layer.kept_sides is None
-    assert sum(tensors.values()) == kept_bytes(1, M, N, R, made.left.dtype, torch.float32)
+    assert sum(one.nbytes for one in tensors) == kept_bytes(1, M, N, R, dtype, torch.float32)
+
+
+def test_where_a_layer_computes_in_another_dtype_than_its_kept_sides_have_it_makes_its_own():
+    layer = make_layer(dtype=torch.float32)
+    x = torch.randn(T, N)
+    wanted = layer(x)
+    with keep_sides([layer], torch.bfloat16):
+        assert torch.equal(layer(x), wanted)
 
 
 def test_sides_are_made_anew_when_the_factors_have_moved():
