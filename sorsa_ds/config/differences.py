@@ -18,6 +18,7 @@ FREE_OF_ONE_MODEL = (
     "train.gradient_accumulation_steps",
     "train.gradient_checkpointing",
     "train.loss_chunk",
+    "train.compile",
     "train.check_memory",
     "train.deterministic",
     "train.eval_every",

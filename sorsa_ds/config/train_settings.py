@@ -96,6 +96,10 @@ class TrainConfig:
     """Learned positions whose logits exist at once. `auto`: all of them where the logits of a micro-batch take at most
     1 GiB, else as many as take that. 0: all of them. The losses are the same but for rounding."""
 
+    compile: Literal["auto", "off"] = "off"
+    """`auto`: compile the model's blocks by torch.compile where that works and gives the same loss and gradients; a run
+    says what it found. It takes minutes at the start. Not under ZeRO-3 and with `sequence_parallel`."""
+
     check_memory: bool = True
     """Estimate the run's memory before the model is loaded, report it, and stop if it cannot fit (as launch/plan.py
     does without running anything)."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sorsa_ds.data.levelling import Positions, levelled, levelled_share
@@ -19,6 +19,10 @@ from sorsa_ds.data.order import GlobalOrder, Passes, ShuffledPasses, rank_slices
 from sorsa_ds.data.packing import Packing, collate_packed, packed_share
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import IGNORED, Example
+
+ALIGNMENT = 8
+"""What the lengths of aligned batches are multiples of: so many 16-bit numbers are 16 bytes, which tensor cores read at
+once."""
 
 
 class BatchPlan:
@@ -145,6 +149,14 @@ def collate(examples: Sequence[Example | None], pad_token_id: int) -> dict[str, 
             input_ids_BL[row, :length] = torch.as_tensor(example["input_ids"])
             labels_BL[row, :length] = torch.as_tensor(example["labels"])
     return {"input_ids": input_ids_BL, "attention_mask": attention_mask_BL, "labels": labels_BL}
+
+
+def aligned(batch: dict[str, Tensor], pad_token_id: int, longest: int) -> dict[str, Tensor]:
+    """A collated batch (B, L) with padding on the right up to a multiple of ALIGNMENT, but not beyond `longest`."""
+    length = batch["input_ids"].shape[1]
+    more = max(0, min(math.ceil(length / ALIGNMENT) * ALIGNMENT, longest) - length)
+    filled = {"input_ids": pad_token_id, "labels": IGNORED}
+    return {name: nn.functional.pad(one, (0, more), value=filled.get(name, 0)) for name, one in batch.items()}
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> int:

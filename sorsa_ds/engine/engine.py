@@ -11,7 +11,7 @@ into the model.
 """
 
 import importlib
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 import deepspeed
@@ -128,7 +128,7 @@ class SorsaEngine(DeepSpeedEngine):
         before = self.global_steps
         passes = self.gradient_accumulation_steps() if passes is None else passes
         with ExitStack() as unmoved:
-            unmoved.enter_context(keep_sides(self._whole_layers, self._product_dtype))
+            unmoved.enter_context(self.kept_sides())
             for number, loss in enumerate(losses, start=1):
                 self.set_gradient_accumulation_boundary(number == passes)
                 self.clock.enter("backward")
@@ -144,8 +144,12 @@ class SorsaEngine(DeepSpeedEngine):
         # One wait for the device. ZeRO-3 needs it: its next gathers do not wait for the copies of the new masters.
         return StepReport(*torch.stack([norm, total, *(self._reg_values or ())]).tolist())
 
+    def kept_sides(self) -> AbstractContextManager[None]:
+        """Context in which the factors do not move, and so layers have their sides at hand where ZeRO lets them."""
+        return keep_sides(self._whole_layers, self.product_dtype)
+
     @property
-    def _product_dtype(self) -> torch.dtype | None:
+    def product_dtype(self) -> torch.dtype | None:
         """The dtype of the matrix products, that of torch.autocast; None where it is off."""
         return self.torch_autocast_dtype() if self.torch_autocast_enabled() else None
 

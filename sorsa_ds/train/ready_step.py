@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sorsa_ds.data.batches import BatchPlan
+from sorsa_ds.data.batches import BatchPlan, aligned
 from sorsa_ds.data.stream_batches import StreamBatches
 from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.runtime import collectives
@@ -48,6 +48,7 @@ class ReadySteps:
         group: of all ranks, over which their CPUs communicate.
         device: to which the micro-batches will go.
         sequence: the ranks that compute a micro-batch together.
+        longest: lengths are aligned, but not beyond this one, see `sorsa_ds.data.batches.aligned`. None: they are not.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class ReadySteps:
         group: dist.ProcessGroup | None,
         device: torch.device,
         sequence: SequenceParallel,
+        longest: int | None = None,
     ):
         self._batches, self._sequence, self._group, self._pinned = batches, sequence, group, device.type == "cuda"
+        self._longest = longest
         self._ahead: tuple[int, Future[list[MicroBatch]]] | None = None
         self._counted: _Counted | None = None
 
@@ -103,6 +106,8 @@ class ReadySteps:
 
     def _shard(self, batch: dict[str, Tensor]) -> MicroBatch:
         """This rank's positions of a batch. The squares of its examples' lengths are counted by one rank of a group."""
+        if self._longest is not None:
+            batch = aligned(batch, self._batches.pad_token_id, self._longest)
         if self._sequence.size == 1:
             return MicroBatch.of(batch)
         squares = MicroBatch.of(batch).squares if self._sequence.rank == 0 else 0

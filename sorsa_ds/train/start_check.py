@@ -78,7 +78,8 @@ def base_weights(loaded: AdaptedModel) -> Iterator[None]:
             layer = loaded.model.get_submodule(holder)
             layer.forward = _with_parameters(loaded, layer, targets)
             layers.append(layer)
-        yield
+        with torch.compiler.set_stance("force_eager"):  # what is compiled knows nothing of these weights
+            yield
     finally:
         for layer in layers:
             del layer.forward

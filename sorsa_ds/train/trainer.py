@@ -35,6 +35,7 @@ from sorsa_ds.runtime.errors import Preempted
 from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.launcher import begin_again
 from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
+from sorsa_ds.train.compiled_blocks import compile_blocks
 from sorsa_ds.train.held_out import held_out_losses
 from sorsa_ds.train.loss import LossOptions, training_losses
 from sorsa_ds.train.loss_options import choose_options
@@ -56,8 +57,8 @@ class Trainer:
     folder: the run's. lock: held on it, to be released at the end. sequence: the ranks that share a micro-batch.
     keeper: makes the checkpoints; its `progress` is the run's account of how far it is.
     recorder: takes the snapshots for an analysis. meter: measures each step.
-    signals: asked before each micro-step whether the job is to stop. ready: makes the next step's micro-batches.
-    loss_options: how losses are computed. These three are made when training begins.
+    signals: asked before each micro-step whether to stop. ready: makes the next step's micro-batches. loss_options: how
+    losses are computed. These three are made when training begins.
     """
 
     config: RunConfig
@@ -103,9 +104,10 @@ class Trainer:
         """
         group = collectives.cpu_group(timedelta(minutes=self.config.train.timeout_minutes))
         self.signals = StopSignals(group)
-        self.ready = ReadySteps(self.batches, group, self.device, self.sequence)
-        engine, step = self.engine, self.progress.step
-        self.loss_options = choose_options(engine, self.config, self.batches, step, self.device, self.sequence)
+        engine, config, step = self.engine, self.config, self.progress.step
+        self.loss_options = choose_options(engine, config, self.batches, step, self.device, self.sequence)
+        longest = compile_blocks(engine, config, self.batches, step, self.loss_options)
+        self.ready = ReadySteps(self.batches, group, self.device, self.sequence, longest)
 
     def run(self) -> dict:
         """Train from the first step, or the one after the checkpoint, to the report. A collective call.
@@ -172,13 +174,12 @@ class Trainer:
         Raises:
             ValueError: the run's folder was taken away, or it cannot be written.
         """
-        adapter = self.folder / ADAPTER
         eval_loss, eval_losses = self.evaluate(self.batches.steps)
         self.recorder.finish()
         check_still_held(self.lock, self.device)
         self.keeper.save()
-        save_factors(self.engine, adapter / TRAINED)
-        collectives.together(lambda: record_digests(adapter), self.device, on=0)
+        save_factors(self.engine, self.folder / ADAPTER / TRAINED)
+        collectives.together(lambda: record_digests(self.folder / ADAPTER), self.device, on=0)
         report = build_report(
             config=self.config,
             engine=self.engine,

@@ -132,6 +132,7 @@ SETTINGS: dict[str, Rule] = {
     "train.gradient_checkpointing": flag,
     "train.precision": one_of("auto", "fp32", "mixed", "bf16"),
     "train.loss_chunk": either(COUNT_FROM_0, one_of("auto")),
+    "train.compile": one_of("auto", "off"),
     "train.check_memory": flag,
     "train.deterministic": flag,
     "train.eval_every": COUNT_FROM_0,
