@@ -53,10 +53,14 @@ def _train(folder, stage, precision, steps=5):
         logits = engine(batch["input_ids"]).logits.float().cpu()
     engine.train()
     losses = []
-    for _ in range(steps):
+
+    def micro_batch():
         loss = summed_loss(engine, batch) / 22
         losses.append(loss.item())
-        report = engine.train_step([loss])
+        yield loss
+
+    for _ in range(steps):
+        report = engine.train_step(micro_batch())
     engine.destroy()
     return logits, losses, report.reg_loss
 
@@ -214,10 +218,9 @@ def _peak(folder, stage, precision, storage, checkpointing):
     ids = torch.randint(0, 8192, (4, 512), device=device)
     mask = torch.ones_like(ids)
     mask[0, 500:] = 0  # padding, as in the batches of a run
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": ids}
     for _ in range(2):
-        engine.train_step(
-            [summed_loss(engine, {"input_ids": ids, "attention_mask": mask, "labels": ids}) / ids.numel()]
-        )
+        engine.train_step(summed_loss(engine, batch) / ids.numel() for _ in range(1))
     allocated = torch.cuda.max_memory_allocated()
     engine.destroy()
     return needed.total - needed.gpu["context"], allocated

@@ -96,7 +96,7 @@ def engine_step(name: str, a: argparse.Namespace) -> tuple[SorsaEngine, Step]:
     model = made("sorsa" if name in OURS else name, a, name if name in QUANTISED else "auto")
     batch, learned = examples(model, a)
     engine = engine_of(model, a.stage, a.precision, name in OURS, a.checkpointing, a.zero)
-    return engine, lambda: engine.train_step([summed_loss(engine, batch) / learned])
+    return engine, lambda: engine.train_step(summed_loss(engine, batch) / learned for _ in range(1))
 
 
 def made(method: str, a: argparse.Namespace, storage: str = "auto") -> nn.Module:

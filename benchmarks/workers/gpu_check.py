@@ -96,7 +96,7 @@ def side(a: argparse.Namespace, method: str, storage: str, checkpointing: bool) 
     learned = a.batch * (a.length - 1)
 
     def step() -> None:
-        engine.train_step([summed_loss(engine, batch) / learned])
+        engine.train_step(summed_loss(engine, batch) / learned for _ in range(1))
 
     step()  # the optimizer's states, and the libraries' workspaces
     seconds = []

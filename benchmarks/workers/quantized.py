@@ -69,7 +69,7 @@ def gathered_bytes(a: argparse.Namespace) -> dict:
     backend = ds_comm.comm.cdb
     assert backend.all_gather_function is gather, "DeepSpeed gathers with another function"
     backend.all_gather_function = counting
-    engine.train_step([summed_loss(engine, batch) / a.lengths[0]])
+    engine.train_step(summed_loss(engine, batch) / a.lengths[0] for _ in range(1))
     backend.all_gather_function = gather
     assert counted, "nothing was gathered"
     return counted
@@ -119,7 +119,7 @@ def shaped(a: argparse.Namespace) -> dict:
         batch, seconds = batch_of(length, model.config.vocab_size, device), []
         for _ in range(a.steps):
             began = time.perf_counter()
-            engine.train_step([summed_loss(engine, batch) / length])
+            engine.train_step(summed_loss(engine, batch) / length for _ in range(1))
             synchronise()
             seconds.append(time.perf_counter() - began)
         result |= {f"peak_gib_{length}": peak_gib(), f"seconds_{length}": statistics.median(seconds[1:] or seconds)}

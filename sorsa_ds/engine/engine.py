@@ -11,6 +11,7 @@ into the model.
 """
 
 import importlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
@@ -115,16 +116,20 @@ class SorsaEngine(DeepSpeedEngine):
             # Some wrappers allocate the moments by a step on zero gradients, which Adam must not count.
             state["step"] = state["step"] * 0  # a tensor, or bitsandbytes' int
 
-    def train_step(self, losses, passes: int | None = None, summed: torch.Tensor | None = None) -> StepReport:
+    def train_step(
+        self, losses: Iterator[torch.Tensor], passes: int | None = None, summed: torch.Tensor | None = None
+    ) -> StepReport:
         """Make a backward pass from each micro-batch loss, then one optimizer step.
 
         The gradients are averaged over ranks and micro-batches.
 
         Args:
-            losses: an iterable of losses, as many on every rank. Each is used before the next is computed.
+            losses: computes one loss after the other, as many on every rank, each when it is asked for: its forward
+                pass then has the sides that layers keep for the step, as its recomputation in the backward pass has.
             passes: how many they are. None: one per accumulation step.
             summed: a number (0-D, float64) that the losses add to; its sum over all ranks comes with the report.
         """
+        assert isinstance(losses, Iterator), "losses are computed inside of a step, by a generator"
         before = self.global_steps
         passes = self.gradient_accumulation_steps() if passes is None else passes
         with ExitStack() as unmoved:

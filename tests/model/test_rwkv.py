@@ -114,10 +114,14 @@ def _train(folder, steps=4):
     )  # fmt: skip
     batch = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "labels": IDS}
     losses = []
-    for _ in range(steps):
+
+    def micro_batch():
         loss = summed_loss(engine, batch) / 22
         losses.append(loss.item())
-        engine.train_step([loss])
+        yield loss
+
+    for _ in range(steps):
+        engine.train_step(micro_batch())
     return losses
 
 
