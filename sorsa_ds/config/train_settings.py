@@ -74,7 +74,7 @@ class TrainConfig:
 
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """`adamw`: PyTorch's fused AdamW, 8 bytes of moments per trained number. `adamw_8bit`: bitsandbytes' with 2 bytes,
-    over the same fp32 masters; on CPUs it takes thirty times as long."""
+    over the same fp32 masters; on CPUs it takes thirty times as long, and a GPU is waited for after each of them."""
 
     weight_decay: NonNegativeFloat = 0.0
     """AdamW's decoupled weight decay on the trained parameters."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, masking_utils
+from transformers import PreTrainedModel, masking_utils, modeling_flash_attention_utils
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING, create_masks_for_generate
 
 from sorsa_ds.config.schema import LoadingConfig
@@ -48,10 +48,11 @@ def packed_attention(model: PreTrainedModel, position_ids_RL: Tensor) -> dict[st
 def known_rows(packed: bool) -> Iterator[None]:
     """Context in which transformers takes it from us whether rows hold several examples, and does not look itself.
 
-    Without a mask it looks whether positions begin again inside a row, once for each kind of layer. It needs the answer
-    on the host.
+    Without a mask it looks whether positions begin again inside a row, once for each kind of layer, and with flash
+    attention in every layer. It needs the answer on the host.
     """
     looks = masking_utils.find_packed_sequence_indices
+    flash_looks = modeling_flash_attention_utils._is_packed_sequence
 
     def known(position_ids: Tensor) -> Tensor | None:
         if not packed:
@@ -59,10 +60,13 @@ def known_rows(packed: bool) -> Iterator[None]:
         return (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(-1)
 
     masking_utils.find_packed_sequence_indices = known
+    if not packed:  # packed rows are told to flash attention by their lengths, which it asks for before it looks
+        modeling_flash_attention_utils._is_packed_sequence = lambda position_ids, batch_size: False
     try:
         yield
     finally:
         masking_utils.find_packed_sequence_indices = looks
+        modeling_flash_attention_utils._is_packed_sequence = flash_looks
 
 
 def joins_rows(loading: LoadingConfig) -> bool:

@@ -73,6 +73,8 @@ class SequenceParallel:
             self._hook.remove()
             self._hook = None
             del ALL_ATTENTION_FUNCTIONS[self._implementation]
+            if ALL_ATTENTION_FUNCTIONS.get(self._implementation) is not self._core:  # it was not transformers' own
+                ALL_ATTENTION_FUNCTIONS[self._implementation] = self._core
 
     @contextmanager
     def whole(self) -> Iterator[None]:

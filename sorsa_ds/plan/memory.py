@@ -83,6 +83,8 @@ def memory(job: Job, facts: Facts) -> Memory:
     gpu["activations"], gpu["logits"] = _activations(job, facts)
     gpu["buffers"] = _buffers(job, facts, gpu["activations"] + gpu["logits"])
     on_gpu = job.hardware.device == "cuda"
+    if on_gpu and job.config.output.save_every and not job.offloaded("optimizer"):
+        host["checkpoint copies"] = _MASTER * mine + gpu["moments"]
     gpu["context"] = beside_tensors.CONTEXT if on_gpu else 0
     gpu["communicators"] = beside_tensors.nccl(job) if on_gpu else 0
     largest = facts.largest

@@ -41,8 +41,8 @@ def losses_in_chunks(
 ) -> Iterator[Callable[[], Tensor]]:
     """Context in which a forward pass of a model computes its loss in its head, instead of logits.
 
-    Yields what gives the summed loss after the forward pass, 0-D in float32 or better. The pass's own `logits` mean
-    nothing.
+    Yields what gives the summed loss after the forward pass, 0-D in float32 or better. The pass returns the same as its
+    `logits`: DeepSpeed begins a backward pass where a gradient reaches one of the tensors that its engine has returned.
 
     Args:
         places_K: where learned positions are among the (B, P) that reach the head, counted row after row.
@@ -69,12 +69,16 @@ def losses_in_chunks(
         # After DeepSpeed's hooks, which make ZeRO-3 gather the head before the backward pass of this very tensor.
         found.append(output)
 
-    hook = head.register_forward_hook(keep)
+    def give(module: nn.Module, arguments: tuple, outputs: Any) -> None:
+        outputs.logits = found[-1]
+
+    hooks = [head.register_forward_hook(keep), model.register_forward_hook(give)]
     head.forward = forward
     try:
         yield lambda: found.pop().view(())
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         if own is None:
             del head.forward
         else:
@@ -96,7 +100,8 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> Tensor:
         wide = torch.promote_types(rows_KH.dtype, torch.float32)
         loss = rows_KH.new_zeros((), dtype=wide)
-        grads = [torch.zeros_like(one) for one in (rows_KH, *trained)] if wanted else []
+        # Of what is trained, chunks are summed in fp32, as one product over all rows would sum.
+        grads = [torch.zeros_like(rows_KH), *(torch.zeros_like(one, dtype=wide) for one in trained)] if wanted else []
         for start in range(0, len(rows_KH), chunk):
             rows = rows_KH[start : start + chunk].detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
@@ -116,11 +121,16 @@ class _ChunkedLoss(torch.autograd.Function):
                 if one is not None:
                     grad += one
         ctx.save_for_backward(*grads)
+        ctx.dtypes = [one.dtype for one in (rows_KH, *trained)][: len(grads)]
         return loss
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        rows, *trained = (grad * upstream[0].to(grad.dtype) for grad in ctx.saved_tensors)
+        scale = upstream[0].view(1)  # 0-D it would be rounded to a gradient's dtype before it is multiplied
+        rows, *trained = (
+            torch.mul(grad, scale, out=torch.empty_like(grad, dtype=dtype))
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
         return rows, None, None, None, None, *trained
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor.exc import InductorError
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -31,7 +31,7 @@ _GRAPHS = 64
 _GAPS_FP32, _GAPS_NARROW = (1e-5, 1e-3), (1e-2, 5e-2)
 """By how much the loss, and the gradient as a vector, may differ relatively in compiled blocks: by rounding."""
 
-_COMPILER_ERRORS = (TorchDynamoException, InductorError)
+_COMPILER_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit, InductorError)
 
 
 def compile_blocks(
@@ -86,18 +86,22 @@ def _try_compiled(
     Returns:
         (why they are as they were, None where they are compiled; how far losses and gradients differ, in words).
     """
-    wanted, wanted_gradients = _computed(engine, probe, options)
-    compiled = _CompiledBlocks(blocks)
-    gaps, why = [math.inf, math.inf], ""
+    compiled = _CompiledBlocks(engine.module, blocks)
+    gaps = [math.inf, math.inf]
     try:
+        wanted, gradients = _computed(engine, probe, options)
+        wanted_gradients = [one.cpu() for one in gradients]
+        compiled.active = True
         loss, gradients = _computed(engine, probe, options)
-    except Exception as error:  # any: compilers fail in many ways, and what they had compiled is removed again
-        compiled.give_up(_first_line(error))
-    else:
         gaps = [abs(loss - wanted) / abs(wanted) if wanted else abs(loss), _distance(gradients, wanted_gradients)]
+        del gradients
+    except Exception as error:  # any: compilers fail in many ways, and the trial may need more memory than a step
+        compiled.give_up(_first_line(error))
     why = next(filter(None, collectives.gather_lists([compiled.failure])), "")
     loss_gap, gradient_gap = (max(collectives.gather_lists([gap if gap == gap else math.inf])) for gap in gaps)
-    most = _GAPS_FP32 if precision == "fp32" else _GAPS_NARROW
+    # A GPU that rounds fp32's products to TF32 makes more of every difference.
+    exact = precision == "fp32" and torch.get_float32_matmul_precision() == "highest"
+    most = _GAPS_FP32 if exact else _GAPS_NARROW
     told = f"on one micro-batch the loss differs by {loss_gap:.1e} and its gradient by {gradient_gap:.1e}, relatively"
     if not why and loss_gap <= most[0] and gradient_gap <= most[1]:
         return None, told
@@ -106,17 +110,31 @@ def _try_compiled(
 
 
 class _CompiledBlocks:
-    """Blocks that are compiled until the compiler fails in one of them; then all of them run as they are.
+    """Blocks that are compiled until the compiler fails in one of them; from the next micro-batch on none is.
 
+    Within a micro-batch every block stays with what it has done, since its recomputation in the backward pass must
+    keep the same tensors as its forward pass.
+
+    active: whether they are compiled as long as that works, from the next micro-batch on.
     failure: why they are not compiled any more; empty while they are.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module]):
-        self.failure = ""
+    def __init__(self, model: nn.Module, blocks: Sequence[nn.Module]):
+        self.active, self.failure = False, ""
+        self._eager = True
         torch._dynamo.config.recompile_limit = _GRAPHS
         torch._dynamo.config.fail_on_recompile_limit_hit = True  # the alternative is to go on without a word
+        torch._functorch.config.force_non_lazy_backward_lowering = True  # later it would fail in the backward pass
+        model.register_forward_pre_hook(self._begin)
         for block in blocks:
             block.forward = self._guarded(block.forward)
+
+    def give_up(self, why: str) -> None:
+        """From the next forward pass of the model on run all blocks as they are."""
+        self.failure = self.failure or why
+
+    def _begin(self, model: nn.Module, arguments: tuple) -> None:
+        self._eager = not self.active or bool(self.failure)
 
     def _guarded(self, forward: Callable) -> Callable:
         """A block's forward pass, compiled. With the same random numbers as without, so that runs can be repeated."""
@@ -124,24 +142,21 @@ class _CompiledBlocks:
 
         @functools.wraps(forward)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            if self.failure:
+            if self._eager:
                 return forward(*args, **kwargs)
             try:
                 return compiled(*args, **kwargs)
             except _COMPILER_ERRORS as error:
-                self.give_up(_first_line(error))
-                note(f"the compiler fails in a block ({self.failure}); blocks go on without it (train.compile)")
+                if not self.failure:
+                    self.give_up(_first_line(error))
+                    note(f"the compiler fails in a block ({self.failure}); blocks go on without it (train.compile)")
                 return forward(*args, **kwargs)
 
         return guarded
 
-    def give_up(self, why: str) -> None:
-        """From now on run all blocks as they are."""
-        self.failure = why
 
-
-def _computed(engine: SorsaEngine, probe: MicroBatch, options: LossOptions) -> tuple[float, list[Tensor]]:
-    """The loss of a micro-batch and its gradients, these on the CPU; the model and the random numbers stay untouched.
+def _computed(engine: SorsaEngine, probe: MicroBatch, options: LossOptions) -> tuple[float, Sequence[Tensor]]:
+    """The loss of a micro-batch and its gradients; the model and the random numbers stay untouched.
 
     The engine is passed by: its hooks would take the gradients for those of a step.
     """
@@ -152,17 +167,18 @@ def _computed(engine: SorsaEngine, probe: MicroBatch, options: LossOptions) -> t
     try:
         products = torch.autocast(engine.device.type, dtype, enabled=dtype is not None)
         with torch.random.fork_rng(devices), products, engine.kept_sides():
-            loss, _ = training_losses(engine.module, probe, options)
+            loss, balance = training_losses(engine.module, probe, options)
+            loss = loss if balance is None else loss + balance
             gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
     finally:
         engine.train(was_training)
-    return loss.item(), [one.cpu() for one in gradients]
+    return loss.item(), gradients
 
 
-def _distance(gradients: list[Tensor], wanted: list[Tensor]) -> float:
+def _distance(gradients: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
     """How far gradients are from others, relatively, as one vector."""
     pairs = zip(gradients, wanted, strict=True)
-    apart = math.hypot(*((one.double() - other.double()).norm().item() for one, other in pairs))
+    apart = math.hypot(*((one.double() - other.to(one.device).double()).norm().item() for one, other in pairs))
     return apart / max(math.hypot(*(one.double().norm().item() for one in wanted)), torch.finfo(torch.float32).tiny)
 
 

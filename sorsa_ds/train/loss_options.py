@@ -13,6 +13,7 @@ from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.plan.logits import loss_chunk
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say
+from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.train.chunked_loss import why_not_chunked
 from sorsa_ds.train.loss import LossOptions, summed_loss
 from sorsa_ds.train.padding import Padding, choose_padding, padded_probe
@@ -42,9 +43,10 @@ def choose_options(
         ValueError: `train.loss_chunk` is a number, and the loss of this model cannot be computed in chunks; on every
             rank. Or ranks that compute together find another result than each alone.
     """
-    with sequence.whole():
-        options = _found_alone(engine, config, batches, step, device)
-    check_shards(engine, sequence, device, config.train.precision, options.padding)
+    with full_fp32_products():  # a GPU's rounding to TF32 would be taken for a difference
+        with sequence.whole():
+            options = _found_alone(engine, config, batches, step, device)
+        check_shards(engine, sequence, device, config.train.precision, options.padding)
     return options
 
 
@@ -59,7 +61,9 @@ def _found_alone(
     padding, told = choose_padding(engine, batch, device, precision)
     say(f"Right padding: {told}.")
     model = model_of(engine)
-    positions = size * shard_length(config.data.max_length, config.train.sequence_parallel)
+    sharing = config.train.sequence_parallel
+    whole = math.ceil((batches.micro_batch_tokens or 0) / sharing)
+    positions = max(size * shard_length(config.data.max_length, sharing), whole)
     chunk = loss_chunk(asked, positions, model.config.get_text_config().vocab_size)
     if not chunk:
         return LossOptions(padding)

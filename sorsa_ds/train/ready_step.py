@@ -1,5 +1,6 @@
 """The micro-batches of an optimizer step, made ready in a thread while the step before it is computed."""
 
+import math
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -107,7 +108,9 @@ class ReadySteps:
     def _shard(self, batch: dict[str, Tensor]) -> MicroBatch:
         """This rank's positions of a batch. The squares of its examples' lengths are counted by one rank of a group."""
         if self._longest is not None:
-            batch = aligned(batch, self._batches.pad_token_id, self._longest)
+            most = self._batches.micro_batch_tokens or math.inf
+            fitting = most // len(batch["input_ids"])  # of the positions that a micro-batch may have
+            batch = aligned(batch, self._batches.pad_token_id, int(min(self._longest, fitting)))
         if self._sequence.size == 1:
             return MicroBatch.of(batch)
         squares = MicroBatch.of(batch).squares if self._sequence.rank == 0 else 0

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sorsa_ds.run.checkpoint import host_copies
 from sorsa_ds.run.checkpoint.host_copies import HostCopies
@@ -105,3 +105,26 @@ def test_copies_that_do_not_arrive_fail_the_save(tmp_path):
     with pytest.raises(RuntimeError, match="CUDA error"):
         writing.wait()
     assert not list(tmp_path.iterdir())
+
+
+def test_many_tensors_share_few_blocks_of_page_locked_memory(monkeypatch, tmp_path):
+    """They are written as tensors of their own all the same."""
+    sizes, empty = [], torch.empty
+
+    def page_locked(shape, dtype, pin_memory):
+        sizes.append(shape[0])
+        return empty(shape, dtype=dtype)
+
+    wanted = {f"{number}": torch.randn(3, 7) for number in range(40)} | {"steps": torch.arange(5)}
+    monkeypatch.setattr(host_copies.torch, "empty", page_locked)
+    monkeypatch.setattr(host_copies, "_BLOCK", 1024)
+    found = host_copies._page_locked({name: (one.shape, one.dtype) for name, one in wanted.items()})
+    monkeypatch.undo()
+    assert max(sizes) <= 1024
+    assert len(sizes) == 6  # eight of 128 bytes in each
+    for name, tensor in wanted.items():
+        found[name].copy_(tensor)
+    save_file(found, tmp_path / "copies")
+    read = load_file(tmp_path / "copies")
+    assert read.keys() == wanted.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in wanted.items())

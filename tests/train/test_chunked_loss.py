@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, BertConfig, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
 
@@ -162,6 +163,44 @@ def test_in_mixed_precision_they_learn_alike_but_for_rounding(tmp_path):
         assert distance(found, wanted) <= 2e-2
 
 
+def norms_in_bf16(folder):
+    """The norms of the gradient of two steps of three passes each on ZeRO-1, with all logits and in chunks."""
+    norms = []
+    for chunk in (0, 3):
+        engine = build(folder, ds_config(1, "", 0.0, 3, bf16=True), CASES[0], "bf16")
+        for step in range(2):
+            batches = sequences(3 * MICRO, seed=step)
+
+            def losses(engine=engine, batches=batches, chunk=chunk):
+                for at in range(3):
+                    ids, labels = (torch.cat(parts) for parts in zip(*batches[at * MICRO :][:MICRO], strict=True))
+                    collated = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+                    yield summed_loss(engine, collated, LossOptions(chunk=chunk)) * 0.1
+
+            norms.append(engine.train_step(losses()).grad_norm)
+        engine.destroy()
+    return norms[:2], norms[2:]
+
+
+@pytest.mark.parametrize("name", ["plain", "soft cap"])
+def test_in_bf16_every_pass_adds_its_own_gradient_once(tmp_path, name):
+    """DeepSpeed clears the gradients of a pass when the next backward pass reaches what its engine has returned."""
+    made(HEADS[name]).save_pretrained(tmp_path)
+    ((wanted, found),) = run_ranks(1, norms_in_bf16, tmp_path)
+    assert found == pytest.approx(wanted, rel=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_scale_of_a_loss_is_not_rounded_to_the_dtype_of_its_gradients(dtype):
+    model = made(HEADS["plain"], dtype)
+    scale, norms = 0.0333, []
+    for factor in (1.0, scale):
+        model.zero_grad()
+        (summed_loss(model, batch_of(), LossOptions(chunk=4)) * factor).backward()
+        norms.append(nn.utils.get_total_norm([one.grad.double() for one in model.parameters()]).item())
+    assert norms[1] / norms[0] == pytest.approx(scale, rel=1e-6 if dtype == torch.float32 else 1e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "bytes_per_logit"), [("plain", 8), ("tied", 8), ("scaled", 12), ("divided", 12), ("soft cap", 20)]
 )
@@ -222,13 +261,14 @@ def config_of(loss_chunk):
     )
 
 
-def plan_of():
-    """Batches of 2 examples, in a run of one step."""
+def plan_of(positions=None):
+    """Batches of 2 examples, or of so many positions, in a run of one step."""
     ids = torch.randint(3, 300, (2, 20), generator=torch.Generator().manual_seed(0))
     examples = Examples.of([{"input_ids": one, "labels": one} for one in ids])
     return BatchPlan(
-        examples, micro_batch_size=2, accumulation=1, rank=0, world_size=1, seed=0, pad_token_id=0, steps=1
-    )
+        examples, micro_batch_size=2, accumulation=1, rank=0, world_size=1, seed=0, pad_token_id=0, steps=1,
+        micro_batch_tokens=positions,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("step", [0, 1])  # 1: the run is over, and is measured once more
@@ -238,6 +278,12 @@ def test_a_run_says_how_it_computes_the_loss(capsys, step):
     said = capsys.readouterr()
     assert "Right padding: no attention mask, positions counted from 0" in said.out + said.err
     assert "the logits of 50 positions at a time, of at most 128 (train.loss_chunk)" in said.out + said.err
+
+
+def test_the_positions_of_levelled_micro_batches_decide_whether_there_are_chunks():
+    """They may be more than `micro_batch_size` examples have."""
+    found = choose_options(made(HEADS["plain"]), config_of(200), plan_of(512), 0, CPU, SequenceParallel())
+    assert found.chunk == 200
 
 
 def test_a_model_whose_head_cannot_be_called_alone_is_refused_or_has_all_logits(capsys, monkeypatch):

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, masking_utils, modeling_flash_attention_utils
 
 from benchmarks.helpers.host_syncs import HostSyncs
 from sorsa_ds.data.tokenize import IGNORED
+from sorsa_ds.model.packed_attention import known_rows
 from sorsa_ds.train.loss import LossOptions, training_losses
 from sorsa_ds.train.micro_batch import MicroBatch
 from sorsa_ds.train.padding import Padding
@@ -88,3 +89,15 @@ def test_what_waits_for_the_device_is_counted():
     # transformers looks at the mask twice, and at positions not at all when it has one
     wanted = {"aten._local_scalar_dense": 3, "aten.index": 1, "aten.nonzero": 1, "Tensor.tolist": 1}
     assert syncs.counts == wanted
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_transformers_does_not_look_itself_whether_rows_are_packed(packed):
+    """Flash attention would, in every layer, for which a GPU is waited for."""
+    looks = modeling_flash_attention_utils._is_packed_sequence
+    restarting = torch.tensor([[0, 1, 2, 0, 1]])
+    with known_rows(packed):
+        looked = modeling_flash_attention_utils._is_packed_sequence(restarting, 1)
+        rows = masking_utils.find_packed_sequence_indices(restarting)
+    assert (bool(looked), rows is not None) == (packed, packed)
+    assert modeling_flash_attention_utils._is_packed_sequence is looks

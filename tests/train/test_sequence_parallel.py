@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, FalconH1Config, LlamaConfig, MixtralConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sorsa_ds.config.batch_size import data_ranks
 from sorsa_ds.config.schema import DataConfig, RunConfig, TrainConfig
@@ -223,3 +224,21 @@ def displaced(project, name):
 def test_a_model_whose_shards_compute_something_else_stops_the_run(project):
     with pytest.raises(AssertionError, match="LlamaForCausalLM gives logits in shards that differ by .*set it to 1"):
         run_ranks(2, displaced, project, "displaced")
+
+
+def test_an_attention_function_of_somebody_else_is_there_again_afterwards():
+    def theirs():
+        """An attention kernel that was registered before."""
+
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    part, _ = parts(2)
+    for before in (own, theirs):
+        if before is theirs:
+            ALL_ATTENTION_FUNCTIONS["sdpa"] = theirs
+        part.attach(model)
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] not in (own, theirs)
+        part.detach()
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+    del ALL_ATTENTION_FUNCTIONS["sdpa"]
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is own

@@ -4,14 +4,24 @@
     side stream                | masters, moments -> page-locked memory |
     writer's thread            | wait                                   | write the file
 
-Only the optimizer's step changes what is copied, so only that step waits, on the GPU; the training's thread never does.
-Tensors that lie in host memory already, such as those of an offloaded optimizer, are copied at once.
+Only the optimizer's step changes what is copied, so only that step waits, on the GPU; the training's thread waits the
+first time, while the memory is locked. Tensors that lie in host memory already, such as those of an offloaded
+optimizer, are copied at once.
 """
 
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+
+_BLOCK = 2**28
+"""Bytes that are page-locked at a time: each time is a call of the driver, and is rounded up to a power of two."""
+
+_ALIGNMENT = 64
+"""What the places of tensors in a block are multiples of, in bytes."""
+
+Wanted = dict[str, tuple[torch.Size, torch.dtype]]
+"""Shape and dtype of each tensor, by its name."""
 
 
 class HostCopies:
@@ -22,6 +32,7 @@ class HostCopies:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer):
+        self._wanted: Wanted = {}
         self._buffers: dict[str, Tensor] = {}
         self._stream: torch.cuda.Stream | None = None
         self._arrival: torch.cuda.Event | None = None
@@ -33,11 +44,9 @@ class HostCopies:
 
         The copies of the time before must not be needed any more: their buffers are used again.
         """
-        copies, on_gpu = {}, {}
-        for name, tensor in tensors.items():
-            if tensor.is_cuda:
-                on_gpu[name] = tensor
-            copies[name] = self._buffer(name, tensor) if tensor.is_cuda else _copy(tensor)
+        on_gpu = {name: tensor for name, tensor in tensors.items() if tensor.is_cuda}
+        buffers = self._locked(on_gpu)
+        copies = {name: buffers[name] if name in on_gpu else _copy(tensor) for name, tensor in tensors.items()}
         if not on_gpu:
             return copies, lambda: None
         self._stream = self._stream or torch.cuda.Stream()
@@ -48,17 +57,35 @@ class HostCopies:
             self._arrival = self._stream.record_event()
         return copies, self._arrival.synchronize
 
-    def _buffer(self, name: str, tensor: Tensor) -> Tensor:
-        held = self._buffers.get(name)
-        if held is None or held.shape != tensor.shape:
-            held = self._buffers[name] = torch.empty(tensor.shape, dtype=_kept(tensor), pin_memory=True)
-        return held
+    def _locked(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Page-locked buffers for tensors, the same as before where their shapes are."""
+        wanted = {name: (tensor.shape, _kept(tensor)) for name, tensor in tensors.items()}
+        if wanted != self._wanted:
+            self._wanted, self._buffers = wanted, _page_locked(wanted)
+        return self._buffers
 
     def _wait_on_gpu(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
         """Let the optimizer's step begin after the copies, as a pre-hook of it."""
         if self._arrival is not None:
             torch.cuda.current_stream().wait_event(self._arrival)
             self._arrival = None
+
+
+def _page_locked(wanted: Wanted) -> dict[str, Tensor]:
+    """Uninitialised tensors in as few blocks of page-locked memory as `_BLOCK` allows."""
+    blocks: list[int] = []
+    places = {}
+    for name, (shape, dtype) in wanted.items():
+        size = shape.numel() * dtype.itemsize
+        if not blocks or blocks[-1] + size > _BLOCK:
+            blocks.append(0)
+        places[name] = len(blocks) - 1, slice(blocks[-1], blocks[-1] + size)
+        blocks[-1] += -(-size // _ALIGNMENT) * _ALIGNMENT
+    memory = [torch.empty((size,), dtype=torch.uint8, pin_memory=True) for size in blocks]
+    return {
+        name: memory[block][place].view(wanted[name][1]).view(wanted[name][0])
+        for name, (block, place) in places.items()
+    }
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from sorsa_ds.run.checkpoint.manifest import Manifest
 from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.paths import CHECKPOINTS
 from sorsa_ds.runtime import collectives, digest
+from sorsa_ds.runtime.background import on_this_device
 from sorsa_ds.runtime.files import write_atomic
 
 T = TypeVar("T")
@@ -135,7 +136,7 @@ class _Writing:
         self.bytes, self.digest = 0, ""
         self._tensors, self._ready = tensors, wait
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=on_this_device(self._write), name="checkpoint", daemon=True)
         self._thread.start()
 
     def done(self) -> bool:
