@@ -68,14 +68,14 @@ def test_the_blocks_that_deepspeed_pins_are_planned(tmp_path):
     for i, case in enumerate(OFFLOADED):
         job = planned(*case, gpus=2)
         host = memory(job, facts(folder, job)).host
-        # Master weights of ZeRO-3 and moments lie in memory that is not pinned; a checkpoint's copies are not made here.
+        # Master weights of ZeRO-3 and moments lie in memory that is not pinned. No checkpoint is made here.
         left = host["moments"] + (host["masters"] if job.stage == 3 else 0) + host.get("checkpoint copies", 0)
         largest = max(sum(taken(nbytes, True) for nbytes in rank[i]) for rank in found)
         assert sum(host.values()) - left == largest, (case, host)
 
 
 def test_the_copies_that_a_checkpoint_makes_are_planned(tmp_path):
-    """Three fp32 numbers for each trained one, unless no checkpoint is saved or the numbers are in the host's memory."""
+    """Three fp32 numbers for each trained one, unless none is saved or the numbers are in the host's memory already."""
     model = tmp_path / "model"
     save("llama", model)
     job = planned(0, (), "fp32", 1, gpus=2)
