@@ -112,8 +112,7 @@ class Ours:
     def step(self) -> Tensor:
         """What the engine does once per step; returns L_reg."""
         value, _ = self._regularizer.prepare()
-        for master in self.masters.values():
-            self._regularizer.add_to(master)
+        self._regularizer.add_to(list(self.masters.values()))
         return value
 
     def gradient(self, name: str) -> Tensor:

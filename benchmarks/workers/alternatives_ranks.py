@@ -56,8 +56,7 @@ def overlap(a: argparse.Namespace) -> dict:
 
     def regulariser() -> None:
         regularizer.prepare()
-        for master in masters:
-            regularizer.add_to(master)
+        regularizer.add_to(masters)
 
     def alone() -> None:
         before = [master.grad for master in masters]

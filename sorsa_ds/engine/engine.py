@@ -203,9 +203,7 @@ class SorsaEngine(DeepSpeedEngine):
     def _add_regularizer(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
         """Add the regulariser's term, as a pre-hook of the inner optimizer's step (on ZeRO-3 once per sub-group)."""
         assert self._regularizer is not None
-        for group in optimizer.param_groups:
-            for master in group["params"]:
-                self._regularizer.add_to(master)
+        self._regularizer.add_to([master for group in optimizer.param_groups for master in group["params"]])
 
     def _reorthonormalize(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
         """Make U and V orthonormal after the step that moves the last masters, as a post-hook of the inner optimizer.

@@ -14,7 +14,7 @@ Gram matrices are summed in float64. E = G - I is then exact for the fp32 master
 errors, and does not depend on how the rows are cut.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -24,6 +24,9 @@ from torch import Tensor
 
 from sorsa_ds.engine.masters import Fragment, Masters
 from sorsa_ds.runtime import collectives
+
+TOGETHER = 2**21
+"""Numbers of factors that are multiplied at once, 16 MiB in fp64: small ones wait for the launch of their kernels."""
 
 
 @dataclass(slots=True)
@@ -75,9 +78,38 @@ class Rows:
         """
         rows = self.rows(values)
         yield slice(self.start, self.start + rows.numel()), (rows.to(factors) @ factors).view(-1)
+        yield from self.cut_times(cut_rows, factors)
+
+    def cut_times(self, cut_rows: Sequence[Tensor], factors: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The part of `times` that comes from pieces of cut rows."""
         for piece in self.pieces:
             row = cut_rows[self.matrix][piece.slot].to(factors) @ factors[0]
             yield slice(piece.start, piece.start + piece.numel), row[piece.column : piece.column + piece.numel]
+
+
+@dataclass(slots=True)
+class Alike:
+    """Parts of fragments that have as many whole rows of each matrix, which are multiplied in one product.
+
+    batch: which of the tensors that lie like `ShardedGrams.batches` holds their matrices, and `places` where in it.
+    """
+
+    parts: list[Rows]
+    batch: int
+    places: Tensor
+
+    def rows(self, read: Callable[[Fragment], Tensor]) -> Tensor:
+        """The whole rows (matrices, rows, R) of all parts, one part behind the other.
+
+        Args:
+            read: returns the numbers for a fragment, flat.
+        """
+        found = [part.rows(read(part.fragment)) for part in self.parts]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def divide(self, rows: Tensor) -> Sequence[Tensor]:
+        """Rows that lie as those of `rows` do, cut into each part's."""
+        return rows.split([part.matrices for part in self.parts])
 
 
 class ShardedGrams:
@@ -95,6 +127,7 @@ class ShardedGrams:
         batches: views of the Gram matrices, those of equal rank together as (count, R, R).
         cut_rows: the cut rows (rows, R) of each matrix, float64.
         fragments: how this rank's fragments divide into rows.
+        alike: the same, in groups that are multiplied together.
     """
 
     def __init__(self, masters: Masters, shapes: dict[str, torch.Size], device: torch.device):
@@ -122,20 +155,38 @@ class ShardedGrams:
         self._batch_of = [(batch, place) for batch, (_, count) in enumerate(by_rank) for place in range(count)]
         self.cut_rows = self._per_matrix(rows)
         self._cut = [matrix for matrix, cut in enumerate(self._cut_at) if cut]
+        self.alike = self.group(self.fragments)
 
     @torch.no_grad()
     def take(self) -> None:
         """Compute the Gram matrices and the cut rows of the masters as they are now. A collective call."""
         self._buffer.zero_()
+        for group in self.alike:
+            rows = group.rows(Fragment.values).to(self.device).double()
+            self.batches[group.batch].index_copy_(0, group.places, rows.mT @ rows)
         for part in self.fragments:
-            values = part.fragment.values().to(self.device)
-            rows = part.rows(values).double()
-            torch.bmm(rows.mT, rows, out=self.within(self.batches, part.numbers))
-            self._put_pieces(part, values, self.cut_rows)
+            if part.pieces:
+                self._put_pieces(part, part.fragment.values(), self.cut_rows)
         if self.sharded:
             dist.all_reduce(self._buffer)
         for matrix in self._cut:
             self.grams[matrix].addmm_(self.cut_rows[matrix].t(), self.cut_rows[matrix])
+
+    def group(self, parts: Iterable[Rows]) -> list[Alike]:
+        """Parts in groups of as many rows, each of at most TOGETHER numbers unless it is a single part."""
+        found: list[Alike] = []
+        by_shape: dict[tuple, list[Rows]] = {}
+        for part in parts:
+            if part.whole:
+                batch, _ = self._batch_of[part.matrix]
+                shape = batch, part.whole // part.matrices, part.fragment.master.dtype
+                by_shape.setdefault(shape, []).append(part)
+        for (batch, *_), same in by_shape.items():
+            size = max(1, TOGETHER // max(part.whole * part.fragment.shape[-1] for part in same))
+            for some in (same[at : at + size] for at in range(0, len(same), size)):
+                places = [self._batch_of[part.matrix][1] + one for part in some for one in range(part.matrices)]
+                found.append(Alike(some, batch, torch.tensor(places, device=self.device)))
+        return found
 
     def within(self, batches: Sequence[Tensor], numbers: slice) -> Tensor:
         """The matrices (count, R, R) with these numbers, all of one factor, in tensors that lie like `batches`."""

@@ -1,9 +1,12 @@
 """The regulariser on fp32 masters that ZeRO has partitioned: its value and gradient from the Gram matrices."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from sorsa_ds.engine.grams import Rows, ShardedGrams
+from sorsa_ds.engine.grams import Alike, Rows, ShardedGrams
+from sorsa_ds.engine.masters import Fragment
 from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.sorsa.regularizer import Regularizer, gradient_factor, penalty
 
@@ -19,9 +22,7 @@ class ShardedRegularizer:
     def __init__(self, regularizer: Regularizer, grams: ShardedGrams):
         self.regularizer = regularizer
         self._grams = grams
-        self._by_master: dict[int, list[Rows]] = {}
-        for part in grams.fragments:
-            self._by_master.setdefault(id(part.fragment.master), []).append(part)
+        self._of_masters: dict[tuple[int, ...], tuple[list[Alike], list[Rows]]] = {}
         self._factors: list[Tensor] = []
 
     @torch.no_grad()
@@ -46,10 +47,25 @@ class ShardedRegularizer:
         return value, square.clamp_min(0).sqrt()
 
     @torch.no_grad()
-    def add_to(self, master: Tensor) -> None:
-        """Add (gamma / eta_d) grad L_reg to `master.grad`, for all fragments that lie in this master."""
+    def add_to(self, masters: Sequence[Tensor]) -> None:
+        """Add (gamma / eta_d) grad L_reg to the `.grad` of masters, for all fragments that lie in them."""
+        groups, cut = self._parts(masters)
         with full_fp32_products():
-            for part in self._by_master.get(id(master), ()):
-                factors, gradient = self._grams.within(self._factors, part.numbers), part.fragment.gradient()
-                for span, term in part.times(part.fragment.values(), self._grams.cut_rows, factors):
+            for group in groups:
+                rows = group.rows(Fragment.values).to(self._grams.device)
+                terms = group.divide(rows @ self._factors[group.batch][group.places])
+                gradients = [part.rows(part.fragment.gradient()) for part in group.parts]
+                torch._foreach_add_(gradients, [term.to(one) for term, one in zip(terms, gradients, strict=True)])
+            for part in cut:
+                gradient = part.fragment.gradient()
+                factors = self._grams.within(self._factors, part.numbers)
+                for span, term in part.cut_times(self._grams.cut_rows, factors):
                     gradient[span] += term.to(gradient)
+
+    def _parts(self, masters: Sequence[Tensor]) -> tuple[list[Alike], list[Rows]]:
+        """The fragments that lie in masters, in groups, and those of them that have pieces of cut rows."""
+        key = tuple(map(id, masters))
+        if key not in self._of_masters:
+            parts = [part for part in self._grams.fragments if id(part.fragment.master) in key]
+            self._of_masters[key] = self._grams.group(parts), [part for part in parts if part.pieces]
+        return self._of_masters[key]

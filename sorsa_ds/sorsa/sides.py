@@ -88,8 +88,9 @@ class KeptSides:
             return cls(sides.left, right, None)
         m, n = len(layer.U), len(layer.V)
         block, s_1R = gcd(m, n), scaled(layer.s, layer.scale)
-        blocks = s_1R.expand(m // block, -1), torch.ones_like(s_1R).expand(n // block, -1)
-        return cls(sides.left, right, torch.cat(blocks).unsqueeze(1))
+        rates = s_1R.new_ones((m + n) // block, 1, s_1R.shape[1])
+        rates[: m // block] = s_1R
+        return cls(sides.left, right, rates)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:

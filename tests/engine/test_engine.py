@@ -98,7 +98,7 @@ def _second_backward(folder, case):
 
     engine = build(folder, ds_config(3, "", case["clip"], 1), case)
     start = whole_factors(engine)
-    engine._regularizer.add_to = lambda master: None
+    engine._regularizer.add_to = lambda masters: None
     factors = [p for n, p in engine.module.named_parameters() if n.endswith((".U", ".V"))]
     for t in range(STEPS):
         for loss in micro_losses(engine, sequences(MICRO, seed=t), 1):
@@ -187,10 +187,10 @@ def _bf16_terms(folder, stages):
         start, added = whole_factors(engine), {}
         add_to = engine._regularizer.add_to
 
-        def recording(master, engine=engine, added=added, add_to=add_to):
-            mine = [f for f in engine.masters.fragments if f.master is master]
+        def recording(masters, engine=engine, added=added, add_to=add_to):
+            mine = [f for f in engine.masters.fragments if any(f.master is master for master in masters)]
             before = [f.gradient().clone() for f in mine]
-            add_to(master)
+            add_to(masters)
             if engine.global_steps == MOVED:
                 for fragment, old in zip(mine, before, strict=True):
                     added[fragment.name] = (fragment.start, fragment.gradient() - old)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sorsa_ds.config.schema import RegularizerConfig
+from sorsa_ds.engine import grams
 from sorsa_ds.engine.grams import ShardedGrams
 from sorsa_ds.engine.masters import Fragment, Masters
 from sorsa_ds.engine.regularize import ShardedRegularizer
@@ -101,10 +102,10 @@ def _cut_evenly(form, reduction):
     master = torch.cat([torch.full((5,), 9.0), *pieces, torch.full((3,), 9.0)])
     master.grad = torch.zeros_like(master)
     masters = Masters([Fragment(n, s, a, k, master, o) for n, s, a, k, o in fragments if k], sharded=True)
-    grams = ShardedGrams(masters, SHAPES, torch.device("cpu"))
-    sharded = ShardedRegularizer(Regularizer(form, reduction, 0.3), grams)
+    whole = ShardedGrams(masters, SHAPES, torch.device("cpu"))
+    sharded = ShardedRegularizer(Regularizer(form, reduction, 0.3), whole)
     value, added = sharded.prepare()
-    sharded.add_to(master)
+    sharded.add_to([master])
     assert master.grad[:5].eq(0).all() and master.grad[-3:].eq(0).all()
     got = {f.name: (f.start, f.gradient().clone()) for f in masters.fragments}
     return value.item(), added.item(), got
@@ -171,3 +172,25 @@ def test_own_fields_win_over_the_preset():
 def test_bad_gamma_is_refused(gamma):
     with pytest.raises(ValueError, match=r"regularizer.gamma: .* `0.2\*lr`"):
         RegularizerConfig(gamma=gamma)
+
+
+def test_how_many_factors_are_multiplied_at_once_changes_nothing(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {f"{layer}.{factor}": torch.Size((rows, 3)) for layer in "abcd" for factor, rows in (("U", 7), ("V", 11))}
+    values = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    found = []
+    for together in (1, 50, 2**21):
+        monkeypatch.setattr(grams, "TOGETHER", together)
+        masters = {name: value.clone() for name, value in values.items()}
+        for master in masters.values():
+            master.grad = torch.ones_like(master)
+        fragments = [Fragment(name, one.shape, 0, one.numel(), one, 0) for name, one in masters.items()]
+        whole = ShardedGrams(Masters(fragments, sharded=False), shapes, torch.device("cpu"))
+        regularizer = ShardedRegularizer(Regularizer("norm", "mean", 0.3), whole)
+        value, norm = regularizer.prepare()
+        regularizer.add_to(list(masters.values()))
+        found.append((len(whole.alike), value, norm, torch.cat([one.grad.flatten() for one in masters.values()])))
+    assert [groups for groups, *_ in found] == [8, 6, 2]
+    for _, *numbers in found[1:]:
+        for one, wanted in zip(numbers, found[0][1:], strict=True):
+            torch.testing.assert_close(one, wanted, rtol=1e-6, atol=1e-9)
