@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from sorsa_ds.config import other_names
 from sorsa_ds.config.fields import Leaf, leaves, nearest, section_help, sections
 from sorsa_ds.config.schema import DataConfig, MixedSource, RunConfig
 from sorsa_ds.config.yaml_io import Given, build_settings, check_value, read_value, read_yaml, to_yaml, value_text
@@ -119,8 +120,11 @@ def _leaf(schema: type, path: str, item: Given, options: Iterable[str]) -> Leaf:
     listing = ", ".join(key for key in known if key.startswith(f"{head}."))
     if path == head and listing:
         raise ValueError(f"{path} is a section, not a setting; it holds {listing} ({item.where})")
-    near = nearest(path, [*known, *(f"--{name}" for name in options)])
-    if near:
+    name = path.rpartition(".")[2]
+    near = nearest(path, [*known, *(f"--{option}" for option in options)])
+    if not any(one.rpartition(".")[2] == name for one in near) and (elsewhere := other_names.hint(name)) is not None:
+        hint = elsewhere
+    elif near:
         hint = f"did you mean {' or '.join(near)}?"
     else:
         hint = (

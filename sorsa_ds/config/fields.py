@@ -16,6 +16,10 @@ from pydantic.fields import FieldInfo
 _NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
+_ALIKE = 0.75
+"""How similar a name must be to one that is known to be taken for a slip of the fingers. Of other words for the same
+thing, which are further away, spelling says nothing."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
@@ -121,4 +125,4 @@ def nearest(path: str, known: Iterable[str]) -> list[str]:
     if same:
         return [max(same, key=lambda key: alike(path, key))] if section else same
     best = max(known, key=lambda key: (alike(name, names[key]), alike(path, key)))
-    return [best] if alike(name, names[best]) >= 0.6 else []
+    return [best] if alike(name, names[best]) >= _ALIKE else []
