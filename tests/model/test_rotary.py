@@ -2,17 +2,10 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Phi3Config
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig
 
 from sorsa_ds.model.rotary import rotary_rows, steady_length
-
-SMALL = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4,
-    vocab_size=64, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    initializer_range=0.2,
-)  # fmt: skip
-LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-BY_LENGTH = Phi3Config(**SMALL, rope_parameters=LONGROPE, original_max_position_embeddings=12)
+from tests.helpers.architectures import CONFIGS, DECODER, LONGROPE
 
 
 def move(config, longest):
@@ -29,11 +22,11 @@ def move(config, longest):
 
 
 def test_beyond_the_steady_length_a_short_sequence_depends_on_a_long_one():
-    assert steady_length(BY_LENGTH) == 12
-    assert move(BY_LENGTH, 12) < 1e-5
-    assert move(BY_LENGTH, 13) > 1e-3
-    assert rotary_rows(BY_LENGTH, 12) == []
-    ((name, told),) = rotary_rows(BY_LENGTH, 13)
+    assert steady_length(LONGROPE) == 12
+    assert move(LONGROPE, 12) < 1e-5
+    assert move(LONGROPE, 13) > 1e-3
+    assert rotary_rows(LONGROPE, 12) == []
+    ((name, told),) = rotary_rows(LONGROPE, 13)
     assert name == "rotary positions"
     assert "more than 12 positions" in told
 
@@ -41,9 +34,9 @@ def test_beyond_the_steady_length_a_short_sequence_depends_on_a_long_one():
 @pytest.mark.parametrize(
     "config",
     [
-        LlamaConfig(**SMALL),
-        LlamaConfig(**SMALL, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}),
-        Gemma3TextConfig(**SMALL, head_dim=8),
+        CONFIGS["llama"],
+        LlamaConfig(**DECODER, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}),
+        Gemma3TextConfig(**DECODER, head_dim=8),
     ],
     ids=["plain", "linear", "gemma3"],
 )
