@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from sorsa_ds.runtime import exit_codes
+from sorsa_ds.runtime.launcher import COMMAND
 from sorsa_ds.runtime.shipped import SHIPPED
 from sorsa_ds.runtime.versions import VERSION
 
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         exit_codes.run(lambda: _refuse(name))
     if name == "train" and "RANK" not in os.environ and not {"-h", "--help"} & set(words):
         exit_codes.run(lambda: _launch(words[1:]))
-    sys.argv = [f"sorsa {name}", *words[1:]]  # what messages say of the command
+    os.environ.setdefault(COMMAND, f"sorsa {name}")  # what messages repeat
+    sys.argv = [f"sorsa {name}", *words[1:]]
     importlib.import_module(f"sorsa_ds.cli.{name}").main(words[1:])
 
 
@@ -79,7 +81,7 @@ def _launch(words: list[str]) -> None:
     else:
         script, own = "multi_gpu.sh", [] if gpus is None else ["--ranks", gpus]
     begin = "sorsa train" if gpus is None else f"sorsa train --gpus {gpus}"
-    environment = {**os.environ, "SORSA_COMMAND": begin}
+    environment = {**os.environ, COMMAND: begin}
     # The environment that this command is installed in comes first, whether it is activated or not.
     environment["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
     os.execvpe("bash", ["bash", str(SHIPPED / "launch" / script), *own, *words], environment)
