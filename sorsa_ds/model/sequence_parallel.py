@@ -24,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sorsa_ds.config.batch_size import data_ranks, shard_length
 from sorsa_ds.model.packed_attention import balances_by_mask, why_not_packed
+from sorsa_ds.model.rotary import steady_length
 from sorsa_ds.runtime import collectives
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -203,6 +204,12 @@ def _why_not(model: PreTrainedModel, size: int, max_length: int) -> str | None:
         return (
             "adds a loss of its router (output_router_logits in its config.json), which is a mean over the positions "
             "that are computed together"
+        )
+    steady = steady_length(model.config)
+    if steady is not None and max_length > steady:
+        return (
+            f"chooses its rotary frequencies by the longest position that it is given, and beyond {steady} of them "
+            f"shards would have different ones (data.max_length={max_length})"
         )
     heads = config.num_attention_heads
     if heads % size:

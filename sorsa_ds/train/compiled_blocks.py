@@ -7,6 +7,7 @@ and checkpointing do around a block stays as it is. Lengths are symbols of that 
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -124,6 +125,8 @@ class _CompiledBlocks:
         self._eager = True
         torch._dynamo.config.recompile_limit = _GRAPHS
         torch._dynamo.config.fail_on_recompile_limit_hit = True  # the alternative is to go on without a word
+        # The tables of 4-bit codes are made once by functions with a cache, and never change.
+        warnings.filterwarnings("ignore", message=r"Dynamo detected a call to a `functools\.lru_cache`")
         torch._functorch.config.force_non_lazy_backward_lowering = True  # later it would fail in the backward pass
         model.register_forward_pre_hook(self._begin)
         for block in blocks:

@@ -25,7 +25,7 @@ class LossOptions:
     """How a run computes its losses; the values do not change with it, but for rounding.
 
     padding: what the model is given for the sake of right padding.
-    chunk: positions whose logits exist at once, where a micro-batch has more of them; 0: all.
+    chunk: positions whose logits exist at once at most; 0: all.
     """
 
     padding: Padding = Padding.MASK
@@ -80,16 +80,15 @@ def router_rows(model: PreTrainedModel) -> list[tuple[str, str]]:
 def _forward(model: nn.Module, micro_batch: MicroBatch, options: LossOptions) -> tuple[Tensor, ModelOutput]:
     """The loss as `summed_loss` says, and what the model returned."""
     within = model_of(model)
-    sequences, length = micro_batch.input_ids.shape
     places_K, labels_K = micro_batch.places_of_all, micro_batch.labels
     with model_inputs(within, micro_batch, options.padding) as inputs:
         # mypy takes the __hash__ of a class's instances for that of the class.
         if takes_positions(type(within)):  # type: ignore[arg-type]
             # The output head computes only where something is learned: prompts and padding would be most of its work.
-            places_K, length = micro_batch.places, max(1, len(micro_batch.positions))
+            places_K = micro_batch.places
             # Where nothing is learned, the last position is computed for the sake of the graph.
             inputs["logits_to_keep"] = micro_batch.positions if len(micro_batch.positions) else 1
-        if 0 < options.chunk < sequences * length:
+        if options.chunk:  # also where one chunk holds everything: under ZeRO-3 all ranks take the same way
             with losses_in_chunks(within, places_K, labels_K, options.chunk) as summed:
                 outputs = model(**inputs)
                 return summed(), outputs

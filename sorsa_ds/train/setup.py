@@ -21,6 +21,7 @@ from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import schedule
 from sorsa_ds.model.load import AdaptedModel, load_adapted_model
 from sorsa_ds.model.new_tokens import rows_for
+from sorsa_ds.model.rotary import rotary_rows
 from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.model.sharding import Whole, Zero3
 from sorsa_ds.model.uneven_calls import set_uneven_leaves, told_leaves
@@ -294,6 +295,7 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
             *method_of(config).rows(config, loaded.targets, adapters, run.regularizer),
             *(loaded.selection.rows() if loaded.targets else ()),
             *router_rows(loaded.model),
+            *rotary_rows(loaded.model.config, config.data.max_length),
             *_token_rows(settings.new_tokens, loaded.model),
             ("ranks", f"{world_size} x {settings.device_type}, ZeRO stage {resolved.zero_stage}"),
             ("batch", batch),

@@ -163,6 +163,37 @@ def test_in_mixed_precision_they_learn_alike_but_for_rounding(tmp_path):
         assert distance(found, wanted) <= 2e-2
 
 
+def losses_of_uneven_ranks(folder, stage):
+    """Losses and norms of three steps in which ranks differ in what they learn: nothing, little, more than a chunk."""
+    found = []
+    for chunk in (0, 8):
+        engine = build(folder, ds_config(stage, "", 0.0, 1), CASES[0])
+        for step in range(3):
+            length = (2, 4, 20)[(step + collectives.rank()) % 3]
+            ids = torch.randint(3, 60, (1, length), generator=torch.Generator().manual_seed(step))
+            labels = ids if length > 2 else torch.full_like(ids, -100)
+            collated = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+            losses = []
+
+            def micro_batch(engine=engine, collated=collated, chunk=chunk, losses=losses):
+                losses.append(summed_loss(engine, collated, LossOptions(chunk=chunk)) * 0.1)
+                yield losses[0]
+
+            norm = engine.train_step(micro_batch()).grad_norm
+            found.append((losses[0].item(), norm))
+        engine.destroy()
+    return found[:3], found[3:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_ranks_take_the_same_way_whatever_they_learn(tmp_path, stage):
+    """Under ZeRO-3 one that computes its head otherwise than the others would wait for them for ever."""
+    save("llama", tmp_path)
+    for wanted, found in run_ranks(3, losses_of_uneven_ranks, tmp_path, stage):
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), rtol=1e-5, atol=1e-6)
+
+
 def norms_in_bf16(folder):
     """The norms of the gradient of two steps of three passes each on ZeRO-1, with all logits and in chunks."""
     norms = []

@@ -46,7 +46,9 @@ def test_the_compiler_is_given_the_same_computation(project, traced, capfd):
     arguments = ["train.gradient_checkpointing=true", "sorsa.alpha=2", "residual.storage=nf4"]
     wanted, _ = train(project, "eager", *arguments, ds="zero1")
     run, _ = train(project, "traced", AUTO, *arguments, ds="zero1")
-    assert "Blocks are compiled: " in capfd.readouterr().out
+    seen = capfd.readouterr()
+    assert "Blocks are compiled: " in seen.out
+    assert "lru_cache" not in seen.err
     assert losses(run) == pytest.approx(losses(wanted), rel=1e-5)
 
 

@@ -6,7 +6,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BloomConfig, FalconH1Config, LlamaConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, BloomConfig, FalconH1Config, LlamaConfig, MixtralConfig, Phi3Config
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sorsa_ds.config.batch_size import data_ranks
@@ -22,6 +22,11 @@ from tests.helpers.projects import metrics
 from tests.helpers.runs import rewound, train, train_rank, trained
 from tests.helpers.worlds import run_ranks
 
+SMALL_PHI3 = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4,
+    vocab_size=64, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 TEN = ("train.steps=10", "output.save_every=0")
 TOGETHER = "train.sequence_parallel=2"
 
@@ -170,6 +175,10 @@ def refused(config, size=2, max_length=16, **changes) -> str:
 
 def test_models_that_cannot_be_cut_are_refused_by_name():
     assert "RwkvForCausalLM carries a state" in refused(CONFIGS["rwkv"])
+    long = Phi3Config(**SMALL_PHI3, rope_parameters=LONGROPE, original_max_position_embeddings=12)
+    assert "Phi3ForCausalLM chooses its rotary frequencies by the longest position" in refused(long)
+    with torch.device("meta"):
+        check_model(AutoModelForCausalLM.from_config(long), 2, 12)
     assert "PhiForCausalLM has 5 attention heads, which 2 ranks cannot share" in refused(CONFIGS["phi"])
     assert "MistralForCausalLM has layers that see 8 tokens back, fewer than data.max_length=9" in refused(
         CONFIGS["mistral"], max_length=9
