@@ -47,4 +47,4 @@ check train "$world_size" "$world_size" "${settings[@]}" >/dev/null
 [[ -z ${SORSA_EXIT_FILE:-} ]] || rm -f "$SORSA_EXIT_FILE" # of an earlier run
 grow_segments
 # shellcheck disable=SC2086
-run deepspeed --master_port "$port" ${ranks:+--num_gpus $ranks} "$repository/launch/train.py" "${settings[@]}"
+run deepspeed --log_level critical --master_port "$port" ${ranks:+--num_gpus $ranks} "$repository/launch/train.py" "${settings[@]}"

@@ -81,5 +81,5 @@ where=(--master_addr "${master_addr:-${nodes[0]}}" --master_port "$master_port" 
 if [[ $launcher == torchrun ]]; then
     run torchrun --nnodes "${#nodes[@]}" --nproc_per_node "$here" "${where[@]}" "$script" "${settings[@]}"
 else
-    run deepspeed --hostfile "$hostfile" --no_ssh "${where[@]}" "$script" "${settings[@]}"
+    run deepspeed --log_level critical --hostfile "$hostfile" --no_ssh "${where[@]}" "$script" "${settings[@]}"
 fi

@@ -21,6 +21,7 @@ from sorsa_ds.config import other_names
 from sorsa_ds.config.fields import Leaf, leaves, nearest, section_help, sections
 from sorsa_ds.config.schema import DataConfig, MixedSource, RunConfig
 from sorsa_ds.config.yaml_io import Given, build_settings, check_value, read_value, read_yaml, to_yaml, value_text
+from sorsa_ds.runtime.shipped import SHIPPED
 
 __all__ = [
     "Errors", "find_ds_config", "find_file", "find_settings_file", "help_text", "load_settings", "split", "to_yaml",
@@ -29,7 +30,6 @@ __all__ = [
 
 T = TypeVar("T")
 Data = TypeVar("Data", DataConfig, MixedSource)
-REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_DS_CONFIG = "ds_configs/zero3.json"
 
 
@@ -136,19 +136,19 @@ def _leaf(schema: type, path: str, item: Given, options: Iterable[str]) -> Leaf:
 
 
 def find_file(option: str, name: str, shipped: str) -> Path:
-    """The file that an option names, relative to the current folder or, if it is not there, to the repository.
+    """The file that an option names, relative to the current folder or, if it is not there, to what is shipped.
 
     Args:
-        shipped: glob of the files that the repository has for this option.
+        shipped: glob of the files that come with the package for this option.
 
     Raises:
         ValueError: there is no such file. The message lists the shipped ones.
     """
-    for path in (Path(name), REPOSITORY / name):
+    for path in (Path(name), SHIPPED / name):
         if path.is_file():
             return path
-    listing = ", ".join(str(path.relative_to(REPOSITORY)) for path in sorted(REPOSITORY.glob(shipped)))
-    raise ValueError(f"{option} {name}: no such file; the repository has {listing}")
+    listing = ", ".join(str(path.relative_to(SHIPPED)) for path in sorted(SHIPPED.glob(shipped)))
+    raise ValueError(f"{option} {name}: no such file; shipped are {listing}")
 
 
 def find_settings_file(options: Mapping[str, str]) -> Path | None:

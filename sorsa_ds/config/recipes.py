@@ -9,12 +9,13 @@ and default of a key stand above it as a comment. `default.yaml` has no head, an
 from itertools import takewhile
 from pathlib import Path
 
-from sorsa_ds.config.command_line import REPOSITORY, load_settings
+from sorsa_ds.config.command_line import load_settings
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.config.yaml_io import read_yaml, to_yaml
 from sorsa_ds.runtime.files import write_text
+from sorsa_ds.runtime.shipped import SHIPPED
 
-FOLDER = REPOSITORY / "launch" / "recipes"
+FOLDER = SHIPPED / "launch" / "recipes"
 DEFAULT = "default.yaml"
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from sorsa_ds.config import deepspeed_json
-from sorsa_ds.config.command_line import REPOSITORY
 from sorsa_ds.config.train_settings import TrainConfig
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import fits, memory, of_a_node
 from sorsa_ds.plan.model_facts import Facts, facts
+from sorsa_ds.runtime.shipped import SHIPPED
 
 MOST_GPUS, A_NODE = 1024, 8
 
@@ -197,7 +197,7 @@ def _with(job: Job, **train) -> Change | None:
 
 def _with_file(job: Job, name: str) -> Change | None:
     """The job with a DeepSpeed JSON that ships; what its own JSON says of training moves to the command line."""
-    given = deepspeed_json.read_ds_config(REPOSITORY / "ds_configs" / name)
+    given = deepspeed_json.read_ds_config(SHIPPED / "ds_configs" / name)
     train = job.config.train
     said = {
         field: value

@@ -40,11 +40,13 @@ def begin_again() -> str:
 
 
 def beside(program: str, script: str, *words: str) -> str:
-    """A command whose script lies beside that of this job; quoted for a shell.
+    """A command whose script lies beside that of this job; quoted for a shell. Of `sorsa` where that has started it.
 
     Args:
         program: what starts the script.
     """
+    if os.environ.get(COMMAND, "").partition(" ")[0] == "sorsa":
+        return shlex.join(["sorsa", Path(script).stem, *words])
     return shlex.join([program, str(Path(sys.argv[0]).with_name(script)), *words])
 
 

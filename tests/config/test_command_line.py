@@ -148,7 +148,7 @@ def test_all_errors_are_reported_together(yaml_file):
     assert f"sorsa.rank = 0: must be integer from 1 to 65,536 ({file}:2)" in text
     assert f"did you mean sorsa.dropout? ({file}:3)" in text
     assert "train.steps = -1: must be integer from 1 to 1,000,000,000 or null (command line: train.steps=-1)" in text
-    assert "--ds_config nowhere.json: no such file; the repository has ds_configs/stage0.json" in text
+    assert "--ds_config nowhere.json: no such file; shipped are ds_configs/stage0.json" in text
 
 
 @pytest.mark.parametrize(

@@ -284,7 +284,7 @@ def wait_for(path: Path) -> None:
 )
 def test_ranks_are_taken_from_the_gpus_that_are_visible(tmp_path, visible, ranks, taken):
     environment = programs(
-        tmp_path, deepspeed='echo "$CUDA_VISIBLE_DEVICES and ${@:3}"', **{"nvidia-smi": "printf 'GPU 0\nGPU 1\n'"}
+        tmp_path, deepspeed='echo "$CUDA_VISIBLE_DEVICES and ${@:5}"', **{"nvidia-smi": "printf 'GPU 0\nGPU 1\n'"}
     )
     words = ["--ranks", ranks] if ranks else []
     chosen = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
@@ -306,7 +306,7 @@ def test_ranks_are_taken_from_the_gpus_that_are_visible(tmp_path, visible, ranks
     ],
 )
 def test_gpus_that_are_hidden_are_left_alone(tmp_path, given, smi):
-    told = 'echo "$DS_ACCELERATOR<$CUDA_VISIBLE_DEVICES> ${@:3:2}"'
+    told = 'echo "$DS_ACCELERATOR<$CUDA_VISIBLE_DEVICES> ${@:5:2}"'
     environment = programs(tmp_path, deepspeed=told, **{"nvidia-smi": smi})
     for name in ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"):
         environment.pop(name, None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from sorsa_ds.config.command_line import REPOSITORY, to_yaml
+from sorsa_ds.config.command_line import to_yaml
 from sorsa_ds.config.differences import FREE_OF_ONE_MODEL, differences
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.run.finished import RunState
@@ -23,6 +23,7 @@ from sorsa_ds.runtime.files import write_text
 from sorsa_ds.runtime.json_text import read_json
 from sorsa_ds.runtime.leave import SIGNALS
 from sorsa_ds.runtime.ports import free_port
+from sorsa_ds.runtime.shipped import SHIPPED
 from sorsa_ds.study.compare.trials import RUNS, Trial
 
 LOGS, SETTINGS = "logs", "settings"
@@ -118,7 +119,7 @@ class Runner:
             str(Path(sys.executable).with_name("deepspeed")),
             *(["--num_gpus", str(self.num_gpus)] if self.num_gpus else []),
             *("--master_port", str(free_port())),
-            str(REPOSITORY / "launch" / script), *arguments,
+            str(SHIPPED / "launch" / script), *arguments,
         ]  # fmt: skip
         with log.open("a", encoding="utf-8") as printed, self._stopping():
             begin = printed.tell()

@@ -1,0 +1,102 @@
+"""The command `sorsa` as it comes with the wheel, in an environment of its own, outside of the repository."""
+
+import json
+import os
+import shutil
+import site
+import subprocess
+import sys
+import venv
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from sorsa_ds.cli.sorsa import COMMANDS, _taken
+from tests.helpers.projects import ROOT, settings
+
+
+def bare_environment():
+    """Variables of an environment in which nothing is activated, and which knows nothing of the repository."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SORSA", "VIRTUAL"))}
+    return kept | {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The programs of a fresh environment with nothing but the wheel; its dependencies are read from where they are."""
+    folder = tmp_path_factory.mktemp("installed")
+    sources = folder / "sources"
+    sources.mkdir()
+    for name in ("sorsa_ds", "ds_configs", "launch"):
+        shutil.copytree(ROOT / name, sources / name)
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+
+    def pip(*words):
+        command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, words)]
+        subprocess.run(command, check=True, cwd=folder, env=bare_environment())
+
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, sources)
+    (wheel,) = folder.glob("sorsa_ds-*.whl")
+    venv.create(folder / "venv", with_pip=False)
+    programs = folder / "venv" / "bin"
+    pip("--python", programs / "python", "install", "--no-deps", wheel)
+    (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    (programs / "deepspeed").write_text(
+        f"#!{programs / 'python'}\nfrom deepspeed.launcher.runner import main\n\nmain()\n"
+    )
+    (programs / "deepspeed").chmod(0o755)
+    return programs
+
+
+def sorsa(installed, folder, *words, said="", code=0):
+    """What `sorsa` prints with these words, in a folder that is not the repository."""
+    done = subprocess.run(
+        [installed / "sorsa", *words], cwd=folder, env=bare_environment(), input=said, capture_output=True, text=True,
+        timeout=400,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_wheel_is_all_that_is_needed(installed, project, tmp_path):
+    """Every step of a user's first hour."""
+    own = [word for word in settings(project, "first") if not word.startswith("output.folder")]
+    trained = sorsa(installed, tmp_path, "train", *own, "train.steps=2")
+    assert "sorsa evaluate --model" in trained
+    run = tmp_path / "runs" / "first"
+    assert json.loads((run / "report.json").read_text())["steps"] == 2
+    assert "learned" in sorsa(installed, tmp_path, "preview", *own)
+    sorsa(installed, tmp_path, "evaluate", "--model", str(run), "--task", "loss")
+    sorsa(installed, tmp_path, "export", "--run", str(run), "--format", "lora", "--output", "lora")
+    base = AutoModelForCausalLM.from_pretrained(project / "model")
+    ids = torch.arange(12)[None]
+    before = base(ids).logits.detach()
+    adapted = PeftModel.from_pretrained(base, tmp_path / "lora").eval()
+    assert not torch.allclose(adapted(ids).logits, before, atol=1e-6)
+    told = sorsa(
+        installed, tmp_path, "chat", "--model", str(run), "--compare", "--max_new_tokens=4", said="What is 1 plus 2?\n"
+    )
+    assert told.index("[base]") < told.index("[tuned]")
+    assert "GPU" in sorsa(installed, tmp_path, "plan", "--config", "launch/recipes/llama3_8b_1gpu.yaml", "--gpus", "1")
+
+
+@pytest.mark.slow
+def test_mistakes_are_told_in_a_line(installed, tmp_path):
+    assert "did you mean sorsa train?" in sorsa(installed, tmp_path, "trian", code=2)
+    assert "--gpus is 'many'" in sorsa(installed, tmp_path, "train", "--gpus", "many", code=2)
+    assert "here it is train.learning_rate" in sorsa(installed, tmp_path, "train", "--lr", "1e-3", code=2)
+    help_text = sorsa(installed, tmp_path, "--help")
+    assert all(f"  {name} " in help_text for name in COMMANDS)
+
+
+def test_an_option_is_taken_from_among_the_words():
+    assert _taken("--gpus", ["a", "--gpus", "2", "b"]) == ("2", ["a", "b"])
+    assert _taken("--gpus", ["--gpus=3"]) == ("3", [])
+    assert _taken("--gpus", ["gpus=3"]) == (None, ["gpus=3"])
+    with pytest.raises(ValueError, match="--gpus needs a value"):
+        _taken("--gpus", ["--gpus"])
