@@ -145,11 +145,15 @@ def _stored(
 
     return _Data(
         batches=batches,
-        size=f"{len(data.examples):,} examples",
+        size=f"{len(data.examples):,} examples, {_told_epochs(batches.order.positions / len(passes))}",
         some=data.examples,
         held_out=data.held_out,
         sources=sources,
     )
+
+
+def _told_epochs(epochs: float) -> str:
+    return "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
 
 
 def _streamed(settings: RunSettings, asked: DataConfig, origin: Origin, tokenizer: PreTrainedTokenizerBase) -> _Data:
