@@ -28,13 +28,14 @@ COMMANDS = {
     "analyze": "measure the weights of finished runs",
     "compare": "train several methods alike, and compare them",
     "check": "look for mistakes in a command without starting it",
+    "completion": "print a script by which a shell completes these words",
 }
 
 USAGE = "\n".join(
     [
         f"sorsa {VERSION}: sorsa COMMAND [arguments]; `sorsa COMMAND --help` explains the command.",
         "",
-        *(f"  {name:<9} {what}" for name, what in COMMANDS.items()),
+        *(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
         "",
         "`sorsa train` starts a rank on each GPU of this machine, or two on its CPUs.",
         "  --gpus N          so many",

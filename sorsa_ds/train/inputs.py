@@ -91,6 +91,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     )
     data_digest = read.batches.digest
     origin.check_data(data_digest)
+    origin.check_length(config, read.batches.steps)
     rows = rows_for(settings.new_tokens)
     check_fits(model_folder, config.loading, [read.some, *read.held_out.values()], rows)
     stored = _stored_linears(settings, origin)

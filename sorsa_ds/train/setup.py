@@ -34,6 +34,7 @@ from sorsa_ds.runtime.console import say, say_details, table, tracked, tracked_b
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.numerics import seed_rank, set_numerics
+from sorsa_ds.runtime.words import typed
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.train.inputs import Inputs, read_inputs
 from sorsa_ds.train.loss import router_rows
@@ -302,7 +303,7 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
             ("steps", f"{inputs.batches.steps} over {inputs.data_size}"),
             ("learning rate", schedules.described(config.train)),
             ("mfu", settings.utilisation.told),
-            ("run folder", str(run.folder)),
+            ("run folder", typed(run.folder)),
         ]
     )
 
