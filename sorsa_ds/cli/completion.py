@@ -77,13 +77,13 @@ def script(shell: str) -> str:
 
     settings = leaves(RunConfig)
     words = {command: _listed(module, settings) for command, module in OPTIONS.items()}
-    choices = {path: _choices(leaf.type_text) for path, leaf in settings.items()}
+    choices = {path: some for path, leaf in settings.items() if (some := _choices(leaf.type_text))}
     if shell == "fish":
         return _fish(COMMANDS, words)
     text = _BASH.format(
         commands=_quoted(COMMANDS),
         words="\n".join(f"            {command}) words={_quoted(some)} ;;" for command, some in words.items()),
-        choices="\n".join(f"            {path} | --{path}) words={_quoted(some)} ;;" for path, some in choices.items() if some),
+        choices="\n".join(f"            {path} | --{path}) words={_quoted(some)} ;;" for path, some in choices.items()),
     )  # fmt: skip
     return _ZSH + text if shell == "zsh" else text
 

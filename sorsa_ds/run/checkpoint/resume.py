@@ -60,7 +60,6 @@ class WholeCheckpoint:
             listing = "; ".join(f"{name} was {then!r} and is now {now!r}" for name, (then, now) in changed.items())
             raise ValueError(f"--resume: the run was started with other settings: {listing}")
 
-
     def check_length(self, config: RunConfig, steps: int) -> str | None:
         """What must be known of a run that goes on to another last step than was planned, in a sentence.
 
