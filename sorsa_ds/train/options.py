@@ -30,7 +30,7 @@ Fine-tune a causal language model with SORSA on DeepSpeed.
   deepspeed --num_gpus 1 launch/train.py --ds_config ds_configs/stage0.json --config run.yaml sorsa.rank=64
   deepspeed launch/train.py --resume runs/NAME
 
-  --verbose        also print which rank decomposes what, and how each kind of layer came out
+  --verbose        also print which rank decomposes how much
 """
 _TRUST = "loading.trust_remote_code"
 

@@ -77,7 +77,7 @@ def test_the_name_of_a_finished_run(place, finished):
 
 def test_going_on_with_a_finished_run(place, finished):
     printed, _ = run_forked(place, ["launch/train.py", "--resume", str(finished)], code=2)
-    assert "held-out loss" in follow(place, printed, "is finished; .*, or evaluate it")
+    assert "held-out loss" in follow(place, printed, "is finished; .*; to evaluate it")
 
 
 def test_a_run_that_ends_before_its_first_step_can_be_begun_anew(place, finished):

@@ -133,7 +133,7 @@ def test_training_sets_up_the_allocator_before_it_imports_what_may_start_cuda(al
 
     allocator.setattr("sorsa_ds.cli.train.leave_when_told", lambda: None)
     allocator.setattr("sorsa_ds.train.first_checks.on_one_node", lambda: False)
-    allocator.setattr("sorsa_ds.train.options.parse", lambda _: None)
+    allocator.setattr("sorsa_ds.train.options.parse", lambda _: types.SimpleNamespace(verbose=False))
     allocator.setitem(sys.modules, "sorsa_ds.train.report", Imported("sorsa_ds.train.report"))
     with pytest.raises(ImportError, match="expandable_segments:True"):
         _train([])
