@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # transformers imports bitsandbytes, which warns of an optional inference kernel that nothing here uses.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in record.msg)
+# DeepSpeed warns where it finds no GPU; every command says by itself on what it computes.
+logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in str(record.msg))
 
 __all__ = ["ResidualConfig", "SorsaConfig", "adapt_partitioned_model", "load_adapter"]
 
