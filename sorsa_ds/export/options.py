@@ -93,5 +93,7 @@ def check_options(options: Options) -> None:
     for name, fitting in _GOES_WITH.items():
         if getattr(options, name) is not None and options.format not in fitting:
             raise ValueError(f"--{name} goes with --format {' or '.join(fitting)}, not with {options.format}")
+    if options.rank is not None and options.rank < 1:
+        raise ValueError(f"--rank {options.rank}: a LoRA has at least rank 1")
     if options.private and not options.push_to_hub:
         raise ValueError("--private goes with --push_to_hub")

@@ -22,7 +22,7 @@ from sorsa_ds.export.command import Options, export
 from sorsa_ds.methods import settings
 from sorsa_ds.methods.registry import METHODS as BY_NAME
 from sorsa_ds.methods.registry import method_of
-from sorsa_ds.model.adapter_file import read_description
+from sorsa_ds.model.adapter_file import TRAINED, read_description
 from sorsa_ds.model.selection import select_targets
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.plan.hardware import Hardware
@@ -299,7 +299,7 @@ def test_a_run_starts_at_the_base_models_loss_and_learns(finished, method):
     report = json.loads((run / "report.json").read_text())
     assert report["start_loss"] == pytest.approx(report["base_loss"], rel=1e-6)
     assert report["eval_loss_end"] < report["eval_loss_start"]
-    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    tensors = load_file(run / "adapter" / TRAINED)
     assert report["trainable_parameters"] == sum(t.numel() for t in tensors.values())
     assert report["method"] == method
     assert report["reg_loss_end"] is None
@@ -317,7 +317,7 @@ def test_a_run_goes_on_bit_for_bit(project, finished, method):
     train(project, run.name, *given(method), "--resume=auto", ds=STAGE[method])
     assert metrics(run, "loss") == metrics(expected, "loss")
     assert metrics(run, "eval_loss") == metrics(expected, "eval_loss")
-    ours, theirs = (load_file(r / "adapter" / "adapter_model.safetensors") for r in (run, expected))
+    ours, theirs = (load_file(r / "adapter" / TRAINED) for r in (run, expected))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -330,7 +330,7 @@ def test_a_run_goes_on_at_other_ranks_and_stages(project, finished, method, ds, 
     run = rewound(project, expected, f"moved-{method}", 2)
     train(project, run.name, *given(method), "--resume=auto", ds=ds, ranks=ranks)
     assert metrics(run, "loss") == pytest.approx(metrics(expected, "loss"), rel=1e-5)
-    ours, theirs = (load_file(r / "adapter" / "adapter_model.safetensors") for r in (run, expected))
+    ours, theirs = (load_file(r / "adapter" / TRAINED) for r in (run, expected))
     for name, value in theirs.items():
         assert (ours[name] - value).norm() <= 1e-3 * value.norm(), name
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import sorsa_ds
+from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.runtime.ports import free_port
 from tests.helpers.projects import ROOT, metrics
 
@@ -49,7 +50,7 @@ def test_its_checkpoint_is_resumed(run):
     )  # fmt: skip
     assert metrics(run, "loss") == pytest.approx(metrics(RUN, "loss"), rel=1e-5)
     theirs = load_file(RUN / "adapter" / "adapter_model.safetensors")
-    for name, ours in load_file(run / "adapter" / "adapter_model.safetensors").items():
+    for name, ours in load_file(run / "adapter" / TRAINED).items():
         torch.testing.assert_close(ours, theirs[name], rtol=1e-4, atol=1e-5)
 
 

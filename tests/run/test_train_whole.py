@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sorsa_ds import load_adapter
 from sorsa_ds.evaluate.models import find_evaluated_model
 from sorsa_ds.export.command import Options, export
-from sorsa_ds.model.adapter_file import read_description
+from sorsa_ds.model.adapter_file import TRAINED, read_description
 from sorsa_ds.study.analysis.history import open_history
 from tests.helpers import projects
 from tests.helpers.architectures import CONFIGS
@@ -72,7 +72,7 @@ def finished(tmp_path_factory):
 def by_hand(run: Path) -> torch.nn.Module:
     """The trained model in plain transformers: what an adapter holds, put into the base model with more rows."""
     described = read_description(run / "adapter")
-    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    tensors = load_file(run / "adapter" / TRAINED)
     model = AutoModelForCausalLM.from_pretrained(described.base_model, dtype=torch.float32)
     rows = max(described.new_tokens.values()) + 1
     assert rows == len(model.get_input_embeddings().weight) + len(TOKENS)
