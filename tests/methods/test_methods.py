@@ -286,7 +286,8 @@ def finished(project):
 
     def run(method: str):
         if method not in made:
-            made[method] = train(project, f"whole-{method}", *given(method), ds=STAGE[method])[0]
+            asked = [*given(method), "output.peft_adapter=true"]
+            made[method] = train(project, f"whole-{method}", *asked, ds=STAGE[method])[0]
         return made[method]
 
     return run
@@ -376,6 +377,10 @@ def test_exports_compute_what_the_trained_model_computes(finished, tmp_path, met
             with pytest.raises(ValueError, match=f"--format {form}: not for method {method}: "):
                 export(Options(run, form, tmp_path / form))
             assert not (tmp_path / form).exists()
+    if formats:  # the run's own folder is such an adapter too
+        check(peft.PeftModel.from_pretrained(base, run / "adapter"))
+    else:
+        assert not (run / "adapter" / "adapter_config.json").exists()
 
 
 @pytest.mark.slow
