@@ -89,18 +89,19 @@ class Source:
         return METHODS[self.described.method]
 
 
-def open_finished_run(run: Path, base: str | None = None, trust_remote_code: bool = False) -> Source:
+def open_finished_run(run: Path, base: str | None = None, trust_remote_code: bool = False, hint: str = "") -> Source:
     """Open the run of a folder; no weight is read yet.
 
     Args:
         base: folder or hub name of the base model, if it has moved since the run.
         trust_remote_code: allow Python code that comes with the base model, where the adapter was trained with it.
+        hint: what else can be done with an unfinished run that has saved something, for the message.
 
     Raises:
         ValueError: it is not a run, still trains, is unfinished or damaged, the base model has other layers, or the run
             needs code that is not allowed.
     """
-    finished = FinishedRun.open(run, "--run")
+    finished = FinishedRun.open(run, "--run", hint)
     return open_trained(finished, run / ADAPTER, finished.report(), base, trust_remote_code)
 
 
@@ -120,13 +121,7 @@ def open_trained(
     described = adapter_file.read_description(folder, trust_remote_code)
     config = run.settings()
     described.check_residual(config.residual)
-    if base is not None:
-        place = Path(base).expanduser()
-        described = replace(described, base_model=str(place.resolve()) if place.exists() else base)
-    try:
-        base_folder = find_model(described.base_model, described.loading)
-    except ValueError as error:
-        raise ValueError(f"{error}; say where the base model is: --base FOLDER") from error
+    described, base_folder = find_base(described, base)
     check_numerics(described.numerics, base_folder, described.loading, say)
     model = skeleton(base_folder, described.loading)
     weights = DiskWeightSource.of_model(base_folder, model, described.digests)
@@ -153,6 +148,24 @@ def open_trained(
         opened.get(adapter_file.INITIAL),
         opened[adapter_file.TRAINED],
     )
+
+
+def find_base(described: Description, base: str | None) -> tuple[Description, Path]:
+    """An adapter's description with the base model where it lies now, and that model's folder.
+
+    Args:
+        base: folder or hub name of the base model, if it is no longer where the description says.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if base is not None:
+        place = Path(base).expanduser()
+        described = replace(described, base_model=str(place.resolve()) if place.exists() else base)
+    try:
+        return described, find_model(described.base_model, described.loading)
+    except ValueError as error:
+        raise ValueError(f"{error}; say where the base model is: --base FOLDER") from error
 
 
 def check_source(source: Source, progress: TensorProgress) -> None:

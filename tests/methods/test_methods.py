@@ -29,6 +29,7 @@ from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
+from sorsa_ds.run.checkpoint.as_run import NEWEST, open_checkpoint
 from sorsa_ds.runtime.precision import resolve_precision
 from tests.helpers.engines import MICRO, RATE, STEPS, WARMUP, ds_config, micro_losses, sequences, whole_factors
 from tests.helpers.plans import bytes_by_kind, bytes_saved
@@ -381,6 +382,20 @@ def test_exports_compute_what_the_trained_model_computes(finished, tmp_path, met
         check(peft.PeftModel.from_pretrained(base, run / "adapter"))
     else:
         assert not (run / "adapter" / "adapter_config.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_checkpoint_is_opened_like_the_run_that_ended_there(finished, tmp_path, method):
+    run = finished(method)
+    theirs = load_file(run / "adapter" / TRAINED)
+    with open_checkpoint(run, NEWEST, tmp_path / "beside") as source:
+        assert set(source.trained.names) == theirs.keys()
+        assert all(torch.equal(source.trained.tensor(name), value) for name, value in theirs.items())
+        assert source.report["steps"] == 6
+    with open_checkpoint(run, "2", tmp_path / "beside") as source:
+        assert not all(torch.equal(source.trained.tensor(name), value) for name, value in theirs.items())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
