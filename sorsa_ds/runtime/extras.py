@@ -23,7 +23,4 @@ def check_extra(module: str, what: str) -> None:
     """
     package, extra = EXTRAS[module]
     if importlib.util.find_spec(module) is None:
-        raise ValueError(
-            f'{what} needs the package {package}, which is not installed: pip install "sorsa-ds[{extra}]" '
-            f"(in a clone of the repository: pip install -e '.[{extra}]')"
-        )
+        raise ValueError(f'{what} needs the package {package}, which is not installed: pip install "sorsa-ds[{extra}]"')

@@ -74,6 +74,9 @@ def test_a_wheel_names_its_extras(installed):
     (described,) = (installed.parent / "lib").glob("python*/site-packages/sorsa_ds-*.dist-info/METADATA")
     extras = {line.split(": ")[1] for line in described.read_text().splitlines() if line.startswith("Provides-Extra")}
     assert {"all", "default-job", "evaluation", "wandb"} <= extras
+    pip = [sys.executable, "-m", "pip", "--python", installed / "python", "install", "--dry-run", "--no-index"]
+    done = subprocess.run([*pip, "sorsa-ds[all]"], capture_output=True, text=True, env=bare_environment(), check=True)
+    assert "math-verify" in done.stdout, "what messages tell the user to type, where the package is installed"
 
 
 @pytest.mark.slow
