@@ -1,6 +1,6 @@
 """At the end of a run: what it has trained in PEFT's format, in the folder adapter/ beside its own files.
 
-`PeftModel.from_pretrained` and vLLM load that folder as it is; this program goes on from its own files there.
+PEFT and vLLM load that folder as it is; this program goes on from its own files there.
 """
 
 import os
