@@ -1,7 +1,9 @@
-"""A hook of mkdocs: pages of the API from the docstrings, one for each room of `sorsa_ds`; nothing is imported."""
+"""A hook of mkdocs: pages of the API from the docstrings, one for each room, and of all messages. Nothing is imported."""
 
 import ast
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -31,14 +33,52 @@ def page(room: str) -> str:
     return "\n".join(lines)
 
 
+def messages() -> str:
+    """The page of all messages for what a user can mend, as they stand in the sources; what a run fills in is `…`."""
+    lines = [
+        "# Every message",
+        "",
+        "What the program says of mistakes that can be mended, room by room. `…` stands for names and numbers of the case.",
+        "Each message names what is wrong, where, and how to mend it; [Troubleshooting](../troubleshooting.md) says more of",
+        "those that are met most.",
+    ]  # fmt: skip
+    for room in rooms():
+        found = {text for path in sorted((PACKAGE / room).rglob("*.py")) for text in _raised(path)}
+        if found:
+            lines += ["", f"## {room}", "", *(f"- `` {text} ``" for text in sorted(found))]
+    return "\n".join(lines)
+
+
+def _raised(path: Path) -> Iterator[str]:
+    """The texts of the ValueErrors that a module raises, but those which only pass on another's words."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+            text = _template(node.exc.args[0]).replace("\n", " ")
+            if ast.unparse(node.exc.func) == "ValueError" and re.search(r"[a-z]{3}", text):
+                yield text
+
+
+def _template(node: ast.expr) -> str:
+    """A text of the sources with `…` where values are filled in."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_template(part) for part in node.values)
+    if isinstance(node, ast.BinOp):
+        return _template(node.left) + _template(node.right)
+    return "…"
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the pages behind the others in the navigation."""
-    config.nav.append({"API": [{f"sorsa_ds.{room}": f"api/{room}.md"} for room in rooms()]})
+    pages = [{f"sorsa_ds.{room}": f"api/{room}.md"} for room in rooms()]
+    config.nav.append({"API": [{"Every message": "api/messages.md"}, *pages]})
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages, which lie nowhere on the disk."""
+    files.append(File.generated(config, "api/messages.md", content=messages()))
     for room in rooms():
         files.append(File.generated(config, f"api/{room}.md", content=page(room)))
     return files

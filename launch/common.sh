@@ -62,8 +62,9 @@ called_as() {
 }
 
 # check WORD...: the Python command as it will be started, without starting it; see launch/check.py. It is no rank: its
-# exit code does not go into the ranks' file.
+# exit code does not go into the ranks' file. Python needs some seconds until it can say anything.
 check() {
+    echo 'Checking the command ...' >&2
     env -u SORSA_EXIT_FILE python "$repository/launch/check.py" "$@"
 }
 

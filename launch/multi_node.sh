@@ -5,6 +5,8 @@
 #       --ds_config ds_configs/zero3_multinode.json output.name=mine
 #
 #   --hostfile FILE    one line per node: `NAME slots=NUMBER_OF_GPUS`. The first one's rank 0 is where all ranks meet
+#   --nodes N          instead of a hostfile: so many nodes, all alike; needs --node_rank and --master_addr, and torchrun
+#   --ranks R          with --nodes: ranks of each node (default: all GPUs)
 #   --node_rank K      which line of it this node is, from 0 (default: the one with this host's name or address)
 #   --master_addr A    address of the first node (default: its name in the hostfile)
 #   --master_port P    TCP port there (default 29500)
@@ -19,12 +21,14 @@ repository=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=launch/common.sh
 source "$repository/launch/common.sh"
 
-hostfile='' node_rank='' master_addr='' master_port=29500 launcher=deepspeed script='' settings=() own=()
+hostfile='' node_count='' ranks='' node_rank='' master_addr='' master_port=29500 launcher=deepspeed script='' settings=() own=()
 while (($#)); do
     taken=1
     case ${1%%=*} in
         -h | --help) usage ;;
         --hostfile) take hostfile "$@" ;;
+        --nodes) take node_count "$@" ;;
+        --ranks) take ranks "$@" ;;
         --node_rank) take node_rank "$@" ;;
         --master_addr) take master_addr "$@" ;;
         --master_port) take master_port "$@" ;;
@@ -36,18 +40,40 @@ while (($#)); do
     shift "$taken"
 done
 
-[[ -n $hostfile ]] || die "--hostfile is missing: one line per node, NAME slots=NUMBER_OF_GPUS"
-file --hostfile "$hostfile"
 nodes=() slots=() world_size=0
-while read -r name rest || [[ -n $name ]]; do
-    [[ -z $name || $name == \#* ]] && continue
-    [[ $rest =~ ^slots=([1-9][0-9]{0,4})[[:space:]]*(#.*)?$ ]] ||
-        die "--hostfile $hostfile: '$name $rest' does not read NAME slots=NUMBER"
-    [[ " ${nodes[*]} " != *" $name "* ]] || die "--hostfile $hostfile names $name twice"
-    nodes+=("$name") slots+=("${BASH_REMATCH[1]}")
-    world_size=$((world_size + BASH_REMATCH[1]))
-done <"$hostfile"
-((${#nodes[@]})) || die "--hostfile $hostfile names no node"
+read_hostfile() {
+    local name rest
+    file --hostfile "$hostfile"
+    while read -r name rest || [[ -n $name ]]; do
+        [[ -z $name || $name == \#* ]] && continue
+        [[ $rest =~ ^slots=([1-9][0-9]{0,4})[[:space:]]*(#.*)?$ ]] ||
+            die "--hostfile $hostfile: '$name $rest' does not read NAME slots=NUMBER"
+        [[ " ${nodes[*]} " != *" $name "* ]] || die "--hostfile $hostfile names $name twice"
+        nodes+=("$name") slots+=("${BASH_REMATCH[1]}")
+        world_size=$((world_size + BASH_REMATCH[1]))
+    done <"$hostfile"
+    ((${#nodes[@]})) || die "--hostfile $hostfile names no node"
+}
+
+nodes_alike() {
+    local i
+    number --nodes "$node_count" 1 99999
+    [[ -n $node_rank ]] || die "--nodes needs --node_rank: which of them this is, from 0"
+    [[ -n $master_addr ]] || die "--nodes needs --master_addr: the address of the first node"
+    [[ -n $ranks ]] || { has_gpu && ranks=$(count_gpus); } || die "--ranks is missing: this node has no GPU to count"
+    number --ranks "$ranks" 1 99999
+    for ((i = 0; i < node_count; i++)); do nodes+=("node $i") slots+=("$ranks"); done
+    world_size=$((node_count * ranks)) launcher=torchrun
+}
+
+if [[ -n $node_count ]]; then
+    [[ -z $hostfile ]] || die "--nodes and --hostfile say the same: leave one of them out"
+    nodes_alike
+else
+    [[ -n $hostfile ]] || die "--hostfile is missing: one line per node, NAME slots=NUMBER_OF_GPUS (or say --nodes)"
+    [[ -z $ranks ]] || die "--ranks goes with --nodes; a hostfile says it as slots=$ranks"
+    read_hostfile
+fi
 
 if [[ -z $node_rank ]]; then
     names=" $(hostname) $(hostname -s) $(hostname -f 2>/dev/null || :) $(hostname -I 2>/dev/null || :) "
@@ -57,7 +83,7 @@ if [[ -z $node_rank ]]; then
     [[ -n $node_rank ]] || die "--hostfile $hostfile does not name this node,$names; mend it, or say --node_rank"
 fi
 number --node_rank "$node_rank"
-((node_rank < ${#nodes[@]})) || die "--node_rank is $node_rank: $hostfile names nodes 0 to $((${#nodes[@]} - 1))"
+((node_rank < ${#nodes[@]})) || die "--node_rank is $node_rank: ${hostfile:-"--nodes $node_count"} names nodes 0 to $((${#nodes[@]} - 1))"
 port --master_port "$master_port"
 here=${slots[node_rank]}
 [[ $(printf '%s\n' "${slots[@]}" | sort -u | wc -l) == 1 ]] && each=$here || each=0 # 0: nodes differ

@@ -28,17 +28,19 @@ COMMANDS = {
     "analyze": "measure the weights of finished runs",
     "compare": "train several methods alike, and compare them",
     "check": "look for mistakes in a command without starting it",
+    "completion": "print a script by which a shell completes these words",
 }
 
 USAGE = "\n".join(
     [
         f"sorsa {VERSION}: sorsa COMMAND [arguments]; `sorsa COMMAND --help` explains the command.",
         "",
-        *(f"  {name:<9} {what}" for name, what in COMMANDS.items()),
+        *(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
         "",
         "`sorsa train` starts a rank on each GPU of this machine, or two on its CPUs.",
         "  --gpus N          so many",
-        "  --hostfile FILE   on several nodes, with the options of launch/multi_node.sh",
+        "  --hostfile FILE   on several nodes, with the options of launch/multi_node.sh; or --nodes N --node_rank K",
+        "                    --master_addr A without such a file",
         "On clusters DeepSpeed's launcher does the same: deepspeed launch/train.py --ds_config ds_configs/zero3.json",
     ]
 )  # fmt: skip
@@ -72,10 +74,11 @@ def _launch(words: list[str]) -> None:
     if gpus is not None and not (gpus.isdecimal() and int(gpus) > 0):
         raise ValueError(f"--gpus is {gpus!r}: a whole number from 1 is needed")
     own: list[str] = []
-    if any(word.partition("=")[0] == "--hostfile" for word in words):
-        if gpus is not None:
+    given = {word.partition("=")[0] for word in words}
+    if given & {"--hostfile", "--nodes"}:
+        if gpus is not None and "--hostfile" in given:
             raise ValueError("--gpus does not go with --hostfile, whose lines say how many GPUs each node has")
-        script = "multi_node.sh"
+        script, own = "multi_node.sh", [] if gpus is None else ["--ranks", gpus]
     elif gpus == "1":
         script = "single_gpu.sh"
     else:

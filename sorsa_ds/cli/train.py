@@ -13,14 +13,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _train(argv: Sequence[str]) -> None:
+    from sorsa_ds.runtime.console import ask_for_details, say
     from sorsa_ds.train.options import parse
 
     invocation = parse(argv)
     leave_when_told()
+    if invocation.verbose:
+        ask_for_details()
     from sorsa_ds.train.first_checks import check_first, on_one_node
 
     if on_one_node():  # where every rank finds the same; else the preflight looks, which can tell the other nodes
         check_first(invocation, logs=True)
+    say("Loading PyTorch, transformers and DeepSpeed ...")
     from sorsa_ds.runtime.device import grow_segments
 
     grow_segments()  # before the next import, which may start CUDA

@@ -122,12 +122,17 @@ class BatchPlan:
         return [[[self.examples[indices[place]] for place in row] for row in rows] for rows in share]
 
 
+def eval_rounds(examples: Examples, world_size: int, micro_batch_size: int) -> int:
+    """How many batches each rank gets of the held-out examples."""
+    return math.ceil(len(examples) / (world_size * micro_batch_size))
+
+
 def eval_batches(
     examples: Examples, rank: int, world_size: int, micro_batch_size: int, pad_token_id: int
 ) -> Iterator[dict[str, Tensor]]:
     """One rank's share of the held-out examples, the longest first; every rank gets as many batches. See `collate`."""
     falling = np.argsort(-examples.lengths, kind="stable")
-    rounds = math.ceil(len(examples) / (world_size * micro_batch_size))
+    rounds = eval_rounds(examples, world_size, micro_batch_size)
     for places in rank_slices(rounds, rank, world_size, micro_batch_size):
         indices = [int(falling[place]) if place < len(examples) else None for place in places]
         yield _batch(examples, indices, pad_token_id)

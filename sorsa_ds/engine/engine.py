@@ -172,9 +172,15 @@ class SorsaEngine(DeepSpeedEngine):
         assert not state, "the checkpoint was made by another method"
 
     def continue_after(self, steps: int, scheduler_state: dict) -> None:
-        """Set all counters and the learning rate to what they are after so many optimizer steps."""
-        self.lr_scheduler.load_state_dict(scheduler_state)
-        for group, rate in zip(self.lr_scheduler.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+        """Set all counters and the learning rate to what they are after so many optimizer steps.
+
+        The rate is computed anew, since the run may have become longer than when the state was saved.
+        """
+        scheduler = self.lr_scheduler
+        scheduler.load_state_dict(scheduler_state)
+        pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        scheduler._last_lr = [rate * share(scheduler.last_epoch) for rate, share in pairs]
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         self.global_steps = steps
         self.global_samples = steps * self.train_batch_size()

@@ -18,7 +18,7 @@ from sorsa_ds.model.model_files import check_model_name
 from sorsa_ds.model.numerics import check_numerics
 from sorsa_ds.model.pretrained import find_folder, find_model
 from sorsa_ds.model.skeleton import attention_of, read_config
-from sorsa_ds.run.finished import FinishedRun, RunState
+from sorsa_ds.run.finished import FinishedRun, RunState, near_runs
 from sorsa_ds.run.merge import merge_dense
 from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE, TOKENIZER
 from sorsa_ds.run.reload import reload
@@ -90,7 +90,10 @@ def find_evaluated_model(model: str, base: str | None = None, trust_remote_code:
         return _run(folder, base, trust_remote_code)
     loading = LoadingConfig(trust_remote_code=trust_remote_code)
     if model != EMBEDDED_MODEL:
-        folder = find_folder(model, loading)  # what the hub gives may be an adapter too
+        try:
+            folder = find_folder(model, loading)  # what the hub gives may be an adapter too
+        except ValueError as error:
+            raise ValueError(f"{error}{near_runs(folder)}") from error
     if (folder / adapter_file.CONFIG).exists():
         return _adapter(folder, base, trust_remote_code)
     if (folder / peft_adapter.CONFIG).exists():

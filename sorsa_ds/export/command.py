@@ -53,7 +53,8 @@ def _opened(options: Options, output: Path) -> Iterator[tuple[Source, list[str]]
             raise ValueError(f"--checkpoint goes with the folder of a run, and --run names a checkpoint: {given}")
         asked = given.name
     if asked is None:
-        yield open_finished_run(run, base, trusted, f"to export what it has saved, add --checkpoint {NEWEST}"), []
+        hint = f"To export what it has saved so far, add --checkpoint {NEWEST}."
+        yield open_finished_run(run, base, trusted, hint), []
         return
     with open_checkpoint(run, asked, output.with_name(f"{output.name}.checkpoint"), base, trusted) as source:
         yield source, [f"This is the run's state after step {source.report['steps']}, from a checkpoint."]

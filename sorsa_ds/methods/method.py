@@ -107,6 +107,9 @@ class Method(ABC):
     about: str = ""
     """A sentence on it for the model card, beginning with a space; may be empty."""
 
+    plans_all_steps: bool = False
+    """Whether what a step does to the model depends on how many there will be, beside the learning rate."""
+
     ignored_settings: Sequence[str] = (*SORSA_SETTINGS, *EXPERT_SETTINGS, "baseline.*")
     """Patterns of the settings that mean nothing to it. They are refused where they are not as by default."""
 

@@ -128,7 +128,8 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_ex
             + (f" and others that are left out: {summed_up(left_out)}" if left_out else "")
         )
     _check_whole_modules(stacks, chosen)
-    _check_ranks(config, shapes, chosen, left_out)
+    _check_patterns(config, shapes, chosen, left_out)
+    _check_ranks(shapes, ranks, chosen, {stack.name for stack in stacks})
     targets = [_target(name, linears[name], ranks[name], shared.get(name, ())) for name in linears if name in chosen]
     targets += [_stack_target(stack, ranks[stack.name]) for stack in stacks if stack.name in chosen]
     sizes = _body(model)
@@ -257,7 +258,7 @@ def _check_whole_modules(stacks: list[Stack], chosen: Set[str]) -> None:
             )
 
 
-def _check_ranks(config: SorsaConfig, names: Collection[str], chosen: Set[str], left_out: Mapping[str, str]) -> None:
+def _check_patterns(config: SorsaConfig, names: Collection[str], chosen: Set[str], left_out: Mapping[str, str]) -> None:
     """Stop where a pattern of `sorsa.rank_pattern` means nothing that is adapted.
 
     Raises:
@@ -278,22 +279,43 @@ def _rank(name: str, config: SorsaConfig, experts: bool) -> int:
 
 def _target(name: str, module: nn.Linear | Conv1D, rank: int, shared: tuple[str, ...]) -> Target:
     m, n = _shape(module)
-    _check_rank(name, m, n, rank, "sorsa.rank")
     return Target(name, m, n, rank, module.bias is not None, isinstance(module, Conv1D), shared)
 
 
 def _stack_target(stack: Stack, rank: int) -> Target:
     m, n = stack.out_features, stack.in_features
-    _check_rank(stack.name, m, n, rank, "sorsa.expert_rank")
     return Target(stack.name, m, n, rank, bias=False, transposed=stack.transposed, experts=stack.experts)
 
 
-def _check_rank(name: str, m: int, n: int, rank: int, setting: str) -> None:
-    if rank > min(m, n):
-        raise ValueError(
-            f"rank {rank} exceeds min(out, in) = {min(m, n)} of {name} ({m} x {n}): lower {setting}, give this "
-            f"layer its own in sorsa.rank_pattern, or leave it out by sorsa.exclude"
-        )
+def _check_ranks(
+    shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], chosen: Set[str], experts: Set[str]
+) -> None:
+    """Stop where ranks exceed what layers have.
+
+    Args:
+        shapes: of all layers by name, (out_features, in_features).
+        experts: the layers that are stacked experts.
+
+    Raises:
+        ValueError: naming a layer of every shape that is too small, and the largest rank that all of them allow.
+    """
+    small = [name for name in shapes if name in chosen and ranks[name] > min(shapes[name])]
+    if not small:
+        return
+    alike: dict[tuple[tuple[int, int], int], list[str]] = {}
+    for name in small:
+        alike.setdefault((shapes[name], ranks[name]), []).append(name)
+    told = "; ".join(
+        f"rank {rank} exceeds min(out, in) = {min(shape)} of {names[0]} ({shape[0]} x {shape[1]})"
+        + (f" and of {len(names) - 1} more" if len(names) > 1 else "")
+        for (shape, rank), names in alike.items()
+    )
+    settings = sorted({"sorsa.expert_rank" if name in experts else "sorsa.rank" for name in small})
+    largest = min(min(shapes[name]) for name in small)
+    raise ValueError(
+        f"{told}: lower {' and '.join(settings)} (all of them allow {largest}), give such layers their own in "
+        f"sorsa.rank_pattern, or leave them out by sorsa.exclude"
+    )
 
 
 def _in_module_order(model: nn.Module, targets: list[Target]) -> list[Target]:

@@ -1,5 +1,6 @@
 """The state of a run, as its folder tells it: does it still train, is it finished, and what can be read from it."""
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import yaml
 
 from sorsa_ds.config import command_line
-from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.config.schema import OutputConfig, RunConfig
 from sorsa_ds.config.yaml_reader import fault_of, parse_yaml
 from sorsa_ds.run.checkpoint.folder import existing_checkpoints
 from sorsa_ds.run.paths import CONFIG, METRICS, REPORT
 from sorsa_ds.runtime.folder_lock import is_held
 from sorsa_ds.runtime.json_text import parse_json
 from sorsa_ds.runtime.launcher import beside
+from sorsa_ds.runtime.words import typed
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,27 @@ class RunState:
         Raises:
             ValueError: the folder has no settings of a run.
         """
+        if not self.folder.is_dir():
+            raise ValueError(f"{option}: there is no folder {self.folder}{near_runs(self.folder)}")
         if not self.is_run:
             raise ValueError(f"{option}: {self.folder} is not the folder of a run: it has no {CONFIG}")
+
+
+def near_runs(folder: Path) -> str:
+    """Runs with names like that of a folder which is not there, as the end of a sentence; empty where there are none.
+
+    They are looked for beside it, and where runs are written unless the settings say otherwise.
+    """
+    found = {
+        run.name: run
+        for place in (Path(OutputConfig().folder), folder.parent)
+        if place.is_dir()
+        for run in place.iterdir()
+        if RunState(run).is_run
+    }
+    begins = sorted(name for name in found if name.startswith(folder.name))
+    near = (begins or difflib.get_close_matches(folder.name, found))[:3] if folder.name else []
+    return f"; did you mean {' or '.join(typed(found[name]) for name in near)}?" if near else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +121,19 @@ class FinishedRun(RunState):
 
         Args:
             option: the command-line option that named the folder, for the messages.
-            hint: what else can be done with a run that has saved something, for the messages.
+            hint: a sentence on what else can be done with a run that has saved something, for the messages.
 
         Raises:
             ValueError: the folder is not a run's, or the run still trains or is unfinished.
         """
         run = cls(folder)
         run.check_is_run(option)
-        hint = f"; {hint}" if hint and run.checkpoints else ""
+        hint = f"\n{hint}" if hint and run.checkpoints else ""
         if run.is_running:
             raise ValueError(f"{option}: {folder} still trains; come back when it is done{hint}")
         if not run.is_finished:
-            way_on = beside("deepspeed", "train.py", "--resume", str(folder))
-            raise ValueError(f"{option}: {folder} is unfinished: it has no {REPORT}{hint}; to go on with it: {way_on}")
+            way_on = beside("deepspeed", "train.py", "--resume", typed(folder))
+            raise ValueError(f"{option}: {folder} is unfinished: it has no {REPORT}; to go on with it: {way_on}{hint}")
         return run
 
     def report(self) -> Any:

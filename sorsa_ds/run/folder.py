@@ -127,7 +127,7 @@ class RunLog:
         write_settings(folder, config, ds_config, given)  # a run that goes on may have others than before
         if initialised is not None:
             write_json(folder / INIT, initialised)
-        kept = [line for line in read_metrics(folder) if _is_kept(line, steps_done)]
+        kept = [line for line in read_metrics(folder) if _is_kept(line, steps_done, config.train.eval_every)]
         write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         if config.output.wandb != "off":
@@ -218,8 +218,9 @@ def read_metrics(folder: Path) -> list[dict]:
     return read
 
 
-def _is_kept(line: dict, steps_done: int) -> bool:
-    """Whether a line of the log stays when a run goes on after `steps_done` steps."""
+def _is_kept(line: dict, steps_done: int, eval_every: int) -> bool:
+    """Whether a line of the log stays when a run goes on after `steps_done` steps, and maybe measures them again."""
     if line["step"] == steps_done:
-        return steps_done > 0 and "loss" in line
+        measured_again = steps_done == 0 or (eval_every > 0 and steps_done % eval_every == 0)
+        return "loss" in line or not measured_again
     return line["step"] < steps_done

@@ -5,30 +5,31 @@ from pathlib import Path
 from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.paths import AUTO, CONFIG, GIVEN_DS_CONFIG
 from sorsa_ds.runtime.launcher import begin_again, beside, command, same_command
+from sorsa_ds.runtime.words import typed
 
 
 def going_on(run: Path) -> str:
     """The command that goes on with a run from its newest checkpoint."""
-    return command("--resume", str(run))
+    return command("--resume", typed(run))
 
 
 def beginning_anew(run: Path) -> str:
     """The command that begins a run anew which has saved nothing, in its own folder and with its own settings."""
     return command(
-        *("--config", str(run / CONFIG), "--ds_config", str(run / GIVEN_DS_CONFIG)),
-        *(f"output.folder={run.parent}", f"output.name={run.name}", "--resume", AUTO),
+        *("--config", typed(run / CONFIG), "--ds_config", typed(run / GIVEN_DS_CONFIG)),
+        *(f"output.folder={typed(run.parent)}", f"output.name={run.name}", "--resume", AUTO),
     )
 
 
 def evaluating(run: Path) -> str:
     """The command that measures a finished run's held-out loss."""
-    return beside("python", "evaluate.py", "--model", str(run), "--task", "loss")
+    return beside("python", "evaluate.py", "--model", typed(run), "--task", "loss")
 
 
 def merging(run: Path) -> str:
     """The command that writes a finished run as a model of transformers."""
-    output = str(run.with_name(f"{run.name}-merged"))
-    return beside("python", "export.py", "--run", str(run), "--format", "merged", "--output", output)
+    output = typed(run.with_name(f"{run.name}-merged"))
+    return beside("python", "export.py", "--run", typed(run), "--format", "merged", "--output", output)
 
 
 def under_another_name(run: Path) -> str:

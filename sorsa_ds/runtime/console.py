@@ -26,6 +26,9 @@ _CONTROLS = (
     *(0x2028, 0x2029),  # separate lines and paragraphs
     *range(0xD800, 0xE000),  # halves of surrogate pairs, which cannot be written as UTF-8
 )
+_DETAILS = "SORSA_VERBOSE"
+"""The environment variable that asks for details."""
+
 _ESCAPED = {code: ascii(chr(code))[1:-1] for code in _CONTROLS}
 
 
@@ -49,24 +52,44 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
+def say_details(text: str) -> None:
+    """`say` what is only of interest to those who ask for details (`--verbose`)."""
+    if _DETAILS in os.environ:
+        say(text)
+
+
+def ask_for_details() -> None:
+    """Let `say_details` print, in this process and in those that it starts."""
+    os.environ[_DETAILS] = "1"
+
+
+def in_red(text: str) -> str:
+    """The text as an error looks on a terminal; unchanged where stderr is none, or where NO_COLOR is set."""
+    return f"\x1b[31m{text}\x1b[0m" if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else text
+
+
 def note(text: str) -> None:
     """Print a line on this rank, whichever it is, to stderr and with the rank in front. See `say`."""
     tqdm.write(printable(f"[rank {_rank()}] {text}"), file=sys.stderr)
 
 
-def bar(total: float, what: str, unit: str, done: int = 0, hidden: bool = False) -> tqdm:
-    """A progress bar with an estimate of the time left. It is shown on rank 0 only, unless it is `hidden` there too."""
+def bar(total: float, what: str, unit: str, done: int = 0, hidden: bool = False, stays: bool = True) -> tqdm:
+    """A progress bar with an estimate of the time left. It is shown on rank 0 only, unless it is `hidden` there too.
+
+    Args:
+        stays: whether it is left on the screen when it is full.
+    """
     hidden = hidden or _rank() != 0
     percent = "{l_bar}{bar}| [{elapsed}<{remaining}]" if unit == "%" else None
     return tqdm(
         total=total, initial=done, desc=what, unit=unit, disable=hidden, dynamic_ncols=True, file=sys.stderr,
-        bar_format=percent,
+        bar_format=percent, leave=stays,
     )  # fmt: skip
 
 
-def tracked(items: Iterable, total: int, what: str, unit: str) -> Iterable:
-    """Iterate over items behind a progress bar that counts them."""
-    with bar(total, what, unit) as progress:
+def tracked(items: Iterable, total: int, what: str, unit: str, stays: bool = True) -> Iterable:
+    """Iterate over items behind a progress bar that counts them. See `bar`."""
+    with bar(total, what, unit, stays=stays) as progress:
         for item in items:
             yield item
             progress.update()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from sorsa_ds.runtime.words import typed
+
 COMMAND = "SORSA_COMMAND"
 """The environment variable in which the scripts of launch/ say how they were called, without the settings."""
 
@@ -47,7 +49,7 @@ def beside(program: str, script: str, *words: str) -> str:
     """
     if os.environ.get(COMMAND, "").partition(" ")[0] == "sorsa":
         return shlex.join(["sorsa", Path(script).stem, *words])
-    return shlex.join([program, str(Path(sys.argv[0]).with_name(script)), *words])
+    return shlex.join([program, typed(Path(sys.argv[0]).with_name(script)), *words])
 
 
 def watch() -> None:

@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from sorsa_ds.runtime.console import printable
+from sorsa_ds.runtime.console import in_red, printable
 from sorsa_ds.runtime.launcher import begin_again
 
 EXIT_FILE = "SORSA_EXIT_FILE"
@@ -38,7 +38,7 @@ def leave(message: str, code: int, in_order: bool = False) -> NoReturn:
     with suppress(OSError):  # a full disk is an error of its own, which `exit_codes.run` reports
         sys.stdout.flush()
     if message:
-        print(f"\n{printable(message)}", file=sys.stderr, flush=True)
+        print(f"\n{in_red(printable(message)) if code in (1, 2) else printable(message)}", file=sys.stderr, flush=True)
     os._exit(0 if in_order and file and os.path.exists(file) else code)
 
 

@@ -73,7 +73,7 @@ def _check_run(invocation: Invocation) -> None:
     output = invocation.config.output
     if invocation.named_run is not None:
         assert invocation.resume is not None
-        named_checkpoints(invocation.resume)
+        named_checkpoints(invocation.resume, invocation.config)
         return
     folder = Path(output.folder).expanduser().absolute()
     if output.name is not None and invocation.resume is None:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from sorsa_ds.data.batches import eval_batches
+from sorsa_ds.data.batches import eval_batches, eval_rounds
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.model.sequence_parallel import SequenceParallel
+from sorsa_ds.runtime.console import tracked
 from sorsa_ds.train.loss import LossOptions, mean_loss
 from sorsa_ds.train.sequence_shards import shard
 
@@ -39,7 +40,10 @@ def held_out_losses(
     losses: dict[str, float] = {}
     for name, examples in sources.items():
         batches = eval_batches(examples, sequence.data_rank, sequence.data_ranks, micro_batch_size, pad_token_id)
-        losses[name] = mean_loss(model, (shard(batch, sequence) for batch in checked(batches)), device, options)
+        total = eval_rounds(examples, sequence.data_ranks, micro_batch_size)
+        what = "held-out loss" if len(sources) == 1 else f"held-out loss, {name}"
+        shown = tracked(checked(batches), total, what, "batch", stays=False)
+        losses[name] = mean_loss(model, (shard(batch, sequence) for batch in shown), device, options)
     if len(losses) == 1:
         return losses.popitem()[1], {}
     # The first token of an example is never learned, so these are the very tokens that each mean is over.

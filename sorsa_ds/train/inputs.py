@@ -91,6 +91,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     )
     data_digest = read.batches.digest
     origin.check_data(data_digest)
+    origin.check_length(config, read.batches.steps)
     rows = rows_for(settings.new_tokens)
     check_fits(model_folder, config.loading, [read.some, *read.held_out.values()], rows)
     stored = _stored_linears(settings, origin)
@@ -145,11 +146,15 @@ def _stored(
 
     return _Data(
         batches=batches,
-        size=f"{len(data.examples):,} examples",
+        size=f"{len(data.examples):,} examples, {_told_epochs(batches.order.positions / len(passes))}",
         some=data.examples,
         held_out=data.held_out,
         sources=sources,
     )
+
+
+def _told_epochs(epochs: float) -> str:
+    return "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
 
 
 def _streamed(settings: RunSettings, asked: DataConfig, origin: Origin, tokenizer: PreTrainedTokenizerBase) -> _Data:

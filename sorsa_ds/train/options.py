@@ -29,6 +29,8 @@ Fine-tune a causal language model with SORSA on DeepSpeed.
   deepspeed launch/train.py --ds_config ds_configs/zero3.json
   deepspeed --num_gpus 1 launch/train.py --ds_config ds_configs/stage0.json --config run.yaml sorsa.rank=64
   deepspeed launch/train.py --resume runs/NAME
+
+  --verbose        also print which rank decomposes what, and how each kind of layer came out
 """
 _TRUST = "loading.trust_remote_code"
 
@@ -39,6 +41,7 @@ class Invocation:
 
     config: the settings. ds_config: path of the DeepSpeed JSON. resume: what --resume says; None without it.
     file: the YAML file with settings, if there is one. on_command_line: the settings that the command line itself sets.
+    verbose: whether details are printed.
     """
 
     config: RunConfig
@@ -46,6 +49,7 @@ class Invocation:
     resume: str | None = None
     file: Path | None = None
     on_command_line: frozenset[str] = frozenset()
+    verbose: bool = False
 
     @property
     def named_run(self) -> Path | None:
@@ -60,7 +64,8 @@ def parse(argv: Sequence[str]) -> Invocation:
         ValueError: listing everything that is wrong with it.
     """
     errors = Errors()
-    options, overrides = split(argv, TRAIN_OPTIONS, errors)
+    words = [word for word in argv if word != "--verbose"]
+    options, overrides = split(words, TRAIN_OPTIONS, errors)
     if "help" in options:
         if options.get("local_rank", "0") == "0":
             print(help_text(RunConfig, TRAIN_USAGE, TRAIN_OPTIONS))
@@ -88,7 +93,8 @@ def parse(argv: Sequence[str]) -> Invocation:
         with errors.noted():
             _refuse_chosen_file(of_run["ds_config"])
     errors.stop()
-    return Invocation(config, ds_config, resume, file, frozenset(path for path, _ in overrides))
+    set_here = frozenset(path for path, _ in overrides)
+    return Invocation(config, ds_config, resume, file, set_here, verbose=len(words) < len(argv))
 
 
 def _refuse_chosen_file(stored: str) -> None:

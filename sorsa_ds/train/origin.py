@@ -116,6 +116,16 @@ class Origin(Protocol):
             ValueError: their digest differs.
         """
 
+    def check_length(self, config: RunConfig, steps: int) -> None:
+        """Say where a run goes on to another last step than was planned.
+
+        Args:
+            steps: of the whole run.
+
+        Raises:
+            ValueError: more steps are done already.
+        """
+
     def check_snapshots(self, model: PreTrainedModel, config: RunConfig, device: torch.device) -> None:
         """Stop where the snapshots to come would be of other linears than those that the run has taken.
 
@@ -200,6 +210,9 @@ class NewRun:
 
     def check_data(self, digest: str) -> None:
         """Nothing to check: no examples have been learned from."""
+
+    def check_length(self, config: RunConfig, steps: int) -> None:
+        """Nothing to check: no step is done."""
 
     def check_snapshots(self, model: PreTrainedModel, config: RunConfig, device: torch.device) -> None:
         """Nothing to check: no snapshots are there."""
@@ -315,6 +328,11 @@ class ResumedRun:
                 "--resume: the training examples are not those with which the run was started; a chat template that "
                 "asks for today's date makes others on another day"
             )
+
+    def check_length(self, config: RunConfig, steps: int) -> None:
+        """Compare with the settings and the step of the checkpoint."""
+        if told := self.saved.check_length(config, steps):
+            say(told)
 
     def check_snapshots(self, model: PreTrainedModel, config: RunConfig, device: torch.device) -> None:
         """Compare with the snapshots in the run's folder, which rank 0 reads."""

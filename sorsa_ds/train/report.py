@@ -17,6 +17,7 @@ from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say, table
 from sorsa_ds.runtime.process import memory_gib, peak_memory_gib
 from sorsa_ds.runtime.versions import package_versions
+from sorsa_ds.runtime.words import typed
 
 
 def build_report(
@@ -94,7 +95,7 @@ def show_report(report: dict, folder: Path) -> None:
         rows.append(("orthonormality", f"L_reg = {report['reg_loss_end']:.3g}"))
     rows += [
         ("memory", f"{report['memory_gib']:.2f} GiB on rank 0"),
-        ("adapter", f"{adapter} ({adapter.stat().st_size / 2**20:.1f} MiB)"),
+        ("adapter", f"{typed(adapter)} ({adapter.stat().st_size / 2**20:.1f} MiB)"),
         ("evaluate it", evaluating(folder)),
     ]
     say("\n" + table(rows))

@@ -30,10 +30,11 @@ from sorsa_ds.run.folder import RunLog, lock_run_folder
 from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE, TOKENIZER
 from sorsa_ds.run.recorder import SnapshotRecorder
 from sorsa_ds.runtime import collectives
-from sorsa_ds.runtime.console import say, table, tracked, tracked_by_cost
+from sorsa_ds.runtime.console import say, say_details, table, tracked, tracked_by_cost
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.numerics import seed_rank, set_numerics
+from sorsa_ds.runtime.words import typed
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.train.inputs import Inputs, read_inputs
 from sorsa_ds.train.loss import router_rows
@@ -302,7 +303,7 @@ def _summary(settings: RunSettings, run: OpenedRun, inputs: Inputs, loaded: Adap
             ("steps", f"{inputs.batches.steps} over {inputs.data_size}"),
             ("learning rate", schedules.described(config.train)),
             ("mfu", settings.utilisation.told),
-            ("run folder", str(run.folder)),
+            ("run folder", typed(run.folder)),
         ]
     )
 
@@ -335,6 +336,6 @@ def _loading(rounds: list) -> Iterable:
 
 def _decomposing(rounds: list) -> Iterable:
     """The rounds of a decomposition, told in a line, with a progress bar that knows their unequal costs."""
-    say(schedule.describe_schedule(rounds))
+    say_details(schedule.describe_schedule(rounds))
     costs = [max(item.cost for item in one if item) for one in rounds]
     return tracked_by_cost(rounds, costs, "decomposing")

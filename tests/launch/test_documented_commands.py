@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sorsa_ds.cli.completion import SHELLS
+from sorsa_ds.cli.sorsa import COMMANDS
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.train.options import TRAIN_OPTIONS, parse
 from tests.helpers.documented import blocks, commands, section
@@ -30,6 +32,7 @@ NOT_OURS = {
     "printf",
     "cat",
     "cd",
+    "mkdir",
     "pip",
     "apt-get",
     "git",
@@ -69,7 +72,15 @@ def help_of(script: str) -> str:
 
 
 def script_of(words: list[str]) -> tuple[str, list[str]] | None:
-    """Split a command that starts one of our scripts into (the script, the words given to it); None for others."""
+    """Split a command that starts one of our scripts into (the script, the words given to it); None for others.
+
+    A command of `sorsa` is that of its script.
+    """
+    if words[0] == "sorsa" and words[1:2] and words[1] in COMMANDS.keys() - {"completion"}:
+        given = words[2:]
+        if words[1] == "train" and "--gpus" in given:
+            del given[given.index("--gpus") : given.index("--gpus") + 2]
+        return f"launch/{words[1]}.py", given
     for place, word in enumerate(words):
         if re.fullmatch(r"(\./)?(launch|benchmarks|examples|tests)/[\w/]+\.(py|sh|sbatch)", word):
             before = [one for one in words[:place] if one.startswith("--")] if words[0] == "sbatch" else []
@@ -103,6 +114,8 @@ def test_a_documented_command_is_understood(words, place):
         targets = [word for word in words[1:] if "=" not in word]
         makefile = (ROOT / "Makefile").read_text()
         assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    elif words[:2] == ["sorsa", "completion"]:
+        assert words[2] in SHELLS
     elif found is None:
         assert words[0] in NOT_OURS or _is_our_module(words), f"neither ours nor one that is known: {' '.join(words)}"
     else:
@@ -173,7 +186,8 @@ def test_the_plan_of_the_readme_fits(place):
         ["deepspeed", "launch/train.py", "sorsa.rnk=3"],
         ["python", "launch/nothing.py"],
         ["python", "-m", "sorsa_ds.nothing"],
-        ["sorsa", "train"],
+        ["sorsa", "trian"],
+        ["sorsa", "train", "sorsa.rnk=3"],
         ["torchrun", "train.py"],
     ],
 )

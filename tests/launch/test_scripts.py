@@ -1,5 +1,6 @@
 """The shell scripts: their help, what they refuse before anything is started, and what they make of exit codes."""
 
+import json
 import os
 import re
 import shutil
@@ -97,6 +98,12 @@ def test_no_shell_variable_stands_in_an_sbatch_line():
         ("multi_gpu.sh --ranks 3 train.global_batch_size=4", "4 is not 3 ranks x a whole number"),
         ("multi_gpu.sh --config nowhere.yaml", "--config nowhere.yaml: no such file"),
         ("multi_node.sh sorsa.rank=8", "--hostfile is missing"),
+        ("multi_node.sh --nodes 2 --hostfile HOSTS", "--nodes and --hostfile say the same"),
+        ("multi_node.sh --nodes 2", "--nodes needs --node_rank"),
+        ("multi_node.sh --nodes 2 --node_rank 0", "--nodes needs --master_addr"),
+        ("multi_node.sh --nodes 2 --node_rank 0 --master_addr a", "--ranks is missing"),
+        ("multi_node.sh --nodes 2 --ranks 2 --node_rank 2 --master_addr a", "--nodes 2 names nodes 0 to 1"),
+        ("multi_node.sh --hostfile HOSTS --ranks 2", "--ranks goes with --nodes"),
         ("multi_node.sh --hostfile nowhere", "--hostfile nowhere: no such file"),
         ("multi_node.sh --hostfile HOSTS", "does not name this node"),
         ("multi_node.sh --hostfile TWICE", "--hostfile TWICE names one twice"),
@@ -385,3 +392,22 @@ def test_a_node_that_does_not_come_ends_the_others_within_the_time_out(project, 
     message = "matches no linear" if launcher else f"1 of 2 ranks came to 127.0.0.1:{port}, within 6 s"
     assert message in done.stderr
     assert "exit code 2 after 0:00:" in done.stderr
+
+
+@pytest.mark.slow
+def test_nodes_without_a_hostfile_train_together(project):
+    """Two launchers of one rank each, on one machine, as `sorsa train` starts them on two."""
+    port = str(free_port())
+    ends = [
+        subprocess.Popen(
+            [Path(sys.executable).with_name("sorsa"), "train", "--nodes", "2", "--gpus", "1", "--node_rank", str(node),
+             "--master_addr", "127.0.0.1", "--master_port", port, *settings(project, "without-hostfile"),
+             "train.steps=2", "--ds_config", "ds_configs/zero2.json"],
+            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT,
+        )
+        for node in range(2)
+    ]  # fmt: skip
+    printed = [end.communicate(timeout=300)[0] for end in ends]
+    assert [end.returncode for end in ends] == [0, 0], printed
+    assert "2 x cpu, ZeRO stage 2" in printed[0], printed[0]
+    assert json.loads((project / "without-hostfile" / "report.json").read_text())["world_size"] == 2

@@ -173,7 +173,12 @@ def test_output_head_is_adapted_only_when_it_is_named(folders):
     [
         ({"targets": ["qproj"]}, "'qproj' matches no linear of this model. Did you mean 'q_proj'"),
         ({"rank_pattern": {"router": 4}}, "sorsa.rank_pattern: 'router' matches no linear"),
-        ({"rank": 21}, r"rank 21 exceeds min\(out, in\) = 20 of model.layers.0.self_attn.k_proj"),
+        (
+            {"rank": 61},
+            r"rank 61 exceeds min\(out, in\) = 40 of model.layers.0.self_attn.q_proj \(40 x 40\) and of 3 more; "
+            r".* = 20 of model.layers.0.self_attn.k_proj \(20 x 40\) and of 3 more; .*: lower sorsa.rank "
+            r"\(all of them allow 20\)",
+        ),
         ({"targets": []}, "selects no linear"),
     ],
 )

@@ -104,7 +104,7 @@ def test_what_is_left_out_is_summed_up_by_reason():
         ({"targets": ["router"]}, "router cannot be adapted, since its class _Router computes something else"),
         ({"exclude": ["k_proj"]}, r"sorsa.exclude: 'k_proj' matches no linear of this model. Did you mean 'q_proj'"),
         ({"exclude": ["*_proj"]}, r"selects no linear.*q_proj \(x1\): named by sorsa.exclude"),
-        ({"targets": ["shared_expert_gate"]}, r"rank 4 exceeds min\(out, in\) = 1.*leave it out by sorsa.exclude"),
+        ({"targets": ["shared_expert_gate"]}, r"rank 4 exceeds min\(out, in\) = 1.*leave them out by sorsa.exclude"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(settings, message):

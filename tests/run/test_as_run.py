@@ -79,7 +79,9 @@ def test_a_run_that_trains_is_exported_as_it_was(stopped, tmp_path):
     lock = RunLock(stopped)
     lock.acquire()
     try:
-        with pytest.raises(ValueError, match=r"still trains; .*; to export what it has saved, add --checkpoint latest"):
+        with pytest.raises(
+            ValueError, match=r"still trains; .*\nTo export what it has saved so far, add --checkpoint latest"
+        ):
             export(Options(stopped, "lora", tmp_path / "out"))
         export(Options(stopped, "lora", tmp_path / "out", checkpoint="latest"))
     finally:

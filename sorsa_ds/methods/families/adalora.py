@@ -21,6 +21,7 @@ class AdaLora(PeftMethod):
     name, title = "adalora", "AdaLoRA"
     ignored_settings = (*SORSA_SETTINGS, *EXPERT_SETTINGS, "baseline.pissa_*", "sorsa.rank_pattern")
     matrices = 3
+    plans_all_steps = True
     refused_stages: Mapping[int, str] = {
         3: "PEFT takes its orthogonal term on factors that it gathers after the forward pass, and ZeRO-3 has cut them "
            "again when the backward pass comes to that term",

@@ -5,7 +5,9 @@ No checkpoint is read, and nothing heavy imported.
 
 from pathlib import Path
 
-from sorsa_ds.run.finished import RunState
+from sorsa_ds.config.differences import LENGTH, differences
+from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.run.finished import RunState, near_runs
 from sorsa_ds.run.paths import run_of
 from sorsa_ds.run.ways_on import beginning_anew, evaluating, from_a_taken_name
 
@@ -19,33 +21,42 @@ def named_folder(request: str) -> Path:
     path = Path(request).expanduser().absolute()
     run = RunState(run_of(path))
     if not path.is_dir():
-        hint = f"; the run's newest is {run.checkpoints[0]}" if run.checkpoints else ""
+        hint = f"; the run's newest is {run.checkpoints[0]}" if run.checkpoints else near_runs(run.folder)
         raise ValueError(f"--resume: there is no folder {path}{hint}")
     if path == run.folder:
         run.check_is_run("--resume")
     return path
 
 
-def named_checkpoints(request: str) -> list[Path]:
+def named_checkpoints(request: str, config: RunConfig) -> list[Path]:
     """The checkpoints from which --resume FOLDER may go on, the best first: those of a run, or the one that is named.
 
+    Args:
+        config: the settings with which it goes on.
+
     Raises:
-        ValueError: there is no such run or checkpoint, or the run still trains, is finished or has none.
+        ValueError: there is no such run or checkpoint, or the run still trains, has none, or is finished and not asked
+            for more steps.
     """
     path = named_folder(request)
     run = RunState(run_of(path))
     if path != run.folder:
         check_not_running(run)
         return [path]
-    if run.is_finished:
+    if run.is_finished and not _is_of_other_length(run, config):
         raise ValueError(
-            f"--resume: {run.folder} is finished; name one of its checkpoints to go on from there once more, or "
-            f"evaluate it: {evaluating(run.folder)}"
+            f"--resume: {run.folder} is finished; to go on with it, ask for more train.steps, or name one of its "
+            f"checkpoints to go on from there once more; to evaluate it: {evaluating(run.folder)}"
         )
     check_not_running(run)
     if not run.checkpoints:
         raise ValueError(f"--resume: {run.folder} has saved nothing; to begin it anew: {beginning_anew(run.folder)}")
     return run.checkpoints
+
+
+def _is_of_other_length(run: RunState, config: RunConfig) -> bool:
+    """Whether the settings ask for another number of steps than a run was begun with. More or fewer shows later."""
+    return any(name in LENGTH for name in differences(config, run.saved_settings()))
 
 
 def check_unused(run: RunState) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from sorsa_ds.config.differences import FREE_OF_ONE_MODEL, differences
+from sorsa_ds.config.differences import FREE_OF_ONE_MODEL, LENGTH, differences
 from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.adapter_file import INITIAL
 from sorsa_ds.run.checkpoint.folder import LATEST, dangling_latest
 from sorsa_ds.run.checkpoint.manifest import Manifest, digest_of_initial, file_faults, read_manifest
@@ -47,12 +48,41 @@ class WholeCheckpoint:
     def check_settings(self, config: RunConfig) -> None:
         """Stop where settings differ that must not change while a run goes on.
 
+        How long the run is may change, unless its method plans for all steps; see `check_length`.
+
         Raises:
             ValueError: naming all of them, with both values.
         """
-        if changed := differences(config, self.manifest.config):
+        changed = differences(config, self.manifest.config)
+        if not method_of(config).plans_all_steps:
+            changed = {name: values for name, values in changed.items() if name not in LENGTH}
+        if changed:
             listing = "; ".join(f"{name} was {then!r} and is now {now!r}" for name, (then, now) in changed.items())
             raise ValueError(f"--resume: the run was started with other settings: {listing}")
+
+    def check_length(self, config: RunConfig, steps: int) -> str | None:
+        """What must be known of a run that goes on to another last step than was planned, in a sentence.
+
+        Args:
+            steps: of the whole run, by the settings as they are now.
+
+        Returns:
+            None where nothing was changed.
+
+        Raises:
+            ValueError: the checkpoint is behind the new end.
+        """
+        changed = {k: v for k, v in differences(config, self.manifest.config).items() if k in LENGTH}
+        done = self.manifest.progress.step
+        if not changed:
+            return None
+        told = ", ".join(f"{name} was {then} and is now {now}" for name, (then, now) in changed.items())
+        if steps <= done:
+            raise ValueError(f"--resume: {told}: that is {steps} steps, and {self.path} was saved after step {done}")
+        return (
+            f"The run now goes on to step {steps} ({told}): from step {done + 1} on the learning rate is that of a run "
+            f"of so many steps."
+        )
 
 
 def find_checkpoint(request: str, config: RunConfig, device: torch.device) -> WholeCheckpoint | None:
@@ -91,7 +121,7 @@ def _candidates(request: str, config: RunConfig) -> list[Path]:
     """Checkpoints to try, the best first; an empty list stands for a new run. Rank 0 alone looks."""
     if request == AUTO:
         return _automatic_candidates(config)
-    found = named_checkpoints(request)
+    found = named_checkpoints(request, config)
     _note_dangling(run_of(found[0]))
     return found
 
