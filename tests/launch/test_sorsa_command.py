@@ -64,7 +64,7 @@ def sorsa(installed, folder, *words, said="", code=0):
 
 
 SHORTENED = [
-    "train.steps=2", "train.global_batch_size=2", "train.micro_batch_size=1", "data.eval_size=1",
+    "train.steps=2", "train.global_batch_size=1", "train.micro_batch_size=1", "data.eval_size=1",
     "sorsa.targets=[q_proj]", "sorsa.rank=4",
 ]  # fmt: skip
 """The default job in two steps."""
@@ -82,7 +82,7 @@ def test_a_wheel_names_its_extras(installed):
 @pytest.mark.slow
 def test_a_wheel_is_all_that_is_needed(installed, tmp_path):
     """Every step of a user's first hour, with the default job."""
-    trained = sorsa(installed, tmp_path, "train", "--gpus", "2", *SHORTENED, "output.name=first")
+    trained = sorsa(installed, tmp_path, "train", "--gpus", "1", *SHORTENED, "output.name=first")
     assert "sorsa evaluate --model" in trained
     run = tmp_path / "runs" / "first"
     assert json.loads((run / "report.json").read_text())["steps"] == 2

@@ -43,7 +43,9 @@ def add_peft_files(run: Path, config: RunConfig, device: torch.device) -> None:
     if not config.output.peft_adapter:
         return
     try:
-        source = open_trained(RunState(run), folder, {}, trust_remote_code=config.loading.trust_remote_code)
+        trusted = config.loading.trust_remote_code
+        # The settings name the model where it lies now; the description, where it lay when the run began.
+        source = open_trained(RunState(run), folder, {}, config.model, trusted)
         fill = _filling(source.method)
         with private_folder(folder / ADAPTER_CONFIG) as private:
             made = private / ADAPTER
