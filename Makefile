@@ -59,7 +59,7 @@ $(TOOLS)/.installed: $(STAMP)
 
 # Resolved twice: with PyTorch, to know what comes with it, and then without that.
 RESOLVE = $(TOOLS)/bin/uv pip compile --quiet --no-header --no-annotate --universal --python-version 3.11
-EVERYTHING = pyproject.toml --extra dev --extra docs --constraint $(TOOLS)/torch.txt
+EVERYTHING = pyproject.toml --extra all --extra dev --extra docs --constraint $(TOOLS)/torch.txt
 WITH_TORCH = ^(torch|triton|cuda-[a-z0-9-]+|nvidia-[a-z0-9-]+)==
 
 lock: $(TOOLS)/.installed

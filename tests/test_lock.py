@@ -8,6 +8,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from sorsa_ds.model.embedded import REQUIREMENT
+from sorsa_ds.runtime import extras
 from tests.helpers.projects import ROOT
 
 
@@ -23,10 +25,14 @@ def locked() -> dict[str, tuple[str, int]]:
 
 
 def required() -> list[Requirement]:
-    """What `make install` has to install: the package's requirements and those of its tests and its site."""
+    """What `make install` has to install: the requirements of the package, its extras, its tests and its site."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    return [Requirement(line) for line in [*project["dependencies"], *extras["dev"], *extras["docs"]]]
+    optional = project["optional-dependencies"]
+    [everything] = map(Requirement, optional["all"])
+    lines = [*project["dependencies"]]
+    for name in (*sorted(everything.extras), "dev", "docs"):
+        lines += optional[name]
+    return [Requirement(line) for line in lines]
 
 
 def test_every_locked_package_has_hashes():
@@ -46,5 +52,13 @@ def test_the_lock_has_a_version_that_pyproject_allows(requirement):
 
 def test_the_lock_has_the_embedded_model():
     [line] = [line for line in (ROOT / "requirements-model.txt").read_text().splitlines() if not line.startswith("#")]
+    assert line == REQUIREMENT, "what the message tells the user to install"
     name, version = line.split("==")
     assert locked()[canonicalize_name(name)][0] == version
+
+
+def test_every_package_of_an_extra_is_one_that_a_message_names():
+    optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    [everything] = map(Requirement, optional["all"])
+    told = {(package, extra) for package, extra in extras.EXTRAS.values()}
+    assert told == {(Requirement(line).name, extra) for extra in everything.extras for line in optional[extra]}

@@ -15,7 +15,7 @@ from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.runtime.folder_lock import is_held
 from sorsa_ds.runtime.ports import free_port
 
-TRAINED = "adapter_model.safetensors"
+TRAINED = "trained_factors.safetensors"
 SAVE_EVERY = 2
 """Steps between checkpoints."""
 SECONDS = 900

@@ -203,6 +203,11 @@ class OutputConfig:
     keep_checkpoints: PositiveInt = 2
     """Number of checkpoints that are kept. Older ones are removed when a new one is complete."""
 
+    peft_adapter: bool = True
+    """Whether `adapter/` also gets what was trained in PEFT's format, which PEFT and vLLM load as it is: with SORSA a
+    LoRA of twice the rank, as large as U, s and V of the beginning and the end together. `launch/export.py` writes it
+    later, too."""
+
     wandb: Literal["off", "online", "offline"] = "off"
     """Whether to log to Weights & Biases as well, online or into local files."""
 

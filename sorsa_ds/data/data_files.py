@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sorsa_ds.config.schema import EMBEDDED_DATA
 from sorsa_ds.data.json_rows import is_one_object
+from sorsa_ds.runtime.extras import check_extra
 
 KINDS = (
     dict.fromkeys((".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz"), "json")
@@ -38,10 +39,12 @@ def check_data(path: str, setting: str, name: str | None = None) -> bool:
         Whether the data is the hub's.
 
     Raises:
-        ValueError: there is no such data, a file is empty, or its kind is not known.
+        ValueError: there is no such data, a file is empty, its kind is not known, or the package that makes it is
+            missing.
     """
     local = Path(path).expanduser()
     if path == EMBEDDED_DATA:
+        check_extra("reasoning_gym", f"{setting}={path}")
         return False
     if local.exists():
         local = named_folder(local, name, setting)

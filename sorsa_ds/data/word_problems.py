@@ -6,6 +6,9 @@ from itertools import islice
 
 from datasets import Dataset
 
+from sorsa_ds.config.schema import EMBEDDED_DATA
+from sorsa_ds.runtime.extras import check_extra
+
 PROBLEMS = 112
 """Number of problems: 96 to train on and 16 held out, with the default data.eval_size."""
 
@@ -17,7 +20,11 @@ def word_problems(seed: int, size: int = PROBLEMS) -> Dataset:
     """Generate `size` different problems with the columns question, answer and gold.
 
     The answer is the worked solution, which ends with `#### n`; gold is n.
+
+    Raises:
+        ValueError: the package that generates them is not installed.
     """
+    check_extra("reasoning_gym", f"data.path={EMBEDDED_DATA}")
     rows = list(islice(_good_problems(seed, 2 * size), size))
     assert len(rows) == size, "too few of the generated problems are good"
     return Dataset.from_list(rows)

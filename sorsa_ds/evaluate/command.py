@@ -34,6 +34,7 @@ from sorsa_ds.run.finished import FinishedRun
 from sorsa_ds.runtime import collectives, precision
 from sorsa_ds.runtime.console import quiet_libraries, say, table
 from sorsa_ds.runtime.device import device_type, this_device
+from sorsa_ds.runtime.extras import check_extra
 from sorsa_ds.runtime.process import start_process
 from sorsa_ds.runtime.versions import package_versions
 from sorsa_ds.runtime.waiting import first_of_job
@@ -63,6 +64,8 @@ def evaluate(options: Options) -> dict:
     Raises:
         ValueError: the model, the data or an option does not fit; nothing has been generated then.
     """
+    if options.task in ("gsm8k", "math"):
+        check_extra("math_verify", f"--task {options.task}")
     device = _start(options)
     found = find_evaluated_model(options.model, options.base, options.trust_remote_code)
     products = _products(options, found)

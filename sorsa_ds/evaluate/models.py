@@ -28,6 +28,7 @@ from sorsa_ds.runtime.console import say, tracked
 from sorsa_ds.runtime.json_text import parse_json
 from sorsa_ds.sorsa.residual_storage import Storage, storage_of, stored_bytes
 
+_TENSORS = (adapter_file.INITIAL, adapter_file.TRAINED)
 _AS_TRAINED = {"fp32": torch.float32, "mixed": torch.bfloat16, "bf16": torch.bfloat16}
 
 Load = Callable[[torch.device, torch.dtype | None], PreTrainedModel]
@@ -94,10 +95,12 @@ def find_evaluated_model(model: str, base: str | None = None, trust_remote_code:
         except ValueError as error:
             raise ValueError(f"{error}{near_runs(folder)}") from error
     if (folder / adapter_file.CONFIG).exists():
-        described = _json_object(folder / adapter_file.CONFIG)
+        return _adapter(folder, base, trust_remote_code)
+    if (folder / peft_adapter.CONFIG).exists():
+        described = _json_object(folder / peft_adapter.CONFIG)
         if "peft_type" in described:
             return _peft(folder, described, base, loading)
-        return _adapter(folder, base, trust_remote_code)
+        return _adapter(folder, base, trust_remote_code)  # version 0.1.0 gave its own description that name
     if base is not None:
         raise ValueError(f"--base goes with a run or an adapter; {model} is neither")
     place = find_model(model, loading)
@@ -162,7 +165,7 @@ def _adapter(
 
     return FoundModel(
         kind="run" if run else "adapter",
-        weights=[file for name in (adapter_file.INITIAL, adapter_file.TRAINED) if (file := folder / name).exists()],
+        weights=[file for name in _TENSORS if (file := adapter_file.file_of(folder, name)).exists()],
         folder=place,
         tokenizer=own if (own := folder / TOKENIZER).exists() else place,
         loading=described.loading,

@@ -5,9 +5,6 @@ options.py       the options, and which of them go together
 formats.py       the four formats, and what the reader of an export should know
 merged.py        a Hugging Face model, shard by shard
 requantise.py    the merged model in 4 or 8 bits
-lora.py          a LoRA for the untouched base model, in PEFT's format
-low_rank.py      the change of one weight as a product of two thin matrices
-adapter.py       the run's own adapter, or one in PEFT's format
+adapter.py       the run's own adapter; those in PEFT's format are `run.peft_files`
 card.py          the model card, and its way to the Hugging Face hub
-tensor_file.py   a safetensors file, written one tensor at a time
 """

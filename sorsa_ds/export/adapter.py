@@ -1,63 +1,13 @@
-"""The trained adapter: a copy of the run's own, or one in PEFT's format, written by PEFT."""
+"""A copy of the run's own adapter."""
 
 import shutil
 from functools import partial
 from pathlib import Path
 
-from accelerate import init_empty_weights
-from torch import nn
-
-from sorsa_ds.export.modules_to_save import modules_to_save
-from sorsa_ds.export.peft_places import MERGED, OUTSIDE
-from sorsa_ds.methods.families.peft_adapters import ADAPTER
-from sorsa_ds.methods.peft_experts import as_parameters
-from sorsa_ds.model.adapter_file import INITIAL, TRAINED, write_description
-from sorsa_ds.run.merge import outside_linears
+from sorsa_ds.model.adapter_file import INITIAL, TRAINED, file_of, write_description
 from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.files import write_atomic
-
-_WHOLE = f".modules_to_save.{ADAPTER}."
-"""What PEFT puts into the name of a parameter that is trained whole."""
-
-
-def write_peft_adapter(source: Source, folder: Path) -> None:
-    """Fill a folder with an adapter in PEFT's format. The base model is there without memory only.
-
-    Raises:
-        ValueError: the trained tensors are not those of these layers, or PEFT would take a linear for something else.
-    """
-    from peft import get_peft_model  # takes seconds, and most exports need no PEFT
-
-    parameters = as_parameters(source.model, source.targets)
-    config = source.method.peft_config(source.described, source.targets, parameters)
-    linears = [target for target in parameters if not target.experts]
-    if linears and not source.method.adapts_experts and config.peft_type == "LORA":
-        raise ValueError(
-            f"--format adapter: PEFT would take {linears[0].name} for the linear of an expert, as older versions of "
-            f"transformers had them; {MERGED}"
-        )
-    saved = modules_to_save(source, "adapter")
-    config.modules_to_save = saved.modules or None
-    with init_empty_weights():
-        wrapped = get_peft_model(source.model, config, ADAPTER)
-    firsts = {place: target.name for target in source.targets for place in target.shared}
-    for name, parameter in wrapped.named_parameters():
-        if parameter.requires_grad:
-            own = name.removeprefix(OUTSIDE)
-            if _WHOLE in own:
-                values = outside_linears(source, saved.parameters[own.replace(_WHOLE, ".")])
-            else:
-                layer = next((place for place in firsts if own.startswith(f"{place}.")), "")
-                values = source.trained.values(firsts.get(layer, layer) + own.removeprefix(layer), parameter.shape)
-            parent, _, leaf = name.rpartition(".")
-            setattr(wrapped.get_submodule(parent), leaf, nn.Parameter(values))
-    described = wrapped.peft_config[ADAPTER]
-    described.base_model_name_or_path = source.base_name
-    described.revision = source.described.loading.revision
-    described.inference_mode = True
-    wrapped.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").unlink()  # PEFT's card; ours has the run's figures
 
 
 def copy_adapter(source: Source, folder: Path, progress: TensorProgress) -> None:
@@ -67,7 +17,7 @@ def copy_adapter(source: Source, folder: Path, progress: TensorProgress) -> None
         ValueError: the disk refuses, or gives something else back.
     """
     for name in progress([INITIAL, TRAINED]):
-        original = source.adapter / name
+        original = file_of(source.adapter, name)
         write_atomic(folder / name, partial(shutil.copyfile, original))
         if digest.of_file(folder / name) != digest.of_file(original):
             raise ValueError(f"{folder / name} reads back differently from what was written; check the disk")

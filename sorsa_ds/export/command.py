@@ -1,6 +1,8 @@
 """What launch/export.py does: refuse before anything is written, write, publish."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sorsa_ds.export.card import CARD, model_card, publish
@@ -8,7 +10,9 @@ from sorsa_ds.export.chat_template import write_chat_template
 from sorsa_ds.export.formats import prepare, shown_per_tensor
 from sorsa_ds.export.options import Options, check_options
 from sorsa_ds.export.tokenizer import write_tokenizer
-from sorsa_ds.run.source import check_source, open_finished_run
+from sorsa_ds.run.checkpoint.as_run import NEWEST, open_checkpoint
+from sorsa_ds.run.paths import run_of
+from sorsa_ds.run.source import Source, check_source, open_finished_run
 from sorsa_ds.runtime import hub
 from sorsa_ds.runtime.console import say
 from sorsa_ds.runtime.files import write_text
@@ -27,13 +31,51 @@ def export(options: Options) -> Path:
     _check_free(output)
     if options.push_to_hub:
         _check_publishing(options.push_to_hub, output)
-    source = open_finished_run(options.run.expanduser(), options.base, options.trust_remote_code)
+    with _opened(options, output) as (source, notes):
+        _write(source, options, output, notes)
+    say(f"Exported to {output}")
+    if options.push_to_hub:
+        say(f"Published: {publish(output, options.push_to_hub, options.private)}")
+    return output
+
+
+@contextmanager
+def _opened(options: Options, output: Path) -> Iterator[tuple[Source, list[str]]]:
+    """A context with what is to be exported, and notes on its origin.
+
+    Raises:
+        ValueError: there is no such run or checkpoint, or the run is not finished and no checkpoint was asked for.
+    """
+    given, base, trusted = options.run.expanduser().absolute(), options.base, options.trust_remote_code
+    run, asked = run_of(given), options.checkpoint
+    if run != given:
+        if asked is not None:
+            raise ValueError(f"--checkpoint goes with the folder of a run, and --run names a checkpoint: {given}")
+        asked = given.name
+    if asked is None:
+        hint = f"To export what it has saved so far, add --checkpoint {NEWEST}."
+        yield open_finished_run(run, base, trusted, hint), []
+        return
+    with open_checkpoint(run, asked, output.with_name(f"{output.name}.checkpoint"), base, trusted) as source:
+        yield source, [f"This is the run's state after step {source.report['steps']}, from a checkpoint."]
+
+
+def _write(source: Source, options: Options, output: Path, notes: list[str]) -> None:
+    """Check the run's parts, and write the export.
+
+    Args:
+        notes: on its origin.
+
+    Raises:
+        ValueError: the parts do not belong together, or the disk refuses. Nothing is left then.
+    """
     prepared = prepare(source, options)
     _check_room(output, prepared.nbytes)
     check_source(source, shown_per_tensor("checking the base model"))
     try:
         with whole_folder(output) as folder:
             notes = [
+                *notes,
                 *prepared.write(folder),
                 *write_tokenizer(source, options.format, folder),
                 *write_chat_template(source, folder),
@@ -43,10 +85,6 @@ def export(options: Options) -> Path:
         raise ValueError(f"--output: {output} cannot be written: {error.strerror or error}") from error
     for line in notes:
         say(line)
-    say(f"Exported to {output}")
-    if options.push_to_hub:
-        say(f"Published: {publish(output, options.push_to_hub, options.private)}")
-    return output
 
 
 def _check_free(output: Path) -> None:

@@ -1,7 +1,8 @@
 """The formats of an export: what each will write, how it writes it, and what a reader of the export should know."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,18 +10,18 @@ from statistics import mean
 
 import torch
 
-from sorsa_ds.export import lora, merged, requantise
-from sorsa_ds.export.adapter import copy_adapter, write_peft_adapter
+from sorsa_ds.export import merged, requantise
+from sorsa_ds.export.adapter import copy_adapter
 from sorsa_ds.export.options import AUTO, Format, Options, Quantised
+from sorsa_ds.run.peft_files import lora
+from sorsa_ds.run.peft_files.notes import lora_notes, quantised_note
+from sorsa_ds.run.peft_files.own_kind import write_peft_adapter
 from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime.console import tracked
 from sorsa_ds.sorsa.residual_storage import describe_storage
 
 _OVER_QUANTISED: dict[Format, str] = {
     "merged": "These weights are what it computed with, made dense.",
-    "lora": "This LoRA holds exactly what training changed. It is exact on the model that `--format base` writes, from "
-            "which training began; on the pre-trained model itself it is the same change, without the error of the "
-            "quantisation that training saw.",
     "base": "This is the model from which it began: the quantised residual made dense, with the initial factors. The "
             "LoRA of the same run (`--format lora`) is exact on it, up to the rounding of --dtype.",
 }  # fmt: skip
@@ -75,7 +76,8 @@ def _prepare_base(source: Source, options: Options) -> Prepared:
 
 
 def _prepare_lora(source: Source, options: Options) -> Prepared:
-    planned = lora.plan_lora(source, options.rank)
+    with _named("lora"):
+        planned = lora.plan_lora(source, options.rank)
 
     def write(folder: Path) -> list[str]:
         errors = lora.write_lora(source, planned, folder, shown_per_tensor("LoRA"))
@@ -87,7 +89,8 @@ def _prepare_lora(source: Source, options: Options) -> Prepared:
 def _prepare_adapter(source: Source, options: Options) -> Prepared:
     def write(folder: Path) -> list[str]:
         if source.method.adapter_library == "peft":
-            write_peft_adapter(source, folder)
+            with _named("adapter"):
+                write_peft_adapter(source, folder)
         else:
             copy_adapter(source, folder, shown_per_tensor("copying"))
         return []
@@ -137,35 +140,28 @@ def _write_requantised(
 
 def _lora_notes(source: Source, planned: lora.LoraPlan, errors: dict[str, float]) -> list[str]:
     """What the user of this LoRA should know."""
-    notes = [*planned.notes, lora.served_by_vllm(planned.rank, planned.saved.modules) + "."]
+    notes = lora_notes(source, planned)
     if planned.truncated:
         worst = max(errors, key=lambda name: errors[name])
         notes.append(
             f"Cut to rank {planned.rank}: relative error of the change of a weight, Frobenius norm: worst "
             f"{errors[worst]:.2e} ({worst}), mean {mean(errors.values()):.2e}; all in {lora.TRUNCATION}."
         )
-    if source.storage.quantised:
-        notes += _quantised_notes(source, "lora")
-    elif source.precision.residual_dtype != torch.float32:
-        notes.append(
-            "Training held the residual weights in bf16. This LoRA is the exact change of the base model's own "
-            "weights, without that rounding; `--format merged` has it."
-        )
-    if hasattr(source.model.config, "rescale_every"):
-        notes.append(
-            "Load the base model with rescale_every=0: at inference RWKV halves some of its weights in place, and "
-            "would not halve what a LoRA adds to them."
-        )
     return notes
 
 
 def _quantised_notes(source: Source, form: Format) -> list[str]:
     """What it means for an export that training held the residual quantised."""
-    if not source.storage.quantised:
-        return []
-    return [
-        f"Training held the residual quantised ({describe_storage(source.described.residual)}). {_OVER_QUANTISED[form]}"
-    ]
+    return [quantised_note(source, _OVER_QUANTISED[form])] if source.storage.quantised else []
+
+
+@contextmanager
+def _named(form: Format) -> Iterator[None]:
+    """Context that puts the format in front of the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"--format {form}: {error}") from error
 
 
 def shown_per_tensor(what: str) -> TensorProgress:

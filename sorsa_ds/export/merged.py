@@ -15,11 +15,11 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from sorsa_ds.export.tensor_file import DTYPES, nbytes, write_tensors
 from sorsa_ds.model.fill import return_freed_memory
 from sorsa_ds.model.model_files import CODE, COMPANIONS, CONFIG, INDEX
 from sorsa_ds.model.pretrained import PretrainedWeights, all_finite
 from sorsa_ds.model.sharding import TensorSpec
+from sorsa_ds.model.tensor_file import DTYPES, nbytes, write_tensors
 from sorsa_ds.model.weight_conversion import Conversion
 from sorsa_ds.run import merge
 from sorsa_ds.run.source import Source, TensorProgress

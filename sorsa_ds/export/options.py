@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from sorsa_ds.config.byte_size import read_bytes
 from sorsa_ds.runtime.console import OptionParser
 
-DESCRIPTION = "Export a finished run: `python launch/export.py --run runs/NAME --format FORMAT --output FOLDER`."
+DESCRIPTION = "Export a run: `python launch/export.py --run runs/NAME --format FORMAT --output FOLDER`."
 
 Format = Literal["merged", "lora", "base", "adapter"]
 Quantised = Literal["nf4", "nf4_double", "int8"]
@@ -33,6 +33,7 @@ class Options:
     run: Path
     format: Format
     output: Path
+    checkpoint: str | None = None
     base: str | None = None
     dtype: str | None = None
     quantize: Quantised | None = None
@@ -56,7 +57,11 @@ def parse(argv: Sequence[str]) -> Options:
     """Read the command line. `--help`, and what argparse refuses, end the process."""
     parser = OptionParser(description=DESCRIPTION)
     add = parser.add_argument
-    add("--run", type=Path, required=True, help="the run folder that launch/train.py wrote")
+    add("--run", type=Path, required=True, help="the run folder that launch/train.py wrote, or one of its checkpoints")
+    add(
+        "--checkpoint", metavar="latest|STEP",
+        help="what the run had saved by then; it may still train, or have been stopped",
+    )  # fmt: skip
     add(
         "--format", choices=get_args(Format), required=True,
         help="merged: a plain Hugging Face model; lora: for the untouched base model, in PEFT's format; "
@@ -93,5 +98,7 @@ def check_options(options: Options) -> None:
     for name, fitting in _GOES_WITH.items():
         if getattr(options, name) is not None and options.format not in fitting:
             raise ValueError(f"--{name} goes with --format {' or '.join(fitting)}, not with {options.format}")
+    if options.rank is not None and options.rank < 1:
+        raise ValueError(f"--rank {options.rank}: a LoRA has at least rank 1")
     if options.private and not options.push_to_hub:
         raise ValueError("--private goes with --push_to_hub")

@@ -18,12 +18,12 @@ from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.export.merged import MergedPlan, companions
 from sorsa_ds.export.options import Quantised
-from sorsa_ds.export.tensor_file import nbytes
 from sorsa_ds.model.language_part import model_class
 from sorsa_ds.model.model_files import CONFIG
 from sorsa_ds.model.pretrained import PretrainedWeights
 from sorsa_ds.model.skeleton import attention_of, skeleton
 from sorsa_ds.model.targets import Target
+from sorsa_ds.model.tensor_file import nbytes
 from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime.files import write_atomic, write_json
 

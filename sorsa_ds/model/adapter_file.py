@@ -4,6 +4,9 @@ The initial factors make the frozen residual reproducible from the base model al
 (quantised again where it was quantised), without another decomposition. Both files hold fp32 tensors under the names of
 the model's parameters: `<layer>.U`, `<layer>.s`, `<layer>.V`. The methods that train whole weights keep no initial
 tensors, because theirs are the base model's own.
+
+PEFT's adapter_config.json and adapter_model.safetensors may lie in the same folder (`sorsa_ds.run.peft_files`). Version
+0.1.0 wrote what is here under these two names; `file_of` finds either.
 """
 
 from collections.abc import Iterable
@@ -19,6 +22,7 @@ from torch import Tensor
 from sorsa_ds.config.declare import Digest, Name, NonNegativeInt, PositiveInt
 from sorsa_ds.config.schema import BaselineConfig, LoadingConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
 from sorsa_ds.config.typed_json import typed
+from sorsa_ds.model.model_files import ADAPTER_CONFIG, OWN_ADAPTER_CONFIG
 from sorsa_ds.model.pretrained import all_finite
 from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime import digest
@@ -27,12 +31,14 @@ from sorsa_ds.runtime.json_text import parse_json
 from sorsa_ds.runtime.precision import Name as PrecisionName
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-TRAINED, INITIAL, CONFIG = "adapter_model.safetensors", "initial_factors.safetensors", "adapter_config.json"
+TRAINED, INITIAL, CONFIG = "trained_factors.safetensors", "initial_factors.safetensors", OWN_ADAPTER_CONFIG
+EARLIER = {TRAINED: "adapter_model.safetensors", CONFIG: ADAPTER_CONFIG}
+"""What version 0.1.0 called two of the files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What adapter_config.json holds: all that is needed to put the trained tensors back into the base model.
+    """What sorsa_config.json holds: all that is needed to put the trained tensors back into the base model.
 
     base_model: folder or hub name.
     precision: of training; the residual depends on how the factors are rounded.
@@ -73,7 +79,7 @@ class Description:
             lacking.append(f"{unknown} of {len(parameters)} parameters of the base model")
         if not lacking:
             return None
-        return f"{CONFIG} has no digest of {', '.join(lacking)}: whether they are those of training is not checked."
+        return f"the adapter has no digest of {', '.join(lacking)}: whether they are those of training is not checked."
 
     def check_residual(self, wanted: ResidualConfig) -> None:
         """Stop where U, s and V would be put on a residual that is not kept as it was in training.
@@ -85,7 +91,7 @@ class Description:
         if ours != theirs:
             raise ValueError(
                 f"the adapter was trained over a residual in {ours[0]} (blocks of {ours[1]}), but the settings say "
-                f"{theirs[0]} (blocks of {theirs[1]}): {CONFIG} and the run's settings do not belong together"
+                f"{theirs[0]} (blocks of {theirs[1]}): the adapter and the run's settings do not belong together"
             )
 
 
@@ -114,6 +120,16 @@ def describe_adapter(
     write_description(folder, description)
 
 
+def file_of(folder: Path, name: str) -> Path:
+    """The path of a file of an adapter, under the name that the version which wrote the adapter gave it.
+
+    Args:
+        name: `CONFIG`, `TRAINED` or `INITIAL`.
+    """
+    is_earlier = not (folder / CONFIG).exists() and (folder / EARLIER[CONFIG]).exists()
+    return folder / (EARLIER.get(name, name) if is_earlier else name)
+
+
 def record_digests(folder: Path) -> None:
     """Write the digests of a finished adapter's files into its description."""
     files = {name: digest.of_file(folder / name) for name in (INITIAL, TRAINED) if (folder / name).exists()}
@@ -127,19 +143,19 @@ def open_factors(folder: Path, name: str, described: Description) -> "FactorFile
     Raises:
         ValueError: the file is missing or damaged.
     """
-    file = FactorFile(folder / name)
-    if name in described.files and digest.of_file(folder / name) != described.files[name]:
-        raise ValueError(f"{folder / name} is damaged: its digest is not the one that was written down")
+    file = FactorFile(file_of(folder, name))
+    if name in described.files and digest.of_file(file.path) != described.files[name]:
+        raise ValueError(f"{file.path} is damaged: its digest is not the one that was written down")
     return file
 
 
 def write_description(folder: Path, description: Description) -> None:
-    """Write adapter_config.json."""
+    """Write sorsa_config.json."""
     write_json(folder / CONFIG, asdict(description))
 
 
 def read_description(folder: Path, trust_remote_code: bool = False) -> Description:
-    """Read adapter_config.json.
+    """Read sorsa_config.json, or what version 0.1.0 called adapter_config.json.
 
     Args:
         trust_remote_code: whether the caller allows Python code that comes with the base model. A description may ask
@@ -149,7 +165,7 @@ def read_description(folder: Path, trust_remote_code: bool = False) -> Descripti
         ValueError: the file is missing, broken, or not such a description (the message names the file and the entry),
             or it asks for code that the caller has not allowed.
     """
-    path = folder / CONFIG
+    path = file_of(folder, CONFIG)
     try:
         found = typed(Description, _completed(parse_json(path.read_text(encoding="utf-8"))))
         for name, layer in found.layers.items():
@@ -168,9 +184,14 @@ def read_description(folder: Path, trust_remote_code: bool = False) -> Descripti
 
 
 def _completed(described: Any) -> Any:
-    """A description with what earlier versions did not write: they left experts that are one parameter as they were."""
-    if isinstance(described, dict) and isinstance(sorsa := described.get("sorsa"), dict):
+    """A description as this version writes it: earlier ones left experts that are one parameter as they were, and gave
+    other names to files."""
+    if not isinstance(described, dict):
+        return described
+    if isinstance(sorsa := described.get("sorsa"), dict):
         sorsa.setdefault("experts", "frozen")
+    if isinstance(files := described.get("files"), dict) and EARLIER[TRAINED] in files:
+        files[TRAINED] = files.pop(EARLIER[TRAINED])
     return described
 
 
@@ -187,14 +208,14 @@ def _check_layer(name: str, layer: dict[str, int]) -> None:
 
 
 class FactorFile:
-    """The tensors of one file of an adapter.
+    """The tensors of one file of an adapter, which lies at `path`.
 
     Raises:
         ValueError: the file is missing, damaged or truncated.
     """
 
     def __init__(self, path: Path):
-        self._path = path
+        self.path = path
         self._opened()
 
     @property
@@ -211,7 +232,7 @@ class FactorFile:
         tensor = self.tensor(name)
         if tensor.shape != shape:
             raise ValueError(
-                f"{self._path}: {name} has other shapes than in this model ({list(tensor.shape)}, not {list(shape)}): "
+                f"{self.path}: {name} has other shapes than in this model ({list(tensor.shape)}, not {list(shape)}): "
                 f"wrong base model or rank"
             )
         return tensor
@@ -227,17 +248,17 @@ class FactorFile:
         try:
             stored = file.get_tensor(name)
         except SafetensorError as error:
-            raise ValueError(f"{self._path}: has no {name}; is it the adapter of another model?") from error
+            raise ValueError(f"{self.path}: has no {name}; is it the adapter of another model?") from error
         if stored.dtype not in _FLOATS:
             kind = str(stored.dtype).removeprefix("torch.")
-            raise ValueError(f"{self._path}: {name} is stored as {kind}, and what was trained is floating-point")
+            raise ValueError(f"{self.path}: {name} is stored as {kind}, and what was trained is floating-point")
         tensor = stored.float()
         if not all_finite(tensor):
-            raise ValueError(f"{self._path}: {name} holds NaN or Inf (as fp32)")
+            raise ValueError(f"{self.path}: {name} holds NaN or Inf (as fp32)")
         return tensor
 
     def _opened(self) -> safe_open:
         try:
-            return safe_open(self._path, framework="pt")
+            return safe_open(self.path, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{self._path}: missing, truncated or not a safetensors file ({error})") from error
+            raise ValueError(f"{self.path}: missing, truncated or not a safetensors file ({error})") from error

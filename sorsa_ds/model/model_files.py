@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from sorsa_ds.runtime.json_text import parse_json
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, OWN_ADAPTER_CONFIG = "adapter_config.json", "sorsa_config.json"
+"""The description of an adapter: PEFT's, and that of this program (`model.adapter_file`)."""
 GGUF = ".gguf"
 _RUN_SETTINGS, _RUN_ADAPTER = "config.yaml", "adapter"
 """What the folder of a run holds (`run.paths`)."""
@@ -72,17 +73,18 @@ def check_no_adapter(folder: Path) -> None:
     Raises:
         ValueError: the folder has an adapter's description, or is that of a run; the message names the base model.
     """
-    if (folder / _RUN_SETTINGS).exists() and (folder / _RUN_ADAPTER / ADAPTER_CONFIG).exists():
+    if (folder / _RUN_SETTINGS).exists() and _description(folder / _RUN_ADAPTER) is not None:
         base = _base_of(folder / _RUN_ADAPTER)
         raise ValueError(
             f"model: {folder} is a run that fine-tuned {base}, not a model: to go on with it give --resume {folder}; "
             f"to train on what it has learned export it (launch/export.py --run {folder} --format merged) and give that"
         )
-    if not (folder / ADAPTER_CONFIG).exists():
+    description = _description(folder)
+    if description is None:
         return
     if (folder / CONFIG).exists():
         raise ValueError(
-            f"model: {folder} holds the description of an adapter too ({ADAPTER_CONFIG}); merge the adapter, or move "
+            f"model: {folder} holds the description of an adapter too ({description.name}); merge the adapter, or move "
             f"it into a folder of its own"
         )
     raise ValueError(
@@ -92,10 +94,16 @@ def check_no_adapter(folder: Path) -> None:
     )
 
 
+def _description(folder: Path) -> Path | None:
+    """The description of the adapter in a folder; None where there is none."""
+    return next((path for name in (OWN_ADAPTER_CONFIG, ADAPTER_CONFIG) if (path := folder / name).exists()), None)
+
+
 def _base_of(adapter: Path) -> str:
     """The base model that an adapter's description names, as SORSA or PEFT calls it."""
     try:
-        values = parse_json((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        description = _description(adapter)
+        values = parse_json(description.read_text(encoding="utf-8")) if description else None
     except (OSError, ValueError):
         values = None
     named = [values.get(key) for key in ("base_model", "base_model_name_or_path")] if isinstance(values, dict) else []

@@ -116,22 +116,24 @@ class FinishedRun(RunState):
     """
 
     @classmethod
-    def open(cls, folder: Path, option: str) -> "FinishedRun":
+    def open(cls, folder: Path, option: str, hint: str = "") -> "FinishedRun":
         """The finished run in a folder.
 
         Args:
             option: the command-line option that named the folder, for the messages.
+            hint: a sentence on what else can be done with a run that has saved something, for the messages.
 
         Raises:
             ValueError: the folder is not a run's, or the run still trains or is unfinished.
         """
         run = cls(folder)
         run.check_is_run(option)
+        hint = f"\n{hint}" if hint and run.checkpoints else ""
         if run.is_running:
-            raise ValueError(f"{option}: {folder} still trains; come back when it is done")
+            raise ValueError(f"{option}: {folder} still trains; come back when it is done{hint}")
         if not run.is_finished:
             way_on = beside("deepspeed", "train.py", "--resume", typed(folder))
-            raise ValueError(f"{option}: {folder} is unfinished: it has no {REPORT}; to go on with it: {way_on}")
+            raise ValueError(f"{option}: {folder} is unfinished: it has no {REPORT}; to go on with it: {way_on}{hint}")
         return run
 
     def report(self) -> Any:

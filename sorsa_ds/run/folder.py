@@ -18,6 +18,7 @@ from sorsa_ds.run.paths import CONFIG, DS_CONFIG, GIVEN_DS_CONFIG, INIT, METRICS
 from sorsa_ds.run.ways_on import going_on
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import note
+from sorsa_ds.runtime.extras import check_extra
 from sorsa_ds.runtime.files import write_json, write_text
 from sorsa_ds.runtime.folder_lock import FolderLostError, RunLock
 from sorsa_ds.runtime.json_text import finite_json, parse_json
@@ -174,10 +175,11 @@ def _wandb_run(folder: Path, config: RunConfig) -> Any:
     """The run on Weights & Biases, or in its local files.
 
     Raises:
-        ValueError: wandb refuses, or cannot reach its server.
+        ValueError: wandb is not installed, refuses, or cannot reach its server.
     """
     mode = config.output.wandb
     assert mode != "off"
+    check_extra("wandb", f"output.wandb={mode}")
     import wandb
 
     try:

@@ -6,9 +6,10 @@ init.json                      how every layer was decomposed
 metrics.jsonl                  one line per optimizer step or evaluation
 checkpoints/                   states from which the run can go on (`run.checkpoint`)
 analysis/                      snapshots of the trained tensors, if asked for (`run.snapshots`)
-adapter/                       the trained factors, the initial ones, their description (`model.adapter_file`), and the
-                               chat template of the training where it is not the tokenizer's own; in tokenizer/ the
-                               tokenizer with the new tokens, where there are any
+adapter/                       the trained factors, the initial ones, their description (`model.adapter_file`); what was
+                               trained in PEFT's format (`run.peft_files`); the chat template of the training where it
+                               is not the tokenizer's own; in tokenizer/ the tokenizer with the new tokens, where there
+                               are any
 profile/                       traces of single steps, if asked for (`train.step_meter`)
 report.json, loss.png          what the run measured of itself, written at its end
 evaluation/                    results of evaluations (`evaluate.command`)

@@ -69,7 +69,7 @@ def reload(
         formats,
         residual_storage.resolve_storage(described.residual, formats, device),
         device,
-        initial=folder / adapter_file.INITIAL,
+        initial=adapter_file.file_of(folder, adapter_file.INITIAL),
         trained=opened[adapter_file.TRAINED].values,
     )
     loaded = load_adapted_model(

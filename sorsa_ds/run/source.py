@@ -1,4 +1,4 @@
-"""What is exported or analysed: a finished run, its adapter and its base model, if they belong together."""
+"""What is exported or analysed: a run, its adapter and its base model, if they belong together."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from sorsa_ds.config.schema import EMBEDDED_MODEL, RunConfig
 from sorsa_ds.methods.method import Method
 from sorsa_ds.methods.registry import METHODS, method_of
 from sorsa_ds.model import adapter_file
-from sorsa_ds.model.adapter_file import Description, FactorFile
+from sorsa_ds.model.adapter_file import CONFIG, Description, FactorFile, file_of
 from sorsa_ds.model.new_tokens import grow_tables, rows_for
 from sorsa_ds.model.numerics import check_numerics
 from sorsa_ds.model.pretrained import find_model
@@ -19,7 +19,7 @@ from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.targets import Target
 from sorsa_ds.model.weight_sources import DiskWeightSource
 from sorsa_ds.model.whole_modules import WholeParameter
-from sorsa_ds.run.finished import FinishedRun
+from sorsa_ds.run.finished import FinishedRun, RunState
 from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.runtime import precision
 from sorsa_ds.runtime.console import say
@@ -33,7 +33,7 @@ TensorProgress = Callable[[list[str]], Iterable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """All parts of a finished run.
+    """All parts of a run that has trained something.
 
     report: what the run itself measured.
     adapter: the folder of what was trained.
@@ -89,30 +89,39 @@ class Source:
         return METHODS[self.described.method]
 
 
-def open_finished_run(run: Path, base: str | None = None, trust_remote_code: bool = False) -> Source:
+def open_finished_run(run: Path, base: str | None = None, trust_remote_code: bool = False, hint: str = "") -> Source:
     """Open the run of a folder; no weight is read yet.
 
     Args:
         base: folder or hub name of the base model, if it has moved since the run.
         trust_remote_code: allow Python code that comes with the base model, where the adapter was trained with it.
+        hint: what else can be done with an unfinished run that has saved something, for the message.
 
     Raises:
         ValueError: it is not a run, still trains, is unfinished or damaged, the base model has other layers, or the run
             needs code that is not allowed.
     """
-    finished = FinishedRun.open(run, "--run")
-    report = finished.report()
-    folder = run / ADAPTER
+    finished = FinishedRun.open(run, "--run", hint)
+    return open_trained(finished, run / ADAPTER, finished.report(), base, trust_remote_code)
+
+
+def open_trained(
+    run: RunState, folder: Path, report: dict, base: str | None = None, trust_remote_code: bool = False
+) -> Source:
+    """Open what a run has trained, in whatever state the run is; no weight is read yet.
+
+    Args:
+        folder: the run's adapter, or one that was made of a checkpoint.
+        report: what the run has measured of itself so far.
+        base, trust_remote_code: as `open_finished_run` has them.
+
+    Raises:
+        ValueError: the adapter is damaged, the base model has other layers, or the run needs code that is not allowed.
+    """
     described = adapter_file.read_description(folder, trust_remote_code)
-    config = finished.settings()
+    config = run.settings()
     described.check_residual(config.residual)
-    if base is not None:
-        place = Path(base).expanduser()
-        described = replace(described, base_model=str(place.resolve()) if place.exists() else base)
-    try:
-        base_folder = find_model(described.base_model, described.loading)
-    except ValueError as error:
-        raise ValueError(f"{error}; say where the base model is: --base FOLDER") from error
+    described, base_folder = find_base(described, base)
     check_numerics(described.numerics, base_folder, described.loading, say)
     model = skeleton(base_folder, described.loading)
     weights = DiskWeightSource.of_model(base_folder, model, described.digests)
@@ -141,6 +150,24 @@ def open_finished_run(run: Path, base: str | None = None, trust_remote_code: boo
     )
 
 
+def find_base(described: Description, base: str | None) -> tuple[Description, Path]:
+    """An adapter's description with the base model where it lies now, and that model's folder.
+
+    Args:
+        base: folder or hub name of the base model, if it is no longer where the description says.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if base is not None:
+        place = Path(base).expanduser()
+        described = replace(described, base_model=str(place.resolve()) if place.exists() else base)
+    try:
+        return described, find_model(described.base_model, described.loading)
+    except ValueError as error:
+        raise ValueError(f"{error}; say where the base model is: --base FOLDER") from error
+
+
 def check_source(source: Source, progress: TensorProgress) -> None:
     """Read the base model and the factors once, and compare every parameter's digest with that of training.
 
@@ -151,7 +178,7 @@ def check_source(source: Source, progress: TensorProgress) -> None:
     for name in changed:
         if name not in digests:
             raise ValueError(
-                f"{source.adapter / adapter_file.CONFIG} has no digest of {name}: it is not this base model's adapter"
+                f"{file_of(source.adapter, CONFIG)} has no digest of {name}: it is not this base model's adapter"
             )
     for name in progress(list(digests)):
         if name not in weights.origins:

@@ -16,6 +16,7 @@ from sorsa_ds.model.model_files import CONFIG, check_model_files, check_model_na
 from sorsa_ds.run.checkpoint.named import check_unused, named_checkpoints
 from sorsa_ds.run.finished import RunState
 from sorsa_ds.runtime import hub
+from sorsa_ds.runtime.extras import check_extra
 from sorsa_ds.train.options import Invocation
 
 
@@ -129,8 +130,11 @@ def _check_source(data: DataConfig) -> None:
 
 
 def _check_wandb(output: OutputConfig, logs: bool) -> None:
-    """Look for a key where wandb will look for it: in its environment variables, the netrc file and its settings."""
-    if output.wandb != "online" or not logs:
+    """Look for the package, and for a key where that will look: in its variables, the netrc file and its settings."""
+    if output.wandb == "off" or not logs:
+        return
+    check_extra("wandb", f"output.wandb={output.wandb}")
+    if output.wandb != "online":
         return
     from wandb.sdk import wandb_setup  # takes a second
     from wandb.sdk.lib import wbauth

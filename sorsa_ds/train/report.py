@@ -12,6 +12,7 @@ from sorsa_ds.run.checkpoint.keeper import PACKAGES
 from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.folder import read_metrics
 from sorsa_ds.run.paths import ADAPTER
+from sorsa_ds.run.peft_files.places import WEIGHTS
 from sorsa_ds.run.ways_on import evaluating
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say, table
@@ -82,7 +83,6 @@ def show_report(report: dict, folder: Path) -> None:
     if collectives.rank() != 0:
         return
     draw_loss(folder)
-    adapter = folder / ADAPTER / TRAINED
     rows = [
         ("steps", f"{report['steps']} in {report['train_seconds']:.0f} s, {report['tokens_per_second']:.0f} tokens/s"),
         ("training loss", f"{report['loss_first']:.4f} -> {report['loss_last']:.4f}  (first and last tenth)"),
@@ -95,10 +95,16 @@ def show_report(report: dict, folder: Path) -> None:
         rows.append(("orthonormality", f"L_reg = {report['reg_loss_end']:.3g}"))
     rows += [
         ("memory", f"{report['memory_gib']:.2f} GiB on rank 0"),
-        ("adapter", f"{typed(adapter)} ({adapter.stat().st_size / 2**20:.1f} MiB)"),
+        ("adapter", _sized(folder / ADAPTER / TRAINED)),
+        *(("for PEFT", _sized(file)) for file in [folder / ADAPTER / WEIGHTS] if file.exists()),
         ("evaluate it", evaluating(folder)),
     ]
     say("\n" + table(rows))
+
+
+def _sized(file: Path) -> str:
+    """A file as it can be typed, and its size."""
+    return f"{typed(file)} ({file.stat().st_size / 2**20:.1f} MiB)"
 
 
 def _told(counts: dict) -> str:

@@ -16,9 +16,6 @@ from sorsa_ds.data.counts import Taken
 from sorsa_ds.data.stream_batches import StreamBatches
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.engine.engine import SorsaEngine, StepReport
-from sorsa_ds.engine.gather import save_factors
-from sorsa_ds.methods.registry import method_of
-from sorsa_ds.model.adapter_file import INITIAL, TRAINED, describe_adapter, record_digests
 from sorsa_ds.model.load import AdaptedModel
 from sorsa_ds.model.numerics import Numerics
 from sorsa_ds.model.sequence_parallel import SequenceParallel
@@ -26,7 +23,6 @@ from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
 from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.folder import RunLog, check_still_held
-from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.run.recorder import SnapshotRecorder
 from sorsa_ds.run.ways_on import going_on
 from sorsa_ds.runtime import collectives
@@ -35,6 +31,7 @@ from sorsa_ds.runtime.errors import Preempted
 from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.launcher import begin_again
 from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
+from sorsa_ds.train.adapter import begin_adapter, finish_adapter
 from sorsa_ds.train.compiled_blocks import compile_blocks
 from sorsa_ds.train.held_out import held_out_losses
 from sorsa_ds.train.loss import LossOptions, training_losses
@@ -121,7 +118,7 @@ class Trainer:
         if progress.started:
             self.measure_on_the_way()
         else:
-            self.start(self.folder / ADAPTER)
+            self.start()
         losses = collectives.gather_lists(self.log.losses())
         with bar(self.batches.steps, "training", "step", progress.step) as shown:
             while progress.step < self.batches.steps:
@@ -178,8 +175,7 @@ class Trainer:
         self.recorder.finish()
         check_still_held(self.lock, self.device)
         self.keeper.save()
-        save_factors(self.engine, self.folder / ADAPTER / TRAINED)
-        collectives.together(lambda: record_digests(self.folder / ADAPTER), self.device, on=0)
+        finish_adapter(self.folder, self.engine, self.config)
         report = build_report(
             config=self.config,
             engine=self.engine,
@@ -241,13 +237,10 @@ class Trainer:
         step = self.progress.step
         return every > 0 and step % every == 0 and 0 < step < self.batches.steps
 
-    def start(self, adapter: Path) -> None:
+    def start(self) -> None:
         """Before the first step: check the model against the pre-trained one, measure it, keep its initial factors.
 
         A collective call.
-
-        Args:
-            adapter: the folder for them.
 
         Raises:
             ValueError: the model at step 0 is not the pre-trained one, or the folder was taken away or cannot be
@@ -257,15 +250,7 @@ class Trainer:
         progress = self.progress
         probe = self.batches.micro_batches(0)[0]
         base, start = check_beginning(self.engine, self.loaded, probe, self.config, self.loss_options, self.sequence)
-        if method_of(self.config).keeps_initial:
-            save_factors(self.engine, adapter / INITIAL, {one.name for one in self.loaded.selection.whole})
-        collectives.together(
-            lambda: describe_adapter(
-                adapter, self.config, self.loaded.targets, self.loaded.digests, self.numerics, self.new_tokens
-            ),
-            self.device,
-            on=0,
-        )
+        begin_adapter(self.folder, self.engine, self.config, self.loaded, self.numerics, self.new_tokens)
         progress.eval_loss_start, progress.eval_losses_start = self.evaluate(step=0)
         progress.base_loss, progress.start_loss = base, start
 

@@ -14,6 +14,7 @@ from sorsa_ds.evaluate import models
 from sorsa_ds.evaluate.backends import placement
 from sorsa_ds.export.command import Options as ExportOptions
 from sorsa_ds.export.command import export
+from sorsa_ds.model.adapter_file import CONFIG
 from sorsa_ds.run.merge import merge_dense
 from sorsa_ds.runtime import precision
 from sorsa_ds.sorsa.layer import SorsaLinear
@@ -111,7 +112,7 @@ def _refused(folder, free):
 def test_a_run_that_is_larger_than_its_device_is_refused_with_the_command_that_leads_on(project):
     run_ranks(1, _train, project, "packed", "residual.storage=nf4")
     run = project / "packed"
-    layers = json.loads((run / "adapter" / "adapter_config.json").read_text())["layers"]
+    layers = json.loads((run / "adapter" / CONFIG).read_text())["layers"]
     packed = sum(layer["out"] * layer["in"] for layer in layers.values())
     whole = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(project / "model").parameters())
     [told] = run_ranks(1, _refused, run, 4 * (whole - packed) + packed // 2)

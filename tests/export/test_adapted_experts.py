@@ -112,7 +112,7 @@ def test_a_lora_is_cut_to_a_rank_with_the_smallest_error_of_all_experts(runs, tm
 @pytest.mark.parametrize("name", ["mixtral", "dbrx"])
 def test_what_peft_cannot_carry_is_refused_before_anything_is_written(runs, tmp_path, monkeypatch, name):
     if name == "mixtral":
-        monkeypatch.setattr("sorsa_ds.export.lora.as_parameters", lambda *_: [])
+        monkeypatch.setattr("sorsa_ds.run.peft_files.lora.as_parameters", lambda *_: [])
         reason = "PEFT would not find .*down_proj.lora_A.weight again, nor 7 other .*--format merged"
     else:
         reason = r"mlp.w1 holds the weights of 4 experts in two dimensions, .* one matrix; --format merged"

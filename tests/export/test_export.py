@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sorsa_ds import load_adapter
 from sorsa_ds.config.schema import ResidualConfig
-from sorsa_ds.export import card, tensor_file
+from sorsa_ds.export import card
 from sorsa_ds.export.command import Options, export
-from sorsa_ds.export.lora import served_by_vllm
-from sorsa_ds.model import adapter_file
+from sorsa_ds.model import adapter_file, tensor_file
+from sorsa_ds.run.peft_files.notes import served_by_vllm
 from sorsa_ds.runtime import hub
 from sorsa_ds.runtime.folder_lock import RunLock, is_held
 from tests.helpers.architectures import save
@@ -397,7 +397,7 @@ def test_an_exact_lora_bears_bf16(runs, tmp_path):
 def test_vllm_is_told_a_rank_that_it_takes():
     assert "--max-lora-rank 16 " in served_by_vllm(10)
     assert "--max-lora-rank 320 " in served_by_vllm(257)
-    assert "cut it with --rank 512" in served_by_vllm(513)
+    assert "cut it with launch/export.py --format lora --rank 512" in served_by_vllm(513)
 
 
 @pytest.mark.slow
@@ -429,7 +429,7 @@ def test_a_base_model_that_has_moved(runs, tmp_path):
 
 
 def change_description(run: Path, **values) -> None:
-    """Overwrite fields of a run's adapter_config.json."""
+    """Overwrite fields of a run's sorsa_config.json."""
     adapter_file.write_description(run / "adapter", replace(adapter_file.read_description(run / "adapter"), **values))
 
 
@@ -483,7 +483,7 @@ def _hold(run):
         (_flip, "up_proj.weight is not the weight that was trained on: this is another base"),
         (lambda run: save("qwen3", base_of(run)), "wrong base model"),
         (_reshape, "config.json and weights do not belong together"),
-        (_cut, "adapter_model.safetensors: missing, truncated"),
+        (_cut, "trained_factors.safetensors: missing, truncated"),
         (lambda run: (run / "adapter" / adapter_file.INITIAL).unlink(), "initial_factors.safetensors: missing"),
         (_narrow, "has other shapes than in this model"),
         (_forget, "no digest of model.layers.1.mlp.up_proj.weight"),

@@ -147,6 +147,7 @@ SETTINGS: dict[str, Rule] = {
     "output.name": either(nothing, lambda value: name(value) and "/" not in value and value not in (".", "..")),
     "output.save_every": COUNT_FROM_0,
     "output.keep_checkpoints": COUNT,
+    "output.peft_adapter": flag,
     "output.wandb": one_of("off", "online", "offline"),
     "output.wandb_project": words,
 }
@@ -209,7 +210,9 @@ ADAPTER: dict[str, Rule] = {
     "method": SETTINGS["method"],
     "layers": mapping(words, _LAYER),
     "digests": mapping(words, _DIGEST),
-    "files": mapping(one_of("adapter_model.safetensors", "initial_factors.safetensors"), _DIGEST),
+    "files": mapping(
+        one_of("adapter_model.safetensors", "trained_factors.safetensors", "initial_factors.safetensors"), _DIGEST
+    ),
     "new_tokens": mapping(words, COUNT_FROM_0),
     **{
         path: rule

@@ -49,7 +49,8 @@ def settings(folder: Path, name: str, more: tuple[str, ...]) -> list[str]:
         f"model={HERE / 'model'}", f"data.path={HERE / 'rows.jsonl'}", "data.eval_size=4", f"train.steps={STEPS}",
         "sorsa.rank=4", "sorsa.svd=exact", "train.global_batch_size=4", "train.micro_batch_size=1",
         "train.precision=fp32", "train.learning_rate=1e-3", "train.max_start_gap=9", "regularizer.gamma=0.01",
-        f"output.folder={folder}", f"output.name={name}", "output.save_every=0", *more,
+        f"output.folder={folder}", f"output.name={name}", "output.save_every=0",
+        "output.peft_adapter=false", *more,
     ]  # fmt: skip
 
 
@@ -69,9 +70,11 @@ def numbers_of(run: Path) -> dict:
     from safetensors.torch import load_file
     from xxhash import xxh3_128_hexdigest
 
+    from sorsa_ds.model.adapter_file import TRAINED
+
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     logged = {key: [line[key] for line in lines if key in line] for key in LOGGED}
-    factors = load_file(run / "adapter" / "adapter_model.safetensors")
+    factors = load_file(run / "adapter" / TRAINED)
     whole = b"".join(name.encode() + factors[name].numpy().tobytes() for name in sorted(factors))
     return {**logged, "factors": xxh3_128_hexdigest(whole)}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from sorsa_ds.model.adapter_file import TRAINED
 from tests.helpers.projects import metrics
 
 SECONDS = 240
@@ -27,7 +28,7 @@ def need(*programs: str) -> None:
 def same(run: Path, other: Path) -> bool:
     """Whether two finished runs have the same losses and factors, bit for bit."""
     assert (run / "report.json").exists()
-    factors = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (run, other)]
+    factors = [load_file(folder / "adapter" / TRAINED) for folder in (run, other)]
     return metrics(run, "loss") == metrics(other, "loss") and all(
         (factors[0][name] == factors[1][name]).all() for name in factors[1]
     )

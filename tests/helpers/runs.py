@@ -6,6 +6,7 @@ import signal
 
 from safetensors.torch import load_file
 
+from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.run.checkpoint import folder as folders
 from sorsa_ds.train.options import parse
 from tests.helpers.projects import ROOT, settings
@@ -62,7 +63,7 @@ def train(project, name, *arguments, ranks=2, ds="zero3", stop_at=None):
 
 def trained(run):
     """The trained factors of a finished run."""
-    return load_file(run / "adapter" / "adapter_model.safetensors")
+    return load_file(run / "adapter" / TRAINED)
 
 
 def rewound(project, run, name, step):
@@ -70,7 +71,7 @@ def rewound(project, run, name, step):
     copy = project / name
     shutil.copytree(run, copy)
     (copy / "report.json").unlink()
-    (copy / "adapter" / "adapter_model.safetensors").unlink()
+    (copy / "adapter" / TRAINED).unlink()
     for path in folders.existing_checkpoints(copy):
         if folders.step_of(path) > step:
             shutil.rmtree(path)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from sorsa_ds.model.adapter_file import TRAINED
 from tests.helpers.forked import launch_forked
 from tests.helpers.projects import ROOT, STEPS, launch, metrics
 
@@ -41,7 +42,7 @@ def test_a_run_leaves_what_it_promises(zero3):
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["train"]["micro_batch_size"] == 2
     assert config["train"]["gradient_accumulation_steps"] == 2
-    factors = load_file(folder / "adapter" / "adapter_model.safetensors")
+    factors = load_file(folder / "adapter" / TRAINED)
     assert sum(t.numel() for t in factors.values()) == report["trainable_parameters"]
     layers = json.loads((folder / "init.json").read_text())["layers"]
     assert [layer["rank"] for layer in layers] == [4] * 14

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from sorsa_ds import load_adapter
+from sorsa_ds.model.adapter_file import CONFIG
 from tests.helpers import projects
 from tests.helpers.expert_models import EXPERT_CONFIGS
 from tests.helpers.forked import launch_forked
@@ -41,7 +42,7 @@ def test_a_run_on_two_ranks_under_zero3_adapts_every_expert(trained):
     assert f"8 linears, the weights of {count} experts x 4; 9" in printed
     assert ("router loss" in printed) == ("mixtral" in str(project))
     assert metrics(run, "loss")[-1] < metrics(run, "loss")[0]
-    described = json.loads((run / "adapter" / "adapter_config.json").read_text())["layers"]
+    described = json.loads((run / "adapter" / CONFIG).read_text())["layers"]
     assert described["model.layers.1.mlp.experts.down_proj"]["experts"] == count
     layers = {layer["name"]: layer for layer in json.loads((run / "init.json").read_text())["layers"]}
     assert layers["model.layers.1.mlp.experts.down_proj"]["experts"] == count

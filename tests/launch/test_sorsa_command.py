@@ -10,11 +10,12 @@ import venv
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 
+from sorsa_ds import load_adapter
 from sorsa_ds.cli.sorsa import COMMANDS, _taken
-from tests.helpers.projects import ROOT, settings
+from tests.helpers.projects import ROOT
 
 
 def bare_environment():
@@ -62,27 +63,51 @@ def sorsa(installed, folder, *words, said="", code=0):
     return done.stdout if code == 0 else done.stdout + done.stderr
 
 
+SHORTENED = [
+    "train.steps=2", "train.global_batch_size=1", "train.micro_batch_size=1", "data.eval_size=1",
+    "sorsa.targets=[q_proj]", "sorsa.rank=4",
+]  # fmt: skip
+"""The default job in two steps."""
+
+
+def test_a_wheel_names_its_extras(installed):
+    (described,) = (installed.parent / "lib").glob("python*/site-packages/sorsa_ds-*.dist-info/METADATA")
+    extras = {line.split(": ")[1] for line in described.read_text().splitlines() if line.startswith("Provides-Extra")}
+    assert {"all", "default-job", "evaluation", "wandb"} <= extras
+    pip = [sys.executable, "-m", "pip", "--python", installed / "python", "install", "--dry-run", "--no-index"]
+    done = subprocess.run([*pip, "sorsa-ds[all]"], capture_output=True, text=True, env=bare_environment(), check=True)
+    assert "math-verify" in done.stdout, "what messages tell the user to type, where the package is installed"
+
+
 @pytest.mark.slow
-def test_a_wheel_is_all_that_is_needed(installed, project, tmp_path):
-    """Every step of a user's first hour."""
-    own = [word for word in settings(project, "first") if not word.startswith("output.folder")]
-    trained = sorsa(installed, tmp_path, "train", *own, "train.steps=2")
+def test_a_wheel_is_all_that_is_needed(installed, tmp_path):
+    """Every step of a user's first hour, with the default job."""
+    trained = sorsa(installed, tmp_path, "train", "--gpus", "1", *SHORTENED, "output.name=first")
     assert "sorsa evaluate --model" in trained
     run = tmp_path / "runs" / "first"
     assert json.loads((run / "report.json").read_text())["steps"] == 2
-    assert "learned" in sorsa(installed, tmp_path, "preview", *own)
-    sorsa(installed, tmp_path, "evaluate", "--model", str(run), "--task", "loss")
+    assert "learned" in sorsa(installed, tmp_path, "preview", *SHORTENED)
+    measured = sorsa(installed, tmp_path, "evaluate", "--model", str(run), "--task", "loss")
+    assert "held-out loss" in measured
     sorsa(installed, tmp_path, "export", "--run", str(run), "--format", "lora", "--output", "lora")
-    base = AutoModelForCausalLM.from_pretrained(project / "model")
-    ids = torch.arange(12)[None]
-    before = base(ids).logits.detach()
-    adapted = PeftModel.from_pretrained(base, tmp_path / "lora").eval()
-    assert not torch.allclose(adapted(ids).logits, before, atol=1e-6)
+    ids = torch.arange(40, 52)[None]
+    plain = AutoModelForCausalLM.from_pretrained(_base(tmp_path / "lora"), dtype=torch.float32)
+    before = plain(ids).logits.detach()
+    loaded = [AutoPeftModelForCausalLM.from_pretrained(folder) for folder in (run / "adapter", tmp_path / "lora")]
+    after = [model.float().eval()(ids).logits.detach() for model in loaded]
+    assert torch.equal(after[0], after[1])
+    assert not torch.allclose(after[0], before, atol=1e-3)
+    assert torch.allclose(after[0], load_adapter(run / "adapter").eval()(ids).logits, atol=1e-3)
     told = sorsa(
         installed, tmp_path, "chat", "--model", str(run), "--compare", "--max_new_tokens=4", said="What is 1 plus 2?\n"
     )
     assert told.index("[base]") < told.index("[tuned]")
     assert "GPU" in sorsa(installed, tmp_path, "plan", "--config", "launch/recipes/llama3_8b_1gpu.yaml", "--gpus", "1")
+
+
+def _base(folder):
+    """The base model that an adapter names, as PEFT finds it."""
+    return json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
 
 
 @pytest.mark.slow

@@ -22,13 +22,14 @@ from sorsa_ds.export.command import Options, export
 from sorsa_ds.methods import settings
 from sorsa_ds.methods.registry import METHODS as BY_NAME
 from sorsa_ds.methods.registry import method_of
-from sorsa_ds.model.adapter_file import read_description
+from sorsa_ds.model.adapter_file import TRAINED, read_description
 from sorsa_ds.model.selection import select_targets
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
+from sorsa_ds.run.checkpoint.as_run import NEWEST, open_checkpoint
 from sorsa_ds.runtime.precision import resolve_precision
 from tests.helpers.engines import MICRO, RATE, STEPS, WARMUP, ds_config, micro_losses, sequences, whole_factors
 from tests.helpers.plans import bytes_by_kind, bytes_saved
@@ -286,7 +287,8 @@ def finished(project):
 
     def run(method: str):
         if method not in made:
-            made[method] = train(project, f"whole-{method}", *given(method), ds=STAGE[method])[0]
+            asked = [*given(method), "output.peft_adapter=true"]
+            made[method] = train(project, f"whole-{method}", *asked, ds=STAGE[method])[0]
         return made[method]
 
     return run
@@ -299,7 +301,7 @@ def test_a_run_starts_at_the_base_models_loss_and_learns(finished, method):
     report = json.loads((run / "report.json").read_text())
     assert report["start_loss"] == pytest.approx(report["base_loss"], rel=1e-6)
     assert report["eval_loss_end"] < report["eval_loss_start"]
-    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    tensors = load_file(run / "adapter" / TRAINED)
     assert report["trainable_parameters"] == sum(t.numel() for t in tensors.values())
     assert report["method"] == method
     assert report["reg_loss_end"] is None
@@ -317,7 +319,7 @@ def test_a_run_goes_on_bit_for_bit(project, finished, method):
     train(project, run.name, *given(method), "--resume=auto", ds=STAGE[method])
     assert metrics(run, "loss") == metrics(expected, "loss")
     assert metrics(run, "eval_loss") == metrics(expected, "eval_loss")
-    ours, theirs = (load_file(r / "adapter" / "adapter_model.safetensors") for r in (run, expected))
+    ours, theirs = (load_file(r / "adapter" / TRAINED) for r in (run, expected))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -330,7 +332,7 @@ def test_a_run_goes_on_at_other_ranks_and_stages(project, finished, method, ds, 
     run = rewound(project, expected, f"moved-{method}", 2)
     train(project, run.name, *given(method), "--resume=auto", ds=ds, ranks=ranks)
     assert metrics(run, "loss") == pytest.approx(metrics(expected, "loss"), rel=1e-5)
-    ours, theirs = (load_file(r / "adapter" / "adapter_model.safetensors") for r in (run, expected))
+    ours, theirs = (load_file(r / "adapter" / TRAINED) for r in (run, expected))
     for name, value in theirs.items():
         assert (ours[name] - value).norm() <= 1e-3 * value.norm(), name
 
@@ -376,6 +378,24 @@ def test_exports_compute_what_the_trained_model_computes(finished, tmp_path, met
             with pytest.raises(ValueError, match=f"--format {form}: not for method {method}: "):
                 export(Options(run, form, tmp_path / form))
             assert not (tmp_path / form).exists()
+    if formats:  # the run's own folder is such an adapter too
+        check(peft.PeftModel.from_pretrained(base, run / "adapter"))
+    else:
+        assert not (run / "adapter" / "adapter_config.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_checkpoint_is_opened_like_the_run_that_ended_there(finished, tmp_path, method):
+    run = finished(method)
+    theirs = load_file(run / "adapter" / TRAINED)
+    with open_checkpoint(run, NEWEST, tmp_path / "beside") as source:
+        assert set(source.trained.names) == theirs.keys()
+        assert all(torch.equal(source.trained.tensor(name), value) for name, value in theirs.items())
+        assert source.report["steps"] == 6
+    with open_checkpoint(run, "2", tmp_path / "beside") as source:
+        assert not all(torch.equal(source.trained.tensor(name), value) for name, value in theirs.items())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

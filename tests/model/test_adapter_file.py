@@ -1,14 +1,25 @@
-"""adapter_config.json, which comes with an adapter from anywhere: what is wrong with it is said by name."""
+"""sorsa_config.json, which comes with an adapter from anywhere: what is wrong with it is said by name."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from sorsa_ds.model.adapter_file import CONFIG, read_description
+from sorsa_ds.model.adapter_file import (
+    CONFIG,
+    EARLIER,
+    INITIAL,
+    TRAINED,
+    file_of,
+    open_factors,
+    read_description,
+    record_digests,
+)
 
 ADAPTER = Path(__file__).parents[1] / "fixtures" / "run_of_0.1.0" / "adapter"
-WHOLE = json.loads((ADAPTER / CONFIG).read_text())
+WHOLE = json.loads((ADAPTER / EARLIER[CONFIG]).read_text())
 LAYER = "model.layers.0.mlp.up_proj"
 
 
@@ -26,6 +37,28 @@ def test_a_description_of_an_earlier_version_is_read():
     assert found.layers == WHOLE["layers"]
     assert found.sorsa.rank == 4
     assert found.sorsa.experts == "frozen", "it knew no other"
+
+
+def test_files_of_an_earlier_version_are_found_under_the_names_that_it_gave_them(tmp_path):
+    """PEFT's files may come to lie under these names once the adapter has been finished by this version."""
+    folder = Path(shutil.copytree(ADAPTER, tmp_path / "adapter"))
+    assert file_of(folder, TRAINED) == folder / "adapter_model.safetensors"
+    described = read_description(folder)
+    assert described.files.keys() == {TRAINED, INITIAL}
+    name = f"{LAYER}.U"
+    then = open_factors(folder, TRAINED, described).tensor(name).clone()  # which no longer maps the file
+    shutil.copy(folder / "adapter_model.safetensors", folder / TRAINED)
+    record_digests(folder)
+    (folder / "adapter_model.safetensors").write_bytes(b"another's")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert file_of(folder, TRAINED) == folder / TRAINED
+    assert read_description(folder) == described
+    assert torch.equal(open_factors(folder, TRAINED, described).tensor(name), then)
+    with (folder / TRAINED).open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    with pytest.raises(ValueError, match="trained_factors.safetensors is damaged"):
+        open_factors(folder, TRAINED, described)
 
 
 def with_entry(path: str, value) -> str:

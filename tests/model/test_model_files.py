@@ -26,14 +26,16 @@ def write(path, content) -> None:
     ],
 )
 @pytest.mark.parametrize("check", [check_model_files, lambda folder: configuration_of(str(folder), LoadingConfig())])
-def test_an_adapter_is_named_with_its_base_and_the_way_to_train_on_it(tmp_path, described, base, check):
-    write(tmp_path / "adapter_config.json", described)
+@pytest.mark.parametrize("name", ["adapter_config.json", "sorsa_config.json"])
+def test_an_adapter_is_named_with_its_base_and_the_way_to_train_on_it(tmp_path, name, described, base, check):
+    write(tmp_path / name, described)
     with pytest.raises(ValueError, match=rf"is an adapter of {base}, not a model: give that one, or.*merge it first"):
         check(tmp_path)
 
 
-def test_the_folder_of_a_run_is_named_with_the_ways_on(tmp_path):
-    write(tmp_path / "adapter" / "adapter_config.json", {"base_model": "base"})
+@pytest.mark.parametrize("name", ["adapter_config.json", "sorsa_config.json"])
+def test_the_folder_of_a_run_is_named_with_the_ways_on(tmp_path, name):
+    write(tmp_path / "adapter" / name, {"base_model": "base"})
     (tmp_path / "config.yaml").touch()
     with pytest.raises(ValueError, match=r"is a run that fine-tuned base, not a model.*--resume .*--format merged"):
         check_model_files(tmp_path)

@@ -12,6 +12,7 @@ from sorsa_ds.config.schema import LoadingConfig
 from sorsa_ds.evaluate.models import find_evaluated_model
 from sorsa_ds.export.command import export
 from sorsa_ds.export.options import Options
+from sorsa_ds.model.adapter_file import CONFIG
 from sorsa_ds.model.numerics import check_numerics, numerics_of
 from sorsa_ds.study.analysis.history import open_history
 from tests.helpers.architectures import CONFIGS, save
@@ -196,7 +197,7 @@ def test_an_exported_adapter_keeps_them(described, tmp_path, base):
 
 def test_an_older_adapter_loads_with_a_note(described, tmp_path, capsys):
     run = shutil.copytree(described, tmp_path / "run")
-    path = run / "adapter" / "adapter_config.json"
+    path = run / "adapter" / CONFIG
     content = json.loads(path.read_text())
     del content["numerics"]
     path.write_text(json.dumps(content))

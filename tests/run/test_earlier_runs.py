@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import sorsa_ds
+from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.runtime.ports import free_port
 from tests.helpers.projects import ROOT, metrics
 
@@ -49,8 +50,21 @@ def test_its_checkpoint_is_resumed(run):
     )  # fmt: skip
     assert metrics(run, "loss") == pytest.approx(metrics(RUN, "loss"), rel=1e-5)
     theirs = load_file(RUN / "adapter" / "adapter_model.safetensors")
-    for name, ours in load_file(run / "adapter" / "adapter_model.safetensors").items():
+    for name, ours in load_file(run / "adapter" / TRAINED).items():
         torch.testing.assert_close(ours, theirs[name], rtol=1e-4, atol=1e-5)
+    check_peft_loads(run / "adapter")
+
+
+def check_peft_loads(adapter: Path) -> None:
+    """The names that version 0.1.0 gave its own files are PEFT's now, and hold what PEFT takes."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.arange(3, 43)[None]
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL), adapter).eval()
+    with torch.no_grad():
+        theirs = sorsa_ds.load_adapter(adapter, base=str(MODEL))(ids).logits
+        torch.testing.assert_close(model(ids).logits, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_its_adapter_is_loaded_and_its_export_computes_the_same(run, tmp_path):

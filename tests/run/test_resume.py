@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from sorsa_ds.config.command_line import load_settings
 from sorsa_ds.config.differences import differences
 from sorsa_ds.config.schema import RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.model.adapter_file import CONFIG
 from sorsa_ds.run.checkpoint import folder as folders
 from sorsa_ds.run.checkpoint import manifest
 from sorsa_ds.run.checkpoint.saved import SavedTensors
@@ -288,7 +289,7 @@ def test_a_base_model_that_gives_other_numbers_is_named(project, plain):
     """The same weights, whose configuration or tokenizer has been changed since the run began."""
     copy = rewound(project, plain, "other-numbers", 2)
     kept = manifest.read_manifest(copy / "checkpoints" / "step-000002").numerics
-    assert kept == json.loads((plain / "adapter" / "adapter_config.json").read_text())["numerics"]
+    assert kept == json.loads((plain / "adapter" / CONFIG).read_text())["numerics"]
     model = shutil.copytree(project / "model", project / "other-model")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sorsa_ds import load_adapter
 from sorsa_ds.evaluate.models import find_evaluated_model
 from sorsa_ds.export.command import Options, export
-from sorsa_ds.model.adapter_file import read_description
+from sorsa_ds.model.adapter_file import TRAINED, read_description
 from sorsa_ds.study.analysis.history import open_history
 from tests.helpers import projects
 from tests.helpers.architectures import CONFIGS
@@ -63,7 +63,8 @@ def finished(tmp_path_factory):
         if name not in made:
             stage, ranks, more = RUNS[name]
             project = make(tmp_path_factory.mktemp(name), tied=name != "apart")
-            made[name] = train(project, "run", *ASKED, *more, ranks=ranks, ds=stage)[0]
+            asked = [*ASKED, *more, "output.peft_adapter=true"]
+            made[name] = train(project, "run", *asked, ranks=ranks, ds=stage)[0]
         return made[name]
 
     return of
@@ -72,7 +73,7 @@ def finished(tmp_path_factory):
 def by_hand(run: Path) -> torch.nn.Module:
     """The trained model in plain transformers: what an adapter holds, put into the base model with more rows."""
     described = read_description(run / "adapter")
-    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    tensors = load_file(run / "adapter" / TRAINED)
     model = AutoModelForCausalLM.from_pretrained(described.base_model, dtype=torch.float32)
     rows = max(described.new_tokens.values()) + 1
     assert rows == len(model.get_input_embeddings().weight) + len(TOKENS)
@@ -149,13 +150,14 @@ def test_an_adapter_of_peft_holds_the_whole_modules(finished, tmp_path, name):
     if name == "packed":
         export(Options(run, "base", tmp_path / "base"))
         base = tmp_path / "base"
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model.resize_token_embeddings(max(described.new_tokens.values()) + 1, mean_resizing=False)
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert f"model.resize_token_embeddings({model.config.vocab_size}, mean_resizing=False)" in card
-    model = PeftModel.from_pretrained(model, tmp_path / "out")
     expected = load_adapter(run / "adapter") if name in ("packed", "dora") else by_hand(run)
-    assert gap(model, run, expected) < 1e-4
+    card = (tmp_path / "out" / "README.md").read_text()
+    for folder in (tmp_path / "out", run / "adapter"):
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model.resize_token_embeddings(max(described.new_tokens.values()) + 1, mean_resizing=False)
+        assert f"model.resize_token_embeddings({model.config.vocab_size}, mean_resizing=False)" in card
+        model = PeftModel.from_pretrained(model, folder)
+        assert gap(model, run, expected) < 1e-4
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer("So<|think|>it is 4.<|done|>")["input_ids"] == ids_of(run)[0].tolist()
     if name != "packed":

@@ -25,7 +25,7 @@ from tests.helpers.architectures import save
 from tests.helpers.finished import finished_run
 from tests.helpers.own_code import CODE, leave_behind, save_with_code
 
-REFUSAL = r"adapter_config.json asks to run Python code .* \(loading.trust_remote_code\).*--trust_remote_code"
+REFUSAL = r"sorsa_config.json asks to run Python code .* \(loading.trust_remote_code\).*--trust_remote_code"
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def greedy(run):
 
 
 def change_description(run, **fields):
-    """Overwrite fields of adapter_config.json, as anybody can."""
+    """Overwrite fields of sorsa_config.json, as anybody can."""
     path = run / "adapter" / adapter_file.CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
@@ -194,7 +194,7 @@ def test_a_missing_attention_package_is_not_replaced_by_code_from_the_hub(tmp_pa
 def test_a_base_model_with_an_adapter_in_its_folder_is_refused(run, tmp_path):
     folder = save("llama", tmp_path / "two in one")
     shutil.copy(run / "adapter" / adapter_file.CONFIG, folder)
-    with pytest.raises(ValueError, match=r"holds the description of an adapter too \(adapter_config.json\)"):
+    with pytest.raises(ValueError, match=r"holds the description of an adapter too \(sorsa_config.json\)"):
         find_model(str(folder), LoadingConfig())
 
 

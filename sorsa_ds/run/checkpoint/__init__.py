@@ -6,5 +6,6 @@
         rank-00000.safetensors, ...         each rank's fragments of U, s, V and of AdamW's two moments, in fp32
 
 A checkpoint takes 12 bytes per trained number. The frozen residual is not in it: it follows from the base model and
-the run's initial factors (RUN/adapter/initial_factors.safetensors), whose digests are checked.
+the run's initial factors (RUN/adapter/initial_factors.safetensors), whose digests are checked. `as_run` opens one as if
+the run had ended there.
 """

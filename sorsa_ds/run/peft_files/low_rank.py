@@ -24,14 +24,17 @@ class LowRank:
     error: float
 
 
-def low_rank_change(source: Source, target: Target, rank: int) -> LowRank:
+def low_rank_change(source: Source, target: Target, rank: int, device: torch.device) -> LowRank:
     """The best approximation of dW of this rank, which is dW itself from `methods.method.Method.exact_rank` on.
 
     The method gives dW = left right^T. That would be a LoRA already; but with SORSA, and wherever a first product was
     taken off the weight, its parts nearly cancel, and a server that rounds them to bf16 would lose much of the change.
     The singular value decomposition of the same product has nothing to cancel.
+
+    Args:
+        device: where it is decomposed. What is returned lies on the CPU.
     """
-    left, right = source.method.change_product(source, target)
+    left, right = (side.to(device) for side in source.method.change_product(source, target))
     Q_left, R_left = torch.linalg.qr(left)
     Q_right, R_right = torch.linalg.qr(right)
     X, d, Yt = torch.linalg.svd(R_left @ R_right.mT, full_matrices=False)
@@ -40,4 +43,4 @@ def low_rank_change(source: Source, target: Target, rank: int) -> LowRank:
     A = root.unsqueeze(-1) * (Yt[..., :rank, :] @ Q_right.mT)
     whole = d.norm().item()
     error = d[..., rank:].norm().item() / whole if whole else 0.0
-    return LowRank(B.float().contiguous(), A.float().contiguous(), error)
+    return LowRank(B.float().contiguous().cpu(), A.float().contiguous().cpu(), error)

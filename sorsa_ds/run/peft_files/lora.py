@@ -1,6 +1,6 @@
 """A LoRA for the untouched base model, in PEFT's format: what training changed, as one low-rank product per layer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from re import escape
@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sorsa_ds.export.low_rank import low_rank_change
-from sorsa_ds.export.modules_to_save import ModulesToSave, modules_to_save
-from sorsa_ds.export.peft_places import OUTSIDE, Place, find_places
-from sorsa_ds.export.tensor_file import write_tensors
 from sorsa_ds.methods.peft_experts import as_parameters
-from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.model.sharding import TensorSpec
+from sorsa_ds.model.tensor_file import write_tensors
 from sorsa_ds.run.merge import outside_linears
+from sorsa_ds.run.peft_files.low_rank import low_rank_change
+from sorsa_ds.run.peft_files.modules_to_save import ModulesToSave, modules_to_save
+from sorsa_ds.run.peft_files.places import OUTSIDE, WEIGHTS, Place, find_places
 from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime.files import write_json
 
@@ -25,21 +24,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 TRUNCATION = "truncation.json"
-BY_PARAMETER = (
-    "This LoRA adapts experts as parameters (PEFT's target_parameters), in the layout of PEFT 0.19 and newer. vLLM "
-    "serves that for some models only; for others it has left the experts out without a word or read them wrongly "
-    "(vllm-project/vllm#41384, #52198): compare its answers with PEFT's, or serve `--format merged`."
-)
-"""What the user of a LoRA on experts should know of PEFT and vLLM."""
-
-FOLLOWED = (
-    "Loading it, PEFT warns that patterns of ranks matched no module and were ignored: it means modules alone, and "
-    "follows these patterns for parameters."
-)
-"""What the user should know of a LoRA that has patterns for parameters."""
-
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's --max-lora-rank takes (MaxLoRARanks in vllm/config/lora.py)."""
+"""The file of the errors of a LoRA that was cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,32 +50,42 @@ class LoraPlan:
         return max(self.ranks.values())
 
     @property
-    def notes(self) -> list[str]:
-        """What the user should know where PEFT adapts parameters."""
-        parameters = self.config.target_parameters or []
-        patterns = any(f"^{escape(name)}" in (self.config.rank_pattern or {}) for name in parameters)
-        return [BY_PARAMETER] * bool(parameters) + [FOLLOWED] * patterns
+    def adapts_parameters(self) -> bool:
+        """Whether PEFT adapts parameters, which hold experts, in place of modules."""
+        return bool(self.config.target_parameters)
+
+    @property
+    def has_parameter_ranks(self) -> bool:
+        """Whether parameters have ranks of their own."""
+        patterns = self.config.rank_pattern or {}
+        return any(f"^{escape(name)}" in patterns for name in self.config.target_parameters or [])
 
 
 def plan_lora(source: Source, rank: int | None) -> LoraPlan:
     """The ranks that are exact (with SORSA twice the trained ones), none of them above `rank`.
 
     Raises:
-        ValueError: a rank below 1, a weight for which PEFT has no LoRA, or modules that were trained whole and that
-            PEFT cannot save.
+        ValueError: a weight for which PEFT has no LoRA, or modules that were trained whole and that PEFT cannot save.
     """
-    if rank is not None and rank < 1:
-        raise ValueError(f"--rank {rank}: a LoRA has at least rank 1")
     exact = {place: source.method.exact_rank(target) for target in source.targets for place in target.places}
     ranks = exact if rank is None else {name: min(r, rank) for name, r in exact.items()}
-    saved, config = modules_to_save(source, "lora"), _lora_config(source, ranks)
+    saved, config = modules_to_save(source), _lora_config(source, ranks)
     places = find_places(source.model, config, source.targets, ranks)
     config.modules_to_save = saved.modules or None
     return LoraPlan(ranks, ranks != exact, places, config, saved)
 
 
-def write_lora(source: Source, planned: LoraPlan, folder: Path, progress: TensorProgress) -> dict[str, float]:
+def write_lora(
+    source: Source,
+    planned: LoraPlan,
+    folder: Path,
+    progress: TensorProgress,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 (never changed)
+) -> dict[str, float]:
     """Fill a folder; returns each layer's relative error ||dW - B A||_F / ||dW||_F of what was cut off.
+
+    Args:
+        device: where the changes are decomposed.
 
     Raises:
         ValueError: the disk refuses.
@@ -103,7 +98,7 @@ def write_lora(source: Source, planned: LoraPlan, folder: Path, progress: Tensor
     def tensors() -> Iterator[Tensor]:
         targets = {target.name: target for target in source.targets}
         for name in progress(list(targets)):
-            found = low_rank_change(source, targets[name], planned.ranks[name])
+            found = low_rank_change(source, targets[name], planned.ranks[name], device)
             errors[name] = found.error
             for place in targets[name].places:
                 yield from planned.places[place].laid_out(found)
@@ -111,7 +106,7 @@ def write_lora(source: Source, planned: LoraPlan, folder: Path, progress: Tensor
         for one in planned.saved.parameters.values():
             yield outside_linears(source, one).contiguous()
 
-    write_tensors(folder / TRAINED, specs, tensors())
+    write_tensors(folder / WEIGHTS, specs, tensors())
     planned.config.save_pretrained(str(folder))
     if planned.truncated:
         summary = {"rank": planned.rank, "worst": max(errors.values()), "mean": mean(errors.values())}
@@ -148,13 +143,3 @@ def _lora_config(source: Source, ranks: dict[str, int]) -> "LoraConfig":
     config.target_modules = [place for target in modules for place in target.places]
     config.target_parameters = list(weights.values()) or None
     return config
-
-
-def served_by_vllm(rank: int, saved: Sequence[str] = ()) -> str:
-    """A line on vLLM, which takes only some ranks, and no modules that were trained whole (`saved`)."""
-    if saved:
-        return f"vLLM takes no adapter with modules_to_save ({', '.join(saved[:3])}): serve --format merged"
-    fitting = next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
-    if fitting is None:
-        return f"vLLM takes LoRA ranks up to {VLLM_RANKS[-1]}, this one has {rank}: cut it with --rank {VLLM_RANKS[-1]}"
-    return f"vLLM serves it with --enable-lora --max-lora-rank {fitting} (its default is 16)"

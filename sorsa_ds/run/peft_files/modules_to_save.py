@@ -20,11 +20,8 @@ class ModulesToSave:
     parameters: dict[str, str]
 
 
-def modules_to_save(source: Source, form: str) -> ModulesToSave:
+def modules_to_save(source: Source) -> ModulesToSave:
     """The modules that hold what was trained whole. One that lies within another goes with it.
-
-    Args:
-        form: the format of the export, for the message.
 
     Raises:
         ValueError: PEFT, which looks at how names end, would take a module for another, or one holds adapted linears.
@@ -38,8 +35,8 @@ def modules_to_save(source: Source, form: str) -> ModulesToSave:
         also += [target.name for target in source.targets if target.name.startswith(f"{module}.")]
         if also:
             raise ValueError(
-                f"--format {form}: {module} was trained whole, and PEFT cannot save it without {also[0]}, which was "
-                f"not; --format merged has it"
+                f"{module} was trained whole, and PEFT cannot save it without {also[0]}, which was not; "
+                f"--format merged has it"
             )
     first: dict[int, str] = {}
     parameters = {

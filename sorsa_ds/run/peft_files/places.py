@@ -15,14 +15,17 @@ from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sorsa_ds.export.low_rank import LowRank
 from sorsa_ds.methods.families.peft_adapters import ADAPTER
 from sorsa_ds.methods.peft_experts import bare, is_turned, together
 from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.model.targets import Target
+from sorsa_ds.run.peft_files.low_rank import LowRank
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+
+WEIGHTS = "adapter_model.safetensors"
+"""PEFT's name of the file of tensors."""
 
 OUTSIDE = "base_model.model."
 """What PEFT puts before the name of a module."""
@@ -71,8 +74,8 @@ def find_places(
     for target in targets:
         if target.experts and model.get_parameter(target.name).dim() != 3:
             raise ValueError(
-                f"--format lora: {target.name} holds the weights of {target.experts} experts in two dimensions, which "
-                f"PEFT takes for one matrix; {MERGED}"
+                f"{target.name} holds the weights of {target.experts} experts in two dimensions, which PEFT takes for "
+                f"one matrix; {MERGED}"
             )
     from peft import get_peft_model, set_peft_model_state_dict
 
@@ -87,12 +90,10 @@ def find_places(
             empty = {spec.name: torch.empty(spec.shape, device="meta") for spec in specs}
             result: Any = set_peft_model_state_dict(wrapped, empty, ADAPTER, low_cpu_mem_usage=True)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(f"--format lora: PEFT cannot hold this LoRA: {error}; {MERGED}") from error
+        raise ValueError(f"PEFT cannot hold this LoRA: {error}; {MERGED}") from error
     lost = [*result.unexpected_keys, *(name for name in result.missing_keys if ".lora_" in name)]
     if lost:
-        raise ValueError(
-            f"--format lora: PEFT would not find {lost[0]} again, nor {len(lost) - 1} other tensors of it; {MERGED}"
-        )
+        raise ValueError(f"PEFT would not find {lost[0]} again, nor {len(lost) - 1} other tensors of it; {MERGED}")
     return places
 
 
