@@ -29,16 +29,17 @@ from typing import TYPE_CHECKING, Any
 from sorsa_ds.runtime.versions import VERSION as __version__  # noqa: F401
 
 if TYPE_CHECKING:
-    from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
+    from sorsa_ds.config.schema import AdapterConfig, ResidualConfig, SorsaConfig
     from sorsa_ds.model.adapt_partitioned import adapt_partitioned_model
     from sorsa_ds.run.reload import load_adapter
 
 # transformers imports bitsandbytes, which warns of an optional inference kernel that nothing here uses.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit_forward" not in record.msg)
 
-__all__ = ["ResidualConfig", "SorsaConfig", "adapt_partitioned_model", "load_adapter"]
+__all__ = ["AdapterConfig", "ResidualConfig", "SorsaConfig", "adapt_partitioned_model", "load_adapter"]
 
 _MODULES = {
+    "AdapterConfig": "sorsa_ds.config.schema",
     "ResidualConfig": "sorsa_ds.config.schema",
     "SorsaConfig": "sorsa_ds.config.schema",
     "adapt_partitioned_model": "sorsa_ds.model.adapt_partitioned",

@@ -17,7 +17,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sorsa_ds.config.declare import Digest, Name, NonNegativeInt, PositiveInt
-from sorsa_ds.config.schema import BaselineConfig, LoadingConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
+from sorsa_ds.config.renamed import renamed_sections
+from sorsa_ds.config.schema import (
+    AdapterConfig,
+    BaselineConfig,
+    LoadingConfig,
+    MethodName,
+    ResidualConfig,
+    RunConfig,
+    SorsaConfig,
+)
 from sorsa_ds.config.typed_json import typed
 from sorsa_ds.model.pretrained import all_finite
 from sorsa_ds.model.targets import Target
@@ -50,9 +59,10 @@ class Description:
     base_model: Name
     loading: LoadingConfig
     precision: PrecisionName
-    sorsa: SorsaConfig
+    adapter: AdapterConfig
     layers: dict[str, dict[str, PositiveInt]]
     digests: dict[str, Digest]
+    sorsa: SorsaConfig = field(default_factory=SorsaConfig)
     residual: ResidualConfig = field(default_factory=ResidualConfig)
     files: dict[str, Digest] = field(default_factory=dict)
     method: MethodName = "sorsa"
@@ -107,9 +117,9 @@ def describe_adapter(
     assert config.train.precision != "auto", "the settings are resolved"
     layers = {target.name: target.layout for target in targets}
     description = Description(
-        config.model, config.loading, config.train.precision, config.sorsa, layers, digests, config.residual,
-        method=config.method, baseline=config.baseline, numerics=numerics or {},
-        new_tokens=new_tokens or {},
+        config.model, config.loading, config.train.precision, config.adapter, layers, digests,
+        sorsa=config.sorsa, residual=config.residual, method=config.method, baseline=config.baseline,
+        numerics=numerics or {}, new_tokens=new_tokens or {},
     )  # fmt: skip
     write_description(folder, description)
 
@@ -168,10 +178,16 @@ def read_description(folder: Path, trust_remote_code: bool = False) -> Descripti
 
 
 def _completed(described: Any) -> Any:
-    """A description with what earlier versions did not write: they left experts that are one parameter as they were."""
-    if isinstance(described, dict) and isinstance(sorsa := described.get("sorsa"), dict):
-        sorsa.setdefault("experts", "frozen")
-    return described
+    """A description as this version writes it: settings under their names of now, and with what earlier ones lack.
+
+    The first versions left experts that are one parameter as they were.
+    """
+    if not isinstance(described, dict):
+        return described
+    found = renamed_sections(described)
+    if isinstance(adapter := found.get("adapter"), dict):
+        adapter.setdefault("experts", "frozen")
+    return found
 
 
 def _check_layer(name: str, layer: dict[str, int]) -> None:

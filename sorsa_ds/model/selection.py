@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from sorsa_ds.config.schema import SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig
 from sorsa_ds.model.architectures import mixing_linears, uncalled_linears
 from sorsa_ds.model.experts import Stack, find_stacks, modules_of
 from sorsa_ds.model.language_part import in_language_part
@@ -22,8 +22,8 @@ from sorsa_ds.model.whole_modules import WholeParameter, held_by, whole_paramete
 ALL_LINEAR = "all-linear"
 """The pattern that means every linear but the output head and what cannot or need not be adapted."""
 
-EXCLUDED = "named by sorsa.exclude"
-WHOLE = "trained whole (sorsa.train_whole)"
+EXCLUDED = "named by adapter.exclude"
+WHOLE = "trained whole (adapter.train_whole)"
 OUTSIDE = "it lies outside of the language model, and text does not reach it"
 SMALLEST_SIDE = 8
 """Linears with a shorter side than this have no rank that would save anything, such as a gate with one output."""
@@ -77,7 +77,7 @@ class Selection:
         )
 
 
-def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_experts: bool = True) -> Selection:
+def choose(model: nn.Module, config: AdapterConfig, experts: bool = False, flat_experts: bool = True) -> Selection:
     """The linears that the configuration names, and those that `all-linear` leaves out.
 
     Args:
@@ -95,8 +95,8 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_ex
     shapes |= {stack.name: (stack.out_features, stack.in_features) for stack in stacks}
     patterns = [config.targets] if isinstance(config.targets, str) else config.targets
     named = [pattern for pattern in patterns if pattern != ALL_LINEAR]
-    check_all_match("sorsa.targets", named, shapes)
-    check_all_match("sorsa.exclude", config.exclude, shapes)
+    check_all_match("adapter.targets", named, shapes)
+    check_all_match("adapter.exclude", config.exclude, shapes)
     excluded = {name: EXCLUDED for name in shapes if any(matches(name, pattern) for pattern in config.exclude)}
     chosen = {name for name in shapes if any(matches(name, pattern) for pattern in named)} - excluded.keys()
     shared = shared_linears(linears)
@@ -105,11 +105,11 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_ex
     taken = held_by(linears, whole) | {one.name: one.name for one in whole if one.name in shapes}
     for name in sorted(chosen & taken.keys()):
         raise ValueError(
-            f"sorsa.train_whole: {taken[name]} would be trained whole, and it belongs to {name}, which sorsa.targets "
-            f"adapts: leave it out of one of them"
+            f"adapter.train_whole: {taken[name]} would be trained whole, and it belongs to {name}, which "
+            f"adapter.targets adapts: leave it out of one of them"
         )
     for name in sorted(chosen & unfit.keys()):
-        raise ValueError(f"sorsa.targets: {name} cannot be adapted, since {unfit[name]}; leave it out")
+        raise ValueError(f"adapter.targets: {name} cannot be adapted, since {unfit[name]}; leave it out")
     head, left_out = _output_head(model), dict(excluded)
     ranks = {name: _rank(name, config, name not in linears) for name in shapes}
     if ALL_LINEAR in patterns:
@@ -124,7 +124,7 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_ex
         chosen -= {*others}
     if not chosen:
         raise ValueError(
-            "sorsa.targets selects no linear: the list is empty, or the model has no linear but its output head"
+            "adapter.targets selects no linear: the list is empty, or the model has no linear but its output head"
             + (f" and others that are left out: {summed_up(left_out)}" if left_out else "")
         )
     _check_whole_modules(stacks, chosen)
@@ -137,7 +137,7 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_ex
     return Selection(_in_module_order(model, targets), left_out, sum(sizes.values()), inside, whole)
 
 
-def select_targets(model: nn.Module, config: SorsaConfig) -> list[Target]:
+def select_targets(model: nn.Module, config: AdapterConfig) -> list[Target]:
     """The linears that the configuration names, in module order.
 
     Raises:
@@ -220,7 +220,7 @@ def _unneeded(model: nn.Module, shapes: Mapping[str, tuple[int, int]], ranks: Ma
 
 
 def _unfit_experts(
-    model: nn.Module, stacks: list[Stack], config: SorsaConfig, adapted: bool, flat: bool
+    model: nn.Module, stacks: list[Stack], config: AdapterConfig, adapted: bool, flat: bool
 ) -> dict[str, str]:
     """Stacked experts that cannot be adapted -> the reason, as half a sentence."""
     is_text = in_language_part(model)
@@ -229,7 +229,7 @@ def _unfit_experts(
         reason = "PEFT takes experts in a parameter of two dimensions for one matrix"
         return {stack.name: reason for stack in stacks if stack.flat and not flat} | outside
     none = "only SORSA and LoRA adapt experts that are held as one parameter"
-    return {stack.name: "sorsa.experts is frozen" if adapted else none for stack in stacks} | outside
+    return {stack.name: "adapter.experts is frozen" if adapted else none for stack in stacks} | outside
 
 
 def _whole_modules(stacks: list[Stack], left_out: Set[str]) -> dict[str, str]:
@@ -252,39 +252,39 @@ def _check_whole_modules(stacks: list[Stack], chosen: Set[str]) -> None:
         if lacking and len(lacking) < len(some):
             inside = next(stack.name for stack in some if stack.name in chosen)
             raise ValueError(
-                f"sorsa.targets: {inside} is adapted, and {', '.join(lacking)} of the same experts is not; name both, "
-                f"or none"
+                f"adapter.targets: {inside} is adapted, and {', '.join(lacking)} of the same experts is not; name "
+                f"both, or none"
             )
 
 
-def _check_ranks(config: SorsaConfig, names: Collection[str], chosen: Set[str], left_out: Mapping[str, str]) -> None:
-    """Stop where a pattern of `sorsa.rank_pattern` means nothing that is adapted.
+def _check_ranks(config: AdapterConfig, names: Collection[str], chosen: Set[str], left_out: Mapping[str, str]) -> None:
+    """Stop where a pattern of `adapter.rank_pattern` means nothing that is adapted.
 
     Raises:
         ValueError: naming the pattern, and why what it means is not adapted.
     """
-    check_all_match("sorsa.rank_pattern", config.rank_pattern, names)
+    check_all_match("adapter.rank_pattern", config.rank_pattern, names)
     for pattern in config.rank_pattern:
         meant = [name for name in names if matches(name, pattern)]
         if not chosen & {*meant}:
-            reason = left_out.get(meant[0], "sorsa.targets does not name it")
-            raise ValueError(f"sorsa.rank_pattern: {pattern!r} means {meant[0]}, which is not adapted: {reason}")
+            reason = left_out.get(meant[0], "adapter.targets does not name it")
+            raise ValueError(f"adapter.rank_pattern: {pattern!r} means {meant[0]}, which is not adapted: {reason}")
 
 
-def _rank(name: str, config: SorsaConfig, experts: bool) -> int:
+def _rank(name: str, config: AdapterConfig, experts: bool) -> int:
     own = config.expert_rank if experts else config.rank
     return next((rank for pattern, rank in config.rank_pattern.items() if matches(name, pattern)), own)
 
 
 def _target(name: str, module: nn.Linear | Conv1D, rank: int, shared: tuple[str, ...]) -> Target:
     m, n = _shape(module)
-    _check_rank(name, m, n, rank, "sorsa.rank")
+    _check_rank(name, m, n, rank, "adapter.rank")
     return Target(name, m, n, rank, module.bias is not None, isinstance(module, Conv1D), shared)
 
 
 def _stack_target(stack: Stack, rank: int) -> Target:
     m, n = stack.out_features, stack.in_features
-    _check_rank(stack.name, m, n, rank, "sorsa.expert_rank")
+    _check_rank(stack.name, m, n, rank, "adapter.expert_rank")
     return Target(stack.name, m, n, rank, bias=False, transposed=stack.transposed, experts=stack.experts)
 
 
@@ -292,7 +292,7 @@ def _check_rank(name: str, m: int, n: int, rank: int, setting: str) -> None:
     if rank > min(m, n):
         raise ValueError(
             f"rank {rank} exceeds min(out, in) = {min(m, n)} of {name} ({m} x {n}): lower {setting}, give this "
-            f"layer its own in sorsa.rank_pattern, or leave it out by sorsa.exclude"
+            f"layer its own in adapter.rank_pattern, or leave it out by adapter.exclude"
         )
 
 

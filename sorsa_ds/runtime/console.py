@@ -49,6 +49,12 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
+def aside(text: str) -> None:
+    """Print a line on rank 0 to stderr, where it is no part of what a command gives. See `say`."""
+    if _rank() == 0:
+        tqdm.write(printable(text), file=sys.stderr)
+
+
 def note(text: str) -> None:
     """Print a line on this rank, whichever it is, to stderr and with the rank in front. See `say`."""
     tqdm.write(printable(f"[rank {_rank()}] {text}"), file=sys.stderr)

@@ -75,7 +75,7 @@ class PeftMethod(Method):
         """What makes PEFT's layers with these settings."""
         from sorsa_ds.methods.peft_layers import PeftLayers
 
-        return PeftLayers(self, settings.sorsa, settings.baseline, seed)
+        return PeftLayers(self, settings.adapter, settings.baseline, seed)
 
     def working_set(self, settings: Settings, targets: Sequence[Target], largest: int, storage: Storage) -> int:
         return reading_bytes(largest, max(self._layer_bytes(target, settings.baseline) for target in targets))
@@ -143,7 +143,7 @@ class PeftMethod(Method):
         if is_turned(holder_of(run.model, target), target):
             products = [(B.mT, A.mT) for A, B in products]
         left = torch.cat([B if number == 0 else -B for number, (_, B) in enumerate(products)], -1)
-        return scale_of(target, run.described.sorsa) * left, torch.cat([A.mT for A, _ in products], -1)
+        return scale_of(target, run.described.adapter) * left, torch.cat([A.mT for A, _ in products], -1)
 
     def peft_config(
         self, settings: Settings, targets: Sequence[Target], parameters: Collection[Target] = ()
@@ -164,7 +164,7 @@ class PeftMethod(Method):
         others = {f"^{escape(keys[place])}$": r for place, r in ranks.items() if r != rank}
         if others:  # AdaLoRA has none: it begins with one rank
             config.rank_pattern = others
-            config.alpha_pattern = others if settings.sorsa.alpha is None else {}
+            config.alpha_pattern = others if settings.adapter.alpha is None else {}
         config.task_type = "CAUSAL_LM"
         return config
 
