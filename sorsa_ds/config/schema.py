@@ -247,6 +247,12 @@ class RunConfig:
                 f"train.sequence_parallel={self.train.sequence_parallel} cuts sequences, and data.packing=true joins "
                 f"them to rows that need masks: set one of them to its default"
             )
+        if self.train.sequence_parallel > 1 and self.train.neftune_noise_alpha is not None:
+            raise ValueError(
+                f"train.neftune_noise_alpha={self.train.neftune_noise_alpha:g} is scaled by the length of a row, "
+                f"of which train.sequence_parallel={self.train.sequence_parallel} gives each rank a part: leave "
+                f"one of them out"
+            )
         check_micro_batch_tokens(self.train.micro_batch_tokens, self.data.max_length, self.data.packing)
         if self.train.optimizer == "adamw_8bit" and self.regularizer.reorthonormalize:
             raise ValueError(

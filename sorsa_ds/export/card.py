@@ -128,7 +128,12 @@ def _method_rows(source: Source) -> list[tuple[str, str]]:
     if method.has_rank:
         ranks = sorted({method.rank(target, source.described.baseline) for target in source.targets})
         rows.append(("rank", " to ".join(map(str, ranks[:1] + ranks[1:][-1:]))))
-        rows.append(("scale", "1" if adapter.alpha is None else f"{adapter.alpha:g} / rank"))
+        rows.append(
+            (
+                "scale",
+                "1" if adapter.alpha is None else f"{adapter.alpha:g} / {'sqrt(rank)' if adapter.rslora else 'rank'}",
+            )
+        )
     if (reg := method.regularizer(config)) is not None:
         gamma = reg.coefficient * config.train.learning_rate
         strength = f"gamma = {gamma:.3g}, gamma / eta_d = {reg.coefficient:.4g}"

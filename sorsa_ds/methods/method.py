@@ -43,7 +43,7 @@ SORSA_SETTINGS = ("regularizer.*", "sorsa.svd", "sorsa.svd_tolerance", "sorsa.sv
 EXPERT_SETTINGS = ("adapter.experts", "adapter.expert_rank")
 """Paths of the settings that mean something only to methods that adapt experts which a model holds as one parameter."""
 
-ADAPTER_SETTINGS = ("adapter.rank", "adapter.rank_pattern", "adapter.alpha", "adapter.dropout")
+ADAPTER_SETTINGS = ("adapter.rank", "adapter.rank_pattern", "adapter.alpha", "adapter.rslora", "adapter.dropout")
 """Paths of the settings that mean something only to methods that put an adapter beside a linear."""
 
 

@@ -58,6 +58,7 @@ class PeftLayers:
         """PEFT's configuration of linears and parameters of this rank. Without `initialise` nothing is decomposed."""
         shared: dict[str, Any] = {
             "lora_alpha": rank if self.adapter.alpha is None else self.adapter.alpha,
+            "use_rslora": self.adapter.rslora,
             "lora_dropout": self.adapter.dropout,
             "target_modules": list(targets),
             "fan_in_fan_out": transposed,

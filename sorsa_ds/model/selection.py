@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config.schema import AdapterConfig
 from sorsa_ds.model.architectures import mixing_linears, uncalled_linears
+from sorsa_ds.model.blocks import outside_blocks
 from sorsa_ds.model.experts import Stack, find_stacks, modules_of
 from sorsa_ds.model.language_part import in_language_part
 from sorsa_ds.model.linear_classes import computes_linear
@@ -87,7 +88,7 @@ def choose(model: nn.Module, config: AdapterConfig, experts: bool = False, flat_
     Raises:
         ValueError: a pattern matches no linear (the message lists what exists) or one that cannot be adapted or is to
             be trained whole, nothing is selected, a rank exceeds min(out, in) of a layer (the message names the layer),
-            or `whole_parameters` finds bad modules.
+            the model has no block of a number, or `whole_parameters` finds bad modules.
     """
     linears = linears_of(model)
     stacks, unknown = find_stacks(model)
@@ -97,26 +98,23 @@ def choose(model: nn.Module, config: AdapterConfig, experts: bool = False, flat_
     named = [pattern for pattern in patterns if pattern != ALL_LINEAR]
     check_all_match("adapter.targets", named, shapes)
     check_all_match("adapter.exclude", config.exclude, shapes)
-    excluded = {name: EXCLUDED for name in shapes if any(matches(name, pattern) for pattern in config.exclude)}
-    chosen = {name for name in shapes if any(matches(name, pattern) for pattern in named)} - excluded.keys()
+    excluded = outside_blocks(shapes, config.layers, in_language_part(model))
+    excluded |= {name: EXCLUDED for name in shapes if any(matches(name, pattern) for pattern in config.exclude)}
+    meant = {name for name in shapes if any(matches(name, pattern) for pattern in named)}
+    chosen = meant - excluded.keys()
     shared = shared_linears(linears)
     unfit = _unfit(model, linears) | _unfit_experts(model, stacks, config, experts, flat_experts)
     whole = whole_parameters(model, config.train_whole)
     taken = held_by(linears, whole) | {one.name: one.name for one in whole if one.name in shapes}
-    for name in sorted(chosen & taken.keys()):
-        raise ValueError(
-            f"adapter.train_whole: {taken[name]} would be trained whole, and it belongs to {name}, which "
-            f"adapter.targets adapts: leave it out of one of them"
-        )
-    for name in sorted(chosen & unfit.keys()):
-        raise ValueError(f"adapter.targets: {name} cannot be adapted, since {unfit[name]}; leave it out")
-    head, left_out = _output_head(model), dict(excluded)
+    _check_named(chosen, taken, unfit)
+    head = _output_head(model)
+    left_out = {name: why for name, why in excluded.items() if why == EXCLUDED or name in meant}
     ranks = {name: _rank(name, config, name not in linears) for name in shapes}
     if ALL_LINEAR in patterns:
         body = {name for name in shapes if name not in linears or linears[name] is not head}
         reasons = _unneeded(model, shapes, ranks) | unknown | unfit | excluded | dict.fromkeys(taken, WHOLE)
         reasons |= _whole_modules(stacks, reasons.keys() - chosen)
-        known = [name for name in shapes if name in reasons and name in body]
+        known = [name for name in shapes if name in reasons and name in body | meant]
         left_out = {name: reasons[name] for name in [*known, *unknown] if name not in chosen}
         chosen |= body - left_out.keys()
     for first, others in shared.items():
@@ -230,6 +228,24 @@ def _unfit_experts(
         return {stack.name: reason for stack in stacks if stack.flat and not flat} | outside
     none = "only SORSA and LoRA adapt experts that are held as one parameter"
     return {stack.name: "adapter.experts is frozen" if adapted else none for stack in stacks} | outside
+
+
+def _check_named(chosen: Set[str], taken: Mapping[str, str], unfit: Mapping[str, str]) -> None:
+    """Stop where linears that are named cannot be adapted.
+
+    Args:
+        taken: linears that are to be trained whole -> the module by which. unfit: others -> the reason.
+
+    Raises:
+        ValueError: naming the first one.
+    """
+    for name in sorted(chosen & taken.keys()):
+        raise ValueError(
+            f"adapter.train_whole: {taken[name]} would be trained whole, and it belongs to {name}, which "
+            f"adapter.targets adapts: leave it out of one of them"
+        )
+    for name in sorted(chosen & unfit.keys()):
+        raise ValueError(f"adapter.targets: {name} cannot be adapted, since {unfit[name]}; leave it out")
 
 
 def _whole_modules(stacks: list[Stack], left_out: Set[str]) -> dict[str, str]:

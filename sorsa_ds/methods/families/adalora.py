@@ -19,7 +19,10 @@ class AdaLora(PeftMethod):
     """AdaLoRA: P diag(e) Q beside a linear with an orthogonal term in the loss, and ranks taken away on the way."""
 
     name, title = "adalora", "AdaLoRA"
-    ignored_settings = (*SORSA_SETTINGS, *EXPERT_SETTINGS, "baseline.pissa_*", "adapter.rank_pattern")
+    ignored_settings = (
+        *SORSA_SETTINGS, *EXPERT_SETTINGS, "baseline.pissa_*", "baseline.loraplus_*",
+        "adapter.rank_pattern", "adapter.rslora",
+    )  # fmt: skip
     matrices = 3
     refused_stages: Mapping[int, str] = {
         3: "PEFT takes its orthogonal term on factors that it gathers after the forward pass, and ZeRO-3 has cut them "

@@ -48,7 +48,13 @@ class Full(WholeWeights):
     """Full fine-tuning: every parameter is trained, and there are no targets."""
 
     name, title = "full", "full fine-tuning"
-    ignored_settings = (*Method.ignored_settings, "adapter.targets", "adapter.train_whole", *ADAPTER_SETTINGS)
+    ignored_settings = (
+        *Method.ignored_settings,
+        "adapter.targets",
+        "adapter.layers",
+        "adapter.train_whole",
+        *ADAPTER_SETTINGS,
+    )
 
     def choose(self, model: nn.Module, adapter: AdapterConfig) -> Selection:
         return Selection([], {}, body_of(model), 0)
