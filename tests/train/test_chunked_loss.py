@@ -17,7 +17,7 @@ from sorsa_ds.plan.logits import LOGIT_BYTES
 from sorsa_ds.runtime import collectives
 from sorsa_ds.train import chunked_loss
 from sorsa_ds.train.chunked_loss import why_not_chunked
-from sorsa_ds.train.loss import LossOptions, mean_loss, summed_loss
+from sorsa_ds.train.loss import LossOptions, mean_loss, summed_loss, training_losses
 from sorsa_ds.train.loss_options import choose_options
 from sorsa_ds.train.micro_batch import MicroBatch
 from sorsa_ds.train.padding import Padding
@@ -59,13 +59,13 @@ def batch_of(vocabulary=VOCABULARY):
 def gradients(model, options):
     """The loss of the batch, scaled as a step does, and its gradients by all that is trained."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    loss = summed_loss(model, batch_of(), options)
+    loss = training_losses(model, batch_of(), options)[0]
     return loss.detach(), torch.autograd.grad(loss * 0.37, trained, allow_unused=True)
 
 
-def assert_same(model, chunk):
+def assert_same(model, chunk, smoothing=0.0):
     """The loss and gradients in chunks are those of all logits, to 1e-6 of each gradient's norm."""
-    (whole, wanted), (parts, found) = (gradients(model, LossOptions(chunk=n)) for n in (0, chunk))
+    (whole, wanted), (parts, found) = (gradients(model, LossOptions(chunk=n, smoothing=smoothing)) for n in (0, chunk))
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=0)
     for one, other in zip(found, wanted, strict=True):
         assert (one is None) == (other is None)
@@ -77,6 +77,11 @@ def assert_same(model, chunk):
 @pytest.mark.parametrize("chunk", [1, 4, 13])
 def test_loss_and_gradients_are_those_of_all_logits(name, chunk):
     assert_same(made(HEADS[name]), chunk)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_so_are_smoothed_ones(name):
+    assert_same(made(HEADS[name]), 4, smoothing=0.15)
 
 
 @pytest.mark.parametrize("name", HEADS)
