@@ -2,7 +2,7 @@
 
 The rooms, in the order in which a run meets them (docs/architecture.md says which may import which):
 
-    cli        the commands: train, plan, check, preview, evaluate, export, analyze, compare
+    cli        the commands: train, plan, check, convert, preview, evaluate, export, analyze, compare
     config     what a run can be told: settings, YAML, command line, the DeepSpeed JSON
     runtime    the ground that all rooms stand on: processes, collectives, precision, console, files
     train      one run, from its settings to its report
