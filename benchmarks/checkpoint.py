@@ -50,7 +50,7 @@ def checkpoints(folder: Path, rank: int) -> dict:
 
     trainer = assemble(parse([
         f"--ds_config={DS_CONFIGS / 'zero2.json'}", f"output.folder={folder}", "output.name=run",
-        f"sorsa.rank={rank}", "train.precision=fp32", "train.steps=2", "data.eval_size=0",
+        f"adapter.rank={rank}", "train.precision=fp32", "train.steps=2", "data.eval_size=0",
     ]))  # fmt: skip
     trainer.prepare()
     trainer.start(folder / "run" / "adapter")

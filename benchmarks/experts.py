@@ -22,7 +22,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from benchmarks.helpers.common import DTYPES, autocast_to, say
 from benchmarks.helpers.turns import in_turns, ratio
-from sorsa_ds.config.schema import SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig
 from sorsa_ds.model.selection import choose
 from sorsa_ds.model.targets import insert_sorsa_layers
 from sorsa_ds.runtime.precision import resolve_precision
@@ -81,7 +81,7 @@ def sides(a: argparse.Namespace, device: torch.device) -> dict[str, nn.Module]:
     lora, sorsa = copy.deepcopy(frozen), copy.deepcopy(frozen)
     parameters = ["experts.gate_up_proj", "experts.down_proj"]
     inject_adapter_in_model(LoraConfig(r=a.rank, target_modules=[], target_parameters=parameters), lora)
-    config = SorsaConfig(expert_rank=a.rank)
+    config = AdapterConfig(expert_rank=a.rank)
     formats = resolve_precision("fp32" if a.dtype == "fp32" else "mixed", None, device.type)
     insert_sorsa_layers(sorsa, choose(sorsa, config, experts=True).targets, config, formats, Dense(DTYPES[a.dtype]))
     sorsa.to_empty(device=device)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.helpers.common import ROOT, Peak, say, write_llama
-from sorsa_ds.config.schema import RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, RunConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.export.command import Options, export
 from sorsa_ds.model import adapter_file
@@ -55,12 +55,12 @@ def write_run(folder: Path, gib: float, rank: int) -> None:
     """Write a base model, and a run's folder as if the run had been trained in mixed precision."""
     base, run = folder / "base", folder / "run"
     write_llama(base, gib, flat=True)
-    config = RunConfig(model=str(base), sorsa=SorsaConfig(rank=rank), train=TrainConfig(precision="mixed"))
+    config = RunConfig(model=str(base), adapter=AdapterConfig(rank=rank), train=TrainConfig(precision="mixed"))
     model = skeleton(base, config.loading)
     weights = DiskWeightSource.of_model(base, model, {})
     for parameter, _ in model.named_parameters():
         weights.parameter(parameter)
-    targets = select_targets(model, config.sorsa)
+    targets = select_targets(model, config.adapter)
     (run / "adapter").mkdir(parents=True)
     for file in (adapter_file.INITIAL, adapter_file.TRAINED):
         shapes = {

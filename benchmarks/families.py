@@ -42,7 +42,7 @@ docs/models.md` has made this page.
 - **refused**: a message says what does not work and what to do, before any step.
 - **not built**: transformers itself does not make or reload a tiny model of the family here, for the reason given.
 
-"Adapted" counts what `sorsa.targets: all-linear` means; "share" is that of the weights between the embeddings and the
+"Adapted" counts what `adapter.targets: all-linear` means; "share" is that of the weights between the embeddings and the
 output head. A run says both in its first lines, with what is left out, and warns where the share is below a half.
 "{SUFFIX.strip()}" marks checkpoints of the class that sees or hears, of which the language model is trained.
 

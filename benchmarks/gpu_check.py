@@ -61,7 +61,7 @@ def commands(tiny: bool, shape: Path, folder: Path) -> dict[str, list[str]]:
         "train": [
             sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "1", "launch/train.py",
             "--ds_config", "ds_configs/stage0.json", f"model={GOLDEN / 'model'}", f"data.path={GOLDEN / 'rows.jsonl'}",
-            "data.eval_size=4", "sorsa.rank=4", "train.steps=6", "train.global_batch_size=4",
+            "data.eval_size=4", "adapter.rank=4", "train.steps=6", "train.global_batch_size=4",
             "train.learning_rate=1e-3", "output.save_every=3", f"output.folder={folder}", "output.name=gpu_check",
         ],
         "layer": [sys.executable, "benchmarks/layer.py", "--dtype", "bf16", *layer],

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.helpers.common import in_ranks, say
-from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, DataConfig, ResidualConfig, RunConfig, TrainConfig
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import memory
@@ -125,7 +125,7 @@ def plan() -> dict:
         for rank in (64, 128):
             for length in (512, 2048):
                 config = RunConfig(
-                    model=LLAMA_70B, sorsa=SorsaConfig(rank=rank), residual=ResidualConfig(storage=storage),
+                    model=LLAMA_70B, adapter=AdapterConfig(rank=rank), residual=ResidualConfig(storage=storage),
                     data=DataConfig(max_length=length),
                     train=TrainConfig(precision="mixed", micro_batch_size=1, gradient_checkpointing=True),
                 )  # fmt: skip

@@ -23,7 +23,7 @@ from benchmarks.helpers.common import say
 from benchmarks.helpers.flops import flop_counter, product_speed
 from benchmarks.helpers.peers import reference_layers
 from benchmarks.helpers.turns import in_turns, ratio
-from sorsa_ds.config.schema import DataConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, DataConfig, RunConfig, TrainConfig
 from sorsa_ds.engine.grams import ShardedGrams
 from sorsa_ds.engine.masters import Fragment, Masters
 from sorsa_ds.engine.regularize import ShardedRegularizer
@@ -79,7 +79,7 @@ def main() -> None:
 def paper(rank: int) -> tuple[Job, Facts]:
     """The planner's job and model of the paper's step."""
     config = RunConfig(
-        model=MODEL, sorsa=SorsaConfig(rank=rank), data=DataConfig(max_length=LENGTH),
+        model=MODEL, adapter=AdapterConfig(rank=rank), data=DataConfig(max_length=LENGTH),
         train=TrainConfig(precision="mixed", micro_batch_size=2, global_batch_size=SEQUENCES),
     )  # fmt: skip
     job = Job.of(config, {"zero_optimization": {"stage": 0}}, Hardware())

@@ -1,4 +1,4 @@
-"""A hook of mkdocs: pages of the API from the docstrings, one for each room, and of all messages. Nothing is imported."""
+"""A hook of mkdocs: pages of the API from the docstrings, one for each room, and of all messages."""
 
 import ast
 import re
@@ -38,9 +38,9 @@ def messages() -> str:
     lines = [
         "# Every message",
         "",
-        "What the program says of mistakes that can be mended, room by room. `…` stands for names and numbers of the case.",
-        "Each message names what is wrong, where, and how to mend it; [Troubleshooting](../troubleshooting.md) says more of",
-        "those that are met most.",
+        "What the program says of mistakes that can be mended, room by room. `…` stands for names and numbers of the",
+        "case. Each message names what is wrong, where, and how to mend it; [Troubleshooting](../troubleshooting.md)",
+        "says more of those that are met most.",
     ]  # fmt: skip
     for room in rooms():
         found = {text for path in sorted((PACKAGE / room).rglob("*.py")) for text in _raised(path)}

@@ -2,7 +2,7 @@
 # Train on all GPUs of this machine, or on those that CUDA_VISIBLE_DEVICES names; without GPUs, on CPU ranks.
 #
 #   launch/multi_gpu.sh --config launch/recipes/llama3_70b_8gpu.yaml output.name=mine
-#   launch/multi_gpu.sh --ranks 4 sorsa.rank=64
+#   launch/multi_gpu.sh --ranks 4 adapter.rank=64
 #
 #   --ranks N     on N ranks (default: all GPUs; 2 on a machine without)
 #   --port P      TCP port for the ranks to meet (default 29500; two jobs on one machine need two)

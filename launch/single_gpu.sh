@@ -2,7 +2,7 @@
 # Train on one GPU, or as one process where there is none. Nothing is sharded: ds_configs/stage0.json.
 #
 #   launch/single_gpu.sh --config launch/recipes/llama3_8b_1gpu.yaml output.name=mine
-#   launch/single_gpu.sh --gpu 2 sorsa.rank=64
+#   launch/single_gpu.sh --gpu 2 adapter.rank=64
 #
 #   --gpu N       which GPU (default: the first that CUDA_VISIBLE_DEVICES names, else 0); one of those that it names
 #   --help        this text; `python launch/train.py --help` explains the settings

@@ -2,7 +2,7 @@
 
 The rooms, in the order in which a run meets them (docs/architecture.md says which may import which):
 
-    cli        the commands: train, plan, check, preview, evaluate, export, analyze, compare
+    cli        the commands: train, plan, check, convert, preview, evaluate, export, analyze, compare
     config     what a run can be told: settings, YAML, command line, the DeepSpeed JSON
     runtime    the ground that all rooms stand on: processes, collectives, precision, console, files
     train      one run, from its settings to its report
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from sorsa_ds.runtime.versions import VERSION as __version__  # noqa: F401
 
 if TYPE_CHECKING:
-    from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
+    from sorsa_ds.config.schema import AdapterConfig, ResidualConfig, SorsaConfig
     from sorsa_ds.model.adapt_partitioned import adapt_partitioned_model
     from sorsa_ds.run.reload import load_adapter
 
@@ -38,9 +38,10 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gem
 # DeepSpeed warns where it finds no GPU; every command says by itself on what it computes.
 logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in str(record.msg))
 
-__all__ = ["ResidualConfig", "SorsaConfig", "adapt_partitioned_model", "load_adapter"]
+__all__ = ["AdapterConfig", "ResidualConfig", "SorsaConfig", "adapt_partitioned_model", "load_adapter"]
 
 _MODULES = {
+    "AdapterConfig": "sorsa_ds.config.schema",
     "ResidualConfig": "sorsa_ds.config.schema",
     "SorsaConfig": "sorsa_ds.config.schema",
     "adapt_partitioned_model": "sorsa_ds.model.adapt_partitioned",

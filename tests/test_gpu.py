@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sorsa_ds.config.deepspeed_json import resolve_ds_config
-from sorsa_ds.config.schema import DataConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, DataConfig, LoadingConfig, ResidualConfig, RunConfig, TrainConfig
 from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.sorsa.expert_layer import SorsaExperts
 from sorsa_ds.sorsa.packed_storage import Int8, Nf4
@@ -40,7 +40,7 @@ def _train(folder, stage, precision, steps=5):
     device = torch.device("cuda", 0)
     ds = resolve_ds_config({"zero_optimization": {"stage": stage}}, TrainConfig(), 1, "cuda", precision).ds
     loaded = load_sorsa_model(
-        folder, sorsa=SorsaConfig(rank=5), precision=resolve_precision(precision, None, "cuda"),
+        folder, adapter=AdapterConfig(rank=5), precision=resolve_precision(precision, None, "cuda"),
         placement=Zero3(ds, device) if stage == 3 else Whole(device), device=device, factor_source=exactly,
     )  # fmt: skip
     engine = SorsaEngine(
@@ -197,7 +197,7 @@ def _peak(folder, stage, precision, storage, checkpointing):
     from sorsa_ds.train.setup import checkpoint_activations
 
     config = RunConfig(
-        sorsa=SorsaConfig(rank=64), residual=ResidualConfig(storage=storage), data=DataConfig(max_length=512),
+        adapter=AdapterConfig(rank=64), residual=ResidualConfig(storage=storage), data=DataConfig(max_length=512),
         train=TrainConfig(precision=precision, micro_batch_size=4, gradient_checkpointing=checkpointing),
     )  # fmt: skip
     zero = {"stage": stage, "reduce_bucket_size": 10**7}

@@ -236,7 +236,7 @@ def _train(printed: Path, folder: Path, stage: int, *more: str) -> dict:
     json_file = DS_CONFIGS / (f"zero{stage}.json" if stage else "stage0.json")
     words = [
         f"--ds_config={json_file}", f"model={folder / 'model'}", f"data.path={folder / 'data.jsonl'}",
-        "data.eval_size=2", "data.max_length=64", f"train.steps={STEPS}", f"sorsa.rank={RANK}",
+        "data.eval_size=2", "data.max_length=64", f"train.steps={STEPS}", f"adapter.rank={RANK}",
         "train.global_batch_size=4", "train.micro_batch_size=2", "train.precision=fp32", "train.warmup_ratio=0",
         f"train.learning_rate={RATE}", "train.gradient_checkpointing=false", f"output.folder={folder}",
         "output.name=run", *more,

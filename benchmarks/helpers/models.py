@@ -7,7 +7,15 @@ from transformers import PreTrainedModel
 
 from benchmarks.helpers.common import DS_CONFIGS
 from sorsa_ds.config.deepspeed_json import read_ds_config, resolve_ds_config
-from sorsa_ds.config.schema import BaselineConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import (
+    AdapterConfig,
+    BaselineConfig,
+    LoadingConfig,
+    ResidualConfig,
+    RunConfig,
+    SorsaConfig,
+    TrainConfig,
+)
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.engine.optimizers import adamw
 from sorsa_ds.engine.schedules import cosine_with_warmup
@@ -50,7 +58,7 @@ def default_model(method: str, rank: int, stage: int, precision: str = "mixed", 
     """The default model with the layers of a method; SORSA's factors come from the user's cache of factors."""
     device = this_device()
     return load_adapted_model(
-        ensure_embedded_model(lambda text: None), _operation(method, SorsaConfig(rank=rank), storage, precision),
+        ensure_embedded_model(lambda text: None), _operation(method, rank, storage, precision),
         loading=LoadingConfig(), placement=_placement(stage, precision), device=device,
     )  # fmt: skip
 
@@ -64,7 +72,7 @@ def shaped_model(
     """
     device = this_device()
     model = skeleton(shape, LoadingConfig())
-    selection, recipe = _operation(method, SorsaConfig(rank=rank, svd_cache="off"), storage, precision)(model)
+    selection, recipe = _operation(method, rank, storage, precision, cache="off")(model)
     names = {spec.name for target in selection.targets for spec in recipe.specs(Item.of(target))}
     others = {n: getattr(*places[0]).shape for n, places in parameter_homes(model).items() if n not in names}
     fill_parameters(
@@ -79,10 +87,11 @@ def _placement(stage: int, precision: str) -> Placement:
     return Zero3(ds_config(3, precision), device) if stage == 3 else Whole(device)
 
 
-def _operation(method: str, sorsa: SorsaConfig, storage: str, precision: str) -> AdaptModel:
+def _operation(method: str, rank: int, storage: str, precision: str, cache: str = "auto") -> AdaptModel:
     device = this_device()
     config = RunConfig(
-        method=method, sorsa=sorsa, residual=ResidualConfig(storage=storage),
+        method=method, adapter=AdapterConfig(rank=rank), sorsa=SorsaConfig(svd_cache=cache),
+        residual=ResidualConfig(storage=storage),
         baseline=BaselineConfig(pissa_iterations=4),  # PEFT's fast PiSSA: its exact one takes minutes at 7B
     )  # fmt: skip
     formats = resolve_precision(precision, None, device.type)

@@ -40,7 +40,7 @@ class Project:
         port = free_port() if port is None else port
         words = (
             f"model={self.folder / 'model'}", f"train.steps={self.steps}",
-            "sorsa.rank=32", "sorsa.dropout=0.1", "train.precision=fp32", "train.micro_batch_size=1",
+            "adapter.rank=32", "adapter.dropout=0.1", "train.precision=fp32", "train.micro_batch_size=1",
             "data.max_length=128", "data.eval_size=2", f"output.save_every={SAVE_EVERY}", "train.max_start_gap=1",
             f"output.folder={self.folder}", f"output.name={name}", "--resume", "auto",
         )  # fmt: skip

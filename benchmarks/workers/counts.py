@@ -26,7 +26,8 @@ def step(a: argparse.Namespace) -> dict:
     """Host syncs of a step of several micro-batches, and its collectives of signals that are waited for at once."""
     words = (
         f"--ds_config={DS_CONFIGS / a.ds_config}.json", f"model={a.folder / 'model'}", f"train.steps={STEPS + 1}",
-        "sorsa.rank=4", "train.precision=mixed", "train.micro_batch_size=2", "data.max_length=160", "data.eval_size=2",
+        "adapter.rank=4", "train.precision=mixed", "train.micro_batch_size=2", "data.max_length=160",
+        "data.eval_size=2",
         f"train.gradient_accumulation_steps={ACCUMULATED}", f"output.folder={a.folder}", f"output.name={a.ds_config}",
     )  # fmt: skip
     trainer = assemble(parse(words))

@@ -13,7 +13,7 @@ import torch
 from benchmarks.helpers.flops import flop_counter, product_speed
 from benchmarks.helpers.models import RATE, batch_of, engine_of, peak_gib, shaped_model
 from benchmarks.helpers.turns import synchronise
-from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, DataConfig, ResidualConfig, RunConfig, TrainConfig
 from sorsa_ds.plan.beside_tensors import CONTEXT
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
@@ -125,7 +125,7 @@ def side(a: argparse.Namespace, method: str, storage: str, checkpointing: bool) 
 def planned(a: argparse.Namespace, method: str, storage: str, checkpointing: bool) -> int:
     """Bytes of PyTorch's tensors at the peak, as launch/plan.py says before anything is loaded."""
     config = RunConfig(
-        method=method, sorsa=SorsaConfig(rank=a.rank), residual=ResidualConfig(storage=storage),
+        method=method, adapter=AdapterConfig(rank=a.rank), residual=ResidualConfig(storage=storage),
         data=DataConfig(max_length=a.length),
         train=TrainConfig(precision="mixed", micro_batch_size=a.batch, global_batch_size=a.batch, learning_rate=RATE,
                           gradient_checkpointing=checkpointing),

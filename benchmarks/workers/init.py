@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.helpers.common import Peak, run_side, write_llama
-from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, LoadingConfig, SorsaConfig
 from sorsa_ds.model.embedded import ensure_embedded_model
 from sorsa_ds.model.load import load_adapted_model
 from sorsa_ds.model.pretrained import PretrainedWeights
@@ -64,7 +64,7 @@ def load_model(a: argparse.Namespace) -> dict:
     loaded = load_adapted_model(
         folder,
         lambda model: adapt_to_sorsa(
-            model, SorsaConfig(rank=a.rank), resolve_precision("fp32", None, "cpu"), Dense(torch.float32), CPU,
+            model, AdapterConfig(rank=a.rank), resolve_precision("fp32", None, "cpu"), Dense(torch.float32), CPU,
             lambda target, weight, digest=None: found(weight, target.rank, target.name, a.method, a.tolerance),
         ),
         loading=LoadingConfig(), placement=placement, device=CPU,
@@ -134,19 +134,19 @@ def write_checkpoint(a: argparse.Namespace) -> dict:
 
 def peak_memory(a: argparse.Namespace) -> dict:
     """Peak resident memory above the start of a ZeRO-3 initialisation, and the budget it should keep to."""
-    placement, sorsa = Zero3(DS, CPU), SorsaConfig(rank=a.rank, svd=a.method)
+    placement, adapter = Zero3(DS, CPU), AdapterConfig(rank=a.rank)
     with Peak() as peak:
         formats = resolve_precision("mixed", None, "cpu")
         loaded = load_adapted_model(
             a.folder,
             lambda model: adapt_to_sorsa(
-                model, sorsa, formats, Dense(formats.residual_dtype), CPU,
+                model, adapter, formats, Dense(formats.residual_dtype), CPU,
                 lambda target, weight, digest=None: found(weight, target.rank, target.name, a.method),
             ),
             loading=LoadingConfig(), placement=placement, device=CPU,
         )  # fmt: skip
     shard = sum(p.ds_tensor.nbytes for p in loaded.model.parameters())
-    working = max(working_set(target, sorsa, Dense(torch.float32)) for target in loaded.targets)
+    working = max(working_set(target, SorsaConfig(svd=a.method), Dense(torch.float32)) for target in loaded.targets)
     return {"rss": peak.gib, "shard": shard / 2**30, "budget": (shard + working) / 2**30}
 
 

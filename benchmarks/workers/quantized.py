@@ -90,7 +90,7 @@ def train(a: argparse.Namespace) -> dict:
     """Train the default model on the default data with a residual storage; returns losses and parts of the report."""
     settings = [
         f"--ds_config={DS_CONFIGS / 'zero2.json'}", f"output.folder={a.folder}",
-        f"output.name={a.storage}", "output.save_every=0", f"sorsa.rank={a.rank}", "train.precision=mixed",
+        f"output.name={a.storage}", "output.save_every=0", f"adapter.rank={a.rank}", "train.precision=mixed",
         f"train.learning_rate={a.learning_rate}",
         f"residual.storage={a.storage}", f"residual.iterations={a.iterations}",
         *([] if a.steps is None else [f"train.steps={a.steps}"]),

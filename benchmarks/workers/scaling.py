@@ -10,7 +10,7 @@ import torch
 from benchmarks.helpers.common import run_side
 from benchmarks.helpers.models import NOTHING_KEPT, batch_of, engine_with
 from benchmarks.helpers.wire import Wire
-from sorsa_ds.config.schema import DataConfig, LoadingConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, DataConfig, LoadingConfig, RunConfig, TrainConfig
 from sorsa_ds.model.load import load_adapted_model
 from sorsa_ds.model.sharding import Zero3
 from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa
@@ -42,7 +42,7 @@ def small_job(nodes: int, gpus: int, inside: bool) -> Job:
     if inside:
         zero["zero_hpz_partition_size"] = "auto"
     config = RunConfig(
-        sorsa=SorsaConfig(rank=16), data=DataConfig(max_length=256),
+        adapter=AdapterConfig(rank=16), data=DataConfig(max_length=256),
         train=TrainConfig(precision="fp32", micro_batch_size=1, gradient_accumulation_steps=2),
     )  # fmt: skip
     return Job.of(config, {"zero_optimization": zero}, Hardware(gpus=gpus, nodes=nodes))
@@ -58,7 +58,7 @@ def measure(a: argparse.Namespace) -> dict:
     loaded = load_adapted_model(
         a.folder,
         lambda model: adapt_to_sorsa(
-            model, job.config.sorsa, job.precision, job.storage, device,
+            model, job.config.adapter, job.precision, job.storage, device,
             lambda target, weight, digest=None: decompose(weight, target.rank, target.name, "randomized"),
         ),
         loading=LoadingConfig(), placement=Zero3(job.resolved.ds, device), device=device,

@@ -32,7 +32,7 @@ def _train(world_size: int, node_ranks: int, argv: Sequence[str]) -> str:
     """The name of the run, or an empty text, after everything that can be checked without its machine is checked."""
     from sorsa_ds.train.options import parse
 
-    invocation = parse(argv)
+    invocation = parse(argv, tell=lambda text: None)  # the command itself will tell
     from sorsa_ds.train.first_checks import check_first
 
     check_first(invocation, logs=False)  # which node will write the logs is not known here

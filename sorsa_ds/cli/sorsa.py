@@ -1,7 +1,7 @@
 """The command `sorsa`: one name for all commands, which `pip install` puts on the path.
 
     sorsa train [--gpus N] [--hostfile FILE] [the arguments of launch/train.py]
-    sorsa plan | preview | evaluate | export | analyze | compare | check | chat ...
+    sorsa plan | preview | evaluate | export | analyze | compare | convert | check | chat ...
 
 Each is the same function as launch/*.py. `sorsa train` starts the ranks by the scripts of launch/, unless it is one of
 them already.
@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "write a finished run as a model or an adapter",
     "analyze": "measure the weights of finished runs",
     "compare": "train several methods alike, and compare them",
+    "convert": "settings from a file of axolotl's, LLaMA-Factory's, transformers' or PEFT's",
     "check": "look for mistakes in a command without starting it",
     "completion": "print a script by which a shell completes these words",
 }

@@ -2,9 +2,9 @@
 
 A setting's default gives way to the YAML file (--config), and the file to an override. Overrides have three spellings:
 
-    train.py --config run.yaml sorsa.rank=64
-    train.py --config run.yaml --sorsa.rank 64
-    train.py --config run.yaml --sorsa.rank=64
+    train.py --config run.yaml adapter.rank=64
+    train.py --config run.yaml --adapter.rank 64
+    train.py --config run.yaml --adapter.rank=64
 
 A command with other settings or options calls `split`, `load_settings`, `find_file` and `help_text` with its own. The
 files of --config and --ds_config are found by `find_settings_file` and `find_ds_config` for all commands.
@@ -13,14 +13,16 @@ files of --config and --ds_config are found by `find_settings_file` and `find_ds
 import contextlib
 import dataclasses
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from sorsa_ds.config import other_names
 from sorsa_ds.config.fields import Leaf, leaves, nearest, section_help, sections
+from sorsa_ds.config.renamed import renamed_note, with_new_names
 from sorsa_ds.config.schema import DataConfig, MixedSource, RunConfig
 from sorsa_ds.config.yaml_io import Given, build_settings, check_value, read_value, read_yaml, to_yaml, value_text
+from sorsa_ds.runtime.console import aside
 from sorsa_ds.runtime.shipped import SHIPPED
 
 __all__ = [
@@ -85,29 +87,41 @@ def split(argv: Sequence[str], options: Iterable[str], errors: Errors) -> tuple[
 
 
 def load_settings(
-    schema: type[T], file: Path | None, overrides: Sequence[tuple[str, str]] = (), options: Iterable[str] = ()
+    schema: type[T],
+    file: Path | None,
+    overrides: Sequence[tuple[str, str]] = (),
+    options: Iterable[str] = (),
+    tell: Callable[[str], None] = aside,
 ) -> T:
     """A configuration from a YAML file and overrides.
 
     Args:
         schema: the class of the configuration.
         options: names of the command's own options, one of which an unknown setting may have been meant for.
+        tell: called with a sentence on settings that are given under earlier names.
 
     Raises:
         ValueError: a key is unknown or a value is bad. All mistakes are reported together.
     """
     errors = Errors()
-    given: dict[str, Given] = {}
+    of_file: list[tuple[str, Given]] = []
+    typed: list[tuple[str, Given]] = []
     with errors.noted():
-        given |= read_yaml(file, schema) if file else {}
+        of_file += read_yaml(file, schema).items() if file else []
     for path, text in overrides:
         with errors.noted():
-            given[path] = read_value(text, f"command line: {path}={text}")
+            typed.append((path, read_value(text, f"command line: {path}={text}")))
+    given: dict[str, Given] = {}
+    for some in (of_file, typed):
+        with errors.noted():
+            given |= with_new_names(some)
     values = {}
     for path, item in given.items():
         with errors.noted():
             values[path] = check_value(_leaf(schema, path, item, options), item)
     errors.stop()
+    if (note := renamed_note([*of_file, *typed])) is not None:
+        tell(note)
     return build_settings(schema, values)
 
 
@@ -119,7 +133,10 @@ def _leaf(schema: type, path: str, item: Given, options: Iterable[str]) -> Leaf:
     head = path.partition(".")[0]
     listing = ", ".join(key for key in known if key.startswith(f"{head}."))
     if path == head and listing:
-        raise ValueError(f"{path} is a section, not a setting; it holds {listing} ({item.where})")
+        section = f"{path} is a section, not a setting; it holds {listing}"
+        elsewhere = other_names.hint(path)
+        told = section if elsewhere is None else f"unknown setting {path}: {elsewhere}; {section}"
+        raise ValueError(f"{told} ({item.where})")
     name = path.rpartition(".")[2]
     near = nearest(path, [*known, *(f"--{option}" for option in options)])
     if not any(one.rpartition(".")[2] == name for one in near) and (elsewhere := other_names.hint(name)) is not None:

@@ -6,7 +6,6 @@ from pydantic import Field
 
 from sorsa_ds.config.declare import (
     MOST,
-    Fraction,
     Name,
     NonNegativeFloat,
     NonNegativeInt,
@@ -40,44 +39,7 @@ def relative_gamma(text: str) -> float:
 
 @settings
 class SorsaConfig:
-    """Which linear layers are adapted, and how (SORSA, eq. 8)."""
-
-    targets: list[str] | str = "all-linear"
-    """`all-linear` (every linear layer but the output head, those that cannot be adapted, and very small ones), or a
-    list of module names, name suffixes (`q_proj`) or globs, in which `all-linear` may stand too
-    (`[all-linear, lm_head]`). A run says what is left out."""
-
-    exclude: list[str] = Field(default_factory=list)
-    """Linears that are not adapted although `targets` means them: module names, name suffixes or globs."""
-
-    train_whole: list[str] = Field(default_factory=list)
-    """Modules whose own parameters are trained beside the adapters, as PEFT's `modules_to_save`: names, name suffixes
-    (`norm`, `embed_tokens`) or globs. `embeddings-and-head` is the input embedding and the output head of any model.
-    Linears among them are not adapted. Tied embeddings stay tied."""
-
-    rank: Rank = 16
-    """Number r of singular triplets that are trained in each adapted linear layer. It may not exceed min(out, in) of
-    any of these layers."""
-
-    experts: Literal["adapt", "frozen"] = "adapt"
-    """Whether the experts of a mixture are adapted that the model holds as one parameter, each with factors of its
-    own. The router is never adapted. Experts that are linears of their own are linears like any other."""
-
-    expert_rank: Rank = 8
-    """Number of singular triplets that are trained in each weight of such an expert, in the place of `rank`; with
-    `method=lora` the rank of its adapter. PEFT's other methods leave such experts as they are. Multiples of 8 go
-    through PyTorch's grouped products on a GPU; other ranks take one product for each expert, and a wait."""
-
-    rank_pattern: dict[str, Rank] = Field(default_factory=dict)
-    """Ranks of single layers: name, suffix or glob -> rank. The first match takes the place of `rank` and
-    `expert_rank`."""
-
-    alpha: PositiveFloat | None = None
-    """The principal branch U diag(s) V^T is scaled by alpha / rank, and W_r is computed accordingly. Unset: the scale
-    is 1, as in the papers."""
-
-    dropout: Fraction = 0.0
-    """Dropout probability on the input of the principal branch, in training only."""
+    """How SORSA decomposes the weights that it adapts."""
 
     svd: Literal["randomized", "exact"] = "randomized"
     """`randomized`: block Krylov iteration to `svd_tolerance`, seeded by the layer's name, or the exact decomposition
@@ -96,18 +58,20 @@ class SorsaConfig:
 
 @settings
 class BaselineConfig:
-    """Settings that only one of the other methods has. All methods share sorsa.targets, rank, rank_pattern, alpha and
-    dropout. LoRA's product is scaled by alpha / rank too, and by 1 where alpha is unset, as in the papers'
-    comparisons."""
+    """Settings that only some of the other methods have. What all methods share is in `adapter`."""
+
+    loraplus_lr_ratio: PositiveFloat | None = None
+    """LoRA+: how many times `train.learning_rate` the second factor B of LoRA, PiSSA, OLoRA and DoRA learns with, by
+    PEFT's grouping of parameters. Unset: once."""
 
     pissa_iterations: Annotated[int, Field(ge=0, le=1000)] = 0
     """PiSSA: iterations of PEFT's fast decomposition (`pissa_niter_4` has 4). 0: the exact decomposition."""
 
     adalora_init_rank: Rank | None = None
-    """AdaLoRA: rank of every linear layer at the beginning. Unset: sorsa.rank."""
+    """AdaLoRA: rank of every linear layer at the beginning. Unset: adapter.rank."""
 
     adalora_target_rank: Rank | None = None
-    """AdaLoRA: mean rank at the end. Unset: sorsa.rank, as in the papers, where the rank is therefore not reduced."""
+    """AdaLoRA: mean rank at the end. Unset: adapter.rank, as in the papers, where the rank is therefore not reduced."""
 
     adalora_t_init: NonNegativeInt | None = None
     """AdaLoRA: steps before the ranks are first reduced. Unset: a tenth of all steps."""

@@ -10,6 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from sorsa_ds.config.command_line import load_settings
+from sorsa_ds.config.renamed import name_now
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.config.yaml_io import read_yaml, to_yaml
 from sorsa_ds.runtime.files import write_text
@@ -27,7 +28,8 @@ def rewritten(recipe: Path) -> str:
     """
     if recipe.name == DEFAULT:
         return to_yaml(RunConfig(), comments=True)
-    body = to_yaml(load_settings(RunConfig, recipe), comments=True, only=read_yaml(recipe, RunConfig))
+    given = {name_now(path) for path in read_yaml(recipe, RunConfig)}
+    body = to_yaml(load_settings(RunConfig, recipe), comments=True, only=given)
     return f"{head(recipe)}\n{body.lstrip()}"
 
 

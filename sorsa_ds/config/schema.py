@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from sorsa_ds.config.adapter_settings import AdapterConfig
 from sorsa_ds.config.batch_size import check_micro_batch_tokens
 from sorsa_ds.config.declare import (
     Name,
@@ -119,7 +120,7 @@ class DataConfig:
     new_tokens: list[Token] = Field(default_factory=list)
     """Tokens that the tokenizer does not know yet, such as `["<|user|>", "<|assistant|>"]`. Where the model's table has
     no room for them it grows, as transformers' `resize_token_embeddings` does; a new row begins as the mean of the
-    others. Embeddings and head are trained whole then (`sorsa.train_whole`), and the tokenizer goes with every
+    others. Embeddings and head are trained whole then (`adapter.train_whole`), and the tokenizer goes with every
     export."""
 
     train_split: str = "train"
@@ -229,10 +230,11 @@ class RunConfig:
 
     method: MethodName = "sorsa"
     """`sorsa`, or a method to compare it with: `lora`, `pissa`, `adalora`, `dora` and `olora` as PEFT implements them;
-    `full`: train every parameter; `partial`: train the whole weights of `sorsa.targets`. For SORSA without its
+    `full`: train every parameter; `partial`: train the whole weights of `adapter.targets`. For SORSA without its
     regulariser set regularizer.gamma=0."""
 
     loading: LoadingConfig = Field(default_factory=LoadingConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     sorsa: SorsaConfig = Field(default_factory=SorsaConfig)
     baseline: BaselineConfig = Field(default_factory=BaselineConfig)
     residual: ResidualConfig = Field(default_factory=ResidualConfig)
@@ -249,6 +251,12 @@ class RunConfig:
             raise ValueError(
                 f"train.sequence_parallel={self.train.sequence_parallel} cuts sequences, and data.packing=true joins "
                 f"them to rows that need masks: set one of them to its default"
+            )
+        if self.train.sequence_parallel > 1 and self.train.neftune_noise_alpha is not None:
+            raise ValueError(
+                f"train.neftune_noise_alpha={self.train.neftune_noise_alpha:g} is scaled by the length of a row, "
+                f"of which train.sequence_parallel={self.train.sequence_parallel} gives each rank a part: leave "
+                f"one of them out"
             )
         check_micro_batch_tokens(self.train.micro_batch_tokens, self.data.max_length, self.data.packing)
         if self.train.optimizer == "adamw_8bit" and self.regularizer.reorthonormalize:

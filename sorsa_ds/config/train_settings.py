@@ -92,6 +92,14 @@ class TrainConfig:
     """fp32: everything in fp32. mixed: fp32 factors over a bf16 residual, under bf16 autocast (as in the papers).
     bf16: DeepSpeed's bf16 engine with fp32 masters. `auto`: mixed where bf16 products are fast, else fp32."""
 
+    label_smoothing: Fraction = 0.0
+    """Share of each learned token's probability that is spread over the whole vocabulary, as transformers'
+    `label_smoothing_factor`. The held-out loss is without it."""
+
+    neftune_noise_alpha: PositiveFloat | None = None
+    """NEFTune: uniform noise on the embeddings in training, of at most this / sqrt(positions of a row x width), as
+    transformers adds it. Not with `sequence_parallel`, where a row's positions are on several ranks. Unset: none."""
+
     loss_chunk: Literal["auto"] | NonNegativeInt = "auto"
     """Learned positions whose logits exist at once. `auto`: all of them where the logits of a micro-batch take at most
     1 GiB, else as many as take that. 0: all of them. The losses are the same but for rounding."""

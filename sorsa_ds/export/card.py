@@ -113,9 +113,9 @@ def _rows(source: Source, base: str) -> list[tuple[str, str]]:
 
 def _method_rows(source: Source) -> list[tuple[str, str]]:
     """Rows on what was trained: the linears, their adapters, and SORSA's regulariser and residual."""
-    method, config, sorsa, rows = source.method, source.config, source.described.sorsa, []
+    method, config, adapter, rows = source.method, source.config, source.described.adapter, []
     if source.targets:
-        targets = sorsa.targets if isinstance(sorsa.targets, str) else ", ".join(sorsa.targets)
+        targets = adapter.targets if isinstance(adapter.targets, str) else ", ".join(adapter.targets)
         linears = sum(len(target.places) for target in source.targets if not target.experts)
         rows.append(("linears", f"{linears} ({targets})"))
         stacks = Counter(target.experts for target in source.targets if target.experts)
@@ -128,7 +128,12 @@ def _method_rows(source: Source) -> list[tuple[str, str]]:
     if method.has_rank:
         ranks = sorted({method.rank(target, source.described.baseline) for target in source.targets})
         rows.append(("rank", " to ".join(map(str, ranks[:1] + ranks[1:][-1:]))))
-        rows.append(("scale", "1" if sorsa.alpha is None else f"{sorsa.alpha:g} / rank"))
+        rows.append(
+            (
+                "scale",
+                "1" if adapter.alpha is None else f"{adapter.alpha:g} / {'sqrt(rank)' if adapter.rslora else 'rank'}",
+            )
+        )
     if (reg := method.regularizer(config)) is not None:
         gamma = reg.coefficient * config.train.learning_rate
         strength = f"gamma = {gamma:.3g}, gamma / eta_d = {reg.coefficient:.4g}"

@@ -47,7 +47,7 @@ def linears_of(source: Source, model: PreTrainedModel) -> dict[str, Target]:
         ValueError: training changed none.
     """
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    trained = source.method.trained_linears(model, source.described.sorsa)
+    trained = source.method.trained_linears(model, source.described.adapter)
     if not (found := {target.name: target for target in trained if target.name in linears}):
         raise ValueError(
             "--quantize: bitsandbytes quantises linears, and this run trained none, but for the output head; export it "

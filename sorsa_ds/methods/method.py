@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sorsa_ds.config.schema import BaselineConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, BaselineConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
 from sorsa_ds.model import fill
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, FactorFile
 from sorsa_ds.model.fill import Recipe
@@ -40,10 +40,10 @@ Values = Callable[[str, torch.Size], Tensor]
 SORSA_SETTINGS = ("regularizer.*", "sorsa.svd", "sorsa.svd_tolerance", "sorsa.svd_max_iterations", "residual.*")
 """Patterns of the settings that mean something to SORSA alone."""
 
-EXPERT_SETTINGS = ("sorsa.experts", "sorsa.expert_rank")
+EXPERT_SETTINGS = ("adapter.experts", "adapter.expert_rank")
 """Paths of the settings that mean something only to methods that adapt experts which a model holds as one parameter."""
 
-ADAPTER_SETTINGS = ("sorsa.rank", "sorsa.rank_pattern", "sorsa.alpha", "sorsa.dropout")
+ADAPTER_SETTINGS = ("adapter.rank", "adapter.rank_pattern", "adapter.alpha", "adapter.rslora", "adapter.dropout")
 """Paths of the settings that mean something only to methods that put an adapter beside a linear."""
 
 
@@ -52,6 +52,8 @@ class Settings(Protocol):
 
     @property
     def method(self) -> MethodName: ...
+    @property
+    def adapter(self) -> AdapterConfig: ...
     @property
     def sorsa(self) -> SorsaConfig: ...
     @property
@@ -149,21 +151,21 @@ class Method(ABC):
         """Names of the files of tensors in a run's adapter."""
         return (INITIAL, TRAINED) if self.keeps_initial else (TRAINED,)
 
-    def choose(self, model: nn.Module, sorsa: SorsaConfig) -> Selection:
+    def choose(self, model: nn.Module, adapter: AdapterConfig) -> Selection:
         """The linears that it adapts, in module order; none where every parameter is trained.
 
         Raises:
             ValueError: `model.selection.choose` finds bad targets or ranks.
         """
-        return choose(model, sorsa, self.adapts_experts, self.adapts_flat_experts)
+        return choose(model, adapter, self.adapts_experts, self.adapts_flat_experts)
 
-    def trained_linears(self, model: nn.Module, sorsa: SorsaConfig) -> list[Target]:
+    def trained_linears(self, model: nn.Module, adapter: AdapterConfig) -> list[Target]:
         """All linears whose weight training changes, in module order, the output head left out.
 
         Raises:
             ValueError: `model.selection.choose` finds bad targets or ranks.
         """
-        return self.choose(model, sorsa).targets
+        return self.choose(model, adapter).targets
 
     def operation(
         self,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sorsa_ds.config.schema import BaselineConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, BaselineConfig
 from sorsa_ds.methods.families.peft_adapters import ADAPTER, PeftMethod
 from sorsa_ds.methods.method import Values
 from sorsa_ds.methods.peft_experts import bare, layer_names
@@ -43,7 +43,7 @@ class PeftLayers:
     """
 
     method: PeftMethod
-    sorsa: SorsaConfig
+    adapter: AdapterConfig
     baseline: BaselineConfig
     seed: int = 0
 
@@ -57,8 +57,9 @@ class PeftLayers:
     ) -> LoraConfig:
         """PEFT's configuration of linears and parameters of this rank. Without `initialise` nothing is decomposed."""
         shared: dict[str, Any] = {
-            "lora_alpha": rank if self.sorsa.alpha is None else self.sorsa.alpha,
-            "lora_dropout": self.sorsa.dropout,
+            "lora_alpha": rank if self.adapter.alpha is None else self.adapter.alpha,
+            "use_rslora": self.adapter.rslora,
+            "lora_dropout": self.adapter.dropout,
             "target_modules": list(targets),
             "fan_in_fan_out": transposed,
         }
@@ -135,7 +136,7 @@ class PeftLayers:
         Raises:
             ValueError: bad targets, or one that the method cannot adapt.
         """
-        selection = self.method.choose(model, self.sorsa)
+        selection = self.method.choose(model, self.adapter)
         model.requires_grad_(False)
         names = layer_names(model)
         for target in selection.targets:
@@ -175,14 +176,14 @@ class PeftLayers:
             ValueError: there is dropout, which PEFT has for linears alone, or a single transposed expert.
         """
         module = model.get_submodule(name)
-        if self.sorsa.dropout:
+        if self.adapter.dropout:
             raise ValueError(
-                f"sorsa.dropout={self.sorsa.dropout}: PEFT's {self.method.title} has no dropout for experts that are "
-                f"held as one parameter ({targets[0].name}); sorsa.dropout=0 or sorsa.experts=frozen"
+                f"adapter.dropout={self.adapter.dropout}: PEFT's {self.method.title} has no dropout for experts that "
+                f"are held as one parameter ({targets[0].name}); adapter.dropout=0 or adapter.experts=frozen"
             )
         if targets[0].experts == 1 and getattr(module, "is_transposed", False):
             raise ValueError(
-                f"{targets[0].name}: PEFT takes the single expert for the transposed matrix; sorsa.experts=frozen"
+                f"{targets[0].name}: PEFT takes the single expert for the transposed matrix; adapter.experts=frozen"
             )
         around = nn.Module()
         around.experts = module
@@ -190,7 +191,7 @@ class PeftLayers:
         leaves = [f"experts.{target.leaf}" for target in targets]
         config = self.config(self.rank(targets[0]), [], False, parameters=leaves)
         config.rank_pattern = ranks
-        config.alpha_pattern = ranks if self.sorsa.alpha is None else {}
+        config.alpha_pattern = ranks if self.adapter.alpha is None else {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The following .*_pattern keys")  # PEFT follows them for parameters
             self._inject(config, around, targets[0], torch.device("meta"))

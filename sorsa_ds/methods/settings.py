@@ -100,7 +100,7 @@ def with_trained_tokens(config: RunConfig) -> RunConfig:
 
     A method that trains every parameter needs no such setting.
     """
-    asked, path = config.sorsa.train_whole, "sorsa.train_whole"
+    asked, path = config.adapter.train_whole, "adapter.train_whole"
     ignores = any(fnmatchcase(path, pattern) for pattern in method_of(config).ignored_settings)
     if not config.data.new_tokens or EMBEDDINGS in asked or ignores:
         return config

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from sorsa_ds.config.deepspeed_json import precision_from_json
-from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, ResidualConfig, SorsaConfig
 from sorsa_ds.model.factor_source import factor_source
 from sorsa_ds.model.fill import RoundProgress, fill_parameters
 from sorsa_ds.model.init_report import LayerReport
@@ -45,6 +45,7 @@ def adapt_partitioned_model(
     model: nn.Module,
     ds_config: dict[str, Any],
     *,
+    adapter: AdapterConfig | None = None,
     sorsa: SorsaConfig | None = None,
     residual: ResidualConfig | None = None,
     precision: Literal["auto", "fp32", "mixed", "bf16"] = "auto",
@@ -58,7 +59,7 @@ def adapt_partitioned_model(
 
         keep = HfDeepSpeedConfig(ds_config)                    # from_pretrained then cuts the model for ZeRO-3
         model = AutoModelForCausalLM.from_pretrained("mistralai/Mistral-7B-v0.1")
-        sorsa_ds.adapt_partitioned_model(model, ds_config, sorsa=sorsa_ds.SorsaConfig(rank=64))
+        sorsa_ds.adapt_partitioned_model(model, ds_config, adapter=sorsa_ds.AdapterConfig(rank=64))
         trained = [p for p in model.parameters() if p.requires_grad]             # U, s and V of each target
         engine, *_ = deepspeed.initialize(model=model, model_parameters=trained, config=ds_config)
 
@@ -68,26 +69,28 @@ def adapt_partitioned_model(
 
     Args:
         ds_config: the DeepSpeed configuration with which the model was cut.
-        sorsa: targets, rank, scale and decomposition; None: the defaults (every linear but the output head, rank 16).
+        adapter: targets, rank and scale; None: the defaults (every linear but the output head, rank 16).
+        sorsa: how weights are decomposed; None: the defaults.
         residual: how W_r is kept; None: in the dtype that the precision says.
         precision: formats of the new layers, as `train.precision`; `auto`: as ds_config or the hardware says.
         progress: wraps the rounds of the initialisation, to show them.
 
     Raises:
-        ValueError: a parameter is not partitioned, `sorsa.train_whole` names modules, a target, rank or weight is bad,
-            or precision and residual do not go together.
+        ValueError: a parameter is not partitioned, `adapter.train_whole` names modules, a target, rank or weight is
+            bad, or precision and residual do not go together.
     """
-    sorsa, residual, device = sorsa or SorsaConfig(), residual or ResidualConfig(), this_device()
-    _check(model, sorsa)
+    adapter, sorsa, residual = adapter or AdapterConfig(), sorsa or SorsaConfig(), residual or ResidualConfig()
+    device = this_device()
+    _check(model, adapter)
     kind = cast(precisions.Device, device.type)
     formats = precisions.resolve_precision(precision, precision_from_json(ds_config), kind)
     storage = residual_storage.resolve_storage(residual, formats, device)
-    targets = choose(model, sorsa, experts=True).targets
+    targets = choose(model, adapter, experts=True).targets
     weights = {target.name: model.get_parameter(target.weight) for target in targets}
     biases = {target.name: model.get_submodule(target.name).bias for target in targets if not target.experts}
     bare = [replace(target, bias=False) for target in targets]  # the biases stay in place, so none is made
-    insert_sorsa_layers(model, bare, sorsa, formats, storage)
-    factors = factor_source(sorsa, residual, storage, formats)
+    insert_sorsa_layers(model, bare, adapter, formats, storage)
+    factors = factor_source(sorsa, adapter, residual, storage, formats)
     exact, reports = fill_parameters(
         model, bare, {}, ShardedWeightSource(weights, device),
         recipe=SorsaRecipe(model, formats, storage, device, factors),
@@ -99,15 +102,15 @@ def adapt_partitioned_model(
     return Adaptation(targets, reports, exact)
 
 
-def _check(model: nn.Module, sorsa: SorsaConfig) -> None:
+def _check(model: nn.Module, adapter: AdapterConfig) -> None:
     """Stop where the model is not partitioned, or the settings mean nothing for one in memory.
 
     Raises:
         ValueError: naming the parameter or the setting.
     """
-    if sorsa.train_whole:
+    if adapter.train_whole:
         raise ValueError(
-            "sorsa.train_whole: a model in memory keeps its other parameters as they are; leave it out, and set "
+            "adapter.train_whole: a model in memory keeps its other parameters as they are; leave it out, and set "
             "requires_grad of those that are to be trained before the engine is made"
         )
     for name, parameter in model.named_parameters():

@@ -20,7 +20,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sorsa_ds.config.declare import Digest, Name, NonNegativeInt, PositiveInt
-from sorsa_ds.config.schema import BaselineConfig, LoadingConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
+from sorsa_ds.config.renamed import renamed_sections
+from sorsa_ds.config.schema import (
+    AdapterConfig,
+    BaselineConfig,
+    LoadingConfig,
+    MethodName,
+    ResidualConfig,
+    RunConfig,
+    SorsaConfig,
+)
 from sorsa_ds.config.typed_json import typed
 from sorsa_ds.model.model_files import ADAPTER_CONFIG, OWN_ADAPTER_CONFIG
 from sorsa_ds.model.pretrained import all_finite
@@ -56,9 +65,10 @@ class Description:
     base_model: Name
     loading: LoadingConfig
     precision: PrecisionName
-    sorsa: SorsaConfig
+    adapter: AdapterConfig
     layers: dict[str, dict[str, PositiveInt]]
     digests: dict[str, Digest]
+    sorsa: SorsaConfig = field(default_factory=SorsaConfig)
     residual: ResidualConfig = field(default_factory=ResidualConfig)
     files: dict[str, Digest] = field(default_factory=dict)
     method: MethodName = "sorsa"
@@ -113,9 +123,9 @@ def describe_adapter(
     assert config.train.precision != "auto", "the settings are resolved"
     layers = {target.name: target.layout for target in targets}
     description = Description(
-        config.model, config.loading, config.train.precision, config.sorsa, layers, digests, config.residual,
-        method=config.method, baseline=config.baseline, numerics=numerics or {},
-        new_tokens=new_tokens or {},
+        config.model, config.loading, config.train.precision, config.adapter, layers, digests,
+        sorsa=config.sorsa, residual=config.residual, method=config.method, baseline=config.baseline,
+        numerics=numerics or {}, new_tokens=new_tokens or {},
     )  # fmt: skip
     write_description(folder, description)
 
@@ -184,15 +194,18 @@ def read_description(folder: Path, trust_remote_code: bool = False) -> Descripti
 
 
 def _completed(described: Any) -> Any:
-    """A description as this version writes it: earlier ones left experts that are one parameter as they were, and gave
-    other names to files."""
+    """A description as this version writes it: settings and files under their names of now, and nothing lacking.
+
+    The first versions left experts that are one parameter as they were.
+    """
     if not isinstance(described, dict):
         return described
-    if isinstance(sorsa := described.get("sorsa"), dict):
-        sorsa.setdefault("experts", "frozen")
-    if isinstance(files := described.get("files"), dict) and EARLIER[TRAINED] in files:
+    found = renamed_sections(described)
+    if isinstance(adapter := found.get("adapter"), dict):
+        adapter.setdefault("experts", "frozen")
+    if isinstance(files := found.get("files"), dict) and EARLIER[TRAINED] in files:
         files[TRAINED] = files.pop(EARLIER[TRAINED])
-    return described
+    return found
 
 
 def _check_layer(name: str, layer: dict[str, int]) -> None:

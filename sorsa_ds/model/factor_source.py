@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, ResidualConfig, SorsaConfig
 from sorsa_ds.model import quantisation_rounds
 from sorsa_ds.model.factor_cache import FactorCache
 from sorsa_ds.model.fill import FactorSource
@@ -20,7 +20,7 @@ from sorsa_ds.sorsa.residual_storage import Storage
 
 
 def factor_source(
-    config: SorsaConfig, residual: ResidualConfig, storage: Storage, precision: Precision
+    config: SorsaConfig, adapter: AdapterConfig, residual: ResidualConfig, storage: Storage, precision: Precision
 ) -> FactorSource:
     """The decomposition of the configured kind, in `residual.iterations` rounds, cached unless `svd_cache` is `off`."""
 
@@ -28,7 +28,7 @@ def factor_source(
         return decompose(weight, target.rank, target.name, config.svd, config.svd_tolerance, config.svd_max_iterations)
 
     repeated = residual.iterations > 1
-    single = quantisation_rounds.refined(decomposed, config, residual, storage, precision) if repeated else decomposed
+    single = quantisation_rounds.refined(decomposed, adapter, residual, storage, precision) if repeated else decomposed
 
     def found(target: Target, weight: Tensor, digest: str | None = None) -> Decomposition:
         if not target.experts:
@@ -42,7 +42,7 @@ def factor_source(
     if config.svd == "randomized":
         settings |= {"tolerance": config.svd_tolerance, "max_iterations": config.svd_max_iterations}
     if repeated:
-        settings |= quantisation_rounds.settings(config, residual, precision)
+        settings |= quantisation_rounds.settings(adapter, residual, precision)
     return FactorCache(folder, settings, note).wrap(found)
 
 

@@ -32,7 +32,7 @@ def shared_linears(linears: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...
         if len({id(linears[name].bias) for name in names if linears[name].bias is not None}) > 1:
             raise ValueError(
                 f"{names[0]} and {names[1]} have one weight and different biases, and cannot be trained as one layer; "
-                f"name other linears in sorsa.targets"
+                f"name other linears in adapter.targets"
             )
     return {first: tuple(others) for first, *others in groups.values() if others}
 
@@ -45,6 +45,6 @@ def check_together(names: set[str], chosen: set[str]) -> None:
     """
     if chosen & names and names - chosen:
         raise ValueError(
-            f"sorsa.targets: {min(chosen & names)} and {min(names - chosen)} have one weight in this model, so they "
+            f"adapter.targets: {min(chosen & names)} and {min(names - chosen)} have one weight in this model, so they "
             f"are adapted together or not at all; name both (by their last parts, say), or neither"
         )

@@ -32,7 +32,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> dic
         if token in known:
             raise ValueError(
                 f"data.new_tokens: the tokenizer knows {token!r} already (id {known[token]}); leave it out, and train "
-                f"the rows of all tokens by sorsa.train_whole"
+                f"the rows of all tokens by adapter.train_whole"
             )
         tokenizer.add_tokens([AddedToken(token, normalized=False, special=False)])
         ids[token] = tokenizer.get_vocab()[token]

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, ResidualConfig
 from sorsa_ds.model.factor_cache import Decompose
 from sorsa_ds.model.targets import Target, scale_of
 from sorsa_ds.runtime.precision import Precision
@@ -22,7 +22,7 @@ from sorsa_ds.sorsa.residual_storage import Storage
 
 
 def refined(
-    decompose: Decompose, sorsa: SorsaConfig, config: ResidualConfig, storage: Storage, precision: Precision
+    decompose: Decompose, adapter: AdapterConfig, config: ResidualConfig, storage: Storage, precision: Precision
 ) -> Decompose:
     """Repeat a decomposition for `config.iterations` rounds, and keep the factors of the best round.
 
@@ -30,7 +30,7 @@ def refined(
     """
 
     def best(target: Target, weight: Tensor) -> Decomposition:
-        scale = scale_of(target, sorsa)
+        scale = scale_of(target, adapter)
         found = decompose(target, weight)
         chosen, least = found, float("inf")
         for left in reversed(range(config.iterations)):
@@ -52,6 +52,7 @@ def refined(
     return best
 
 
-def settings(sorsa: SorsaConfig, config: ResidualConfig, precision: Precision) -> dict:
+def settings(adapter: AdapterConfig, config: ResidualConfig, precision: Precision) -> dict:
     """The settings that decide the refined factors beside those of the decomposition; they enter the cache's key."""
-    return {"residual": asdict(cast(Any, config)), "precision": precision.name, "alpha": sorsa.alpha}
+    decides = {"residual": asdict(cast(Any, config)), "precision": precision.name, "alpha": adapter.alpha}
+    return decides | ({"rslora": True} if adapter.rslora else {})  # files of before this setting keep their key

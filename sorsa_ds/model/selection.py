@@ -8,8 +8,9 @@ from typing import cast
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from sorsa_ds.config.schema import SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig
 from sorsa_ds.model.architectures import mixing_linears, uncalled_linears
+from sorsa_ds.model.blocks import outside_blocks
 from sorsa_ds.model.experts import Stack, find_stacks, modules_of
 from sorsa_ds.model.language_part import in_language_part
 from sorsa_ds.model.linear_classes import computes_linear
@@ -22,8 +23,8 @@ from sorsa_ds.model.whole_modules import WholeParameter, held_by, whole_paramete
 ALL_LINEAR = "all-linear"
 """The pattern that means every linear but the output head and what cannot or need not be adapted."""
 
-EXCLUDED = "named by sorsa.exclude"
-WHOLE = "trained whole (sorsa.train_whole)"
+EXCLUDED = "named by adapter.exclude"
+WHOLE = "trained whole (adapter.train_whole)"
 OUTSIDE = "it lies outside of the language model, and text does not reach it"
 SMALLEST_SIDE = 8
 """Linears with a shorter side than this have no rank that would save anything, such as a gate with one output."""
@@ -77,7 +78,7 @@ class Selection:
         )
 
 
-def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_experts: bool = True) -> Selection:
+def choose(model: nn.Module, config: AdapterConfig, experts: bool = False, flat_experts: bool = True) -> Selection:
     """The linears that the configuration names, and those that `all-linear` leaves out.
 
     Args:
@@ -87,7 +88,7 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_ex
     Raises:
         ValueError: a pattern matches no linear (the message lists what exists) or one that cannot be adapted or is to
             be trained whole, nothing is selected, a rank exceeds min(out, in) of a layer (the message names the layer),
-            or `whole_parameters` finds bad modules.
+            the model has no block of a number, or `whole_parameters` finds bad modules.
     """
     linears = linears_of(model)
     stacks, unknown = find_stacks(model)
@@ -95,28 +96,25 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_ex
     shapes |= {stack.name: (stack.out_features, stack.in_features) for stack in stacks}
     patterns = [config.targets] if isinstance(config.targets, str) else config.targets
     named = [pattern for pattern in patterns if pattern != ALL_LINEAR]
-    check_all_match("sorsa.targets", named, shapes)
-    check_all_match("sorsa.exclude", config.exclude, shapes)
-    excluded = {name: EXCLUDED for name in shapes if any(matches(name, pattern) for pattern in config.exclude)}
-    chosen = {name for name in shapes if any(matches(name, pattern) for pattern in named)} - excluded.keys()
+    check_all_match("adapter.targets", named, shapes)
+    check_all_match("adapter.exclude", config.exclude, shapes)
+    excluded = outside_blocks(shapes, config.layers, in_language_part(model))
+    excluded |= {name: EXCLUDED for name in shapes if any(matches(name, pattern) for pattern in config.exclude)}
+    meant = {name for name in shapes if any(matches(name, pattern) for pattern in named)}
+    chosen = meant - excluded.keys()
     shared = shared_linears(linears)
     unfit = _unfit(model, linears) | _unfit_experts(model, stacks, config, experts, flat_experts)
     whole = whole_parameters(model, config.train_whole)
     taken = held_by(linears, whole) | {one.name: one.name for one in whole if one.name in shapes}
-    for name in sorted(chosen & taken.keys()):
-        raise ValueError(
-            f"sorsa.train_whole: {taken[name]} would be trained whole, and it belongs to {name}, which sorsa.targets "
-            f"adapts: leave it out of one of them"
-        )
-    for name in sorted(chosen & unfit.keys()):
-        raise ValueError(f"sorsa.targets: {name} cannot be adapted, since {unfit[name]}; leave it out")
-    head, left_out = _output_head(model), dict(excluded)
+    _check_named(chosen, taken, unfit)
+    head = _output_head(model)
+    left_out = {name: why for name, why in excluded.items() if why == EXCLUDED or name in meant}
     ranks = {name: _rank(name, config, name not in linears) for name in shapes}
     if ALL_LINEAR in patterns:
         body = {name for name in shapes if name not in linears or linears[name] is not head}
         reasons = _unneeded(model, shapes, ranks) | unknown | unfit | excluded | dict.fromkeys(taken, WHOLE)
         reasons |= _whole_modules(stacks, reasons.keys() - chosen)
-        known = [name for name in shapes if name in reasons and name in body]
+        known = [name for name in shapes if name in reasons and name in body | meant]
         left_out = {name: reasons[name] for name in [*known, *unknown] if name not in chosen}
         chosen |= body - left_out.keys()
     for first, others in shared.items():
@@ -124,7 +122,7 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_ex
         chosen -= {*others}
     if not chosen:
         raise ValueError(
-            "sorsa.targets selects no linear: the list is empty, or the model has no linear but its output head"
+            "adapter.targets selects no linear: the list is empty, or the model has no linear but its output head"
             + (f" and others that are left out: {summed_up(left_out)}" if left_out else "")
         )
     _check_whole_modules(stacks, chosen)
@@ -138,7 +136,7 @@ def choose(model: nn.Module, config: SorsaConfig, experts: bool = False, flat_ex
     return Selection(_in_module_order(model, targets), left_out, sum(sizes.values()), inside, whole)
 
 
-def select_targets(model: nn.Module, config: SorsaConfig) -> list[Target]:
+def select_targets(model: nn.Module, config: AdapterConfig) -> list[Target]:
     """The linears that the configuration names, in module order.
 
     Raises:
@@ -221,7 +219,7 @@ def _unneeded(model: nn.Module, shapes: Mapping[str, tuple[int, int]], ranks: Ma
 
 
 def _unfit_experts(
-    model: nn.Module, stacks: list[Stack], config: SorsaConfig, adapted: bool, flat: bool
+    model: nn.Module, stacks: list[Stack], config: AdapterConfig, adapted: bool, flat: bool
 ) -> dict[str, str]:
     """Stacked experts that cannot be adapted -> the reason, as half a sentence."""
     is_text = in_language_part(model)
@@ -230,7 +228,25 @@ def _unfit_experts(
         reason = "PEFT takes experts in a parameter of two dimensions for one matrix"
         return {stack.name: reason for stack in stacks if stack.flat and not flat} | outside
     none = "only SORSA and LoRA adapt experts that are held as one parameter"
-    return {stack.name: "sorsa.experts is frozen" if adapted else none for stack in stacks} | outside
+    return {stack.name: "adapter.experts is frozen" if adapted else none for stack in stacks} | outside
+
+
+def _check_named(chosen: Set[str], taken: Mapping[str, str], unfit: Mapping[str, str]) -> None:
+    """Stop where linears that are named cannot be adapted.
+
+    Args:
+        taken: linears that are to be trained whole -> the module by which. unfit: others -> the reason.
+
+    Raises:
+        ValueError: naming the first one.
+    """
+    for name in sorted(chosen & taken.keys()):
+        raise ValueError(
+            f"adapter.train_whole: {taken[name]} would be trained whole, and it belongs to {name}, which "
+            f"adapter.targets adapts: leave it out of one of them"
+        )
+    for name in sorted(chosen & unfit.keys()):
+        raise ValueError(f"adapter.targets: {name} cannot be adapted, since {unfit[name]}; leave it out")
 
 
 def _whole_modules(stacks: list[Stack], left_out: Set[str]) -> dict[str, str]:
@@ -253,26 +269,28 @@ def _check_whole_modules(stacks: list[Stack], chosen: Set[str]) -> None:
         if lacking and len(lacking) < len(some):
             inside = next(stack.name for stack in some if stack.name in chosen)
             raise ValueError(
-                f"sorsa.targets: {inside} is adapted, and {', '.join(lacking)} of the same experts is not; name both, "
-                f"or none"
+                f"adapter.targets: {inside} is adapted, and {', '.join(lacking)} of the same experts is not; name "
+                f"both, or none"
             )
 
 
-def _check_patterns(config: SorsaConfig, names: Collection[str], chosen: Set[str], left_out: Mapping[str, str]) -> None:
-    """Stop where a pattern of `sorsa.rank_pattern` means nothing that is adapted.
+def _check_patterns(
+    config: AdapterConfig, names: Collection[str], chosen: Set[str], left_out: Mapping[str, str]
+) -> None:
+    """Stop where a pattern of `adapter.rank_pattern` means nothing that is adapted.
 
     Raises:
         ValueError: naming the pattern, and why what it means is not adapted.
     """
-    check_all_match("sorsa.rank_pattern", config.rank_pattern, names)
+    check_all_match("adapter.rank_pattern", config.rank_pattern, names)
     for pattern in config.rank_pattern:
         meant = [name for name in names if matches(name, pattern)]
         if not chosen & {*meant}:
-            reason = left_out.get(meant[0], "sorsa.targets does not name it")
-            raise ValueError(f"sorsa.rank_pattern: {pattern!r} means {meant[0]}, which is not adapted: {reason}")
+            reason = left_out.get(meant[0], "adapter.targets does not name it")
+            raise ValueError(f"adapter.rank_pattern: {pattern!r} means {meant[0]}, which is not adapted: {reason}")
 
 
-def _rank(name: str, config: SorsaConfig, experts: bool) -> int:
+def _rank(name: str, config: AdapterConfig, experts: bool) -> int:
     own = config.expert_rank if experts else config.rank
     return next((rank for pattern, rank in config.rank_pattern.items() if matches(name, pattern)), own)
 
@@ -310,11 +328,11 @@ def _check_ranks(
         + (f" and of {len(names) - 1} more" if len(names) > 1 else "")
         for (shape, rank), names in alike.items()
     )
-    settings = sorted({"sorsa.expert_rank" if name in experts else "sorsa.rank" for name in small})
+    settings = sorted({"adapter.expert_rank" if name in experts else "adapter.rank" for name in small})
     largest = min(min(shapes[name]) for name in small)
     raise ValueError(
         f"{told}: lower {' and '.join(settings)} (all of them allow {largest}), give such layers their own in "
-        f"sorsa.rank_pattern, or leave them out by sorsa.exclude"
+        f"adapter.rank_pattern, or leave them out by adapter.exclude"
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sorsa_ds.config.schema import SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, SorsaConfig
 from sorsa_ds.model.fill import TRIM_BYTES, FactorSource, Produced, Recipe, check_finite
 from sorsa_ds.model.init_report import LayerReport, QuantisationLoss
 from sorsa_ds.model.pretrained import REOPEN_BYTES
@@ -54,7 +54,7 @@ def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: b
 
 def adapt_to_sorsa(
     model: PreTrainedModel,
-    sorsa: SorsaConfig,
+    adapter: AdapterConfig,
     precision: Precision,
     storage: Storage,
     device: torch.device,
@@ -72,8 +72,8 @@ def adapt_to_sorsa(
     Raises:
         ValueError: bad targets or ranks.
     """
-    selection = choose(model, sorsa, experts=True)
-    insert_sorsa_layers(model, selection.targets, sorsa, precision, storage)
+    selection = choose(model, adapter, experts=True)
+    insert_sorsa_layers(model, selection.targets, adapter, precision, storage)
     return selection, SorsaRecipe(model, precision, storage, device, factor_source, trained)
 
 

@@ -3,6 +3,7 @@
 The new layers are made on the meta device, so replacing takes no memory; `sorsa_ds.model.fill` fills them.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sorsa_ds.config.schema import SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig
 from sorsa_ds.model.experts import find_stacks, insert_experts, matrices_of
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.expert_layer import SorsaExperts
@@ -116,7 +117,7 @@ def factor_shapes(target: Target) -> dict[str, torch.Size]:
 
 
 def insert_sorsa_layers(
-    model: nn.Module, targets: list[Target], sorsa: SorsaConfig, precision: Precision, storage: Storage
+    model: nn.Module, targets: list[Target], adapter: AdapterConfig, precision: Precision, storage: Storage
 ) -> None:
     """Freeze the model and put an uninitialised SorsaLinear (on the meta device) in the place of each target."""
     model.requires_grad_(False)
@@ -124,7 +125,7 @@ def insert_sorsa_layers(
     for target in targets:
         shape = target.in_features, target.out_features, target.rank
         made: dict[str, Any] = {
-            "scale": scale_of(target, sorsa), "dropout": sorsa.dropout, "device": "meta", "storage": storage,
+            "scale": scale_of(target, adapter), "dropout": adapter.dropout, "device": "meta", "storage": storage,
             "factor_dtype": precision.factor_dtype,
         }  # fmt: skip
         if target.experts:
@@ -141,6 +142,9 @@ def replace_linear(model: nn.Module, target: Target, layer: nn.Module) -> None:
         setattr(model.get_submodule(parent), leaf, layer)
 
 
-def scale_of(target: Target, sorsa: SorsaConfig) -> float:
-    """The factor by which a target's principal branch is multiplied: alpha / rank, or 1 where alpha is unset."""
-    return 1.0 if sorsa.alpha is None else sorsa.alpha / target.rank
+def scale_of(target: Target, adapter: AdapterConfig) -> float:
+    """The factor by which what a target's adapter computes is multiplied: alpha / rank, with `adapter.rslora`
+    alpha / sqrt(rank), or 1 where alpha is unset."""
+    if adapter.alpha is None:
+        return 1.0
+    return adapter.alpha / (math.sqrt(target.rank) if adapter.rslora else target.rank)

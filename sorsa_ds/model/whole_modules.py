@@ -1,4 +1,4 @@
-"""Modules whose own parameters are trained beside the adapters (`sorsa.train_whole`), as PEFT's `modules_to_save`."""
+"""Modules whose own parameters are trained beside the adapters (`adapter.train_whole`), as PEFT's `modules_to_save`."""
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def whole_parameters(model: nn.Module, patterns: Sequence[str]) -> list[WholePar
         name: module for name, module in model.named_modules() if name and next(module.parameters(), None) is not None
     }
     named = [pattern for pattern in patterns if pattern != EMBEDDINGS]
-    check_all_match("sorsa.train_whole", named, modules, "module with parameters")
+    check_all_match("adapter.train_whole", named, modules, "module with parameters")
     chosen = [module for name, module in modules.items() if any(matches(name, pattern) for pattern in named)]
     if EMBEDDINGS in patterns:
         chosen += embeddings_and_head(model)
@@ -66,7 +66,7 @@ def embeddings_and_head(model: nn.Module) -> list[nn.Module]:
     ends = [getattr(model, f"get_{kind}_embeddings", lambda: None)() for kind in ("input", "output")]
     if ends[0] is None:
         raise ValueError(
-            f"sorsa.train_whole: {EMBEDDINGS} means nothing in {type(model).__name__}, which does not tell its input "
+            f"adapter.train_whole: {EMBEDDINGS} means nothing in {type(model).__name__}, which does not tell its input "
             f"embedding; name the modules"
         )
     return [end for end in ends if end is not None]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sorsa_ds.config import command_line, deepspeed_json
 from sorsa_ds.config.byte_size import read_bytes
+from sorsa_ds.config.renamed import name_now
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.runtime.memory import GIB
@@ -31,7 +32,7 @@ USAGE = """\
 What a run will need, before anything is loaded: memory, bytes over the wire, seconds per step, and whether it fits.
 
   python launch/plan.py --config launch/recipes/llama3_70b_8gpu.yaml --ds_config ds_configs/zero3.json --gpus 8
-  python launch/plan.py --ds_config ds_configs/stage0.json --json model=meta-llama/Llama-2-7b-hf sorsa.rank=128
+  python launch/plan.py --ds_config ds_configs/stage0.json --json model=meta-llama/Llama-2-7b-hf adapter.rank=128
 
   --json           print one JSON object and nothing else
 """
@@ -75,7 +76,7 @@ def parse(argv: Sequence[str]) -> Request:
     with errors.noted():
         config = command_line.load_settings(RunConfig, file, overrides, OPTIONS)
     errors.stop()
-    set_here = frozenset(path for path, _ in overrides)
+    set_here = frozenset(name_now(path) for path, _ in overrides)
     return Request(config, given, hardware, as_json=len(words) < len(argv), file=file, on_command_line=set_here)
 
 

@@ -198,5 +198,5 @@ def _verdict(planned: Plan) -> str:
         lines += [f"    {way.settings}   ({way.gpu / GIB:.1f} GiB, {way.host / GIB:.1f} GiB of a node's own memory)"
                   for way in planned.advice]  # fmt: skip
     else:
-        lines.append("  No change of settings was found with which it would; lower sorsa.rank or data.max_length.")
+        lines.append("  No change of settings was found with which it would; lower adapter.rank or data.max_length.")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from sorsa_ds.config import command_line
+from sorsa_ds.config.renamed import renamed_sections
 from sorsa_ds.config.schema import OutputConfig, RunConfig
 from sorsa_ds.config.yaml_reader import fault_of, parse_yaml
 from sorsa_ds.run.checkpoint.folder import existing_checkpoints
@@ -54,7 +55,7 @@ class RunState:
         return existing_checkpoints(self.folder)
 
     def saved_settings(self) -> dict:
-        """The settings as they stand in the file: nested dictionaries where another version wrote them, too.
+        """The settings as nested dictionaries, where another version wrote them too: each under the name it has now.
 
         Raises:
             OSError, ValueError: the file cannot be read, or holds no settings.
@@ -66,7 +67,7 @@ class RunState:
             raise ValueError(f"{path}: not valid YAML ({fault_of(error)})") from None
         if not isinstance(found, dict):
             raise ValueError(f"{path}: holds no settings")
-        return found
+        return renamed_sections(found)
 
     def settings(self) -> RunConfig:
         """The settings, checked.

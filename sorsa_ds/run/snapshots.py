@@ -23,7 +23,7 @@ _NAME = re.compile(r"step-(\d{6,})\.safetensors")
 
 def adapted_linears(model: nn.Module, config: RunConfig) -> list[Target]:
     """All that a run trains, in module order: with `full` every linear that could be adapted."""
-    return method_of(config).trained_linears(model, config.sorsa)
+    return method_of(config).trained_linears(model, config.adapter)
 
 
 def stored_linears(model: nn.Module, config: RunConfig) -> list[Target]:

@@ -127,7 +127,7 @@ def open_trained(
     weights = DiskWeightSource.of_model(base_folder, model, described.digests)
     method = method_of(described)
     grow_tables(model, rows_for(described.new_tokens))  # after its weights were found, which have the shapes on disk
-    selection = method.choose(model, described.sorsa)
+    selection = method.choose(model, described.adapter)
     _check_layers(base_folder, selection.targets, described)
     opened = {name: adapter_file.open_factors(folder, name, described) for name in method.adapter_files}
     if unchecked := described.unchecked(opened, [name for name, _ in model.named_parameters()]):

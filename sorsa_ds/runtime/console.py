@@ -68,6 +68,12 @@ def in_red(text: str) -> str:
     return f"\x1b[31m{text}\x1b[0m" if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else text
 
 
+def aside(text: str) -> None:
+    """Print a line on rank 0 to stderr, where it is no part of what a command gives. See `say`."""
+    if _rank() == 0:
+        tqdm.write(printable(text), file=sys.stderr)
+
+
 def note(text: str) -> None:
     """Print a line on this rank, whichever it is, to stderr and with the rank in front. See `say`."""
     tqdm.write(printable(f"[rank {_rank()}] {text}"), file=sys.stderr)

@@ -100,7 +100,7 @@ class WeightFacts:
     def _unreadable(what: str) -> ValueError:
         return ValueError(
             f"the model reads the weight of an adapted linear without calling it ({what}), so this linear cannot be "
-            f"adapted: leave it out by sorsa.exclude"
+            f"adapted: leave it out by adapter.exclude"
         )
 
 

@@ -37,7 +37,7 @@ def why_not_chunked(model: PreTrainedModel) -> str | None:
 
 @contextmanager
 def losses_in_chunks(
-    model: PreTrainedModel, places_K: Tensor, labels_K: Tensor, chunk: int
+    model: PreTrainedModel, places_K: Tensor, labels_K: Tensor, chunk: int, smoothing: float = 0.0
 ) -> Iterator[Callable[[], Tensor]]:
     """Context in which a forward pass of a model computes its loss in its head, instead of logits.
 
@@ -48,6 +48,7 @@ def losses_in_chunks(
         places_K: where learned positions are among the (B, P) that reach the head, counted row after row.
         labels_K: the tokens to predict there.
         chunk: how many of them have their logits at once.
+        smoothing: the share of each label that is spread over the vocabulary.
     """
     head = model.get_output_embeddings()
     within: Any = vars(head)
@@ -62,7 +63,7 @@ def losses_in_chunks(
             return _logits(model, head, compute(rows))
 
         wanted = torch.is_grad_enabled() and (rows_KH.requires_grad or bool(trained))
-        loss = _ChunkedLoss.apply(rows_KH, labels_K, chunk, logits_of, wanted, *trained)
+        loss = _ChunkedLoss.apply(rows_KH, labels_K, chunk, smoothing, logits_of, wanted, *trained)
         return loss.view(1, 1, 1)
 
     def keep(module: nn.Module, arguments: tuple, output: Tensor) -> None:
@@ -86,7 +87,7 @@ def losses_in_chunks(
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Sum of -log p of the labels; the gradients are made with it, and scaled in the backward pass."""
+    """Sum of -log p of the labels, smoothed or not; the gradients are made with it, scaled in the backward pass."""
 
     @staticmethod
     def forward(
@@ -94,6 +95,7 @@ class _ChunkedLoss(torch.autograd.Function):
         rows_KH: Tensor,
         labels_K: Tensor,
         chunk: int,
+        smoothing: float,
         logits_of: Callable[[Tensor], Tensor],
         wanted: bool,
         *trained: nn.Parameter,
@@ -108,11 +110,15 @@ class _ChunkedLoss(torch.autograd.Function):
                 logits = logits_of(rows)
             index = labels_K[start : start + chunk, None]
             log_p = torch.log_softmax(logits.detach(), -1, dtype=wide)
-            loss -= log_p.gather(1, index).sum()
+            loss -= log_p.gather(1, index).sum() * (1 - smoothing)
+            if smoothing:
+                loss -= log_p.sum() * (smoothing / log_p.shape[1])
             if not wanted:
                 continue
-            slope = log_p.exp_()  # softmax minus one at the label is the gradient by the logits
-            slope.scatter_(1, index, slope.gather(1, index) - 1)
+            slope = log_p.exp_()  # softmax minus the labels' own distribution is the gradient by the logits
+            if smoothing:
+                slope -= smoothing / slope.shape[1]
+            slope.scatter_(1, index, slope.gather(1, index) - (1 - smoothing))
             del log_p
             made = torch.autograd.grad(logits, (rows, *trained), slope.to(logits.dtype), allow_unused=True)
             del logits, slope
@@ -131,7 +137,7 @@ class _ChunkedLoss(torch.autograd.Function):
             torch.mul(grad, scale, out=torch.empty_like(grad, dtype=dtype))
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return rows, None, None, None, None, *trained
+        return rows, None, None, None, None, None, *trained
 
 
 def _logits(model: PreTrainedModel, head: nn.Module, given: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Shapes: B sequences, L positions, P positions at which any sequence learns, K le
 import functools
 import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,16 @@ from sorsa_ds.train.tried_model import eval_mode, model_of
 
 @dataclass(frozen=True, slots=True)
 class LossOptions:
-    """How a run computes its losses; the values do not change with it, but for rounding.
+    """How a run computes its losses. But for the smoothing, the values do not change with it, except for rounding.
 
     padding: what the model is given for the sake of right padding.
     chunk: positions whose logits exist at once at most; 0: all.
+    smoothing: `train.label_smoothing`, which only the losses that are trained on have.
     """
 
     padding: Padding = Padding.MASK
     chunk: int = 0
+    smoothing: float = 0.0
 
 
 def summed_loss(
@@ -40,13 +42,16 @@ def summed_loss(
     Args:
         batch: on the model's device. One that is collated only is made ready first, see `MicroBatch.of`.
     """
-    return _forward(model, MicroBatch.of(batch), options)[0]
+    return _forward(model, MicroBatch.of(batch), replace(options, smoothing=0.0))[0]
 
 
 def training_losses(
     model: nn.Module, batch: MicroBatch | dict[str, Tensor], options: LossOptions = LossOptions()
 ) -> tuple[Tensor, Tensor | None]:
-    """`summed_loss` of a micro-batch, and the loss by which its router learns to use all experts alike.
+    """The summed loss of a micro-batch that is trained on, and the loss by which its router uses all experts alike.
+
+    The former is `summed_loss`; with smoothing e, of each learned token (1 - e) times that and e times the mean of
+    -log p over the whole vocabulary, as transformers' `LabelSmoother` has it.
 
     The latter is 0-D and already has its coefficient. It is None unless the model computes it, which a mixture of
     experts does where its config.json has `output_router_logits`. It is a mean over the micro-batch, as transformers
@@ -78,7 +83,7 @@ def router_rows(model: PreTrainedModel) -> list[tuple[str, str]]:
 
 
 def _forward(model: nn.Module, micro_batch: MicroBatch, options: LossOptions) -> tuple[Tensor, ModelOutput]:
-    """The loss as `summed_loss` says, and what the model returned."""
+    """The loss as `training_losses` says, and what the model returned."""
     within = model_of(model)
     places_K, labels_K = micro_batch.places_of_all, micro_batch.labels
     with model_inputs(within, micro_batch, options.padding) as inputs:
@@ -89,12 +94,13 @@ def _forward(model: nn.Module, micro_batch: MicroBatch, options: LossOptions) ->
             # Where nothing is learned, the last position is computed for the sake of the graph.
             inputs["logits_to_keep"] = micro_batch.positions if len(micro_batch.positions) else 1
         if options.chunk:  # also where one chunk holds everything: under ZeRO-3 all ranks take the same way
-            with losses_in_chunks(within, places_K, labels_K, options.chunk) as summed:
+            with losses_in_chunks(within, places_K, labels_K, options.chunk, options.smoothing) as summed:
                 outputs = model(**inputs)
                 return summed(), outputs
         outputs = model(**inputs)
     logits_KC = outputs.logits.flatten(0, 1)[places_K]  # only these are widened to fp32
-    return nn.functional.cross_entropy(logits_KC.float(), labels_K, reduction="sum"), outputs
+    loss = nn.functional.cross_entropy(logits_KC.float(), labels_K, reduction="sum", label_smoothing=options.smoothing)
+    return loss, outputs
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """How a run computes its losses: found out on its model before the first step, and told."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +46,11 @@ def choose_options(
     """
     with full_fp32_products():  # a GPU's rounding to TF32 would be taken for a difference
         with sequence.whole():
-            options = _found_alone(engine, config, batches, step, device)
+            found = _found_alone(engine, config, batches, step, device)
+            options = replace(found, smoothing=config.train.label_smoothing)
         check_shards(engine, sequence, device, config.train.precision, options.padding)
+    if options.smoothing:
+        say(f"Loss: trained on with {options.smoothing:g} label smoothing, held out without (train.label_smoothing).")
     return options
 
 

@@ -1,7 +1,7 @@
 """The training command: its options, its usage, and what one command line asks for."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sorsa_ds.config.command_line import (
@@ -14,8 +14,10 @@ from sorsa_ds.config.command_line import (
     split,
 )
 from sorsa_ds.config.deepspeed_json import read_ds_config
+from sorsa_ds.config.renamed import name_now
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.run.paths import CONFIG, GIVEN_DS_CONFIG, named_run
+from sorsa_ds.runtime.console import aside
 
 TRAIN_OPTIONS = {
     "config": "YAML file with settings",
@@ -27,7 +29,7 @@ TRAIN_USAGE = """\
 Fine-tune a causal language model with SORSA on DeepSpeed.
 
   deepspeed launch/train.py --ds_config ds_configs/zero3.json
-  deepspeed --num_gpus 1 launch/train.py --ds_config ds_configs/stage0.json --config run.yaml sorsa.rank=64
+  deepspeed --num_gpus 1 launch/train.py --ds_config ds_configs/stage0.json --config run.yaml adapter.rank=64
   deepspeed launch/train.py --resume runs/NAME
 
   --verbose        also print which rank decomposes how much
@@ -57,8 +59,11 @@ class Invocation:
         return named_run(self.resume)
 
 
-def parse(argv: Sequence[str]) -> Invocation:
+def parse(argv: Sequence[str], tell: Callable[[str], None] = aside) -> Invocation:
     """Read the command line of the training command. `--help` prints, on one rank, and ends the process.
+
+    Args:
+        tell: called with a sentence on settings that are given under earlier names.
 
     Raises:
         ValueError: listing everything that is wrong with it.
@@ -83,7 +88,7 @@ def parse(argv: Sequence[str]) -> Invocation:
     with errors.noted():
         file = find_settings_file(options)
     with errors.noted():
-        config = load_settings(RunConfig, file, overrides, TRAIN_OPTIONS)
+        config = load_settings(RunConfig, file, overrides, TRAIN_OPTIONS, tell)
         if config.loading.trust_remote_code and "config" in of_run and _TRUST not in dict(overrides):
             raise ValueError(
                 f"--resume: {file} asks to run Python code that comes with the model {config.model!r} ({_TRUST}), "
@@ -93,7 +98,7 @@ def parse(argv: Sequence[str]) -> Invocation:
         with errors.noted():
             _refuse_chosen_file(of_run["ds_config"])
     errors.stop()
-    set_here = frozenset(path for path, _ in overrides)
+    set_here = frozenset(name_now(path) for path, _ in overrides)
     return Invocation(config, ds_config, resume, file, set_here, verbose=len(words) < len(argv))
 
 

@@ -17,6 +17,7 @@ from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan
 from sorsa_ds.engine import optimizers, schedules
 from sorsa_ds.engine.engine import SorsaEngine
+from sorsa_ds.methods.loraplus import learning_faster
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model import schedule
 from sorsa_ds.model.load import AdaptedModel, load_adapted_model
@@ -36,6 +37,7 @@ from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.numerics import seed_rank, set_numerics
 from sorsa_ds.runtime.words import typed
 from sorsa_ds.sorsa.regularizer import Regularizer
+from sorsa_ds.train.embedding_noise import add_embedding_noise
 from sorsa_ds.train.inputs import Inputs, read_inputs
 from sorsa_ds.train.loss import router_rows
 from sorsa_ds.train.options import Invocation
@@ -180,6 +182,7 @@ def build_model(settings: RunSettings, origin: Origin) -> BuiltModel:
     initialisation = origin.report_initialisation(loaded, time.perf_counter() - began)
     if config.train.gradient_checkpointing:
         checkpoint_activations(loaded.model)
+    add_embedding_noise(loaded.model, config.train.neftune_noise_alpha)
     return BuiltModel(loaded=loaded, initialisation=initialisation)
 
 
@@ -193,7 +196,7 @@ def build_engine(settings: RunSettings, run: OpenedRun, inputs: Inputs, model: B
     engine = method_of(settings.config).engine(settings.config, steps)(
         loaded.model,
         settings.resolved.ds,
-        optimizers.optimizer(train),
+        optimizers.optimizer(train, *learning_faster(settings.config, loaded.model)),
         schedules.schedule(train, steps),
         run.regularizer,
         loaded.exact_factors,

@@ -113,7 +113,7 @@ def test_a_host_that_goes_away_ends_the_other_and_the_job_goes_on(hosts, project
 
 
 def test_nodes_that_disagree_are_named_and_nothing_is_started(hosts, project, tmp_path):
-    for code, printed in ended(start(hosts, project, tmp_path, *settings(project, "torn"), on_b=["sorsa.rank=5"])):
+    for code, printed in ended(start(hosts, project, tmp_path, *settings(project, "torn"), on_b=["adapter.rank=5"])):
         assert code == 2, printed[-3000:]
-        assert "node host-b (rank 1): sorsa.rank is 5, on host-a 4" in printed
+        assert "node host-b (rank 1): adapter.rank is 5, on host-a 4" in printed
     assert not (project / "torn").exists()

@@ -68,7 +68,7 @@ def test_a_job_is_told_of_its_time_limit_saves_is_queued_again_and_finishes(slur
 
 def check_the_rest(slurm, project, run):
     """Another failure is passed on and not queued again; the finished run is evaluated. Both at once, a node each."""
-    bad = submit(slurm, project, "train.sbatch", *settings(project, "bad"), "sorsa.targets=[qproj]")
+    bad = submit(slurm, project, "train.sbatch", *settings(project, "bad"), "adapter.targets=[qproj]")
     good = submit(slurm, project, "evaluate.sbatch", "--model", run.name, "--task", "loss", checked=True)
     job = slurm.wait(bad, SECONDS)
     log = project / f"{bad}.log"

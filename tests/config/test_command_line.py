@@ -8,7 +8,7 @@ import pytest
 
 from sorsa_ds.config.command_line import load_settings, to_yaml, with_absolute_paths
 from sorsa_ds.config.fields import leaves
-from sorsa_ds.config.schema import DataConfig, OutputConfig, RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, DataConfig, OutputConfig, RegularizerConfig, RunConfig, TrainConfig
 from sorsa_ds.train.options import parse
 
 REPOSITORY = Path(__file__).parents[2]
@@ -33,9 +33,9 @@ def error(*argv: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("words", [["sorsa.rank=64"], ["--sorsa.rank", "64"], ["--sorsa.rank=64"]])
+@pytest.mark.parametrize("words", [["adapter.rank=64"], ["--adapter.rank", "64"], ["--adapter.rank=64"]])
 def test_three_spellings(words):
-    assert parse(words).config == RunConfig(sorsa=SorsaConfig(rank=64))
+    assert parse(words).config == RunConfig(adapter=AdapterConfig(rank=64))
 
 
 def test_an_option_given_twice_is_told():
@@ -49,9 +49,9 @@ def test_nothing_said_is_the_defaults():
 
 
 def test_precedence_defaults_yaml_command_line(yaml_file):
-    file = yaml_file("train: {steps: 5, seed: 3}\nsorsa:\n  rank: 8\n")
+    file = yaml_file("train: {steps: 5, seed: 3}\nadapter:\n  rank: 8\n")
     config = parse(["--config", file, "--train.steps", "7", "train.steps=9"]).config
-    assert config == RunConfig(train=TrainConfig(steps=9, seed=3), sorsa=SorsaConfig(rank=8))
+    assert config == RunConfig(train=TrainConfig(steps=9, seed=3), adapter=AdapterConfig(rank=8))
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_precedence_defaults_yaml_command_line(yaml_file):
         ("train.steps=null", "train", TrainConfig(steps=None)),
         ("train.adam_betas=[0.8, 0.95]", "train", TrainConfig(adam_betas=(0.8, 0.95))),
         ("train.gradient-checkpointing=true", "train", TrainConfig(gradient_checkpointing=True)),
-        ("sorsa.targets=[q_proj, v_proj]", "sorsa", SorsaConfig(targets=["q_proj", "v_proj"])),
-        ("sorsa.targets=*.q_proj", "sorsa", SorsaConfig(targets="*.q_proj")),
-        ("sorsa.rank_pattern={mlp.up_proj: 8}", "sorsa", SorsaConfig(rank_pattern={"mlp.up_proj": 8})),
+        ("adapter.targets=[q_proj, v_proj]", "adapter", AdapterConfig(targets=["q_proj", "v_proj"])),
+        ("adapter.targets=*.q_proj", "adapter", AdapterConfig(targets="*.q_proj")),
+        ("adapter.rank_pattern={mlp.up_proj: 8}", "adapter", AdapterConfig(rank_pattern={"mlp.up_proj": 8})),
         ("data.columns={prompt: q, response: a}", "data", DataConfig(columns={"prompt": "q", "response": "a"})),
         ("regularizer.gamma=0.2*lr", "regularizer", RegularizerConfig(gamma="0.2*lr")),
         ("regularizer.gamma=4e-4", "regularizer", RegularizerConfig(gamma=4e-4)),
@@ -84,9 +84,9 @@ def test_values_on_the_command_line_and_in_a_file(yaml_file, text, section, expe
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
-        ("sorsa.rak", "sorsa.rank"),
-        ("rank", "sorsa.rank"),
-        ("train.rank", "sorsa.rank"),
+        ("sorsa.rak", "adapter.rank"),
+        ("rank", "adapter.rank"),
+        ("train.rank", "adapter.rank"),
         ("trian.steps", "train.steps"),
         ("learning_rat", "train.learning_rate"),
         ("regulariser.gama", "regularizer.gamma"),
@@ -102,37 +102,37 @@ def test_unknown_key_names_the_nearest(key, meant):
 def test_unknown_key_like_no_other_lists_the_section():
     assert "train.learning_rate" in error("train.lr=1")
     assert "sections" not in error("zzz=1")
-    assert "loading, sorsa, baseline, residual, regularizer" in error("zzz=1")
+    assert "loading, adapter, sorsa, baseline, residual, regularizer" in error("zzz=1")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sorsa.rank=0", "sorsa.rank = 0: must be integer from 1 to 65,536"),
-        ("sorsa.rank=many", "sorsa.rank = 'many': must be integer from 1 to 65,536"),
-        ("sorsa.rank=1.5", "sorsa.rank = 1.5: must be integer from 1 to 65,536"),
-        ("sorsa.rank=true", "sorsa.rank = True: must be integer from 1 to 65,536"),
-        ("sorsa.rank=", "sorsa.rank = None: must be integer from 1 to 65,536"),
-        ("sorsa.dropout=1", "sorsa.dropout = 1: must be number >= 0 and < 1"),
+        ("adapter.rank=0", "adapter.rank = 0: must be integer from 1 to 65,536"),
+        ("adapter.rank=many", "adapter.rank = 'many': must be integer from 1 to 65,536"),
+        ("adapter.rank=1.5", "adapter.rank = 1.5: must be integer from 1 to 65,536"),
+        ("adapter.rank=true", "adapter.rank = True: must be integer from 1 to 65,536"),
+        ("adapter.rank=", "adapter.rank = None: must be integer from 1 to 65,536"),
+        ("adapter.dropout=1", "adapter.dropout = 1: must be number >= 0 and < 1"),
         ("train.learning_rate=.inf", "train.learning_rate = inf: must be number > 0"),
         ("train.warmup_ratio=.nan", "train.warmup_ratio = nan: must be number >= 0 and < 1"),
         ("train.precision=fp16", "train.precision = 'fp16': must be auto | fp32 | mixed | bf16"),
         ("train.steps=0", "train.steps = 0: must be integer from 1 to 1,000,000,000 or null"),
         ("train.gradient_checkpointing=1", "train.gradient_checkpointing = 1: must be true or false"),
         ("regularizer.gamma=-1", "regularizer.gamma = -1: must be number from 0 to 1,000,000,000 or text"),
-        ("sorsa.rank_pattern={q: 0}", "sorsa.rank_pattern = {'q': 0}: must be mapping of text to integer from 1"),
+        ("adapter.rank_pattern={q: 0}", "adapter.rank_pattern = {'q': 0}: must be mapping of text to integer from 1"),
         ("regularizer.gamma=1e10*lr", "regularizer.gamma: '1e10*lr' is neither a number from 0 to 1,000,000,000 nor"),
         ("train.steps=1" + "0" * 4000, "0000...: must be integer from 1 to 1,000,000,000 or null"),
         ("train.steps=1" + "0" * 5000, "must be integer from 1"),
-        ("sorsa.rank_pattern={q: 1, q: 2}", "a key stands twice in this mapping"),
-        ("sorsa.targets=[" + "[" * 1000, "more than 64 lists and mappings are inside one another"),
-        ("sorsa.targets=[*q]", "an alias (*name) is not read"),
+        ("adapter.rank_pattern={q: 1, q: 2}", "a key stands twice in this mapping"),
+        ("adapter.targets=[" + "[" * 1000, "more than 64 lists and mappings are inside one another"),
+        ("adapter.targets=[*q]", "an alias (*name) is not read"),
         ('model="a\\0b"', "model = 'a\\x00b': it holds a NUL character (command line"),
-        ('sorsa.targets=["a\\0b"]', "it holds a NUL character"),
-        ('sorsa.rank_pattern={"a\\0b": 3}', "it holds a NUL character"),
+        ('adapter.targets=["a\\0b"]', "it holds a NUL character"),
+        ('adapter.rank_pattern={"a\\0b": 3}', "it holds a NUL character"),
         ("output.name=\udcff", "it holds something that is no character"),
         ("sorsa=8", "sorsa is a section, not a setting"),
-        ("sorsa.targets=[*.q]", "quote names with *"),
+        ("adapter.targets=[*.q]", "quote names with *"),
     ],
 )
 def test_bad_value_names_field_value_and_range(text, message):
@@ -140,13 +140,13 @@ def test_bad_value_names_field_value_and_range(text, message):
 
 
 def test_all_errors_are_reported_together(yaml_file):
-    file = yaml_file("sorsa:\n  rank: 0\n  dropuot: 1\n")
+    file = yaml_file("adapter:\n  rank: 0\n  dropuot: 1\n")
     text = error("stray", "--train.seed", "--config", file, "train.steps=-1", "--ds_config", "nowhere.json")
     assert len(text.splitlines()) == 6
     assert "'stray' is not a setting" in text
     assert "--train.seed needs a value" in text
-    assert f"sorsa.rank = 0: must be integer from 1 to 65,536 ({file}:2)" in text
-    assert f"did you mean sorsa.dropout? ({file}:3)" in text
+    assert f"adapter.rank = 0: must be integer from 1 to 65,536 ({file}:2)" in text
+    assert f"did you mean adapter.dropout? ({file}:3)" in text
     assert "train.steps = -1: must be integer from 1 to 1,000,000,000 or null (command line: train.steps=-1)" in text
     assert "--ds_config nowhere.json: no such file; shipped are ds_configs/stage0.json" in text
 
@@ -154,16 +154,16 @@ def test_all_errors_are_reported_together(yaml_file):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sorsa:\n  rank: [1\ntrain: 3\n", ":3: not valid YAML"),
+        ("adapter:\n  rank: [1\ntrain: 3\n", ":3: not valid YAML"),
         ("- sorsa\n", ":1: settings are expected"),
         ("just text", ":1: settings are expected"),
         ("sorsa: 3\n", "sorsa is a section, not a setting"),
-        ("sorsa:\n  rank: 3\n  rank: 4\n", "sorsa.rank is set twice"),
-        ("sorsa:\n  rank_pattern: {[1]: 2}\n", ":2: not valid YAML"),
+        ("adapter:\n  rank: 3\n  rank: 4\n", "adapter.rank is set twice"),
+        ("adapter:\n  rank_pattern: {[1]: 2}\n", ":2: not valid YAML"),
         ("output: {name: !!python/name:os.system x}\n", ":1: not valid YAML (a tag (!name) is not read"),
         ("model: !!binary aGVsbG8=\n", ":1: not valid YAML (a tag (!name) is not read"),
         ("train:\n  steps: !!bool 5\n", ":2: not valid YAML (a tag (!name) is not read"),
-        ("sorsa: &a {rank: 3}\ntrain: *a\n", ":2: not valid YAML (an alias (*name) is not read"),
+        ("adapter: &a {rank: 3}\ntrain: *a\n", ":2: not valid YAML (an alias (*name) is not read"),
         ("? [a, b]\n: 3\n", ":1: not valid YAML (a key must be the name of a setting"),
         ("train:\n  steps: 1" + "0" * 5000, ":2: not valid YAML (a number has too many digits"),
         ("model: " + "[" * 100_000, ":1: not valid YAML (more than 64 lists and mappings"),
@@ -239,7 +239,7 @@ def test_help_is_printed_by_one_rank(capsys):
 
 UNUSUAL = RunConfig(
     model="1e-3",
-    sorsa=SorsaConfig(targets=["*.q_proj", "off", "1"], rank_pattern={"no": 3, "a: b": 4, "~": 1}, alpha=1e-30),
+    adapter=AdapterConfig(targets=["*.q_proj", "off", "1"], rank_pattern={"no": 3, "a: b": 4, "~": 1}, alpha=1e-30),
     regularizer=RegularizerConfig(gamma="0.2*lr", divide_by_accumulation=False),
     data=DataConfig(
         path="line one\nline two # no comment",

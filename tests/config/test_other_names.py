@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import re
 
 import pytest
 import yaml
@@ -10,10 +11,11 @@ from transformers import TrainingArguments
 
 from benchmarks.names import answer, judge
 from sorsa_ds.config.fields import leaves
-from sorsa_ds.config.other_names import TABLES, hint
+from sorsa_ds.config.other_names import TABLES, here, hint
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.train.options import TRAIN_OPTIONS
 from tests.helpers.foreign_names import RIGHT
+from tests.helpers.projects import ROOT
 
 NAMES = {last.rpartition(".")[2] for last in leaves(RunConfig)}
 
@@ -33,9 +35,21 @@ def test_the_tables_name_settings_that_exist_and_each_other_name_once():
     tables = yaml.safe_load(TABLES.read_text())
     known = {*leaves(RunConfig), *(f"--{option}" for option in TRAIN_OPTIONS)}
     assert {one.partition("=")[0] for one in tables["same"]} <= known
-    names = [name for table in tables.values() for told in table.values() for name in told.split()]
+    names = [name for key in ("same", "absent") for told in tables[key].values() for name in told.split()]
     assert [name for name, count in collections.Counter(names).items() if count > 1] == []
     assert not NAMES & set(names)
+
+
+def test_the_page_for_people_from_other_trainers_says_what_the_tables_say():
+    page = (ROOT / "docs" / "coming_from.md").read_text()
+    rows = re.findall(r"^\| (`.*`) \| `([^`]+)` \|$", page, re.MULTILINE)
+    assert len(rows) > 40
+    for names, said in rows:
+        for name in re.findall(r"`([^`]+)`", names):
+            found = here(name)
+            own = said.rpartition(".")[2] == name and said in leaves(RunConfig)
+            assert own or hint(name) == f"here it is {said}", name
+            assert not (own and found), name
 
 
 def test_case_hyphens_and_sections_do_not_matter():

@@ -76,19 +76,19 @@ def test_a_copy_in_another_number_format_has_the_shape_of_the_original():
     assert shipped("unsloth/gpt-oss-20b-BF16") == shipped("openai/gpt-oss-20b") == SHAPES / "gpt_oss_20b"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if config_of(name).sorsa.expert_rank != 8])
+@pytest.mark.parametrize("name", [name for name in NAMES if config_of(name).adapter.expert_rank != 8])
 def test_the_ranks_of_experts_are_multiples_of_8_and_every_expert_is_adapted(name):
     config = config_of(name)
-    selection = method_of(config).choose(bare(config.model), config.sorsa)
-    assert config.sorsa.expert_rank % 8 == 0
+    selection = method_of(config).choose(bare(config.model), config.adapter)
+    assert config.adapter.expert_rank % 8 == 0
     assert selection.share > 0.998 and not selection.left_out
-    assert {target.rank for target in selection.targets if target.experts} == {config.sorsa.expert_rank}
+    assert {target.rank for target in selection.targets if target.experts} == {config.adapter.expert_rank}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_trains_the_published_number_of_parameters(name):
     config = config_of(name)
-    targets = method_of(config).choose(bare(config.model), config.sorsa).targets
+    targets = method_of(config).choose(bare(config.model), config.adapter).targets
     assert round(sum(target.trainable for target in targets) / 1e6) == TRAINABLE[name]
 
 
@@ -159,7 +159,7 @@ def test_a_recipe_is_the_papers_set_up(name):
     assert (config.train.epochs, config.train.adam_betas, config.train.precision) == (1.0, (0.9, 0.999), "mixed")
     assert config.data.train_split == "train[:100000]"
     assert config.data.max_length == 512
-    assert config.sorsa.rank == (128 if name.startswith("llama2") else 64)
+    assert config.adapter.rank == (128 if name.startswith("llama2") else 64)
 
 
 @pytest.mark.parametrize("name", NAMES)

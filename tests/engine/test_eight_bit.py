@@ -76,7 +76,7 @@ def test_every_update_is_bitsandbytes_on_the_masters_and_their_gradients(tiny_ll
 
 @pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit_and_only_on_the_same_ranks_and_stage(project):
-    settings = ["train.optimizer=adamw_8bit", "data.eval_size=6", "sorsa.rank=16"]
+    settings = ["train.optimizer=adamw_8bit", "data.eval_size=6", "adapter.rank=16"]
     run, _ = train_run(project, "eight", *settings)
     again = rewound(project, run, "eight-again", 4)
     train_run(project, again.name, *settings, "--resume=auto")

@@ -13,12 +13,12 @@ pytestmark = pytest.mark.slow
 RUNS = [(stage, case) for stage in (0, 1, 2, 3) for case in CASES]
 
 
-def train_with_engine(folder, runs, sorsa=SORSA):
+def train_with_engine(folder, runs, adapter=SORSA):
     """Train in every setting in this world; returns start, end and log of each on rank 0."""
     from sorsa_ds.runtime import collectives
 
     results = [
-        ten_steps(build(folder, ds_config(stage, "", case["clip"], case["accumulation"]), case, sorsa=sorsa), case)
+        ten_steps(build(folder, ds_config(stage, "", case["clip"], case["accumulation"]), case, adapter=adapter), case)
         for stage, case in runs
     ]
     return results if collectives.rank() == 0 else None

@@ -127,7 +127,7 @@ def test_a_run_that_is_larger_than_its_device_is_refused_with_the_command_that_l
 def test_runs_of_other_methods_are_merged_too(project, method):
     own = {
         "adalora": ["--ds_config", "ds_configs/zero2.json", "baseline.adalora_t_init=1", "baseline.adalora_t_final=2"],
-        "full": ["sorsa.rank=16"],
+        "full": ["adapter.rank=16"],
     }  # fmt: skip
     run_ranks(1, _train, project, method, f"method={method}", *own.get(method, []))
     options = asked(project, f"{method}-loss", model=str(project / method), task="loss", data=None, max_new_tokens=None)

@@ -136,7 +136,7 @@ def layers_by_hand(run: Path) -> dict[str, torch.Tensor]:
                 torch.einsum("emr,er,enr->emn", *(factors[f"{name}.{leaf}"].double() for leaf in "UsV"))
                 for factors in (initial, trained)
             )
-            change = described.sorsa.alpha / shape["rank"] * (end - start)
+            change = described.adapter.alpha / shape["rank"] * (end - start)
             merged[name] = weight + (change.mT if turned else change)
     return merged
 

@@ -79,7 +79,7 @@ def layers_by_hand(run: Path, precision="fp32") -> dict[str, torch.Tensor]:
 
     def product(factors, name):
         U, s, V = (factors[f"{name}.{leaf}"] for leaf in ("U", "s", "V"))
-        alpha, rank = described.sorsa.alpha, s.numel()
+        alpha, rank = described.adapter.alpha, s.numel()
         if precision == "bf16":
             U, s = U.bfloat16(), s.bfloat16()
         left = U * (s * (alpha / rank) if alpha else s)

@@ -10,6 +10,7 @@ from xxhash import xxh3_128_hexdigest
 from tests.fuzz import rules, tables
 from tests.fuzz.kinds import Kind, changed_json
 from tests.fuzz.mutations import as_json, changed_tree
+from tests.fuzz.of_settings import check_adapter
 from tests.fuzz.rules import Nonsense
 
 TESTS = Path(__file__).parents[1]
@@ -52,6 +53,9 @@ def judge_adapter(content: bytes, extra: None, facts: None) -> None:
             raise Nonsense("there is no such base model")
         return
     rules.check(found, tables.ADAPTER, needs=tables.ADAPTER_NEEDS)
+    if "adapter" not in found and not any(path.partition(".")[2] in found.get("sorsa", {}) for path in tables.EARLIER):
+        raise Nonsense("neither adapter nor the earlier section is there")
+    check_adapter(found)
     residual = found.get("residual", {})
     if residual.get("iterations", 1) > 1 and residual.get("storage", "auto") in ("auto", "fp32", "bf16"):
         raise Nonsense("residual.iterations over a residual that is not quantised")

@@ -48,7 +48,7 @@ def make_yaml(rng: Random) -> tuple[bytes, None]:
     if rng.random() < 0.4:
         return file_bytes(rng, changed_text(rng, rng.choice(list(RECIPES.values())))), None
     lines: list[str] = []
-    for path in rng.sample(list(tables.SETTINGS), rng.choice((1, 2, 3))):
+    for path in rng.sample(list(tables.SETTINGS | tables.EARLIER), rng.choice((1, 2, 3))):
         section, _, name = path.rpartition(".")
         value = as_json(junk(rng))
         lines += [f"{section}:", f"  {name}: {value}"] if section else [f"{name}: {value}"]
@@ -82,7 +82,8 @@ def judge_yaml(content: bytes, extra: None, same: bool) -> None:
     if not isinstance(found, dict | None):
         raise Nonsense("no settings")
     found = {key: inner for key, inner in (found or {}).items() if not (key in tables.SECTIONS and inner is None)}
-    rules.check(found, tables.SETTINGS)
+    rules.check(found, tables.SETTINGS | tables.EARLIER)
+    check_adapter(found)
     residual = found.get("residual", {})
     if residual.get("iterations", 1) > 1 and residual.get("storage", "auto") in ("auto", "fp32", "bf16"):
         raise Nonsense("residual.iterations over a residual that is not quantised")
@@ -96,6 +97,21 @@ def judge_yaml(content: bytes, extra: None, same: bool) -> None:
     train = found.get("train", {})
     if train.get("profile_trace", False) and train.get("profile_steps", 0) == 0:
         raise Nonsense("train.profile_trace without train.profile_steps")
+
+
+def check_adapter(found: dict) -> None:
+    """Stop where the sections on the adapter contradict themselves, or one another.
+
+    Raises:
+        Nonsense: naming the settings.
+    """
+    now, before = found.get("adapter") or {}, found.get("sorsa") or {}
+    for path in tables.EARLIER:
+        last = path.partition(".")[2]
+        if last in now and last in before and now[last] != before[last]:
+            raise Nonsense(f"{path} is given under two names")
+    if now.get("rslora", False) and now.get("alpha", before.get("alpha")) is None:
+        raise Nonsense("adapter.rslora without adapter.alpha")
 
 
 def _tree(events) -> Any:

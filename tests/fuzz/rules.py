@@ -91,6 +91,14 @@ def relative_gamma(value: Any) -> bool:
         return False
 
 
+def blocks(value: Any) -> bool:
+    """`all`, the number of a block, or a range of them such as `8-15`."""
+    if type(value) is not str:
+        return whole(0, 9999)(value)
+    found = re.fullmatch(r"([0-9]{1,4}) *- *([0-9]{1,4})", value)
+    return value == "all" or (found is not None and int(found[1]) <= int(found[2]))
+
+
 class Nonsense(Exception):
     """A file makes no sense; the message says why."""
 

@@ -10,6 +10,7 @@ import re
 from tests.fuzz.rules import (
     LARGEST,
     Rule,
+    blocks,
     either,
     flag,
     many,
@@ -60,19 +61,22 @@ SETTINGS: dict[str, Rule] = {
     "loading.revision": OPEN_WORDS,
     "loading.trust_remote_code": flag,
     "loading.attn_implementation": one_of("auto", "eager", "sdpa", "flash_attention_2"),
-    "sorsa.targets": LIST_OR_WORDS,
-    "sorsa.train_whole": many(words),
-    "sorsa.exclude": many(words),
-    "sorsa.experts": one_of("adapt", "frozen"),
-    "sorsa.expert_rank": RANK,
-    "sorsa.rank": RANK,
-    "sorsa.rank_pattern": mapping(words, RANK),
-    "sorsa.alpha": either(nothing, ABOVE_ZERO),
-    "sorsa.dropout": SHARE,
+    "adapter.targets": LIST_OR_WORDS,
+    "adapter.layers": either(blocks, many(blocks)),
+    "adapter.train_whole": many(words),
+    "adapter.exclude": many(words),
+    "adapter.experts": one_of("adapt", "frozen"),
+    "adapter.expert_rank": RANK,
+    "adapter.rank": RANK,
+    "adapter.rank_pattern": mapping(words, RANK),
+    "adapter.alpha": either(nothing, ABOVE_ZERO),
+    "adapter.rslora": flag,
+    "adapter.dropout": SHARE,
     "sorsa.svd": one_of("randomized", "exact"),
     "sorsa.svd_tolerance": ABOVE_ZERO,
     "sorsa.svd_max_iterations": whole(1, 1000),
     "sorsa.svd_cache": name,
+    "baseline.loraplus_lr_ratio": either(nothing, ABOVE_ZERO),
     "baseline.pissa_iterations": whole(0, 1000),
     "baseline.adalora_init_rank": OPEN_RANK,
     "baseline.adalora_target_rank": OPEN_RANK,
@@ -132,6 +136,8 @@ SETTINGS: dict[str, Rule] = {
     "train.gradient_checkpointing": flag,
     "train.precision": one_of("auto", "fp32", "mixed", "bf16"),
     "train.loss_chunk": either(COUNT_FROM_0, one_of("auto")),
+    "train.label_smoothing": SHARE,
+    "train.neftune_noise_alpha": either(nothing, ABOVE_ZERO),
     "train.compile": one_of("auto", "off"),
     "train.check_memory": flag,
     "train.deterministic": flag,
@@ -151,6 +157,21 @@ SETTINGS: dict[str, Rule] = {
     "output.wandb": one_of("off", "online", "offline"),
     "output.wandb_project": words,
 }
+EARLIER: dict[str, Rule] = {
+    f"sorsa.{name}": SETTINGS[f"adapter.{name}"]
+    for name in (
+        "targets",
+        "exclude",
+        "train_whole",
+        "rank",
+        "experts",
+        "expert_rank",
+        "rank_pattern",
+        "alpha",
+        "dropout",
+    )
+}
+"""Settings under the names that they had in earlier versions."""
 SECTIONS = {path.partition(".")[0] for path in SETTINGS if "." in path}
 
 _SIZE, _SIZE_FROM_0 = power(1, 2**63 - 1), power(0, 2**63 - 1)
@@ -216,11 +237,11 @@ ADAPTER: dict[str, Rule] = {
     "new_tokens": mapping(words, COUNT_FROM_0),
     **{
         path: rule
-        for path, rule in SETTINGS.items()
-        if path.split(".")[0] in ("loading", "sorsa", "residual", "baseline")
+        for path, rule in (SETTINGS | EARLIER).items()
+        if path.split(".")[0] in ("loading", "adapter", "sorsa", "residual", "baseline")
     },
 }
-ADAPTER_NEEDS = ("base_model", "loading", "precision", "sorsa", "layers", "digests")
+ADAPTER_NEEDS = ("base_model", "loading", "precision", "layers", "digests")
 """Entries without which an adapter cannot be put together."""
 PEFT: dict[str, Rule] = {
     "peft_type": one_of("LORA", "ADALORA"),
@@ -253,7 +274,7 @@ CHECKPOINT: dict[str, Rule] = {
         lambda entry: type(entry) is dict and entry.keys() == {"bytes", "digest"} and whole(0, 2**63)(entry["bytes"])
         and _DIGEST(entry["digest"]),
     ),
-    **{f"config.{path}": rule for path, rule in SETTINGS.items()},
+    **{f"config.{path}": rule for path, rule in (SETTINGS | EARLIER).items()},
     "config.train.global_batch_size": BATCH,
     "config.train.micro_batch_size": BATCH,
 }  # fmt: skip

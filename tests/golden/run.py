@@ -47,7 +47,7 @@ def settings(folder: Path, name: str, more: tuple[str, ...]) -> list[str]:
     """The settings of one run on the model and the rows that lie beside this file."""
     return [
         f"model={HERE / 'model'}", f"data.path={HERE / 'rows.jsonl'}", "data.eval_size=4", f"train.steps={STEPS}",
-        "sorsa.rank=4", "sorsa.svd=exact", "train.global_batch_size=4", "train.micro_batch_size=1",
+        "adapter.rank=4", "sorsa.svd=exact", "train.global_batch_size=4", "train.micro_batch_size=1",
         "train.precision=fp32", "train.learning_rate=1e-3", "train.max_start_gap=9", "regularizer.gamma=0.01",
         f"output.folder={folder}", f"output.name={name}", "output.save_every=0",
         "output.peft_adapter=false", *more,

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from sorsa_ds.config.schema import LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, LoadingConfig, ResidualConfig, RunConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.selection import select_targets
@@ -42,15 +42,15 @@ def handmade(folder: Path, architecture: str, method: str, **settings) -> tuple[
         save(architecture, base)
     run = folder / f"{architecture}-{method}"
     config = RunConfig(
-        model=str(base), method=method, sorsa=SorsaConfig() if method == "full" else SorsaConfig(rank=4),
+        model=str(base), method=method, adapter=AdapterConfig() if method == "full" else AdapterConfig(rank=4),
         residual=ResidualConfig(storage="fp32"), train=TrainConfig(precision="fp32", learning_rate=1e-3), **settings,
     )  # fmt: skip
     model = skeleton(base, LoadingConfig())
-    targets = [] if method == "full" else select_targets(model, config.sorsa)
+    targets = [] if method == "full" else select_targets(model, config.adapter)
     whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     generator = torch.Generator().manual_seed(3)
     tensors, weights = {step: {} for step in STEPS}, {}
-    for target in stored_linears(model, RunConfig(method=method, sorsa=config.sorsa)):
+    for target in stored_linears(model, RunConfig(method=method, adapter=config.adapter)):
         name = target.name
         W = whole.get_submodule(name).weight.detach().double()
         W = W.T if target.transposed else W

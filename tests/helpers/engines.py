@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sorsa_ds.config.schema import SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig
 from sorsa_ds.runtime import digest
 from tests.helpers.architectures import exactly
 from tests.helpers.reference import plain_model, plain_parameter, train
@@ -11,7 +11,7 @@ from tests.helpers.sorsa_models import load_sorsa_model
 
 # No world size above 1 divides the shapes (40, 20, 76) x rank 5 into whole rows everywhere; 3 divides none.
 RANK, EXPERT_RANK, STEPS, WARMUP, RATE, MICRO = 5, 3, 10, 2, 3e-3, 2
-SORSA = SorsaConfig(rank=RANK, expert_rank=EXPERT_RANK)
+SORSA = AdapterConfig(rank=RANK, expert_rank=EXPERT_RANK)
 """What is adapted, and at which rank."""
 
 CASES = [
@@ -51,7 +51,7 @@ def ds_config(stage: int, offload: str, clip: float, accumulation: int, bf16: bo
 
 
 def build(
-    folder, ds: dict, case: dict, precision: str = "fp32", storage=None, checkpointing: bool = False, sorsa=SORSA,
+    folder, ds: dict, case: dict, precision: str = "fp32", storage=None, checkpointing: bool = False, adapter=SORSA,
     optimizer="fused",
 ):  # fmt: skip
     """A SorsaEngine on the tiny model, from disk, as the trainer makes it. optimizer: `fused`, or `8bit` moments."""
@@ -66,7 +66,7 @@ def build(
     device = torch.device("cpu")
     stage3 = ds["zero_optimization"]["stage"] == 3
     loaded = load_sorsa_model(
-        folder, sorsa=sorsa,
+        folder, adapter=adapter,
         precision=resolve_precision(precision, None, "cpu"),
         placement=Zero3(ds, device) if stage3 else Whole(device), device=device, factor_source=exactly,
         storage=storage,

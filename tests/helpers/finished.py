@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from sorsa_ds.config.method_settings import MethodName
-from sorsa_ds.config.schema import ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, ResidualConfig, RunConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.methods.registry import METHODS
 from sorsa_ds.model import adapter_file
@@ -25,12 +25,12 @@ REPORT = {"steps": 7, "loss_first": 2.5, "loss_last": 1.25, "eval_loss_start": 2
 
 
 def finished_run(
-    base: Path, folder: Path, precision="fp32", size=0.1, storage="auto", numerics: dict | None = None, **sorsa
+    base: Path, folder: Path, precision="fp32", size=0.1, storage="auto", numerics: dict | None = None, **adapter
 ) -> Path:
     """The folder of a run that has moved every factor by about `size`, made without the trainer."""
     formats = resolve_precision(precision, None, "cpu")
     config = RunConfig(
-        model=str(base), sorsa=SorsaConfig(**{"rank": 4, **sorsa}),
+        model=str(base), adapter=AdapterConfig(**{"rank": 4, **adapter}),
         residual=residual_storage.resolve_residual(ResidualConfig(storage=storage), formats),
         train=TrainConfig(precision=precision, learning_rate=1e-3, global_batch_size=8),
     )  # fmt: skip
@@ -47,7 +47,7 @@ def finished_run(
         return found
 
     loaded = load_sorsa_model(
-        base, sorsa=config.sorsa, precision=formats, placement=Whole(CPU), device=CPU,
+        base, adapter=config.adapter, precision=formats, placement=Whole(CPU), device=CPU,
         factor_source=source, storage=residual_storage.resolve_storage(config.residual, formats, CPU),
     )  # fmt: skip
     (folder / "adapter").mkdir(parents=True)
@@ -60,13 +60,13 @@ def finished_run(
 
 
 def finished_whole_run(
-    base: Path, folder: Path, method: MethodName, precision="fp32", size=0.1, **sorsa
+    base: Path, folder: Path, method: MethodName, precision="fp32", size=0.1, **adapter
 ) -> tuple[Path, PreTrainedModel]:
     """The folder of a run of whole weights that has moved each by about `size`, made without the trainer, and what the
     run leaves in memory: the trained model in the run's precision."""
     formats = resolve_precision(precision, None, "cpu")
     config = RunConfig(
-        model=str(base), method=method, sorsa=SorsaConfig(**sorsa),
+        model=str(base), method=method, adapter=AdapterConfig(**adapter),
         residual=residual_storage.resolve_residual(ResidualConfig(), formats),
         train=TrainConfig(precision=precision, learning_rate=1e-3, global_batch_size=8),
     )  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.helpers.flops import flop_counter
-from sorsa_ds.config.schema import DataConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, DataConfig, ResidualConfig, RunConfig, TrainConfig
 from sorsa_ds.model.packed_attention import packed_attention
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
@@ -20,7 +20,7 @@ def job_of(
 ) -> Job:
     """A job for the tiny model as `tests.helpers.engines.build` builds it."""
     config = RunConfig(
-        sorsa=SorsaConfig(rank=5, expert_rank=EXPERT_RANK), residual=ResidualConfig(storage=storage),
+        adapter=AdapterConfig(rank=5, expert_rank=EXPERT_RANK), residual=ResidualConfig(storage=storage),
         data=DataConfig(max_length=length, packing=packing),
         train=TrainConfig(precision=precision, micro_batch_size=MICRO, **train),
     )  # fmt: skip

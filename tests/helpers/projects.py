@@ -41,7 +41,7 @@ def settings(project: Path, name: str) -> list[str]:
     """The settings of a short run in fp32, whose adapter is not written for PEFT too, which takes seconds."""
     return [
         f"model={project / 'model'}", f"data.path={project / 'data.jsonl'}", "data.eval_size=7",
-        f"train.steps={STEPS}", "sorsa.rank=4", "train.global_batch_size=8", "train.precision=fp32",
+        f"train.steps={STEPS}", "adapter.rank=4", "train.global_batch_size=8", "train.precision=fp32",
         "train.learning_rate=1e-3", f"output.folder={project}", f"output.name={name}",
         "output.peft_adapter=false",
     ]  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, LoadingConfig
 from sorsa_ds.model.fill import FactorSource
 from sorsa_ds.model.load import AdaptedModel, load_adapted_model
 from sorsa_ds.model.sharding import Placement
@@ -18,7 +18,7 @@ from sorsa_ds.sorsa.residual_storage import Dense, Storage
 def load_sorsa_model(
     folder: Path,
     *,
-    sorsa: SorsaConfig,
+    adapter: AdapterConfig,
     precision: Precision,
     placement: Placement,
     device: torch.device,
@@ -33,7 +33,7 @@ def load_sorsa_model(
     kept = storage or Dense(precision.residual_dtype)
     return load_adapted_model(
         folder,
-        lambda model: adapt_to_sorsa(model, sorsa, precision, kept, device, factor_source),
+        lambda model: adapt_to_sorsa(model, adapter, precision, kept, device, factor_source),
         loading=LoadingConfig(),
         placement=placement,
         device=device,

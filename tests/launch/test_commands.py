@@ -98,8 +98,8 @@ def test_wandb_offline(project):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sorsa.targets=[qproj]"], "'qproj' matches no linear of this model. Did you mean 'q_proj'"),
-        (["sorsa.rnk=4"], "did you mean sorsa.rank"),
+        (["adapter.targets=[qproj]"], "'qproj' matches no linear of this model. Did you mean 'q_proj'"),
+        (["sorsa.rnk=4"], "did you mean adapter.rank"),
         (["train.global_batch_size=7"], "train.global_batch_size"),
         (["data.max_length=512", "data.path=PROJECT/long.jsonl"], "the model takes 256; lower it"),
         (["output.folder=/proc/nowhere"], "/proc/nowhere"),

@@ -23,7 +23,7 @@ from tests.helpers.runs import trained as factors_of
 pytestmark = pytest.mark.slow
 
 INPUT = torch.arange(1, 49).view(2, 24)
-SETTINGS = ("sorsa.expert_rank=4", "train.learning_rate=5e-3")
+SETTINGS = ("adapter.expert_rank=4", "train.learning_rate=5e-3")
 
 
 @pytest.fixture(scope="module", params=["mixtral", "gpt_oss"])

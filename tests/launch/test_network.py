@@ -101,7 +101,7 @@ def test_commands_on_what_lies_here_reach_nobody(watched, project, tmp_path):
         ("evaluate", ["--model", tmp_path / "lora", "--task", "loss", "--data", project / "data.jsonl",
                       "--output", tmp_path / "loss-of-lora"]),
         ("analyze", ["--run", run, "--output", tmp_path / "analysis", "--workers", 1]),
-        ("plan", [f"model={model}", "sorsa.rank=4"]),
+        ("plan", [f"model={model}", "adapter.rank=4"]),
     ]  # fmt: skip
     done, reached = watched("-c", COMMANDS, json.dumps([(name, list(map(str, words))) for name, words in commands]))
     assert done.returncode == 0, done.stderr[-4000:]

@@ -84,10 +84,10 @@ def test_no_shell_variable_stands_in_an_sbatch_line():
     ("command", "message"),
     [
         ("single_gpu.sh --gpu", "--gpu needs a value"),
-        ("single_gpu.sh --gpu= sorsa.rank=8", "--gpu needs a value"),
+        ("single_gpu.sh --gpu= adapter.rank=8", "--gpu needs a value"),
         ("single_gpu.sh --gpu one", "--gpu is 'one': a whole number is needed"),
         ("single_gpu.sh --gpu=one", "--gpu is 'one': a whole number is needed"),
-        ("single_gpu.sh sorsa.rnk=3", "did you mean sorsa.rank"),
+        ("single_gpu.sh sorsa.rnk=3", "did you mean adapter.rank"),
         ("single_gpu.sh --resume nowhere", "--resume: there is no folder"),
         ("single_gpu.sh --resume=.", "is not the folder of a run"),
         ("multi_gpu.sh --ranks 0", "--ranks is 0: at least 1 is needed"),
@@ -97,7 +97,7 @@ def test_no_shell_variable_stands_in_an_sbatch_line():
         ("multi_gpu.sh --port 70000", "--port is 70000: at most 65535 is possible"),
         ("multi_gpu.sh --ranks 3 train.global_batch_size=4", "4 is not 3 ranks x a whole number"),
         ("multi_gpu.sh --config nowhere.yaml", "--config nowhere.yaml: no such file"),
-        ("multi_node.sh sorsa.rank=8", "--hostfile is missing"),
+        ("multi_node.sh adapter.rank=8", "--hostfile is missing"),
         ("multi_node.sh --nodes 2 --hostfile HOSTS", "--nodes and --hostfile say the same"),
         ("multi_node.sh --nodes 2", "--nodes needs --node_rank"),
         ("multi_node.sh --nodes 2 --node_rank 0", "--nodes needs --master_addr"),
@@ -163,7 +163,7 @@ def test_mistakes_end_with_one_message_before_anything_is_started(command, messa
 
 @pytest.mark.slow
 def test_a_job_is_queued_from_the_folder_in_which_its_arguments_were_checked(tmp_path):
-    (tmp_path / "mine.yaml").write_text("sorsa: {rank: 3}\n")
+    (tmp_path / "mine.yaml").write_text("adapter: {rank: 3}\n")
     environment = programs(tmp_path, sbatch='echo "$PWD $SORSA_REPOSITORY $*"')
     script = os.path.relpath(ROOT / "launch" / "slurm" / "train.sbatch", tmp_path)
     done = subprocess.run(
@@ -383,7 +383,7 @@ def test_a_node_that_does_not_come_ends_the_others_within_the_time_out(project, 
     port = str(free_port())
     wrong = "train.timeout_minutes=0.1"
     if launcher:  # its own rendezvous waits for the nodes; here a rank fails for another reason
-        wrong = "sorsa.targets=[qproj]"
+        wrong = "adapter.targets=[qproj]"
     done = run(
         "multi_node.sh", "--hostfile", "HOSTS", "--node_rank", "0", "--master_addr", "127.0.0.1", *launcher,
         "--master_port", port, *settings(project, "alone"), wrong, cwd=tmp_path,

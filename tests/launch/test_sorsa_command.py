@@ -65,7 +65,7 @@ def sorsa(installed, folder, *words, said="", code=0):
 
 SHORTENED = [
     "train.steps=2", "train.global_batch_size=1", "train.micro_batch_size=1", "data.eval_size=1",
-    "sorsa.targets=[q_proj]", "sorsa.rank=4",
+    "adapter.targets=[q_proj]", "adapter.rank=4",
 ]  # fmt: skip
 """The default job in two steps."""
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 from sorsa_ds import load_adapter
 from sorsa_ds.config.schema import (
+    AdapterConfig,
     BaselineConfig,
     RegularizerConfig,
     ResidualConfig,
@@ -63,7 +64,7 @@ def tiny_llama(tmp_path_factory):
 def config_of(method: str) -> RunConfig:
     """The settings of the tests' runs."""
     layers = {} if method in ("full", "partial") else {"rank": RANK, "alpha": ALPHA}
-    return RunConfig(method=method, sorsa=SorsaConfig(**layers), baseline=BASELINE.get(method, BaselineConfig()),
+    return RunConfig(method=method, adapter=AdapterConfig(**layers), baseline=BASELINE.get(method, BaselineConfig()),
                      train=TrainConfig(learning_rate=RATE))  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def _all_runs(folder, runs):
 def plain_model(folder, method: str, start: dict) -> torch.nn.Module:
     """What a user of PEFT builds, in its own way, but for the random start, which is ours."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    targets = [t.name for t in select_targets(model, SorsaConfig(rank=1))]
+    targets = [t.name for t in select_targets(model, AdapterConfig(rank=1))]
     if method in ("full", "partial"):
         model.requires_grad_(method == "full")
         for name in targets if method == "partial" else []:
@@ -249,9 +250,9 @@ def test_parameter_counts_are_those_of_sorsa_but_for_its_singular_values(tiny_ll
     from sorsa_ds.config.schema import LoadingConfig
 
     model = skeleton(tiny_llama, LoadingConfig())
-    targets = select_targets(model, SorsaConfig(rank=RANK))
+    targets = select_targets(model, AdapterConfig(rank=RANK))
     sizes = [(t.out_features, t.in_features) for t in targets]
-    config = {method: RunConfig(method=method, sorsa=SorsaConfig(rank=RANK)) for method in METHODS}
+    config = {method: RunConfig(method=method, adapter=AdapterConfig(rank=RANK)) for method in METHODS}
     counts = {
         method: sum(value.numel() for value in start.values())
         for (method, _), (start, *_) in zip(RUNS, everyone[0], strict=True)
@@ -272,7 +273,7 @@ def given(method: str) -> list[str]:
     """Arguments of a run of a method in the small project."""
     budget = ["baseline.adalora_init_rank=6", "baseline.adalora_t_init=0", "baseline.adalora_t_final=1",
               "baseline.adalora_delta_t=1", "train.learning_rate=3e-2"]  # fmt: skip
-    rank = ["sorsa.rank=16"] if method in ("full", "partial") else []  # the default again: they have no rank
+    rank = ["adapter.rank=16"] if method in ("full", "partial") else []  # the default again: they have no rank
     return [f"method={method}", *rank, *(budget if method == "adalora" else [])]
 
 
@@ -451,9 +452,13 @@ def test_gpt2s_transposed_linears_are_adapted_too(project, tmp_path, method):
         (RunConfig(method="lora", residual=ResidualConfig(storage="nf4")), 2, "no use for residual.storage=nf4"),
         (RunConfig(method="pissa", sorsa=SorsaConfig(svd="exact")), 2, "no use for sorsa.svd=exact"),
         (RunConfig(method="dora", baseline=BaselineConfig(pissa_iterations=4)), 2, "baseline.pissa_iterations=4"),
-        (RunConfig(method="adalora", sorsa=SorsaConfig(rank_pattern={"q_proj": 2})), 2, "sorsa.rank_pattern="),
-        (RunConfig(method="full", sorsa=SorsaConfig(rank=4, targets=["q_proj"])), 2, "sorsa.targets=.*sorsa.rank=4"),
-        (RunConfig(method="partial", sorsa=SorsaConfig(dropout=0.1)), 2, "no use for sorsa.dropout=0.1"),
+        (RunConfig(method="adalora", adapter=AdapterConfig(rank_pattern={"q_proj": 2})), 2, "adapter.rank_pattern="),
+        (
+            RunConfig(method="full", adapter=AdapterConfig(rank=4, targets=["q_proj"])),
+            2,
+            "adapter.targets=.*adapter.rank=4",
+        ),
+        (RunConfig(method="partial", adapter=AdapterConfig(dropout=0.1)), 2, "no use for adapter.dropout=0.1"),
         (
             RunConfig(baseline=BaselineConfig(adalora_beta1=0.9)),
             2,

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from sorsa_ds import load_adapter
-from sorsa_ds.config.schema import LoadingConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, LoadingConfig, RunConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.evaluate import models
 from sorsa_ds.export.command import Options, export
@@ -34,20 +34,20 @@ RANK, EXPERT_RANK, ALPHA, CLIP = 3, 2, 6.0, 0.5
 INPUT = torch.arange(1, 49).view(2, 24) % 60
 
 
-def config_of(model="base", **sorsa) -> RunConfig:
+def config_of(model="base", **adapter) -> RunConfig:
     return RunConfig(
         model=str(model), method="lora",
-        sorsa=SorsaConfig(**{"rank": RANK, "expert_rank": EXPERT_RANK, "alpha": ALPHA} | sorsa),
+        adapter=AdapterConfig(**{"rank": RANK, "expert_rank": EXPERT_RANK, "alpha": ALPHA} | adapter),
         train=TrainConfig(learning_rate=RATE, precision="fp32", global_batch_size=8),
     )  # fmt: skip
 
 
-def loaded(folder, ds: dict, **sorsa):
+def loaded(folder, ds: dict, **adapter):
     from sorsa_ds.model.load import load_adapted_model
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.sorsa.residual_storage import Dense
 
-    config, formats = config_of(**sorsa), resolve_precision("fp32", None, "cpu")
+    config, formats = config_of(**adapter), resolve_precision("fp32", None, "cpu")
     return load_adapted_model(
         folder, method_of(config).operation(config, formats, Dense(formats.residual_dtype), CPU),
         loading=LoadingConfig(),
@@ -133,7 +133,7 @@ def trainable(model) -> dict[str, torch.Tensor]:
 
 
 def targets_of(folder):
-    return METHODS["lora"].choose(skeleton(folder, LoadingConfig()), config_of().sorsa).targets
+    return METHODS["lora"].choose(skeleton(folder, LoadingConfig()), config_of().adapter).targets
 
 
 @pytest.mark.slow
@@ -221,14 +221,14 @@ def test_a_run_computes_in_every_form_what_pefts_model_computes(tmp_path, name):
 def test_where_peft_cannot_adapt_experts_they_are_left_out_or_refused(tmp_path):
     dbrx = skeleton(save_experts("dbrx", tmp_path / "dbrx"), LoadingConfig())
     mixtral = skeleton(save_experts("mixtral", tmp_path / "mixtral"), LoadingConfig())
-    flat = METHODS["lora"].choose(dbrx, config_of().sorsa)
+    flat = METHODS["lora"].choose(dbrx, config_of().adapter)
     assert not any(target.experts for target in flat.targets)
     assert "PEFT takes experts in a parameter of two dimensions for one matrix" in dict(flat.rows())["left out"]
     for method in ("pissa", "olora", "dora", "adalora"):
-        selection = METHODS[method].choose(mixtral, config_of().sorsa)
+        selection = METHODS[method].choose(mixtral, config_of().adapter)
         assert not any(target.experts for target in selection.targets)
         assert "only SORSA and LoRA adapt experts" in dict(selection.rows())["left out"]
-    with pytest.raises(ValueError, match=r"sorsa.dropout=0.1: PEFT's LoRA has no dropout for experts .*gate_up_proj"):
+    with pytest.raises(ValueError, match=r"adapter.dropout=0.1: PEFT's LoRA has no dropout for experts .*gate_up_proj"):
         loaded(tmp_path / "mixtral", ds_config(0, "", 0.0, 1), dropout=0.1)
     loaded(tmp_path / "mixtral", ds_config(0, "", 0.0, 1), dropout=0.1, experts="frozen")
 
@@ -237,5 +237,5 @@ def test_settings_of_experts_mean_something_to_lora_and_nothing_to_the_others():
     formats = resolve_precision("fp32", None, "cpu")
     settings.check_settings(config_of(experts="frozen", expert_rank=4), 3, formats)
     for method in ("pissa", "dora", "adalora"):
-        with pytest.raises(ValueError, match=f"method {method} has no use for .*sorsa.expert_rank=4"):
+        with pytest.raises(ValueError, match=f"method {method} has no use for .*adapter.expert_rank=4"):
             settings.check_settings(replace(config_of(expert_rank=4), method=method), 2, formats)

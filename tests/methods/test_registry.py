@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 from transformers import LlamaConfig
 
-from sorsa_ds.config.schema import LoadingConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, LoadingConfig, MethodName, ResidualConfig, RunConfig
 from sorsa_ds.export.options import Format
 from sorsa_ds.methods.families.whole_weights import Partial
 from sorsa_ds.methods.registry import METHODS, VARIANTS, method_named, method_of
@@ -98,7 +98,7 @@ def test_a_new_method_is_planned_and_told(fake, tmp_path):
     LlamaConfig(
         hidden_size=40, intermediate_size=76, num_hidden_layers=2, num_attention_heads=4, vocab_size=64
     ).save_pretrained(tmp_path)
-    config = fake_config(sorsa=SorsaConfig(targets=["q_proj"]))
+    config = fake_config(adapter=AdapterConfig(targets=["q_proj"]))
     job = Job.of(config, {"zero_optimization": {"stage": 3}}, Hardware(gpus=2))
     planned = plan(tmp_path, job)
     assert planned.facts.trainable == 2 * 40 * 40

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from sorsa_ds.config.schema import DataConfig, LoadingConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, DataConfig, LoadingConfig, ResidualConfig, RunConfig, TrainConfig
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.methods.settings import ignored, with_trained_tokens
 from sorsa_ds.model.selection import select_targets
@@ -51,7 +51,7 @@ def config_of(method: str, **train_settings) -> RunConfig:
     layers = {} if method in ("full", "partial") else {"rank": RANK}
     whole = {} if method == "full" else {"train_whole": WHOLE}
     config = RunConfig(
-        method=method, sorsa=SorsaConfig(**layers, **whole), data=DataConfig(new_tokens=TOKENS, max_length=12),
+        method=method, adapter=AdapterConfig(**layers, **whole), data=DataConfig(new_tokens=TOKENS, max_length=12),
         train=TrainConfig(learning_rate=RATE, micro_batch_size=MICRO, **train_settings),
     )  # fmt: skip
     return with_trained_tokens(config)
@@ -130,7 +130,7 @@ def plainly(folder, method: str, start: dict) -> dict[str, torch.Tensor]:
     base = resized(folder)
     whole = ["model.norm.weight", "model.layers.1.input_layernorm.weight", "model.embed_tokens.weight"]
     whole += [] if base.config.tie_word_embeddings else ["lm_head.weight"]
-    targets = [t.name for t in select_targets(base, SorsaConfig(rank=1))]
+    targets = [t.name for t in select_targets(base, AdapterConfig(rank=1))]
     loop = dict(rate=RATE, clip=CASE["clip"], steps=STEPS, warmup=WARMUP)
     if method == "sorsa":
         base.save_pretrained(folder / "resized")
@@ -191,7 +191,7 @@ def test_the_plan_has_room_to_read_a_large_table(tmp_path):
     ).save_pretrained(tmp_path)  # fmt: skip
     peaks = []
     for whole in ([], ["embeddings-and-head"]):
-        config = replace(config_of("sorsa"), data=DataConfig(max_length=12), sorsa=SorsaConfig(train_whole=whole))
+        config = replace(config_of("sorsa"), data=DataConfig(max_length=12), adapter=AdapterConfig(train_whole=whole))
         job = Job.of(config, {"zero_optimization": {"stage": 3}}, Hardware(gpus=2))
         needed = memory(job, facts(tmp_path, job))
         peaks.append(needed.initialisation - sum(needed.gpu[name] for name in ("residual", "frozen", "trained")))
@@ -238,19 +238,19 @@ def test_whole_modules_stay_dense_over_a_packed_residual_and_start_exactly(model
 def test_full_fine_tuning_trains_everything_anyway():
     config = RunConfig(method="full", data=DataConfig(new_tokens=TOKENS))
     assert with_trained_tokens(config) == config and not ignored(config)
-    asked = RunConfig(method="full", sorsa=SorsaConfig(train_whole=["norm"]))
-    assert ignored(asked) == {"sorsa.train_whole": ["norm"]}
+    asked = RunConfig(method="full", adapter=AdapterConfig(train_whole=["norm"]))
+    assert ignored(asked) == {"adapter.train_whole": ["norm"]}
 
 
 def test_new_tokens_have_embeddings_and_head_trained(models):
     config = config_of("sorsa")
     assert with_trained_tokens(config) == config
-    assert config.sorsa.train_whole == [*WHOLE, "embeddings-and-head"]
+    assert config.adapter.train_whole == [*WHOLE, "embeddings-and-head"]
     for kind, names in (
         ("tied", {"model.embed_tokens.weight"}),
         ("apart", {"model.embed_tokens.weight", "lm_head.weight"}),
     ):
-        selection = method_of(config).choose(skeleton(models[kind], LoadingConfig()), config.sorsa)
+        selection = method_of(config).choose(skeleton(models[kind], LoadingConfig()), config.adapter)
         assert {one.name for one in selection.whole} - {
             one.name for one in selection.whole if "norm" in one.name
         } == names

@@ -35,8 +35,8 @@ def test_a_description_of_an_earlier_version_is_read():
     found = read_description(ADAPTER)
     assert found.base_model == WHOLE["base_model"]
     assert found.layers == WHOLE["layers"]
-    assert found.sorsa.rank == 4
-    assert found.sorsa.experts == "frozen", "it knew no other"
+    assert found.adapter.rank == 4
+    assert found.adapter.experts == "frozen", "it knew no other"
 
 
 def test_files_of_an_earlier_version_are_found_under_the_names_that_it_gave_them(tmp_path):
@@ -87,9 +87,9 @@ def with_entry(path: str, value) -> str:
         ("method", [], "method"),
         ("precision", "fp8", "precision"),
         ("layers", [], "layers"),
-        ("sorsa/rank", 10**9, "sorsa.rank"),
-        ("sorsa/rank", "4", "sorsa.rank"),
-        ("sorsa/rank_pattern", {"q": -1}, "sorsa.rank_pattern.q"),
+        ("sorsa/rank", 10**9, "adapter.rank"),
+        ("sorsa/rank", "4", "adapter.rank"),
+        ("sorsa/rank_pattern", {"q": -1}, "adapter.rank_pattern.q"),
         ("sorsa/unheard", 1, "sorsa.unheard"),
         ("unheard", 1, "unheard"),
         ("residual", [], "residual"),

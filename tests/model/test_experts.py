@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sorsa_ds.config.schema import SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig
 from sorsa_ds.model.experts import matrices_of
 from sorsa_ds.model.selection import choose
 from sorsa_ds.model.targets import insert_sorsa_layers
@@ -21,7 +21,7 @@ DBRX = "transformer.blocks.0.ffn.experts"
 INPUT = torch.arange(1, 49).view(2, 24) % 60
 
 
-def adapted(model: nn.Module, config: SorsaConfig):
+def adapted(model: nn.Module, config: AdapterConfig):
     """A copy of a model with SORSA layers, filled from its weights by the exact decomposition."""
     found = choose(model, config, experts=True)
     new = copy.deepcopy(model)
@@ -48,7 +48,7 @@ def adapted(model: nn.Module, config: SorsaConfig):
 @pytest.mark.parametrize("name", MIXTURES)
 def test_a_family_computes_what_it_computed_before(name: str):
     model = random_experts(name).eval()
-    new, found = adapted(model, SorsaConfig(rank=4, expert_rank=3))
+    new, found = adapted(model, AdapterConfig(rank=4, expert_rank=3))
     assert any(isinstance(module, SorsaExperts) for module in new.modules())
     assert not [name for name in found.left_out if ".experts." in name]
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_a_family_computes_what_it_computed_before(name: str):
 
 def test_adapted_experts_are_called_evenly_whatever_their_class_did():
     model = random_experts("dbrx")
-    new, _ = adapted(model, SorsaConfig(rank=4, expert_rank=3))
+    new, _ = adapted(model, AdapterConfig(rank=4, expert_rank=3))
     first, second = model.get_submodule(DBRX), new.get_submodule(DBRX)
     assert calls_unevenly(first) and not calls_unevenly(second)
     assert isinstance(second, type(first))
@@ -67,7 +67,7 @@ def test_adapted_experts_are_called_evenly_whatever_their_class_did():
 
 def test_the_form_is_the_one_that_the_model_asks_for(monkeypatch):
     model = random_experts("mixtral").eval()
-    new, _ = adapted(model, SorsaConfig(rank=4, expert_rank=3))
+    new, _ = adapted(model, AdapterConfig(rank=4, expert_rank=3))
     forms = []
     whole = SorsaExperts.forward
     monkeypatch.setattr(
@@ -83,21 +83,21 @@ def test_the_form_is_the_one_that_the_model_asks_for(monkeypatch):
 
 
 SETTINGS = [
-    ({"experts": "frozen"}, "sorsa.experts is frozen"),
+    ({"experts": "frozen"}, "adapter.experts is frozen"),
     ({"exclude": ["experts.down_proj"]}, "another weight of the same experts is left out"),
 ]
 
 
 @pytest.mark.parametrize(("settings", "reason"), SETTINGS)
 def test_experts_that_are_left_out_are_told_with_the_reason(settings, reason):
-    found = choose(random_experts("mixtral"), SorsaConfig(rank=4, **settings), experts=True)
+    found = choose(random_experts("mixtral"), AdapterConfig(rank=4, **settings), experts=True)
     assert not any(target.experts for target in found.targets)
     assert found.left_out["model.layers.0.mlp.experts.gate_up_proj"] == reason
     assert found.share < 0.5 and "Warning: only" in str(found.warning)
 
 
 def test_without_settings_all_experts_are_adapted_and_the_share_says_so():
-    found = choose(random_experts("mixtral"), SorsaConfig(rank=4), experts=True)
+    found = choose(random_experts("mixtral"), AdapterConfig(rank=4), experts=True)
     assert found.share > 0.95 and found.warning is None
     assert found.rows()[0][1].startswith("8 linears, the weights of 12 experts x 4; 9")
     assert [target.rank for target in found.targets if target.experts] == [8] * 4
@@ -107,20 +107,20 @@ REFUSED = [
     ({"targets": ["experts.gate_up_proj"]}, "gate_up_proj is adapted, and down_proj of the same experts is not"),
     (
         {"targets": ["gate_up_proj", "down_proj"], "experts": "frozen"},
-        "cannot be adapted, since sorsa.experts is frozen",
+        "cannot be adapted, since adapter.experts is frozen",
     ),
-    ({"expert_rank": 25}, r"rank 25 exceeds min\(out, in\) = 24 of .* \(32 x 24\).*: lower sorsa.expert_rank"),
+    ({"expert_rank": 25}, r"rank 25 exceeds min\(out, in\) = 24 of .* \(32 x 24\).*: lower adapter.expert_rank"),
 ]
 
 
 @pytest.mark.parametrize(("settings", "message"), REFUSED)
 def test_what_cannot_be_is_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
-        choose(random_experts("mixtral"), SorsaConfig(rank=4, **settings), experts=True)
+        choose(random_experts("mixtral"), AdapterConfig(rank=4, **settings), experts=True)
 
 
 def test_ranks_of_single_experts_weights_by_pattern():
-    config = SorsaConfig(rank=4, rank_pattern={"experts.down_proj": 5, "o_proj": 3})
+    config = AdapterConfig(rank=4, rank_pattern={"experts.down_proj": 5, "o_proj": 3})
     found = {target.name: target.rank for target in choose(random_experts("mixtral"), config, experts=True).targets}
     assert found["model.layers.1.mlp.experts.down_proj"] == 5
     assert found["model.layers.1.mlp.experts.gate_up_proj"] == 8
@@ -135,7 +135,7 @@ def test_unknown_experts_stay_frozen_with_a_reason():
 
     model = nn.Module()
     model.q_proj, model.experts = nn.Linear(16, 16), Experts()
-    found = choose(model, SorsaConfig(rank=4), experts=True)
+    found = choose(model, AdapterConfig(rank=4), experts=True)
     assert [target.name for target in found.targets] == ["q_proj"]
     assert found.left_out == {"experts.weight": "its experts are computed in a way that this program does not know"}
 
@@ -144,7 +144,7 @@ def test_a_class_with_a_forward_pass_of_its_own_stays_as_it_is():
     model = random_experts("mixtral")
     experts = model.model.layers[0].mlp.experts
     experts.__class__ = type("OwnExperts", (type(experts),), {"forward": lambda self, x, chosen, weights: x})
-    found = choose(model, SorsaConfig(rank=4), experts=True)
+    found = choose(model, AdapterConfig(rank=4), experts=True)
     assert {target.name for target in found.targets if target.experts} == {
         f"model.layers.1.mlp.experts.{leaf}" for leaf in ("gate_up_proj", "down_proj")
     }

@@ -40,5 +40,5 @@ def test_a_family_that_transformers_cannot_build_is_told_apart_from_our_own_fail
 
 @pytest.mark.slow
 def test_ranks_that_hit_different_experts_do_not_wait_for_each_other_for_ever():
-    row = examine("dbrx", False, 2, 3, 100, "sorsa.experts=frozen")
+    row = examine("dbrx", False, 2, 3, 100, "adapter.experts=frozen")
     assert row.result == "pass" and row.adapted_experts == 0, row

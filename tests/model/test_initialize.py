@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import sorsa_ds
-from sorsa_ds.config.schema import SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, SorsaConfig
 from sorsa_ds.model.factor_cache import CachedDecomposition, FactorCache
 from sorsa_ds.model.init_report import as_json, table
 from sorsa_ds.model.schedule import Item, describe_schedule, schedule
@@ -25,7 +25,7 @@ from tests.helpers.sorsa_models import load_sorsa_model
 from tests.helpers.worlds import run_ranks
 
 CPU = torch.device("cpu")
-EXACTLY = SorsaConfig(rank=5, svd="exact", svd_cache="off")
+EXACTLY = {"adapter": AdapterConfig(rank=5), "sorsa": SorsaConfig(svd="exact", svd_cache="off")}
 SOURCES = {"exact": exactly, "randomized": randomly}
 DS = {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": 0.0, "zero_optimization": {"stage": 3}}
 
@@ -43,7 +43,7 @@ def _load(folder, source, zero3):
     from sorsa_ds.model.sharding import Zero3
 
     loaded = load_sorsa_model(
-        folder, sorsa=SorsaConfig(rank=5), precision=resolve_precision("fp32", None, "cpu"),
+        folder, adapter=AdapterConfig(rank=5), precision=resolve_precision("fp32", None, "cpu"),
         placement=Zero3(DS, CPU) if zero3 else Whole(CPU), device=CPU, factor_source=source,
     )  # fmt: skip
     if not zero3:
@@ -75,7 +75,7 @@ def test_every_rank_and_world_size_gets_the_same_factors(folder, kind, zero3):
 def _iterated(folder):
     """Factors of the MLPs of a model that is large enough for the iteration, and how they were made."""
     loaded = load_sorsa_model(
-        folder, sorsa=SorsaConfig(rank=8, targets=["*.mlp.*"]),
+        folder, adapter=AdapterConfig(rank=8, targets=["*.mlp.*"]),
         precision=resolve_precision("fp32", None, "cpu"), placement=Whole(CPU), device=CPU, factor_source=randomly,
     )  # fmt: skip
     trained = {name: p.detach().clone() for name, p in loaded.model.named_parameters() if p.requires_grad}
@@ -117,7 +117,7 @@ def _adapt(folder, residual=None):
     before = {name: p.ds_id for name, p in model.named_parameters()}
     with deepspeed.zero.GatheredParameters(list(model.parameters())):
         weights = {name: p.detach().float() for name, p in model.named_parameters()}
-    done = sorsa_ds.adapt_partitioned_model(model, DS, sorsa=EXACTLY, residual=residual, precision="fp32")
+    done = sorsa_ds.adapt_partitioned_model(model, DS, **EXACTLY, residual=residual, precision="fp32")
     kept = [name for name, p in model.named_parameters() if before.get(name) == p.ds_id]
     with deepspeed.zero.GatheredParameters(list(model.parameters())):
         values = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -143,7 +143,7 @@ def test_a_partitioned_model_is_adapted_in_memory(folder, world):
 def _packed(folder, storage):
     """The packed tensors of the model loaded from disk."""
     model = load_sorsa_model(
-        folder, sorsa=SorsaConfig(rank=5), precision=resolve_precision("fp32", None, "cpu"),
+        folder, adapter=AdapterConfig(rank=5), precision=resolve_precision("fp32", None, "cpu"),
         placement=Whole(CPU), device=CPU, factor_source=exactly, storage=storage,
     ).model  # fmt: skip
     return {name: p.detach() for name, p in model.named_parameters() if p.dtype == torch.uint8}
@@ -174,7 +174,7 @@ def _train_in_memory(folder, steps):
     logits = []
     with torch.no_grad(), deepspeed.zero.GatheredParameters(list(model.parameters())):
         logits.append(model.eval()(ids).logits)
-    adapted = sorsa_ds.adapt_partitioned_model(model, DS, sorsa=EXACTLY, precision="fp32")
+    adapted = sorsa_ds.adapt_partitioned_model(model, DS, **EXACTLY, precision="fp32")
     assert not adapted.exact_factors, "fp32 parameters are exact themselves"
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     ds = {**DS, "zero_allow_untested_optimizer": True}
@@ -279,7 +279,7 @@ def test_each_weight_is_hashed_once_whether_the_cache_has_it_or_not(tmp_path, mo
     for decomposed in (True, False):
         hashed, before = [], len(calls)
         loaded = load_sorsa_model(
-            model, sorsa=SorsaConfig(rank=5), precision=resolve_precision("fp32", None, "cpu"),
+            model, adapter=AdapterConfig(rank=5), precision=resolve_precision("fp32", None, "cpu"),
             placement=Whole(CPU), device=CPU,
             factor_source=FactorCache(tmp_path / "cache", {}, pytest.fail).wrap(counting(calls)),
         )  # fmt: skip

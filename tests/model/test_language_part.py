@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, T5Confi
 
 from benchmarks.helpers.tiny_models import model_class as class_of
 from benchmarks.helpers.tiny_models import tiny_config
-from sorsa_ds.config.schema import SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig
 from sorsa_ds.model.language_part import in_language_part, model_class, most_positions
 from sorsa_ds.model.selection import choose
 
@@ -62,12 +62,12 @@ def test_all_of_a_language_model_is_text():
 
 def test_towers_are_never_adapted_and_told_or_refused_by_name():
     model = bare("gemma3")
-    chosen = choose(model, SorsaConfig(rank=4))
+    chosen = choose(model, AdapterConfig(rank=4))
     assert all(target.name.startswith("model.language_model.") for target in chosen.targets)
     assert len(chosen.targets) == 28 and chosen.share > 0.98 and chosen.warning is None
     assert "out of the language model" in dict(chosen.rows())["left out"].replace("outside of", "out of")
     with pytest.raises(ValueError, match=r"vision_tower.*fc1 cannot be adapted, since it lies outside of the language"):
-        choose(model, SorsaConfig(rank=4, targets=["fc1"]))
+        choose(model, AdapterConfig(rank=4, targets=["fc1"]))
 
 
 def test_a_length_of_minus_one_is_no_limit():

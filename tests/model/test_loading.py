@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, LoadingConfig
 from sorsa_ds.model.fill import fill_parameters
 from sorsa_ds.model.selection import select_targets
 from sorsa_ds.model.sharding import Whole
@@ -27,10 +27,10 @@ def folders(tmp_path_factory):
     return {name: save(name, root / name) for name in CONFIGS}
 
 
-def load_whole(folder, precision="fp32", **sorsa):
+def load_whole(folder, precision="fp32", **adapter):
     """The model in one process."""
     return load_sorsa_model(
-        folder, sorsa=SorsaConfig(**{"rank": 5, **sorsa}),
+        folder, adapter=AdapterConfig(**{"rank": 5, **adapter}),
         precision=resolve_precision(precision, None, "cpu"), placement=Whole(CPU), device=CPU, factor_source=exactly,
     )  # fmt: skip
 
@@ -56,7 +56,7 @@ def _zero3_logits_and_gradients(folders, checkpointing):
         ds = {"train_micro_batch_size_per_gpu": 2, "gradient_clipping": 0.0, "zero_allow_untested_optimizer": True,
               "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 100}}  # fmt: skip
         loaded = load_sorsa_model(
-            folder, sorsa=SorsaConfig(rank=5), precision=resolve_precision("fp32", None, "cpu"),
+            folder, adapter=AdapterConfig(rank=5), precision=resolve_precision("fp32", None, "cpu"),
             placement=Zero3(ds, CPU), device=CPU, factor_source=exactly,
         )  # fmt: skip
         held = sum(p.numel() for p in loaded.model.parameters())
@@ -144,7 +144,7 @@ def test_parameter_counts_are_the_published_ones(tmp_path, shape, rank, expected
 
     (tmp_path / "config.json").write_text(json.dumps(shape))
     model = skeleton(tmp_path, LoadingConfig())
-    config = SorsaConfig(rank=rank)
+    config = AdapterConfig(rank=rank)
     targets = select_targets(model, config)
     insert_sorsa_layers(model, targets, config, resolve_precision("fp32", None, "cpu"), Dense(torch.float32))
     counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -169,22 +169,22 @@ def test_output_head_is_adapted_only_when_it_is_named(folders):
 
 
 @pytest.mark.parametrize(
-    ("sorsa", "message"),
+    ("adapter", "message"),
     [
         ({"targets": ["qproj"]}, "'qproj' matches no linear of this model. Did you mean 'q_proj'"),
-        ({"rank_pattern": {"router": 4}}, "sorsa.rank_pattern: 'router' matches no linear"),
+        ({"rank_pattern": {"router": 4}}, "adapter.rank_pattern: 'router' matches no linear"),
         (
             {"rank": 61},
             r"rank 61 exceeds min\(out, in\) = 40 of model.layers.0.self_attn.q_proj \(40 x 40\) and of 3 more; "
-            r".* = 20 of model.layers.0.self_attn.k_proj \(20 x 40\) and of 3 more; .*: lower sorsa.rank "
+            r".* = 20 of model.layers.0.self_attn.k_proj \(20 x 40\) and of 3 more; .*: lower adapter.rank "
             r"\(all of them allow 20\)",
         ),
         ({"targets": []}, "selects no linear"),
     ],
 )
-def test_bad_targets_and_ranks_are_named(folders, sorsa, message):
+def test_bad_targets_and_ranks_are_named(folders, adapter, message):
     with pytest.raises(ValueError, match=message):
-        load_whole(folders["llama"], **sorsa)
+        load_whole(folders["llama"], **adapter)
 
 
 def test_bad_checkpoints_are_named(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, ResidualConfig, SorsaConfig
 from sorsa_ds.model.factor_source import factor_source
 from sorsa_ds.model.init_report import as_json, table
 from sorsa_ds.model.sharding import Whole
@@ -31,10 +31,10 @@ def weights(embedded_model):
 
 def refined(weight, name, rank, rounds, *, storage="nf4", alpha=None, precision=FP32, cache="off"):
     """The factors that a run would start from, and what is lost then: ||W - (Q + U s V^T)|| / ||W||, in float64."""
-    config, sorsa = ResidualConfig(storage=storage, iterations=rounds), SorsaConfig(svd_cache=cache, alpha=alpha)
+    config, sorsa = ResidualConfig(storage=storage, iterations=rounds), SorsaConfig(svd_cache=cache)
     kept = resolve_storage(config, precision, CPU)
     target = Target(name, *weight.shape, rank, False, False)
-    factors = factor_source(sorsa, config, kept, precision)(target, weight)
+    factors = factor_source(sorsa, AdapterConfig(alpha=alpha), config, kept, precision)(target, weight)
     U, V = (x.to(precision.compute_dtype).double() for x in (factors.U, factors.V))
     principal = (alpha / rank if alpha else 1.0) * (U * factors.s.double()) @ V.T
     rest = (weight - principal).float()
@@ -104,7 +104,7 @@ def test_the_report_has_both_errors(tmp_path):
     folder = save("llama", tmp_path / "m")
     storage = resolve_storage(ResidualConfig(storage="nf4"), FP32, CPU)
     loaded = load_sorsa_model(
-        folder, sorsa=SorsaConfig(rank=8), precision=FP32, placement=Whole(CPU), device=CPU,
+        folder, adapter=AdapterConfig(rank=8), precision=FP32, placement=Whole(CPU), device=CPU,
         factor_source=exactly, storage=storage,
     )  # fmt: skip
     written = json.loads(json.dumps(as_json(loaded.reports, seconds=1.0, world_size=1, peak_gib=[1.0])))

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, RwkvConfig, RwkvForCausalLM
 
 from sorsa_ds.config.deepspeed_json import resolve_ds_config
-from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, LoadingConfig
 from sorsa_ds.model import architectures
 from sorsa_ds.model.selection import select_targets
 from sorsa_ds.model.skeleton import skeleton
@@ -105,7 +105,7 @@ def _train(folder, steps=4):
     device = torch.device("cpu")
     ds = resolve_ds_config({"zero_optimization": {"stage": 3}}, TrainConfig(), 2, "cpu", "fp32").ds
     loaded = load_sorsa_model(
-        folder, sorsa=SorsaConfig(rank=4), precision=resolve_precision("fp32", None, "cpu"),
+        folder, adapter=AdapterConfig(rank=4), precision=resolve_precision("fp32", None, "cpu"),
         placement=Zero3(ds, device), device=device, factor_source=exactly,
     )  # fmt: skip
     engine = SorsaEngine(
@@ -147,13 +147,13 @@ def test_the_package_is_not_asked_for_otherwise(tmp_path, monkeypatch, text):
 
 
 def test_all_linear_is_attention_and_feed_forward_of_rwkv6(rwkv6):
-    names = [target.name for target in select_targets(skeleton(rwkv6, LoadingConfig()), SorsaConfig(rank=4))]
+    names = [target.name for target in select_targets(skeleton(rwkv6, LoadingConfig()), AdapterConfig(rank=4))]
     assert names == [f"model.layers.{layer}.{name}" for layer in (0, 1) for name in BLOCK]
 
 
 def test_a_linear_that_rwkv6_does_not_call_is_refused(rwkv6):
     with pytest.raises(ValueError, match=r"model\.layers\.0\.attn\.x_proj\.2 cannot be adapted"):
-        select_targets(skeleton(rwkv6, LoadingConfig()), SorsaConfig(rank=4, targets=["o_proj", "x_proj.2"]))
+        select_targets(skeleton(rwkv6, LoadingConfig()), AdapterConfig(rank=4, targets=["o_proj", "x_proj.2"]))
 
 
 def run_rwkv6(rwkv6, project, texts, name, *arguments, **options):

@@ -6,7 +6,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from sorsa_ds.config.schema import SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig
 from sorsa_ds.model.selection import choose, summed_up
 
 _SMALL = dict(
@@ -36,7 +36,7 @@ def bare(kind: str, **fields) -> nn.Module:
     ],
 )  # fmt: skip
 def test_linears_whose_weight_is_read_without_a_call_are_left_out_with_the_place(kind, fields, read):
-    chosen = choose(bare(kind, **fields), SorsaConfig(rank=4))
+    chosen = choose(bare(kind, **fields), AdapterConfig(rank=4))
     told = {name: reason for name, reason in chosen.left_out.items() if "reads its weight" in reason}
     assert {name.rpartition(".")[2] for name in told} == read
     assert not {target.name for target in chosen.targets} & told.keys()
@@ -46,7 +46,7 @@ def test_linears_whose_weight_is_read_without_a_call_are_left_out_with_the_place
 def test_such_a_linear_is_refused_by_name_where_it_is_asked_for():
     model = bare("mamba", state_size=4, time_step_rank=8)
     with pytest.raises(ValueError, match=r"backbone\.layers\.0\.mixer\.out_proj cannot be adapted, since MambaMixer"):
-        choose(model, SorsaConfig(rank=4, targets=["in_proj", "out_proj"]))
+        choose(model, AdapterConfig(rank=4, targets=["in_proj", "out_proj"]))
 
 
 class _Router(nn.Linear):
@@ -83,7 +83,7 @@ class _Model(nn.Module):
     ],
 )
 def test_what_is_meant_is_adapted_and_nothing_else(settings, adapted):
-    chosen = choose(_Model(), SorsaConfig(rank=4, **settings))
+    chosen = choose(_Model(), AdapterConfig(rank=4, **settings))
     assert [target.name for target in chosen.targets] == adapted
     assert chosen.body == 16 * 16 + 16 + 16 * 16 + 16 + 16 + 1
     inside = sum(16 * target.out_features for target in chosen.targets if target.name != "lm_head")
@@ -91,9 +91,9 @@ def test_what_is_meant_is_adapted_and_nothing_else(settings, adapted):
 
 
 def test_what_is_left_out_is_summed_up_by_reason():
-    chosen = choose(_Model(), SorsaConfig(rank=4, targets=["all-linear", "lm_head"], exclude=["q_proj"]))
+    chosen = choose(_Model(), AdapterConfig(rank=4, targets=["all-linear", "lm_head"], exclude=["q_proj"]))
     assert summed_up(chosen.left_out) == (
-        "q_proj (x1): named by sorsa.exclude; router (x1): its class _Router computes something else than a linear; "
+        "q_proj (x1): named by adapter.exclude; router (x1): its class _Router computes something else than a linear; "
         "shared_expert_gate (x1): a side shorter than 8 and than the rank"
     )
 
@@ -102,14 +102,14 @@ def test_what_is_left_out_is_summed_up_by_reason():
     ("settings", "message"),
     [
         ({"targets": ["router"]}, "router cannot be adapted, since its class _Router computes something else"),
-        ({"exclude": ["k_proj"]}, r"sorsa.exclude: 'k_proj' matches no linear of this model. Did you mean 'q_proj'"),
-        ({"exclude": ["*_proj"]}, r"selects no linear.*q_proj \(x1\): named by sorsa.exclude"),
-        ({"targets": ["shared_expert_gate"]}, r"rank 4 exceeds min\(out, in\) = 1.*leave them out by sorsa.exclude"),
+        ({"exclude": ["k_proj"]}, r"adapter.exclude: 'k_proj' matches no linear of this model. Did you mean 'q_proj'"),
+        ({"exclude": ["*_proj"]}, r"selects no linear.*q_proj \(x1\): named by adapter.exclude"),
+        ({"targets": ["shared_expert_gate"]}, r"rank 4 exceeds min\(out, in\) = 1.*leave them out by adapter.exclude"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        choose(_Model(), SorsaConfig(rank=4, **settings))
+        choose(_Model(), AdapterConfig(rank=4, **settings))
 
 
 class _Shared(nn.Module):
@@ -123,7 +123,7 @@ class _Shared(nn.Module):
 
 
 def test_linears_that_share_a_weight_are_one_target():
-    chosen = choose(_Shared(), SorsaConfig(rank=4))
+    chosen = choose(_Shared(), AdapterConfig(rank=4))
     assert [(target.name, target.shared) for target in chosen.targets] == [
         ("blocks.0.up", ("blocks.2.up",)), ("blocks.1.up", ())
     ]  # fmt: skip
@@ -132,13 +132,13 @@ def test_linears_that_share_a_weight_are_one_target():
 
 def test_linears_that_share_a_weight_are_adapted_together_or_not_at_all():
     with pytest.raises(ValueError, match=r"blocks\.0\.up and blocks\.2\.up have one weight in this model"):
-        choose(_Shared(), SorsaConfig(rank=4, targets=["blocks.0.up"]))
+        choose(_Shared(), AdapterConfig(rank=4, targets=["blocks.0.up"]))
     with pytest.raises(ValueError, match=r"blocks\.0\.up and blocks\.2\.up have one weight and different biases"):
-        choose(_Shared(biases=True), SorsaConfig(rank=4))
+        choose(_Shared(biases=True), AdapterConfig(rank=4))
 
 
 def test_a_share_below_a_half_is_a_warning():
-    chosen = choose(_Model(), SorsaConfig(rank=4, targets=["q_proj"]))
+    chosen = choose(_Model(), AdapterConfig(rank=4, targets=["q_proj"]))
     assert chosen.warning == (
         "Warning: only 45.6% of the weights between the embeddings and the output head are adapted; the others stay as "
         "they are."

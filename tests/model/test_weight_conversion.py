@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.core_model_loading import Chunk, Concatenate, PermuteForRope, Split, Transpose, WeightConverter
 
-from sorsa_ds.config.schema import LoadingConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, LoadingConfig
 from sorsa_ds.model.pretrained import PretrainedWeights
 from sorsa_ds.model.sharding import Whole, Zero3
 from sorsa_ds.model.skeleton import skeleton
@@ -88,7 +88,7 @@ def test_an_adapted_mixture_of_experts_starts_as_the_pre_trained_one(folders, na
 def load(folder, placement):
     """A SORSA model of a folder."""
     return load_sorsa_model(
-        folder, sorsa=SorsaConfig(rank=4, targets=["o_proj"]),
+        folder, adapter=AdapterConfig(rank=4, targets=["o_proj"]),
         precision=resolve_precision("fp32", None, "cpu"), placement=placement, device=CPU, factor_source=exactly,
     )  # fmt: skip
 

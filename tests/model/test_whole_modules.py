@@ -1,11 +1,11 @@
-"""Which modules `sorsa.train_whole` names, and the rows that new tokens get in the tables of every architecture."""
+"""Which modules `adapter.train_whole` names, and the rows that new tokens get in the tables of every architecture."""
 
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from sorsa_ds.config.schema import DataConfig, LoadingConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, DataConfig, LoadingConfig
 from sorsa_ds.model.adapt_partitioned import adapt_partitioned_model
 from sorsa_ds.model.new_tokens import add_tokens, grow_tables, new_token_ids, rows_for, with_new_rows
 from sorsa_ds.model.selection import choose, summed_up
@@ -40,7 +40,7 @@ class _Model(nn.Module):
 
 def whole_names(tied: bool = False, **settings) -> list[str]:
     """Names of what is trained whole."""
-    return [one.name for one in choose(_Model(tied), SorsaConfig(rank=4, **settings)).whole]
+    return [one.name for one in choose(_Model(tied), AdapterConfig(rank=4, **settings)).whole]
 
 
 def test_names_suffixes_and_globs_name_modules():
@@ -56,14 +56,14 @@ def test_a_tied_parameter_is_trained_once():
     for asked in (["embed_tokens"], ["lm_head"], ["embeddings-and-head"]):
         names = whole_names(tied=True, train_whole=asked)
         assert names == ["embed_tokens.weight", *(["lm_head.bias"] if asked != ["embed_tokens"] else [])]
-    selection = choose(_Model(tied=True), SorsaConfig(rank=4, train_whole=["embed_tokens"]))
+    selection = choose(_Model(tied=True), AdapterConfig(rank=4, train_whole=["embed_tokens"]))
     assert selection.rows()[1] == ("trained whole", "embed_tokens tied with lm_head: 1,024 parameters more")
 
 
 def test_a_linear_that_is_trained_whole_is_not_adapted():
-    selection = choose(_Model(), SorsaConfig(rank=4, train_whole=["1.up_proj", "blocks.0"]))
+    selection = choose(_Model(), AdapterConfig(rank=4, train_whole=["1.up_proj", "blocks.0"]))
     assert [target.name for target in selection.targets] == ["blocks.1.q_proj"]
-    assert summed_up(selection.left_out) == "q_proj (x1), up_proj (x2): trained whole (sorsa.train_whole)"
+    assert summed_up(selection.left_out) == "q_proj (x1), up_proj (x2): trained whole (adapter.train_whole)"
     assert sum(one.numel for one in selection.whole) == (16 * 16 + 16) + 2 * (16 * 32 + 32) + 2 * 16
 
 
@@ -74,29 +74,29 @@ def test_a_linear_that_is_trained_whole_is_not_adapted():
                                     r"mean 'norm'\? It has: embed_tokens \(x1\)"),
         ({"train_whole": ["dropout"]}, "'dropout' matches no module with parameters"),
         ({"train_whole": ["blocks.1"], "targets": ["q_proj"]},
-         "1.q_proj.weight would be trained whole, and it belongs to blocks.1.q_proj, which sorsa.targets adapts"),
+         "1.q_proj.weight would be trained whole, and it belongs to blocks.1.q_proj, which adapter.targets adapts"),
         ({"train_whole": ["lm_head"], "targets": ["all-linear", "lm_head"]}, "lm_head.* belongs to lm_head, which"),
         ({"train_whole": ["blocks"]}, r"selects no linear.*q_proj \(x2\), up_proj \(x2\): trained whole"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        choose(_Model(), SorsaConfig(rank=4, **settings))
+        choose(_Model(), AdapterConfig(rank=4, **settings))
 
 
 def test_a_head_that_is_adapted_cannot_be_tied_with_what_is_trained_whole():
     with pytest.raises(ValueError, match="embed_tokens.weight would be trained whole, and it belongs to lm_head"):
-        choose(_Model(tied=True), SorsaConfig(rank=4, train_whole=["embed_tokens"], targets=["q_proj", "lm_head"]))
+        choose(_Model(tied=True), AdapterConfig(rank=4, train_whole=["embed_tokens"], targets=["q_proj", "lm_head"]))
 
 
 def test_a_model_that_does_not_tell_its_embeddings_is_refused_by_name():
     with pytest.raises(ValueError, match="means nothing in Linear, which does not tell its input embedding"):
-        choose(nn.Linear(16, 16), SorsaConfig(rank=4, train_whole=["embeddings-and-head"]))
+        choose(nn.Linear(16, 16), AdapterConfig(rank=4, train_whole=["embeddings-and-head"]))
 
 
 def test_a_model_in_memory_keeps_its_other_parameters():
-    with pytest.raises(ValueError, match="sorsa.train_whole: a model in memory keeps its other parameters"):
-        adapt_partitioned_model(_Model(), {}, sorsa=SorsaConfig(rank=4, train_whole=["norm"]))
+    with pytest.raises(ValueError, match="adapter.train_whole: a model in memory keeps its other parameters"):
+        adapt_partitioned_model(_Model(), {}, adapter=AdapterConfig(rank=4, train_whole=["norm"]))
 
 
 @pytest.mark.parametrize("make", [chat_tokenizer, llama_tokenizer])

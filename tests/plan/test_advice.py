@@ -9,7 +9,7 @@ import pytest
 
 from sorsa_ds.config import command_line
 from sorsa_ds.config import deepspeed_json as settings
-from sorsa_ds.config.schema import RunConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, RunConfig
 from sorsa_ds.plan.advice import larger
 from sorsa_ds.plan.command import print_plan
 from sorsa_ds.plan.hardware import Hardware
@@ -105,7 +105,7 @@ def test_memory_of_the_node_is_judged_where_it_is_known():
 
 
 def test_too_much_for_one_node_is_advised_more_of_them():
-    config = RunConfig(model=LLAMA, sorsa=SorsaConfig(rank=128))
+    config = RunConfig(model=LLAMA, adapter=AdapterConfig(rank=128))
     hardware = Hardware(gpus=8, gpu_memory=8 * GIB, host_memory=6 * GIB)
     [way] = plan(shipped(LLAMA), Job.of(config, {"zero_optimization": {"stage": 0}}, hardware)).advice
     assert "--gpus 8 --nodes" in way.settings
@@ -123,7 +123,7 @@ def test_nodes_are_filled_up_before_there_are_more_of_them():
 def test_the_command_prints_one_json_object_and_leaves_with_3_where_it_does_not_fit():
     done = subprocess.run(
         [sys.executable, "launch/plan.py", "--ds_config", "ds_configs/stage0.json", "--gpu_memory", "8GiB",
-         f"model={LLAMA}", "sorsa.rank=128", "--json"],
+         f"model={LLAMA}", "adapter.rank=128", "--json"],
         cwd=ROOT, text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 3, done.stderr
@@ -144,9 +144,9 @@ def test_a_recipe_is_planned_for_a_method_that_does_not_use_all_of_it(capsys):
     print_plan(parse_plan([*words, "method=full", "--json"]))
     told = capsys.readouterr()
     assert json.loads(told.out)["trainable"] > 6e9
-    assert told.err.startswith("Method full has no use for sorsa.rank=128")
+    assert told.err.startswith("Method full has no use for adapter.rank=128")
     assert told.err.endswith("llama2_7b_metamath.yaml: left out.\n")
-    assert "method full has no use for sorsa.rank=8; leave it out" in refusal(*words, "method=full", "sorsa.rank=8")
+    assert "method full has no use for adapter.rank=8; leave it out" in refusal(*words, "method=full", "adapter.rank=8")
 
 
 def refusal(*arguments) -> str:
@@ -160,7 +160,7 @@ def test_everything_wrong_with_a_command_is_told_at_once():
                    "--efficiency", "nan", "--ds_config", "m.json", "--ds_config", "n.json", "sorsa.rnk=3")  # fmt: skip
     for wrong in ("--gpus none: must be a whole number from 1 to 999999", "--nodes 1000000000: must be a whole",
                   "--gpu_memory 1MiB: must be from 1GiB", "--host_memory 80: write", "--efficiency nan: must be",
-                  "n.json: no such file", "--ds_config is given twice", "did you mean sorsa.rank"):  # fmt: skip
+                  "n.json: no such file", "--ds_config is given twice", "did you mean adapter.rank"):  # fmt: skip
         assert wrong in told
 
 

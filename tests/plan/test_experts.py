@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from benchmarks.helpers.live_bytes import LiveBytes
-from sorsa_ds.config.schema import ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, ResidualConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.fill import TRIM_BYTES
 from sorsa_ds.model.load import load_adapted_model
@@ -83,7 +83,7 @@ def test_what_is_kept_for_backward_is_what_autograd_saves(folders, name, precisi
 def test_what_the_models_own_experts_keep_is_what_autograd_saves(folders, method):
     """Of trained experts their rows, of frozen ones nothing but what their activation needs."""
     job = job_of(0, length=60)
-    config = replace(job.config, method=method, sorsa=SorsaConfig(targets=["q_proj"]))
+    config = replace(job.config, method=method, adapter=AdapterConfig(targets=["q_proj"]))
     kept = facts(folders["mixtral"], replace(job, config=config)).kept
     model = AutoModelForCausalLM.from_pretrained(folders["mixtral"]).train()
     model.requires_grad_(method == "full")
@@ -97,13 +97,13 @@ def test_what_the_models_own_experts_keep_is_what_autograd_saves(folders, method
 def test_every_family_is_counted_and_none_is_guessed(tmp_path, name):
     """Whatever the experts' residual, and whether they are adapted; of DBRX, frozen ones look at the tokens."""
     EXPERT_CONFIGS[name].save_pretrained(tmp_path)
-    frozen = SorsaConfig(rank=5, experts="frozen")
+    frozen = AdapterConfig(rank=5, experts="frozen")
     for precision, storage in (("fp32", "auto"), ("mixed", "nf4_double")):
         job = job_of(0, precision, storage)
         adapted = facts(tmp_path, job)
         assert adapted.kept.counted
         assert adapted.kept.routed == {"llama4": 4}.get(name, 2)
-        left = facts(tmp_path, replace(job, config=replace(job.config, sorsa=frozen)))
+        left = facts(tmp_path, replace(job, config=replace(job.config, adapter=frozen)))
         assert left.kept.counted is (name != "dbrx") and left.kept.routed == adapted.kept.routed
         assert left.frozen == adapted.frozen == sum(p.numel() for p in bare(tmp_path))
 
@@ -217,7 +217,9 @@ def test_what_a_rank_holds_while_experts_are_made_is_planned(larger):
     cases = []
     for precision, storage in (("fp32", "auto"), ("mixed", "auto"), ("mixed", "nf4"), ("fp32", "int8")):
         job = job_of(3, precision, storage, gpus=2)
-        cases.append(replace(job, config=replace(job.config, sorsa=SorsaConfig(rank=5, svd_cache="off"))))
+        cases.append(
+            replace(job, config=replace(job.config, adapter=AdapterConfig(rank=5), sorsa=SorsaConfig(svd_cache="off")))
+        )
     ranks = run_ranks(2, _initialised, larger, cases)
     for case, job in enumerate(cases):
         target = max(facts(larger, job).targets, key=lambda one: one.numel)

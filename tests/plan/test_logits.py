@@ -2,7 +2,7 @@
 
 import pytest
 
-from sorsa_ds.config.schema import DataConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, DataConfig, RunConfig, TrainConfig
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.logits import BUDGET, LOGIT_BYTES, SMALLEST_CHUNK, loss_chunk
@@ -27,13 +27,13 @@ def test_auto_stays_within_a_gibibyte_and_does_nothing_where_all_fit(asked, posi
     assert loss_chunk(asked, positions, vocabulary) == chunk
 
 
-def planned(folder, loss_chunk, **sorsa):
+def planned(folder, loss_chunk, **adapter):
     """The plan of 2 sequences of 64 tokens on a tiny model with 64 tokens and a width of 40."""
     config = RunConfig(
         model=str(folder),
         train=TrainConfig(loss_chunk=loss_chunk, precision="fp32", micro_batch_size=2),
         data=DataConfig(max_length=64),
-        sorsa=SorsaConfig(rank=5, **sorsa),
+        adapter=AdapterConfig(rank=5, **adapter),
     )
     return plan(folder, Job.of(config, {}, Hardware()))
 

@@ -109,8 +109,8 @@ def test_a_guess_is_called_one(folder, monkeypatch):
 
 
 def test_the_plan_command_says_what_auto_would_take(folder, capsys):
-    words = ["--ds_config", "ds_configs/stage0.json", f"model={folder}", "sorsa.rank=5", "train.micro_batch_size=auto",
-             "train.global_batch_size=4", "data.max_length=100"]  # fmt: skip
+    words = ["--ds_config", "ds_configs/stage0.json", f"model={folder}", "adapter.rank=5",
+             "train.micro_batch_size=auto", "train.global_batch_size=4", "data.max_length=100"]  # fmt: skip
     assert print_plan(parse(words))
     told = capsys.readouterr().out
     assert "batch       4 = 4 x 1 ranks x 1 accumulated" in told
@@ -121,8 +121,8 @@ def test_the_plan_command_says_what_auto_would_take(folder, capsys):
 
 
 def test_packed_rows_take_what_as_many_of_the_longest_examples_do(folder, capsys):
-    words = ["--ds_config", "ds_configs/stage0.json", f"model={folder}", "sorsa.rank=5", "train.micro_batch_size=auto",
-             "train.global_batch_size=4", "data.max_length=100"]  # fmt: skip
+    words = ["--ds_config", "ds_configs/stage0.json", f"model={folder}", "adapter.rank=5",
+             "train.micro_batch_size=auto", "train.global_batch_size=4", "data.max_length=100"]  # fmt: skip
     plans = []
     for packing in ("true", "false"):
         assert print_plan(parse([*words, f"data.packing={packing}", "--json"]))
@@ -141,7 +141,7 @@ def test_packed_rows_take_what_as_many_of_the_longest_examples_do(folder, capsys
 @pytest.mark.parametrize(("positions", "examples"), [(100, 1), (200, 2), (301, 4), (400, 4), (10**6, 4)])
 def test_positions_take_the_memory_of_as_many_of_the_longest_examples(folder, capsys, positions, examples):
     """Rounded up: more but shorter examples may fill the positions. A rank has four examples of a step."""
-    words = ["--ds_config", "ds_configs/stage0.json", f"model={folder}", "sorsa.rank=5", "train.global_batch_size=4",
+    words = ["--ds_config", "ds_configs/stage0.json", f"model={folder}", "adapter.rank=5", "train.global_batch_size=4",
              "data.max_length=100"]  # fmt: skip
     plans = []
     for asked in (f"train.micro_batch_tokens={positions}", f"train.micro_batch_size={examples}"):
@@ -154,8 +154,9 @@ def test_positions_take_the_memory_of_as_many_of_the_longest_examples(folder, ca
 
 
 def test_automatic_positions_are_those_of_the_micro_batch_that_the_planner_takes(folder, capsys):
-    words = ["--ds_config", "ds_configs/stage0.json", f"model={folder}", "sorsa.rank=5", "train.micro_batch_size=auto",
-             "train.micro_batch_tokens=auto", "train.global_batch_size=4", "data.max_length=100"]  # fmt: skip
+    words = ["--ds_config", "ds_configs/stage0.json", f"model={folder}", "adapter.rank=5",
+             "train.micro_batch_size=auto", "train.micro_batch_tokens=auto", "train.global_batch_size=4",
+             "data.max_length=100"]  # fmt: skip
     assert print_plan(parse(words))
     told = capsys.readouterr().out
     assert "batch       4 = 4 x 1 ranks x 1 accumulated" in told

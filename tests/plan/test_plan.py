@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sorsa_ds.config import deepspeed_sections
-from sorsa_ds.config.schema import ResidualConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, ResidualConfig, RunConfig, TrainConfig
 from sorsa_ds.plan.configuration import configuration_of
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
@@ -61,7 +61,7 @@ def test_what_is_kept_for_backward_is_what_autograd_saves(folder, precision, pac
 def test_gradients_are_averaged_in_the_room_of_the_activations(folder):
     for rank, length, more in ((5, 200, False), (20, 8, True)):
         job = job_of(0, length=length, gradient_checkpointing=True)
-        job = replace(job, config=replace(job.config, sorsa=SorsaConfig(rank=rank)))
+        job = replace(job, config=replace(job.config, adapter=AdapterConfig(rank=rank)))
         needed, averaged = memory(job, facts(folder, job)).gpu, 4 * facts(folder, job).trainable
         beside = needed["activations"] + needed["logits"]
         assert (averaged > beside) is more
@@ -120,7 +120,7 @@ def test_attention_has_the_width_of_its_heads():
 
 def test_packed_weights_are_made_dense_at_every_use():
     config = RunConfig(
-        model="meta-llama/Meta-Llama-3-70B", sorsa=SorsaConfig(rank=16), residual=ResidualConfig(storage="nf4"),
+        model="meta-llama/Meta-Llama-3-70B", adapter=AdapterConfig(rank=16), residual=ResidualConfig(storage="nf4"),
         train=TrainConfig(micro_batch_size=1, gradient_checkpointing=True),
     )  # fmt: skip
     job = Job.of(config, {}, Hardware(memory_bandwidth=3000.0))
@@ -166,7 +166,7 @@ def test_what_crosses_nodes_comes_from_outside(folder):
     ],
 )
 def test_counts_are_the_published_ones_without_weights(model, rank, trainable, frozen):
-    config = RunConfig(model=model, sorsa=SorsaConfig(rank=rank), train=TrainConfig(micro_batch_size=1))
+    config = RunConfig(model=model, adapter=AdapterConfig(rank=rank), train=TrainConfig(micro_batch_size=1))
     job = Job.of(config, {"zero_optimization": {"stage": 0}}, Hardware())
     found = facts(configuration_of(model, config.loading), job)
     assert found.frozen == pytest.approx(frozen, rel=1e-3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sorsa_ds.config.schema import DataConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, DataConfig, RunConfig, TrainConfig
 from sorsa_ds.plan.beside_tensors import PEER, communicators, nccl
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
@@ -22,7 +22,7 @@ SIZES = {"micro_batch_size": 2, "global_batch_size": 8}
 
 def job(model: str, ranks: int, together: int, length: int = LENGTH, nodes: int = 1, **train) -> Job:
     config = RunConfig(
-        model=model, sorsa=SorsaConfig(rank=4), data=DataConfig(max_length=length),
+        model=model, adapter=AdapterConfig(rank=4), data=DataConfig(max_length=length),
         train=TrainConfig(precision="fp32", sequence_parallel=together, **SIZES | train),
     )  # fmt: skip
     return Job.of(config, {"zero_optimization": {"stage": 0}}, Hardware(gpus=ranks // nodes, nodes=nodes))

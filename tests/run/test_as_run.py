@@ -25,7 +25,7 @@ IDS = torch.arange(1, 25).view(2, 12)
 @pytest.fixture(scope="module")
 def finished(project):
     """A run of two ranks under ZeRO-3, quantised, with a norm trained whole; its checkpoints are of steps 2, 4, 6."""
-    asked = ["residual.storage=nf4", "train.max_start_gap=9", "sorsa.train_whole=[norm]"]
+    asked = ["residual.storage=nf4", "train.max_start_gap=9", "adapter.train_whole=[norm]"]
     return train(project, "exported-on-the-way", *asked)[0]
 
 

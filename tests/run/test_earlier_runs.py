@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import sorsa_ds
@@ -39,15 +40,18 @@ def command(*words) -> str:
         env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def test_its_checkpoint_is_resumed(run):
-    command(
+    printed = command(
         sys.executable, Path(sys.executable).with_name("deepspeed"), "--num_gpus", 2, "--master_port", free_port(),
         "launch/train.py", "--resume", run / "checkpoints" / "step-000003", f"model={MODEL}",
         f"output.folder={run.parent}",
     )  # fmt: skip
+    assert printed.count("sorsa.rank is called adapter.rank now") == 1
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert (kept["adapter"]["rank"], kept["sorsa"].keys() & {"rank", "targets"}) == (4, set())
     assert metrics(run, "loss") == pytest.approx(metrics(RUN, "loss"), rel=1e-5)
     theirs = load_file(RUN / "adapter" / "adapter_model.safetensors")
     for name, ours in load_file(run / "adapter" / TRAINED).items():

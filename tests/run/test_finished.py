@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sorsa_ds.config.command_line import to_yaml
-from sorsa_ds.config.schema import RunConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, RunConfig
 from sorsa_ds.run.finished import FinishedRun, RunState
 from sorsa_ds.runtime.folder_lock import RunLock
 
@@ -17,7 +17,7 @@ def finished(tmp_path):
     for step in (2, 10):
         (run / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
     (run / "checkpoints" / ".step-000012.tmp").mkdir()
-    (run / "config.yaml").write_text(to_yaml(RunConfig(sorsa=SorsaConfig(rank=7))))
+    (run / "config.yaml").write_text(to_yaml(RunConfig(adapter=AdapterConfig(rank=7))))
     (run / "report.json").write_text(json.dumps({"steps": 12}))
     return run
 
@@ -26,8 +26,8 @@ def test_a_finished_run_tells_what_it_was(finished):
     run = FinishedRun.open(finished, "--run")
     assert (run.is_run, run.is_running, run.is_finished) == (True, False, True)
     assert run.report() == {"steps": 12}
-    assert run.settings().sorsa.rank == 7
-    assert run.saved_settings()["sorsa"]["rank"] == 7
+    assert run.settings().adapter.rank == 7
+    assert run.saved_settings()["adapter"]["rank"] == 7
     assert [path.name for path in run.checkpoints] == ["step-000010", "step-000002"]
 
 
@@ -80,5 +80,5 @@ def test_damaged_files_are_named(finished):
         with pytest.raises(ValueError, match=rf"config\.yaml.*{fault}"):
             RunState(finished).saved_settings()
     (finished / "config.yaml").write_text("sorsa: {rnk: 7}\n")
-    with pytest.raises(ValueError, match=r"did you mean sorsa\.rank"):
+    with pytest.raises(ValueError, match=r"did you mean adapter\.rank"):
         RunState(finished).settings()

@@ -66,7 +66,7 @@ def test_a_manifest_of_an_earlier_version_is_read():
         ("config/regularizer", 5, "config.regularizer: is no section"),
         ("config/train/global_batch_size", 10**18, "config.train: global_batch_size"),
         ("config/train/micro_batch_size", "2", "config.train: micro_batch_size"),
-        ("config/sorsa/rank", [1], "sorsa.rank"),
+        ("config/sorsa/rank", [1], "adapter.rank"),
         ("config/train/seed", {"enabled": True}, "train.seed"),
         ("config/model", "a\0b", "NUL"),
         ("base", [], "base"),

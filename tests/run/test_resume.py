@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from sorsa_ds.config.command_line import load_settings
 from sorsa_ds.config.differences import differences
-from sorsa_ds.config.schema import RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, RegularizerConfig, RunConfig, TrainConfig
 from sorsa_ds.model.adapter_file import CONFIG
 from sorsa_ds.run.checkpoint import folder as folders
 from sorsa_ds.run.checkpoint import manifest
@@ -26,7 +26,7 @@ from tests.helpers.projects import launch, metrics, start
 from tests.helpers.runs import GLOBAL, rewound, train, train_rank, trained
 from tests.helpers.worlds import run_ranks
 
-DROPOUT = "sorsa.dropout=0.3"
+DROPOUT = "adapter.dropout=0.3"
 
 
 @pytest.fixture(scope="module")
@@ -262,8 +262,8 @@ def test_all_checkpoints_damaged_is_an_error_and_nothing_is_overwritten(project,
 @pytest.mark.slow
 def test_mistakes_are_named_before_anything_is_loaded(project, plain):
     run = rewound(project, plain, "mistaken", 4)
-    with pytest.raises(AssertionError, match=r"sorsa.rank was 4 and is now 3; train.learning_rate was 0.001"):
-        train(project, "mistaken", f"--resume={run}", "sorsa.rank=3", "train.learning_rate=0.5")
+    with pytest.raises(AssertionError, match=r"adapter.rank was 4 and is now 3; train.learning_rate was 0.001"):
+        train(project, "mistaken", f"--resume={run}", "adapter.rank=3", "train.learning_rate=0.5")
     with pytest.raises(AssertionError, match=r"does not divide among 4 ranks; take 1, 2, 3, 6"):
         train(project, "mistaken", f"--resume={run}", ranks=4)
     with pytest.raises(AssertionError, match="is finished"):
@@ -300,8 +300,8 @@ def test_a_base_model_that_gives_other_numbers_is_named(project, plain):
 
 
 def test_a_setting_that_is_unset_now_is_a_difference_unless_the_run_settles_it():
-    saved = asdict(RunConfig(sorsa=SorsaConfig(alpha=16), train=TrainConfig(steps=9, global_batch_size=8)))
-    assert differences(RunConfig(), saved) == {"sorsa.alpha": (16.0, None), "train.steps": (9, None)}
+    saved = asdict(RunConfig(adapter=AdapterConfig(alpha=16), train=TrainConfig(steps=9, global_batch_size=8)))
+    assert differences(RunConfig(), saved) == {"adapter.alpha": (16.0, None), "train.steps": (9, None)}
 
 
 def test_true_is_no_number_of_accumulation_steps():

@@ -24,7 +24,7 @@ from tests.helpers.runs import rewound, train, trained
 from tests.helpers.worlds import run_ranks
 
 TOKENS = ["<|think|>", "<|done|>"]
-ASKED = ['data.new_tokens=["<|think|>","<|done|>"]', "sorsa.train_whole=[norm]", "train.weight_decay=0.1"]
+ASKED = ['data.new_tokens=["<|think|>","<|done|>"]', "adapter.train_whole=[norm]", "train.weight_decay=0.1"]
 CPU = torch.device("cpu")
 
 
@@ -50,7 +50,7 @@ RUNS = {
     "tied": ("zero2", 1, []),
     "packed": ("zero3", 1, ["residual.storage=nf4", "train.max_start_gap=9"]),
     "dora": ("stage0", 1, ["method=dora"]),
-    "full": ("zero2", 1, ["method=full", "sorsa.train_whole=[]", "sorsa.rank=16"]),
+    "full": ("zero2", 1, ["method=full", "adapter.train_whole=[]", "adapter.rank=16"]),
 }
 
 
@@ -195,7 +195,7 @@ def test_a_run_tells_and_keeps_what_it_trains_whole(finished, tmp_path):
     report = json.loads((run / "report.json").read_text())
     assert report["trainable_parameters"] == sum(value.numel() for value in trained(run).values())
     described = read_description(run / "adapter")
-    assert described.sorsa.train_whole == ["norm", "embeddings-and-head"]
+    assert described.adapter.train_whole == ["norm", "embeddings-and-head"]
     assert list(described.new_tokens) == TOKENS
     export(Options(run, "lora", tmp_path / "out"))
     card = (tmp_path / "out" / "README.md").read_text()

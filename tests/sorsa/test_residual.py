@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import sorsa_ds.sorsa.residual_storage
-from sorsa_ds.config.schema import ResidualConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, ResidualConfig
 from sorsa_ds.model.sharding import Whole
 from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.sorsa.decompose import residual as rest_of
@@ -234,7 +234,7 @@ def test_nothing_dense_is_kept_for_backward(monkeypatch, features, in_forward):
 def loaded_whole(folder, storage, precision="fp32"):
     """The quantised model in one process."""
     return load_sorsa_model(
-        folder, sorsa=SorsaConfig(rank=5), storage=storage, device=CPU,
+        folder, adapter=AdapterConfig(rank=5), storage=storage, device=CPU,
         precision=resolve_precision(precision, None, "cpu"), placement=Whole(CPU), factor_source=exactly,
     )  # fmt: skip
 
@@ -280,7 +280,7 @@ def _zero3(folder, names, checkpointing):
     results = {}
     for name in names:
         loaded = load_sorsa_model(
-            folder, sorsa=SorsaConfig(rank=5), storage=PACKED[name], device=CPU,
+            folder, adapter=AdapterConfig(rank=5), storage=PACKED[name], device=CPU,
             precision=resolve_precision("fp32", None, "cpu"), placement=Zero3(ZERO3, CPU), factor_source=exactly,
         )  # fmt: skip
         packed = {n: p for n, p in loaded.model.named_parameters() if p.dtype == torch.uint8}

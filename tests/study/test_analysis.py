@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sorsa_ds.config.schema import AnalysisConfig, LoadingConfig, RunConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, AnalysisConfig, LoadingConfig, RunConfig
 from sorsa_ds.model import adapter_file
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.run.checkpoint.saved import SavedTensors
@@ -273,7 +273,7 @@ def test_runs_are_named_apart():
 
 def test_unknown_linears_are_refused_with_the_nearest_name(tmp_path):
     model = skeleton(save("llama", tmp_path / "base"), LoadingConfig())
-    config = {"sorsa": SorsaConfig(rank=4, targets=["q_proj", "v_proj"])}
+    config = {"sorsa": AdapterConfig(rank=4, targets=["q_proj", "v_proj"])}
     chosen = stored_linears(model, RunConfig(**config, analysis=AnalysisConfig(layers="*.1.*.v_proj")))
     assert [target.name for target in chosen] == ["model.layers.1.self_attn.v_proj"]
     with pytest.raises(ValueError, match=r"analysis.layers: 'q_prj' matches no linear.*Did you mean 'q_proj'"):

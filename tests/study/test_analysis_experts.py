@@ -38,7 +38,7 @@ def model(project):
 @pytest.mark.parametrize(("method", "ds", "ranks"), [("sorsa", "zero2", 1), ("lora", "zero3", 2)])
 def test_each_expert_is_a_matrix_of_the_analysis(project, model, tmp_path, method, ds, ranks):
     arguments = [
-        f"method={method}", f"model={model}", "sorsa.expert_rank=3", "sorsa.alpha=4", "train.learning_rate=3e-3",
+        f"method={method}", f"model={model}", "adapter.expert_rank=3", "adapter.alpha=4", "train.learning_rate=3e-3",
         "analysis.every=2", "analysis.layers=[layers.1.mlp.experts.down_proj, layers.0.self_attn.q_proj]",
     ]  # fmt: skip
     run, _ = train(project, f"experts-{method}", *arguments, ds=ds, ranks=ranks)

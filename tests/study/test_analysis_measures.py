@@ -197,7 +197,7 @@ def kept_as(run: Path, precision: str, storage: str) -> None:
     config = replace(config, train=replace(config.train, precision=precision), residual=ResidualConfig(storage=storage))
     model = skeleton(Path(config.model), LoadingConfig())
     adapter_file.describe_adapter(
-        run / "adapter", config, [] if config.method == "full" else select_targets(model, config.sorsa), digests={}
+        run / "adapter", config, [] if config.method == "full" else select_targets(model, config.adapter), digests={}
     )
     adapter_file.record_digests(run / "adapter")
     (run / "config.yaml").write_text(to_yaml(config))

@@ -179,7 +179,7 @@ def test_the_rank_is_the_largest_of_any_adapted_linear(tmp_path):
     request = open_request(Options([run], tmp_path / "out"))
     assert request.rank == 4
     targets = request.runs[0].history.source.targets
-    object.__setattr__(targets[3], "rank", 11)  # as sorsa.rank_pattern would
+    object.__setattr__(targets[3], "rank", 11)  # as adapter.rank_pattern would
     assert _rank(request.runs) == 11
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sorsa_ds.config.schema import BaselineConfig, RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, BaselineConfig, RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
 from sorsa_ds.runtime import plotting
 from sorsa_ds.runtime.folder_lock import RunLock
@@ -74,7 +74,7 @@ def test_bad_lists_are_refused_by_name(read, message):
         (["--methods=lora", "--output=x", "--task=math", "--task_options=--model=y"], "--model=y is set by"),
         (["--methods=lora", "--output=x", "--task=math", "--task_options=--data 'y"], "No closing quotation"),
         (["--methods=lora", "--output=x", "--num_gpus=0"], "'0' is no integer from 1 to 999,999"),
-        (["--methods=lora", "--output=x", "sorsa.rnak=3"], "did you mean .*sorsa.rank"),
+        (["--methods=lora", "--output=x", "sorsa.rnak=3"], "did you mean .*adapter.rank"),
         (["--methods=lora,full", "--output=x", "sorsa.svd=exact"], "none of the methods lora, full has .* sorsa.svd"),
     ],
 )
@@ -86,8 +86,8 @@ def test_a_bad_command_is_refused_by_name(arguments, message):
 def test_what_some_methods_use_or_a_file_sets_is_left_out_of_the_others(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text("sorsa: {svd: exact}\n")
-    request = parse(["--methods=lora,full", "--output=x", f"--config={file}", "sorsa.rank=8"])
-    assert request.left_out("full") == {"sorsa.rank": 8, "sorsa.svd": "exact"}
+    request = parse(["--methods=lora,full", "--output=x", f"--config={file}", "adapter.rank=8"])
+    assert request.left_out("full") == {"adapter.rank": 8, "sorsa.svd": "exact"}
     assert request.left_out("lora") == {"sorsa.svd": "exact"}
 
 
@@ -100,7 +100,7 @@ def test_a_later_run_that_could_not_be_made_is_refused_before_the_first(tmp_path
 
 def test_runs_differ_in_method_rate_and_seed_alone():
     base = RunConfig(
-        sorsa=SorsaConfig(rank=4, svd="exact"), baseline=BaselineConfig(adalora_beta1=0.9),
+        adapter=AdapterConfig(rank=4), sorsa=SorsaConfig(svd="exact"), baseline=BaselineConfig(adalora_beta1=0.9),
         regularizer=RegularizerConfig(gamma="0.1*lr"), train=TrainConfig(steps=7),
     )  # fmt: skip
     for method in METHODS:
@@ -344,7 +344,7 @@ def start(project: Path, output: Path) -> subprocess.Popen:
     arguments = [
         "--methods", "sorsa,lora", "--seeds", "1", "--learning_rates", "3e-3,lora=1e9", "--num_gpus", "2",
         "--output", str(output), f"model={project / 'model'}", f"data.path={project / 'data.jsonl'}",
-        "data.eval_size=7", "sorsa.rank=4", "train.global_batch_size=8", "train.precision=fp32",
+        "data.eval_size=7", "adapter.rank=4", "train.global_batch_size=8", "train.precision=fp32",
     ]  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "launch/compare.py", *arguments, f"train.steps={STEPS}"], cwd=ROOT, text=True,

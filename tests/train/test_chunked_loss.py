@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, BertConfig, CohereConfig, Gemma2C
 
 from benchmarks.helpers.family_run import examine
 from benchmarks.helpers.logit_bytes import logit_bytes
-from sorsa_ds.config.schema import DataConfig, RunConfig, SorsaConfig, TrainConfig
+from sorsa_ds.config.schema import AdapterConfig, DataConfig, RunConfig, TrainConfig
 from sorsa_ds.data.batches import BatchPlan
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.model.sequence_parallel import SequenceParallel
@@ -17,7 +17,7 @@ from sorsa_ds.plan.logits import LOGIT_BYTES
 from sorsa_ds.runtime import collectives
 from sorsa_ds.train import chunked_loss
 from sorsa_ds.train.chunked_loss import why_not_chunked
-from sorsa_ds.train.loss import LossOptions, mean_loss, summed_loss
+from sorsa_ds.train.loss import LossOptions, mean_loss, summed_loss, training_losses
 from sorsa_ds.train.loss_options import choose_options
 from sorsa_ds.train.micro_batch import MicroBatch
 from sorsa_ds.train.padding import Padding
@@ -59,13 +59,13 @@ def batch_of(vocabulary=VOCABULARY):
 def gradients(model, options):
     """The loss of the batch, scaled as a step does, and its gradients by all that is trained."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    loss = summed_loss(model, batch_of(), options)
+    loss = training_losses(model, batch_of(), options)[0]
     return loss.detach(), torch.autograd.grad(loss * 0.37, trained, allow_unused=True)
 
 
-def assert_same(model, chunk):
+def assert_same(model, chunk, smoothing=0.0):
     """The loss and gradients in chunks are those of all logits, to 1e-6 of each gradient's norm."""
-    (whole, wanted), (parts, found) = (gradients(model, LossOptions(chunk=n)) for n in (0, chunk))
+    (whole, wanted), (parts, found) = (gradients(model, LossOptions(chunk=n, smoothing=smoothing)) for n in (0, chunk))
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=0)
     for one, other in zip(found, wanted, strict=True):
         assert (one is None) == (other is None)
@@ -80,13 +80,18 @@ def test_loss_and_gradients_are_those_of_all_logits(name, chunk):
 
 
 @pytest.mark.parametrize("name", HEADS)
+def test_so_are_smoothed_ones(name):
+    assert_same(made(HEADS[name]), 4, smoothing=0.15)
+
+
+@pytest.mark.parametrize("name", HEADS)
 def test_a_frozen_head_gets_no_gradient_and_the_others_theirs(name):
     model = made(HEADS[name])
     model.get_output_embeddings().requires_grad_(False)
     assert_same(model, 5)
 
 
-def losses_and_gradients(folder, stage, sorsa, options, precision):
+def losses_and_gradients(folder, stage, adapter, options, precision):
     """The losses of three passes, evaluated ones, and the gradients by all that is trained, of an engine in this world.
 
     The ranks have other numbers of learned tokens, and so other numbers of chunks.
@@ -97,7 +102,7 @@ def losses_and_gradients(folder, stage, sorsa, options, precision):
     ds = ds_config(stage, "", 0.0, passes)
     if precision == "mixed":
         ds["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    engine = build(folder, ds, CASES[0], precision, sorsa=sorsa)
+    engine = build(folder, ds, CASES[0], precision, adapter=adapter)
     losses = []
     for step in range(2):  # ZeRO-3 notes the order of modules in the first, and relies on it in the second
         for at in range(passes):
@@ -119,9 +124,9 @@ def losses_and_gradients(folder, stage, sorsa, options, precision):
     return losses, grads
 
 
-def with_and_without(folder, stage, sorsa, precision):
+def with_and_without(folder, stage, adapter, precision):
     """Both of an engine that has all logits at once, and of one that has those of three positions."""
-    return [losses_and_gradients(folder, stage, sorsa, LossOptions(chunk=n), precision) for n in (0, 3)]
+    return [losses_and_gradients(folder, stage, adapter, LossOptions(chunk=n), precision) for n in (0, 3)]
 
 
 def distance(found, wanted):
@@ -132,14 +137,14 @@ def distance(found, wanted):
 
 
 FROZEN, ADAPTED, WHOLE = (
-    SorsaConfig(rank=5),
-    SorsaConfig(rank=5, targets=["all-linear", "lm_head"]),
-    SorsaConfig(rank=5, train_whole=["embeddings-and-head"]),
+    AdapterConfig(rank=5),
+    AdapterConfig(rank=5, targets=["all-linear", "lm_head"]),
+    AdapterConfig(rank=5, train_whole=["embeddings-and-head"]),
 )
 
 
 @pytest.mark.parametrize(
-    ("name", "stage", "sorsa"),
+    ("name", "stage", "adapter"),
     [
         ("llama", 0, ADAPTED),
         ("llama", 2, WHOLE),
@@ -149,9 +154,9 @@ FROZEN, ADAPTED, WHOLE = (
         ("llama-tied-bias", 3, WHOLE),
     ],
 )
-def test_two_ranks_learn_alike_in_chunks(tmp_path, name, stage, sorsa):
+def test_two_ranks_learn_alike_in_chunks(tmp_path, name, stage, adapter):
     save(name, tmp_path)
-    for (losses, wanted), (parts, found) in run_ranks(2, with_and_without, tmp_path, stage, sorsa, "fp32"):
+    for (losses, wanted), (parts, found) in run_ranks(2, with_and_without, tmp_path, stage, adapter, "fp32"):
         assert parts == pytest.approx(losses, rel=1e-6)
         assert distance(found, wanted) <= 1e-6
 
@@ -343,5 +348,5 @@ def test_a_model_that_trains_a_parameter_of_its_own_has_all_logits():
 
 @pytest.mark.slow
 def test_a_run_in_chunks_goes_all_the_way():
-    row = examine("gemma2", False, 2, 3, 120.0, "train.loss_chunk=5", "sorsa.train_whole=[embeddings-and-head]")
+    row = examine("gemma2", False, 2, 3, 120.0, "train.loss_chunk=5", "adapter.train_whole=[embeddings-and-head]")
     assert row.result == "pass", row

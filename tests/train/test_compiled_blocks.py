@@ -43,7 +43,7 @@ def test_inductor_trains_as_eager_kernels_do(project, plain, capfd):
 
 @pytest.mark.slow
 def test_the_compiler_is_given_the_same_computation(project, traced, capfd):
-    arguments = ["train.gradient_checkpointing=true", "sorsa.alpha=2", "residual.storage=nf4"]
+    arguments = ["train.gradient_checkpointing=true", "adapter.alpha=2", "residual.storage=nf4"]
     wanted, _ = train(project, "eager", *arguments, ds="zero1")
     run, _ = train(project, "traced", AUTO, *arguments, ds="zero1")
     seen = capfd.readouterr()
@@ -77,9 +77,9 @@ def wrong(forward, **_):
 )
 def test_blocks_stay_as_they_are_where_the_compiler_fails_or_is_wrong(project, monkeypatch, capfd, compiler, told):
     """The trial leaves the random numbers alone that dropout takes."""
-    plain, _ = train(project, f"without-{compiler.__name__}", "sorsa.dropout=0.1", **ONE)
+    plain, _ = train(project, f"without-{compiler.__name__}", "adapter.dropout=0.1", **ONE)
     monkeypatch.setattr(torch, "compile", compiler)
-    run, _ = train(project, compiler.__name__, AUTO, "sorsa.dropout=0.1", **ONE)
+    run, _ = train(project, compiler.__name__, AUTO, "adapter.dropout=0.1", **ONE)
     assert f"Blocks are not compiled: {told}" in capfd.readouterr().out
     assert losses(run) == losses(plain)
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
+from transformers.trainer_pt_utils import LabelSmoother
 
 from sorsa_ds.data.tokenize import IGNORED
-from sorsa_ds.train.loss import summed_loss, takes_positions, training_losses
+from sorsa_ds.train.loss import LossOptions, summed_loss, takes_positions, training_losses
 from tests.helpers.architectures import CONFIGS
 from tests.helpers.expert_models import EXPERT_CONFIGS
 
@@ -48,6 +49,27 @@ def test_loss_and_gradient_are_the_definition(name):
     weight = model.get_input_embeddings().weight
     mine, wanted = (torch.autograd.grad(loss, weight)[0] for loss in (ours, theirs))
     torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_a_smoothed_loss_and_its_gradient_are_those_of_transformers_label_smoother(smoothing):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    model.get_output_embeddings().weight.data.mul_(30)  # logits that are far from alike
+    batch = batch_of([slice(4, 7), slice(6, 10), slice(0, 2)])
+    likely = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].argmax(-1)
+    batch["labels"][:, 1:] = torch.where(batch["labels"][:, 1:] == IGNORED, IGNORED, likely)
+    options = LossOptions(smoothing=smoothing)
+    ours, _ = training_losses(model, batch, options)
+    outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    learned = int((batch["labels"][:, 1:] != IGNORED).sum())
+    theirs = LabelSmoother(epsilon=smoothing)(outputs, batch["labels"], shift_labels=True) * learned
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    assert (ours.item() == pytest.approx(by_definition(model, batch).item(), rel=1e-3)) == (smoothing == 0.0)
+    assert summed_loss(model, batch, options).item() == pytest.approx(by_definition(model, batch).item(), rel=1e-5)
+    weight = model.get_input_embeddings().weight
+    mine, wanted = (torch.autograd.grad(loss, weight)[0] for loss in (ours, theirs))
+    torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("length", [12, 1])  # 1: dummies alone

@@ -11,7 +11,10 @@ from tests.helpers.worlds import run_ranks
 
 pytestmark = pytest.mark.slow
 
-SIZES = ("train.steps=4", "train.global_batch_size=16", "train.micro_batch_size=1", "data.max_length=256")
+SIZES = (
+    "train.steps=4", "train.global_batch_size=16", "train.micro_batch_size=1", "data.max_length=256",
+    "train.label_smoothing=0.1",
+)  # fmt: skip
 """Examples are about 55 tokens long, so a row holds four of them."""
 
 

@@ -13,7 +13,7 @@ from sorsa_ds.train.preflight.rank_facts import RankFacts
 from tests.helpers.projects import settings
 from tests.helpers.worlds import run_ranks
 
-SAID = {"sorsa.rank": 16, "DeepSpeed JSON: zero_optimization.stage": 3, "command line": "train.py sorsa.rank=16"}
+SAID = {"adapter.rank": 16, "DeepSpeed JSON: zero_optimization.stage": 3, "command line": "train.py adapter.rank=16"}
 
 
 def facts(rank: int, **others) -> RankFacts:
@@ -59,16 +59,19 @@ def test_two_launchers_on_one_host_are_two_nodes():
     ("changed", "fault"),
     [
         ({"versions": {"python": "3.11.2", "torch": "2.12.0"}}, "torch is 2.12.0, on gpu-a 2.13.0"),
-        ({"said": {**SAID, "sorsa.rank": 8}}, "sorsa.rank is 8, on gpu-a 16"),
+        ({"said": {**SAID, "adapter.rank": 8}}, "adapter.rank is 8, on gpu-a 16"),
         (
             {"said": {**SAID, "DeepSpeed JSON: zero_optimization.stage": 2}},
             "DeepSpeed JSON: zero_optimization.stage is 2, on gpu-a 3",
         ),
         (
             {"said": {**SAID, "command line": "train.py --resume auto"}},
-            "command line is 'train.py --resume auto', on gpu-a 'train.py sorsa.rank=16'",
+            "command line is 'train.py --resume auto', on gpu-a 'train.py adapter.rank=16'",
         ),
-        ({"said": {**SAID, "sorsa.rank": 8, "command line": "train.py sorsa.rank=8"}}, "sorsa.rank is 8, on gpu-a 16"),
+        (
+            {"said": {**SAID, "adapter.rank": 8, "command line": "train.py adapter.rank=8"}},
+            "adapter.rank is 8, on gpu-a 16",
+        ),
         ({"said": {**SAID, "extra": 1}}, "extra is 1, on gpu-a None"),
         ({"memory": GIB // 2}, "only 0.5 GiB of memory are free for 2 ranks"),
         ({"disks": {"cache (/cache)": GIB // 10}}, "only 0.1 GiB are free on the disk of the cache (/cache)"),
@@ -87,7 +90,7 @@ def test_gpus_are_held_against_local_ranks():
 
 
 def test_all_faults_are_told_together():
-    both = job(memory=0, said={**SAID, "sorsa.rank": 8})
+    both = job(memory=0, said={**SAID, "adapter.rank": 8})
     assert len(faults(both)) == 2
 
 

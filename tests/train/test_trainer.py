@@ -43,7 +43,7 @@ def test_an_infinite_number_is_named_with_its_step_on_every_rank_and_not_saved(p
 
 
 def test_a_run_that_fails_before_it_begins_leaves_its_name_free(project):
-    for mistake, said in (("data.path=nowhere", "data.path: "), ("sorsa.targets=[qproj]", "sorsa.targets: ")):
+    for mistake, said in (("data.path=nowhere", "data.path: "), ("adapter.targets=[qproj]", "adapter.targets: ")):
         for _ in range(2):
             (told,) = run_ranks(1, refused, project, "again", [mistake])
             assert told.startswith(said)

@@ -19,7 +19,10 @@ class AdaLora(PeftMethod):
     """AdaLoRA: P diag(e) Q beside a linear with an orthogonal term in the loss, and ranks taken away on the way."""
 
     name, title = "adalora", "AdaLoRA"
-    ignored_settings = (*SORSA_SETTINGS, *EXPERT_SETTINGS, "baseline.pissa_*", "sorsa.rank_pattern")
+    ignored_settings = (
+        *SORSA_SETTINGS, *EXPERT_SETTINGS, "baseline.pissa_*", "baseline.loraplus_*",
+        "adapter.rank_pattern", "adapter.rslora",
+    )  # fmt: skip
     matrices = 3
     plans_all_steps = True
     refused_stages: Mapping[int, str] = {
@@ -54,4 +57,4 @@ class AdaLora(PeftMethod):
 def first_and_last_rank(config: RunConfig) -> tuple[int, int]:
     """The rank with which every linear begins, and the mean rank that is left at the end."""
     baseline = config.baseline
-    return baseline.adalora_init_rank or config.sorsa.rank, baseline.adalora_target_rank or config.sorsa.rank
+    return baseline.adalora_init_rank or config.adapter.rank, baseline.adalora_target_rank or config.adapter.rank

@@ -75,7 +75,7 @@ class PeftMethod(Method):
         """What makes PEFT's layers with these settings."""
         from sorsa_ds.methods.peft_layers import PeftLayers
 
-        return PeftLayers(self, settings.sorsa, settings.baseline, seed)
+        return PeftLayers(self, settings.adapter, settings.baseline, seed)
 
     def working_set(self, settings: Settings, targets: Sequence[Target], largest: int, storage: Storage) -> int:
         return reading_bytes(largest, max(self._layer_bytes(target, settings.baseline) for target in targets))
@@ -91,7 +91,9 @@ class PeftMethod(Method):
     ) -> list[tuple[str, str]]:
         ours = sum(target.trainable for target in targets)
         compared = f"SORSA at this rank trains r (m + n + 1): {ours:,}, {_more(ours - trained)}"
-        return [*super().rows(config, targets, trained, reg), ("for comparison", compared)]
+        ratio = config.baseline.loraplus_lr_ratio
+        faster = [("LoRA+", f"B and vectors learn with {ratio:g} x the learning rate")] if ratio is not None else []
+        return [*super().rows(config, targets, trained, reg), *faster, ("for comparison", compared)]
 
     def trained_under(self, model: nn.Module, targets: Sequence[Target]) -> dict[str, str]:
         layers = layer_names(model)
@@ -143,7 +145,7 @@ class PeftMethod(Method):
         if is_turned(holder_of(run.model, target), target):
             products = [(B.mT, A.mT) for A, B in products]
         left = torch.cat([B if number == 0 else -B for number, (_, B) in enumerate(products)], -1)
-        return scale_of(target, run.described.sorsa) * left, torch.cat([A.mT for A, _ in products], -1)
+        return scale_of(target, run.described.adapter) * left, torch.cat([A.mT for A, _ in products], -1)
 
     def peft_config(
         self, settings: Settings, targets: Sequence[Target], parameters: Collection[Target] = ()
@@ -164,7 +166,7 @@ class PeftMethod(Method):
         others = {f"^{escape(keys[place])}$": r for place, r in ranks.items() if r != rank}
         if others:  # AdaLoRA has none: it begins with one rank
             config.rank_pattern = others
-            config.alpha_pattern = others if settings.sorsa.alpha is None else {}
+            config.alpha_pattern = others if settings.adapter.alpha is None else {}
         config.task_type = "CAUSAL_LM"
         return config
 
@@ -173,7 +175,7 @@ class Lora(PeftMethod):
     """LoRA: W + scale * B A, with B = 0 at the start."""
 
     name, title = "lora", "LoRA"
-    ignored_settings = (*SORSA_SETTINGS, "baseline.*")
+    ignored_settings = (*SORSA_SETTINGS, "baseline.adalora_*", "baseline.pissa_*")
     adapts_experts = True
     matrices = 3
 
@@ -217,6 +219,7 @@ class Olora(_ChangedWeight):
     """OLoRA: A and B begin as the leading part of the weight's QR decomposition."""
 
     name, title = "olora", "OLoRA"
+    ignored_settings = (*Lora.ignored_settings, *EXPERT_SETTINGS)
     matrices = 6  # the QR decomposition holds three
     adapts_conv1d = False
 
@@ -230,6 +233,7 @@ class Dora(PeftMethod):
     """DoRA: a LoRA whose merged weight is scaled row by row to a trained norm."""
 
     name, title = "dora", "DoRA"
+    ignored_settings = (*Lora.ignored_settings, *EXPERT_SETTINGS)
     matrices = 5  # the norm takes two more
     refused_exports: Mapping[str, str] = {
         **NO_BASE_EXPORT, "lora": "what it trains is no plain LoRA; --format adapter is in PEFT's format"

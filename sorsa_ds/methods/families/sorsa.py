@@ -47,11 +47,11 @@ class Sorsa(Method):
     def adapt(self, model: PreTrainedModel, making: Making) -> tuple[Selection, Recipe]:
         settings, precision, storage = making.settings, making.precision, making.storage
         if making.initial is None:
-            start = factor_source.factor_source(settings.sorsa, settings.residual, storage, precision)
+            start = factor_source.factor_source(settings.sorsa, settings.adapter, settings.residual, storage, precision)
         else:
             start = factor_source.from_values(making.initial.values)
         now = None if making.trained is None else factor_source.from_values(making.trained)
-        return adapt_to_sorsa(model, settings.sorsa, precision, storage, making.device, start, now)
+        return adapt_to_sorsa(model, settings.adapter, precision, storage, making.device, start, now)
 
     def working_set(self, settings: Settings, targets: Sequence[Target], largest: int, storage: Storage) -> int:
         refined = settings.residual.iterations > 1
@@ -103,7 +103,7 @@ class Sorsa(Method):
     def merged_weight(self, run: TrainedRun, name: str, target: Target | None, untrained: bool = False) -> Tensor:
         """W_r is taken and packed anew, then made dense: what it lost in training it loses here too."""
         assert target is not None and run.initial is not None
-        scale, formats = scale_of(target, run.described.sorsa), run.precision
+        scale, formats = scale_of(target, run.described.adapter), run.precision
         initial, trained = self.factors(run.initial, target), self.factors(run.trained, target)
         merged = []
         for weight_MN, *own in zip(
@@ -145,7 +145,7 @@ class Sorsa(Method):
     def change_product(self, run: TrainedRun, target: Target) -> tuple[Tensor, Tensor]:
         """dW = scale * (U diag(s) V^T - U_0 diag(s_0) V_0^T), so K = 2 R."""
         assert run.initial is not None
-        scale, formats = scale_of(target, run.described.sorsa), run.precision
+        scale, formats = scale_of(target, run.described.adapter), run.precision
         then, now = (_used(self.factors(file, target), formats, scale) for file in (run.initial, run.trained))
         return torch.cat([now.left, -then.left], -1).double(), torch.cat([now.right, then.right], -1).double()
 

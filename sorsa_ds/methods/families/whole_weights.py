@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from sorsa_ds.config.schema import SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig
 from sorsa_ds.methods.method import ADAPTER_SETTINGS, Making, Method, TrainedRun
 from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.fill import Recipe
@@ -27,7 +27,7 @@ class WholeWeights(Method):
     has_rank = False
 
     def adapt(self, model: PreTrainedModel, making: Making) -> tuple[Selection, Recipe]:
-        selection = self.choose(model, making.settings.sorsa)
+        selection = self.choose(model, making.settings.adapter)
         model.requires_grad_(False)
         self.train_parameters(model, selection.targets)
         for parameter in model.parameters():
@@ -48,13 +48,19 @@ class Full(WholeWeights):
     """Full fine-tuning: every parameter is trained, and there are no targets."""
 
     name, title = "full", "full fine-tuning"
-    ignored_settings = (*Method.ignored_settings, "sorsa.targets", "sorsa.train_whole", *ADAPTER_SETTINGS)
+    ignored_settings = (
+        *Method.ignored_settings,
+        "adapter.targets",
+        "adapter.layers",
+        "adapter.train_whole",
+        *ADAPTER_SETTINGS,
+    )
 
-    def choose(self, model: nn.Module, sorsa: SorsaConfig) -> Selection:
+    def choose(self, model: nn.Module, adapter: AdapterConfig) -> Selection:
         return Selection([], {}, body_of(model), 0)
 
-    def trained_linears(self, model: nn.Module, sorsa: SorsaConfig) -> list[Target]:
-        return select_targets(model, SorsaConfig(rank=1))
+    def trained_linears(self, model: nn.Module, adapter: AdapterConfig) -> list[Target]:
+        return select_targets(model, AdapterConfig(rank=1))
 
     def train_parameters(self, model: PreTrainedModel, targets: Sequence[Target]) -> None:
         model.requires_grad_(True)

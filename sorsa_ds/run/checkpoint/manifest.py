@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from sorsa_ds.config.declare import Amount, BatchSize, Digest, NonNegativeInt, PositiveInt
 from sorsa_ds.config.fields import leaves, sections
+from sorsa_ds.config.renamed import renamed_sections
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.config.typed_json import typed
 from sorsa_ds.config.yaml_io import Given, check_value
@@ -121,6 +122,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
         if found.pop("format", None) != FORMAT:
             raise ValueError("written by another version of this program")
         manifest = typed(Manifest, found)
+        manifest.config = renamed_sections(manifest.config)
         if step_of(checkpoint) != manifest.progress.step:
             raise ValueError(f"it is that of step {manifest.progress.step}")
         _check_sections(manifest)

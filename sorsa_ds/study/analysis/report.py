@@ -74,7 +74,7 @@ def _run_cells(run: Run) -> list:
     if run.reg is not None:
         reg = [run.reg.coefficient, run.reg.form, run.reg.reduction, run.reg.reorthonormalize or None]
     return [
-        run.name, config.model, config.method, config.sorsa.rank if method_of(config).has_rank else None,
+        run.name, config.model, config.method, config.adapter.rank if method_of(config).has_rank else None,
         config.train.learning_rate, *reg, told["steps"], told["loss_last"],
         told["eval_loss_start"], told["eval_loss_end"], told["trainable_parameters"],
     ]  # fmt: skip

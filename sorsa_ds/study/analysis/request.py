@@ -93,7 +93,7 @@ def _digest(run: Run) -> str | None:
 
 def _rank(runs: list[Run]) -> int:
     sources = [run.history.source for run in runs if method_of(run.config).has_rank]
-    return max((target.rank for source in sources for target in source.targets), default=RunConfig().sorsa.rank)
+    return max((target.rank for source in sources for target in source.targets), default=RunConfig().adapter.rank)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sorsa_ds.config import command_line
+from sorsa_ds.config.renamed import name_now
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.registry import VARIANTS
 from sorsa_ds.methods.settings import listed
@@ -96,7 +97,7 @@ def parse(argv: Sequence[str]) -> Request:
     errors.stop()
     output = Path(options["output"]).expanduser().resolve()
     request = Request(base, json_file, output, methods, seeds, rates, int(ranks) if ranks else None, evaluation)
-    _refuse_unused(request, [path for path, _ in overrides])
+    _refuse_unused(request, [name_now(path) for path, _ in overrides])
     return request
 
 

@@ -147,8 +147,8 @@ def _setup(comparison: Comparison) -> list[str]:
 
 
 def _rank(config: RunConfig) -> str:
-    targets = config.sorsa.targets if isinstance(config.sorsa.targets, str) else ", ".join(config.sorsa.targets)
-    return f"rank {config.sorsa.rank} on {targets}"
+    targets = config.adapter.targets if isinstance(config.adapter.targets, str) else ", ".join(config.adapter.targets)
+    return f"rank {config.adapter.rank} on {targets}"
 
 
 def _table(headings: list[str], rows: list[list[str]]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Settings of other trainers turned into those of this one. `conversion.convert` is where it begins."""
