@@ -16,7 +16,6 @@ from transformers import GenerationConfig
 from sorsa_ds.data.chat import end_rendering
 from sorsa_ds.data.chat_templates import use_template
 from sorsa_ds.data.run_data import load_held_out
-from sorsa_ds.evaluate.backends.generation import end_tokens
 from sorsa_ds.evaluate.backends.likelihood import Likelihood
 from sorsa_ds.evaluate.backends.vllm import Vllm
 from sorsa_ds.evaluate.models import FoundModel, find_evaluated_model
@@ -26,6 +25,7 @@ from sorsa_ds.evaluate.sharing import Board
 from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, math, mmlu
 from sorsa_ds.evaluate.tasks.math_answers import RULES
 from sorsa_ds.evaluate.tasks.task import Engine, Generate, LocalEngine, Setting, Task
+from sorsa_ds.model.generation import end_tokens
 from sorsa_ds.model.language_part import most_positions
 from sorsa_ds.model.skeleton import read_config
 from sorsa_ds.model.tokenizer import load_tokenizer
