@@ -11,8 +11,9 @@ from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.run.checkpoint.folder import best_checkpoint, step_of
 from sorsa_ds.run.checkpoint.keeper import PACKAGES
 from sorsa_ds.run.checkpoint.manifest import RunProgress
+from sorsa_ds.run.html_report import write_page
 from sorsa_ds.run.metrics import read_metrics
-from sorsa_ds.run.paths import ADAPTER, CHECKPOINTS
+from sorsa_ds.run.paths import ADAPTER, CHECKPOINTS, PAGE
 from sorsa_ds.run.ways_on import evaluating
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say, table
@@ -92,10 +93,11 @@ def _best(progress: RunProgress, folder: Path) -> dict | None:
 
 
 def show_report(report: dict, folder: Path) -> None:
-    """Print the report and draw the loss, on rank 0."""
+    """Print the report, draw the loss and write the page to look at, on rank 0."""
     if collectives.rank() != 0:
         return
     draw_loss(folder)
+    write_page(folder)
     adapter = folder / ADAPTER / TRAINED
     rows = [
         (
@@ -116,6 +118,7 @@ def show_report(report: dict, folder: Path) -> None:
     rows += [
         ("memory", f"{report['memory_gib']:.2f} GiB on rank 0"),
         ("adapter", f"{adapter} ({adapter.stat().st_size / 2**20:.1f} MiB)"),
+        ("look at it", str(folder / PAGE)),
         ("evaluate it", evaluating(folder)),
     ]
     say("\n" + table(rows))
