@@ -13,8 +13,7 @@ def draw_curves(lines: Sequence[dict]) -> bytes:
     """A PNG of the curves in the lines of metrics.jsonl, of which one or more are of a step."""
     from matplotlib.figure import Figure
 
-    train = [line for line in lines if "loss" in line]
-    held_out = [line for line in lines if "eval_loss" in line]
+    train, held_out = ([line for line in lines if _is_number(line, key)] for key in ("loss", "eval_loss"))
     last = max(line["step"] for line in lines)
     drawn = Figure(figsize=(11, 6), layout="constrained")
     for axes, title, key in zip(
@@ -29,7 +28,7 @@ def draw_curves(lines: Sequence[dict]) -> bytes:
             axes.plot(steps, losses, "o--", label="held-out", color=COLOURS[0], markersize=3)
             axes.legend(frameon=False)
         elif key == _second(train)[0]:
-            scaled(axes.yaxis, (line[key] for line in train if key in line))
+            scaled(axes.yaxis, (line[key] for line in train if _is_number(line, key)))
         against_steps(axes, max(1, last))
         axes.set_ylabel(title)
         axes.spines[["top", "right"]].set_visible(False)
@@ -44,6 +43,10 @@ def _second(train: Sequence[dict]) -> tuple[str, str]:
     return ("reg_loss", "regulariser L_reg") if has else ("grad_norm", "gradient norm")
 
 
+def _is_number(line: dict, key: str) -> bool:
+    return isinstance(line.get(key), int | float)
+
+
 def _line(axes: Any, lines: Sequence[dict], key: str, label: str) -> None:
-    found = [line for line in lines if key in line]
+    found = [line for line in lines if _is_number(line, key)]
     axes.plot([line["step"] for line in found], [line[key] for line in found], label=label, color=COLOURS[1], lw=1)

@@ -4,6 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from sorsa_ds.config.yaml_io import flat
 from sorsa_ds.run.curves import draw_curves
 from sorsa_ds.run.finished import FinishedRun, RunState
 from sorsa_ds.run.metrics import read_metrics
@@ -69,11 +70,10 @@ def write_page(folder: Path, output: Path | None = None) -> Path:
 
 def _state(folder: Path) -> str:
     """In which state the run is, in a sentence."""
-    run = RunState(folder)
-    if run.is_finished:
-        report = FinishedRun(folder).report()
-        early = report["steps"] < report.get("planned_steps", report["steps"])
-        return f"Finished after {report['steps']} steps" + (f" of {report['planned_steps']}: early." if early else ".")
+    run, report = RunState(folder), _report(folder)
+    if report:
+        steps, planned = report.get("steps"), report.get("planned_steps")
+        return f"Finished after {steps} steps" + (f" of {planned}: early." if planned not in (steps, None) else ".")
     if run.is_running:
         return "It trains now; this page shows how far it has come."
     ended = folder / ENDED
@@ -81,22 +81,19 @@ def _state(folder: Path) -> str:
     return f"It is unfinished. {told.get('why', '') if isinstance(told, dict) else ''}".strip()
 
 
+def _report(folder: Path) -> dict:
+    """What report.json holds; empty where the run is not finished."""
+    return FinishedRun(folder).report() if RunState(folder).is_finished else {}
+
+
 def _facts(folder: Path) -> dict[str, Any]:
     """Settings and figures, by name."""
-    run = RunState(folder)
-    found: dict[str, Any] = {}
-    saved = run.saved_settings()
-    for path in _SHOWN:
-        section, _, name = path.rpartition(".")
-        holder = saved.get(section, {}) if section else saved
-        found[path] = Told(holder.get(name)) if isinstance(holder, dict) and holder.get(name) is not None else None
-    if not run.is_finished:
-        return found
-    report = FinishedRun(folder).report()
+    saved, report = flat(RunState(folder).saved_settings()), _report(folder)
+    found: dict[str, Any] = {path: Told(saved[path]) for path in _SHOWN if saved.get(path) is not None}
     found |= {name: report[key] for key, name in _MEASURED.items() if report.get(key) is not None}
-    if best := report.get("best"):
-        kept = f", checkpoint {best['checkpoint']}" if best["checkpoint"] else ""
-        found["lowest held-out loss"] = f"{best['eval_loss']:.4f} after step {best['step']}{kept}"
+    if isinstance(best := report.get("best"), dict):
+        kept = f", checkpoint {best['checkpoint']}" if best.get("checkpoint") else ""
+        found["lowest held-out loss"] = f"{best.get('eval_loss')} after step {best.get('step')}{kept}"
     return found
 
 
