@@ -55,9 +55,11 @@ class Trackers:
             return
         known = _known_ids(folder) if continues else {}
         ids = dict(known)
+        begun: dict[TrackerName, TrackerThread] = {}  # all of them begin at once
         for name in names:
-            # Earlier versions named a run on Weights & Biases after its folder.
-            before = known.get(name) or (_plain(folder.name) if continues and name == "wandb" else None)
+            before = known.get(name)
+            if before is None and continues and name == "wandb" and (folder / "wandb").exists():
+                before = _plain(folder.name)  # earlier versions named a run on Weights & Biases after its folder
             run = Introduction(
                 folder=folder,
                 project=config.output.wandb_project,
@@ -65,11 +67,12 @@ class Trackers:
                 id=before or secrets.token_hex(16),
                 continues=before is not None,
             )
-            thread = TrackerThread(name, partial(_begun, name, run, config))
+            begun[name] = TrackerThread(name, partial(_begun, name, run, config))
+        for name, thread in begun.items():
             try:
                 ids[name] = thread.wait_until_begun(SECONDS_TO_BEGIN)
             except Exception as error:  # their clients, the network and the servers fail in many ways
-                raise ValueError(_refused(name, run.mode, error)) from error
+                raise ValueError(_refused(name, config.output.wandb_mode, error)) from error
             self._threads.append(thread)
         write_json(folder / TRACKERS, ids)
 

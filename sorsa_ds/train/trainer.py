@@ -1,8 +1,10 @@
 """The training loop: a global batch, a step of the engine, a line in the log; from the first step to the report."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +30,7 @@ from sorsa_ds.run.ways_on import going_on
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import bar, say
 from sorsa_ds.runtime.errors import Preempted
-from sorsa_ds.runtime.folder_lock import RunLock
+from sorsa_ds.runtime.folder_lock import FolderLostError, RunLock
 from sorsa_ds.runtime.launcher import begin_again
 from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
 from sorsa_ds.train.beginning import Beginning
@@ -94,8 +96,7 @@ class Trainer:
         except StopRequest as request:
             raise self.stopped(request) from None
         except Exception as error:
-            self.log.write_end("failed", self.progress.step, str(error))
-            self.log.close(None)
+            self.failed(error)
             raise
         finally:
             self.sequence.detach()
@@ -114,9 +115,12 @@ class Trainer:
         longest = compile_blocks(engine, config, self.batches, step, self.loss_options)
         self.ready = ReadySteps(self.batches, group, self.device, self.sequence, longest)
         self.stop_unless_finite = StopUnlessFinite(self.keeper, self.folder, config.train.learning_rate)
+        size, pad = self.batches.micro_batch_size, self.batches.pad_token_id
+        rest = (self.device, self.signals.checked, self.loss_options, self.sequence)
+        measure = partial(held_out_losses, engine, self.held_out, size, pad, *rest)
         self.watch = Watch(
             config=config,
-            measure=self.held_out_losses if self.held_out else None,
+            measure=measure if self.held_out else None,
             sampler=self.sampler,
             unasked=self.unasked,
             log=self.log,
@@ -215,6 +219,14 @@ class Trainer:
         self.log.close(report)
         self.lock.release()
         return report
+
+    def failed(self, error: Exception) -> None:
+        """Write down why the run ends, unless its folder was taken away: another run may have that place by now."""
+        if collectives.rank() == 0:
+            with suppress(FolderLostError):
+                self.lock.check()
+                self.log.write_end("failed", self.progress.step, str(error))
+            self.log.close(None)
 
     def stopped(self, request: StopRequest) -> Preempted:
         """Save what there is after a signal; returns the message that ends the run. A collective call.
@@ -323,17 +335,6 @@ class Trainer:
 
         done = self.engine.train_step(losses(), passes, summed)
         return done.summed / learned, ready, done
-
-    def held_out_losses(self) -> tuple[float, dict[str, float]]:
-        """The loss on held-out data, of which there is some, and that of each source. A collective call.
-
-        Raises:
-            StopRequest: a signal came.
-        """
-        size, pad, checked = self.batches.micro_batch_size, self.batches.pad_token_id, self.signals.checked
-        return held_out_losses(
-            self.engine, self.held_out, size, pad, self.device, checked, self.loss_options, self.sequence
-        )
 
     @property
     def progress(self) -> RunProgress:
