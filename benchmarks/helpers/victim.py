@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.helpers.common import DS_CONFIGS, ROOT, launch_environment, train_command, write_small_llama
-from sorsa_ds.run.folder import read_metrics
+from sorsa_ds.run.metrics import read_metrics
 from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.runtime.folder_lock import is_held
 from sorsa_ds.runtime.ports import free_port

@@ -15,7 +15,7 @@ from benchmarks.helpers.common import DS_CONFIGS, run_side
 from benchmarks.helpers.models import NOTHING_KEPT, batch_of, default_model, engine_of, peak_gib, shaped_model
 from benchmarks.helpers.sides import step_of
 from benchmarks.helpers.turns import in_turns, synchronise
-from sorsa_ds.run.folder import read_metrics
+from sorsa_ds.run.metrics import read_metrics
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.device import this_device
 from sorsa_ds.train.loss import summed_loss

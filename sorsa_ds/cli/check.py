@@ -49,5 +49,5 @@ def _evaluate(argv: Sequence[str]) -> str:
     options = parse(argv)
     from sorsa_ds.evaluate.models import check_model
 
-    check_model(options.model)
+    check_model(options.model, options.checkpoint)
     return options.model

@@ -1,7 +1,7 @@
 """The command `sorsa`: one name for all commands, which `pip install` puts on the path.
 
     sorsa train [--gpus N] [--hostfile FILE] [the arguments of launch/train.py]
-    sorsa plan | preview | evaluate | export | analyze | compare | convert | check | chat ...
+    sorsa plan | preview | evaluate | export | runs | report | analyze | compare | convert | check | chat ...
 
 Each is the same function as launch/*.py. `sorsa train` starts the ranks by the scripts of launch/, unless it is one of
 them already.
@@ -25,6 +25,8 @@ COMMANDS = {
     "evaluate": "measure a model, a run or an adapter on a task",
     "chat": "ask a model, a run or an adapter",
     "export": "write a finished run as a model or an adapter",
+    "runs": "what runs there are, side by side",
+    "report": "a run as a page of HTML, also while it trains",
     "analyze": "measure the weights of finished runs",
     "compare": "train several methods alike, and compare them",
     "convert": "settings from a file of axolotl's, LLaMA-Factory's, transformers' or PEFT's",

@@ -9,6 +9,7 @@ from sorsa_ds.config.yaml_io import flat
 FREE_OF_ONE_MODEL = (
     "loading.",
     "output.",
+    "evaluation.",
     "analysis.",
     "sorsa.svd_cache",
     "data.packing",

@@ -14,13 +14,13 @@ from sorsa_ds.config.declare import (
     Name,
     NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     Token,
     settings,
 )
 from sorsa_ds.config.method_settings import BaselineConfig, MethodName, RegularizerConfig, ResidualConfig, SorsaConfig
 from sorsa_ds.config.mixing import check_conversations, check_mix, check_streaming
 from sorsa_ds.config.train_settings import TrainConfig
+from sorsa_ds.config.watch_settings import EvaluationConfig, OutputConfig, check_watched
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_DATA = "word-problems"
@@ -187,40 +187,6 @@ class AnalysisConfig:
 
 
 @settings
-class OutputConfig:
-    """Where a run writes its files, and where it logs."""
-
-    folder: Name = "runs"
-    """Folder that holds the run folders."""
-
-    name: Name | None = None
-    """Name of the run folder, without `/`. Unset: model, method and time."""
-
-    save_every: NonNegativeInt = 10
-    """Optimizer steps between checkpoints, from which `--resume` continues. A checkpoint takes 12 bytes per trained
-    parameter and is written while training goes on. One is always made at the end, on Ctrl-C, and on SIGTERM or
-    SIGUSR1. 0: only these."""
-
-    keep_checkpoints: PositiveInt = 2
-    """Number of checkpoints that are kept. Older ones are removed when a new one is complete."""
-
-    peft_adapter: bool = True
-    """Whether `adapter/` also gets what was trained in PEFT's format, which PEFT and vLLM load as it is: with SORSA a
-    LoRA of twice the rank, as large as U, s and V of the beginning and the end together. `launch/export.py` writes it
-    later, too."""
-
-    wandb: Literal["off", "online", "offline"] = "off"
-    """Whether to log to Weights & Biases as well, online or into local files."""
-
-    wandb_project: str = "sorsa"
-    """Name of the project on Weights & Biases."""
-
-    def __post_init__(self) -> None:
-        if self.name is not None and ("/" in self.name or self.name in ("", ".", "..")):
-            raise ValueError(f"output.name: {self.name!r} is not the name of one folder")
-
-
-@settings
 class RunConfig:
     """All settings of one training run."""
 
@@ -241,6 +207,7 @@ class RunConfig:
     regularizer: RegularizerConfig = Field(default_factory=RegularizerConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     analysis: AnalysisConfig = Field(default_factory=AnalysisConfig)
     output: OutputConfig = Field(default_factory=OutputConfig)
 
@@ -258,6 +225,7 @@ class RunConfig:
                 f"of which train.sequence_parallel={self.train.sequence_parallel} gives each rank a part: leave "
                 f"one of them out"
             )
+        check_watched(self.evaluation, self.train, self.data)
         check_micro_batch_tokens(self.train.micro_batch_tokens, self.data.max_length, self.data.packing)
         if self.train.optimizer == "adamw_8bit" and self.regularizer.reorthonormalize:
             raise ValueError(

@@ -12,11 +12,11 @@ from sorsa_ds.data.batches import pad_token_id
 from sorsa_ds.data.chat import render_prompt
 from sorsa_ds.data.chat_templates import use_template
 from sorsa_ds.data.formats import prompt_for
-from sorsa_ds.evaluate.backends.generation import end_tokens
 from sorsa_ds.evaluate.chat_options import ChatOptions
 from sorsa_ds.evaluate.models import FoundModel, find_evaluated_model
 from sorsa_ds.evaluate.options import Style
 from sorsa_ds.evaluate.prompts import prompt_tokens
+from sorsa_ds.model.generation import end_tokens
 from sorsa_ds.model.language_part import most_positions
 from sorsa_ds.model.skeleton import read_config
 from sorsa_ds.model.tokenizer import load_tokenizer

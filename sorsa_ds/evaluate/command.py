@@ -16,7 +16,6 @@ from transformers import GenerationConfig
 from sorsa_ds.data.chat import end_rendering
 from sorsa_ds.data.chat_templates import use_template
 from sorsa_ds.data.run_data import load_held_out
-from sorsa_ds.evaluate.backends.generation import end_tokens
 from sorsa_ds.evaluate.backends.likelihood import Likelihood
 from sorsa_ds.evaluate.backends.vllm import Vllm
 from sorsa_ds.evaluate.models import FoundModel, find_evaluated_model
@@ -26,11 +25,14 @@ from sorsa_ds.evaluate.sharing import Board
 from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, math, mmlu
 from sorsa_ds.evaluate.tasks.math_answers import RULES
 from sorsa_ds.evaluate.tasks.task import Engine, Generate, LocalEngine, Setting, Task
+from sorsa_ds.model.generation import end_tokens
 from sorsa_ds.model.language_part import most_positions
 from sorsa_ds.model.skeleton import read_config
 from sorsa_ds.model.tokenizer import load_tokenizer
+from sorsa_ds.run.checkpoint.folder import step_of
 from sorsa_ds.run.checkpoint.keeper import PACKAGES
 from sorsa_ds.run.finished import FinishedRun
+from sorsa_ds.run.metrics import read_metrics
 from sorsa_ds.runtime import collectives, precision
 from sorsa_ds.runtime.console import quiet_libraries, say, table
 from sorsa_ds.runtime.device import device_type, this_device
@@ -67,7 +69,7 @@ def evaluate(options: Options) -> dict:
     if options.task in ("gsm8k", "math"):
         check_extra("math_verify", f"--task {options.task}")
     device = _start(options)
-    found = find_evaluated_model(options.model, options.base, options.trust_remote_code)
+    found = find_evaluated_model(options.model, options.base, options.trust_remote_code, options.checkpoint)
     products = _products(options, found)
     say(products.sentence)
     tokenizer = load_tokenizer(found.tokenizer, found.loading)
@@ -79,6 +81,8 @@ def evaluate(options: Options) -> dict:
     finally:
         end_rendering()  # all prompts are made by now
     settings = {"model": options.model, "kind": found.kind, "task": options.task, "data": options.data}
+    if found.checkpoint is not None:
+        settings["checkpoint"] = found.checkpoint.name
     identity = _identity(options, found, task, products.dtype)
     with closing(task):
         records = Records(_folder(options, found), settings, identity, device)
@@ -149,13 +153,22 @@ def _build(options: Options, found: FoundModel, setting: Setting) -> Task:
     if found.run is None:
         raise ValueError("--task loss needs --data, the text to measure; only a run brings its own (held-out) data")
     folder, config = found.run
-    reported = FinishedRun(folder).report()["eval_loss_end"]
+    reported = _reported(found, folder)
     data = replace(config.data, chat_template=None)  # the tokenizer has the one that the run has kept
     sources = load_held_out(data, setting.tokenizer, config.train.seed)
-    if not sources or reported is None:
+    if not sources or (reported is None and found.checkpoint is None):
         raise ValueError(f"--model: {folder} was trained without held-out data (data.eval_size, data.eval_split)")
     held_out = islice(chain.from_iterable(sources.values()), options.limit)
     return loss.held_out(list(held_out), reported, ", ".join(examples.counts.source for examples in sources.values()))
+
+
+def _reported(found: FoundModel, run: Path) -> float | None:
+    """The held-out loss that the run itself has measured of what is evaluated; None where it has not."""
+    if found.checkpoint is None:
+        return FinishedRun(run).report()["eval_loss_end"]
+    step = step_of(found.checkpoint)
+    told = [line["eval_loss"] for line in read_metrics(run) if line["step"] == step and "eval_loss" in line]
+    return told[-1] if told else None
 
 
 def _products(options: Options, found: FoundModel) -> Products:
@@ -224,7 +237,8 @@ def _folder(options: Options, found: FoundModel) -> Path:
         return options.output.expanduser().resolve()
     if found.run is not None:
         name = "held-out-loss" if options.task == "loss" and options.data is None else options.task
-        return found.run[0].resolve() / "evaluation" / name
+        of = "" if found.checkpoint is None else f"-{found.checkpoint.name}"
+        return found.run[0].resolve() / "evaluation" / f"{name}{of}"
     model = re.sub(r"[^\w.-]", "-", options.model.rstrip("/").rpartition("/")[2])
     return Path("evaluations").resolve() / f"{model}-{options.task}"
 

@@ -18,6 +18,8 @@ from sorsa_ds.model.model_files import check_model_name
 from sorsa_ds.model.numerics import check_numerics
 from sorsa_ds.model.pretrained import find_folder, find_model
 from sorsa_ds.model.skeleton import attention_of, read_config
+from sorsa_ds.run.checkpoint.named import named_checkpoint
+from sorsa_ds.run.checkpoint.trained import trained_files, trained_values
 from sorsa_ds.run.finished import FinishedRun, RunState, near_runs
 from sorsa_ds.run.merge import merge_dense
 from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE, TOKENIZER
@@ -28,7 +30,6 @@ from sorsa_ds.runtime.console import say, tracked
 from sorsa_ds.runtime.json_text import parse_json
 from sorsa_ds.sorsa.residual_storage import Storage, storage_of, stored_bytes
 
-_TENSORS = (adapter_file.INITIAL, adapter_file.TRAINED)
 _AS_TRAINED = {"fp32": torch.float32, "mixed": torch.bfloat16, "bf16": torch.bfloat16}
 
 Load = Callable[[torch.device, torch.dtype | None], PreTrainedModel]
@@ -42,8 +43,8 @@ class FoundModel:
     model under an adapter. tokenizer: folder of its tokenizer. loading: how both are read.
     load: puts it on a device in a dtype (None: as it was trained), ready to be called. computes: the dtype of products
     where it is loaded as it was trained. autocast: whether such products need torch.autocast. run: the folder and the
-    settings of the run that it comes from. chat_template: the file with the one of its training, where that was not the
-    tokenizer's own.
+    settings of the run that it comes from. checkpoint: of that run, where it is not the run's end. chat_template: the
+    file with the one of its training, where that was not the tokenizer's own.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class FoundModel:
     computes: torch.dtype | None = None
     autocast: bool = False
     run: tuple[Path, RunConfig] | None = None
+    checkpoint: Path | None = None
     chat_template: Path | None = None
 
     def digest(self) -> str:
@@ -62,32 +64,42 @@ class FoundModel:
         return digest.of_bytes(" ".join(digest.of_file(file) for file in self.weights).encode())
 
 
-def check_model(model: str) -> None:
+def check_model(model: str, checkpoint: str | None = None) -> None:
     """Stop where it shows without reading weights, and without the hub, that a model cannot be evaluated.
 
+    Args:
+        checkpoint: which one of a run, `best` or a number of steps, that may be unfinished then; None: its end.
+
     Raises:
-        ValueError: there is no such folder, or it is that of an unfinished run.
+        ValueError: there is no such folder or checkpoint, or it is that of an unfinished run.
     """
     check_model_name(model)
     folder = Path(model).expanduser()
-    if _names_run(folder):
+    if checkpoint is not None:
+        if not _names_run(folder):
+            raise ValueError(f"--checkpoint goes with the folder of a run; {model} is none")
+        named_checkpoint(folder, checkpoint, "--checkpoint")
+    elif _names_run(folder):
         FinishedRun.open(folder, "--model")
 
 
-def find_evaluated_model(model: str, base: str | None = None, trust_remote_code: bool = False) -> FoundModel:
+def find_evaluated_model(
+    model: str, base: str | None = None, trust_remote_code: bool = False, checkpoint: str | None = None
+) -> FoundModel:
     """The model that `--model` names; no weights are read.
 
     Args:
+        checkpoint: as of `check_model`.
         base: folder or hub name of the base model, if it is no longer where an adapter says.
         trust_remote_code: allow Python code that comes with the model.
 
     Raises:
         ValueError: there is no such model, it is an unfinished run, or it needs code that is not allowed.
     """
-    check_model(model)
+    check_model(model, checkpoint)
     folder = Path(model).expanduser()
     if _names_run(folder):
-        return _run(folder, base, trust_remote_code)
+        return _run(folder, base, trust_remote_code, checkpoint)
     loading = LoadingConfig(trust_remote_code=trust_remote_code)
     if model != EMBEDDED_MODEL:
         try:
@@ -129,16 +141,25 @@ def _names_run(folder: Path) -> bool:
     return RunState(folder).is_run and not (folder / "config.json").exists()
 
 
-def _run(folder: Path, base: str | None, trust_remote_code: bool) -> FoundModel:
+def _run(folder: Path, base: str | None, trust_remote_code: bool, checkpoint: str | None) -> FoundModel:
     config = RunState(folder).settings()
     adapter_file.read_description(folder / ADAPTER, trust_remote_code).check_residual(config.residual)
-    return _adapter(folder / ADAPTER, base, trust_remote_code, (folder, config))
+    saved = None if checkpoint is None else named_checkpoint(folder, checkpoint, "--checkpoint")
+    return _adapter(folder / ADAPTER, base, trust_remote_code, (folder, config), saved)
 
 
 def _adapter(
-    folder: Path, base: str | None, trust_remote_code: bool, run: tuple[Path, RunConfig] | None = None
+    folder: Path,
+    base: str | None,
+    trust_remote_code: bool,
+    run: tuple[Path, RunConfig] | None = None,
+    checkpoint: Path | None = None,
 ) -> FoundModel:
-    """The model of an adapter's folder that training has written: U, s and V, or what another method trains."""
+    """The model of an adapter's folder that training has written: U, s and V, or what another method trains.
+
+    Args:
+        checkpoint: has what was trained in place of the folder; None: the folder.
+    """
     described = adapter_file.read_description(folder, trust_remote_code)
     place = find_model(base or described.base_model, described.loading)
     check_numerics(described.numerics, place, described.loading, say)
@@ -159,13 +180,16 @@ def _adapter(
             lambda rounds: tracked(rounds, len(rounds), "rebuilding", "round"),
             base,
             trust_remote_code,
+            None if checkpoint is None else trained_values(checkpoint),
         )
         model = rebuilt.model.eval().requires_grad_(False)
         return model if dtype is None else merge_dense(model, described.method, trained, dtype)
 
+    trained = [adapter_file.file_of(folder, adapter_file.TRAINED)] if checkpoint is None else trained_files(checkpoint)
+    files = [adapter_file.file_of(folder, adapter_file.INITIAL), *trained]
     return FoundModel(
         kind="run" if run else "adapter",
-        weights=[file for name in _TENSORS if (file := adapter_file.file_of(folder, name)).exists()],
+        weights=[file for file in files if file.exists()],
         folder=place,
         tokenizer=own if (own := folder / TOKENIZER).exists() else place,
         loading=described.loading,
@@ -173,6 +197,7 @@ def _adapter(
         computes=_AS_TRAINED[described.precision],
         autocast=described.precision == "mixed",
         run=run,
+        checkpoint=checkpoint,
         chat_template=kept if (kept := folder / CHAT_TEMPLATE).exists() else None,
     )
 

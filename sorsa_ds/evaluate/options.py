@@ -35,6 +35,7 @@ class Options:
     data: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     base: str | None = None
+    checkpoint: str | None = None
     limit: int | None = None
     num_few_shot: int | None = None
     batch_size: int = 16
@@ -100,6 +101,7 @@ def parse(argv: Sequence[str]) -> Options:
         help="columns of the data that have other names than the task's, as in question=prompt (loss: as data.columns)",
     )  # fmt: skip
     add("--base", help="an adapter's base model, where it has moved")
+    add("--checkpoint", help="of a run, also an unfinished one: best, latest or a number of steps (default: its end)")
     add("--limit", type=int, help="only so many samples: the first, or of mmlu and math as many per subject")
     add("--num_few_shot", type=int, help=f"examples before the question (default: {_per_task(SHOTS)}, else 0)")
     add("--batch_size", type=int, help=f"samples at once on each rank (default: {default['batch_size']})")

@@ -137,14 +137,17 @@ class FinishedRun(RunState):
             raise ValueError(f"{option}: {folder} is unfinished: it has no {REPORT}; to go on with it: {way_on}{hint}")
         return run
 
-    def report(self) -> Any:
+    def report(self) -> dict[str, Any]:
         """What the run measured of itself, from report.json.
 
         Raises:
-            ValueError: the file is not JSON.
+            ValueError: the file holds no JSON object.
         """
         path = self.folder / REPORT
         try:
-            return parse_json(path.read_text(encoding="utf-8"))
+            found = parse_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} is damaged: it holds no object")
+        return found

@@ -4,6 +4,8 @@ config.yaml, ds_config.json    all settings as resolved
 ds_config.given.json           the DeepSpeed JSON as it was given
 init.json                      how every layer was decomposed
 metrics.jsonl                  one line per optimizer step or evaluation
+samples.jsonl                  what the model answered to held-out prompts on the way and at the end (`run.samples`)
+trackers.json                  by which names experiment trackers know the run, if any are asked for (`run.trackers`)
 checkpoints/                   states from which the run can go on (`run.checkpoint`)
 analysis/                      snapshots of the trained tensors, if asked for (`run.snapshots`)
 adapter/                       the trained factors, the initial ones, their description (`model.adapter_file`); what was
@@ -12,6 +14,8 @@ adapter/                       the trained factors, the initial ones, their desc
                                are any
 profile/                       traces of single steps, if asked for (`train.step_meter`)
 report.json, loss.png          what the run measured of itself, written at its end
+report.html                    the same to look at, with its curves and answers (`run.html_report`)
+ended.json                     why a run that has no report came to its end, where it could still say so
 evaluation/                    results of evaluations (`evaluate.command`)
 """
 
@@ -19,6 +23,7 @@ from pathlib import Path
 
 METRICS, INIT, REPORT, ADAPTER, CHECKPOINTS = "metrics.jsonl", "init.json", "report.json", "adapter", "checkpoints"
 SNAPSHOTS, PROFILE = "analysis", "profile"
+SAMPLES, TRACKERS, ENDED, PAGE = "samples.jsonl", "trackers.json", "ended.json", "report.html"
 CHAT_TEMPLATE = "chat_template.jinja"
 """The file of a chat template in an adapter's folder; transformers looks for that name beside a tokenizer."""
 TOKENIZER = "tokenizer"

@@ -1,9 +1,11 @@
 """A trained model, put back together from its base model and an adapter, in the precision in which it was trained."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from sorsa_ds.methods.registry import method_of
@@ -45,6 +47,7 @@ def reload(
     progress: RoundProgress = iter,
     base: str | None = None,
     trust_remote_code: bool = False,
+    trained: Callable[[str, torch.Size], Tensor] | None = None,
 ) -> AdaptedModel:
     """The adapted model of an adapter's folder, and what it was made from. A collective call where there are ranks.
 
@@ -54,6 +57,7 @@ def reload(
         progress: wraps the rounds in which the model is filled, to show them.
         base: folder or hub name of the base model, if it is no longer where the adapter says.
         trust_remote_code: allow Python code that comes with the base model, where the adapter was trained with it.
+        trained: gives the trained tensors, by name and shape; None: those of the folder.
 
     Raises:
         ValueError: the adapter is missing, damaged, or of another base model, or needs code that is not allowed.
@@ -63,14 +67,15 @@ def reload(
     check_numerics(described.numerics, place, described.loading, say)
     formats = precision.resolve_precision(described.precision, None, cast(precision.Device, device.type))
     method = method_of(described)
-    opened = {name: adapter_file.open_factors(folder, name, described) for name in method.adapter_files}
+    names = [name for name in method.adapter_files if trained is None or name != adapter_file.TRAINED]
+    opened = {name: adapter_file.open_factors(folder, name, described) for name in names}
     operation = method.operation(
         described,
         formats,
         residual_storage.resolve_storage(described.residual, formats, device),
         device,
         initial=adapter_file.file_of(folder, adapter_file.INITIAL),
-        trained=opened[adapter_file.TRAINED].values,
+        trained=trained or opened[adapter_file.TRAINED].values,
     )
     loaded = load_adapted_model(
         place,

@@ -171,6 +171,18 @@ def quiet_data_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
+def on_one_line(text: str) -> str:
+    """The text with all control characters escaped, newlines and tabs too."""
+    return printable(text).replace("\n", r"\n").replace("\t", r"\t")
+
+
+def grid(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of aligned columns, from rows of as many cells each, which are put on one line."""
+    cells = [[on_one_line(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
 def table(rows: list[tuple[str, str]]) -> str:
     """Lines of two aligned columns, from (name, value) pairs."""
     width = max(len(name) for name, _ in rows)

@@ -7,6 +7,8 @@ _OFF = {
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # `datasets` tells the hub of every file that it opens
     "USE_HUB_KERNELS": "NO",  # transformers takes kernels, which are code, from the hub for some architectures
     "WANDB_ERROR_REPORTING": "false",  # wandb tells its makers where it fails, also when it is offline
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # MLflow tells its makers how it is used, also when it logs to a folder
+    "DVC_NO_ANALYTICS": "true",  # so does DVC
 }
 """Environment variable -> the value that turns it off."""
 

@@ -1,4 +1,5 @@
-"""Several runs side by side: `analysis` shows how training moved the weights of runs, `compare` trains several methods.
+"""Several runs side by side: `analysis` shows how training moved the weights of runs, `compare` trains several methods,
+`runs` lists what runs there are.
 
-Start reading at `analysis.command.analyze` and `compare.command.compare`, the two commands.
+Start reading at `analysis.command.analyze`, `compare.command.compare` and `runs.command.list_runs`, the commands.
 """

@@ -15,6 +15,7 @@ from sorsa_ds.model.embedded import check_embedded_model
 from sorsa_ds.model.model_files import CONFIG, check_model_files, check_model_name
 from sorsa_ds.run.checkpoint.named import check_unused, named_checkpoints
 from sorsa_ds.run.finished import RunState
+from sorsa_ds.run.tracker_kinds import check_installed
 from sorsa_ds.runtime import hub
 from sorsa_ds.runtime.extras import check_extra
 from sorsa_ds.train.options import Invocation
@@ -27,15 +28,15 @@ def check_first(invocation: Invocation, logs: bool) -> None:
         logs: whether the run's logs are written by this process or by one that it starts, so that keys are looked for.
 
     Raises:
-        ValueError: names or folders of runs, the model, the data, the hub's answer or the key of Weights & Biases are
-            not as the run needs them.
+        ValueError: names or folders of runs, the model, the data, the hub's answer, the trackers or the key of Weights
+            & Biases are not as the run needs them.
     """
     config, errors = invocation.config, Errors()
     checks: list[Callable[[], None]] = [
         lambda: _check_run(invocation),
         lambda: _check_model(config.model, config.loading),
         lambda: _check_data(config.data),
-        lambda: _check_wandb(config.output, logs),
+        lambda: _check_trackers(config.output, logs),
     ]
     for check in checks:
         with errors.noted():
@@ -129,13 +130,18 @@ def _check_source(data: DataConfig) -> None:
             raise ValueError(f"{setting}: there is no file or folder {path!r} here: {hub.unreachable(setting)}")
 
 
-def _check_wandb(output: OutputConfig, logs: bool) -> None:
-    """Look for the package, and for a key where that will look: in its variables, the netrc file and its settings."""
-    if output.wandb == "off" or not logs:
+def _check_trackers(output: OutputConfig, logs: bool) -> None:
+    if not logs:
         return
-    check_extra("wandb", f"output.wandb={output.wandb}")
-    if output.wandb != "online":
-        return
+    if output.wandb_mode != "off":
+        check_extra("wandb", f"output.wandb={output.wandb_mode}")
+    check_installed(output.all_trackers)
+    if output.wandb_mode == "online":
+        _check_wandb()
+
+
+def _check_wandb() -> None:
+    """Look for a key where wandb will look for it: in its environment variables, the netrc file and its settings."""
     from wandb.sdk import wandb_setup  # takes a second
     from wandb.sdk.lib import wbauth
 

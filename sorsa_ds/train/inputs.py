@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds.config.batch_size import data_ranks, most_positions
-from sorsa_ds.config.schema import DataConfig
+from sorsa_ds.config import batch_size
+from sorsa_ds.config.batch_size import data_ranks
+from sorsa_ds.config.schema import DataConfig, RunConfig
 from sorsa_ds.data.batches import BatchPlan, pad_token_id
 from sorsa_ds.data.counts import Taken
 from sorsa_ds.data.examples import check_same
@@ -19,7 +20,7 @@ from sorsa_ds.data.token_store import Examples
 from sorsa_ds.data.tokenize import show_example
 from sorsa_ds.model import sequence_parallel
 from sorsa_ds.model.data_fit import check_fits, check_length
-from sorsa_ds.model.language_part import text_config
+from sorsa_ds.model.language_part import most_positions, text_config
 from sorsa_ds.model.new_tokens import add_tokens, rows_for
 from sorsa_ds.model.numerics import Numerics, numerics_of
 from sorsa_ds.model.packed_attention import check_packing, joins_rows
@@ -30,6 +31,7 @@ from sorsa_ds.run.snapshots import stored_linears
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say
 from sorsa_ds.train.origin import Origin
+from sorsa_ds.train.questions import Question, questions_of
 from sorsa_ds.train.settings import RunSettings
 
 
@@ -42,9 +44,11 @@ class Inputs:
     data_digest: digest of the training examples, the same on every rank; of a stream, of those that it begins with.
     data_size: how many examples there are, in words.
     held_out: held-out examples of each source that has any.
-    sources: tells for each source what became of its rows, and how many of its examples the run has taken.
+    sources: tells for each source what became of its rows, and how many of its examples so many steps take.
     stored: the linears to snapshot; empty if `analysis.every` is 0.
-    tokenizer: the model's with the new tokens; None where there are none.
+    questions: held-out prompts that the model is asked on the way and at the end.
+    room: the most tokens that the model takes; None: any number.
+    tokenizer: the model's, with the new tokens.
     chat_template: the one that the settings ask for; None where it is the tokenizer's own.
     """
 
@@ -53,9 +57,11 @@ class Inputs:
     data_digest: str
     data_size: str
     held_out: dict[str, Examples]
-    sources: Callable[[], dict[str, Taken]]
+    sources: Callable[[int], dict[str, Taken]]
     stored: list[Target]
-    tokenizer: PreTrainedTokenizerBase | None
+    questions: list[Question]
+    room: int | None
+    tokenizer: PreTrainedTokenizerBase
     chat_template: str | None
 
 
@@ -67,7 +73,7 @@ class _Data:
     size: str
     some: Examples
     held_out: dict[str, Examples]
-    sources: Callable[[], dict[str, Taken]]
+    sources: Callable[[int], dict[str, Taken]]
 
 
 def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
@@ -94,6 +100,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     origin.check_length(config, read.batches.steps)
     rows = rows_for(settings.new_tokens)
     check_fits(model_folder, config.loading, [read.some, *read.held_out.values()], rows)
+    room = most_positions(read_config(model_folder, config.loading))
     stored = _stored_linears(settings, origin)
     say(show_example(read.some[0], tokenizer))
     return Inputs(
@@ -104,9 +111,28 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
         held_out=read.held_out,
         sources=read.sources,
         stored=stored,
-        tokenizer=tokenizer if settings.new_tokens else None,
+        questions=_questions(config, read.held_out, room),
+        room=room,
+        tokenizer=tokenizer,
         chat_template=None if data.chat_template is None else tokenizer.get_chat_template(),
     )
+
+
+def _questions(config: RunConfig, held_out: dict[str, Examples], room: int | None) -> list[Question]:
+    """The held-out prompts that the model is asked.
+
+    Raises:
+        ValueError: answers on the way are asked for, and there is no prompt for them.
+    """
+    watched = config.evaluation
+    before = None if room is None else room - watched.sample_tokens
+    found = questions_of(held_out, max(watched.samples, int(watched.last_answer)), before)
+    if watched.samples and not found:
+        raise ValueError(
+            f"evaluation.samples={watched.samples}: no held-out example has a prompt that leaves room for an answer of "
+            f"evaluation.sample_tokens={watched.sample_tokens}; set it to 0, or hold out rows with prompts"
+        )
+    return found
 
 
 def _packing(settings: RunSettings) -> Packing | None:
@@ -140,8 +166,8 @@ def _stored(
     )
     ends = list(accumulate(map(len, data.train.values())))
 
-    def sources() -> dict[str, Taken]:
-        taken = passes.taken(batches.order.positions, ends)
+    def sources(steps: int) -> dict[str, Taken]:
+        taken = passes.taken(min(steps * batches.order.global_batch, batches.order.positions), ends)
         return {name: Taken(one.counts, count) for (name, one), count in zip(data.train.items(), taken, strict=True)}
 
     return _Data(
@@ -183,7 +209,7 @@ def _streamed(settings: RunSettings, asked: DataConfig, origin: Origin, tokenize
     batches = StreamBatches(stream, **_shape(settings, tokenizer), steps=train.steps, device=settings.device)
     some = Examples.of(batches.first)
     return _Data(
-        batches=batches, size="a stream of examples", some=some, held_out=held_out, sources=lambda: batches.taken
+        batches=batches, size="a stream of examples", some=some, held_out=held_out, sources=lambda _: batches.taken
     )
 
 
@@ -191,10 +217,10 @@ def _shape(settings: RunSettings, tokenizer: PreTrainedTokenizerBase) -> dict[st
     """How the examples of a step are dealt out, and with what they are padded."""
     own = text_config(read_config(settings.model_folder, settings.config.loading)).vocab_size
     vocabulary = max(own, rows_for(settings.new_tokens))
-    train, micro = settings.config.train, settings.resolved.micro_batch_size
+    train, data, micro = settings.config.train, settings.config.data, settings.resolved.micro_batch_size
     return {
         "micro_batch_size": micro,
-        "micro_batch_tokens": most_positions(train.micro_batch_tokens, micro, settings.config.data.max_length),
+        "micro_batch_tokens": batch_size.most_positions(train.micro_batch_tokens, micro, data.max_length),
         "accumulation": settings.resolved.gradient_accumulation_steps,
         "rank": collectives.rank() // train.sequence_parallel,
         "world_size": data_ranks(collectives.world_size(), train.sequence_parallel),

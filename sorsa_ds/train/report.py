@@ -8,10 +8,12 @@ from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.counts import Counts, Taken, total
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.model.adapter_file import TRAINED
+from sorsa_ds.run.checkpoint.folder import best_checkpoint, step_of
 from sorsa_ds.run.checkpoint.keeper import PACKAGES
 from sorsa_ds.run.checkpoint.manifest import RunProgress
-from sorsa_ds.run.folder import read_metrics
-from sorsa_ds.run.paths import ADAPTER
+from sorsa_ds.run.html_report import write_page
+from sorsa_ds.run.metrics import read_metrics
+from sorsa_ds.run.paths import ADAPTER, CHECKPOINTS, PAGE
 from sorsa_ds.run.peft_files.places import WEIGHTS
 from sorsa_ds.run.ways_on import evaluating
 from sorsa_ds.runtime import collectives
@@ -26,31 +28,36 @@ def build_report(
     config: RunConfig,
     engine: SorsaEngine,
     progress: RunProgress,
-    steps: int,
+    planned: int,
     losses: list[float],
     eval_loss: float | None,
     eval_losses: dict[str, float],
     sources: dict[str, Taken],
     held_out: dict[str, Counts],
+    folder: Path,
 ) -> dict:
     """What report.json will hold. A collective call.
 
     Args:
+        planned: the steps that the run was to have; it may have stopped earlier.
         losses: of all steps of the run.
         eval_loss: of the held-out data after the last step; None without such data.
         eval_losses: that of each source, where there are several.
         sources: what became of the rows of each source, and how many of its examples the run has taken.
         held_out: what became of the held-out rows of each source that has any.
+        folder: the run's.
     """
     tenth = max(1, len(losses) // 10)
     return {
-        "steps": steps,
+        "steps": progress.step,
+        "planned_steps": planned,
         "loss_first": sum(losses[:tenth]) / tenth,
         "loss_last": sum(losses[-tenth:]) / tenth,
         "base_loss": progress.base_loss,
         "start_loss": progress.start_loss,
         "eval_loss_start": progress.eval_loss_start,
         "eval_loss_end": eval_loss,
+        "best": _best(progress, folder),
         "sources": {
             name: {
                 **one.counts.as_dict(),
@@ -78,18 +85,34 @@ def build_report(
     }
 
 
+def _best(progress: RunProgress, folder: Path) -> dict | None:
+    """The evaluation with the lowest loss after the first step, and its checkpoint if that is kept."""
+    best, kept = progress.best, best_checkpoint(folder)
+    if best.loss is None:
+        return None
+    found = kept is not None and step_of(kept) == best.step
+    return {"step": best.step, "eval_loss": best.loss, "checkpoint": kept.name if kept and found else None}
+
+
 def show_report(report: dict, folder: Path) -> None:
-    """Print the report and draw the loss, on rank 0."""
+    """Print the report, draw the loss and write the page to look at, on rank 0."""
     if collectives.rank() != 0:
         return
     draw_loss(folder)
+    write_page(folder)
     rows = [
-        ("steps", f"{report['steps']} in {report['train_seconds']:.0f} s, {report['tokens_per_second']:.0f} tokens/s"),
+        (
+            "steps",
+            f"{_told_steps(report)} in {report['train_seconds']:.0f} s, {report['tokens_per_second']:.0f} tokens/s",
+        ),
         ("training loss", f"{report['loss_first']:.4f} -> {report['loss_last']:.4f}  (first and last tenth)"),
     ]
     rows += [(f"{kind} rows", _told(counts)) for kind, counts in report["data"].items() if counts["rows"]]
     if report["eval_loss_end"] is not None:
         rows.append(("held-out loss", f"{report['eval_loss_start']:.4f} -> {report['eval_loss_end']:.4f}"))
+    if (best := report["best"]) is not None and best["step"] < report["steps"]:
+        kept = f"kept in {folder / CHECKPOINTS / best['checkpoint']}" if best["checkpoint"] else "no checkpoint of it"
+        rows.append(("best", f"{best['eval_loss']:.4f} after step {best['step']}, {kept}"))
     rows += [(name, _told_source(one)) for name, one in report["sources"].items() if len(report["sources"]) > 1]
     if report["reg_loss_end"] is not None:
         rows.append(("orthonormality", f"L_reg = {report['reg_loss_end']:.3g}"))
@@ -97,6 +120,7 @@ def show_report(report: dict, folder: Path) -> None:
         ("memory", f"{report['memory_gib']:.2f} GiB on rank 0"),
         ("adapter", _sized(folder / ADAPTER / TRAINED)),
         *(("for PEFT", _sized(file)) for file in [folder / ADAPTER / WEIGHTS] if file.exists()),
+        ("look at it", typed(folder / PAGE)),
         ("evaluate it", evaluating(folder)),
     ]
     say("\n" + table(rows))
@@ -105,6 +129,11 @@ def show_report(report: dict, folder: Path) -> None:
 def _sized(file: Path) -> str:
     """A file as it can be typed, and its size."""
     return f"{typed(file)} ({file.stat().st_size / 2**20:.1f} MiB)"
+
+
+def _told_steps(report: dict) -> str:
+    early = report["steps"] < report["planned_steps"]
+    return f"{report['steps']} of {report['planned_steps']}, stopped early," if early else str(report["steps"])
 
 
 def _told(counts: dict) -> str:

@@ -1,6 +1,5 @@
 """From a command line to a run that is ready to train: every choice made, said, and checked before time is spent."""
 
-import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +7,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -27,21 +25,24 @@ from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.model.sharding import Whole, Zero3
 from sorsa_ds.model.uneven_calls import set_uneven_leaves, told_leaves
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
-from sorsa_ds.run.folder import RunLog, lock_run_folder
-from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE, TOKENIZER
+from sorsa_ds.run.checkpoint.manifest import RunProgress
+from sorsa_ds.run.folder import lock_run_folder
+from sorsa_ds.run.log import RunLog
 from sorsa_ds.run.recorder import SnapshotRecorder
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say, say_details, table, tracked, tracked_by_cost
-from sorsa_ds.runtime.files import write_text
 from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.numerics import seed_rank, set_numerics
 from sorsa_ds.runtime.words import typed
 from sorsa_ds.sorsa.regularizer import Regularizer
+from sorsa_ds.train.beginning import Beginning
 from sorsa_ds.train.embedding_noise import add_embedding_noise
 from sorsa_ds.train.inputs import Inputs, read_inputs
+from sorsa_ds.train.kept_tokenizer import keep_chat_template, keep_tokenizer
 from sorsa_ds.train.loss import router_rows
 from sorsa_ds.train.options import Invocation
 from sorsa_ds.train.origin import Origin, find_origin
+from sorsa_ds.train.sampler import Sampler
 from sorsa_ds.train.settings import RunSettings, resolve_settings, start_job
 from sorsa_ds.train.step_meter import StepMeter
 from sorsa_ds.train.trainer import Trainer
@@ -101,51 +102,6 @@ def hold_run(settings: RunSettings, origin: Origin) -> OpenedRun:
     say(settings.formats.why)
     say(set_numerics(settings.device_type, deterministic=settings.config.train.deterministic))
     return OpenedRun(origin=origin, folder=folder, lock=lock, regularizer=regularizer)
-
-
-def keep_chat_template(run: OpenedRun, inputs: Inputs, device: torch.device) -> None:
-    """Put the chat template that the settings ask for where exports and evaluations look for it. A collective call.
-
-    Where they ask for none, one that an earlier beginning of the run has left there is removed.
-
-    Raises:
-        ValueError: the disk refuses; on every rank.
-    """
-    template, file = inputs.chat_template, run.folder / ADAPTER / CHAT_TEMPLATE
-
-    def keep() -> None:
-        if template is not None:
-            file.parent.mkdir(exist_ok=True)
-            write_text(file, template)
-            return
-        try:
-            file.unlink(missing_ok=True)
-        except OSError as error:
-            raise ValueError(f"{file}: cannot be removed ({error.strerror})") from error
-
-    collectives.together(keep, device, on=0)
-
-
-def keep_tokenizer(run: OpenedRun, inputs: Inputs, device: torch.device) -> None:
-    """Put the tokenizer with new tokens where exports and evaluations look for it. A collective call.
-
-    Without new tokens, one that an earlier beginning of the run has left there is removed.
-
-    Raises:
-        ValueError: the disk refuses; on every rank.
-    """
-    tokenizer, folder = inputs.tokenizer, run.folder / ADAPTER / TOKENIZER
-
-    def keep() -> None:
-        try:
-            if folder.exists():
-                shutil.rmtree(folder)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-        except OSError as error:
-            raise ValueError(f"{folder}: cannot be written ({error.strerror})") from error
-
-    collectives.together(keep, device, on=0)
 
 
 def build_model(settings: RunSettings, origin: Origin) -> BuiltModel:
@@ -217,12 +173,35 @@ def build_trainer(
         ValueError: the run's folder cannot be written or is damaged, or the checkpoint lacks something.
     """
     config = settings.config
-    keep_chat_template(run, inputs, settings.device)
-    keep_tokenizer(run, inputs, settings.device)
+    keep_chat_template(run.folder, inputs, settings.device)
+    keep_tokenizer(run.folder, inputs, settings)
     progress = run.origin.restore(engine, config)
-    keeper = CheckpointKeeper(
-        run=run.folder,
+    sampler, unasked = _sampler(config, inputs, engine)
+    return Trainer(
         config=config,
+        engine=engine,
+        beginning=Beginning(model.loaded, inputs.numerics, settings.new_tokens),
+        batches=inputs.batches,
+        held_out=inputs.held_out,
+        sources=inputs.sources,
+        sampler=sampler,
+        unasked=unasked,
+        folder=run.folder,
+        log=collectives.together(lambda: _open_log(settings, run, model, progress.step), settings.device),
+        keeper=_keeper(settings, run, inputs, model, engine, progress),
+        recorder=_recorder(settings, run, inputs, engine, progress.step),
+        meter=_meter(settings, run, inputs, engine, progress.step),
+        lock=run.lock,
+        sequence=_sharing_ranks(config, engine),
+    )
+
+
+def _keeper(
+    settings: RunSettings, run: OpenedRun, inputs: Inputs, model: BuiltModel, engine: SorsaEngine, progress: RunProgress
+) -> CheckpointKeeper:
+    return CheckpointKeeper(
+        run=run.folder,
+        config=settings.config,
         ds_config=settings.ds_config,
         engine=engine,
         base=model.loaded.digests,
@@ -231,23 +210,15 @@ def build_trainer(
         progress=progress,
         last=run.origin.checkpoint,
     )
-    return Trainer(
-        config=config,
-        engine=engine,
-        loaded=model.loaded,
-        numerics=inputs.numerics,
-        new_tokens=settings.new_tokens,
-        batches=inputs.batches,
-        held_out=inputs.held_out,
-        sources=inputs.sources,
-        folder=run.folder,
-        log=collectives.together(lambda: _open_log(settings, run, model, progress.step), settings.device),
-        keeper=keeper,
-        recorder=_recorder(settings, run, inputs, engine, progress.step),
-        meter=_meter(settings, run, inputs, engine, progress.step),
-        lock=run.lock,
-        sequence=_sharing_ranks(config, engine),
-    )
+
+
+def _sampler(config: RunConfig, inputs: Inputs, engine: SorsaEngine) -> tuple[Sampler | None, str]:
+    """What asks the model held-out prompts; None where it cannot be asked, with the reason."""
+    if config.train.sequence_parallel > 1:
+        return None, f"with train.sequence_parallel={config.train.sequence_parallel} each rank has a share of a text"
+    if not inputs.questions:
+        return None, "no held-out example has a prompt" if inputs.held_out else "there are no held-out prompts"
+    return Sampler(engine, inputs.tokenizer, inputs.questions, config.evaluation.sample_tokens, inputs.room), ""
 
 
 def _recorder(

@@ -1,9 +1,10 @@
 """The training loop: a global batch, a step of the engine, a line in the log; from the first step to the report."""
 
-import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,56 +17,57 @@ from sorsa_ds.data.counts import Taken
 from sorsa_ds.data.stream_batches import StreamBatches
 from sorsa_ds.data.token_store import Examples
 from sorsa_ds.engine.engine import SorsaEngine, StepReport
-from sorsa_ds.model.load import AdaptedModel
-from sorsa_ds.model.numerics import Numerics
 from sorsa_ds.model.sequence_parallel import SequenceParallel
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
 from sorsa_ds.run.checkpoint.manifest import RunProgress
-from sorsa_ds.run.finished import RunState
-from sorsa_ds.run.folder import RunLog, check_still_held
+from sorsa_ds.run.folder import check_still_held
+from sorsa_ds.run.log import RunLog
 from sorsa_ds.run.recorder import SnapshotRecorder
 from sorsa_ds.run.ways_on import going_on
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import bar, say
 from sorsa_ds.runtime.errors import Preempted
-from sorsa_ds.runtime.folder_lock import RunLock
+from sorsa_ds.runtime.folder_lock import FolderLostError, RunLock
 from sorsa_ds.runtime.launcher import begin_again
 from sorsa_ds.runtime.stop_signals import StopRequest, StopSignals
-from sorsa_ds.train.adapter import begin_adapter, finish_adapter
+from sorsa_ds.train.adapter import finish_adapter
+from sorsa_ds.train.beginning import Beginning
 from sorsa_ds.train.compiled_blocks import compile_blocks
+from sorsa_ds.train.finite import StopUnlessFinite
 from sorsa_ds.train.held_out import held_out_losses
 from sorsa_ds.train.loss import LossOptions, training_losses
 from sorsa_ds.train.loss_options import choose_options
 from sorsa_ds.train.ready_step import ReadyStep, ReadySteps
 from sorsa_ds.train.report import build_report
-from sorsa_ds.train.start_check import check_beginning, check_packed
+from sorsa_ds.train.sampler import Sampler
+from sorsa_ds.train.start_check import check_packed
 from sorsa_ds.train.step_meter import StepMeter
+from sorsa_ds.train.watch import Watch
 
 
 @dataclass(slots=True, kw_only=True)
 class Trainer:
     """One run, assembled by `sorsa_ds.train.setup`.
 
-    numerics: what decides the base model's numbers besides its weights; its adapter will say it.
-    new_tokens: the ids of `data.new_tokens`, which its adapter will say too.
     batches: the micro-batches of every step, for this rank.
     held_out: held-out examples of each source of the data that has any.
-    sources: tells for each source what became of its rows, and how many of its examples the run has taken.
+    sources: tells for each source what became of its rows, and how many of its examples so many steps take.
+    sampler: asks the model held-out prompts; None where it cannot be asked, and `unasked` says why.
     folder: the run's. lock: held on it, to be released at the end. sequence: the ranks that share a micro-batch.
     keeper: makes the checkpoints; its `progress` is the run's account of how far it is.
     recorder: takes the snapshots for an analysis. meter: measures each step.
     signals: asked before each micro-step whether to stop. ready: makes the next step's micro-batches. loss_options: how
-    losses are computed. These three are made when training begins.
+    losses are computed. watch: makes the evaluations. These and `stop_unless_finite` are made when training begins.
     """
 
     config: RunConfig
     engine: SorsaEngine
-    loaded: AdaptedModel
-    numerics: Numerics
-    new_tokens: dict[str, int]
+    beginning: Beginning
     batches: BatchPlan | StreamBatches
     held_out: dict[str, Examples]
-    sources: Callable[[], dict[str, Taken]]
+    sources: Callable[[int], dict[str, Taken]]
+    sampler: Sampler | None
+    unasked: str
     folder: Path
     log: RunLog
     keeper: CheckpointKeeper
@@ -76,6 +78,8 @@ class Trainer:
     signals: StopSignals = field(init=False)
     loss_options: LossOptions = field(init=False)
     ready: ReadySteps = field(init=False)
+    watch: Watch = field(init=False)
+    stop_unless_finite: StopUnlessFinite = field(init=False)
 
     def train(self) -> dict:
         """Train to the last step and return the report; where a signal comes, save first. A collective call.
@@ -89,6 +93,9 @@ class Trainer:
             return self.run()
         except StopRequest as request:
             raise self.stopped(request) from None
+        except Exception as error:
+            self.failed(error)
+            raise
         finally:
             self.sequence.detach()
             self.recorder.finish()
@@ -105,6 +112,21 @@ class Trainer:
         self.loss_options = choose_options(engine, config, self.batches, step, self.device, self.sequence)
         longest = compile_blocks(engine, config, self.batches, step, self.loss_options)
         self.ready = ReadySteps(self.batches, group, self.device, self.sequence, longest)
+        self.stop_unless_finite = StopUnlessFinite(self.keeper, self.folder, config.train.learning_rate)
+        size, pad = self.batches.micro_batch_size, self.batches.pad_token_id
+        rest = (self.device, self.signals.checked, self.loss_options, self.sequence)
+        measure = partial(held_out_losses, engine, self.held_out, size, pad, *rest)
+        self.watch = Watch(
+            config=config,
+            measure=measure if self.held_out else None,
+            sampler=self.sampler,
+            unasked=self.unasked,
+            log=self.log,
+            keeper=self.keeper,
+            before_saving=self.before_saving,
+            check=self.signals.check,
+            stop_unless_finite=self.stop_unless_finite,
+        )
 
     def run(self) -> dict:
         """Train from the first step, or the one after the checkpoint, to the report. A collective call.
@@ -121,7 +143,7 @@ class Trainer:
             self.start()
         losses = collectives.gather_lists(self.log.losses())
         with bar(self.batches.steps, "training", "step", progress.step) as shown:
-            while progress.step < self.batches.steps:
+            while progress.step < self.batches.steps and not self.watch.stops:
                 with progress.timed():
                     losses.append(self.logged_step(shown))
                 with progress.timed():
@@ -171,25 +193,37 @@ class Trainer:
         Raises:
             ValueError: the run's folder was taken away, or it cannot be written.
         """
-        eval_loss, eval_losses = self.evaluate(self.batches.steps)
-        self.recorder.finish()
-        check_still_held(self.lock, self.device)
+        if self.watch.stops:
+            say(self.watch.told_stop)
+        evaluated = self.watch.at_end()
+        self.before_saving()
         self.keeper.save()
         finish_adapter(self.folder, self.engine, self.config)
         report = build_report(
             config=self.config,
             engine=self.engine,
             progress=self.progress,
-            steps=self.batches.steps,
+            planned=self.batches.steps,
             losses=losses,
-            eval_loss=eval_loss,
-            eval_losses=eval_losses,
-            sources=self.sources(),
+            eval_loss=None if evaluated is None else evaluated.loss,
+            eval_losses={} if evaluated is None else evaluated.by_source,
+            sources=self.sources(self.progress.step),
             held_out={name: one.counts for name, one in self.held_out.items()},
+            folder=self.folder,
         )
+        collectives.together(lambda: self.log.write_report(report), self.device, on=0)
+        self.watch.show_last_answer()
         self.log.close(report)
         self.lock.release()
         return report
+
+    def failed(self, error: Exception) -> None:
+        """Write down why the run ends, unless its folder was taken away: another run may have that place by now."""
+        if collectives.rank() == 0:
+            with suppress(FolderLostError):
+                self.lock.check()
+                self.log.write_end("failed", self.progress.step, str(error))
+            self.log.close(None)
 
     def stopped(self, request: StopRequest) -> Preempted:
         """Save what there is after a signal; returns the message that ends the run. A collective call.
@@ -197,15 +231,16 @@ class Trainer:
         Raises:
             ValueError: the run's folder was taken away, or it cannot be written.
         """
-        self.recorder.finish()
-        check_still_held(self.lock, self.device)
+        self.before_saving()
         if self.progress.started:
             what = f"all of it is in {self.keeper.save()}; to go on: {going_on(self.folder)}"
         else:
             what = f"there was nothing to save yet; to begin anew: {begin_again()}"
+        told = f"{request}: stopped after step {self.progress.step} of {self.batches.steps}; {what}"
+        self.log.write_end("interrupted", self.progress.step, told)
         self.log.close(None)
         self.lock.release()
-        return Preempted(f"{request}: stopped after step {self.progress.step} of {self.batches.steps}; {what}")
+        return Preempted(told)
 
     def see_to_checkpoints(self) -> None:
         """Save where it is time to, after the snapshots taken so far are on the disk. A collective call.
@@ -216,9 +251,17 @@ class Trainer:
             ValueError: the run's folder was taken away.
         """
         if self.keeper.is_due:
-            self.recorder.finish()
-            check_still_held(self.lock, self.device)
+            self.before_saving()
         self.keeper.step_ends()
+
+    def before_saving(self) -> None:
+        """Wait for the snapshots taken so far, and look whether the folder is still the run's own. A collective call.
+
+        Raises:
+            ValueError: the run's folder was taken away.
+        """
+        self.recorder.finish()
+        check_still_held(self.lock, self.device)
 
     def measure_on_the_way(self) -> None:
         """Take the snapshot and make the evaluation that are due after the last step. A collective call.
@@ -230,7 +273,7 @@ class Trainer:
             check_still_held(self.lock, self.device)
             self.recorder.take(step)
         if self.due(self.config.train.eval_every):
-            self.evaluate(step)
+            self.watch.on_the_way()
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps follows the last step; 0 stands for never."""
@@ -249,9 +292,11 @@ class Trainer:
         check_still_held(self.lock, self.device)
         progress = self.progress
         probe = self.batches.micro_batches(0)[0]
-        base, start = check_beginning(self.engine, self.loaded, probe, self.config, self.loss_options, self.sequence)
-        begin_adapter(self.folder, self.engine, self.config, self.loaded, self.numerics, self.new_tokens)
-        progress.eval_loss_start, progress.eval_losses_start = self.evaluate(step=0)
+        base, start = self.beginning.checked_and_kept(
+            self.engine, probe, self.config, self.loss_options, self.sequence, self.folder
+        )
+        if (evaluated := self.watch.at_start()) is not None:
+            progress.eval_loss_start, progress.eval_losses_start = evaluated.loss, evaluated.by_source
         progress.base_loss, progress.start_loss = base, start
 
     def step(self, step: int) -> tuple[float, ReadyStep, StepReport]:
@@ -284,45 +329,6 @@ class Trainer:
 
         done = self.engine.train_step(losses(), passes, summed)
         return done.summed / learned, ready, done
-
-    def evaluate(self, step: int) -> tuple[float | None, dict[str, float]]:
-        """Held-out loss after `step` steps, in nats per learned token. A collective call.
-
-        Returns:
-            (the loss over all held-out data, None without any; that of each source, where there are several).
-
-        Raises:
-            ValueError: the loss is no number.
-            StopRequest: a signal came.
-        """
-        if not self.held_out:
-            return None, {}
-        size, pad, checked = self.batches.micro_batch_size, self.batches.pad_token_id, self.signals.checked
-        loss, losses = held_out_losses(
-            self.engine, self.held_out, size, pad, self.device, checked, self.loss_options, self.sequence
-        )
-        self.stop_unless_finite(loss, "held-out loss", step)
-        told = "".join(f"; {name}: {one:.4f}" for name, one in losses.items())
-        say(f"Step {step}: held-out loss {loss:.4f} nats per token{told}.")
-        self.log.write(step, eval_loss=loss, **{f"eval_loss/{name}": one for name, one in losses.items()})
-        return loss, losses
-
-    def stop_unless_finite(self, number: float | None, what: str, step: int) -> None:
-        """Stop where a measured number, which is the same on all ranks, is NaN or infinite. A collective call.
-
-        A save that is under way is finished first: what it holds is from before that number.
-
-        Raises:
-            ValueError: on every rank alike, with the last checkpoint.
-        """
-        if number is not None and not math.isfinite(number):
-            self.keeper.finish_saving()
-            saved = RunState(self.folder).checkpoints
-            kept = f"the last checkpoint is {saved[0]}" if saved else "nothing was saved before it"
-            raise ValueError(
-                f"the {what} is {number} at step {step}: lower train.learning_rate (now "
-                f"{self.config.train.learning_rate}) or look at the data of that step; {kept}"
-            )
 
     @property
     def progress(self) -> RunProgress:

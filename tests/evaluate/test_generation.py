@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
 
 from sorsa_ds.evaluate import sharing
-from sorsa_ds.evaluate.backends.generation import Prompt, Transformers, batch_prompts
 from sorsa_ds.evaluate.backends.vllm import tensor_parallel_size
 from sorsa_ds.evaluate.command import evaluate
+from sorsa_ds.model.generation import Prompt, Transformers, batch_prompts
 from sorsa_ds.runtime import collectives
 from tests.helpers.architectures import CONFIGS
 from tests.helpers.chat_tokenizer import chat_tokenizer

@@ -35,6 +35,7 @@ LIST_OR_WORDS = either(words, many(words))
 OPEN_BATCH, OPEN_COUNT, OPEN_WORDS = (either(nothing, rule) for rule in (BATCH, COUNT, words))
 OPEN_RANK = either(nothing, RANK)
 FORMAT = one_of("auto", "metamath", "codefeedback", "alpaca", "gsm8k", "chat", "completion", "tokens", "text")
+TRACKER = one_of("wandb", "tensorboard", "mlflow", "comet_ml", "trackio", "swanlab", "aim", "clearml", "dvclive")
 SOURCE: dict[str, Rule] = {
     "path": name,
     "weight": either(nothing, ABOVE_ZERO),
@@ -147,6 +148,13 @@ SETTINGS: dict[str, Rule] = {
     "train.seed": whole(0, 2**32 - 1),
     "train.timeout_minutes": real(0, 30 * 24 * 60, above=True),
     "train.max_start_gap": either(nothing, ABOVE_ZERO),
+    "evaluation.samples": whole(0, 1000),
+    "evaluation.samples_every": COUNT,
+    "evaluation.sample_tokens": whole(1, 4096),
+    "evaluation.last_answer": flag,
+    "evaluation.keep_best": flag,
+    "evaluation.patience": COUNT_FROM_0,
+    "evaluation.min_delta": AMOUNT,
     "analysis.every": COUNT_FROM_0,
     "analysis.layers": LIST_OR_WORDS,
     "output.folder": name,
@@ -154,6 +162,7 @@ SETTINGS: dict[str, Rule] = {
     "output.save_every": COUNT_FROM_0,
     "output.keep_checkpoints": COUNT,
     "output.peft_adapter": flag,
+    "output.trackers": lambda value: many(TRACKER)(value) and len(set(value)) == len(value),
     "output.wandb": one_of("off", "online", "offline"),
     "output.wandb_project": words,
 }
@@ -258,6 +267,8 @@ CHECKPOINT: dict[str, Rule] = {
     "progress.seconds": _MEASURED,
     "progress.tokens": _MEASURED,
     "progress.reg_loss": either(nothing, _MEASURED),
+    **dict.fromkeys((f"progress.best.{name}" for name in ("step", "waited", "seen")), whole(0, LARGEST)),
+    **dict.fromkeys((f"progress.best.{name}" for name in ("loss", "reference")), _LOSS),
     **dict.fromkeys((f"progress.{name}" for name in ("base_loss", "start_loss", "eval_loss_start")), _LOSS),
     "world_size": COUNT,
     "zero_stage": whole(0, 3),

@@ -3,7 +3,8 @@
 import pytest
 
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.run.folder import RunLog, read_metrics
+from sorsa_ds.run.log import RunLog
+from sorsa_ds.run.metrics import read_metrics
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from sorsa_ds.run.finished import RunState
-from sorsa_ds.run.folder import read_metrics
+from sorsa_ds.run.metrics import read_metrics
 from sorsa_ds.run.ways_on import from_a_taken_name
 from sorsa_ds.runtime.folder_lock import RunLock
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from sorsa_ds.run import tracker_kinds
 from sorsa_ds.runtime import hub
 from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.train import first_checks
@@ -152,6 +153,15 @@ def test_wandb_online_needs_a_key(work, no_key, monkeypatch):
     assert fault(work, "output.wandb=online") == ""
     monkeypatch.setenv("WANDB_API_KEY", "short")
     assert "output.wandb=online: WANDB_API_KEY invalid" in fault(work, "output.wandb=online")
+
+
+def test_trackers_that_are_not_installed_are_named(work, no_key, monkeypatch):
+    refused = "output.trackers: not installed here: mlflow, trackio; pip install mlflow trackio"
+    with monkeypatch.context() as patched:
+        patched.setattr(tracker_kinds.importlib.util, "find_spec", lambda name: None)
+        assert fault(work, "output.trackers=[mlflow, trackio]") == refused
+        assert fault(work, "output.trackers=[mlflow]", logs=False) == "", "another process writes the logs"
+    assert "there is no key for" in fault(work, "output.trackers=[wandb]"), "it logs online where that is all"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from sorsa_ds.evaluate.backends.generation import Answer, Prompt, Receive
+from sorsa_ds.model.generation import Answer, Prompt, Receive
 from sorsa_ds.runtime.console import say
 
 PROMPTS_A_CALL = 512

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from scipy.stats import binomtest
 from transformers import PreTrainedTokenizerBase
 
-from sorsa_ds.evaluate.backends.generation import Answer, Prompt, Transformers, batch_prompts
 from sorsa_ds.evaluate.backends.vllm import PROMPTS_A_CALL
 from sorsa_ds.evaluate.prompts import prompt_tokens
 from sorsa_ds.evaluate.tasks.task import Emit, Engine, Generate, Setting
+from sorsa_ds.model.generation import Answer, Prompt, Transformers, batch_prompts
 from sorsa_ds.runtime import collectives, digest
 
 TOO_LONG = "too long"

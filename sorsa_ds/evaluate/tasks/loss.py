@@ -86,10 +86,11 @@ class Loss:
         """Return at once: this task keeps nothing open that would have to be ended."""
 
 
-def held_out(examples: list[Example], reported: float, place: str) -> Loss:
+def held_out(examples: list[Example], reported: float | None, place: str) -> Loss:
     """The task of a run's own held-out examples. Each is a window of its own, as in training.
 
     Args:
+        reported: the loss that the run itself has measured; None where it has not.
         place: where the run's settings say that they are.
     """
     windows = {f"held-out/{number}": example for number, example in enumerate(examples)}

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sorsa_ds.data.batches import pad_token_id
-from sorsa_ds.evaluate.backends.generation import Prompt, Receive, Transformers
 from sorsa_ds.evaluate.backends.likelihood import Likelihood
+from sorsa_ds.model.generation import Prompt, Receive, Transformers
 
 Emit = Callable[[dict], None]
 """A function that takes the record of a sample: `id`, `correct`, `tokens`, and the task's own entries.

@@ -11,7 +11,8 @@ from sorsa_ds.run.paths import CHECKPOINTS, run_of
 from sorsa_ds.runtime.console import note
 from sorsa_ds.runtime.files import fsync, write_text
 
-LATEST = "latest"
+LATEST, BEST = "latest", "best"
+"""Files that name a checkpoint: the newest one, and that of the lowest held-out loss."""
 _NAME = re.compile(r"step-(\d{6,})")
 _UNFINISHED = re.compile(r"\.step-\d{6,}(\.[0-9a-f]{16})?\.tmp")
 """Names of folders that become checkpoints; those of earlier versions had no random part."""
@@ -62,16 +63,20 @@ def make_temporary(run: Path, step: int) -> Path:
     return temporary
 
 
-def commit_checkpoint(temporary: Path, step: int, keep: int) -> None:
+def commit_checkpoint(temporary: Path, step: int, keep: int, best: bool = False) -> None:
     """Give a whole checkpoint its name, point `latest` to it, and remove those older than the `keep` newest.
+
+    The best one is not removed.
 
     At any moment before the renaming the earlier checkpoints are untouched; after it, this one is valid.
 
     Args:
         temporary: the folder that `make_temporary` has made.
+        best: it is the best one from now on.
 
     Raises:
         OSError: the disk refuses.
+        ValueError: the disk refuses to name the best one.
     """
     run = run_of(temporary)
     final = checkpoint_path(run, step)
@@ -80,8 +85,48 @@ def commit_checkpoint(temporary: Path, step: int, keep: int) -> None:
     fsync(final.parent)
     with suppress(ValueError):  # it is valid now; whoever reads a `latest` that lags behind looks for newer ones too
         write_text(final.parent / LATEST, final.name + "\n", parents=False)
+    if best:
+        name_best(run, step)
+    remove_older(run, step, keep)
+
+
+def remove_older(run: Path, step: int, keep: int) -> None:
+    """Remove the checkpoints up to `step` that are older than the `keep` newest of them, but for the best one."""
+    kept = best_checkpoint(run)
     for old in [path for path in existing_checkpoints(run) if step_of(path) <= step][keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old != kept:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """The checkpoint of the run's lowest held-out loss; None where none is named, or it is gone."""
+    return _named(run, BEST)
+
+
+def name_best(run: Path, step: int) -> None:
+    """Name the checkpoint of a step as the best one; where there is none of that step, no one is the best any more.
+
+    Raises:
+        ValueError: the disk refuses.
+    """
+    path, file = checkpoint_path(run, step), run / CHECKPOINTS / BEST
+    if path.is_dir():
+        write_text(file, path.name + "\n", parents=False)
+        return
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be removed ({error.strerror})") from error
+
+
+def _named(run: Path, file: str) -> Path | None:
+    """The checkpoint that a file beside the checkpoints names; None where it names none that is there."""
+    try:
+        name = (run / CHECKPOINTS / file).read_text(encoding="utf-8", errors="backslashreplace").strip()
+    except OSError:
+        return None
+    path = run / CHECKPOINTS / name
+    return path if _NAME.fullmatch(name) and path.is_dir() else None
 
 
 def set_aside_after(run: Path, step: int) -> list[Path]:

@@ -91,6 +91,17 @@ class CheckpointKeeper:
             self._saver.finish()
         return wanted
 
+    def keep_best(self) -> None:
+        """Let the checkpoint of the last step be the best one; it is saved unless that is done or under way already.
+
+        A failed save is reported; training continues.
+        """
+        if self._saver.step_at_hand != self.progress.step:
+            self.finish_saving()
+            self._try(self._begin)
+        if self._saver.step_at_hand == self.progress.step:
+            self._try(self._saver.mark_best)
+
     def finish_saving(self) -> None:
         """Wait until a save that is under way is valid; a failed one is reported."""
         self._try(self._saver.finish)

@@ -17,6 +17,7 @@ from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.config.typed_json import typed
 from sorsa_ds.config.yaml_io import Given, check_value
 from sorsa_ds.model.adapter_file import INITIAL
+from sorsa_ds.run.best import BestSoFar, Finite
 from sorsa_ds.run.checkpoint.folder import step_of
 from sorsa_ds.run.paths import ADAPTER
 from sorsa_ds.runtime import digest
@@ -26,7 +27,6 @@ from sorsa_ds.sorsa.regularizer import Regularizer
 
 FILE = "checkpoint.json"
 FORMAT = 1
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """The name of a file in the checkpoint's own folder."""
 
@@ -41,6 +41,7 @@ class RunProgress:
     reg_loss: L_reg before the last finished step.
     eval_losses_start: held-out loss at step 0 of each source of the data, where there are several.
     stream: where streamed data go on; None where the step alone says it.
+    best: the lowest held-out loss so far, and for how long it has not fallen.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -54,6 +55,7 @@ class RunProgress:
     reg_loss: Amount | None = None
     eval_losses_start: dict[str, Finite] = field(default_factory=dict)
     stream: dict[str, Any] | None = None
+    best: BestSoFar = field(default_factory=BestSoFar)
 
     @property
     def started(self) -> bool:

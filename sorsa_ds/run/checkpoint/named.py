@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sorsa_ds.config.differences import LENGTH, differences
 from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.run.checkpoint.folder import BEST, LATEST, best_checkpoint, checkpoint_path
 from sorsa_ds.run.finished import RunState, near_runs
 from sorsa_ds.run.paths import run_of
 from sorsa_ds.run.ways_on import beginning_anew, evaluating, from_a_taken_name
@@ -57,6 +58,34 @@ def named_checkpoints(request: str, config: RunConfig) -> list[Path]:
 def _is_of_other_length(run: RunState, config: RunConfig) -> bool:
     """Whether the settings ask for another number of steps than a run was begun with. More or fewer shows later."""
     return any(name in LENGTH for name in differences(config, run.saved_settings()))
+
+
+def named_checkpoint(run: Path, name: str, option: str) -> Path:
+    """A checkpoint of a run, by what people call it.
+
+    Args:
+        name: `best` (the lowest held-out loss), `latest`, a number of steps, or the name of its folder.
+        option: the command-line option that says so, for the message.
+
+    Raises:
+        ValueError: the run has no such checkpoint; with those that it has.
+    """
+    state = RunState(run)
+    state.check_is_run(option)
+    if name == BEST:
+        found = best_checkpoint(run)
+    elif name == LATEST:
+        found = next(iter(state.checkpoints), None)
+    else:
+        wanted = checkpoint_path(run, int(name)).name if name.isdecimal() else name
+        found = next((path for path in state.checkpoints if path.name == wanted), None)
+    if found is None:
+        there = ", ".join(path.name for path in state.checkpoints) or "none at all"
+        why = ""
+        if name == BEST:
+            why = ": a run keeps the best one where it has held-out data, unless evaluation.keep_best=false"
+        raise ValueError(f"{option}: {run} has no checkpoint {name!r}{why}; it has {there}")
+    return found
 
 
 def check_unused(run: RunState) -> None:

@@ -37,12 +37,17 @@ def restore_training(checkpoint: WholeCheckpoint, engine: SorsaEngine, seed: int
     else:
         # Dropout cannot repeat what other ranks would have drawn; it must not repeat the first steps either.
         torch.manual_seed(hash((seed, step, collectives.rank())))
-    collectives.together(lambda: _go_back_to(checkpoint.run, step), engine.device, on=0)
+    collectives.together(lambda: _go_back_to(checkpoint.run, step, saved.progress.best.step), engine.device, on=0)
     say(f"Going on after step {step}, from {checkpoint.path}.")
 
 
-def _go_back_to(run: Path, step: int) -> None:
-    """Delete the report of a run, and set aside its checkpoints that are later than `step`."""
+def _go_back_to(run: Path, step: int, best: int) -> None:
+    """Delete the report of a run, and set aside its checkpoints that are later than `step`.
+
+    Args:
+        best: the step of the lowest held-out loss until then, whose checkpoint is the best one again if it is there.
+    """
     (run / REPORT).unlink(missing_ok=True)  # a finished run may go on from an earlier checkpoint
     for path in folder.set_aside_after(run, step):
         note(f"a later checkpoint is set aside: {path}")
+    folder.name_best(run, best)

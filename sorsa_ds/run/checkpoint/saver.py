@@ -43,6 +43,13 @@ class CheckpointSaver:
         self._pending: _Writing | None = None
         self.last = last
 
+    @property
+    def step_at_hand(self) -> int | None:
+        """The step of the checkpoint that is being written, else of the newest one; None where there is none."""
+        if self._pending is not None:
+            return self._pending.manifest.progress.step
+        return None if self.last is None else folder.step_of(self.last)
+
     def begin(self, tensors: dict[str, Tensor], wait: Callable[[], None], manifest: Manifest) -> None:
         """Start to write this rank's tensors. An earlier save must be finished.
 
@@ -59,6 +66,23 @@ class CheckpointSaver:
         [name] = collectives.gather_lists([made.name] if made else [])
         path = folder.rank_file(self._run / CHECKPOINTS / name, collectives.rank())
         self._pending = _Writing(path, tensors, wait, manifest)
+
+    def mark_best(self) -> None:
+        """Let the checkpoint that is being written, or else the newest one, be the best one from now on.
+
+        Raises:
+            ValueError: the disk refuses.
+        """
+        if self._pending is not None:
+            self._pending.best = True
+        elif self.last is not None:
+            step = folder.step_of(self.last)
+
+            def name() -> None:
+                folder.name_best(self._run, step)
+                folder.remove_older(self._run, step, self._keep)  # the best one until now may be due
+
+            collectives.together(name, self._device, on=0)
 
     def poll(self) -> None:
         """Make the checkpoint valid if every rank has written its file; else nothing happens, and a later call does it.
@@ -86,7 +110,7 @@ class CheckpointSaver:
             self._check_shared(temporary, files)
             writing.manifest.files = dict(files)
             writing.manifest.write(temporary)
-            folder.commit_checkpoint(temporary, step, self._keep)
+            folder.commit_checkpoint(temporary, step, self._keep, writing.best)
 
         try:
             self._together(step, writing.wait)
@@ -133,7 +157,7 @@ class _Writing:
 
     def __init__(self, path: Path, tensors: dict[str, Tensor], wait: Callable[[], None], manifest: Manifest):
         self.path, self.manifest = path, manifest
-        self.bytes, self.digest = 0, ""
+        self.bytes, self.digest, self.best = 0, "", False
         self._tensors, self._ready = tensors, wait
         self._error: Exception | None = None
         self._thread = threading.Thread(target=on_this_device(self._write), name="checkpoint", daemon=True)

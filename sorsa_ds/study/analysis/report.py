@@ -1,27 +1,16 @@
 """The report of an analysis: one HTML file with all tables and pictures, which needs no network and runs no script."""
 
-import base64
-import html
-from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.runtime.files import write_text
+from sorsa_ds.runtime.html_page import figure, page, safe, table
 from sorsa_ds.study.analysis.figures import Picture
 from sorsa_ds.study.analysis.runs import Run
 from sorsa_ds.study.analysis.table import COLUMNS, Figures, Key
 
 FILE = "report.html"
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child, .text { text-align: left; }
-.wide { overflow-x: auto; } figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
-figcaption, .note { color: #555; font-size: 13px; } @media print { details { display: none; } }
-"""
 _NAMES = {
     "delta_sigma": "ΔΣ", "delta_d": "ΔD", "delta_d_matched": "ΔD matched",
     "delta_d_clustered": "ΔD clustered", "delta_d_subspace": "ΔD subspace",
@@ -40,25 +29,20 @@ def write_report(runs: list[Run], pictures: list[Picture], rank: int, dtype: str
     """
     title = "Analysis of " + ", ".join(run.name for run in runs)
     parts = [
-        f"<h1>{_safe(title)}</h1>",
-        "<h2>Runs</h2>", _table(_RUN_HEADINGS, map(_run_cells, runs)),
+        "<h2>Runs</h2>", table(_RUN_HEADINGS, map(_run_cells, runs)),
         "<h2>At the end, mean over linears</h2>",
-        _table(["run", "step", "linears", *_NAMES.values()], map(_end_cells, runs)),
-        f'<p class="note">Full decompositions of merged weights in {_safe(dtype)} on the CPU, against the weights with '
+        table(["run", "step", "linears", *_NAMES.values()], map(_end_cells, runs)),
+        f'<p class="note">Full decompositions of merged weights in {safe(dtype)} on the CPU, against the weights with '
         f"which training began. ΔΣ, ΔD: SORSA, eq. 1 to 4. Matched: under the best one-to-one matching of singular "
         f"triplets. Clustered: those with nearly equal singular values as one subspace; no turn: the share of ΔD that "
         f"is the rest, here of the mean ΔD. Subspace: of the first {rank} triplets. κ: largest over smallest nonzero "
         f"singular value.</p>",
         *(_figure(picture, output) for picture in pictures),
         "<h2>Every linear and step</h2><details><summary>all rows of measures.csv</summary>",
-        _table(COLUMNS, ([*_values(row.key), *_values(row.figures)] for run in runs for row in run.rows)),
+        table(COLUMNS, ([*_values(row.key), *_values(row.figures)] for run in runs for row in run.rows)),
         "</details>",
     ]  # fmt: skip
-    write_text(
-        output / FILE,
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{_safe(title)}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n",
-    )
+    write_text(output / FILE, page(title, parts))
     return output / FILE
 
 
@@ -87,30 +71,11 @@ def _end_cells(run: Run) -> list:
 
 
 def _figure(picture: Picture, output: Path) -> str:
-    image = base64.b64encode((output / f"{picture.name}.png").read_bytes()).decode()
-    return (
-        f"<h2>{_safe(picture.title)}</h2><figure>"
-        f'<img alt="{_safe(picture.title)}" src="data:image/png;base64,{image}">'
-        f"<figcaption>{_safe(picture.caption)} As files: {picture.name}.png, {picture.name}.svg.</figcaption></figure>"
+    caption = f"{picture.caption} As files: {picture.name}.png, {picture.name}.svg."
+    return f"<h2>{safe(picture.title)}</h2>" + figure(
+        (output / f"{picture.name}.png").read_bytes(), picture.title, caption
     )
-
-
-def _table(headings: Iterable[str], rows: Iterable[list]) -> str:
-    head = "".join(f"<th>{_safe(heading)}</th>" for heading in headings)
-    body = "\n".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"<td>{value:.4g}</td>"
-    text = "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-    return f'<td class="text">{_safe(text)}</td>' if isinstance(value, str) else f"<td>{_safe(text)}</td>"
 
 
 def _values(part: Key | Figures) -> list:
     return [getattr(part, field.name) for field in fields(part)]
-
-
-def _safe(text: str) -> str:
-    return html.escape(text, quote=True)

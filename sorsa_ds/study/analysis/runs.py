@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.run.folder import read_metrics
+from sorsa_ds.run.metrics import read_metrics
 from sorsa_ds.run.paths import METRICS, REPORT
 from sorsa_ds.runtime.plotting import plain
 from sorsa_ds.sorsa.regularizer import Regularizer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sorsa_ds.run.folder import read_metrics
+from sorsa_ds.run.metrics import read_metrics
 from sorsa_ds.runtime import plotting
 from sorsa_ds.runtime.plotting import against_steps, legend, picture, scaled, smoothed
 from sorsa_ds.study.compare.results import MethodResult

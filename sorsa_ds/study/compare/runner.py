@@ -16,7 +16,7 @@ from sorsa_ds.config.command_line import to_yaml
 from sorsa_ds.config.differences import FREE_OF_ONE_MODEL, differences
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.run.finished import RunState
-from sorsa_ds.run.folder import read_metrics
+from sorsa_ds.run.metrics import read_metrics
 from sorsa_ds.run.paths import CHECKPOINTS, GIVEN_DS_CONFIG
 from sorsa_ds.runtime.errors import Preempted
 from sorsa_ds.runtime.files import write_text

@@ -41,16 +41,22 @@ class Transformers:
 
     Padding is masked and does not count as a position, so that an answer depends on its batch by rounding alone.
     `disturbed_by_padding` tries whether that holds, since recurrent models may ignore the mask.
+
+    Args:
+        synced: ranks hold shards of the model and gather them at each forward pass, so that all make as many of them as
+            the longest answer of any rank takes; a call is a collective call then.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device):
-        self.model, self._device = model, device
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device, synced: bool = False
+    ):
+        self.model, self._device, self._synced = model, device, synced
         self._pad = pad_token_id(tokenizer, model.config.get_text_config().vocab_size)
         self._ends = torch.tensor(end_tokens(model.generation_config, tokenizer), device=device)
         # The model's own settings may ask for sampling or penalties.
         model.generation_config = GenerationConfig()
 
-    @torch.inference_mode()
+    @torch.no_grad()  # and not inference_mode, whose tensors a model that goes on with its training could not save
     def __call__(self, batch: Sequence[Prompt], receive: Receive) -> None:
         """Answer all prompts of a batch."""
         input_ids_BL, mask_BL = self._padded(batch)
@@ -62,6 +68,7 @@ class Transformers:
                 do_sample=False, max_new_tokens=max(prompt.limit for prompt in batch), pad_token_id=self._pad
             ),
             stopping_criteria=StoppingCriteriaList([collector]),
+            synced_gpus=self._synced,
         )
         collector.rest()
 

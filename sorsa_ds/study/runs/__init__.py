@@ -1,0 +1,1 @@
+"""What runs a folder holds, side by side. Start reading at `command.list_runs`."""
