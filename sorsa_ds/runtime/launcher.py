@@ -47,7 +47,7 @@ def beside(program: str, script: str, *words: str) -> str:
     Args:
         program: what starts the script.
     """
-    if os.environ.get(COMMAND, "").partition(" ")[0] == "sorsa":
+    if os.environ.get(COMMAND, "").startswith("sorsa "):
         return shlex.join(["sorsa", Path(script).stem, *words])
     return shlex.join([program, typed(Path(sys.argv[0]).with_name(script)), *words])
 

@@ -4,13 +4,12 @@ PEFT and vLLM load that folder as it is; this program goes on from its own files
 """
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.methods.method import Method
+from sorsa_ds.methods.peft_format import peft_format
 from sorsa_ds.model.model_files import ADAPTER_CONFIG
 from sorsa_ds.model.new_tokens import table_rows
 from sorsa_ds.run.finished import RunState
@@ -38,15 +37,15 @@ def add_peft_files(run: Path, config: RunConfig, device: torch.device) -> None:
         device: where changes of weights are decomposed.
     """
     folder = run / ADAPTER
-    for name in reversed(_FILES):
-        (folder / name).unlink(missing_ok=True)
-    if not config.output.peft_adapter:
-        return
     try:
+        for name in reversed(_FILES):
+            (folder / name).unlink(missing_ok=True)
+        if not config.output.peft_adapter:
+            return
         trusted = config.loading.trust_remote_code
         # The settings name the model where it lies now; the description, where it lay when the run began.
         source = open_trained(RunState(run), folder, {}, config.model, trusted)
-        fill = _filling(source.method)
+        fill = _FILL[peft_format(source.method)]
         with private_folder(folder / ADAPTER_CONFIG) as private:
             made = private / ADAPTER
             made.mkdir()
@@ -62,20 +61,6 @@ def add_peft_files(run: Path, config: RunConfig, device: torch.device) -> None:
         say(line)
 
 
-def _filling(method: Method) -> Callable[[Source, Path, torch.device], list[str]]:
-    """What fills a folder in PEFT's format, and returns notes.
-
-    Raises:
-        ValueError: nothing can.
-    """
-    refused = method.refused_exports
-    if method.adapter_library == "peft" and "adapter" not in refused:
-        return _fill_with_own_kind
-    if "lora" in refused:
-        raise ValueError(f"{refused['lora']}; launch/export.py --format merged writes the trained model")
-    return _fill_with_lora
-
-
 def _fill_with_own_kind(source: Source, folder: Path, device: torch.device) -> list[str]:
     write_peft_adapter(source, folder)
     return []
@@ -85,6 +70,10 @@ def _fill_with_lora(source: Source, folder: Path, device: torch.device) -> list[
     planned = plan_lora(source, None)
     write_lora(source, planned, folder, lambda names: tracked(names, len(names), "LoRA for PEFT", "tensor"), device)
     return lora_notes(source, planned)
+
+
+_FILL = {"adapter": _fill_with_own_kind, "lora": _fill_with_lora}
+"""Format of an export -> what fills a folder with it, and returns notes."""
 
 
 def _token_notes(source: Source) -> list[str]:
