@@ -78,8 +78,6 @@ class SorsaLayer(BaseTunerLayer):
 
     adapter_layer_names: tuple[str, ...] = ("sorsa_factors",)
     other_param_names: tuple[str, ...] = ("initial_factors", "sorsa_scale", "sorsa_dropout", "sorsa_rank")
-    _z3_leaf = True
-    """ZeRO-3 gathers the parameters of a module when that is called, and the factors lie in modules that are not."""
 
     def __init__(self, base_layer: nn.Module, **options: Any) -> None:
         self.base_layer = base_layer
@@ -165,7 +163,7 @@ class SorsaLayer(BaseTunerLayer):
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """The change of the weight, in the base weight's layout, in fp32 or wider."""
-        with torch.no_grad(), full_fp32_products():
+        with full_fp32_products():
             change_MN = dense_change(*self._pair(adapter_name), self.sorsa_scale[adapter_name])
         return change_MN.t() if self.transposed else change_MN
 

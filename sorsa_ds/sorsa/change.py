@@ -93,8 +93,9 @@ def apply_change(x: Tensor, now: Factors, begun: Factors, scale: float = 1.0, dr
     return _ChangeFunction.apply(x, x_principal, *now.tensors(), *begun.tensors(), scale)
 
 
+@torch.no_grad()
 def dense_change(now: Factors, begun: Factors, scale: float = 1.0) -> Tensor:
-    """W - W_0 as a matrix (M, N), in fp32 or wider, with the initial factors rounded as the trained ones are."""
+    """W - W_0 as a matrix (M, N), in fp32 or wider and without a gradient."""
     wide = torch.promote_types(now.U.dtype, torch.float32)
     after, before = _both(now.tensors(), begun.tensors(), scale, wide)
     return torch.cat([after.left, -before.left], 1) @ torch.cat([after.right, before.right], 1).t()
