@@ -108,7 +108,7 @@ class SorsaConfig(PeftConfig):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> "SorsaConfig":
-        """Read the configuration of a saved adapter, for `PeftModel.from_pretrained`, which calls this.
+        """Read the configuration of a saved adapter, for `peft.PeftModel.from_pretrained`, which calls this.
 
         Layers that are made by such a configuration wait for the saved factors, and decompose nothing. `PeftConfig`'s
         method of this name reads the same file for an adapter that begins anew.

@@ -45,7 +45,7 @@ HOLDERS = {TRAINED: "sorsa_factors", INITIAL: "initial_factors"}
 
 
 def to_peft(adapter: Path | str, target: Path | str) -> None:
-    """Write a trainer's adapter as a SORSA adapter of PEFT, for `PeftModel.from_pretrained`.
+    """Write a trainer's adapter as a SORSA adapter of PEFT, for `peft.PeftModel.from_pretrained`.
 
     Args:
         adapter: `adapter/` of a run, or an export.
