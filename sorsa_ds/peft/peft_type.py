@@ -2,8 +2,8 @@
 
 PEFT has no way to register a method that is not in this enum, and an enum has no way to get a member: Python makes them
 all when the class is made. So the member is made here as Python makes it, and put where an enum keeps its members.
-`PeftType("SORSA")`, `peft.PeftType.SORSA`, copies and pickles of it are then one and the same object, and a configuration
-that says `"peft_type": "SORSA"` can be read in any process that has imported `sorsa_ds.peft`.
+`PeftType("SORSA")`, `peft.PeftType.SORSA`, copies and pickles of it are then one and the same object, and a
+configuration that says `"peft_type": "SORSA"` can be read in any process that has imported `sorsa_ds.peft`.
 """
 
 from typing import Any
