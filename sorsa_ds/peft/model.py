@@ -1,5 +1,7 @@
 """The model that PEFT makes of a base model and a SorsaConfig."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,6 +70,17 @@ class SorsaModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **options: Any) -> Iterator[None]:
+        """Refuse what PEFT would leave out without a word.
+
+        Raises:
+            ValueError: each row of a batch is to have an adapter of its own.
+        """
+        if options.get("adapter_names") is not None:
+            raise ValueError("SORSA has no batches of mixed adapters (adapter_names): choose one by set_adapter")
+        yield
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Keep the factors in fp32, or round them to the base layer's dtype where PEFT is told not to widen them."""

@@ -310,6 +310,13 @@ def test_what_cannot_be_adapted_is_refused(folders, targets, rank, error, messag
         get_peft_model(load(folders["phi3"]), SorsaConfig(r=rank, target_modules=targets))
 
 
+def test_a_batch_of_mixed_adapters_is_refused_and_not_computed_with_one(folders):
+    with pytest.raises(ValueError, match="adapter_names"):
+        adapted(folders["phi3"])(INPUT, adapter_names=["__base__", "default"])
+    with pytest.raises(AttributeError, match="add_weighted_adapter"):
+        adapted(folders["phi3"]).add_weighted_adapter(["default"], [1.0], "sum")
+
+
 def test_a_convolution_is_refused():
     with pytest.raises(TypeError, match="Target module Conv1d"):
         get_peft_model(nn.Sequential(nn.Conv1d(4, 4, 1)), SorsaConfig(r=1, target_modules=["0"]))
