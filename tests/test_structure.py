@@ -1,5 +1,6 @@
 """The structure holds: rooms and nothing beside them, short functions, downward imports; the checks find a breach."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -31,6 +32,37 @@ def test_the_package_keeps_to_its_limits():
     assert found["rooms"] == len(structure.order_of_rooms())
     assert [one for one in structure.functions() if one[0] > 60] == []
     assert [one for one in structure.lengths() if one[0] > 350] == []
+
+
+def imports_of_rooms(package: Path) -> list[str]:
+    """What the `__init__` of rooms imports, in words, but for the room `peft`: users import it as it is, and that must
+    register SORSA with PEFT."""
+    return [
+        f"{structure.place_of(module, package)}:{line} imports {name}"
+        for module in sorted(package.glob("*/__init__.py"))
+        if structure.room_of(module, package) != "peft"
+        for line, name in structure.imports_of(module)
+    ]
+
+
+def test_rooms_import_nothing_by_themselves(tmp_path):
+    """Processes that grade answers start often, and must not wait for PyTorch."""
+    assert imports_of_rooms(structure.PACKAGE) == []
+    assert imports_of_rooms(plant(tmp_path, "data/__init__.py", "import torch\n")) == [
+        "sorsa_ds/data/__init__.py:1 imports torch"
+    ]
+
+
+def test_nothing_imports_the_room_peft_at_its_own_start():
+    """It takes seconds: whoever needs it imports it where it is needed."""
+    found = [
+        structure.place_of(module)
+        for module in structure.modules()
+        if structure.room_of(module) != "peft"
+        for node in ast.parse(module.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sorsa_ds.peft")
+    ]
+    assert found == []
 
 
 def test_modules_at_the_root_are_counted(tmp_path):

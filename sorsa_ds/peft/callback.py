@@ -1,0 +1,155 @@
+"""The orthonormal regulariser in Hugging Face's Trainer, and so in TRL's trainers (SORSA, eq. 10 and 11).
+
+    average -> clip grad L_train -> + (gamma / eta_d) grad L_reg -> optimizer -> scheduler
+
+The Trainer calls `on_pre_optimizer_step` between its clip and its optimizer, which is where the term belongs: the clip
+does not see it, and the optimizer multiplies it by eta_t as everything else. DeepSpeed has taken its step by then,
+inside of the backward pass; there the term enters through a hook of its inner optimizer, as in the trainer of this
+package.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.amp.grad_scaler import OptState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sorsa_ds.config.method_settings import RegularizerConfig
+from sorsa_ds.sorsa.regularizer import Regularizer, resolve_regularizer
+
+if TYPE_CHECKING:
+    from sorsa_ds.engine.regularize import ShardedRegularizer
+
+L_REG = "l_reg"
+"""What the log calls the regulariser's value."""
+
+
+class SorsaCallback(TrainerCallback):
+    """Adds the regulariser's gradient to that of the loss, in every optimizer step, and L_reg to the log.
+
+    eta_d is the Trainer's `learning_rate`. It works on one device, with DDP, and with DeepSpeed on ZeRO stages 0 to 3,
+    in fp32, bf16, and fp16 with its loss scaling.
+
+    Args:
+        gamma: strength of the regulariser: a number, or one relative to the learning rate, such as `0.2*lr`. None: the
+            preset's. 0: L_reg is logged, and nothing is added.
+        preset, form, reduction, divide_by_accumulation: as of `regularizer` among the settings of `sorsa train`.
+
+    Attributes:
+        l_reg: the regulariser's value before the last step; None before the first.
+
+    Raises:
+        ValueError: gamma is no such number.
+    """
+
+    def __init__(
+        self,
+        gamma: float | str | None = None,
+        *,
+        preset: str = "default",
+        form: str | None = None,
+        reduction: str | None = None,
+        divide_by_accumulation: bool | int | None = None,
+    ):
+        options: dict[str, Any] = {"preset": preset, "form": form, "reduction": reduction, "gamma": gamma}
+        self.config = RegularizerConfig(**options, divide_by_accumulation=divide_by_accumulation)
+        self.regularizer: Regularizer | None = None
+        self._trained: list[torch.nn.Parameter] = []
+        self._of_parameters: ShardedRegularizer | None = None
+        self._hook: Any = None
+        self._due = False
+        self._value: torch.Tensor | None = None
+
+    @property
+    def l_reg(self) -> float | None:
+        return None if self._value is None else self._value.item()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Find the factors.
+
+        Raises:
+            ValueError: there are none, or training cuts them in a way that is not supported.
+        """
+        from sorsa_ds.peft import regularised  # it imports DeepSpeed, which takes seconds
+
+        self._forget()
+        self.regularizer = resolve_regularizer(
+            self.config, learning_rate=args.learning_rate, accumulation_steps=args.gradient_accumulation_steps
+        )
+        if regularised.under_deepspeed():
+            self._hook = regularised.regulariser_of_masters(
+                kwargs["model"], kwargs["optimizer"].optimizer, self.regularizer, self._prepare
+            )
+        else:
+            trained = regularised.trained_factors(kwargs["model"])
+            self._trained = list(trained.values())
+            self._of_parameters = regularised.regulariser_of_parameters(trained, self.regularizer)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Another optimizer step begins, in which L_reg is to be computed once."""
+        self._due = True
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Add the term, unless a hook has done so.
+
+        Raises:
+            ValueError: the gradients still have fp16's loss scale.
+        """
+        if self._of_parameters is None:
+            return
+        _check_unscaled(kwargs["optimizer"])
+        self._prepare(self._of_parameters)
+        for factor in self._trained:
+            if factor.grad is None:  # no loss came by this layer; U and V are kept orthonormal all the same
+                factor.grad = torch.zeros_like(factor)
+        self._of_parameters.add_to(self._trained)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put L_reg into the log's last line. Callbacks that come behind this one see it too."""
+        logs = kwargs.get("logs")
+        if logs is not None and "loss" in logs and self.l_reg is not None:
+            logs[L_REG] = self.l_reg
+            state.log_history[-1][L_REG] = self.l_reg
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let go of the parameters; the value of the last step stays."""
+        self._forget()
+
+    def _prepare(self, regulariser: "ShardedRegularizer") -> None:
+        """Compute L_reg and its gradient's factors, once per optimizer step."""
+        if self._due:
+            self._due = False
+            self._value, _ = regulariser.prepare()
+
+    def _forget(self) -> None:
+        """Remove what an earlier training has left."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = self._of_parameters = None
+        self._trained = []
+
+
+def _check_unscaled(optimizer: Any) -> None:
+    """Stop where gradients have fp16's loss scale: the term has none, and would be divided by it.
+
+    The Trainer removes the scale when it computes the gradients' norm, which it always does.
+
+    Raises:
+        ValueError: they have it.
+    """
+    scaler = getattr(optimizer, "scaler", None)
+    if scaler is not None and scaler.is_enabled():
+        states = scaler._per_optimizer_states
+        if states[id(optimizer.optimizer)]["stage"] is not OptState.UNSCALED:
+            raise ValueError(
+                "SorsaCallback: the gradients still have fp16's loss scale when the optimizer is about to step. This "
+                "trainer does not unscale them before `on_pre_optimizer_step`: train in bf16 or fp32"
+            )
