@@ -273,7 +273,7 @@ def test_runs_are_named_apart():
 
 def test_unknown_linears_are_refused_with_the_nearest_name(tmp_path):
     model = skeleton(save("llama", tmp_path / "base"), LoadingConfig())
-    config = {"sorsa": AdapterConfig(rank=4, targets=["q_proj", "v_proj"])}
+    config = {"adapter": AdapterConfig(rank=4, targets=["q_proj", "v_proj"])}
     chosen = stored_linears(model, RunConfig(**config, analysis=AnalysisConfig(layers="*.1.*.v_proj")))
     assert [target.name for target in chosen] == ["model.layers.1.self_attn.v_proj"]
     with pytest.raises(ValueError, match=r"analysis.layers: 'q_prj' matches no linear.*Did you mean 'q_proj'"):
