@@ -1,8 +1,7 @@
 """What a way of fine-tuning says about itself: everything in which SORSA and its baselines differ.
 
 No module outside of this room compares a method's name: it asks the `Method` that `registry.METHODS` has for it.
-Importing a `Method` imports neither PEFT nor DeepSpeed: analysis workers, the planner and the export need many of its
-members, and PEFT alone takes seconds and initialises CUDA. What needs them is imported inside of the member.
+Importing a `Method` imports neither PEFT nor DeepSpeed, which take seconds: members import them where they need them.
 """
 
 from __future__ import annotations
@@ -143,8 +142,7 @@ class Method(ABC):
     """Whether it adapts them also where that parameter has all experts in its first dimension, as DBRX has."""
 
     layers_cast_weights: bool = False
-    """Whether its layers cast their trained tensors one layer at a time. Otherwise torch.autocast casts them, and keeps
-    every copy until the forward pass ends."""
+    """Whether its layers cast their tensors themselves. torch.autocast keeps every copy until the forward pass ends."""
 
     @property
     def adapter_files(self) -> tuple[str, ...]:

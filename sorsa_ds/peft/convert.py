@@ -157,7 +157,8 @@ def from_peft(
         precision,
         adapter_settings.AdapterConfig(
             targets=list(layers), rank=config.r, alpha=config.sorsa_alpha, rslora=config.use_rslora,
-            dropout=config.sorsa_dropout, rank_pattern={layer: rank for layer, rank in ranks.items() if rank != config.r},
+            dropout=config.sorsa_dropout,
+            rank_pattern={layer: rank for layer, rank in ranks.items() if rank != config.r},
         ),
         {layer: {"out": len(U), "in": len(tensors[TRAINED][f"{layer}.V"]), "rank": U.shape[1]} for layer, U in
          layers.items()},
