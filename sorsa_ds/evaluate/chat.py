@@ -35,7 +35,7 @@ def chat(options: ChatOptions) -> None:
         ValueError: the model or an option does not fit.
     """
     quiet_libraries()
-    found = find_evaluated_model(options.model, options.base, options.trust_remote_code)
+    found = find_evaluated_model(options.model, options.base, options.trust_remote_code, options.checkpoint)
     if options.compare and found.kind == "model":
         raise ValueError(f"--compare sets a run or an adapter beside its base model; {options.model} is a plain model")
     name, why = precision.resolve_inference_dtype(options.dtype, device_type())

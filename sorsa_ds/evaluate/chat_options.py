@@ -23,6 +23,7 @@ class ChatOptions:
 
     model: str
     base: str | None = None
+    checkpoint: str | None = None
     compare: bool = False
     prompt: Style | None = None
     max_new_tokens: int = 512
@@ -42,6 +43,7 @@ def parse(argv: Sequence[str]) -> ChatOptions:
     add = parser.add_argument
     add("--model", required=True, help="a run's folder, an adapter's, or a model's folder or name on the hub")
     add("--base", help="the base model of a run or an adapter, if it is no longer where it was")
+    add("--checkpoint", help="of a run, also an unfinished one: best, latest or a number of steps (default: its end)")
     add("--compare", action="store_true", help="also print what the base model answers to the same question")
     add("--prompt", choices=get_args(Style), help="how a question is put (default: as in training)")
     add("--max_new_tokens", type=int, default=512, help="the most tokens of an answer (default 512)")

@@ -10,7 +10,8 @@ from sorsa_ds.export.chat_template import write_chat_template
 from sorsa_ds.export.formats import prepare, shown_per_tensor
 from sorsa_ds.export.options import Options, check_options
 from sorsa_ds.export.tokenizer import write_tokenizer
-from sorsa_ds.run.checkpoint.as_run import NEWEST, open_checkpoint
+from sorsa_ds.run.checkpoint.as_run import open_checkpoint
+from sorsa_ds.run.checkpoint.folder import LATEST
 from sorsa_ds.run.paths import run_of
 from sorsa_ds.run.source import Source, check_source, open_finished_run
 from sorsa_ds.runtime import hub
@@ -53,7 +54,7 @@ def _opened(options: Options, output: Path) -> Iterator[tuple[Source, list[str]]
             raise ValueError(f"--checkpoint goes with the folder of a run, and --run names a checkpoint: {given}")
         asked = given.name
     if asked is None:
-        hint = f"To export what it has saved so far, add --checkpoint {NEWEST}."
+        hint = f"To export what it has saved so far, add --checkpoint {LATEST}."
         yield open_finished_run(run, base, trusted, hint), []
         return
     with open_checkpoint(run, asked, output.with_name(f"{output.name}.checkpoint"), base, trusted) as source:

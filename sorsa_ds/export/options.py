@@ -59,7 +59,7 @@ def parse(argv: Sequence[str]) -> Options:
     add = parser.add_argument
     add("--run", type=Path, required=True, help="the run folder that launch/train.py wrote, or one of its checkpoints")
     add(
-        "--checkpoint", metavar="latest|STEP",
+        "--checkpoint", metavar="latest|best|STEP",
         help="what the run had saved by then; it may still train, or have been stopped",
     )  # fmt: skip
     add(

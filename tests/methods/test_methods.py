@@ -30,7 +30,8 @@ from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import memory
 from sorsa_ds.plan.model_facts import facts
-from sorsa_ds.run.checkpoint.as_run import NEWEST, open_checkpoint
+from sorsa_ds.run.checkpoint.as_run import open_checkpoint
+from sorsa_ds.run.checkpoint.folder import LATEST
 from sorsa_ds.runtime.precision import resolve_precision
 from tests.helpers.engines import MICRO, RATE, STEPS, WARMUP, ds_config, micro_losses, sequences, whole_factors
 from tests.helpers.plans import bytes_by_kind, bytes_saved
@@ -390,7 +391,7 @@ def test_exports_compute_what_the_trained_model_computes(finished, tmp_path, met
 def test_a_checkpoint_is_opened_like_the_run_that_ended_there(finished, tmp_path, method):
     run = finished(method)
     theirs = load_file(run / "adapter" / TRAINED)
-    with open_checkpoint(run, NEWEST, tmp_path / "beside") as source:
+    with open_checkpoint(run, LATEST, tmp_path / "beside") as source:
         assert set(source.trained.names) == theirs.keys()
         assert all(torch.equal(source.trained.tensor(name), value) for name, value in theirs.items())
         assert source.report["steps"] == 6

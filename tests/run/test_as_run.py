@@ -13,7 +13,7 @@ from sorsa_ds import load_adapter
 from sorsa_ds.export.command import Options, export
 from sorsa_ds.export.options import parse
 from sorsa_ds.model.adapter_file import TRAINED
-from sorsa_ds.run.checkpoint import as_run
+from sorsa_ds.run.checkpoint import trained
 from sorsa_ds.run.checkpoint.folder import existing_checkpoints
 from sorsa_ds.runtime.folder_lock import RunLock
 from tests.helpers.runs import rewound, train
@@ -97,8 +97,8 @@ def disappears(monkeypatch, checkpoint) -> None:
             shutil.rmtree(checkpoint)
         return SavedTensors(files)
 
-    SavedTensors = as_run.SavedTensors
-    monkeypatch.setattr(as_run, "SavedTensors", opened)
+    SavedTensors = trained.SavedTensors
+    monkeypatch.setattr(trained, "SavedTensors", opened)
 
 
 def test_where_the_run_removes_a_checkpoint_meanwhile_the_newest_is_taken(stopped, tmp_path, monkeypatch):
@@ -136,9 +136,10 @@ def _swap(run):
         (_damage, "latest", "rank-00001.safetensors is damaged: its digest"),
         (_forge, "latest", "its content does not fit its digest: damaged"),
         (_swap, "latest", "initial_factors.safetensors is missing or damaged"),
-        (lambda run: shutil.rmtree(run / "checkpoints"), "latest", "has saved no checkpoint yet"),
-        (lambda run: None, "3", "has no checkpoint 3; there are step-000004, step-000002"),
-        (lambda run: None, "set-aside-1-step-000004", "has no checkpoint set-aside"),
+        (lambda run: shutil.rmtree(run / "checkpoints"), "latest", "has no checkpoint 'latest'; it has none at all"),
+        (lambda run: None, "3", "has no checkpoint '3'; it has step-000004, step-000002"),
+        (lambda run: None, "set-aside-1-step-000004", "has no checkpoint 'set-aside"),
+        (lambda run: None, "best", "has no checkpoint 'best': a run keeps the best one where it has held-out data"),
         (lambda run: (run / "config.yaml").unlink(), "latest", "--run: .* is not the folder of a run"),
     ],
 )

@@ -13,30 +13,21 @@ from pathlib import Path
 import torch
 
 from sorsa_ds.methods.registry import method_of
-from sorsa_ds.model.adapter_file import (
-    INITIAL,
-    TRAINED,
-    Description,
-    file_of,
-    read_description,
-    write_description,
-)
+from sorsa_ds.model.adapter_file import INITIAL, TRAINED, Description, read_description, write_description
 from sorsa_ds.model.new_tokens import grow_tables, rows_for
 from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.model.skeleton import skeleton
 from sorsa_ds.model.tensor_file import write_tensors
-from sorsa_ds.run.checkpoint.folder import checkpoint_path, rank_file
-from sorsa_ds.run.checkpoint.manifest import FILE, Manifest, digest_of_initial, file_faults, read_manifest
-from sorsa_ds.run.checkpoint.saved import SavedTensors
+from sorsa_ds.run.checkpoint.folder import BEST, LATEST
+from sorsa_ds.run.checkpoint.manifest import FILE, Manifest, read_manifest
+from sorsa_ds.run.checkpoint.named import named_checkpoint
+from sorsa_ds.run.checkpoint.trained import trained_values
 from sorsa_ds.run.finished import RunState
-from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE, TOKENIZER, run_of
+from sorsa_ds.run.paths import ADAPTER, CHAT_TEMPLATE, TOKENIZER
 from sorsa_ds.run.source import Source, find_base, open_trained
 from sorsa_ds.runtime import digest, precision
 from sorsa_ds.runtime.files import private_folder
 from sorsa_ds.sorsa import residual_storage
-
-NEWEST = "latest"
-"""What --checkpoint says for the newest one."""
 
 
 @contextmanager
@@ -47,7 +38,7 @@ def open_checkpoint(
 
     Args:
         run: the run's folder.
-        asked: `NEWEST`, the number of a step, or the name of a checkpoint's folder.
+        asked: `latest`, `best`, the number of a step, or the name of a checkpoint's folder.
         beside: the trained tensors are put together in a folder beside this path, until the context ends.
         base, trust_remote_code: as `sorsa_ds.run.source.open_finished_run` has them.
 
@@ -57,7 +48,7 @@ def open_checkpoint(
     """
     state = RunState(run)
     state.check_is_run("--run")
-    _chosen(state, asked)  # a wrong name shows at once
+    named_checkpoint(run, asked, "--checkpoint")  # a wrong name shows at once
     beside.parent.mkdir(parents=True, exist_ok=True)
     with private_folder(beside) as private:
         folder = private / ADAPTER
@@ -98,36 +89,18 @@ def _gathered(state: RunState, asked: str, path: Path, shapes: dict[str, torch.S
     """
     tried: list[Path] = []
     while True:
-        checkpoint = _chosen(state, asked)
+        checkpoint = named_checkpoint(state.folder, asked, "--checkpoint")
         try:
             return _written(checkpoint, path, shapes)
         except (OSError, ValueError) as error:
             if _is_whole(checkpoint):
                 raise ValueError(f"--checkpoint: {error}") from error
-            if asked != NEWEST or checkpoint in tried:
+            if asked not in (LATEST, BEST) or checkpoint in tried:
                 raise ValueError(
                     f"--checkpoint: {checkpoint} was removed while it was read: the run keeps its newest ones only "
-                    f"(output.keep_checkpoints); --checkpoint {NEWEST} takes the newest"
+                    f"(output.keep_checkpoints); --checkpoint {LATEST} takes the newest"
                 ) from error
-            tried.append(checkpoint)  # the run has saved a newer one
-
-
-def _chosen(state: RunState, asked: str) -> Path:
-    """The checkpoint that is asked for.
-
-    Raises:
-        ValueError: there is none; with those that there are.
-    """
-    found = state.checkpoints
-    if not found:
-        raise ValueError(f"--checkpoint: {state.folder} has saved no checkpoint yet")
-    if asked == NEWEST:
-        return found[0]
-    wanted = checkpoint_path(state.folder, int(asked)) if asked.isdecimal() else found[0].with_name(asked)
-    if wanted not in found:
-        there = ", ".join(path.name for path in found)
-        raise ValueError(f"--checkpoint: {state.folder} has no checkpoint {asked}; there are {there}")
-    return wanted
+            tried.append(checkpoint)  # the run has saved a newer or a better one
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -145,16 +118,10 @@ def _written(checkpoint: Path, path: Path, shapes: dict[str, torch.Size]) -> Man
     Raises:
         ValueError: something is missing or damaged.
     """
-    manifest = read_manifest(checkpoint)
-    tensors = SavedTensors([rank_file(checkpoint, rank) for rank in range(manifest.world_size)])
-    if faults := file_faults(checkpoint, manifest):
-        raise ValueError("; ".join(faults))
-    run = run_of(checkpoint)
-    if digest_of_initial(run) != manifest.initial_factors:
-        raise ValueError(f"{file_of(run / ADAPTER, INITIAL)} is missing or damaged")
+    values = trained_values(checkpoint)
     specs = [TensorSpec(name, shape, torch.float32) for name, shape in shapes.items()]
-    write_tensors(path, specs, (tensors.values(name, shape) for name, shape in shapes.items()))
-    return manifest
+    write_tensors(path, specs, (values(name, shape) for name, shape in shapes.items()))
+    return read_manifest(checkpoint)
 
 
 def _report(manifest: Manifest, shapes: dict[str, torch.Size]) -> dict:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sorsa_ds.model.adapter_file import INITIAL
+from sorsa_ds.model.adapter_file import INITIAL, file_of
 from sorsa_ds.run.checkpoint.manifest import digest_of_initial, file_faults, read_manifest
 from sorsa_ds.run.checkpoint.saved import SavedTensors
 from sorsa_ds.run.paths import ADAPTER, run_of
@@ -31,5 +31,5 @@ def trained_values(checkpoint: Path) -> Callable[[str, torch.Size], Tensor]:
     if faults := file_faults(checkpoint, manifest):
         raise ValueError("; ".join(faults))
     if digest_of_initial(run_of(checkpoint)) != manifest.initial_factors:
-        raise ValueError(f"{run_of(checkpoint) / ADAPTER / INITIAL} is missing or damaged")
+        raise ValueError(f"{file_of(run_of(checkpoint) / ADAPTER, INITIAL)} is missing or damaged")
     return SavedTensors([checkpoint / name for name in sorted(manifest.files)]).values
