@@ -52,3 +52,17 @@ def test_train_look_and_export(tmp_path, small_real_model):
     assert "model.layers.0.self_attn.q_proj" in printed and "||U^T U - I||" in printed
     assert "LORA of rank 32 over" in printed
     assert "[base]" in printed and "[tuned]" in printed
+
+
+@pytest.mark.slow
+def test_preferences_with_trl(tmp_path, small_real_model):
+    """With two layers and a few steps."""
+    program = code_of(ROOT / "examples" / "trl_preferences.ipynb")
+    shorter = program.replace("MODEL = str(ensure_embedded_model())", f"MODEL = {str(small_real_model)!r}")
+    assert shorter != program
+    printed = run(shorter, tmp_path)
+    begin, end = (float(word) for word in printed.split("answers: ")[1].splitlines()[0].split(" -> "))
+    assert begin == 0 and end > 0.1, printed
+    assert "tuned:" in printed and "base:" in printed
+    assert (tmp_path / "preferences" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "preferences-for-sorsa" / "sorsa_config.json").is_file()
