@@ -2,7 +2,7 @@
 
 The rooms, in the order in which a run meets them (docs/architecture.md says which may import which):
 
-    cli        the commands: train, plan, check, convert, preview, evaluate, export, analyze, compare
+    cli        the commands: train, plan, preview, evaluate, chat, export, runs, analyze, compare, convert, ...
     config     what a run can be told: settings, YAML, command line, the DeepSpeed JSON
     runtime    the ground that all rooms stand on: processes, collectives, precision, console, files
     train      one run, from its settings to its report
@@ -11,6 +11,7 @@ The rooms, in the order in which a run meets them (docs/architecture.md says whi
     data       rows to padded micro-batches
     model      pre-trained weights to an adapted, sharded model
     sorsa      the mathematics of the method: layer, decomposition, residual, regulariser
+    peft       SORSA as a method of the library PEFT, and the callback of Hugging Face's Trainer
     methods    SORSA and its baselines, one family per file
     engine     one optimizer step on DeepSpeed, with the regulariser on shards
     run        what a run leaves in its folder, and how that is read back
