@@ -57,7 +57,7 @@ def checkpoints(folder: Path, rank: int) -> dict:
     trainer.step(0)
     keeper, engine = trainer.keeper, trainer.engine
     keeper.progress.step = 1
-    trained = sum(target.trainable for target in trainer.loaded.targets)
+    trained = sum(target.trainable for target in trainer.beginning.loaded.targets)
 
     host = HostCopies(inner_optimizer(engine))
     blocked, _ = timed(lambda: fragments.snapshot(engine, host))
@@ -70,7 +70,7 @@ def checkpoints(folder: Path, rank: int) -> dict:
     def load() -> None:
         saved = SavedTensors([path / name for name in found.files])
         fragments.restore_moments(engine, saved, 1)
-        for target in trainer.loaded.targets:
+        for target in trainer.beginning.loaded.targets:
             factor_source.from_values(saved.values)(target, engine.masters.fragments[0].master)
 
     load_seconds, _ = timed(load)

@@ -242,7 +242,7 @@ def _train(printed: Path, folder: Path, stage: int, *more: str) -> dict:
         "output.name=run", *more,
     ]  # fmt: skip
     trainer = assemble(parse(words))
-    model, selection = trainer.engine, trainer.loaded.selection
+    model, selection = trainer.engine, trainer.beginning.loaded.selection
     start = logits_of(model)
     adapted, experts = expert_tensors(model.module, selection)
     linears = sum(not target.experts for target in selection.targets)

@@ -25,8 +25,11 @@ OPTIONS = {
     "evaluate": "evaluate.options",
     "chat": "evaluate.chat_options",
     "export": "export.options",
+    "runs": "study.runs.options",
+    "report": "run.report_options",
     "analyze": "study.analysis.options",
     "compare": "study.compare.options",
+    "convert": "config.conversion.options",
 }
 """Command -> the module that reads its command line."""
 

@@ -27,7 +27,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KINDS = frozenset((
     "LORA", "ADALORA", "ADAMSS", "BEFT", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA",
     "HIRA", "HRA", "IA3", "LILY", "LN_TUNING", "LOHA", "LOKR", "MISS", "OFT", "SHIRA", "OSF", "PEANUT", "POLY", "PSOFT",
-    "PVERA", "RANDLORA", "ROAD", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT",
+    "PVERA", "RANDLORA", "ROAD", "SORSA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA",
+    "WAVEFT",
 ))  # fmt: skip
 """Kinds of adapters (`peft_type`) that are weights for a model's own layers. The others put prompts before the text, or
 bring further models or adapters."""
@@ -145,6 +146,8 @@ def put_on(model: PreTrainedModel, folder: Path, described: dict[str, Any], devi
     """
     try:
         from peft import PeftModel
+
+        import sorsa_ds.peft  # noqa: F401  # PEFT knows SORSA's adapters then
     except ImportError as error:
         raise ValueError(f"--model: {folder} needs the package peft, which is not installed") from error
     check_tensors(folder)

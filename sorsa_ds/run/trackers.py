@@ -111,7 +111,7 @@ class TrackerThread:
         self.name = name
         self._waiting: queue.Queue[Work | None] = queue.Queue(MOST_WAITING)
         self._begun: Future[str] = Future()
-        self._failed = False
+        self._failed, self._once = False, threading.Lock()
         # A daemon: where the tracker does not answer, the process ends all the same.
         self._thread = threading.Thread(target=self._live, args=(begin,), name=f"tracker {name}", daemon=True)
         self._thread.start()
@@ -141,7 +141,7 @@ class TrackerThread:
         """Wait until everything is handed on, but no longer than so many seconds."""
         self._give_end()
         self._thread.join(seconds)
-        if self._thread.is_alive() and not self._failed:
+        if self._thread.is_alive():
             self._give_up(f"it has not taken everything within {seconds:.0f} s of the run's end")
 
     def _give_end(self) -> None:
@@ -167,7 +167,10 @@ class TrackerThread:
                 self._give_up(f"{type(error).__name__}: {error}")
 
     def _give_up(self, why: str) -> None:
-        self._failed = True
+        with self._once:
+            if self._failed:
+                return
+            self._failed = True
         note(f"output.trackers: {self.name} gets nothing more of this run, which goes on: {why}")
 
 

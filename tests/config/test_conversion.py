@@ -186,7 +186,7 @@ def test_training_arguments_of_transformers(written, tmp_path):
         output_dir="out", per_device_train_batch_size=4, num_train_epochs=2, learning_rate=3e-5, adam_beta2=0.95,
         lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.1}, warmup_steps=0.05,
         label_smoothing_factor=0.1, neftune_noise_alpha=5, save_strategy="no", max_grad_norm=0.5, use_cpu=True,
-        report_to="none",
+        report_to="tensorboard",
     )  # fmt: skip
     found, made = result(written(theirs.to_json_string()), method="lora")
     assert found == {
@@ -195,8 +195,10 @@ def test_training_arguments_of_transformers(written, tmp_path):
         "train.adam_betas": (0.9, 0.95), "train.schedule": "cosine_with_min_lr", "train.min_lr_ratio": 0.1,
         "train.warmup_ratio": 0.05, "train.label_smoothing": 0.1, "train.neftune_noise_alpha": 5.0,
         "train.seed": 42, "train.timeout_minutes": 30.0, "output.folder": "out", "output.save_every": 0,
+        "output.trackers": ["tensorboard"],
     }  # fmt: skip
     assert "this program does not know it" not in made.left.values()
+    assert "keep_best" in made.left["load_best_model_at_end"]
 
 
 @pytest.mark.parametrize("options", [{}, {"gpus": 2}, {"method": "lora", "without": ["load_in_4bit", "adapter"]}])

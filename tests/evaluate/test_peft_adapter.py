@@ -20,7 +20,7 @@ WORDS = frozenset((
     "target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern",
     "lambda_pattern", "trainable_token_indices", "target_parameters", "bias", "block_size_pattern",
     "n_frequency_pattern", "feedforward_modules", "target_svd_config", "act_fn", "variant", "init_weights",
-    "wavelet_family", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config",
+    "svd", "wavelet_family", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config",
     "monteclora_config", "runtime_config", "use_bdlora", "arrow_config", "kasa_config", "megatron_core",
 ))  # fmt: skip
 """Fields of PEFT's descriptions that hold words or objects, and that choose neither code nor files nor other models
@@ -162,6 +162,8 @@ def test_patterns_are_allowed_and_wrong_ones_named(adapter):
 
 def test_every_kind_and_field_of_peft_is_known_here():
     """A new version of PEFT cannot bring one unseen."""
+    import sorsa_ds.peft  # noqa: F401  # the method of ours
+
     mergeable = {kind.value for kind, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items() if hasattr(tuner, "merge_and_unload")}
     assert mergeable - {"XLORA", "SHADOW"} == peft_adapter.KINDS
     inherited = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}

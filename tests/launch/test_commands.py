@@ -48,7 +48,9 @@ def test_a_run_leaves_what_it_promises(zero3):
     assert [layer["rank"] for layer in layers] == [4] * 14
     assert {layer["owner"] for layer in layers} == {0, 1}
     assert (folder / "loss.png").stat().st_size > 1000
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"latest", "step-000004", "step-000006"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {
+        "latest", "best", "step-000004", "step-000006",
+    }  # fmt: skip
     assert not list(folder.rglob("*.tmp"))
 
 

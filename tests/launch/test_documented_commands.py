@@ -34,6 +34,7 @@ NOT_OURS = {
     "cd",
     "mkdir",
     "pip",
+    "vllm",
     "apt-get",
     "git",
     "pre-commit",

@@ -14,6 +14,7 @@ from sorsa_ds.config.schema import AdapterConfig, BaselineConfig, LoadingConfig,
 from sorsa_ds.methods.loraplus import learning_faster
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.methods.settings import check_settings
+from sorsa_ds.model.adapter_file import INITIAL, TRAINED
 from sorsa_ds.model.blocks import block_of
 from sorsa_ds.model.selection import choose, summed_up
 from sorsa_ds.runtime.precision import resolve_precision
@@ -200,7 +201,7 @@ def test_sorsas_change_is_scaled_by_alpha_over_the_root_of_the_rank(tiny_llama, 
     merged = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "merged").named_parameters())
     lora = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_of(run)), tmp_path / "lora")
     served = dict(lora.merge_and_unload().named_parameters())
-    end, start = (load_file(run / "adapter" / f"{name}.safetensors") for name in ("adapter_model", "initial_factors"))
+    end, start = (load_file(run / "adapter" / name) for name in (TRAINED, INITIAL))
     for name in {name.rpartition(".")[0] for name in end}:
         (U, s, V), (U0, s0, V0) = ([one[f"{name}.{leaf}"].double() for leaf in ("U", "s", "V")] for one in (end, start))
         change = ALPHA / math.sqrt(9 if name.endswith("q_proj") else 4) * ((U * s) @ V.T - (U0 * s0) @ V0.T)
@@ -222,7 +223,7 @@ def test_a_run_with_all_of_it_goes_on_bit_for_bit_and_at_other_ranks(project):
     train(project, again.name, *words, "--resume=auto", ds="zero3")
     for name in ("loss", "eval_loss"):
         assert metrics(again, name) == metrics(run, name)
-    files = [load_file(one / "adapter" / "adapter_model.safetensors") for one in (run, again)]
+    files = [load_file(one / "adapter" / TRAINED) for one in (run, again)]
     assert {block_of(name) for name in files[0]} == {1}
     assert all(torch.equal(files[0][name], value) for name, value in files[1].items())
     quiet = [word for word in words if "neftune" not in word]  # other ranks draw other noise

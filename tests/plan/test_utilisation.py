@@ -72,7 +72,7 @@ def counted_step(project, checkpointing):
     logged = trainer.meter.figures(ready)["mfu"] * seconds * 1e6
     assert logged == pytest.approx(needed.of_batch(ready.tokens, ready.learned, ready.squares))
     # Eager attention computes the whole square. The first block's input needs no gradient: of q, k and v there.
-    first = [t for t in trainer.loaded.targets if ".layers.0.self_attn" in t.name and "o_proj" not in t.name]
+    first = [t for t in trainer.beginning.loaded.targets if ".layers.0.self_attn" in t.name and "o_proj" not in t.name]
     assert len(first) == 3
     spared = sum(2 * t.out_features * t.in_features + 2 * 4 * t.in_features for t in first)
     whole = needed.of_batch(ready.tokens, ready.learned, 2 * ready.squares)

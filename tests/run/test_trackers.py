@@ -70,9 +70,9 @@ def test_every_tracker_gets_settings_numbers_and_answers_in_a_thread_of_its_own(
     run.log(2, {"loss": 1.0})
     run.close({"steps": 2})
     clearml, trackio = recording
-    assert clearml.given["sorsa.rank"] == RunConfig().sorsa.rank
+    assert clearml.given["adapter.rank"] == RunConfig().adapter.rank
     assert clearml.given["train.steps"] == "null"
-    assert clearml.given["sorsa.targets"]
+    assert clearml.given["adapter.targets"]
     assert all(type(value) in (bool, int, float, str) for value in clearml.given.values())
     table = (1, "samples", ["step", "prompt", "expected", "answer"], [[1, "What?", "So.", "Well |\n<b>"]])
     assert clearml.logged == [(1, {"loss": 2.0}), table, (2, {"loss": 1.0})]

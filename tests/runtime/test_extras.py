@@ -9,7 +9,6 @@ from sorsa_ds.data.word_problems import word_problems
 from sorsa_ds.evaluate.command import evaluate
 from sorsa_ds.evaluate.options import Options
 from sorsa_ds.model import embedded
-from sorsa_ds.run.folder import RunLog
 from sorsa_ds.runtime.extras import check_extra
 from sorsa_ds.train.first_checks import check_first, check_inputs
 from sorsa_ds.train.options import parse
@@ -54,15 +53,13 @@ def test_a_run_on_other_data_lacks_nothing(without, tmp_path, project):
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
-def test_wandb_is_looked_for_before_the_run_and_where_it_is_opened(without, tmp_path, project, mode):
+def test_wandb_is_looked_for_before_the_run(without, tmp_path, project, mode):
     without("wandb")
     words = [f"model={project / 'model'}", f"data.path={project / 'data.jsonl'}", f"output.folder={tmp_path}"]
     invocation = parse([*words, f"output.wandb={mode}"])
     told = f"output.wandb={mode} needs the package wandb, which is not installed: " + INSTALL.format("wandb")
     with pytest.raises(ValueError, match=told):
         check_first(invocation, logs=True)
-    with pytest.raises(ValueError, match=told):
-        RunLog(folder=tmp_path, config=invocation.config, ds_config={}, given={}, initialised=None, steps_done=0)
 
 
 @pytest.mark.parametrize("task", ["gsm8k", "math"])

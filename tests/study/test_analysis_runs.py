@@ -135,7 +135,7 @@ def test_the_regulariser_is_the_reports_and_the_settings_where_that_is_silent(tm
         (lambda run: (run / "metrics.jsonl").write_text('{"loss": 2}\n'), r"metrics\.jsonl, line 1: has no step"),
         (lambda run: edit(run / "report.json", loss_last=...), r"report\.json is damaged: it has no loss_last"),
         (lambda run: edit(run / "report.json", steps="six"), r"report\.json is damaged: steps is 'six'"),
-        (lambda run: (run / "report.json").write_text("[]"), r"report\.json is damaged: it has no steps"),
+        (lambda run: (run / "report.json").write_text("[]"), r"report\.json is damaged: it holds no object"),
     ],
 )  # fmt: skip
 def test_a_damaged_log_or_report_is_named_before_anything_is_computed(tmp_path, damage, message):
@@ -257,6 +257,7 @@ def test_a_checkpoint_waits_for_the_snapshots_before_it():
         lock=SimpleNamespace(check=lambda: None),
         device=torch.device("cpu"),
     )
+    trainer.before_saving = lambda: Trainer.before_saving(trainer)
     Trainer.see_to_checkpoints(trainer)
     assert done == ["saved"]
     trainer.keeper.is_due = True

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from sorsa_ds.config.conversion import data_rules
 from sorsa_ds.config.conversion.result import Conversion, is_off, is_on, names_of
 from sorsa_ds.config.schedules import ScheduleName
+from sorsa_ds.config.watch_settings import TrackerName
 
 Rule = Callable[[Conversion, str, Any], None]
 """Carries a key with its value over, leaves it out or refuses it."""
@@ -234,14 +235,27 @@ def timeout(made: Conversion, key: str, value: Any) -> None:
 
 
 def tracker(made: Conversion, key: str, value: Any) -> None:
-    """Whether Weights & Biases gets the log."""
+    """Which trackers get the log."""
     asked = [name.lower() for name in names_of(value)]
     if key == "wandb_mode" and asked == ["offline"]:
         made.set("output.wandb", "offline", key)
     elif "wandb" in asked or asked == ["online"] or (is_on(value) and key == "use_wandb"):
         made.set("output.wandb", "online", key)
-    if others := [name for name in asked if name not in ("wandb", "online", "offline", "true")]:
+    known = [name for name in asked if name in get_args(TrackerName) and name != "wandb"]
+    if known:
+        made.set("output.trackers", known, key)
+    if others := [name for name in asked if name not in (*known, "wandb", "online", "offline", "true")]:
         made.leave(key, f"{', '.join(others)}: metrics.jsonl in the run's folder has everything")
+
+
+def best(made: Conversion, key: str, value: Any) -> None:
+    """Whether the best checkpoint is kept, which is so here unless it is switched off."""
+    if is_on(value):
+        made.set("evaluation.keep_best", True, key)
+    else:
+        made.leave(
+            key, "evaluation.keep_best keeps the best checkpoint beside the newest ones, also where nothing asks"
+        )
 
 
 def project(made: Conversion, key: str, value: Any) -> None:
@@ -292,7 +306,9 @@ RULES: dict[str, Rule] = {
     "train.timeout_minutes": timeout,
     "output.name": run_name,
     "output.save_every": every("output.save_every", "save"),
+    "output.trackers": tracker,
     "output.wandb": tracker,
+    "evaluation.keep_best": best,
     "output.wandb_project": project,
     **data_rules.RULES,
 }
