@@ -39,7 +39,25 @@ def relative_gamma(text: str) -> float:
 
 @settings
 class SorsaConfig:
-    """How SORSA decomposes the weights that it adapts."""
+    """Which part of the weights SORSA trains, how it is found, and how fast its columns learn."""
+
+    triplets: Literal["leading", "trailing", "window"] = "leading"
+    """Which singular triplets of each weight are trained: those of the largest singular values (the papers), those of
+    the smallest, or `rank` of them from number `window_start` on. The last two take an exact decomposition."""
+
+    window_start: NonNegativeInt | None = None
+    """`triplets=window`: number of the first triplet that is trained, the largest being 0. Unset: the middle ones."""
+
+    column_rates: Literal["equal", "inverse_sqrt", "inverse"] = "equal"
+    """What a step of a column of U or V is divided by. `equal`: by nothing, so that the product U diag(s) V^T moves in
+    proportion to s. `inverse`: by the column's singular value s at the beginning, so that the product moves as far in
+    every column. `inverse_sqrt`: by sqrt(s), as if U sqrt(s) and V sqrt(s) were trained, which are PiSSA's factors."""
+
+    s_lr_ratio: PositiveFloat = 1.0
+    """How many times `train.learning_rate` the singular values s learn with."""
+
+    s_space: Literal["linear", "log"] = "linear"
+    """`log`: the logarithms of s are trained, so that a step changes s by a factor and never its sign."""
 
     svd: Literal["randomized", "exact"] = "randomized"
     """`randomized`: block Krylov iteration to `svd_tolerance`, seeded by the layer's name, or the exact decomposition
@@ -54,6 +72,26 @@ class SorsaConfig:
     svd_cache: Name = "auto"
     """Folder that keeps decompositions for later runs, which may use another number of ranks. `auto`: the user's cache
     folder (SORSA_CACHE). `off`: keep none. A layer takes about 4 rank (out + in) bytes."""
+
+    def __post_init__(self) -> None:
+        if self.window_start is not None and self.triplets != "window":
+            raise ValueError(
+                f"sorsa.window_start={self.window_start} goes with sorsa.triplets=window, not {self.triplets}"
+            )
+
+    @property
+    def has_own_rates(self) -> bool:
+        """Whether some columns or singular values learn otherwise than at `train.learning_rate`."""
+        return (self.column_rates, self.s_lr_ratio, self.s_space) != ("equal", 1.0, "linear")
+
+    def first_triplet(self, out_features: int, in_features: int, rank: int) -> int:
+        """Number of the first triplet that is trained of a weight (out, in), counted from the largest, which is 0."""
+        free = min(out_features, in_features) - rank
+        if self.triplets == "leading":
+            return 0
+        if self.triplets == "trailing":
+            return free
+        return free // 2 if self.window_start is None else self.window_start
 
 
 @settings

@@ -227,6 +227,17 @@ class RunConfig:
             )
         check_watched(self.evaluation, self.train, self.data)
         check_micro_batch_tokens(self.train.micro_batch_tokens, self.data.max_length, self.data.packing)
+        if self.sorsa.triplets != "leading" and self.residual.iterations > 1:
+            raise ValueError(
+                f"residual.iterations={self.residual.iterations}: rounds of quantisation put what is lost into the "
+                f"leading triplets, and sorsa.triplets={self.sorsa.triplets} trains others: set one of them to its "
+                f"default"
+            )
+        if self.sorsa.s_space == "log" and self.train.weight_decay:
+            raise ValueError(
+                f"sorsa.s_space=log trains the logarithms of s, which train.weight_decay={self.train.weight_decay:g} "
+                f"would pull towards s = 1: set one of them to its default"
+            )
         if self.train.optimizer == "adamw_8bit" and self.regularizer.reorthonormalize:
             raise ValueError(
                 f"regularizer.reorthonormalize={self.regularizer.reorthonormalize} turns AdamW's first moments, which "

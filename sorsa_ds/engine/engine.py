@@ -1,7 +1,7 @@
 """SorsaEngine: DeepSpeed's engine with the regulariser in its step (SORSA, eq. 10 and 11).
 
     accumulate, reduce  ->  clip grad L_train  ->  + (gamma / eta_d) grad L_reg  ->  AdamW  ->  scheduler
-                                          (every so many steps: U and V made orthonormal after AdamW)
+                            (where set, after AdamW: rates of single columns; U and V made orthonormal)
 
 The regulariser enters through a pre-hook of the inner torch optimizer's step. On every ZeRO stage that is the one
 place where DeepSpeed shows the fp32 masters together with averaged, unscaled and clipped gradients. A second backward
@@ -24,6 +24,8 @@ from deepspeed.utils import z3_leaf_module
 from torch import nn
 
 from sorsa_ds.config.deepspeed_json import fit_buckets
+from sorsa_ds.config.method_settings import SorsaConfig
+from sorsa_ds.engine.factor_rates import FactorRates
 from sorsa_ds.engine.grams import ShardedGrams
 from sorsa_ds.engine.masters import inner_optimizer, inner_steps, locate_masters, trained_shapes
 from sorsa_ds.engine.persistent import gather_persistent_at_once
@@ -65,6 +67,7 @@ class SorsaEngine(DeepSpeedEngine):
         scheduler: makes the learning rate scheduler from the optimizer.
         regularizer: None for a model without U and V. With coefficient 0, L_reg is measured and nothing is added.
         exact_factors: fp32 values with which masters begin where the model's own parameters are rounded to bf16.
+        rates: the settings of columns and singular values that learn with rates of their own.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class SorsaEngine(DeepSpeedEngine):
         scheduler,
         regularizer: Regularizer | None,
         exact_factors: dict[str, Part],
+        rates: SorsaConfig | None = None,
     ):
         trained = [p for p in model.parameters() if p.requires_grad]
         ds_config = fit_buckets(ds_config, sum(getattr(p, "ds_numel", p.numel()) for p in trained))
@@ -102,6 +106,11 @@ class SorsaEngine(DeepSpeedEngine):
                 fragment.values().copy_(part.values[first : first + fragment.numel])
         layers = [module for module in model.modules() if isinstance(module, SorsaLinear | SorsaExperts)]
         self._whole_layers = layers if self.zero_optimization_stage() < 3 else []
+        self._rates: FactorRates | None = None
+        if rates is not None and rates.has_own_rates:
+            self._rates = FactorRates(rates, self.masters, self.trained_shapes, self.device)
+            inner.register_step_pre_hook(self._begin_rates)
+            inner.register_step_post_hook(self._end_rates)
         self._regularizer: ShardedRegularizer | None = None
         self._reg_values: tuple[torch.Tensor, torch.Tensor] | None = None
         if regularizer is not None:
@@ -164,12 +173,14 @@ class SorsaEngine(DeepSpeedEngine):
         return sum(shape.numel() for shape in self.trained_shapes.values())
 
     def method_state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint must hold beside the values and moments; the same on every rank. SORSA needs nothing."""
-        return {}
+        """What a checkpoint must hold beside the values and moments; the same on every rank."""
+        return {} if self._rates is None else {"initial_s": self._rates.initial_s}
 
     def restore_method_state(self, state: dict[str, torch.Tensor]) -> None:
         """Restore what `method_state` returned when the checkpoint was made."""
-        assert not state, "the checkpoint was made by another method"
+        assert set(state) == set(self.method_state()), "the checkpoint was made by another method"
+        if self._rates is not None:
+            self._rates.initial_s = state["initial_s"]
 
     def continue_after(self, steps: int, scheduler_state: dict) -> None:
         """Set all counters and the learning rate to what they are after so many optimizer steps.
@@ -209,7 +220,17 @@ class SorsaEngine(DeepSpeedEngine):
     def _add_regularizer(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
         """Add the regulariser's term, as a pre-hook of the inner optimizer's step (on ZeRO-3 once per sub-group)."""
         assert self._regularizer is not None
-        self._regularizer.add_to([master for group in optimizer.param_groups for master in group["params"]])
+        self._regularizer.add_to(_stepped(optimizer))
+
+    def _begin_rates(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+        """Remember where columns with rates of their own are, as a pre-hook of the inner optimizer's step."""
+        assert self._rates is not None
+        self._rates.begin(_stepped(optimizer))
+
+    def _end_rates(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
+        """Apply the rates, as a post-hook of the inner optimizer that comes before `_reorthonormalize`."""
+        assert self._rates is not None
+        self._rates.end()
 
     def _reorthonormalize(self, optimizer: torch.optim.Optimizer, args, kwargs) -> None:
         """Make U and V orthonormal after the step that moves the last masters, as a post-hook of the inner optimizer.
@@ -224,6 +245,11 @@ class SorsaEngine(DeepSpeedEngine):
             self._reorthonormalizer.apply()
             for sub_group in range(self._inner_steps - 1):
                 self.optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
+
+
+def _stepped(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """The masters that the next step of the inner optimizer moves."""
+    return [master for group in optimizer.param_groups for master in group["params"]]
 
 
 def _import_muon() -> None:

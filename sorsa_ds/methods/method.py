@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Values = Callable[[str, torch.Size], Tensor]
 """Gives a trained tensor, as training began or left it, by name and shape: fp32 on the CPU."""
 
-SORSA_SETTINGS = ("regularizer.*", "sorsa.svd", "sorsa.svd_tolerance", "sorsa.svd_max_iterations", "residual.*")
+SORSA_SETTINGS = ("sorsa.*", "regularizer.*", "residual.*")
 """Patterns of the settings that mean something to SORSA alone."""
 
 EXPERT_SETTINGS = ("adapter.experts", "adapter.expert_rank")

@@ -16,6 +16,8 @@ from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.residual_storage import resolve_residual
 
 ZERO_STAGES = (0, 1, 2, 3)
+HARMLESS = "sorsa.svd_cache"
+"""A setting that may stand beside any method: it names a folder, and changes no number."""
 
 
 def ignored(config: RunConfig) -> dict[str, object]:
@@ -23,7 +25,7 @@ def ignored(config: RunConfig) -> dict[str, object]:
     found = {}
     patterns = method_of(config).ignored_settings
     for path, leaf in leaves(RunConfig).items():
-        if any(fnmatchcase(path, pattern) for pattern in patterns):
+        if path != HARMLESS and any(fnmatchcase(path, pattern) for pattern in patterns):
             value = _value(config, path)
             if value != leaf.default:
                 found[path] = value

@@ -25,7 +25,10 @@ def factor_source(
     """The decomposition of the configured kind, in `residual.iterations` rounds, cached unless `svd_cache` is `off`."""
 
     def decomposed(target: Target, weight: Tensor) -> Decomposition:
-        return decompose(weight, target.rank, target.name, config.svd, config.svd_tolerance, config.svd_max_iterations)
+        first = config.first_triplet(target.out_features, target.in_features, target.rank)
+        return decompose(
+            weight, target.rank, target.name, config.svd, config.svd_tolerance, config.svd_max_iterations, first
+        )
 
     repeated = residual.iterations > 1
     single = quantisation_rounds.refined(decomposed, adapter, residual, storage, precision) if repeated else decomposed
@@ -41,6 +44,8 @@ def factor_source(
     settings: dict[str, Any] = {"method": config.svd}
     if config.svd == "randomized":
         settings |= {"tolerance": config.svd_tolerance, "max_iterations": config.svd_max_iterations}
+    if config.triplets != "leading":
+        settings |= {"triplets": config.triplets, "window_start": config.window_start}
     if repeated:
         settings |= quantisation_rounds.settings(adapter, residual, precision)
     return FactorCache(folder, settings, note).wrap(found)

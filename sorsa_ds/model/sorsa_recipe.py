@@ -40,7 +40,8 @@ def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: b
     """
     m, n = target.out_features, target.in_features
     tall = max(m, n), min(m, n), target.rank, sorsa.svd_tolerance
-    iterate = sorsa.svd == "randomized" and not truncated_svd.prefers_exact(*tall)
+    may_iterate = sorsa.svd == "randomized" and sorsa.first_triplet(m, n, target.rank) == 0
+    iterate = may_iterate and not truncated_svd.prefers_exact(*tall)
     more = 4 * m * n * (storage.quantised + refined)
     all_held = 0
     if target.experts:

@@ -50,6 +50,17 @@ class SorsaConfig(PeftConfig):
     rank_pattern: dict[str, int] = field(
         default_factory=dict, metadata={"help": "Ranks of single linears: name, suffix or regular expression -> rank."}
     )
+    triplets: Literal["leading", "trailing", "window"] = field(
+        default=_OURS.triplets,
+        metadata={
+            "help": "Which singular triplets of each weight are trained: those of the largest singular values (the "
+            "papers), of the smallest, or r of them from number window_start on. The last two are decomposed exactly."
+        },
+    )
+    window_start: int | None = field(
+        default=_OURS.window_start,
+        metadata={"help": "Number of the first triplet that is trained, the largest being 0. None: the middle ones."},
+    )
     svd: Literal["randomized", "exact"] = field(
         default=_OURS.svd,
         metadata={
@@ -101,6 +112,12 @@ class SorsaConfig(PeftConfig):
             raise ValueError(f"`sorsa_alpha` should be positive or None, but the value passed is {self.sorsa_alpha}")
         if self.use_rslora and self.sorsa_alpha is None:
             raise ValueError("`use_rslora` scales by sorsa_alpha / sqrt(r): `sorsa_alpha` should be set")
+        if self.triplets not in ("leading", "trailing", "window"):
+            raise ValueError(
+                f"`triplets` should be 'leading', 'trailing' or 'window', but the value passed is {self.triplets!r}"
+            )
+        if self.window_start is not None and (self.triplets != "window" or self.window_start < 0):
+            raise ValueError("`window_start` should be None or, with `triplets='window'`, a number from 0 on")
         if self.svd not in ("randomized", "exact"):
             raise ValueError(f"`svd` should be 'randomized' or 'exact', but the value passed is {self.svd!r}")
         if self.bias not in ("none", "all", "sorsa_only"):
@@ -122,6 +139,11 @@ class SorsaConfig(PeftConfig):
         config = super().from_pretrained(*args, **options)
         config.factors_follow = True
         return config
+
+    def decomposition(self) -> method_settings.SorsaConfig:
+        """The same choice of triplets, and of how they are found, as settings of the trainer."""
+        names = ("triplets", "window_start", "svd", "svd_tolerance", "svd_max_iterations")
+        return method_settings.SorsaConfig(**{name: getattr(self, name) for name in names})
 
     def scale(self, rank: int) -> float:
         """The factor on U diag(s) V^T of a linear with this rank."""

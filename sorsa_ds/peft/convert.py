@@ -113,6 +113,8 @@ def _config_of(described: Description) -> SorsaConfig:
         sorsa_alpha=adapter.alpha,
         use_rslora=adapter.rslora,
         sorsa_dropout=adapter.dropout,
+        triplets=sorsa.triplets,
+        window_start=sorsa.window_start,
         svd=sorsa.svd,
         svd_tolerance=sorsa.svd_tolerance,
         svd_max_iterations=sorsa.svd_max_iterations,
@@ -163,9 +165,7 @@ def from_peft(
         {layer: {"out": len(U), "in": len(tensors[TRAINED][f"{layer}.V"]), "rank": U.shape[1]} for layer, U in
          layers.items()},
         {},
-        method_settings.SorsaConfig(
-            svd=config.svd, svd_tolerance=config.svd_tolerance, svd_max_iterations=config.svd_max_iterations,
-        ),
+        config.decomposition(),
         method_settings.ResidualConfig(storage="fp32" if precision == "fp32" else "bf16"),
     )  # fmt: skip
     for file, own in tensors.items():

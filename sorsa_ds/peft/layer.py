@@ -98,7 +98,7 @@ class SorsaLayer(BaseTunerLayer):
         self.in_features, self.out_features = int(in_features), int(out_features)
 
     def update_layer(self, adapter_name: str, config: SorsaConfig, rank: int, name: str) -> None:
-        """Add an adapter, which begins as the leading singular triplets of the base weight.
+        """Add an adapter, which begins as singular triplets of the base weight.
 
         Args:
             rank: R.
@@ -127,11 +127,12 @@ class SorsaLayer(BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _decomposed(self, config: SorsaConfig, rank: int, name: str) -> Factors:
-        """The leading singular triplets of W, as the trainer finds them."""
+        """The singular triplets of W that are trained, as the trainer finds them."""
         with gather_params_ctx(self.get_base_layer().parameters(), modifier_rank=None), full_fp32_products():
             weight = self.get_base_weight()
             weight_MN = weight.t() if self.transposed else weight
-            return decompose(weight_MN, rank, name, config.svd, config.svd_tolerance, config.svd_max_iterations)
+            first = config.decomposition().first_triplet(self.out_features, self.in_features, rank)
+            return decompose(weight_MN, rank, name, config.svd, config.svd_tolerance, config.svd_max_iterations, first)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move an adapter to the base layer's device. It stays in its dtype, unlike with PEFT's other methods.
@@ -160,6 +161,20 @@ class SorsaLayer(BaseTunerLayer):
                 f"is read by PeftConfig.from_pretrained"
             )
         return now.factors(), begun.factors()
+
+    def get_base_weight(self) -> Tensor:
+        """The weight of the base layer, dequantised where it is packed.
+
+        On CPUs with bf16 instructions, bitsandbytes lays 4-bit weights out anew in their first forward pass, in a way
+        that its own functions that dequantise take for another weight. It is laid out as before, with scales in bf16.
+        """
+        weight = getattr(self.get_base_layer(), "weight", None)
+        state = getattr(weight, "quant_state", None)
+        if weight is not None and getattr(state, "packing_format_for_cpu", False):
+            from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse  # only where it is in use
+
+            weight.data, weight.quant_state = _convert_weight_packed_for_cpu_inverse(weight.data, state)
+        return super().get_base_weight()
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """The change of the weight, in the base weight's layout, in fp32 or wider."""

@@ -1,4 +1,4 @@
-"""The truncated SVD with which a layer begins, and the residual W_r that it leaves (SORSA, eq. 5 to 7).
+"""The singular triplets with which a layer begins, and the residual W_r that they leave (SORSA, eq. 5 to 7).
 
 Shapes: W (M, N), U (M, R), s (R,), V (N, R), residual (M, N).
 """
@@ -21,7 +21,7 @@ SAFE_SCALE = 1e6
 
 @dataclass(slots=True)
 class Factors:
-    """Leading singular triplets of a matrix: contiguous, s descending, in float32, or in float64 if the matrix is.
+    """Singular triplets of a matrix: contiguous, s descending, in float32, or in float64 if the matrix is.
 
     Those of several matrices of one shape have the number E of matrices before their shapes.
     """
@@ -41,9 +41,9 @@ class Accuracy:
 
     way: `exact`, or `krylov` where that was allowed and expected to be faster.
     captured: the triplets' share of the matrix's energy ||W||_F^2.
-    excess: (residual energy - optimum) / optimum. It is 0 for `exact`, and else an estimate that needs no full SVD
-        and as a rule lies above the truth (`sorsa_ds.sorsa.truncated_svd.excess_estimate`). An optimum below
-        1e-6 ||W||_F^2 counts as 1e-6 ||W||_F^2.
+    excess: (residual energy - optimum) / optimum. It is 0 for `exact`, whichever triplets were asked for, and else an
+        estimate that needs no full SVD and as a rule lies above the truth
+        (`sorsa_ds.sorsa.truncated_svd.excess_estimate`). An optimum below 1e-6 ||W||_F^2 counts as 1e-6 ||W||_F^2.
     iterations: blocks of the Krylov basis; 0 for `exact`.
     capped: whether the search ended at the cap on iterations, before it reached the tolerance.
     """
@@ -57,7 +57,7 @@ class Accuracy:
 
 @dataclass(slots=True)
 class Decomposition(Factors):
-    """Leading singular triplets, and how accurate they are."""
+    """Singular triplets, and how accurate they are."""
 
     accuracy: Accuracy
 
@@ -69,8 +69,9 @@ def decompose(
     method: SvdMethod = "exact",
     tolerance: float = 1e-3,
     max_iterations: int = 16,
+    first: int = 0,
 ) -> Decomposition:
-    """Leading singular triplets of a weight (M, N), in float32 or better whatever its dtype.
+    """Singular triplets of a weight (M, N), the leading ones or others, in float32 or better whatever its dtype.
 
     U and V are orthonormal to rounding, also where singular values vanish. The largest entry of each column of U is
     positive, and random numbers depend on the name only: every rank, world size and device gets the same factors, up
@@ -81,13 +82,16 @@ def decompose(
         method: `exact`, or `randomized`: by iteration, where that is expected to be faster for the shape and rank.
         tolerance: relative excess of the residual energy over the optimum at which the iteration ends.
         max_iterations: cap on the iterations. The result says whether it ended the search.
+        first: how many triplets with larger singular values are passed over. If any, the decomposition is exact.
 
     Raises:
-        ValueError: the rank exceeds min(M, N), the weight holds NaN or Inf, its singular values overflow, or the
-            tolerance or the cap is not positive. The message names the layer.
+        ValueError: the rank, or the first triplet with it, exceeds min(M, N), the weight holds NaN or Inf, its singular
+            values overflow, or the tolerance or the cap is not positive. The message names the layer.
     """
     if not 1 <= rank <= min(weight.shape):
         raise ValueError(f"{name}: rank {rank} exceeds min(out, in) = {min(weight.shape)}")
+    if not 0 <= first <= min(weight.shape) - rank:
+        raise ValueError(f"{name}: triplets {first} to {first + rank - 1} are not all below {min(weight.shape)}")
     if tolerance <= 0 or max_iterations < 1:
         raise ValueError(f"SVD tolerance {tolerance} and max_iterations {max_iterations} must be positive")
     work, scale = _rescaled(weight, name)
@@ -96,11 +100,10 @@ def decompose(
     M, N = W_MN.shape
     energy = truncated_svd.energy(W_MN)
     found = None
-    if method == "randomized" and energy > 0 and not truncated_svd.prefers_exact(M, N, rank, tolerance):
+    if method == "randomized" and first == 0 and energy > 0 and not truncated_svd.prefers_exact(M, N, rank, tolerance):
         found = truncated_svd.krylov(W_MN, energy, rank, name, tolerance, max_iterations)
     if found is None:
-        V_RN = truncated_svd.exact(W_MN, rank).to(work.dtype)
-        image_RM = V_RN @ W_MN.t()
+        V_RN, image_RM = truncated_svd.exact(W_MN, rank, first)
     else:
         V_RN, image_RM = found.V_RN, found.image_RM
     U, s, V = _triplets(V_RN, image_RM)
@@ -115,7 +118,8 @@ def decompose(
         accuracy = Accuracy("exact", captured, excess=0.0, iterations=0, capped=False)
     else:
         accuracy = Accuracy("krylov", captured, found.excess, found.iterations, capped=not found.met)
-    return Decomposition((U * signs).contiguous(), s * scale, (V * signs).contiguous(), accuracy)
+    U, s, V = ((U * signs).to(work.dtype), (s * scale).to(work.dtype), (V * signs).to(work.dtype))
+    return Decomposition(U.contiguous(), s, V.contiguous(), accuracy)
 
 
 def stacked(found: Sequence[Decomposition]) -> Decomposition:

@@ -1,4 +1,4 @@
-"""The leading right singular vectors of a matrix: exactly, or by block Krylov iteration to a stated tolerance.
+"""Right singular vectors of a matrix: exactly, or the leading ones by block Krylov iteration to a stated tolerance.
 
 Both ways work on a tall W (M, N), M >= N, and leave U to `sorsa_ds.sorsa.decompose`. The measurements behind the
 choices made here are in docs/results/svd.md.
@@ -98,19 +98,27 @@ def search_bytes(M: int, N: int, rank: int, tolerance: float, iterate: bool) -> 
     return 4 * (M + N) * (5 * K // 2 + 4 * width) + 24 * K * K
 
 
-def exact(W_MN: Tensor, rank: int) -> Tensor:
-    """The leading right singular vectors (R, N) in fp64: from the fp64 Gram matrix of an fp32 W, or by gesdd for fp64.
+def exact(W_MN: Tensor, rank: int, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Right singular vectors V (R, N) from number `first` on, and V W^T (R, M).
 
-    The Gram matrix squares the condition number. For an fp32 W its fp64 rounding moves s_i by no more than an SVD in
-    fp32 would, down to s_i = 1e-8 s_1. For an fp64 W that would not be accurate enough.
+    They come from the fp64 Gram matrix of an fp32 W, or by gesdd for fp64. The Gram matrix squares the condition
+    number. For an fp32 W its fp64 rounding moves s_i by no more than an SVD in fp32 would, down to s_i = 1e-8 s_1. For
+    an fp64 W that would not be accurate enough. The leading ones are returned in W's dtype. The others are in fp64:
+    in fp32 the rounding of their image, relative to s_1, would be large beside their own s.
     """
     if W_MN.dtype == torch.float64:
-        return torch.linalg.svd(W_MN, full_matrices=False)[2][:rank]
+        V_RN = torch.linalg.svd(W_MN, full_matrices=False)[2][first : first + rank]
+        return V_RN, V_RN @ W_MN.t()
     gram_NN = torch.zeros(W_MN.shape[1], W_MN.shape[1], dtype=torch.float64, device=W_MN.device)
     for rows in W_MN.split(GRAM_ROWS):
         wide = rows.double()
         gram_NN.addmm_(wide.t(), wide)
-    return torch.linalg.eigh(gram_NN)[1][:, -rank:].flip(1).t()
+    end = gram_NN.shape[0] - first
+    V_RN = torch.linalg.eigh(gram_NN)[1][:, end - rank : end].flip(1).t()
+    if first == 0:
+        V_RN = V_RN.to(W_MN.dtype)
+        return V_RN, V_RN @ W_MN.t()
+    return V_RN, torch.cat([V_RN @ rows.double().t() for rows in W_MN.split(GRAM_ROWS)], dim=1)
 
 
 class _Basis:

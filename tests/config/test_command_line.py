@@ -314,3 +314,16 @@ def test_a_chat_template_that_is_a_file_gets_an_absolute_path(tmp_path, monkeypa
 def test_a_mix_that_cannot_be_is_refused_with_the_place(mix, more, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         load_settings(RunConfig, None, [("data.mix", mix), *more])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["sorsa.window_start=3"], "sorsa.window_start=3 goes with sorsa.triplets=window, not leading"),
+        (["sorsa.triplets=trailing", "residual.storage=nf4", "residual.iterations=2"], "residual.iterations=2: rounds"),
+        (["sorsa.s_space=log", "train.weight_decay=0.1"], "sorsa.s_space=log trains the logarithms of s"),
+    ],
+)
+def test_choices_of_triplets_and_rates_that_do_not_go_together_are_refused(settings, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        load_settings(RunConfig, None, [tuple(one.split("=")) for one in settings])

@@ -52,7 +52,7 @@ def ds_config(stage: int, offload: str, clip: float, accumulation: int, bf16: bo
 
 def build(
     folder, ds: dict, case: dict, precision: str = "fp32", storage=None, checkpointing: bool = False, adapter=SORSA,
-    optimizer="fused",
+    optimizer="fused", rates=None,
 ):  # fmt: skip
     """A SorsaEngine on the tiny model, from disk, as the trainer makes it. optimizer: `fused`, or `8bit` moments."""
     from sorsa_ds.engine.engine import SorsaEngine
@@ -77,7 +77,7 @@ def build(
     make = {"fused": adamw, "8bit": adamw_8bit}[optimizer]
     return SorsaEngine(
         loaded.model, ds, make(RATE, (0.9, 0.999), 1e-8, 0.0), cosine_with_warmup(STEPS, WARMUP), regularizer,
-        loaded.exact_factors,
+        loaded.exact_factors, rates,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from peft import PeftConfig, PeftModel, PeftType, convert_to_lora, get_peft_mode
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Phi3Config
 
 from sorsa_ds.peft import SorsaConfig, SorsaLayer, SorsaModel, peft_type
 from sorsa_ds.sorsa.decompose import decompose
@@ -233,30 +233,39 @@ def test_factors_stay_in_fp32_over_a_bf16_model_and_orthonormal(folders):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_over_a_quantised_base(folders, tmp_path, bits):
+def test_over_a_quantised_base(tmp_path, bits):
     """The base stays packed as it is; the decomposition is that of its dequantised weights."""
     quantised = BitsAndBytesConfig(
         load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
     )
 
+    # On CPUs with bf16 instructions bitsandbytes multiplies 4-bit weights in blocks of 32 outputs and 64 inputs.
+    size = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
+    torch.manual_seed(0)
+    config = Phi3Config(**size, initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+
     def packed():
-        return load(folders["phi3"], quantization_config=quantised, device_map="cpu")
+        return load(tmp_path / "base", quantization_config=quantised, device_map="cpu")
 
     before = logits(packed())
-    model = adapted(folders["phi3"], move=0, base=packed())
+    model = adapted(tmp_path / "base", move=0, base=packed())
     kind = bitsandbytes.nn.Linear4bit if bits == 4 else bitsandbytes.nn.Linear8bitLt
     assert all(isinstance(layer.get_base_layer(), kind) for layer in layers_of(model).values())
     assert any(layer.quantization_backend is not None for layer in layers_of(model).values())
-    torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-4)
     layer = next(iter(layers_of(model).values()))
     weight = layer.get_base_weight().float()
+    after = logits(model)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer.get_base_weight().float(), weight, rtol=2**-7, atol=0)
+    assert torch.equal(logits(model), after), "looking at the weight changes nothing"
     expected = torch.linalg.svdvals(weight)[:4]
     torch.testing.assert_close(layer.sorsa_factors["default"].s.detach(), expected, rtol=1e-3, atol=1e-3)
     changed = logits(moved(model, 0.2))
     with model.disable_adapter():
         assert torch.equal(logits(model), before)
-    model.save_pretrained(tmp_path)
-    assert torch.equal(logits(PeftModel.from_pretrained(packed(), tmp_path)), changed)
+    model.save_pretrained(tmp_path / "adapter")
+    assert torch.equal(logits(PeftModel.from_pretrained(packed(), tmp_path / "adapter")), changed)
     model.train()(INPUT, labels=INPUT).loss.backward()
     assert layer.sorsa_factors["default"].U.grad.abs().max() > 0
 
@@ -372,9 +381,29 @@ def test_the_defaults_are_the_trainers():
     ours, shared, theirs = SorsaConfig(), AdapterConfig(), Trainers()
     assert (ours.r, ours.sorsa_alpha, ours.sorsa_dropout) == (shared.rank, shared.alpha, shared.dropout)
     assert ours.use_rslora == shared.rslora
-    assert (ours.svd, ours.svd_tolerance, ours.svd_max_iterations) == (
-        theirs.svd, theirs.svd_tolerance, theirs.svd_max_iterations,
-    )  # fmt: skip
+    assert ours.decomposition() == theirs
+
+
+@pytest.mark.parametrize(
+    ("choice", "first"), [({"triplets": "trailing"}, -4), ({"triplets": "window", "window_start": 3}, 3)]
+)
+def test_other_triplets_than_the_leading_ones(folders, choice, first):
+    """The layer begins with the triplets that were asked for, and computes what the base model does."""
+    base, model = load(folders["phi3"]), adapted(folders["phi3"], move=0.0, **choice)
+    torch.testing.assert_close(logits(model), logits(base), rtol=1e-5, atol=1e-5)
+    name = "model.layers.0.self_attn.qkv_proj"
+    expected = torch.linalg.svdvals(base.get_submodule(name).weight.double())
+    window = slice(first, None) if first < 0 else slice(first, first + 4)
+    s = model.base_model.model.get_submodule(name).sorsa_factors["default"].s
+    torch.testing.assert_close(s.detach().double(), expected[window], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "choice", [{"triplets": "first"}, {"window_start": 3}, {"triplets": "window", "window_start": -1}]
+)
+def test_a_choice_of_triplets_that_is_none_is_refused(choice):
+    with pytest.raises(ValueError, match="triplets|window_start"):
+        SorsaConfig(**choice)
 
 
 def test_nothing_is_warned_of_on_the_ordinary_way(folders, tmp_path):

@@ -437,3 +437,18 @@ def test_a_killed_rank_ends_the_others_and_a_signal_ends_with_the_documented_cod
     printed, run, _ = launch(project, "killed", *arguments, "output.save_every=20")
     assert "Going on after step" in printed
     assert len(metrics(run, "loss")) == 60
+
+
+@pytest.mark.slow
+def test_columns_keep_their_rates_when_a_stopped_run_goes_on_also_at_other_ranks(project):
+    """Rates follow from the singular values with which training began, and not from those of the checkpoint."""
+    rates = ["sorsa.triplets=trailing", "sorsa.column_rates=inverse", "sorsa.s_lr_ratio=200", "train.max_start_gap=9"]
+    expected, _ = train(project, "rates", *rates)
+    run, _ = train(project, "rates-stopped", *rates, stop_at=3)
+    train(project, "rates-stopped", *rates, "--resume=auto")
+    assert metrics(run, "loss") == metrics(expected, "loss")
+    elsewhere, _ = train(project, "rates-elsewhere", *rates, stop_at=3)
+    train(project, "rates-elsewhere", *rates, "--resume=auto", ranks=1, ds="stage0")
+    for name, tensor in trained(expected).items():
+        assert torch.equal(trained(run)[name], tensor), name
+        torch.testing.assert_close(trained(elsewhere)[name], tensor, rtol=1e-4, atol=1e-5)

@@ -205,3 +205,29 @@ def test_gpu_gives_the_same_factors(always_krylov, method):
     torch.testing.assert_close(there.s.cpu(), here.s, rtol=1e-5, atol=0)
     for a, b in ((there.U, here.U), (there.V, here.V)):
         torch.testing.assert_close(a.cpu(), b, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(M, N), (N, M)], ids=["tall", "wide"])
+@pytest.mark.parametrize("first", [1, 100, N - R], ids=["second", "middle", "trailing"])
+@pytest.mark.parametrize("spectrum", ["power", "slow", "geometric", "huge outlier", "rank deficient"])
+def test_other_triplets_than_the_leading_ones(spectrum, first, shape):
+    weight = matrix(SPECTRA[spectrum], *shape)
+    factors = decompose(weight, R, method="randomized", first=first)
+    check_orthonormal(factors)
+    U, s, Vt = torch.linalg.svd(weight.double(), full_matrices=False)
+    window = slice(first, first + R)
+    floor = 1e-8 * float(s[0])  # what the fp64 Gram matrix of an fp32 weight resolves
+    torch.testing.assert_close(factors.s.double(), s[window], rtol=1e-5, atol=floor)
+    product = (factors.U * factors.s).double() @ factors.V.double().T
+    torch.testing.assert_close(
+        product, (U[:, window] * s[window]) @ Vt[window], rtol=0, atol=3e-6 * float(s[first]) + floor
+    )
+    assert factors.accuracy.way == "exact"
+    assert factors.accuracy.captured == pytest.approx(
+        float(s[window].square().sum() / s.square().sum()), rel=1e-4, abs=1e-12
+    )
+
+
+def test_a_window_beyond_the_last_triplet_is_refused():
+    with pytest.raises(ValueError, match=f"q: triplets {N - R + 1} to {N} are not all below {N}"):
+        decompose(torch.ones(M, N), R, "q", first=N - R + 1)

@@ -3,13 +3,14 @@
 Shapes, used as suffixes of tensor names: M out_features, N in_features, R rank.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.config.schema import RunConfig, SorsaConfig
 from sorsa_ds.methods.method import Making, Method, Settings, TrainedRun
 from sorsa_ds.model import factor_source, sorsa_recipe
 from sorsa_ds.model.adapter_file import FactorFile
@@ -29,11 +30,11 @@ from sorsa_ds.sorsa.sides import Sides, kept_bytes
 
 
 class Sorsa(Method):
-    """SORSA: the leading singular triplets are trained over a frozen residual."""
+    """SORSA: some singular triplets, the leading ones if not said otherwise, are trained over a frozen residual."""
 
     name, title = "sorsa", "SORSA"
     about = (
-        " [SORSA](https://arxiv.org/abs/2409.00055) trains the leading singular triplets of each weight, "
+        " [SORSA](https://arxiv.org/abs/2409.00055) trains some of the singular triplets of each weight, "
         "`W = W_r + U diag(s) Vᵀ`, over a frozen residual `W_r`, and keeps `U` and `V` near-orthonormal."
     )
     ignored_settings = ("baseline.*",)
@@ -46,12 +47,18 @@ class Sorsa(Method):
 
     def adapt(self, model: PreTrainedModel, making: Making) -> tuple[Selection, Recipe]:
         settings, precision, storage = making.settings, making.precision, making.storage
+        _check_window(settings.sorsa, self.choose(model, settings.adapter).targets)
         if making.initial is None:
             start = factor_source.factor_source(settings.sorsa, settings.adapter, settings.residual, storage, precision)
         else:
             start = factor_source.from_values(making.initial.values)
         now = None if making.trained is None else factor_source.from_values(making.trained)
         return adapt_to_sorsa(model, settings.adapter, precision, storage, making.device, start, now)
+
+    def engine(self, config: RunConfig, steps: int) -> Callable:
+        from sorsa_ds.engine.engine import SorsaEngine  # imports DeepSpeed
+
+        return partial(SorsaEngine, rates=config.sorsa)
 
     def working_set(self, settings: Settings, targets: Sequence[Target], largest: int, storage: Storage) -> int:
         refined = settings.residual.iterations > 1
@@ -72,6 +79,7 @@ class Sorsa(Method):
             ("method", self.name),
             ("trained", f"{counted(targets)}, {trained:,} parameters"),
             ("residual", residual_storage.describe_storage(config.residual)),
+            *_told_choices(config.sorsa),
             ("regulariser", f"{reg.form}, {reg.reduction}, gamma / eta_d = {reg.coefficient:.4g}{reg.rhythm()}"),
         ]
 
@@ -87,8 +95,11 @@ class Sorsa(Method):
         return sum(kept_bytes(*shape, compute, held) for shape in shapes)
 
     def step_scratch_bytes(self, config: RunConfig, ranks: Iterable[int], trainable: int) -> int:
-        """Gram matrices, errors and factors of U and V in fp64, all of them at once."""
-        return 8 * 3 * sum(2 * rank**2 for rank in ranks)
+        """Gram matrices, errors and factors of U and V in fp64, all of them at once.
+
+        With rates of their own, U, s and V are there once more while the optimizer steps.
+        """
+        return 8 * 3 * sum(2 * rank**2 for rank in ranks) + 4 * trainable * config.sorsa.has_own_rates
 
     def step_traffic(self, config: RunConfig, targets: Sequence[Target], zero_stage: int) -> dict[str, float]:
         """One all-reduce of the fp64 Gram matrices per step where ZeRO cuts the masters.
@@ -148,6 +159,36 @@ class Sorsa(Method):
         scale, formats = scale_of(target, run.described.adapter), run.precision
         then, now = (_used(self.factors(file, target), formats, scale) for file in (run.initial, run.trained))
         return torch.cat([now.left, -then.left], -1).double(), torch.cat([now.right, then.right], -1).double()
+
+
+def _check_window(sorsa: SorsaConfig, targets: Sequence[Target]) -> None:
+    """Stop before weights are read where a layer has no such window of triplets.
+
+    Raises:
+        ValueError: naming the first such layer, and the largest start for all.
+    """
+    starts = [min(one.out_features, one.in_features) - one.rank for one in targets]
+    if sorsa.window_start is not None and starts and sorsa.window_start > min(starts):
+        target = targets[starts.index(min(starts))]
+        raise ValueError(
+            f"sorsa.window_start={sorsa.window_start}: {target.name} ({target.out_features} x {target.in_features}) "
+            f"has {min(target.out_features, target.in_features)} triplets, so that {target.rank} of them begin at "
+            f"{min(starts)} at the latest"
+        )
+
+
+def _told_choices(sorsa: SorsaConfig) -> list[tuple[str, str]]:
+    """Rows for the table of a run: which triplets are trained, and at which rates, where not as in the papers."""
+    rows = []
+    if sorsa.triplets != "leading":
+        start = "the middle" if sorsa.window_start is None else f"number {sorsa.window_start}"
+        where = f"a window from {start} on" if sorsa.triplets == "window" else sorsa.triplets
+        rows.append(("triplets", f"{where}; the column `captured` has their share of the weights' energy"))
+    if sorsa.has_own_rates:
+        column = {"equal": "1", "inverse_sqrt": "1 / sqrt(s)", "inverse": "1 / s"}[sorsa.column_rates]
+        told = f"columns of U and V {column}, s {sorsa.s_lr_ratio:g}{' in log space' * (sorsa.s_space == 'log')}"
+        rows.append(("own rates", f"{told}, times the learning rate"))
+    return rows
 
 
 def _merged(layer: SorsaLinear | SorsaExperts, tensors: list[Tensor], formats: Precision) -> Tensor:
