@@ -82,7 +82,7 @@ def by_hand(base, tuned, texts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "batch"), [(1, 4), (2, 5)])
+@pytest.mark.parametrize(("ranks", "batch"), [(2, 5), (1, 4)])  # two ranks make the samples
 def test_drift_is_the_divergence_that_plain_torch_computes_in_float64(project, merged, ranks, batch):
     results, _ = _measure(project, f"run-{ranks}", model=str(project / "run"), ranks=ranks, batch_size=batch)
     [file] = _kept(project)
