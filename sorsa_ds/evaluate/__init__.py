@@ -1,4 +1,4 @@
-"""What a model can do: its answers are graded, multiple choice is scored, and the loss of a text is measured.
+"""What a model can do: its answers are graded, multiple choice is scored, loss and drift of a text are measured.
 
 Start reading at `command.evaluate`, which takes these steps:
 

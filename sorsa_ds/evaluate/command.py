@@ -18,6 +18,7 @@ from sorsa_ds.data.chat_templates import use_template
 from sorsa_ds.data.run_data import load_held_out
 from sorsa_ds.evaluate.backends.likelihood import Likelihood
 from sorsa_ds.evaluate.backends.vllm import Vllm
+from sorsa_ds.evaluate.drift import drift_from_base
 from sorsa_ds.evaluate.models import FoundModel, find_evaluated_model
 from sorsa_ds.evaluate.options import Options
 from sorsa_ds.evaluate.records import RESULTS, Records
@@ -26,8 +27,6 @@ from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, math, mmlu
 from sorsa_ds.evaluate.tasks.math_answers import RULES
 from sorsa_ds.evaluate.tasks.task import Engine, Generate, LocalEngine, Setting, Task
 from sorsa_ds.model.generation import end_tokens
-from sorsa_ds.model.language_part import most_positions
-from sorsa_ds.model.skeleton import read_config
 from sorsa_ds.model.tokenizer import load_tokenizer
 from sorsa_ds.run.checkpoint.folder import step_of
 from sorsa_ds.run.checkpoint.keeper import PACKAGES
@@ -69,15 +68,17 @@ def evaluate(options: Options) -> dict:
     if options.task in ("gsm8k", "math"):
         check_extra("math_verify", f"--task {options.task}")
     device = _start(options)
-    found = find_evaluated_model(options.model, options.base, options.trust_remote_code, options.checkpoint)
+    found = find_evaluated_model(
+        options.model, options.base, options.trust_remote_code, options.checkpoint, options.task == "drift"
+    )
     products = _products(options, found)
     say(products.sentence)
     tokenizer = load_tokenizer(found.tokenizer, found.loading)
     if found.chat_template is not None:
         use_template(tokenizer, str(found.chat_template))
-    setting = Setting(tokenizer, found.tokenizer, _positions(found), bare=options.prompt == "chat")
+    setting = Setting(tokenizer, found.tokenizer, found.positions(), bare=options.prompt == "chat")
     try:
-        task = _build(options, found, setting)
+        task = _build(options, found, setting, device, products)
     finally:
         end_rendering()  # all prompts are made by now
     settings = {"model": options.model, "kind": found.kind, "task": options.task, "data": options.data}
@@ -126,7 +127,7 @@ def _start(options: Options) -> torch.device:
 def _work(task: Task, engine: Engine, records: Records, options: Options) -> int:
     """Do all the work that is left; returns the number of tokens of the samples made now, summed over the ranks."""
     task.start(engine)
-    graded = options.task != "loss"
+    graded = options.task not in ("loss", "drift")
     correct = sum(record["correct"] for record in records.done.values()) if graded else None
     batches = task.batches(records.done, options.batch_size)
     board = Board(len(task.ids), len(records.done), correct, options.task)
@@ -147,7 +148,9 @@ def _work(task: Task, engine: Engine, records: Records, options: Options) -> int
     return sum(collectives.gather_lists([tokens]))
 
 
-def _build(options: Options, found: FoundModel, setting: Setting) -> Task:
+def _build(options: Options, found: FoundModel, setting: Setting, device: torch.device, products: Products) -> Task:
+    if options.task == "drift":
+        return drift_from_base(options, found, setting, device, products.dtype)
     if options.task != "loss" or options.data is not None:
         return BUILD[options.task](options, setting)
     if found.run is None:
@@ -236,15 +239,16 @@ def _folder(options: Options, found: FoundModel) -> Path:
     if options.output is not None:
         return options.output.expanduser().resolve()
     if found.run is not None:
-        name = "held-out-loss" if options.task == "loss" and options.data is None else options.task
+        name = "held-out-loss" if options.task == "loss" and options.data is None else _name(options)
         of = "" if found.checkpoint is None else f"-{found.checkpoint.name}"
         return found.run[0].resolve() / "evaluation" / f"{name}{of}"
     model = re.sub(r"[^\w.-]", "-", options.model.rstrip("/").rpartition("/")[2])
-    return Path("evaluations").resolve() / f"{model}-{options.task}"
+    return Path("evaluations").resolve() / f"{model}-{_name(options)}"
 
 
-def _positions(found: FoundModel) -> int | None:
-    return most_positions(read_config(found.folder, found.loading))
+def _name(options: Options) -> str:
+    """The task, in the name of a folder of results: the drift on a text is kept apart from that on samples."""
+    return "drift-of-text" if options.task == "drift" and options.data is not None else options.task
 
 
 def _speed_rows(speed: dict) -> list[tuple[str, str]]:

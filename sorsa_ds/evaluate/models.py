@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import cast
 
 import torch
+import yaml
+from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from sorsa_ds.config.schema import EMBEDDED_MODEL, LoadingConfig, RunConfig
 from sorsa_ds.evaluate import peft_adapter
 from sorsa_ds.evaluate.backends.placement import check_fits, place, weight_bytes
 from sorsa_ds.model import adapter_file
-from sorsa_ds.model.language_part import model_class
+from sorsa_ds.model.language_part import model_class, most_positions
 from sorsa_ds.model.model_files import check_model_name
 from sorsa_ds.model.numerics import check_numerics
 from sorsa_ds.model.pretrained import find_folder, find_model
@@ -63,6 +65,10 @@ class FoundModel:
         """Digest of everything that was trained, for which the files are read."""
         return digest.of_bytes(" ".join(digest.of_file(file) for file in self.weights).encode())
 
+    def positions(self) -> int | None:
+        """The most tokens that the model takes; None where that is not limited."""
+        return most_positions(read_config(self.folder, self.loading))
+
 
 def check_model(model: str, checkpoint: str | None = None) -> None:
     """Stop where it shows without reading weights, and without the hub, that a model cannot be evaluated.
@@ -84,13 +90,18 @@ def check_model(model: str, checkpoint: str | None = None) -> None:
 
 
 def find_evaluated_model(
-    model: str, base: str | None = None, trust_remote_code: bool = False, checkpoint: str | None = None
+    model: str,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+    checkpoint: str | None = None,
+    against_base: bool = False,
 ) -> FoundModel:
     """The model that `--model` names; no weights are read.
 
     Args:
         checkpoint: as of `check_model`.
         base: folder or hub name of the base model, if it is no longer where an adapter says.
+        against_base: `base` may also name what a plain model was trained from, for `base_of`.
         trust_remote_code: allow Python code that comes with the model.
 
     Raises:
@@ -113,9 +124,48 @@ def find_evaluated_model(
         if "peft_type" in described:
             return _peft(folder, described, base, loading)
         return _adapter(folder, base, trust_remote_code)  # version 0.1.0 gave its own description that name
-    if base is not None:
+    if base is not None and not against_base:
         raise ValueError(f"--base goes with a run or an adapter; {model} is neither")
-    place = find_model(model, loading)
+    return _model(find_model(model, loading), loading)
+
+
+def base_of(found: FoundModel, model: str, base: str | None) -> tuple[str, FoundModel]:
+    """The base model of a model, and its name; no weights are read.
+
+    An adapter says which one it is. A plain model, such as a merged export, has it named by the user or by its card.
+
+    Args:
+        found: what `find_evaluated_model` gives for `model`, with this `base`.
+
+    Raises:
+        ValueError: it is not known which model a plain model was trained from, or that model is not found.
+    """
+    if found.kind != "model":
+        return str(found.folder), _model(found.folder, found.loading)
+    name = base or _base_on_card(found.folder)
+    if name is None:
+        raise ValueError(
+            f"--base is missing: {model} is a plain model that does not say what it was trained from; name that model: "
+            f"--base MODEL (a folder or hub name)"
+        )
+    if base is None:
+        say(f"The card of {model} names {name} as what it was trained from (--base names another one).")
+    loading = replace(found.loading, revision=None)
+    return name, _model(find_model(name, loading), loading)
+
+
+def _base_on_card(folder: Path) -> str | None:
+    """The one base model that the card of a model's folder names, as `base_model`; None where it names none."""
+    try:
+        named = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.base_model
+    except (OSError, ValueError, yaml.YAMLError):  # there is no card, or none that can be read
+        return None
+    names = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    return names[0] if len(names) == 1 and isinstance(names[0], str) and names[0] else None
+
+
+def _model(place: Path, loading: LoadingConfig) -> FoundModel:
+    """The model in a folder in the format of transformers."""
     return FoundModel(
         "model", _weights(place), place, place, loading, lambda device, dtype: _plain(place, loading, device, dtype)
     )

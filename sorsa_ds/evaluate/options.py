@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
-from sorsa_ds.config.declare import check_count
+from sorsa_ds.config.declare import MOST_SEED, check_count
 from sorsa_ds.runtime.console import OptionParser
 
 DESCRIPTION = "Evaluate a model: deepspeed launch/evaluate.py --model runs/NAME --task gsm8k (or torchrun, or python)."
 
-TaskName = Literal["gsm8k", "math", "humaneval", "mmlu", "loss"]
+TaskName = Literal["gsm8k", "math", "humaneval", "mmlu", "loss", "drift"]
 Style = Literal["papers", "chat", "plain"]
 Backend = Literal["transformers", "vllm"]
 Dtype = Literal["auto", "bf16", "fp32"]
@@ -24,6 +24,10 @@ SHOTS = {"mmlu": 5}
 
 WINDOW = 1024
 """Tokens that the loss sees at once by default, where the model takes as many."""
+
+SAMPLES, SAMPLE_TOKENS = 64, 256
+"""How many samples of its own the base model writes for the drift by default, and how many tokens each has at most."""
+_OF_SAMPLES = ("samples", "sample_tokens", "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,9 @@ class Options:
     prompt: Style = "papers"
     window: int | None = None
     stride: int | None = None
+    samples: int | None = None
+    sample_tokens: int | None = None
+    seed: int | None = None
     output: Path | None = None
     backend: Backend = "transformers"
     dtype: Dtype = "auto"
@@ -50,16 +57,19 @@ class Options:
     trust_remote_code: bool = False
 
     def __post_init__(self):
-        for name in ("limit", "batch_size", "max_new_tokens", "window", "stride"):
+        for name in ("limit", "batch_size", "max_new_tokens", "window", "stride", "samples", "sample_tokens"):
             value = getattr(self, name)
             if value is not None:
                 check_count(f"--{name}", value)
+        if self.seed is not None:
+            check_count("--seed", self.seed, least=0, most=MOST_SEED)
         if self.num_few_shot is not None:
             check_count("--num_few_shot", self.num_few_shot, least=0)
         self._check_goes_with("max_new_tokens", GENERATED)
         self._check_goes_with("num_few_shot", ("gsm8k", "math", "mmlu"))
-        self._check_goes_with("window", ("loss",))
-        self._check_goes_with("stride", ("loss",))
+        self._check_goes_with("window", ("loss", "drift"))
+        self._check_goes_with("stride", ("loss", "drift"))
+        self._check_of_samples()
         if self.backend == "vllm" and self.task not in GENERATED:
             raise ValueError(f"--backend vllm only generates ({', '.join(GENERATED)}); {self.task} needs transformers")
         if self.task == "humaneval" and not self.allow_code_execution:
@@ -78,6 +88,20 @@ class Options:
         """Number of few-shot examples."""
         return SHOTS.get(self.task, 0) if self.num_few_shot is None else self.num_few_shot
 
+    def _check_of_samples(self) -> None:
+        """Stop at options of the drift's samples without them, and at options of a text where samples are measured."""
+        for name in _OF_SAMPLES:
+            self._check_goes_with(name, ("drift",))
+            if getattr(self, name) is not None and self.data is not None:
+                raise ValueError(f"--{name} is of the base model's own samples, and --data measures a text instead")
+        if self.task == "drift" and self.data is None:
+            for name in ("limit", "window", "stride", "columns"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"--{name} is of a text, which --data names; the base model's own samples have --samples, "
+                        f"--sample_tokens and --seed"
+                    )
+
     def _check_goes_with(self, name: str, tasks: tuple[str, ...]) -> None:
         if getattr(self, name) is not None and self.task not in tasks:
             raise ValueError(f"--{name} goes with --task {' or '.join(tasks)}, not with {self.task}")
@@ -95,12 +119,16 @@ def parse(argv: Sequence[str]) -> Options:
     add, default = parser.add_argument, {field.name: field.default for field in fields(Options)}
     add("--model", required=True, help="run, adapter (SORSA's or PEFT's), folder of a model, or hub name")
     add("--task", required=True, choices=get_args(TaskName), help="what to measure")
-    add("--data", help="folder, file or hub name (default: the task's own on the hub; loss: a run's held-out data)")
+    add(
+        "--data",
+        help="folder, file or hub name (default: the task's own on the hub; loss: a run's held-out data; drift: what "
+        "the base model writes by itself)",
+    )
     add(
         "--columns", nargs="+", type=_pair, metavar="NAME=COLUMN",
         help="columns of the data that have other names than the task's, as in question=prompt (loss: as data.columns)",
     )  # fmt: skip
-    add("--base", help="an adapter's base model, where it has moved")
+    add("--base", help="an adapter's base model, where it has moved; drift: what a model was trained from")
     add("--checkpoint", help="of a run, also an unfinished one: best, latest or a number of steps (default: its end)")
     add("--limit", type=int, help="only so many samples: the first, or of mmlu and math as many per subject")
     add("--num_few_shot", type=int, help=f"examples before the question (default: {_per_task(SHOTS)}, else 0)")
@@ -110,8 +138,21 @@ def parse(argv: Sequence[str]) -> Options:
         "--prompt", choices=get_args(Style),
         help="papers: the layout of training; chat: the tokenizer's chat template; plain: for a base model",
     )  # fmt: skip
-    add("--window", type=int, help=f"loss: tokens seen at once (default: {WINDOW}, or what the model takes)")
-    add("--stride", type=int, help="loss: tokens from window to window (default: half; window - 1: chunks)")
+    add(
+        "--window",
+        type=int,
+        help=f"loss, drift of --data: tokens seen at once (default: {WINDOW}, or what the model takes)",
+    )
+    add(
+        "--stride",
+        type=int,
+        help="loss, drift of --data: tokens from window to window (default: half; window - 1: chunks)",
+    )
+    add("--samples", type=int, help=f"drift: how many texts the base model writes (default: {SAMPLES})")
+    add(
+        "--sample_tokens", type=int, help=f"drift: the most tokens of each (default: {SAMPLE_TOKENS}, or what it takes)"
+    )
+    add("--seed", type=int, help="drift: of these texts, which are kept in the cache (default: 0)")
     add("--output", type=Path, help="folder of the results (default: RUN/evaluation/TASK or evaluations/MODEL-TASK)")
     add("--backend", choices=get_args(Backend), help=f"what generates (default: {default['backend']})")
     add(

@@ -1,4 +1,4 @@
-"""The folder that keeps converted models and decompositions from one run to the next."""
+"""The folder that keeps what is made once from one run to the next, such as converted models and decompositions."""
 
 import os
 from pathlib import Path

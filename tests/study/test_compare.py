@@ -260,6 +260,41 @@ def test_rates_are_tried_with_the_first_seed_and_the_other_seeds_run_at_the_best
     assert made == [], "all was finished"
 
 
+def test_all_seeds_run_at_all_rates_where_that_is_asked_for(monkeypatch, tmp_path):
+    made = pretended(monkeypatch)
+    command.compare(parse([*ARGUMENTS, f"--output={tmp_path}", "--rate_seeds=all"]))
+    tried = ["sorsa-lr0.001", "sorsa-lr0.01", "lora-lr0.01", "lora-lr0.1"]
+    assert made == [f"{run}-seed{seed}" for seed in (4, 5, 6) for run in tried]
+    data = json.loads((tmp_path / "comparison.json").read_text())
+    assert [(one["method"], one["learning_rate"], one["seeds"]) for one in data["methods"]] == [
+        ("sorsa", 1e-3, [4, 5, 6]), ("lora", 1e-2, [4, 5, 6]),
+    ]  # fmt: skip
+
+
+def test_drift_is_measured_of_every_rate_and_of_the_base_model_against_itself(monkeypatch, tmp_path):
+    pretended(monkeypatch)
+    monkeypatch.setattr(figure, "draw_frontier", lambda *_: None)
+    called = []
+
+    def launch(self: Runner, script: str, arguments: list[str], name: str, meanwhile) -> str | None:
+        options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        called.append((Path(options["--model"]).name, options.get("--base")))
+        folder = Path(options["--output"])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").write_text(json.dumps({"kl": 0.25 * len(called) - 0.25}))
+        return None
+
+    monkeypatch.setattr(Runner, "launch", launch)
+    command.compare(parse([*ARGUMENTS, f"--output={tmp_path}", "--task=drift", "model=base"]))
+    tried = ["sorsa-lr0.001", "sorsa-lr0.01", "lora-lr0.01", "lora-lr0.1"]
+    others = [f"{run}-seed{seed}" for seed in (5, 6) for run in ("sorsa-lr0.001", "lora-lr0.01")]
+    assert called == [("base", "base"), *((run, None) for run in [*(f"{one}-seed4" for one in tried), *others])]
+    data = json.loads((tmp_path / "comparison.json").read_text())
+    assert (data["score_before"], data["score"]) == (0, "drift_nats")
+    assert [run["score"] for run in data["runs"]] == [0.25 * number for number in range(1, 9)]
+    assert data["frontier"]["drift_at_equal_loss"][0]["by_seed"] == {"4": 0.25}
+
+
 def test_two_comparisons_in_one_folder_do_not_mix(monkeypatch, tmp_path):
     made = pretended(monkeypatch)
     lock = RunLock(tmp_path)

@@ -7,6 +7,7 @@ Shapes: B sequences, L positions, K scored positions, C vocabulary.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +15,29 @@ from transformers import PreTrainedModel
 
 from sorsa_ds.data.batches import collate
 from sorsa_ds.data.tokenize import IGNORED, Example
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a model makes of the labelled tokens of a batch.
+
+    logits_KC: in the dtype in which the model gives them. labels_K: the tokens. places_BL: where in the batch they are,
+    with L one less than the batch's length, because the first token has nothing to predict it from.
+    """
+
+    logits_KC: Tensor
+    labels_K: Tensor
+    places_BL: Tensor
+
+    def per_sequence(self, values_K: Tensor) -> list[float]:
+        """Sums of one value per labelled token over each sequence, in float64."""
+        values_BL = torch.zeros(self.places_BL.shape, dtype=torch.float64, device=values_K.device)
+        values_BL[self.places_BL] = values_K.double()
+        return values_BL.sum(1).tolist()
+
+    def counts(self) -> list[int]:
+        """How many labelled tokens each sequence has."""
+        return self.places_BL.sum(1).tolist()
 
 
 class Likelihood:
@@ -38,14 +62,22 @@ class Likelihood:
     @torch.inference_mode()
     def losses(self, sequences: Sequence[Example]) -> list[tuple[float, int]]:
         """For each sequence (loss in nats, summed over the labelled tokens; number of these tokens)."""
+        scored = self.scored(sequences)
+        nats_K = torch.nn.functional.cross_entropy(scored.logits_KC.float(), scored.labels_K, reduction="none")
+        return list(zip(scored.per_sequence(nats_K), scored.counts(), strict=True))
+
+    @torch.inference_mode()
+    def scored(self, sequences: Sequence[Example]) -> Scored:
+        """The logits of each labelled token."""
         batch = self._batch(sequences)
         labels_BL = batch["labels"][:, 1:]
-        scored_BL = labels_BL != IGNORED
-        logits_KC = self._logits(batch)[:, :-1][scored_BL].float()
-        nats_K = torch.nn.functional.cross_entropy(logits_KC, labels_BL[scored_BL], reduction="none").double()
-        nats_BL = torch.zeros(labels_BL.shape, dtype=torch.float64, device=self._device)
-        nats_BL[scored_BL] = nats_K
-        return list(zip(nats_BL.sum(1).tolist(), scored_BL.sum(1).tolist(), strict=True))
+        places_BL = labels_BL != IGNORED
+        return Scored(self._logits(batch)[:, :-1][places_BL], labels_BL[places_BL], places_BL)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model tells apart, C."""
+        return self._model.config.get_text_config().vocab_size
 
     def _logits(self, batch: dict[str, Tensor]) -> Tensor:
         with self._products():

@@ -103,6 +103,15 @@ def build(options: Options, setting: Setting) -> Loss:
     Raises:
         ValueError: the data cannot be read or has nothing to score, or the model does not take such windows.
     """
+    return Loss(*windows_of(options, setting))
+
+
+def windows_of(options: Options, setting: Setting) -> tuple[dict[str, Example], str]:
+    """The text that --data names, in windows (id -> tokens and labels), and a sentence on how it was cut.
+
+    Raises:
+        ValueError: the data cannot be read or has nothing to score, or the model does not take such windows.
+    """
     positions = setting.positions
     window = options.window or (WINDOW if positions is None else min(WINDOW, positions))
     if window < 2 or (positions is not None and window > positions):
@@ -118,7 +127,7 @@ def build(options: Options, setting: Setting) -> Loss:
     if not windows:
         raise ValueError(f"{DATA_OPTION}: no token to score in {options.data}")
     way = "in chunks" if stride == window - 1 else f"sliding by {stride}, so after {window - stride} tokens or more"
-    return Loss(windows, f"Documents: {len(documents)}, in windows of {window} tokens, {way}.")
+    return windows, f"Documents: {len(documents)}, in windows of {window} tokens, {way}."
 
 
 def cut_into_windows(document: Example, window: int, stride: int) -> list[Example]:

@@ -3,5 +3,5 @@
 Start reading at `command.compare`, which goes this way:
 
     request (the command line) -> trials (what is to be run) -> runner (one run, through launch/train.py), score
-        (launch/evaluate.py) -> results (read from the runs' folders) -> tables, figure
+        (launch/evaluate.py) -> results (read from the runs' folders), frontier (loss against drift) -> tables, figure
 """

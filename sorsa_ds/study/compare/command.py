@@ -9,6 +9,7 @@ from sorsa_ds.methods.settings import check_stage
 from sorsa_ds.runtime.console import bar, say
 from sorsa_ds.runtime.folder_lock import at_work_in
 from sorsa_ds.study.compare import figure, tables
+from sorsa_ds.study.compare.frontier import frontier_of
 from sorsa_ds.study.compare.options import Request
 from sorsa_ds.study.compare.results import Result, best_rate, by_method
 from sorsa_ds.study.compare.runner import Runner
@@ -54,7 +55,7 @@ class Comparing:
             shown.update()
 
     def measure(self, evaluation: Evaluation, shown: tqdm) -> None:
-        """Measure the scores of the runs at their methods' best learning rates.
+        """Measure the scores of the runs: at all learning rates, or at their methods' best ones, as the task wants.
 
         Args:
             shown: the progress bar.
@@ -63,12 +64,12 @@ class Comparing:
             Preempted: this process was told to stop.
         """
         for i, run in enumerate(self.finished):
-            if run.trial.learning_rate == self.rate(run.trial.method):
+            if evaluation.of_every_rate or run.trial.learning_rate == self.rate(run.trial.method):
                 shown.set_description(f"evaluating {run.trial.name}")
                 found, failure = evaluation.measure(str(run.folder), run.trial.name, self.runner)
                 if failure is None:
                     self.finished[i] = replace(run, score=found)
-                    say(f"{run.trial.name}: {evaluation.score.replace('_', ', ')} {found:.2f}")
+                    say(f"{run.trial.name}: {evaluation.score.replace('_', ', ')} {found:{evaluation.form}}")
                     self.write()
                 else:
                     self.failed[run.trial] = f"it was trained, but not evaluated: {failure}"
@@ -84,16 +85,20 @@ class Comparing:
         request = self.request
         methods = by_method(self.finished, request.methods, self.rate)
         left_out = {method: found for method in request.methods if (found := request.left_out(method))}
+        drifts = request.evaluation is not None and request.evaluation.task == "drift"
+        frontier = frontier_of(self.finished, request.methods, request.seeds[0]) if drifts else None
         comparison = tables.Comparison(
             request.base, request.evaluation, self.before, methods, self.finished, self.failed, left_out,
-            request.seeds[0],
+            request.seeds[0], frontier,
         )  # fmt: skip
         tables.write_tables(comparison, request.output)
         figure.draw_comparison(methods, request.output)
+        if frontier is not None:
+            figure.draw_frontier(frontier, request.output)
 
 
 def compare(request: Request) -> None:
-    """Make a whole comparison. All learning rates are tried with the first seed; the others run at the best rate.
+    """Make a whole comparison: all learning rates with the first seed, the other seeds at the best rate or at all.
 
     Raises:
         ValueError: before anything runs, settings that do not go together or a folder that is in use; at the end, the
@@ -110,14 +115,22 @@ def _compare(request: Request, runner: Runner) -> None:
     comparing = Comparing(request, runner, _before(request, runner))
     first, *others = request.seeds
     tried = [Trial(method, rate, first) for method in request.methods for rate in request.rates[method]]
-    say(f"{len(tried)} runs with seed {first}, then {len(others) * len(request.methods)} with the other seeds: "
-        f"{request.output / RUNS}")  # fmt: skip
-    with bar(len(tried) + len(others) * len(request.methods), "comparing", "run") as shown:
+    later = len(others) * (len(tried) if request.every_seed else len(request.methods))
+    say(f"{len(tried)} runs with seed {first}, then {later} with the other seeds: {request.output / RUNS}")
+    with bar(len(tried) + later, "comparing", "run") as shown:
         comparing.attempt(tried, shown)
-        chosen = [(method, comparing.rate(method)) for method in request.methods]
+        rates = {method: [comparing.rate(method)] for method in request.methods}
+        chosen = [
+            (method, rate)
+            for method in request.methods
+            for rate in (request.rates if request.every_seed else rates)[method]
+        ]
         comparing.attempt([Trial(m, rate, seed) for seed in others for m, rate in chosen if rate is not None], shown)
     if request.evaluation is not None:
-        with bar(len(request.methods) * len(request.seeds), "evaluating", "run") as shown:
+        runs = (
+            len(comparing.finished) if request.evaluation.of_every_rate else len(request.methods) * len(request.seeds)
+        )
+        with bar(runs, "evaluating", "run") as shown:
             comparing.measure(request.evaluation, shown)
     comparing.write()
     say(f"\n{(request.output / 'comparison.md').read_text(encoding='utf-8')}\n{request.output / 'comparison.md'}")

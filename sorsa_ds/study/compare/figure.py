@@ -1,18 +1,29 @@
-"""Loss and gradient norm against steps, as in Figure 4 of the papers: one colour per method, its seeds as a band."""
+"""The pictures of a comparison, in which a method has one colour and one line style.
 
+Loss and gradient norm against steps, as in Figure 4 of the papers, with the seeds as a band; and, where drift was
+measured, held-out loss against drift with a curve per method over its learning rates.
+"""
+
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
 from sorsa_ds.run.metrics import read_metrics
 from sorsa_ds.runtime import plotting
 from sorsa_ds.runtime.plotting import against_steps, legend, picture, scaled, smoothed
+from sorsa_ds.study.compare.frontier import Frontier, Point
 from sorsa_ds.study.compare.results import MethodResult
 from sorsa_ds.study.compare.trials import METHODS
 
 LOOKS = dict(zip(METHODS, cycle(plotting.LOOKS), strict=False))
 """Colour and line style of each method, the same in every picture."""
+MARKERS = dict(zip(METHODS, cycle("osD^vP*Xp"), strict=False))
+"""Marker of each method's points, by which curves can be told apart in black and white too."""
+_ROWS = 14
+"""How many names of methods have room above one another beside the frontier."""
 
 
 def curves(method: MethodResult, key: str) -> np.ndarray:
@@ -47,3 +58,77 @@ def draw_comparison(methods: list[MethodResult], output: Path) -> None:
         scaled(axes[1].yaxis, np.concatenate([curves(method, "grad_norm").flatten() for method in methods]))
         title = "line: mean over seeds; band: lowest to highest" if several else None
         legend(figure, {line.get_label(): line for line in axes[0].lines}, title=title)
+
+
+def draw_frontier(frontier: Frontier, output: Path) -> None:
+    """Write frontier.png and frontier.svg: a curve per method over its learning rates, named where its rate is lowest.
+
+    A curve is the mean over the seeds that have run at all rates; where there are several, each run is a light point.
+    A dotted line marks the loss at which methods are compared.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    curves = {method: frontier.mean_curve(method) for method in frontier.curves}
+    with picture(output / "frontier", 1, 1, size=(6.4, 4.2)) as (_, [ax]):
+        for method, curve in curves.items():
+            colour, style = LOOKS[method]
+            marker = MARKERS[method]
+            runs = [point for of_seed in frontier.curves[method].values() for point in of_seed]
+            if len(runs) > len(curve):
+                ax.plot(
+                    *_columns(runs), color=colour, marker=marker, linestyle="", markersize=4, alpha=0.3,
+                    markeredgewidth=0,
+                )  # fmt: skip
+            ax.plot(
+                *_columns(curve), color=colour, linestyle=style, linewidth=1.6, marker=marker, markersize=6,
+                markerfacecolor="white", markeredgewidth=1.3,
+            )  # fmt: skip
+        common = fmean(frontier.losses.values())
+        ax.axvline(common, color="0.45", linestyle=":", linewidth=1)
+        ax.annotate(
+            f"{common:.4g}", (common, 1), xycoords=("data", "axes fraction"), xytext=(3, -2),
+            textcoords="offset points", va="top", fontsize=7, color="0.3",
+        )  # fmt: skip
+        positive = [point.drift for curve in curves.values() for point in curve if point.drift > 0]
+        if positive and len(positive) == sum(map(len, curves.values())):
+            ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.set(xlabel=f"{frontier.what} (nats per token)", ylabel="drift: KL(base || tuned) (nats per token)")
+        ax.grid(alpha=0.25, linewidth=0.5, which="both")
+        _name_curves(ax, curves)
+
+
+def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    return [point.loss for point in points], [point.drift for point in points]
+
+
+def _name_curves(ax, curves: Mapping[str, Sequence[Point]]) -> None:
+    """Write each method's name at the right of the axes, as high as its curve begins, with a line to that point.
+
+    Names that would touch are moved apart.
+    """
+    to_axes = ax.transAxes.inverted()
+    ax.figure.canvas.draw()  # which settles where points are
+    heights = {
+        method: float(to_axes.transform(ax.transData.transform((curve[0].loss, curve[0].drift)))[1])
+        for method, curve in curves.items()
+    }
+    for method, height in spaced(heights, 1 / _ROWS).items():
+        begin, colour = curves[method][0], LOOKS[method][0]
+        ax.annotate(
+            method, (begin.loss, begin.drift), xytext=(1.04, height), textcoords="axes fraction", color=colour,
+            va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4},
+        )  # fmt: skip
+
+
+def spaced(heights: Mapping[str, float], gap: float) -> dict[str, float]:
+    """Heights that differ by a gap or more, in the same order, as few of them moved as the gap allows."""
+    placed: dict[str, float] = {}
+    top = -np.inf
+    for name in sorted(heights, key=lambda name: heights[name]):
+        top = placed[name] = max(heights[name], top + gap)
+    over = max(0.0, top - 1.0)
+    return {name: height - over for name, height in placed.items()}

@@ -20,9 +20,11 @@ OPTIONS = {
     "output": "folder of the comparison; the same command again goes on in it",
     "seeds": f"seeds of each method (default {DEFAULT_SEEDS})",
     "learning_rates": "1e-4,3e-4 for every method, lora=1e-3 for one; of several the best on the first seed is used",
+    "rate_seeds": "which seeds run at all learning rates: first (default; the others run at the best one), or all",
     "num_gpus": "ranks: GPUs of this machine, or processes where it has none (default: all GPUs, or one process)",
-    "task": "what to measure of every model and of the base model: accuracy in gsm8k, math, humaneval or mmlu, or the "
-    "perplexity of a text (loss, with --data in --task_options); default: nothing",
+    "task": "what to measure of every model and of the base model: accuracy in gsm8k, math, humaneval or mmlu, the "
+    "perplexity of a text (loss, with --data in --task_options), or drift from the base model (at every rate, with a "
+    "figure of held-out loss against drift); default: nothing",
     "task_options": 'further options of launch/evaluate.py, as in --task_options="--data DIR --limit 200"',
     "config": "YAML file with settings that all runs share",
     "ds_config": f"DeepSpeed JSON of all runs (default {DEFAULT_DS_CONFIG})",
@@ -41,7 +43,7 @@ _OWN = {"method": "--methods", "train.seed": "--seeds", "output.folder": "--outp
 
 @dataclass(slots=True)
 class Request:
-    """What one command line asks for."""
+    """What one command line asks for. every_seed: all seeds run at all learning rates, and not the first alone."""
 
     base: RunConfig
     ds_config: Path
@@ -51,6 +53,7 @@ class Request:
     rates: dict[str, list[float]]
     num_gpus: int | None
     evaluation: Evaluation | None
+    every_seed: bool = False
 
     def left_out(self, method: str) -> dict[str, object]:
         """The settings that a method has no use for, path -> value."""
@@ -94,9 +97,13 @@ def parse(argv: Sequence[str]) -> Request:
             evaluation = Evaluation(options["task"], options.get("task_options", ""))
         elif "task_options" in options:
             raise ValueError("--task_options: there is no --task")
+    if (rate_seeds := options.get("rate_seeds", "first")) not in ("first", "all"):
+        errors.append(f"--rate_seeds: {rate_seeds!r} is neither first nor all")
     errors.stop()
     output = Path(options["output"]).expanduser().resolve()
-    request = Request(base, json_file, output, methods, seeds, rates, int(ranks) if ranks else None, evaluation)
+    request = Request(
+        base, json_file, output, methods, seeds, rates, int(ranks) if ranks else None, evaluation, rate_seeds == "all"
+    )
     _refuse_unused(request, [name_now(path) for path, _ in overrides])
     return request
 

@@ -13,6 +13,9 @@ from sorsa_ds.study.compare.runner import Runner
 BASE = "base"
 """Name of the base model's folder of results."""
 
+_FIGURES = {"loss": "perplexity", "drift": "kl"}
+"""Task -> the entry of its results that is its score; all others have an accuracy."""
+_BASE = "--base"
 _TRUST = "--trust_remote_code"
 """The runs of a comparison whose own settings allow the model's code are evaluated with it too."""
 
@@ -38,12 +41,22 @@ class Evaluation:
     @property
     def score(self) -> str:
         """Name of the figure that is measured, with its unit."""
-        return "perplexity" if self.task == "loss" else "accuracy_percent"
+        return {"loss": "perplexity", "drift": "drift_nats"}.get(self.task, "accuracy_percent")
 
     @property
     def heading(self) -> str:
         """The beginning of the heading over the figure in a table."""
-        return "perplexity" if self.task == "loss" else f"{self.task}, %,"
+        return {"loss": "perplexity", "drift": "drift, nats per token,"}.get(self.task, f"{self.task}, %,")
+
+    @property
+    def form(self) -> str:
+        """The format in which the figure is written."""
+        return ".4f" if self.task == "drift" else ".2f"
+
+    @property
+    def of_every_rate(self) -> bool:
+        """Whether runs at all learning rates are measured, and not those at their method's best one alone."""
+        return self.task == "drift"
 
     def measure(self, model: str, name: str, runner: Runner) -> tuple[float | None, str | None]:
         """(the score of a model, None), or (None, why there is none).
@@ -59,10 +72,14 @@ class Evaluation:
         folder = runner.output / "evaluations" / kind / name
         # It is launched even where results exist: the command sees whether they are this model's, and ends soon then.
         arguments = ["--model", model, "--task", self.task, "--output", str(folder), *shlex.split(self.options)]
+        if self.task == "drift" and name == BASE and _BASE not in arguments:
+            arguments += [_BASE, model]  # its drift from itself, which is 0
         if runner.base.loading.trust_remote_code and _TRUST not in arguments:
             arguments.append(_TRUST)
         failure = runner.launch("evaluate.py", arguments, f"{name}-{kind}", lambda: None)
         if failure is not None:
             return None, failure
         found = read_json(folder / RESULTS)
-        return found["perplexity"] if self.task == "loss" else 100 * found["accuracy"], None
+        if self.task in _FIGURES:
+            return found[_FIGURES[self.task]], None
+        return 100 * found["accuracy"], None

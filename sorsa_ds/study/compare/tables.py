@@ -10,6 +10,7 @@ from sorsa_ds.config.mixing import sources_of
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.settings import listed
 from sorsa_ds.runtime.files import write_json, write_text
+from sorsa_ds.study.compare.frontier import Frontier
 from sorsa_ds.study.compare.results import MethodResult, Result, Spread
 from sorsa_ds.study.compare.score import Evaluation
 from sorsa_ds.study.compare.trials import Trial
@@ -32,7 +33,8 @@ class Comparison:
 
     settings: shared by all runs. evaluation: the task in which models were measured. before: the base model's score.
     methods: each at its best learning rate. runs: all that are finished. failed: trial -> why it failed. left_out:
-    method -> the settings that it has no use for. seed: the one with which learning rates were tried.
+    method -> the settings that it has no use for. seed: the one with which learning rates were tried. frontier: what
+    the drift of the runs shows; None where it was not measured.
     """
 
     settings: RunConfig
@@ -43,6 +45,7 @@ class Comparison:
     failed: dict[Trial, str]
     left_out: dict[str, dict[str, object]]
     seed: int
+    frontier: Frontier | None = None
 
 
 def write_tables(comparison: Comparison, output: Path) -> None:
@@ -64,7 +67,8 @@ def markdown(comparison: Comparison) -> str:
         row = [one.method, f"{one.learning_rate:g}", ", ".join(str(run.trial.seed) for run in one.runs)]
         row += [_text(one.spread(key), form) for key, (_, form) in COLUMNS.items()]
         if comparison.evaluation:
-            row += [_text(Spread.of([comparison.before]), ".2f"), _text(one.score, ".2f")]
+            form = comparison.evaluation.form
+            row += [_text(Spread.of([comparison.before]), form), _text(one.score, form)]
         rows.append(row)
     lines += [*_table(headings, rows), "", "![loss and gradient norm against steps](comparison.png)", ""]
     tried = [run for run in comparison.runs if run.trial.seed == comparison.seed]
@@ -81,6 +85,8 @@ def markdown(comparison: Comparison) -> str:
             ),
             "",
         ]
+    if comparison.frontier:
+        lines += [*_frontier_lines(comparison.frontier), ""]
     for method, settings in comparison.left_out.items():
         lines += [f"- {method} has no use for {listed(settings)}, and ran without."]
     for trial, reason in comparison.failed.items():
@@ -93,11 +99,15 @@ def as_csv(comparison: Comparison) -> str:
     text = io.StringIO()
     headings = ["method", "learning_rate", "seeds"]
     headings += [f"{key}{end}" for key in (*COLUMNS, "score") for end in ("", "_deviation")]
+    if comparison.frontier:
+        headings += ["equal_loss", "drift_at_equal_loss", "drift_at_equal_loss_deviation", "drift_at_equal_loss_seeds"]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(headings)
     for one in comparison.methods:
         spreads = [*(one.spread(key) for key in COLUMNS), one.score]
         numbers = [number for s in spreads for number in ((s.mean, s.deviation) if s else (None, None))]
+        if comparison.frontier:
+            numbers += _equal_cells(comparison.frontier, one.method)
         writer.writerow([one.method, one.learning_rate, len(one.runs), *numbers])
     return text.getvalue()
 
@@ -124,8 +134,69 @@ def as_json(comparison: Comparison) -> dict:
             {**asdict(run.trial), "folder": str(run.folder), "report": run.report, "score": run.score}
             for run in comparison.runs
         ],
+        "frontier": comparison.frontier and _frontier_dict(comparison.frontier),
         "failed": [{**asdict(trial), "reason": reason} for trial, reason in comparison.failed.items()],
         "left_out": json.loads(json.dumps(comparison.left_out, default=str)),
+    }
+
+
+def _frontier_lines(frontier: Frontier) -> list[str]:
+    """The drift of every method at the loss that all of them reach, its curve, and every point of it."""
+    common = _text(Spread.of(frontier.losses.values()), ".4f")
+    seeds = ", ".join(map(str, frontier.seeds))
+    lines = [
+        f"## Drift at equal {frontier.what}",
+        "",
+        f"Drift is KL(base || tuned), in nats per token. Methods are compared at the {frontier.what} that every one of "
+        f"them reaches, the highest of their lowest ones: {common} (seeds with all learning rates: {seeds}). Between "
+        f"two learning rates the logarithm of the drift is linear in the loss; of several places with this loss the "
+        f"one of the lowest rate counts.",
+        "",
+        *_table(
+            ["method", "drift at equal loss", "seeds"],
+            [
+                [one.method, _text(one.spread, ".4f"), ", ".join(map(str, one.drifts)) or "-"]
+                for one in frontier.at_equal_loss
+            ],
+        ),
+        "",
+    ]
+    lines += [
+        f"- {one.method}, seed {seed}: {why}." for one in frontier.at_equal_loss for seed, why in one.reasons.items()
+    ]
+    lines += ["", f"![{frontier.what} against drift](frontier.png)", ""]
+    rows = []
+    for method, curves in frontier.curves.items():
+        points = [(seed, point) for seed, curve in curves.items() for point in curve]
+        for rate in sorted({point.learning_rate for _, point in points}):
+            here = [(seed, point) for seed, point in points if point.learning_rate == rate]
+            loss, drift = (Spread.of(getattr(point, name) for _, point in here) for name in ("loss", "drift"))
+            rows.append(
+                [method, f"{rate:g}", ", ".join(str(s) for s, _ in here), _text(loss, ".4f"), _text(drift, ".4f")]
+            )
+    return lines + _table(["method", "learning rate", "seeds", frontier.what, "drift"], rows)
+
+
+def _equal_cells(frontier: Frontier, method: str) -> list[float | int | None]:
+    """The cells of a method's row of the CSV table: the common loss, then its drift there, deviation and seeds."""
+    common = Spread.of(frontier.losses.values())
+    found = next((one.spread for one in frontier.at_equal_loss if one.method == method), None)
+    return [common and common.mean, *((found.mean, found.deviation, found.count) if found else (None, None, 0))]
+
+
+def _frontier_dict(frontier: Frontier) -> dict:
+    return {
+        "loss": frontier.what,
+        "equal_loss": frontier.losses,
+        "interpolation": "log drift linear in loss",
+        "drift_at_equal_loss": [
+            {"method": one.method, "by_seed": one.drifts, "reasons": one.reasons, "spread": _dict(one.spread)}
+            for one in frontier.at_equal_loss
+        ],
+        "curves": {
+            method: {seed: [asdict(point) for point in curve] for seed, curve in curves.items()}
+            for method, curves in frontier.curves.items()
+        },
     }
 
 
