@@ -10,7 +10,7 @@ Shapes: M outputs, N inputs, R rank.
 """
 
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
@@ -173,7 +173,7 @@ class SorsaLayer(BaseTunerLayer):
         if weight is not None and getattr(state, "packing_format_for_cpu", False):
             from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse  # only where it is in use
 
-            weight.data, weight.quant_state = _convert_weight_packed_for_cpu_inverse(weight.data, state)
+            weight.data, weight.quant_state = _convert_weight_packed_for_cpu_inverse(weight.data, cast(Any, state))
         return super().get_base_weight()
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
