@@ -1,0 +1,162 @@
+"""What the runs of the study say: variants against LoRA, paired by seed, with confidence intervals.
+
+A variant's runs are those at its own best rate (`evidence_trials.best_rates`), with every seed of the part. A pair is a
+variant and LoRA with one seed: the same data in the same order. Intervals are Student's, at 95 %, over the seeds.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+
+from scipy import stats
+
+from benchmarks.helpers.evidence_trials import PARTS, VARIANTS, Part, Trial, best_rates, trial_of
+from sorsa_ds.study.compare.frontier import Curve, NotReached, Point, common_loss, drift_at
+
+PEER = "lora"
+HEADLINE = "small-gsm8k"
+"""The part from which the line of JSON is taken: the one with all variants and most seeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with its 95 % confidence interval; low and high are None where there is one number alone."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Interval | None":
+        """The interval of numbers that are drawn independently; None where there are none."""
+        if not values:
+            return None
+        mean, count = fmean(values), len(values)
+        if count == 1:
+            return cls(mean, None, None, 1)
+        half = stats.t.ppf(0.975, count - 1) * stdev(values) / math.sqrt(count)
+        return cls(mean, mean - half, mean + half, count)
+
+    def through(self, function: Callable[[float], float]) -> "Interval":
+        """The interval of a growing function of the number, such as exp."""
+        ends = (None if end is None else function(end) for end in (self.low, self.high))
+        return Interval(function(self.mean), *ends, self.seeds)
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """A variant beside LoRA in one part.
+
+    rate: the variant's best. loss, drift: at that rate, means over the seeds. loss_difference: held-out loss minus
+    LoRA's at its own best rate. drift_ratio: drift over LoRA's at the loss that both reach, seed by seed; None where no
+    seed's curves reach it, and `missing` counts the seeds for which they do not.
+    """
+
+    variant: str
+    rate: float
+    loss: float
+    drift: float
+    loss_difference: Interval | None
+    drift_ratio: Interval | None
+    missing: int
+
+
+def against_lora(part: Part, rows: Sequence[dict]) -> list[Against]:
+    """Every variant of a part that has all seeds at its best rate, LoRA included."""
+    runs = {trial_of(row): row for row in rows if row["part"] == part.name}
+    losses = {trial: float(row["eval_loss"]) for trial, row in runs.items()}
+    rates = best_rates(part, losses)
+    found = []
+    for variant, rate in rates.items():
+        own = [Trial(part.name, variant, rate, seed) for seed in range(part.seeds)]
+        pairs = [(t, Trial(part.name, PEER, rates[PEER], t.seed)) for t in own] if PEER in rates else []
+        ratios, missing = drift_ratios(part, runs, variant) if PEER in rates else ([], part.seeds)
+        logs = Interval.of([math.log(ratio) for ratio in ratios])
+        found.append(
+            Against(
+                variant, rate, fmean(losses[t] for t in own), fmean(float(runs[t]["drift"]) for t in own),
+                Interval.of([losses[a] - losses[b] for a, b in pairs]), logs and logs.through(math.exp), missing,
+            )
+        )  # fmt: skip
+    return found
+
+
+def drift_ratios(part: Part, runs: dict[Trial, dict], variant: str) -> tuple[list[float], int]:
+    """Drift over LoRA's at the loss that both reach, for each seed where both curves do; and for how many they do not.
+
+    A seed other than the first has a curve of the best rate and its two neighbours.
+    """
+    ratios, missing = [], 0
+    for seed in range(part.seeds):
+        curves = {name: curve_of(runs, name, seed) for name in (variant, PEER)}
+        if not all(curves.values()):
+            missing += 1
+            continue
+        loss = common_loss(curves)
+        try:
+            ratios.append(drift_at(curves[variant], loss) / drift_at(curves[PEER], loss))
+        except NotReached:
+            missing += 1
+    return ratios, missing
+
+
+def curve_of(runs: dict[Trial, dict], variant: str, seed: int) -> Curve:
+    """Loss and drift of a variant with one seed, in the order of the learning rates."""
+    own = sorted((t for t in runs if (t.variant, t.seed) == (variant, seed)), key=lambda t: t.learning_rate)
+    return [Point(t.learning_rate, float(runs[t]["eval_loss"]), float(runs[t]["drift"])) for t in own]
+
+
+def best_of_sorsa(found: Sequence[Against]) -> Against | None:
+    """SORSA's variant with the least drift at equal loss, among those whose loss is not shown to be above LoRA's."""
+    ours = [
+        one for one in found
+        if not VARIANTS[one.variant] or not VARIANTS[one.variant][0].startswith("method=")
+        if one.drift_ratio and one.loss_difference and (one.loss_difference.low or 0) <= 0
+    ]  # fmt: skip
+    return min(ours, key=lambda one: one.drift_ratio.mean if one.drift_ratio else math.inf, default=None)
+
+
+def summary(rows: Sequence[dict]) -> dict:
+    """The line of JSON: how many runs and seeds, and SORSA's best variant against LoRA in the main part."""
+    best = best_of_sorsa(against_lora(PARTS[HEADLINE], rows))
+    return {
+        "runs": len(rows),
+        "seeds": len({row["seed"] for row in rows}),
+        "parts": sorted({row["part"] for row in rows}),
+        "best_variant": best and best.variant,
+        "loss_vs_lora": best and best.loss_difference and asdict(best.loss_difference),
+        "drift_vs_lora_at_equal_loss": best and best.drift_ratio and asdict(best.drift_ratio),
+    }
+
+
+def tables(rows: Sequence[dict]) -> str:
+    """A table in Markdown for every part that has runs with all seeds."""
+    parts = []
+    for part in PARTS.values():
+        found = against_lora(part, rows)
+        if found:
+            parts.append(f"### {part.name}: {part.seeds} seeds, rank {part.rank}\n\n{_table(found)}")
+    return "\n\n".join(parts)
+
+
+def _table(found: Sequence[Against]) -> str:
+    lines = [
+        "| variant | best rate | held-out loss | minus LoRA's | drift | drift / LoRA's at equal loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in sorted(found, key=lambda one: one.loss):
+        ratio = "-" if one.drift_ratio is None else _told(one.drift_ratio, ".2f") + f", {one.drift_ratio.seeds} seeds"
+        lines.append(
+            f"| {one.variant} | {one.rate:g} | {one.loss:.4f} | {_told(one.loss_difference, '+.4f')} "
+            f"| {one.drift:.3f} | {ratio} |"
+        )
+    return "\n".join(lines)
+
+
+def _told(interval: Interval | None, form: str) -> str:
+    if interval is None:
+        return "-"
+    ends = "" if interval.low is None else f" ({interval.low:{form}} to {interval.high:{form}})"
+    return f"{interval.mean:{form}}{ends}"

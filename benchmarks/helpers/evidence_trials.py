@@ -1,0 +1,185 @@
+"""The runs of the study of what SORSA is good for: parts, variants of methods, their rates, and which run is due next.
+
+A part fixes model, data, steps and rank. In each part every variant is run at all its learning rates with the first
+seed; then, with the other seeds, at the rate with the lowest held-out loss and at its two neighbours. The best rate of
+a variant is the one with the lowest mean over the seeds, among those that have them all.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from statistics import fmean
+
+PLAIN_PROMPT = "data.prompt='{{ question }} '"
+SHORT = ("data.format=gsm8k", PLAIN_PROMPT, "data.truncation=drop")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What all runs of a part share.
+
+    model: `small` or `default`. settings: of the run; `{gsm8k}` stands for the folder with train.jsonl and test.jsonl.
+    seeds: how many. factor: the learning rates of the small model's plan are multiplied by this.
+    samples: (number, tokens) of the base model's samples on which drift is measured.
+    spectra_every: full decompositions are made of every so many-th linear.
+    """
+
+    name: str
+    model: str
+    rank: int
+    seeds: int
+    variants: tuple[str, ...]
+    settings: tuple[str, ...]
+    rates: dict[str, tuple[float, ...]]
+    samples: tuple[int, int]
+    spectra_every: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One run: a variant of a method at a learning rate with a seed, within a part."""
+
+    part: str
+    variant: str
+    learning_rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """A name for folders and logs."""
+        return f"{self.part}-{self.variant}-{self.learning_rate:g}-{self.seed}"
+
+    def settings(self) -> list[str]:
+        """What the variant, its rate and its seed are on the command line."""
+        return [*VARIANTS[self.variant], f"train.learning_rate={self.learning_rate}", f"train.seed={self.seed}"]
+
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "lora": ("method=lora",),
+    "lora-plus": ("method=lora", "baseline.loraplus_lr_ratio=16"),
+    "pissa": ("method=pissa",),
+    "dora": ("method=dora",),
+    "partial": ("method=partial",),
+    "full": ("method=full",),
+    "sorsa": (),
+    "sorsa-no-reg": ("regularizer.gamma=0",),
+    "sorsa-strong": ("regularizer.gamma=2.0*lr",),
+    "sorsa-sqrt": ("sorsa.column_rates=inverse_sqrt",),
+    "sorsa-inverse": ("sorsa.column_rates=inverse",),
+    "sorsa-log": ("sorsa.s_space=log",),
+    "sorsa-fast-s": ("sorsa.s_lr_ratio=30",),
+    "middle": ("sorsa.triplets=window",),
+    "trailing": ("sorsa.triplets=trailing",),
+    "trailing-no-reg": ("sorsa.triplets=trailing", "regularizer.gamma=0"),
+    "trailing-strong": ("sorsa.triplets=trailing", "regularizer.gamma=2.0*lr"),
+    "trailing-sqrt": ("sorsa.triplets=trailing", "sorsa.column_rates=inverse_sqrt"),
+    "trailing-inverse": ("sorsa.triplets=trailing", "sorsa.column_rates=inverse"),
+}
+"""Variant -> its settings; the papers' SORSA is `sorsa`, with the default regulariser."""
+
+_WHOLE = (3.5e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3)
+_LORA = (5e-3, 7e-3, 1e-2, 1.4e-2, 2e-2, 2.8e-2)
+_LEADING = (2e-3, 2.8e-3, 4e-3, 5.6e-3, 8e-3)
+_TRAILING = (1e-2, 1.4e-2, 2e-2, 2.8e-2, 4e-2)
+SMALL_RATES: dict[str, tuple[float, ...]] = {
+    "lora": _LORA,
+    "lora-plus": (2.5e-3, 3.5e-3, 5e-3, 7e-3),
+    "pissa": (3e-3, 4.2e-3, 6e-3, 8.5e-3, 1.2e-2),
+    "dora": _LORA,
+    "partial": _WHOLE,
+    "full": _WHOLE,
+    **dict.fromkeys(("sorsa", "sorsa-no-reg", "sorsa-strong", "sorsa-log", "sorsa-fast-s"), _LEADING),
+    "sorsa-sqrt": (4.2e-3, 6e-3, 8.5e-3, 1.2e-2),
+    "sorsa-inverse": (5e-3, 7e-3, 1e-2, 1.4e-2),
+    "middle": (5.6e-3, 8e-3, 1.1e-2, 1.6e-2, 2.2e-2),
+    **dict.fromkeys(("trailing", "trailing-no-reg", "trailing-strong"), _TRAILING),
+    "trailing-sqrt": (7e-3, 1e-2, 1.4e-2, 2e-2, 2.8e-2),
+    "trailing-inverse": (3e-3, 6e-3, 1.2e-2, 2.4e-2),
+}
+"""Learning rates on the small model at rank 8."""
+
+DEFAULT_RATES: dict[str, tuple[float, ...]] = {
+    "lora": (9e-4, 1.8e-3, 3.6e-3),
+    "pissa": (2e-4, 4e-4, 8e-4),
+    "partial": (1e-5, 2e-5, 4e-5, 8e-5),
+    "sorsa": (6.5e-5, 1.3e-4, 2.6e-4),
+    "sorsa-sqrt": (2e-4, 4e-4, 8e-4),
+    "trailing": (3e-4, 6e-4, 1.2e-3),
+    "trailing-no-reg": (3e-4, 6e-4, 1.2e-3),
+    "trailing-sqrt": (2e-4, 4e-4, 8e-4),
+}
+"""Learning rates on the default model at rank 16."""
+
+_MAIN = ("lora", "pissa", "sorsa", "trailing", "trailing-no-reg", "partial")
+_BATCH = ("train.global_batch_size=8", "train.micro_batch_size=8", "data.max_length=384")
+_GSM8K = ("data.path={gsm8k}/train.jsonl", "data.eval_path={gsm8k}/test.jsonl", "data.eval_size=64", *SHORT)
+_WORD_PROBLEMS = ("data.path=word-problems", "data.eval_size=64")
+
+PARTS: dict[str, Part] = {
+    part.name: part
+    for part in (
+        Part(
+            "small-gsm8k", "small", 8, 5, tuple(VARIANTS), (*_GSM8K, *_BATCH, "train.steps=160"), SMALL_RATES, (64, 192)
+        ),
+        Part(
+            "small-few", "small", 8, 5, (*_MAIN, "sorsa-no-reg", "sorsa-strong", "trailing-strong", "dora"),
+            (*_GSM8K, *_BATCH, "data.train_split=train[:64]", "train.epochs=15"), SMALL_RATES, (64, 192),
+        ),
+        Part(
+            "small-words", "small", 8, 5, _MAIN, (*_WORD_PROBLEMS, *_BATCH, "train.steps=120"), SMALL_RATES, (64, 192)
+        ),
+        Part("small-rank4", "small", 4, 3, _MAIN, (*_GSM8K, *_BATCH, "train.steps=160"), SMALL_RATES, (64, 192)),
+        Part("small-rank32", "small", 32, 3, _MAIN, (*_GSM8K, *_BATCH, "train.steps=160"), SMALL_RATES, (64, 192)),
+        Part("small-long", "small", 8, 3, _MAIN, (*_GSM8K, *_BATCH, "train.steps=480"), SMALL_RATES, (64, 192)),
+        Part(
+            "default-gsm8k", "default", 16, 3, tuple(DEFAULT_RATES),
+            (*_GSM8K, "data.eval_size=32", "train.global_batch_size=4", "train.micro_batch_size=4",
+             "data.max_length=256", "train.steps=32"),
+            DEFAULT_RATES, (16, 96), spectra_every=23,
+        ),
+    )
+}  # fmt: skip
+
+
+def due(part: Part, losses: dict[Trial, float]) -> list[Trial]:
+    """The runs of a part that can be made now: all rates with the first seed, then the best and its neighbours.
+
+    Args:
+        losses: held-out losses of the runs that are made.
+    """
+    first = [Trial(part.name, v, rate, 0) for v in part.variants for rate in part.rates[v]]
+    wanted = first if any(trial not in losses for trial in first) else [*first, *_with_other_seeds(part, losses)]
+    return [trial for trial in wanted if trial not in losses]
+
+
+def _with_other_seeds(part: Part, losses: dict[Trial, float]) -> Iterator[Trial]:
+    for seed in range(1, part.seeds):
+        for variant in part.variants:
+            rates = part.rates[variant]
+            best = min(range(len(rates)), key=lambda i: losses[Trial(part.name, variant, rates[i], 0)])
+            for rate in rates[max(0, best - 1) : best + 2]:
+                yield Trial(part.name, variant, rate, seed)
+
+
+def best_rates(part: Part, losses: dict[Trial, float]) -> dict[str, float]:
+    """The rate of each variant with the lowest mean over all seeds of the part; variants without all are left out."""
+    by_rate: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for trial, loss in losses.items():
+        if trial.part == part.name:
+            by_rate[trial.variant, trial.learning_rate].append(loss)
+    means = {key: fmean(values) for key, values in by_rate.items() if len(values) == part.seeds}
+    return {
+        variant: min((mean, rate) for (v, rate), mean in means.items() if v == variant)[1]
+        for variant in part.variants
+        if any(v == variant for v, _ in means)
+    }
+
+
+def trial_of(row: dict) -> Trial:
+    """The run of which a row of the table tells."""
+    return Trial(row["part"], row["variant"], float(row["learning_rate"]), int(row["seed"]))
+
+
+def as_rows(trials: Iterable[Trial]) -> list[dict]:
+    """Runs as they are sent to a worker."""
+    return [asdict(trial) for trial in trials]

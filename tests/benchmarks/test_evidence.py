@@ -1,0 +1,86 @@
+"""The study's plan and its statistics, on rows that are made up, against numbers computed by hand."""
+
+import math
+
+import pytest
+
+from benchmarks.helpers.evidence_summary import Interval, against_lora, best_of_sorsa, summary
+from benchmarks.helpers.evidence_trials import Part, Trial, best_rates, due
+
+RATES = {"lora": (1e-3, 2e-3, 4e-3, 8e-3), "trailing": (1e-2, 2e-2, 4e-2)}
+PART = Part("small-gsm8k", "small", 8, 3, ("lora", "trailing"), (), RATES, (1, 1))
+
+
+def row(variant, rate, seed, loss, drift=1.0):
+    return {
+        "part": PART.name, "variant": variant, "learning_rate": str(rate), "seed": str(seed),
+        "eval_loss": str(loss), "drift": str(drift),
+    }  # fmt: skip
+
+
+def trial(variant, rate, seed):
+    return Trial(PART.name, variant, rate, seed)
+
+
+def test_all_rates_come_first_and_then_the_best_with_its_neighbours():
+    assert due(PART, {}) == [trial(v, rate, 0) for v, rates in RATES.items() for rate in rates]
+    losses = {trial("lora", rate, 0): loss for rate, loss in zip(RATES["lora"], (4, 3, 2, 5), strict=True)}
+    assert [t.variant for t in due(PART, losses)] == ["trailing"] * 3, "the other seeds wait for the first"
+    losses |= {trial("trailing", rate, 0): loss for rate, loss in zip(RATES["trailing"], (1, 2, 3), strict=True)}
+    more = due(PART, losses)
+    assert [t.learning_rate for t in more if (t.variant, t.seed) == ("lora", 1)] == [2e-3, 4e-3, 8e-3]
+    assert [t.learning_rate for t in more if (t.variant, t.seed) == ("trailing", 2)] == [1e-2, 2e-2]
+    assert len(more) == 2 * (3 + 2)
+    assert due(PART, losses | dict.fromkeys(more, 1.0)) == []
+
+
+def test_a_rate_that_lacks_a_seed_is_not_the_best():
+    losses = {trial("lora", 1e-3, 0): 0.5, **{trial("lora", 2e-3, seed): 1.0 for seed in range(3)}}
+    assert best_rates(PART, losses) == {"lora": 2e-3}
+
+
+def test_students_interval():
+    found = Interval.of([1.0, 2.0, 3.0])
+    assert found.mean == 2 and found.high == pytest.approx(2 + 4.302653 / math.sqrt(3), rel=1e-6)
+    assert Interval.of([2.0]) == Interval(2.0, None, None, 1) and Interval.of([]) is None
+
+
+def rows(gaps, ratio):
+    """LoRA's curves, and trailing ones that are `gaps` lower in loss and have `ratio` times the drift at equal loss."""
+    found = []
+    for seed, gap in enumerate(gaps):
+        for rate, loss, drift in zip(RATES["lora"][:3], (3.0, 2.0, 2.5), (0.5, 1.0, 2.0), strict=True):
+            found.append(row("lora", rate, seed, loss, drift))
+        for rate, loss, drift in zip(
+            RATES["trailing"], (3.0, 2.0 - gap, 2.5), (0.5 * ratio, 1.0 * ratio, 2), strict=True
+        ):
+            found.append(row("trailing", rate, seed, loss, drift))
+    return found
+
+
+def test_variants_are_paired_with_lora_by_seed():
+    lora, trailing = against_lora(PART, rows((0.0, 0.0, 0.0), 0.5))
+    assert (lora.rate, lora.loss, lora.drift, lora.drift_ratio.mean) == (2e-3, 2.0, 1.0, 1.0)
+    assert trailing.rate == 2e-2 and trailing.loss_difference.mean == 0
+    assert trailing.drift_ratio.mean == pytest.approx(0.5) and trailing.drift_ratio.seeds == 3
+    _, lower = against_lora(PART, rows((0.1, 0.2, 0.3), 1.0))
+    half = 4.302653 * 0.1 / math.sqrt(3)
+    assert lower.loss_difference.mean == pytest.approx(-0.2)
+    assert lower.loss_difference.low == pytest.approx(-0.2 - half, rel=1e-5)
+    # At LoRA's lowest loss, 2.0, the trailing curve has gone 1 / (1 + gap) of the way from drift 0.5 to 1.0.
+    expected = math.exp(sum(math.log(0.5 * 2 ** (1 / (1 + gap))) for gap in (0.1, 0.2, 0.3)) / 3)
+    assert lower.drift_ratio.mean == pytest.approx(expected)
+
+
+def test_a_curve_that_begins_below_the_common_loss_is_counted_as_missing():
+    some = [r for r in rows((0.5, 0.5, 0.5), 1.0) if (r["variant"], r["learning_rate"]) != ("trailing", "0.01")]
+    _, trailing = against_lora(PART, some)
+    assert trailing.drift_ratio is None and trailing.missing == 3
+
+
+def test_a_variant_with_a_higher_loss_is_not_the_best_however_little_it_drifts():
+    found = against_lora(PART, rows((-0.1, -0.11, -0.12), 0.1))
+    assert best_of_sorsa(found) is None
+    assert summary([])["best_variant"] is None
+    told = summary(rows((0.1, 0.11, 0.12), 0.5))
+    assert told["runs"] == 18 and told["seeds"] == 3
