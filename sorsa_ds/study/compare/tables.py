@@ -161,10 +161,10 @@ def _frontier_lines(frontier: Frontier) -> list[str]:
         ),
         "",
     ]
-    lines += [
+    reasons = [
         f"- {one.method}, seed {seed}: {why}." for one in frontier.at_equal_loss for seed, why in one.reasons.items()
     ]
-    lines += ["", f"![{frontier.what} against drift](frontier.png)", ""]
+    lines += [*reasons, *([""] if reasons else []), f"![{frontier.what} against drift](frontier.png)", ""]
     rows = []
     for method, curves in frontier.curves.items():
         points = [(seed, point) for seed, curve in curves.items() for point in curve]
