@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from sorsa_ds.evaluate.command import evaluate
 from sorsa_ds.evaluate.options import Options
-from sorsa_ds.run.checkpoint.folder import best_checkpoint, existing_checkpoints
 from sorsa_ds.run import tracker_kinds
+from sorsa_ds.run.checkpoint.folder import best_checkpoint, existing_checkpoints
 from sorsa_ds.run.peft_files.files import remove_peft_files
 from sorsa_ds.run.reload import load_adapter
 from sorsa_ds.run.samples import read_samples
