@@ -4,7 +4,7 @@
     sorsa plan | preview | evaluate | export | runs | report | analyze | compare | convert | check | chat ...
 
 Each is the same function as launch/*.py. `sorsa train` starts the ranks by the scripts of launch/, unless it is one of
-them already.
+them already: DeepSpeed's, torchrun's, or a task of srun, mpirun or mpiexec.
 """
 
 import difflib
@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sorsa_ds.runtime import exit_codes
+from sorsa_ds.runtime import exit_codes, rank_variables
 from sorsa_ds.runtime.launcher import COMMAND
 from sorsa_ds.runtime.shipped import SHIPPED
 from sorsa_ds.runtime.versions import VERSION
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if name not in COMMANDS:
         exit_codes.run(lambda: _refuse(name))
-    if name == "train" and "RANK" not in os.environ and not {"-h", "--help"} & set(words):
+    if name == "train" and not rank_variables.is_rank() and not {"-h", "--help"} & set(words):
         exit_codes.run(lambda: _launch(words[1:]))
     os.environ.setdefault(COMMAND, f"sorsa {name}")  # what messages repeat
     sys.argv = [f"sorsa {name}", *words[1:]]
@@ -78,6 +78,8 @@ def _launch(words: list[str]) -> None:
         raise ValueError(f"--gpus is {gpus!r}: a whole number from 1 is needed")
     own: list[str] = []
     given = {word.partition("=")[0] for word in words}
+    if gpus is None and not given & {"--hostfile", "--nodes"}:
+        rank_variables.check_tasks("it would train on this machine alone", "--gpus N says that this is meant")
     if given & {"--hostfile", "--nodes"}:
         if gpus is not None and "--hostfile" in given:
             raise ValueError("--gpus does not go with --hostfile, whose lines say how many GPUs each node has")

@@ -1,5 +1,6 @@
 """A conversation with a model on the terminal or through pipes: questions line by line, answers as they come."""
 
+import copy
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from sorsa_ds.model.language_part import most_positions
 from sorsa_ds.model.skeleton import read_config
 from sorsa_ds.model.tokenizer import load_tokenizer
 from sorsa_ds.runtime import precision
-from sorsa_ds.runtime.console import note, quiet_libraries
+from sorsa_ds.runtime.console import note, printable, quiet_libraries
 from sorsa_ds.runtime.device import device_type, this_device
 
 PROMPTED = ("metamath", "codefeedback", "alpaca", "gsm8k")
@@ -30,6 +31,8 @@ PROMPTED = ("metamath", "codefeedback", "alpaca", "gsm8k")
 
 def chat(options: ChatOptions) -> None:
     """Answer the lines of stdin until it ends.
+
+    A question that cannot be put is told of, and left out; a new conversation begins then, as by an empty line.
 
     Raises:
         ValueError: the model or an option does not fit.
@@ -47,13 +50,26 @@ def chat(options: ChatOptions) -> None:
         speakers.insert(0, Speaker.of(base, dtype, options, "base", speakers[0].style))
     torch.manual_seed(options.seed)
     for question in _questions():
-        for speaker in speakers:
-            if not question:
+        try:
+            prompts = [speaker.prompt(question) for speaker in speakers] if question else []
+        except ValueError as error:
+            note(f"{error}; a new conversation begins here")
+            prompts = []
+        if not prompts:
+            for speaker in speakers:
                 speaker.history.clear()
-                continue
+        for speaker, prompt in zip(speakers, prompts, strict=False):
             if speaker.name:
                 print(f"[{speaker.name}]", flush=True)
-            speaker.answer(question)
+            speaker.answer(question, prompt)
+
+
+class _Printed(TextStreamer):
+    """An answer on the terminal as it comes, with control characters escaped: it is a text of somebody's model."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Print a piece of the answer."""
+        print(printable(text), flush=True, end="\n" if stream_end else "")
 
 
 def _questions() -> Iterator[str]:
@@ -110,24 +126,34 @@ class Speaker:
         positions = most_positions(read_config(found.folder, found.loading))
         return cls(name, model, tokenizer, style or _style(options, found, tokenizer), positions, generation)
 
-    @torch.inference_mode()
-    def answer(self, question: str) -> None:
-        """Print the answer to a question, and keep both for the next one.
+    def prompt(self, question: str) -> list[int]:
+        """The tokens that the model continues: the conversation so far with a question.
 
         Raises:
-            ValueError: the conversation is longer than the model takes, or the chat template refuses it.
+            ValueError: they are more than the model takes, or the chat template refuses the conversation.
         """
         prompt = prompt_tokens(self._text(question), self.tokenizer, bare=self.style == "chat")
         if self.positions is not None and len(prompt) >= self.positions:
+            what = "conversation with this question" if self.history else "question"
             raise ValueError(
-                f"the conversation has {len(prompt)} tokens, and the model takes {self.positions}: begin a new one by "
-                f"an empty line"
+                f"the {what} has {len(prompt)} tokens, and the model takes {self.positions} with its answer"
             )
-        ids = torch.tensor([prompt], device=self.model.device)
-        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
+        return prompt
+
+    @torch.inference_mode()
+    def answer(self, question: str, prompt: list[int]) -> None:
+        """Print the answer to a question, and keep both for the next one.
+
+        Args:
+            prompt: what `prompt` gives for the question. The answer is cut where the model takes no more tokens.
+        """
+        ids, generation = torch.tensor([prompt], device=self.model.device), copy.deepcopy(self.generation)
+        if self.positions is not None:
+            generation.max_new_tokens = min(generation.max_new_tokens, self.positions - len(prompt))
         made = self.model.generate(  # type: ignore[operator]
-            inputs=ids, attention_mask=torch.ones_like(ids), generation_config=self.generation, streamer=streamer
-        )
+            inputs=ids, attention_mask=torch.ones_like(ids), generation_config=generation,
+            streamer=_Printed(self.tokenizer, skip_prompt=True, skip_special_tokens=True),  # type: ignore[arg-type]
+        )  # fmt: skip
         told = self.tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True)
         self.history.append((question, str(told).strip()))
 

@@ -1,5 +1,6 @@
 """What the evaluations of a run have shown so far: the lowest held-out loss, and for how long it has not fallen."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -44,3 +45,21 @@ class BestSoFar:
             waited=0 if improved else self.waited + 1,
         )
         return replace(found, step=step, loss=loss) if self.loss is None or loss < self.loss else found
+
+    def after_all(self, lines: Iterable[dict], min_delta: float) -> "BestSoFar":
+        """The account with the evaluations among lines of metrics.jsonl.
+
+        A checkpoint is as a rule saved before the evaluation after its step is made, so its own account lacks that one.
+
+        Args:
+            lines: in the order of their steps.
+        """
+        found = self
+        for line in lines:
+            if "eval_loss" in line and line["step"] > 0:
+                found = found.after(line["step"], line["eval_loss"], min_delta)
+        return found
+
+    def has_waited(self, patience: int) -> bool:
+        """Whether so many evaluations in a row, 1 or more, were in vain; never where `patience` is 0."""
+        return 0 < patience <= self.waited

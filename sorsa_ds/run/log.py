@@ -9,11 +9,10 @@ from typing import Literal, TextIO
 
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.run.folder import write_settings
-from sorsa_ds.run.metrics import is_kept, read_metrics
+from sorsa_ds.run.metrics import is_asked_again, is_evaluated_again, is_kept, read_metrics
 from sorsa_ds.run.paths import ENDED, INIT, METRICS, REPORT, SAMPLES
 from sorsa_ds.run.samples import Sample, read_samples
 from sorsa_ds.run.trackers import Trackers
-from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import note
 from sorsa_ds.runtime.files import write_json, write_text
 from sorsa_ds.runtime.json_text import finite_json
@@ -29,11 +28,12 @@ class RunLog:
         given: the DeepSpeed JSON as it was given.
         initialised: what init.json will hold; None where a run is continued, whose file stays.
         steps_done: finished steps of the run. Lines of later steps, which a run that was killed has left, are removed,
-            and so is the evaluation after that step, which is made again.
+            and so are the evaluation and the answers after that step, where they are made again.
+        steps: of the whole run.
+        trackers: begun on rank 0, before anything in the folder of a run that goes on is changed; None on the others.
 
     Raises:
-        ValueError: a file of the folder cannot be written, what is in it is damaged, or a tracker does not begin; on
-            rank 0 alone.
+        ValueError: a file of the folder cannot be written, or what is in it is damaged; on rank 0 alone.
     """
 
     def __init__(
@@ -45,21 +45,27 @@ class RunLog:
         given: dict,
         initialised: dict | None,
         steps_done: int,
+        steps: int,
+        trackers: Trackers | None,
     ):
         self.folder = folder
         self._file: TextIO | None = None
-        if collectives.rank() != 0:
+        self._trackers = trackers
+        if trackers is None:
             return
         write_settings(folder, config, ds_config, given)  # a run that goes on may have others than before
         if initialised is not None:
             write_json(folder / INIT, initialised)
-        kept = [line for line in read_metrics(folder) if is_kept(line, steps_done, config.train.eval_every)]
-        write_text(folder / METRICS, _lines(kept))
+        every, new = config.train.eval_every, initialised is not None
+        measured = new or is_evaluated_again(steps_done, every, steps)
+        answered = new or is_asked_again(
+            steps_done, every, config.evaluation.samples_every if config.evaluation.samples else 0, steps
+        )
+        write_text(folder / METRICS, _lines([x for x in read_metrics(folder) if is_kept(x, steps_done, measured)]))
         if (folder / SAMPLES).exists():
-            write_text(folder / SAMPLES, _lines([line for line in read_samples(folder) if line["step"] < steps_done]))
+            write_text(folder / SAMPLES, _lines([x for x in read_samples(folder) if is_kept(x, steps_done, answered)]))
         with suppress(OSError):
             (folder / ENDED).unlink(missing_ok=True)
-        self._trackers = Trackers(folder, config, continues=initialised is None)
         self._file = (folder / METRICS).open("a", encoding="utf-8")
 
     def write(self, step: int, **values: float | None) -> None:
@@ -68,7 +74,7 @@ class RunLog:
         Raises:
             ValueError: a value is NaN or infinite; the message names it and the step.
         """
-        if self._file is None:
+        if self._file is None or self._trackers is None:
             return
         measured = {key: value for key, value in values.items() if value is not None}
         try:
@@ -83,15 +89,16 @@ class RunLog:
         self._trackers.log(step, measured)
 
     def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
-        """Log answers that the model has given after `step` finished steps."""
-        if self._file is None:
+        """Log answers that the model has given after `step` finished steps. Closed trackers get nothing of them."""
+        if self._trackers is None:
             return
         try:
             with (self.folder / SAMPLES).open("a", encoding="utf-8") as file:
                 file.write(_lines([{"step": step, **asdict(one)} for one in samples]))
         except OSError as error:
             note(f"{self.folder / SAMPLES}: the answers of step {step} are not logged ({error.strerror})")
-        self._trackers.tell(step, samples)
+        if self._file is not None:  # else the trackers have ended
+            self._trackers.tell(step, samples)
 
     def losses(self) -> list[float]:
         """The training losses logged so far."""
@@ -114,7 +121,7 @@ class RunLog:
 
     def close(self, report: dict | None) -> None:
         """End the logs. A run that came to its end gives its report."""
-        if self._file is None:
+        if self._file is None or self._trackers is None:
             return
         with suppress(OSError):  # the disk may still refuse a line that was not logged
             self._file.close()

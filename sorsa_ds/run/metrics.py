@@ -43,15 +43,34 @@ def parse_step(line: bytes, path: Path, number: int) -> dict:
     return read
 
 
-def is_kept(line: dict, steps_done: int, eval_every: int) -> bool:
-    """Whether a line of metrics.jsonl stays when a run goes on after `steps_done` steps.
+def is_kept(line: dict, steps_done: int, made_again: bool) -> bool:
+    """Whether a line of metrics.jsonl or samples.jsonl stays when a run goes on after `steps_done` steps.
 
-    Lines of later steps go, and so does an evaluation after that step which is made again.
+    Lines of later steps go, and so does what was measured or answered after that step and is made again.
+
+    Args:
+        made_again: whether the run, as it goes on, measures or answers after `steps_done` steps once more.
+    """
+    if line["step"] == steps_done:
+        return "loss" in line or not made_again
+    return line["step"] < steps_done
+
+
+def is_evaluated_again(step: int, eval_every: int, last: int) -> bool:
+    """Whether a run that goes on from the checkpoint of a step evaluates after that step once more.
 
     Args:
         eval_every: steps between evaluations; 0: there are none on the way.
+        last: the run's last step, as it goes on.
     """
-    if line["step"] == steps_done:
-        measured_again = steps_done == 0 or (eval_every > 0 and steps_done % eval_every == 0)
-        return "loss" in line or not measured_again
-    return line["step"] < steps_done
+    return step >= last or (eval_every > 0 and step > 0 and step % eval_every == 0)
+
+
+def is_asked_again(step: int, eval_every: int, samples_every: int, last: int) -> bool:
+    """Like `is_evaluated_again`, of the answers that are asked for at every so many evaluations and at the end.
+
+    Args:
+        samples_every: evaluations between answers, 1 or more; 0: there are none on the way.
+    """
+    due = samples_every > 0 and eval_every > 0 and step // eval_every % samples_every == 0
+    return step >= last or (due and is_evaluated_again(step, eval_every, last))

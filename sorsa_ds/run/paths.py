@@ -23,7 +23,8 @@ from pathlib import Path
 
 METRICS, INIT, REPORT, ADAPTER, CHECKPOINTS = "metrics.jsonl", "init.json", "report.json", "adapter", "checkpoints"
 SNAPSHOTS, PROFILE = "analysis", "profile"
-SAMPLES, TRACKERS, ENDED, PAGE = "samples.jsonl", "trackers.json", "ended.json", "report.html"
+SAMPLES, TRACKERS, ENDED = "samples.jsonl", "trackers.json", "ended.json"
+PAGE, PICTURE = "report.html", "loss.png"
 CHAT_TEMPLATE = "chat_template.jinja"
 """The file of a chat template in an adapter's folder; transformers looks for that name beside a tokenizer."""
 TOKENIZER = "tokenizer"

@@ -99,7 +99,11 @@ def _comet(run: Introduction) -> Arguments:
 
 
 def _trackio(run: Introduction) -> Arguments:
-    return {"run_name": run.project, "name": run.folder.name, "resume": "allow"}
+    # It knows a run by its name within the project alone: two folders of one name would be one run without the id.
+    return {
+        "run_name": run.project, "name": run.id if run.continues else f"{run.folder.name}-{run.id[:8]}",
+        "resume": "allow",
+    }  # fmt: skip
 
 
 def _swanlab(run: Introduction) -> Arguments:
@@ -164,7 +168,7 @@ KINDS: dict[TrackerName, TrackerKind] = {
     "tensorboard": TrackerKind(("tensorboard", "tensorboardX"), "tensorboard", _tensorboard, tell=_to_tensorboard),
     "mlflow": TrackerKind(("mlflow",), "mlflow", _mlflow, lambda one: one.tracker.info.run_id, _to_mlflow),
     "comet_ml": TrackerKind(("comet_ml",), "comet_ml", _comet, tell=_to_comet),
-    "trackio": TrackerKind(("trackio",), "trackio", _trackio),
+    "trackio": TrackerKind(("trackio",), "trackio", _trackio, lambda one: one.init_kwargs["name"]),
     "swanlab": TrackerKind(("swanlab",), "swanlab", _swanlab),
     "aim": TrackerKind(("aim",), "'aim<4'", _aim, lambda one: one.tracker.hash),
     "clearml": TrackerKind(("clearml",), "clearml", _clearml, lambda one: one.tracker.id, _as_table),

@@ -9,6 +9,7 @@ import logging
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
@@ -30,7 +31,8 @@ Work = Callable[[Any], None]
 """Something to be done with one of accelerate's trackers, in its thread."""
 
 SECONDS_TO_BEGIN, SECONDS_TO_END, SECONDS_WHEN_STOPPED = 120.0, 120.0, 15.0
-"""How long a run waits for a tracker: at its start, at its end, and where it was told to stop or has failed."""
+"""How long a run waits for all its trackers together: at its start, at its end, and where it was told to stop or has
+failed."""
 MOST_WAITING = 10_000
 """Entries that may wait for a tracker; where there are more, it is too slow or does not answer."""
 
@@ -68,9 +70,10 @@ class Trackers:
                 continues=before is not None,
             )
             begun[name] = TrackerThread(name, partial(_begun, name, run, config))
+        until = time.monotonic() + SECONDS_TO_BEGIN
         for name, thread in begun.items():
             try:
-                ids[name] = thread.wait_until_begun(SECONDS_TO_BEGIN)
+                ids[name] = thread.wait_until_begun(until)
             except Exception as error:  # their clients, the network and the servers fail in many ways
                 raise ValueError(_refused(name, config.output.wandb_mode, error)) from error
             self._threads.append(thread)
@@ -89,15 +92,17 @@ class Trackers:
                 thread.give(_telling(tell, rows, step))
 
     def close(self, report: dict | None) -> None:
-        """End all of them; each has some time to send what still waits.
+        """End all of them; they have some time, all together, to send what still waits.
 
         Args:
             report: of a run that came to its end; None of one that was stopped.
         """
         for thread in self._threads:
             thread.give(partial(_finish, thread.name, report))
+        seconds = SECONDS_WHEN_STOPPED if report is None else SECONDS_TO_END
+        until = time.monotonic() + seconds
         for thread in self._threads:
-            thread.end(SECONDS_WHEN_STOPPED if report is None else SECONDS_TO_END)
+            thread.end(until, seconds)
 
 
 class TrackerThread:
@@ -116,17 +121,20 @@ class TrackerThread:
         self._thread = threading.Thread(target=self._live, args=(begin,), name=f"tracker {name}", daemon=True)
         self._thread.start()
 
-    def wait_until_begun(self, seconds: float) -> str:
+    def wait_until_begun(self, until: float) -> str:
         """Wait until the tracker has begun; returns the id by which it knows the run.
 
+        Args:
+            until: the latest moment, SECONDS_TO_BEGIN after all trackers were begun, by the clock `time.monotonic`.
+
         Raises:
-            TimeoutError: it has not begun within that time.
+            TimeoutError: it has not begun by then.
             Exception: what the tracker raises.
         """
         try:
-            return self._begun.result(seconds)
+            return self._begun.result(_left(until))
         except TimeoutError as error:
-            raise TimeoutError(f"no answer within {seconds:.0f} s") from error
+            raise TimeoutError(f"no answer within {SECONDS_TO_BEGIN:.0f} s") from error
 
     def give(self, work: Work) -> None:
         """Put work into the queue. Nothing happens where the tracker has failed."""
@@ -137,10 +145,14 @@ class TrackerThread:
         except queue.Full:
             self._give_up(f"{MOST_WAITING} entries wait for it")
 
-    def end(self, seconds: float) -> None:
-        """Wait until everything is handed on, but no longer than so many seconds."""
+    def end(self, until: float, seconds: float) -> None:
+        """Wait until everything is handed on, but no longer than until a moment by the clock `time.monotonic`.
+
+        Args:
+            seconds: those that all trackers were given until then, for the message.
+        """
         self._give_end()
-        self._thread.join(seconds)
+        self._thread.join(_left(until))
         if self._thread.is_alive():
             self._give_up(f"it has not taken everything within {seconds:.0f} s of the run's end")
 
@@ -172,6 +184,11 @@ class TrackerThread:
                 return
             self._failed = True
         note(f"output.trackers: {self.name} gets nothing more of this run, which goes on: {why}")
+
+
+def _left(until: float) -> float:
+    """The seconds that are left until a moment by the clock `time.monotonic`; 0 where it has passed."""
+    return max(0.0, until - time.monotonic())
 
 
 def _begun(name: TrackerName, run: Introduction, config: RunConfig) -> tuple[Any, str]:

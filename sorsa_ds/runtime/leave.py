@@ -8,7 +8,9 @@ that file exists: the first rank to fail counts. A run whose file is missing did
 import os
 import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from sorsa_ds.runtime.console import in_red, printable
@@ -40,6 +42,25 @@ def leave(message: str, code: int, in_order: bool = False) -> NoReturn:
     if message:
         print(f"\n{in_red(printable(message)) if code in (1, 2) else printable(message)}", file=sys.stderr, flush=True)
     os._exit(0 if in_order and file and os.path.exists(file) else code)
+
+
+@contextmanager
+def leaving_after(seconds: float, message: str) -> Iterator[None]:
+    """Context that ends the process with exit code 0 where its body takes longer than so many seconds.
+
+    It is for work that others may leave waiting for ever, after everything that counts is done and written.
+
+    Args:
+        message: printed then, on rank 0.
+    """
+    told = message if os.environ.get("RANK", "0") == "0" else ""
+    timer = threading.Timer(seconds, lambda: leave(told, 0))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def leave_when_told() -> None:

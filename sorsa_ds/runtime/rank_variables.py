@@ -49,6 +49,32 @@ _LAUNCHERS = (
 )  # fmt: skip
 
 
+def is_rank() -> bool:
+    """Whether a launcher has started this process as one of several ranks, so that none is to be started above it."""
+    return "RANK" in os.environ or _launcher() is not None
+
+
+def check_tasks(otherwise: str, way_on: str) -> None:
+    """Stop where Slurm gives the job several tasks, and this process is none of them.
+
+    Args:
+        otherwise: what the process would do, for the message. way_on: what may be meant, for the end of the message.
+
+    Raises:
+        ValueError: it does.
+    """
+    if (tasks := os.environ.get("SLURM_NTASKS", "1")) != "1":
+        raise ValueError(
+            f"Slurm gives this job {tasks} tasks, and this process was started without srun or another launcher: "
+            f"{otherwise}. Start it with {RUN} (docs/launching.md), or put srun before the command; {way_on}"
+        )
+
+
+def _launcher() -> _Names | None:
+    """The launcher with names of its own that has started this process with others; None where there is none."""
+    return next((names for names in _LAUNCHERS if os.environ.get(names.world_size, "1") != "1"), None)
+
+
 def take_place() -> None:
     """Set RANK and the variables that go with it, unless the launcher has: from another launcher's, or as one alone.
 
@@ -61,21 +87,15 @@ def take_place() -> None:
                 f"RANK={os.environ['RANK']} is no number of a process: unset it, or start the run with {RUN}"
             )
         return
-    for names in _LAUNCHERS:
-        if os.environ.get(names.world_size, "1") != "1":
-            place = _place(names, os.environ)
-            address, port = _master(names, place, os.environ)
-            os.environ.update(
-                RANK=str(place.rank), WORLD_SIZE=str(place.world_size), LOCAL_RANK=str(place.local_rank),
-                LOCAL_WORLD_SIZE=str(place.local_world_size), MASTER_ADDR=address, MASTER_PORT=port,
-            )  # fmt: skip
-            return
-    if (tasks := os.environ.get("SLURM_NTASKS", "1")) != "1":
-        raise ValueError(
-            f"Slurm gives this job {tasks} tasks, and this process was started without srun or another launcher: it "
-            f"would train alone. Start it with {RUN} (docs/launching.md), or put srun before the command; a run of one "
-            f"process needs --ntasks=1, or SLURM_NTASKS unset"
-        )
+    if (names := _launcher()) is not None:
+        place = _place(names, os.environ)
+        address, port = _master(names, place, os.environ)
+        os.environ.update(
+            RANK=str(place.rank), WORLD_SIZE=str(place.world_size), LOCAL_RANK=str(place.local_rank),
+            LOCAL_WORLD_SIZE=str(place.local_world_size), MASTER_ADDR=address, MASTER_PORT=port,
+        )  # fmt: skip
+        return
+    check_tasks("it would train alone", "a run of one process needs --ntasks=1, or SLURM_NTASKS unset")
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
 
 

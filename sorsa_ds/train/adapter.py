@@ -10,8 +10,8 @@ from sorsa_ds.model.adapter_file import INITIAL, TRAINED, describe_adapter, reco
 from sorsa_ds.model.load import AdaptedModel
 from sorsa_ds.model.numerics import Numerics
 from sorsa_ds.run.paths import ADAPTER
-from sorsa_ds.run.peft_files.beside import add_peft_files
 from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.background import patiently
 
 
 def begin_adapter(
@@ -42,21 +42,15 @@ def begin_adapter(
     )
 
 
-def finish_adapter(run: Path, engine: SorsaEngine, config: RunConfig) -> None:
-    """Write what was trained, and with `output.peft_adapter` the same in PEFT's format. A collective call.
+def finish_adapter(run: Path, engine: SorsaEngine) -> None:
+    """Write what was trained. A collective call.
 
     Args:
         run: the run's folder.
 
     Raises:
-        ValueError: the disk refuses; PeerError on the other ranks then. PEFT's format is left out, with a line that
-            says why, where it cannot be written.
+        ValueError: the disk refuses; PeerError on the other ranks then.
     """
     folder = run / ADAPTER
     save_factors(engine, folder / TRAINED)
-
-    def finish() -> None:
-        record_digests(folder)
-        add_peft_files(run, config, engine.device)
-
-    collectives.together(finish, engine.device, on=0)
+    patiently(lambda: record_digests(folder), engine.device)

@@ -97,7 +97,7 @@ def read_inputs(settings: RunSettings, origin: Origin) -> Inputs:
     )
     data_digest = read.batches.digest
     origin.check_data(data_digest)
-    origin.check_length(config, read.batches.steps)
+    origin.check_length(config, read.batches.steps, settings.device)
     rows = rows_for(settings.new_tokens)
     check_fits(model_folder, config.loading, [read.some, *read.held_out.values()], rows)
     room = most_positions(read_config(model_folder, config.loading))

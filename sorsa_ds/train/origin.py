@@ -116,14 +116,14 @@ class Origin(Protocol):
             ValueError: their digest differs.
         """
 
-    def check_length(self, config: RunConfig, steps: int) -> None:
+    def check_length(self, config: RunConfig, steps: int, device: torch.device) -> None:
         """Say where a run goes on to another last step than was planned.
 
         Args:
             steps: of the whole run.
 
         Raises:
-            ValueError: more steps are done already.
+            ValueError: more steps are done already, or the run stopped early and would not go on.
         """
 
     def check_snapshots(self, model: PreTrainedModel, config: RunConfig, device: torch.device) -> None:
@@ -142,8 +142,8 @@ class Origin(Protocol):
         A collective call.
         """
 
-    def restore(self, engine: SorsaEngine, config: RunConfig) -> RunProgress:
-        """Bring the engine to the state from which the next step starts; returns how far the run is.
+    def restore(self, engine: SorsaEngine, config: RunConfig, steps: int) -> RunProgress:
+        """Bring the engine to the state from which the next step of `steps` starts; returns how far the run is.
 
         Raises:
             ValueError: the checkpoint lacks something.
@@ -211,7 +211,7 @@ class NewRun:
     def check_data(self, digest: str) -> None:
         """Nothing to check: no examples have been learned from."""
 
-    def check_length(self, config: RunConfig, steps: int) -> None:
+    def check_length(self, config: RunConfig, steps: int, device: torch.device) -> None:
         """Nothing to check: no step is done."""
 
     def check_snapshots(self, model: PreTrainedModel, config: RunConfig, device: torch.device) -> None:
@@ -228,7 +228,7 @@ class NewRun:
             peak_gib=collectives.gather_lists([peak_resident_gib()]),
         )
 
-    def restore(self, engine: SorsaEngine, config: RunConfig) -> RunProgress:
+    def restore(self, engine: SorsaEngine, config: RunConfig, steps: int) -> RunProgress:
         """Nothing to restore: the run is at step 0."""
         return RunProgress()
 
@@ -329,9 +329,9 @@ class ResumedRun:
                 "asks for today's date makes others on another day"
             )
 
-    def check_length(self, config: RunConfig, steps: int) -> None:
-        """Compare with the settings and the step of the checkpoint."""
-        if told := self.saved.check_length(config, steps):
+    def check_length(self, config: RunConfig, steps: int, device: torch.device) -> None:
+        """Compare with the settings, the step and the evaluations of the checkpoint, which rank 0 reads."""
+        if told := collectives.together(lambda: self.saved.check_length(config, steps), device, on=0):
             say(told)
 
     def check_snapshots(self, model: PreTrainedModel, config: RunConfig, device: torch.device) -> None:
@@ -343,7 +343,6 @@ class ResumedRun:
         """Nothing to report: the layers were rebuilt, and init.json tells how they were initialised."""
         return None
 
-    def restore(self, engine: SorsaEngine, config: RunConfig) -> RunProgress:
+    def restore(self, engine: SorsaEngine, config: RunConfig, steps: int) -> RunProgress:
         """Put optimizer, schedule and random states back."""
-        restore_training(self.saved, engine, config.train.seed)
-        return self.saved.manifest.progress
+        return restore_training(self.saved, engine, config, steps)

@@ -13,11 +13,12 @@ from sorsa_ds.run.checkpoint.keeper import PACKAGES
 from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.html_report import write_page
 from sorsa_ds.run.metrics import read_metrics
-from sorsa_ds.run.paths import ADAPTER, CHECKPOINTS, PAGE
+from sorsa_ds.run.paths import ADAPTER, CHECKPOINTS, PAGE, PICTURE
 from sorsa_ds.run.peft_files.places import WEIGHTS
 from sorsa_ds.run.ways_on import evaluating
 from sorsa_ds.runtime import collectives
-from sorsa_ds.runtime.console import say, table
+from sorsa_ds.runtime.console import note, say, table
+from sorsa_ds.runtime.files import write_atomic
 from sorsa_ds.runtime.process import memory_gib, peak_memory_gib
 from sorsa_ds.runtime.versions import package_versions
 from sorsa_ds.runtime.words import typed
@@ -98,8 +99,11 @@ def show_report(report: dict, folder: Path) -> None:
     """Print the report, draw the loss and write the page to look at, on rank 0."""
     if collectives.rank() != 0:
         return
-    draw_loss(folder)
-    write_page(folder)
+    for show, name in ((draw_loss, PICTURE), (write_page, PAGE)):
+        try:
+            show(folder)
+        except Exception as error:  # the run is finished; a full disk or a damaged file must not fail it
+            note(f"{folder / name} is not written: {error}")
     rows = [
         (
             "steps",
@@ -120,7 +124,7 @@ def show_report(report: dict, folder: Path) -> None:
         ("memory", f"{report['memory_gib']:.2f} GiB on rank 0"),
         ("adapter", _sized(folder / ADAPTER / TRAINED)),
         *(("for PEFT", _sized(file)) for file in [folder / ADAPTER / WEIGHTS] if file.exists()),
-        ("look at it", typed(folder / PAGE)),
+        *(("look at it", typed(file)) for file in [folder / PAGE] if file.exists()),
         ("evaluate it", evaluating(folder)),
     ]
     say("\n" + table(rows))
@@ -171,4 +175,4 @@ def draw_loss(folder: Path) -> None:
     right.set(xlabel="step", ylabel=label)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(folder / "loss.png", dpi=120)
+    write_atomic(folder / PICTURE, lambda temporary: figure.savefig(temporary, dpi=120, format="png"), parents=False)

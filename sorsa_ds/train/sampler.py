@@ -44,29 +44,38 @@ class Sampler:
 
         Raises:
             ValueError: the model cannot answer, because neither it nor its tokenizer names an end token; on every rank.
+            Exception: what the model's own code raises where it answers; PeerError on the other ranks then. Where the
+                model is gathered, a rank that fails alone leaves the others waiting for it.
         """
         asked, ranks = self.questions[:count], collectives.world_size()
         rounds = math.ceil(len(asked) / ranks)
         mine: list[tuple[int, list[int], bool]] = []
+        error: Exception | None = None
         engine, model = self._engine, model_of(self._engine)
         dtype, kept = engine.product_dtype, model.generation_config
         autocast = torch.autocast(engine.device.type, dtype, enabled=dtype is not None)
         try:
-            generate = Transformers(model, self._tokenizer, engine.device, synced=self._gathers)
+            generate = Transformers(model, self._tokenizer, engine.device, synced=self.gathers)
             with eval_mode(engine), engine.kept_sides(), autocast, torch.compiler.set_stance("force_eager"):
                 for place in range(collectives.rank(), rounds * ranks, ranks):
-                    check()
+                    check()  # a collective call, which a rank that has failed makes too
                     # A rank without a question of its own computes with the others where they gather the model.
-                    answer = self._answer(generate, asked[place % len(asked)])
-                    if place < len(asked):
-                        mine.append((place, answer.token_ids, answer.ended))
+                    if error is not None or not (place < len(asked) or self.gathers):
+                        continue
+                    try:
+                        answer = self._answer(generate, asked[place % len(asked)])
+                        if place < len(asked):
+                            mine.append((place, answer.token_ids, answer.ended))
+                    except Exception as caught:
+                        error = caught
         finally:
             model.generation_config = kept
+        collectives.agree(error, engine.device)
         given = sorted(collectives.gather_lists(mine))
         return [self._sample(asked[place], ids, ended) for place, ids, ended in given]
 
     @property
-    def _gathers(self) -> bool:
+    def gathers(self) -> bool:
         """Whether a forward pass is a collective call."""
         return self._engine.zero_optimization_stage() == 3 and collectives.world_size() > 1
 

@@ -26,10 +26,13 @@ from sorsa_ds.model.sharding import Whole, Zero3
 from sorsa_ds.model.uneven_calls import set_uneven_leaves, told_leaves
 from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
 from sorsa_ds.run.checkpoint.manifest import RunProgress
+from sorsa_ds.run.checkpoint.restore import go_back
 from sorsa_ds.run.folder import lock_run_folder
 from sorsa_ds.run.log import RunLog
 from sorsa_ds.run.recorder import SnapshotRecorder
+from sorsa_ds.run.trackers import Trackers
 from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.background import patiently
 from sorsa_ds.runtime.console import say, say_details, table, tracked, tracked_by_cost
 from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.runtime.numerics import seed_rank, set_numerics
@@ -175,7 +178,7 @@ def build_trainer(
     config = settings.config
     keep_chat_template(run.folder, inputs, settings.device)
     keep_tokenizer(run.folder, inputs, settings)
-    progress = run.origin.restore(engine, config)
+    progress = run.origin.restore(engine, config, inputs.batches.steps)
     sampler, unasked = _sampler(config, inputs, engine)
     return Trainer(
         config=config,
@@ -187,7 +190,7 @@ def build_trainer(
         sampler=sampler,
         unasked=unasked,
         folder=run.folder,
-        log=collectives.together(lambda: _open_log(settings, run, model, progress.step), settings.device),
+        log=_open_log(settings, run, inputs, model, progress),
         keeper=_keeper(settings, run, inputs, model, engine, progress),
         recorder=_recorder(settings, run, inputs, engine, progress.step),
         meter=_meter(settings, run, inputs, engine, progress.step),
@@ -240,14 +243,25 @@ def _meter(settings: RunSettings, run: OpenedRun, inputs: Inputs, engine: SorsaE
     return StepMeter(train, settings.utilisation, engine.clock, run.folder, first, steps)
 
 
-def _open_log(settings: RunSettings, run: OpenedRun, model: BuiltModel, steps_done: int) -> RunLog:
-    return RunLog(
-        folder=run.folder,
-        config=settings.config,
-        ds_config=settings.resolved.ds,
-        given=settings.ds_config,
-        initialised=model.initialisation,
-        steps_done=steps_done,
+def _open_log(
+    settings: RunSettings, run: OpenedRun, inputs: Inputs, model: BuiltModel, progress: RunProgress
+) -> RunLog:
+    """Begin the trackers, which may refuse, and only then change what lies in the folder of a run that goes on."""
+    config, device, continues = settings.config, settings.device, model.initialisation is None
+    trackers = patiently(lambda: Trackers(run.folder, config, continues), device)
+    go_back(run.origin.checkpoint, progress, device)
+    return collectives.together(
+        lambda: RunLog(
+            folder=run.folder,
+            config=config,
+            ds_config=settings.resolved.ds,
+            given=settings.ds_config,
+            initialised=model.initialisation,
+            steps_done=progress.step,
+            steps=inputs.batches.steps,
+            trackers=trackers,
+        ),
+        device,
     )
 
 

@@ -22,9 +22,11 @@ from sorsa_ds.run.checkpoint.keeper import CheckpointKeeper
 from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.folder import check_still_held
 from sorsa_ds.run.log import RunLog
+from sorsa_ds.run.peft_files.beside import add_peft_files
 from sorsa_ds.run.recorder import SnapshotRecorder
 from sorsa_ds.run.ways_on import going_on
 from sorsa_ds.runtime import collectives
+from sorsa_ds.runtime.background import patiently
 from sorsa_ds.runtime.console import bar, say
 from sorsa_ds.runtime.errors import Preempted
 from sorsa_ds.runtime.folder_lock import FolderLostError, RunLock
@@ -198,7 +200,7 @@ class Trainer:
         evaluated = self.watch.at_end()
         self.before_saving()
         self.keeper.save()
-        finish_adapter(self.folder, self.engine, self.config)
+        finish_adapter(self.folder, self.engine)
         report = build_report(
             config=self.config,
             engine=self.engine,
@@ -212,8 +214,10 @@ class Trainer:
             folder=self.folder,
         )
         collectives.together(lambda: self.log.write_report(report), self.device, on=0)
+        # The run is finished now. What follows may take long or fail, and changes nothing of that.
+        patiently(lambda: add_peft_files(self.folder, self.config, self.device), self.device)
+        patiently(lambda: self.log.close(report), self.device)
         self.watch.show_last_answer()
-        self.log.close(report)
         self.lock.release()
         return report
 

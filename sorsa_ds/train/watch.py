@@ -1,6 +1,7 @@
 """What a run does with its held-out data: the loss, answers, the best checkpoint, and the end of a run that is done."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from sorsa_ds.config.schema import RunConfig
@@ -10,8 +11,12 @@ from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.log import RunLog
 from sorsa_ds.run.samples import shown
 from sorsa_ds.runtime.console import note, say
+from sorsa_ds.runtime.leave import leaving_after
 from sorsa_ds.train.finite import StopUnlessFinite
 from sorsa_ds.train.sampler import Sampler
+
+_OF_TIMEOUT = 0.8
+"""The part of `train.timeout_minutes` that the last answer may take where the ranks wait for one another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +94,7 @@ class Watch:
     @property
     def stops(self) -> bool:
         """Whether the run has waited in vain as long as `evaluation.patience` says."""
-        patience = self.config.evaluation.patience
-        return 0 < patience <= self.best.waited
+        return self.best.has_waited(self.config.evaluation.patience)
 
     @property
     def told_stop(self) -> str:
@@ -106,15 +110,20 @@ class Watch:
     def show_last_answer(self) -> None:
         """Show what the trained model answers to the first held-out prompt, where nothing was asked at the end.
 
-        Whatever goes wrong is told, and changes nothing of the run.
+        Whatever goes wrong is told, and changes nothing of the run, which is finished and has closed its log. Where
+        the ranks gather the model for each token and one of them fails alone, the others would wait for it until their
+        exchange is broken off as a failure; each rank leaves before that, as one of a finished run.
         """
         if self.config.evaluation.samples or not self.config.evaluation.last_answer:
             return
         if self.sampler is None:
             say(f"No answer of the model is shown: {self.unasked}.")
             return
+        seconds = _OF_TIMEOUT * 60 * self.config.train.timeout_minutes
+        told = f"the run is finished; its model has not answered within {seconds:.0f} s, so that no answer is shown"
         try:
-            self._say_answers(self.progress.step, 1, lambda: None)
+            with leaving_after(seconds, told) if self.sampler.gathers else nullcontext():
+                self._say_answers(self.progress.step, 1, lambda: None)
         except Exception as error:  # the model's own code generates
             note(f"no answer of the model is shown: {type(error).__name__}: {error}")
 

@@ -14,6 +14,8 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 
 from sorsa_ds import load_adapter
+from sorsa_ds.cli import sorsa as command
+from sorsa_ds.cli import train
 from sorsa_ds.cli.sorsa import COMMANDS, _taken
 from tests.helpers.projects import ROOT
 
@@ -125,3 +127,51 @@ def test_an_option_is_taken_from_among_the_words():
     assert _taken("--gpus", ["gpus=3"]) == (None, ["gpus=3"])
     with pytest.raises(ValueError, match="--gpus needs a value"):
         _taken("--gpus", ["--gpus"])
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """started(words, NAME=value, ...): what `sorsa train` does where these variables are set: the words of the script
+    that it becomes, or `rank` where it trains itself."""
+    done = []
+
+    def start(*words, **variables):
+        for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "MV2_", "PMI_", "RANK"))]:
+            monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(command.os, "execvpe", lambda file, arguments, environment: done.append(arguments[1:]))
+        monkeypatch.setattr(command.exit_codes, "run", lambda main: main())
+        monkeypatch.setattr(train, "main", lambda words: done.append("rank"))
+        monkeypatch.setattr(command.sys, "argv", command.sys.argv)
+        monkeypatch.setenv("SORSA_COMMAND", "")
+        command.main(["train", *words])
+        return done[0]
+
+    return start
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "0"},
+        {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "1", "SLURM_NTASKS": "2"},
+        {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "8"},
+        {"MV2_COMM_WORLD_RANK": "1", "MV2_COMM_WORLD_SIZE": "8"},
+        {"PMI_RANK": "0", "PMI_SIZE": "8"},
+    ],
+)
+def test_a_task_of_another_launcher_is_a_rank_and_starts_none(started, variables):
+    assert started(**variables) == "rank"
+
+
+def test_one_task_starts_the_ranks(started):
+    (script,) = started(SLURM_PROCID="0", SLURM_STEP_NUM_TASKS="1", SLURM_NTASKS="1")
+    assert script.endswith("multi_gpu.sh")
+
+
+def test_tasks_of_slurm_without_srun_are_refused_unless_the_command_says_where_it_trains(started):
+    with pytest.raises(ValueError, match=r"Slurm gives this job 8 tasks.*it would train on this machine alone"):
+        started(SLURM_NTASKS="8")
+    script, *words = started("--gpus", "4", SLURM_NTASKS="8")
+    assert script.endswith("multi_gpu.sh") and words == ["--ranks", "4"]

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from sorsa_ds.run.checkpoint import folder
 from sorsa_ds.run.checkpoint.folder import commit_checkpoint, existing_checkpoints, make_temporary
 from sorsa_ds.run.paths import CHECKPOINTS
 
@@ -28,6 +29,22 @@ def test_what_others_have_put_under_such_names_stays_and_no_save_fails(tmp_path,
     others = {".step-000004.tmp", ".step-000005.tmp", ".step-000004.notes"}
     assert others < {path.name for path in beside.iterdir()}
     assert (tmp_path / "precious").is_dir()
+
+
+def test_a_checkpoint_that_cannot_be_named_the_best_is_valid_all_the_same(tmp_path, beside, monkeypatch, capsys):
+    write = folder.write_text
+
+    def refusing(path, text, parents):
+        if path.name == "best":
+            raise ValueError("best: cannot be written (No space left on device)")
+        write(path, text, parents)
+
+    commit_checkpoint(make_temporary(tmp_path, 2), 2, keep=1)
+    monkeypatch.setattr(folder, "write_text", refusing)
+    commit_checkpoint(make_temporary(tmp_path, 4), 4, keep=1, best=True)
+    assert [path.name for path in existing_checkpoints(tmp_path)] == ["step-000004"]
+    assert (beside / "latest").read_text() == "step-000004\n"
+    assert "step-000004 is saved, and is not named as the best one: best: cannot" in capsys.readouterr().err
 
 
 def test_what_killed_runs_have_left_is_removed(tmp_path, beside):

@@ -5,11 +5,15 @@ import pytest
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.run.log import RunLog
 from sorsa_ds.run.metrics import read_metrics
+from sorsa_ds.run.trackers import Trackers
 
 
 @pytest.fixture
 def log(tmp_path):
-    return RunLog(folder=tmp_path, config=RunConfig(), ds_config={}, given={}, initialised={}, steps_done=0)
+    config, none = RunConfig(), Trackers(tmp_path, RunConfig(), continues=False)
+    return RunLog(
+        folder=tmp_path, config=config, ds_config={}, given={}, initialised={}, steps_done=0, steps=9, trackers=none
+    )
 
 
 @pytest.mark.parametrize("number", [float("inf"), float("nan")])

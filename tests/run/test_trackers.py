@@ -23,6 +23,7 @@ class Recording:
 
     def __init__(self, **arguments):
         self.arguments, self.logged, self.given, self.finished = arguments, [], None, False
+        self.init_kwargs = arguments  # as accelerate's class for Trackio keeps them
         self.made.append(self)
 
     def start(self):
@@ -91,6 +92,39 @@ def test_a_run_that_goes_on_is_known_to_its_trackers(tmp_path, recording):
     assert added.given is not None, "it has not seen the run before"
     begin(tmp_path / "run", "clearml").close(None)
     assert recording[-1].arguments["continue_last_task"] is False, "another run in the folder is a new one"
+
+
+def test_two_runs_of_one_name_are_two_to_trackio_and_one_that_goes_on_is_one(tmp_path, recording):
+    for folder, continues in (("here", False), ("there", False), ("here", True)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        begin(tmp_path / folder / "run", "trackio", continues=continues).close(None)
+    first, second, again = (one.arguments["name"] for one in recording)
+    assert first != second
+    assert first == again
+    assert first.startswith("run-") and second.startswith("run-")
+
+
+def test_all_trackers_have_one_time_to_begin_and_one_to_end(tmp_path, recording, monkeypatch, capfd):
+    answer = threading.Event()
+    hanging = type("Hanging", (Recording,), {"finish": lambda self: answer.wait()})
+    for name in ("clearml", "trackio", "dvclive", "swanlab"):
+        monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, hanging)
+    monkeypatch.setattr(trackers, "SECONDS_TO_END", 0.5)
+    run = begin(tmp_path / "run", "clearml", "trackio", "dvclive", "swanlab")
+    began = time.monotonic()
+    run.close({"steps": 1})
+    assert time.monotonic() - began < 1.0
+    assert capfd.readouterr().err.count("within 0 s of the run's end") == 4
+    monkeypatch.setattr(trackers, "SECONDS_TO_BEGIN", 0.5)
+    slow = type("Slow", (Recording,), {"start": lambda self: time.sleep(0.4)})
+    stuck = type("Stuck", (Recording,), {"start": lambda self: answer.wait(5)})
+    for name, kind in (("clearml", slow), ("trackio", stuck)):
+        monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, kind)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="trackio cannot begin: no answer within 0 s"):
+        begin(tmp_path / "other", "clearml", "trackio")
+    assert time.monotonic() - began < 0.8
+    answer.set()
 
 
 def test_one_that_fails_is_told_of_once_and_the_others_go_on(tmp_path, recording, monkeypatch, capfd):

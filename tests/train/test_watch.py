@@ -2,18 +2,23 @@
 
 import json
 import shutil
+import time
 
 import pytest
 import torch
+from accelerate import tracking
 from transformers import AutoTokenizer
 
 from sorsa_ds.evaluate.command import evaluate
 from sorsa_ds.evaluate.options import Options
+from sorsa_ds.run import tracker_kinds
 from sorsa_ds.run.checkpoint.folder import best_checkpoint, existing_checkpoints
+from sorsa_ds.run.peft_files.files import remove_peft_files
 from sorsa_ds.run.reload import load_adapter
 from sorsa_ds.run.samples import read_samples
-from sorsa_ds.train import trainer
-from tests.helpers.projects import metrics
+from sorsa_ds.runtime import collectives
+from sorsa_ds.train import report, sampler, trainer
+from tests.helpers.projects import ROOT, metrics
 from tests.helpers.runs import train, trained
 from tests.helpers.worlds import run_ranks
 
@@ -194,3 +199,130 @@ def test_a_checkpoint_that_is_not_there_is_refused(unwatched, project):
 
 def _refused(model, checkpoint):
     return refusal(model=model, checkpoint=checkpoint)
+
+
+def test_the_best_checkpoint_of_a_run_that_goes_on_is_that_of_its_end_where_it_was_the_best(project, losses):
+    losses += [9.0, 3.0, 1.0]
+    run, _ = train(project, "longer", "train.eval_every=4", "output.keep_checkpoints=1")
+    assert report_of(run)["best"] == {"step": 6, "eval_loss": 1.0, "checkpoint": "step-000006"}
+    losses[:] = [2.0, 2.5]
+    train(project, "longer", "train.eval_every=4", "output.keep_checkpoints=1", "train.steps=9", f"--resume={run}")
+    assert report_of(run)["best"] == {"step": 6, "eval_loss": 1.0, "checkpoint": "step-000006"}
+    assert checkpoints_of(run) == ["step-000009", "step-000006"]
+
+
+def test_answers_at_the_end_of_a_run_that_goes_on_stay_and_none_is_there_twice(project):
+    asked = ["train.eval_every=4", "evaluation.samples=1", "evaluation.sample_tokens=2"]
+    run, _ = train(project, "asked-on", *asked, ranks=1, ds="stage0")
+    assert [one["step"] for one in read_samples(run)] == [0, 4, 6]
+    train(project, "asked-on", *asked, "train.steps=9", f"--resume={run}", ranks=1, ds="stage0")
+    assert [one["step"] for one in read_samples(run)] == [0, 4, 6, 8, 9]
+    (run / "report.json").unlink()  # as after a kill in the last moment
+    train(project, "asked-on", *asked, "train.steps=9", f"--resume={run}", ranks=1, ds="stage0")
+    assert [one["step"] for one in read_samples(run)] == [0, 4, 6, 8, 9]
+
+
+def test_a_run_that_stopped_early_goes_on_where_it_may_wait_longer_and_is_refused_elsewhere(project, losses):
+    losses += [9.0, 3.0, 2.0, 1.9, 1.6]
+    run, _ = train(project, "patience", *PATIENT, ranks=1, ds="stage0")
+    before = (run / "report.json").read_bytes()
+    alone = {"ranks": 1, "ds": "stage0"}
+    with pytest.raises(AssertionError, match=r"is finished; to go on with it, ask for a larger evaluation.patience"):
+        train(project, "patience", *PATIENT, f"--resume={run}", **alone)
+    stopped = r"the run stopped early after step 4: .* fallen in 2 evaluations \(evaluation.patience=2\); to go on, set"
+    with pytest.raises(AssertionError, match=stopped):
+        train(project, "patience", *PATIENT, "train.steps=12", f"--resume={run}", **alone)
+    assert (run / "report.json").read_bytes() == before
+    losses[:] = [1.6, 1.6, 1.5]
+    train(project, "patience", *PATIENT, "evaluation.patience=9", f"--resume={run}", **alone)
+    assert report_of(run)["steps"] == 6
+    train(project, "patience", *PATIENT, "evaluation.patience=0", "evaluation.min_delta=0", "train.steps=8",
+          f"--resume={run}", **alone)  # fmt: skip
+    assert report_of(run)["steps"] == 8
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_that_cannot_answer_fails_no_finished_run_and_holds_none_up(project, monkeypatch, failing, capfd):
+    answer = sampler.Sampler._answer
+
+    def failed(self, generate, question):
+        if collectives.rank() == failing:
+            raise RuntimeError("no memory for it")
+        return answer(self, generate, question)
+
+    monkeypatch.setattr(sampler.Sampler, "_answer", failed)
+    run, said = train(project, f"unanswered-{failing}", "train.steps=2", "train.timeout_minutes=1", ds="zero2")
+    assert said is None
+    assert report_of(run)["steps"] == 2
+    told = capfd.readouterr().err
+    if failing == 0:
+        assert "[rank 0] no answer of the model is shown: RuntimeError: no memory for it" in told
+    else:
+        assert len(read_samples(run)) == 1, "a rank without a question of its own is not asked"
+
+
+def test_a_page_that_cannot_be_written_fails_no_finished_run(unwatched, project, capsys):
+    run = shutil.copytree(unwatched, project / "unshown")
+    (run / "samples.jsonl").write_text("[1]\n")
+    (run / "report.html").unlink(missing_ok=True)
+    report.show_report(report_of(run), run)
+    shown = capsys.readouterr()
+    assert "report.html is not written: " in shown.err
+    assert "evaluate it" in shown.out
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_goes_on_keeps_nothing_that_its_earlier_end_has_made_for_others(project):
+    alone = {"ranks": 1, "ds": "stage0"}
+    run, _ = train(project, "for-others", "train.steps=2", "output.peft_adapter=true", **alone)
+    made = [run / "adapter" / "adapter_config.json", run / "adapter" / "adapter_model.safetensors"]
+    assert all(file.exists() for file in made)
+    (run / "report.html").touch()
+    more = ["train.steps=4", "output.peft_adapter=true", f"--resume={run}"]
+    _, said = train(project, "for-others", *more, stop_at=3, **alone)
+    assert "stopped after step 3" in said
+    assert not any(file.exists() for file in [*made, run / "report.html", run / "report.json"])
+    assert (run / "adapter" / "sorsa_config.json").exists()
+    train(project, "for-others", *more, **alone)
+    assert all(file.exists() for file in made)
+
+
+def test_files_of_version_0_1_0_under_the_names_of_peft_stay(tmp_path):
+    adapter = shutil.copytree(ROOT / "tests" / "fixtures" / "run_of_0.1.0" / "adapter", tmp_path / "adapter")
+    before = sorted(path.name for path in adapter.iterdir())
+    remove_peft_files(adapter)
+    assert "adapter_config.json" in before
+    assert sorted(path.name for path in adapter.iterdir()) == before
+
+
+def test_a_finished_run_stays_as_it_is_where_a_tracker_refuses(project, monkeypatch):
+    class Refusing:
+        def __init__(self, **arguments):
+            raise OSError("its server does not answer")
+
+    run, _ = train(project, "untracked", "train.steps=4", ranks=1, ds="stage0")
+    before = contents(run)
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Refusing)
+    monkeypatch.setattr(tracker_kinds.TrackerKind, "is_installed", True)
+    with pytest.raises(AssertionError, match="tensorboard cannot begin: its server does not answer"):
+        train(project, "untracked", "output.trackers=[tensorboard]", "train.steps=6",
+              f"--resume={run}/checkpoints/step-000002", ranks=1, ds="stage0")  # fmt: skip
+    assert contents(run) == before
+
+
+def contents(run):
+    """Every file of a run but its lock, with what it holds."""
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_files_in_pefts_format_come_after_the_report_and_may_take_longer_than_a_collective(project, monkeypatch):
+    seen = project / "seen"
+
+    def slow(run, config, device):
+        time.sleep(8)
+        seen.write_text(str((run / "report.json").exists()))
+
+    monkeypatch.setattr(trainer, "add_peft_files", slow)
+    run, _ = train(project, "slow-files", "train.steps=2", "train.timeout_minutes=0.1", ds="zero2")
+    assert seen.read_text() == "True"
+    assert report_of(run)["steps"] == 2

@@ -75,8 +75,7 @@ def commit_checkpoint(temporary: Path, step: int, keep: int, best: bool = False)
         best: it is the best one from now on.
 
     Raises:
-        OSError: the disk refuses.
-        ValueError: the disk refuses to name the best one.
+        OSError: the disk refuses, before the renaming.
     """
     run = run_of(temporary)
     final = checkpoint_path(run, step)
@@ -86,7 +85,10 @@ def commit_checkpoint(temporary: Path, step: int, keep: int, best: bool = False)
     with suppress(ValueError):  # it is valid now; whoever reads a `latest` that lags behind looks for newer ones too
         write_text(final.parent / LATEST, final.name + "\n", parents=False)
     if best:
-        name_best(run, step)
+        try:
+            name_best(run, step)
+        except ValueError as error:  # it is valid all the same, and a save that is said to have failed is made again
+            note(f"{final.name} is saved, and is not named as the best one: {error}")
     remove_older(run, step, keep)
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from sorsa_ds.config.differences import LENGTH, differences
 from sorsa_ds.config.schema import RunConfig
+from sorsa_ds.run.best import BestSoFar
 from sorsa_ds.run.checkpoint.folder import BEST, LATEST, best_checkpoint, checkpoint_path
-from sorsa_ds.run.finished import RunState, near_runs
+from sorsa_ds.run.finished import FinishedRun, RunState, near_runs
+from sorsa_ds.run.metrics import read_metrics
 from sorsa_ds.run.paths import run_of
 from sorsa_ds.run.ways_on import beginning_anew, evaluating, from_a_taken_name
 
@@ -36,17 +38,19 @@ def named_checkpoints(request: str, config: RunConfig) -> list[Path]:
         config: the settings with which it goes on.
 
     Raises:
-        ValueError: there is no such run or checkpoint, or the run still trains, has none, or is finished and not asked
-            for more steps.
+        ValueError: there is no such run or checkpoint, or the run still trains, has none, or is finished and neither
+            asked for more steps nor, where it stopped early, to wait longer.
     """
     path = named_folder(request)
     run = RunState(run_of(path))
     if path != run.folder:
         check_not_running(run)
         return [path]
-    if run.is_finished and not _is_of_other_length(run, config):
+    if run.is_finished and not (_is_of_other_length(run, config) or _waits_longer(run, config)):
+        patience = config.evaluation.patience
+        more = f"a larger evaluation.patience than {patience}" if _stopped_early(run) else "more train.steps"
         raise ValueError(
-            f"--resume: {run.folder} is finished; to go on with it, ask for more train.steps, or name one of its "
+            f"--resume: {run.folder} is finished; to go on with it, ask for {more}, or name one of its "
             f"checkpoints to go on from there once more; to evaluate it: {evaluating(run.folder)}"
         )
     check_not_running(run)
@@ -58,6 +62,21 @@ def named_checkpoints(request: str, config: RunConfig) -> list[Path]:
 def _is_of_other_length(run: RunState, config: RunConfig) -> bool:
     """Whether the settings ask for another number of steps than a run was begun with. More or fewer shows later."""
     return any(name in LENGTH for name in differences(config, run.saved_settings()))
+
+
+def _stopped_early(run: RunState) -> bool:
+    """Whether a finished run has made fewer steps than were planned."""
+    report = FinishedRun(run.folder).report()
+    steps, planned = report.get("steps"), report.get("planned_steps")
+    return isinstance(steps, int) and isinstance(planned, int) and steps < planned
+
+
+def _waits_longer(run: RunState, config: RunConfig) -> bool:
+    """Whether a finished run stopped early and would not stop there by the settings with which it goes on."""
+    if not _stopped_early(run):
+        return False
+    account = BestSoFar().after_all(read_metrics(run.folder), config.evaluation.min_delta)
+    return not account.has_waited(config.evaluation.patience)
 
 
 def named_checkpoint(run: Path, name: str, option: str) -> Path:

@@ -10,11 +10,13 @@ from sorsa_ds.config.differences import FREE_OF_ONE_MODEL, LENGTH, differences
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.registry import method_of
 from sorsa_ds.model.adapter_file import INITIAL
+from sorsa_ds.run.best import BestSoFar
 from sorsa_ds.run.checkpoint.folder import LATEST, dangling_latest
 from sorsa_ds.run.checkpoint.manifest import Manifest, digest_of_initial, file_faults, read_manifest
 from sorsa_ds.run.checkpoint.named import check_not_running, named_checkpoints
 from sorsa_ds.run.checkpoint.saved import SavedTensors
 from sorsa_ds.run.finished import RunState
+from sorsa_ds.run.metrics import is_evaluated_again, is_kept, read_metrics
 from sorsa_ds.run.paths import ADAPTER, AUTO, CHECKPOINTS, CONFIG, run_of
 from sorsa_ds.run.ways_on import under_another_name
 from sorsa_ds.runtime import collectives
@@ -45,6 +47,20 @@ class WholeCheckpoint:
         """
         return SavedTensors([self.path / name for name in sorted(self.manifest.files)])
 
+    def account(self, config: RunConfig, last: int | None = None) -> BestSoFar:
+        """What the run's evaluations until the checkpoint have shown, by the checkpoint and by metrics.jsonl.
+
+        Args:
+            last: the run's last step as it goes on, to leave out an evaluation that is made again then; None: with it.
+
+        Raises:
+            ValueError: metrics.jsonl is damaged.
+        """
+        step, every = self.manifest.progress.step, config.train.eval_every
+        again = last is not None and is_evaluated_again(step, every, last)
+        lines = [line for line in read_metrics(self.run) if is_kept(line, step, again)]
+        return self.manifest.progress.best.after_all(lines, config.evaluation.min_delta)
+
     def check_settings(self, config: RunConfig) -> None:
         """Stop where settings differ that must not change while a run goes on.
 
@@ -70,7 +86,7 @@ class WholeCheckpoint:
             None where nothing was changed.
 
         Raises:
-            ValueError: the checkpoint is behind the new end.
+            ValueError: the checkpoint is behind the new end, or `evaluation.patience` ends the run where it is.
         """
         changed = {k: v for k, v in differences(config, self.manifest.config).items() if k in LENGTH}
         done = self.manifest.progress.step
@@ -79,6 +95,14 @@ class WholeCheckpoint:
         told = ", ".join(f"{name} was {then} and is now {now}" for name, (then, now) in changed.items())
         if steps <= done:
             raise ValueError(f"--resume: {told}: that is {steps} steps, and {self.path} was saved after step {done}")
+        watched = config.evaluation
+        account = self.account(config)
+        if account.has_waited(watched.patience):
+            raise ValueError(
+                f"--resume: {told}, but the run stopped early after step {account.seen}: its held-out loss has not "
+                f"fallen in {account.waited} evaluations (evaluation.patience={watched.patience}); to go on, set "
+                f"evaluation.patience to more than {account.waited}, or to 0"
+            )
         return (
             f"The run now goes on to step {steps} ({told}): from step {done + 1} on the learning rate is that of a run "
             f"of so many steps."

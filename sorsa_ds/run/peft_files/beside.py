@@ -14,16 +14,13 @@ from sorsa_ds.model.model_files import ADAPTER_CONFIG
 from sorsa_ds.model.new_tokens import table_rows
 from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.paths import ADAPTER, TOKENIZER
+from sorsa_ds.run.peft_files.files import FILES, remove_peft_files
 from sorsa_ds.run.peft_files.lora import plan_lora, write_lora
 from sorsa_ds.run.peft_files.notes import lora_notes
 from sorsa_ds.run.peft_files.own_kind import write_peft_adapter
-from sorsa_ds.run.peft_files.places import WEIGHTS
 from sorsa_ds.run.source import Source, open_trained
 from sorsa_ds.runtime.console import note, say, tracked
 from sorsa_ds.runtime.files import fsync, private_folder
-
-_FILES = WEIGHTS, ADAPTER_CONFIG
-"""The files, in the order in which they come into place: the description is what others look for."""
 
 
 def add_peft_files(run: Path, config: RunConfig, device: torch.device) -> None:
@@ -38,8 +35,7 @@ def add_peft_files(run: Path, config: RunConfig, device: torch.device) -> None:
     """
     folder = run / ADAPTER
     try:
-        for name in reversed(_FILES):
-            (folder / name).unlink(missing_ok=True)
+        remove_peft_files(folder)
         if not config.output.peft_adapter:
             return
         trusted = config.loading.trust_remote_code
@@ -50,7 +46,7 @@ def add_peft_files(run: Path, config: RunConfig, device: torch.device) -> None:
             made = private / ADAPTER
             made.mkdir()
             notes = fill(source, made, device)
-            for name in _FILES:
+            for name in FILES:
                 fsync(made / name)
                 os.replace(made / name, folder / name)
         fsync(folder)
