@@ -36,7 +36,7 @@ def factors_of(model, initial=False) -> dict[str, torch.Tensor]:
         f"{name.removeprefix('base_model.model.')}.{leaf}": getattr(holder["default"], leaf).detach().clone()
         for name, layer in model.named_modules()
         if isinstance(layer, SorsaLayer)
-        for holder in [layer.initial_factors if initial else layer.sorsa_factors]
+        for holder in [layer.sorsa_initial if initial else layer.sorsa_factors]
         for leaf in ("U", "s", "V")
     }
 

@@ -84,7 +84,7 @@ def test_a_layers_decomposition_is_the_trainers(folders):
     for name, layer in layers_of(model).items():
         name = name.removeprefix("base_model.model.")
         found = decompose(layer.get_base_layer().weight.data, 4, name, "randomized", 1e-2, 16)
-        for ours, theirs in zip(layer.initial_factors["default"].parameters(), found.tensors(), strict=True):
+        for ours, theirs in zip(layer.sorsa_initial["default"].parameters(), found.tensors(), strict=True):
             assert torch.equal(ours, theirs)
 
 
@@ -138,7 +138,7 @@ def test_the_file_has_the_initial_factors_so_another_decomposition_does_not_matt
     """An adapter whose initial factors are not the singular triplets, as after rounds of quantisation."""
     model = adapted(folders["phi3"])
     for layer in layers_of(model).values():
-        layer.initial_factors["default"].U.data.mul_(0.9)
+        layer.sorsa_initial["default"].U.data.mul_(0.9)
     changed = logits(model)
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(PeftModel.from_pretrained(load(folders["phi3"]), tmp_path)), changed)
@@ -147,9 +147,9 @@ def test_the_file_has_the_initial_factors_so_another_decomposition_does_not_matt
 def test_a_file_without_initial_factors_is_refused(folders, tmp_path):
     adapted(folders["phi3"]).save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
-    save_file({name: value for name, value in load_file(file).items() if "initial_factors" not in name}, file)
+    save_file({name: value for name, value in load_file(file).items() if "sorsa_initial" not in name}, file)
     model = PeftModel.from_pretrained(load(folders["phi3"]), tmp_path)
-    with pytest.raises(ValueError, match=r"'default' were never loaded.*initial_factors"):
+    with pytest.raises(ValueError, match=r"'default' were never loaded.*sorsa_initial"):
         logits(model)
 
 
@@ -171,7 +171,7 @@ def test_trls_way_to_copy_an_adapter_copies_it_whole(folders):
     """Its DPO trainer copies every parameter with `.default.` in its name to that with `.ref.`."""
     model = adapted(folders["phi3"], base=None)
     for layer in layers_of(model).values():
-        layer.initial_factors["default"].U.data.mul_(0.9)
+        layer.sorsa_initial["default"].U.data.mul_(0.9)
     changed = logits(model)
     model.add_adapter("ref", model.peft_config["default"])
     for name, parameter in model.named_parameters():
