@@ -11,7 +11,7 @@ from transformers import BitsAndBytesConfig
 from sorsa_ds.peft import SorsaConfig
 from sorsa_ds.peft.convert import from_peft
 from tests.helpers.architectures import save
-from tests.peft.test_method import adapted, layers_of, load, logits, moved
+from tests.helpers.peft_models import adapted, layers_of, load, logits, moved
 
 
 @pytest.fixture(scope="module")

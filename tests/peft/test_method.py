@@ -14,13 +14,13 @@ from peft import PeftConfig, PeftModel, PeftType, convert_to_lora, get_peft_mode
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 
-from sorsa_ds.peft import SorsaConfig, SorsaLayer, SorsaModel, peft_type
+from sorsa_ds.peft import SorsaConfig, SorsaModel, peft_type
 from sorsa_ds.sorsa.decompose import decompose
 from tests.helpers.architectures import CONFIGS, save
+from tests.helpers.peft_models import INPUT, adapted, layers_of, load, logits, moved
 
-INPUT = torch.arange(1, 25).view(2, 12) % 64
 KINDS = ["llama-tied-bias", "phi3", "gpt2"]
 """With biases, with fused linears, and with weights that are stored as (in, out)."""
 
@@ -29,38 +29,6 @@ KINDS = ["llama-tied-bias", "phi3", "gpt2"]
 def folders(tmp_path_factory):
     """Random models on disk, by kind."""
     return {kind: save(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
-
-
-def load(folder, **options):
-    """The base model."""
-    return AutoModelForCausalLM.from_pretrained(folder, **{"dtype": torch.float32, **options}).eval()
-
-
-def logits(model):
-    """What it computes on the input."""
-    with torch.no_grad():
-        return model(INPUT).logits
-
-
-def adapted(folder, move=0.2, base=None, **config):
-    """A PEFT model whose trained factors have moved by about `move` of themselves."""
-    model = get_peft_model(base or load(folder), SorsaConfig(**{"r": 4, "target_modules": "all-linear", **config}))
-    return moved(model, move)
-
-
-def moved(model, move, name="default", seed=0):
-    """Move the factors of an adapter; returns the model."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for layer in layers_of(model).values():
-            for parameter in layer.sorsa_factors[name].parameters() if name in layer.sorsa_factors else ():
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.add_((move * parameter.float().std(correction=0) * noise).to(parameter))
-    return model.eval()
-
-
-def layers_of(model) -> dict[str, SorsaLayer]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, SorsaLayer)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
