@@ -10,8 +10,8 @@ import torch
 
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.peft_format import peft_format
-from sorsa_ds.model.model_files import ADAPTER_CONFIG
 from sorsa_ds.model.new_tokens import table_rows
+from sorsa_ds.model.peft_names import CONFIG
 from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.paths import ADAPTER, TOKENIZER
 from sorsa_ds.run.peft_files.files import FILES, remove_peft_files
@@ -42,7 +42,7 @@ def add_peft_files(run: Path, config: RunConfig, device: torch.device) -> None:
         # The settings name the model where it lies now; the description, where it lay when the run began.
         source = open_trained(RunState(run), folder, {}, config.model, trusted)
         fill = _FILL[peft_format(source.method)]
-        with private_folder(folder / ADAPTER_CONFIG) as private:
+        with private_folder(folder / CONFIG) as private:
             made = private / ADAPTER
             made.mkdir()
             notes = fill(source, made, device)

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
+from sorsa_ds.model import peft_names
 from sorsa_ds.model.adapter_file import CONFIG
-from sorsa_ds.model.model_files import ADAPTER_CONFIG
-from sorsa_ds.run.peft_files.places import WEIGHTS
 
-FILES = WEIGHTS, ADAPTER_CONFIG
+FILES = peft_names.WEIGHTS, peft_names.CONFIG
 """The files, in the order in which they come into place: the description is what others look for."""
 
 
