@@ -11,13 +11,16 @@ from sorsa_ds.runtime.console import OptionParser
 
 DESCRIPTION = "Evaluate a model: deepspeed launch/evaluate.py --model runs/NAME --task gsm8k (or torchrun, or python)."
 
-TaskName = Literal["gsm8k", "math", "humaneval", "mmlu", "loss"]
+TaskName = Literal["gsm8k", "math", "humaneval", "mmlu", "mt_bench", "loss"]
 Style = Literal["papers", "chat", "plain"]
 Backend = Literal["transformers", "vllm"]
 Dtype = Literal["auto", "bf16", "fp32"]
-GENERATED = ("gsm8k", "math", "humaneval")
-NEW_TOKENS = {"gsm8k": 1024, "math": 2048, "humaneval": 2048}
-"""The most tokens that an answer may have by default, as in the papers."""
+GENERATED = ("gsm8k", "math", "humaneval", "mt_bench")
+UNGRADED = ("mt_bench", "loss")
+"""Tasks whose samples are neither right nor wrong."""
+
+NEW_TOKENS = {"gsm8k": 1024, "math": 2048, "humaneval": 2048, "mt_bench": 1024}
+"""The most tokens that an answer may have by default, as in the papers; of mt_bench as in FastChat."""
 
 SHOTS = {"mmlu": 5}
 """Number of few-shot examples by default; tasks that are not named here have none."""
@@ -40,12 +43,16 @@ class Options:
     num_few_shot: int | None = None
     batch_size: int = 16
     max_new_tokens: int | None = None
-    prompt: Style = "papers"
+    prompt: Style | None = None
     window: int | None = None
     stride: int | None = None
     output: Path | None = None
     backend: Backend = "transformers"
     dtype: Dtype = "auto"
+    seed: int | None = None
+    judge_url: str | None = None
+    judge_model: str | None = None
+    judge_temperature: float | None = None
     allow_code_execution: bool = False
     trust_remote_code: bool = False
 
@@ -54,12 +61,14 @@ class Options:
             value = getattr(self, name)
             if value is not None:
                 check_count(f"--{name}", value)
-        if self.num_few_shot is not None:
-            check_count("--num_few_shot", self.num_few_shot, least=0)
+        for name in ("num_few_shot", "seed"):
+            if getattr(self, name) is not None:
+                check_count(f"--{name}", getattr(self, name), least=0)
         self._check_goes_with("max_new_tokens", GENERATED)
         self._check_goes_with("num_few_shot", ("gsm8k", "math", "mmlu"))
         self._check_goes_with("window", ("loss",))
         self._check_goes_with("stride", ("loss",))
+        self._check_judge()
         if self.backend == "vllm" and self.task not in GENERATED:
             raise ValueError(f"--backend vllm only generates ({', '.join(GENERATED)}); {self.task} needs transformers")
         if self.task == "humaneval" and not self.allow_code_execution:
@@ -74,9 +83,26 @@ class Options:
         return self.max_new_tokens or NEW_TOKENS[self.task]
 
     @property
+    def style(self) -> Style:
+        """How a question is put to the model."""
+        return self.prompt or ("chat" if self.task == "mt_bench" else "papers")
+
+    @property
     def shots(self) -> int:
         """Number of few-shot examples."""
         return SHOTS.get(self.task, 0) if self.num_few_shot is None else self.num_few_shot
+
+    def _check_judge(self) -> None:
+        for name in ("seed", "judge_url", "judge_model", "judge_temperature"):
+            self._check_goes_with(name, ("mt_bench",))
+        if (self.judge_url is None) != (self.judge_model is None):
+            there, absent = ("url", "model") if self.judge_model is None else ("model", "url")
+            raise ValueError(f"--judge_{there} needs --judge_{absent}: the model that judges, and where it is asked")
+        if self.judge_temperature is not None:
+            if self.judge_url is None:
+                raise ValueError("--judge_temperature needs a judge: --judge_url and --judge_model")
+            if not 0 <= self.judge_temperature <= 2:
+                raise ValueError(f"--judge_temperature is {self.judge_temperature}: a number from 0 to 2 is needed")
 
     def _check_goes_with(self, name: str, tasks: tuple[str, ...]) -> None:
         if getattr(self, name) is not None and self.task not in tasks:
@@ -108,7 +134,8 @@ def parse(argv: Sequence[str]) -> Options:
     add("--max_new_tokens", type=int, help=f"most tokens of an answer (default: {_per_task(NEW_TOKENS)})")
     add(
         "--prompt", choices=get_args(Style),
-        help="papers: the layout of training; chat: the tokenizer's chat template; plain: for a base model",
+        help="papers: the layout of training; chat: the tokenizer's chat template; plain: for a base model (default: "
+        "papers; mt_bench: chat)",
     )  # fmt: skip
     add("--window", type=int, help=f"loss: tokens seen at once (default: {WINDOW}, or what the model takes)")
     add("--stride", type=int, help="loss: tokens from window to window (default: half; window - 1: chunks)")
@@ -118,6 +145,10 @@ def parse(argv: Sequence[str]) -> Options:
         "--dtype", choices=get_args(Dtype),
         help=f"of weights and products (default: {default['dtype']}, bf16 on hardware fast at it)",
     )  # fmt: skip
+    add("--seed", type=int, help="mt_bench: of the drawn answers (default: 0)")
+    add("--judge_url", help="mt_bench: OpenAI-compatible service of the judge, such as https://api.openai.com/v1")
+    add("--judge_model", help="mt_bench: the judge's name there; its key is read from the environment: JUDGE_API_KEY")
+    add("--judge_temperature", type=float, help="mt_bench: that the judge answers with (default: 0)")
     add("--allow_code_execution", action="store_true", help="humaneval: run the model's programs, in a sandbox")
     add("--trust_remote_code", action="store_true", help="allow Python code that comes with the model")
     add("--local_rank", type=int, help="added by DeepSpeed's launcher; ignored")
