@@ -1,7 +1,8 @@
 """MT-Bench: conversations of two turns on open questions, judged by another model (Zheng et al. 2023).
 
-Questions and answers are in FastChat's formats, so that its own judge reads them too. Answers of some categories are drawn with a temperature, as FastChat does; each has a seed of its own,
-made of the option `--seed`, the question and the turn, so that it depends on the batch by rounding alone.
+Questions and answers are in FastChat's formats, so that its own judge reads them too. Answers of some categories are
+drawn with a temperature, as FastChat does; each has a seed of its own, made of the option `--seed`, the question and
+the turn, so that it depends on the batch by rounding alone.
 """
 
 import re
