@@ -67,6 +67,9 @@ class SorsaEngine(DeepSpeedEngine):
         exact_factors: fp32 values with which masters begin where the model's own parameters are rounded to bf16.
     """
 
+    moments_like_masters = True
+    """Whether AdamW's moments are laid out like the masters; else they are part of `method_state`."""
+
     def __init__(
         self,
         model: nn.Module,
