@@ -17,7 +17,7 @@ from sorsa_ds.config.declare import (
 )
 from sorsa_ds.config.renamed import RENAMED
 
-MethodName = Literal["sorsa", "lora", "pissa", "adalora", "dora", "olora", "full", "partial"]
+MethodName = Literal["sorsa", "lora", "pissa", "adalora", "dora", "olora", "full", "partial", "galore"]
 
 
 def relative_gamma(text: str) -> float:
@@ -142,6 +142,15 @@ class BaselineConfig:
 
     adalora_orthogonal_weight: NonNegativeFloat = 0.5
     """AdaLoRA: coefficient of the orthogonality term that PEFT adds to the loss."""
+
+    galore_rank: Rank = 128
+    """GaLore: rank to which the gradient of each target's weight is projected."""
+
+    galore_update_gap: PositiveInt = 200
+    """GaLore: steps after which the projection is made anew from the gradient."""
+
+    galore_scale: PositiveFloat = 0.25
+    """GaLore: factor of the projected update."""
 
 
 @settings

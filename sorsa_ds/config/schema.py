@@ -196,8 +196,8 @@ class RunConfig:
 
     method: MethodName = "sorsa"
     """`sorsa`, or a method to compare it with: `lora`, `pissa`, `adalora`, `dora` and `olora` as PEFT implements them;
-    `full`: train every parameter; `partial`: train the whole weights of `adapter.targets`. For SORSA without its
-    regulariser set regularizer.gamma=0."""
+    `full`: train every parameter; `partial`: train the whole weights of `adapter.targets`; `galore`: the same weights
+    by galore-torch's optimizer. For SORSA without its regulariser set regularizer.gamma=0."""
 
     loading: LoadingConfig = Field(default_factory=LoadingConfig)
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)

@@ -70,6 +70,9 @@ class SorsaEngine(DeepSpeedEngine):
         rates: the settings of columns and singular values that learn with rates of their own.
     """
 
+    moments_like_masters = True
+    """Whether AdamW's moments are laid out like the masters; else they are part of `method_state`."""
+
     def __init__(
         self,
         model: nn.Module,

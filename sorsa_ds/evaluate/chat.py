@@ -10,13 +10,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from sorsa_ds.config.schema import EMBEDDED_DATA
 from sorsa_ds.data.batches import pad_token_id
-from sorsa_ds.data.chat import render_prompt
 from sorsa_ds.data.chat_templates import use_template
-from sorsa_ds.data.formats import prompt_for
 from sorsa_ds.evaluate.chat_options import ChatOptions
 from sorsa_ds.evaluate.models import FoundModel, find_evaluated_model
 from sorsa_ds.evaluate.options import Style
-from sorsa_ds.evaluate.prompts import prompt_tokens
+from sorsa_ds.evaluate.prompts import prompt_tokens, render_conversation
 from sorsa_ds.model.generation import end_tokens
 from sorsa_ds.model.language_part import most_positions
 from sorsa_ds.model.skeleton import read_config
@@ -132,7 +130,8 @@ class Speaker:
         Raises:
             ValueError: they are more than the model takes, or the chat template refuses the conversation.
         """
-        prompt = prompt_tokens(self._text(question), self.tokenizer, bare=self.style == "chat")
+        text = render_conversation(self.style, self.tokenizer, question, self.history)
+        prompt = prompt_tokens(text, self.tokenizer, bare=self.style == "chat")
         if self.positions is not None and len(prompt) >= self.positions:
             what = "conversation with this question" if self.history else "question"
             raise ValueError(
@@ -156,18 +155,6 @@ class Speaker:
         )  # fmt: skip
         told = self.tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True)
         self.history.append((question, str(told).strip()))
-
-    def _text(self, question: str) -> str:
-        """The text that the model continues."""
-        if self.style == "papers":
-            return prompt_for(question, history=self.history)
-        if self.style == "plain":
-            before = [f"Question: {asked}\nAnswer: {told}" for asked, told in self.history]
-            return "\n\n".join([*before, f"Question: {question}\nAnswer:"])
-        messages = []
-        for asked, told in self.history:
-            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
-        return render_prompt([*messages, {"role": "user", "content": question}], self.tokenizer)
 
 
 def _style(options: ChatOptions, found: FoundModel, tokenizer: PreTrainedTokenizerBase) -> Style:

@@ -20,10 +20,10 @@ from sorsa_ds.evaluate.backends.likelihood import Likelihood
 from sorsa_ds.evaluate.backends.vllm import Vllm
 from sorsa_ds.evaluate.drift import drift_from_base
 from sorsa_ds.evaluate.models import FoundModel, find_evaluated_model
-from sorsa_ds.evaluate.options import Options
+from sorsa_ds.evaluate.options import UNGRADED, Options
 from sorsa_ds.evaluate.records import RESULTS, Records
 from sorsa_ds.evaluate.sharing import Board
-from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, math, mmlu
+from sorsa_ds.evaluate.tasks import gsm8k, humaneval, loss, math, mmlu, mt_bench
 from sorsa_ds.evaluate.tasks.math_answers import RULES
 from sorsa_ds.evaluate.tasks.task import Engine, Generate, LocalEngine, Setting, Task
 from sorsa_ds.model.generation import end_tokens
@@ -41,7 +41,8 @@ from sorsa_ds.runtime.versions import package_versions
 from sorsa_ds.runtime.waiting import first_of_job
 
 BUILD: dict[str, Callable[[Options, Setting], Task]] = {
-    "gsm8k": gsm8k.build, "math": math.build, "humaneval": humaneval.build, "mmlu": mmlu.build, "loss": loss.build
+    "gsm8k": gsm8k.build, "math": math.build, "humaneval": humaneval.build, "mmlu": mmlu.build,
+    "mt_bench": mt_bench.build, "loss": loss.build,
 }  # fmt: skip
 _GRADERS = ("math-verify", "latex2sympy2_extended", "antlr4-python3-runtime", "sympy")
 
@@ -76,7 +77,8 @@ def evaluate(options: Options) -> dict:
     tokenizer = load_tokenizer(found.tokenizer, found.loading)
     if found.chat_template is not None:
         use_template(tokenizer, str(found.chat_template))
-    setting = Setting(tokenizer, found.tokenizer, found.positions(), bare=options.prompt == "chat")
+    folder = _folder(options, found)
+    setting = Setting(tokenizer, found.tokenizer, found.positions(), options.style == "chat", folder)
     try:
         task = _build(options, found, setting, device, products)
     finally:
@@ -127,7 +129,7 @@ def _start(options: Options) -> torch.device:
 def _work(task: Task, engine: Engine, records: Records, options: Options) -> int:
     """Do all the work that is left; returns the number of tokens of the samples made now, summed over the ranks."""
     task.start(engine)
-    graded = options.task not in ("loss", "drift")
+    graded = options.task not in UNGRADED
     correct = sum(record["correct"] for record in records.done.values()) if graded else None
     batches = task.batches(records.done, options.batch_size)
     board = Board(len(task.ids), len(records.done), correct, options.task)
@@ -219,7 +221,7 @@ def _identity(options: Options, found: FoundModel, task: Task, dtype: torch.dtyp
         "samples": len(task.ids),
         "questions": task.digest(),
         "judged_by": _judged_by(options.task),
-        "prompt": options.prompt,
+        "prompt": options.style,
         "few_shot": options.shots,
         "products": "as trained" if dtype is None else str(dtype).removeprefix("torch."),
         "backend": options.backend,

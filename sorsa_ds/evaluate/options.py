@@ -11,13 +11,16 @@ from sorsa_ds.runtime.console import OptionParser
 
 DESCRIPTION = "Evaluate a model: deepspeed launch/evaluate.py --model runs/NAME --task gsm8k (or torchrun, or python)."
 
-TaskName = Literal["gsm8k", "math", "humaneval", "mmlu", "loss", "drift"]
+TaskName = Literal["gsm8k", "math", "humaneval", "mmlu", "mt_bench", "loss", "drift"]
 Style = Literal["papers", "chat", "plain"]
 Backend = Literal["transformers", "vllm"]
 Dtype = Literal["auto", "bf16", "fp32"]
-GENERATED = ("gsm8k", "math", "humaneval")
-NEW_TOKENS = {"gsm8k": 1024, "math": 2048, "humaneval": 2048}
-"""The most tokens that an answer may have by default, as in the papers."""
+GENERATED = ("gsm8k", "math", "humaneval", "mt_bench")
+UNGRADED = ("mt_bench", "loss", "drift")
+"""Tasks whose samples are neither right nor wrong."""
+
+NEW_TOKENS = {"gsm8k": 1024, "math": 2048, "humaneval": 2048, "mt_bench": 1024}
+"""The most tokens that an answer may have by default, as in the papers; of mt_bench as in FastChat."""
 
 SHOTS = {"mmlu": 5}
 """Number of few-shot examples by default; tasks that are not named here have none."""
@@ -27,7 +30,6 @@ WINDOW = 1024
 
 SAMPLES, SAMPLE_TOKENS = 64, 256
 """How many samples of its own the base model writes for the drift by default, and how many tokens each has at most."""
-_OF_SAMPLES = ("samples", "sample_tokens", "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +46,18 @@ class Options:
     num_few_shot: int | None = None
     batch_size: int = 16
     max_new_tokens: int | None = None
-    prompt: Style = "papers"
+    prompt: Style | None = None
     window: int | None = None
     stride: int | None = None
     samples: int | None = None
     sample_tokens: int | None = None
-    seed: int | None = None
     output: Path | None = None
     backend: Backend = "transformers"
     dtype: Dtype = "auto"
+    seed: int | None = None
+    judge_url: str | None = None
+    judge_model: str | None = None
+    judge_temperature: float | None = None
     allow_code_execution: bool = False
     trust_remote_code: bool = False
 
@@ -69,7 +74,9 @@ class Options:
         self._check_goes_with("num_few_shot", ("gsm8k", "math", "mmlu"))
         self._check_goes_with("window", ("loss", "drift"))
         self._check_goes_with("stride", ("loss", "drift"))
+        self._check_goes_with("seed", ("mt_bench", "drift"))
         self._check_of_samples()
+        self._check_judge()
         if self.backend == "vllm" and self.task not in GENERATED:
             raise ValueError(f"--backend vllm only generates ({', '.join(GENERATED)}); {self.task} needs transformers")
         if self.task == "humaneval" and not self.allow_code_execution:
@@ -84,15 +91,21 @@ class Options:
         return self.max_new_tokens or NEW_TOKENS[self.task]
 
     @property
+    def style(self) -> Style:
+        """How a question is put to the model."""
+        return self.prompt or ("chat" if self.task == "mt_bench" else "papers")
+
+    @property
     def shots(self) -> int:
         """Number of few-shot examples."""
         return SHOTS.get(self.task, 0) if self.num_few_shot is None else self.num_few_shot
 
     def _check_of_samples(self) -> None:
         """Stop at options of the drift's samples without them, and at options of a text where samples are measured."""
-        for name in _OF_SAMPLES:
+        for name in ("samples", "sample_tokens"):
             self._check_goes_with(name, ("drift",))
-            if getattr(self, name) is not None and self.data is not None:
+        for name in ("samples", "sample_tokens", "seed"):
+            if self.task == "drift" and getattr(self, name) is not None and self.data is not None:
                 raise ValueError(f"--{name} is of the base model's own samples, and --data measures a text instead")
         if self.task == "drift" and self.data is None:
             for name in ("limit", "window", "stride", "columns"):
@@ -101,6 +114,18 @@ class Options:
                         f"--{name} is of a text, which --data names; the base model's own samples have --samples, "
                         f"--sample_tokens and --seed"
                     )
+
+    def _check_judge(self) -> None:
+        for name in ("judge_url", "judge_model", "judge_temperature"):
+            self._check_goes_with(name, ("mt_bench",))
+        if (self.judge_url is None) != (self.judge_model is None):
+            there, absent = ("url", "model") if self.judge_model is None else ("model", "url")
+            raise ValueError(f"--judge_{there} needs --judge_{absent}: the model that judges, and where it is asked")
+        if self.judge_temperature is not None:
+            if self.judge_url is None:
+                raise ValueError("--judge_temperature needs a judge: --judge_url and --judge_model")
+            if not 0 <= self.judge_temperature <= 2:
+                raise ValueError(f"--judge_temperature is {self.judge_temperature}: a number from 0 to 2 is needed")
 
     def _check_goes_with(self, name: str, tasks: tuple[str, ...]) -> None:
         if getattr(self, name) is not None and self.task not in tasks:
@@ -136,7 +161,8 @@ def parse(argv: Sequence[str]) -> Options:
     add("--max_new_tokens", type=int, help=f"most tokens of an answer (default: {_per_task(NEW_TOKENS)})")
     add(
         "--prompt", choices=get_args(Style),
-        help="papers: the layout of training; chat: the tokenizer's chat template; plain: for a base model",
+        help="papers: the layout of training; chat: the tokenizer's chat template; plain: for a base model (default: "
+        "papers; mt_bench: chat)",
     )  # fmt: skip
     add(
         "--window",
@@ -152,13 +178,16 @@ def parse(argv: Sequence[str]) -> Options:
     add(
         "--sample_tokens", type=int, help=f"drift: the most tokens of each (default: {SAMPLE_TOKENS}, or what it takes)"
     )
-    add("--seed", type=int, help="drift: of these texts, which are kept in the cache (default: 0)")
+    add("--seed", type=int, help="of what is drawn: drift: the base model's texts; mt_bench: answers (default: 0)")
     add("--output", type=Path, help="folder of the results (default: RUN/evaluation/TASK or evaluations/MODEL-TASK)")
     add("--backend", choices=get_args(Backend), help=f"what generates (default: {default['backend']})")
     add(
         "--dtype", choices=get_args(Dtype),
         help=f"of weights and products (default: {default['dtype']}, bf16 on hardware fast at it)",
     )  # fmt: skip
+    add("--judge_url", help="mt_bench: OpenAI-compatible service of the judge, such as https://api.openai.com/v1")
+    add("--judge_model", help="mt_bench: the judge's name there; its key is read from the environment: JUDGE_API_KEY")
+    add("--judge_temperature", type=float, help="mt_bench: that the judge answers with (default: 0)")
     add("--allow_code_execution", action="store_true", help="humaneval: run the model's programs, in a sandbox")
     add("--trust_remote_code", action="store_true", help="allow Python code that comes with the model")
     add("--local_rank", type=int, help="added by DeepSpeed's launcher; ignored")

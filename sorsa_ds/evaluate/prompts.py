@@ -4,6 +4,7 @@
 question and answer under one another, for a model that was trained on neither.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -49,15 +50,34 @@ def render_question(
     if style == "papers":
         return "\n\n".join([f"{prompt_for(s.question)} {s.answer}" for s in shots] + [prompt_for(question) + opening])
     if style == "plain":
-        before = [f"Question: {shot.question}\nAnswer: {shot.answer}" for shot in shots]
+        ask = ""
+    history = [(shot.question + ask, shot.answer) for shot in shots]
+    try:
+        return render_conversation(style, tokenizer, question + ask, history)
+    except ValueError as error:
+        raise ValueError(f"--prompt {style}, question {id_}: {error}") from error
+
+
+def render_conversation(
+    style: Style, tokenizer: PreTrainedTokenizerBase, question: str, history: Sequence[tuple[str, str]]
+) -> str:
+    """The text that a model continues, where questions with their answers came before.
+
+    Args:
+        history: (question, answer), the earliest first.
+
+    Raises:
+        ValueError: the style is `chat`, and the tokenizer has no chat template, or it refuses this conversation.
+    """
+    if style == "papers":
+        return prompt_for(question, history=history)
+    if style == "plain":
+        before = [f"Question: {asked}\nAnswer: {told}" for asked, told in history]
         return "\n\n".join([*before, f"Question: {question}\nAnswer:"])
     messages = []
-    for shot in shots:
-        messages += [{"role": "user", "content": shot.question + ask}, {"role": "assistant", "content": shot.answer}]
-    try:
-        return render_prompt([*messages, {"role": "user", "content": question + ask}], tokenizer)
-    except ValueError as error:
-        raise ValueError(f"--prompt chat, question {id_}: {error}") from error
+    for asked, told in history:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
+    return render_prompt([*messages, {"role": "user", "content": question}], tokenizer)
 
 
 def prompt_tokens(text: str, tokenizer: PreTrainedTokenizerBase, bare: bool = False) -> list[int]:

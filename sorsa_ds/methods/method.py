@@ -10,20 +10,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sorsa_ds.config.schema import AdapterConfig, BaselineConfig, MethodName, ResidualConfig, RunConfig, SorsaConfig
+from sorsa_ds.config.schema import AdapterConfig, BaselineConfig, RunConfig
+from sorsa_ds.methods.given import Settings, TrainedRun
 from sorsa_ds.model import fill
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, FactorFile
 from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.load import AdaptModel
 from sorsa_ds.model.selection import Selection, choose
 from sorsa_ds.model.targets import Target, counted
-from sorsa_ds.model.weight_sources import DiskWeightSource
 from sorsa_ds.model.whole_recipe import train_beside
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.decompose import Factors
@@ -44,40 +44,6 @@ EXPERT_SETTINGS = ("adapter.experts", "adapter.expert_rank")
 
 ADAPTER_SETTINGS = ("adapter.rank", "adapter.rank_pattern", "adapter.alpha", "adapter.rslora", "adapter.dropout")
 """Paths of the settings that mean something only to methods that put an adapter beside a linear."""
-
-
-class Settings(Protocol):
-    """The part of a run's settings, or of an adapter's description, that a method needs."""
-
-    @property
-    def method(self) -> MethodName: ...
-    @property
-    def adapter(self) -> AdapterConfig: ...
-    @property
-    def sorsa(self) -> SorsaConfig: ...
-    @property
-    def baseline(self) -> BaselineConfig: ...
-    @property
-    def residual(self) -> ResidualConfig: ...
-
-
-class TrainedRun(Protocol):
-    """The part of a finished run that a method needs to tell what its layers compute (`sorsa_ds.run.source.Source`)."""
-
-    @property
-    def described(self) -> Settings: ...
-    @property
-    def precision(self) -> Precision: ...
-    @property
-    def storage(self) -> Storage: ...
-    @property
-    def model(self) -> PreTrainedModel: ...
-    @property
-    def weights(self) -> DiskWeightSource: ...
-    @property
-    def initial(self) -> FactorFile | None: ...
-    @property
-    def trained(self) -> FactorFile: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +109,9 @@ class Method(ABC):
 
     layers_cast_weights: bool = False
     """Whether its layers cast their tensors themselves. torch.autocast keeps every copy until the forward pass ends."""
+
+    package: str | None = None
+    """Module of an extra (`runtime.extras`) that its runs need; None: they need none."""
 
     @property
     def adapter_files(self) -> tuple[str, ...]:
@@ -275,6 +244,10 @@ class Method(ABC):
             trainable: the number of trained parameters.
         """
         return 0
+
+    def moment_numbers(self, config: RunConfig, targets: Sequence[Target], trainable: int) -> int:
+        """Numbers of AdamW's two moments of everything that is trained, and of what the optimizer keeps beside them."""
+        return 2 * trainable
 
     def step_traffic(self, config: RunConfig, targets: Sequence[Target], zero_stage: int) -> dict[str, float]:
         """Bytes of an optimizer step that the method's own terms send, by purpose.

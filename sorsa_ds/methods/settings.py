@@ -12,6 +12,7 @@ from sorsa_ds.config.fields import leaves
 from sorsa_ds.config.schema import ResidualConfig, RunConfig
 from sorsa_ds.methods.registry import method_named, method_of
 from sorsa_ds.model.whole_modules import EMBEDDINGS
+from sorsa_ds.runtime.extras import check_extra
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.residual_storage import resolve_residual
 
@@ -46,6 +47,16 @@ def check_settings(config: RunConfig, zero_stage: int, formats: Precision) -> No
     check_stage(config.method, zero_stage)
 
 
+def check_package(config: RunConfig) -> None:
+    """Stop where the method needs a package that is not installed. Planning does not need it.
+
+    Raises:
+        ValueError: with the command that installs it.
+    """
+    if (module := method_of(config).package) is not None:
+        check_extra(module, f"method {config.method}")
+
+
 def check_open_micro_batch(config: RunConfig) -> None:
     """Stop where the planner is to choose the micro-batch, but the regulariser's strength would depend on the choice.
 
@@ -73,10 +84,9 @@ def check_stage(method: str, zero_stage: int) -> None:
     refused = method_named(method).refused_stages
     if zero_stage in refused:
         *others, last = (str(stage) for stage in ZERO_STAGES if stage not in refused)
-        raise ValueError(
-            f"method {method} needs ZeRO stage {', '.join(others)} or {last} (ds_configs/zero{last}.json): "
-            f"{refused[zero_stage]}"
-        )
+        stages = f"{', '.join(others)} or {last}" if others else last
+        file = f"zero{last}" if others else f"stage{last}"
+        raise ValueError(f"method {method} needs ZeRO stage {stages} (ds_configs/{file}.json): {refused[zero_stage]}")
 
 
 def without_ignored(config: RunConfig) -> RunConfig:

@@ -1,6 +1,6 @@
-"""Greedy answers from transformers, one batch at a time, padded on the left; each answer is handed over as it ends.
+"""Answers from transformers, one batch at a time, padded on the left; each answer is handed over as it ends.
 
-Shapes: B prompts, L positions.
+Answers are greedy, or drawn with a seed of their own. Shapes: B prompts, L positions, C vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,19 +9,25 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
-from transformers.generation import StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+from transformers.generation import LogitsProcessorList, StoppingCriteriaList
 
 from sorsa_ds.data.batches import pad_token_id
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What one sample asks. id: the sample's. token_ids: one or more. limit: the most tokens of the answer."""
+    """What one sample asks. id: the sample's. token_ids: one or more. limit: the most tokens of the answer.
+
+    temperature: 0: the most probable token each time; else tokens are drawn from softmax(logits / temperature).
+    seed: of the drawing, from 0 to 2**31 - 1.
+    """
 
     id: str
     token_ids: list[int]
     limit: int
+    temperature: float = 0.0
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,7 @@ class Transformers:
             generation_config=GenerationConfig(
                 do_sample=False, max_new_tokens=max(prompt.limit for prompt in batch), pad_token_id=self._pad
             ),
+            logits_processor=LogitsProcessorList([_Drawing(batch, self._device)]),
             stopping_criteria=StoppingCriteriaList([collector]),
             synced_gpus=self._synced,
         )
@@ -101,6 +108,30 @@ class Transformers:
             input_ids_BL[row, -len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
             mask_BL[row, -len(prompt.token_ids) :] = 1
         return input_ids_BL.to(self._device), mask_BL.to(self._device)
+
+
+class _Drawing(LogitsProcessor):
+    """Makes the largest of the scores a draw, for the prompts that have a temperature above 0.
+
+    Gumbel noise g is added: argmax(logits / T + g) is distributed as softmax(logits / T). Each prompt draws from a
+    generator of its own, so that an answer does not depend on the batch that it is made in.
+    """
+
+    def __init__(self, batch: Sequence[Prompt], device: torch.device):
+        self._rows = [
+            (row, prompt.temperature, torch.Generator(device).manual_seed(prompt.seed))
+            for row, prompt in enumerate(batch)
+            if prompt.temperature
+        ]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        if not self._rows:
+            return scores
+        scores = scores.float().clone()
+        for row, temperature, generator in self._rows:
+            gumbel_C = -torch.empty_like(scores[row]).exponential_(generator=generator).log()
+            scores[row] = scores[row] / temperature + gumbel_C
+        return scores
 
 
 class _Collector(StoppingCriteria):

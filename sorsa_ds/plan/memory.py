@@ -22,7 +22,7 @@ from sorsa_ds.plan.model_facts import Facts, Held
 from sorsa_ds.plan.offloading import offloaded_gradients, offloaded_parameters, taken
 from sorsa_ds.sorsa.expert_layer import dense_together
 
-_MOMENTS, _MASTER = 8, 4
+_MOMENTS, _MASTER, _NUMBER = 8, 4, 4
 _ALL_REDUCED = 5 * 10**8
 """Without ZeRO, gradients are joined until they are more numbers than this, and averaged over the ranks."""
 
@@ -129,7 +129,8 @@ def _mine(job: Job, facts: Facts) -> int:
 def _moments(job: Job, facts: Facts, mine: int) -> int:
     """Bytes of AdamW's two moments; `mine` are the numbers that this rank's optimizer updates."""
     if job.config.train.optimizer == "adamw":
-        return _MOMENTS * mine
+        whole = _NUMBER * method_of(job.config).moment_numbers(job.config, facts.targets, facts.trainable)
+        return whole if job.stage == 0 else _MOMENTS * mine
     if job.stage == 0:
         return sum(moment_bytes_8bit(p.block(1)) for p in facts.parameters if p.kind == "trained")
     return moment_bytes_8bit(mine)

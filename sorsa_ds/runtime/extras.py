@@ -7,6 +7,7 @@ EXTRAS = {
     "math_verify": ("math-verify", "evaluation"),
     "reasoning_gym": ("reasoning-gym", "default-job"),
     "gguf": ("gguf", "default-job"),
+    "galore_torch": ("galore-torch", "galore"),
 }
 """Module -> its package, and the extra that brings it."""
 

@@ -11,8 +11,9 @@ import numpy as np
 from sorsa_ds.runtime.files import write_atomic
 
 # The colours are those of Okabe and Ito. Together with the line styles they can be told apart in grey too.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C", "#7A5195")
-STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C", "#7A5195", "#6B4C2A")
+STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)),
+          (0, (1, 3)))  # fmt: skip
 LOOKS = tuple(zip(COLOURS, STYLES, strict=True))
 
 _MOST_MARKERS = 25

@@ -11,7 +11,13 @@ from sorsa_ds.config import deepspeed_json
 from sorsa_ds.config.batch_size import AUTO, data_ranks
 from sorsa_ds.config.command_line import with_absolute_paths
 from sorsa_ds.config.schema import RunConfig
-from sorsa_ds.methods.settings import check_settings, unused_note, with_trained_tokens, without_unused_of_file
+from sorsa_ds.methods.settings import (
+    check_package,
+    check_settings,
+    unused_note,
+    with_trained_tokens,
+    without_unused_of_file,
+)
 from sorsa_ds.model.new_tokens import new_token_ids
 from sorsa_ds.model.pretrained import PretrainedWeights, find_model
 from sorsa_ds.plan.check import fit_memory
@@ -105,6 +111,7 @@ def resolve_settings(job: StartedJob, origin: Origin) -> RunSettings:
     resolved = _resolved_json(job, config, formats)
     config = _resolved_config(config, resolved, formats)
     check_settings(config, resolved.zero_stage, formats)
+    check_package(config)
     storage = collectives.together(
         lambda: residual_storage.resolve_storage(config.residual, formats, job.device), job.device
     )

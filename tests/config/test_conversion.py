@@ -229,7 +229,7 @@ def test_what_is_written_is_read_by_the_trainer(written, tmp_path, options):
         ("weight_decay: 0.1", "train_on_inputs: true", "train_on_inputs: prompts are never learned here"),
         ("weight_decay: 0.1", "total_batch_size: 8\ntrain_batch_size: 9",
          "train_batch_size: train.global_batch_size is 9"),
-        ("weight_decay: 0.1", "use_galore: true", "use_galore: there is no such method"),
+        ("weight_decay: 0.1", "use_galore: true", "use_galore: GaLore is method=galore"),
         ("{pad_token: <|end_of_text|>}", "{eos_token: <|im_end|>}", "special_tokens: eos_token would get another"),
         ("lora_target_modules: [q_proj, v_proj]", "lora_target_modules: 'layers.*q'", r"'layers\.\*q' is a pattern"),
     ],

@@ -58,7 +58,7 @@ def source(value) -> bool:
 
 SETTINGS: dict[str, Rule] = {
     "model": name,
-    "method": one_of("sorsa", "lora", "pissa", "adalora", "dora", "olora", "full", "partial"),
+    "method": one_of("sorsa", "lora", "pissa", "adalora", "dora", "olora", "full", "partial", "galore"),
     "loading.revision": OPEN_WORDS,
     "loading.trust_remote_code": flag,
     "loading.attn_implementation": one_of("auto", "eager", "sdpa", "flash_attention_2"),
@@ -92,6 +92,9 @@ SETTINGS: dict[str, Rule] = {
     "baseline.adalora_beta1": real(0, 1, above=True, below=True),
     "baseline.adalora_beta2": real(0, 1, above=True, below=True),
     "baseline.adalora_orthogonal_weight": AMOUNT,
+    "baseline.galore_rank": RANK,
+    "baseline.galore_update_gap": COUNT,
+    "baseline.galore_scale": ABOVE_ZERO,
     "residual.storage": one_of("auto", "fp32", "bf16", "nf4", "nf4_double", "int8"),
     "residual.block_size": one_of(64, 128, 256, 512, 1024),
     "residual.iterations": whole(1, 1000),

@@ -69,7 +69,7 @@ def test_bad_lists_are_refused_by_name(read, message):
         (["--methods=lora", "--output=x", "method=lora"], "method: a comparison sets it by --methods"),
         (["--methods=lora", "--output=x", "train.seed=3"], "train.seed: a comparison sets it by --seeds"),
         (["--methods=lora", "--output=x", "output.name=y"], "output.name: a comparison sets it by --output"),
-        (["--methods=lora", "--output=x", "--task=life"], "there is no 'life'; there are"),
+        (["--methods=lora", "--output=x", "--task=life"], "a comparison measures no 'life', but gsm8k"),
         (["--methods=lora", "--output=x", "--task_options=--limit 3"], "there is no --task"),
         (["--methods=lora", "--output=x", "--task=math", "--task_options=--model=y"], "--model=y is set by"),
         (["--methods=lora", "--output=x", "--task=math", "--task_options=--data 'y"], "No closing quotation"),

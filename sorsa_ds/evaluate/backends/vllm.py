@@ -1,4 +1,4 @@
-"""Greedy answers from vLLM, where it is installed and asked for: `--backend vllm`."""
+"""Answers from vLLM, where it is installed and asked for: `--backend vllm`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,9 +49,10 @@ class Vllm:
                 "--backend vllm: the package vllm is not installed here; pip install vllm into an environment of its "
                 "own (it pins another torch), or leave --backend out"
             ) from error
-        self._parameters = lambda limit: SamplingParams(
-            temperature=0.0, max_tokens=limit, stop_token_ids=end_tokens, skip_special_tokens=False
-        )
+        self._parameters = lambda prompt: SamplingParams(
+            temperature=prompt.temperature, seed=prompt.seed if prompt.temperature else None, max_tokens=prompt.limit,
+            stop_token_ids=end_tokens, skip_special_tokens=False,
+        )  # fmt: skip
         self._ends = set(end_tokens)
         try:
             gpus = tensor_parallel_size(folder, max(1, torch.cuda.device_count()), trust_remote_code)
@@ -66,7 +67,7 @@ class Vllm:
         """Answer all prompts; vLLM makes its own batches of them."""
         made = self._model.generate(
             [{"prompt_token_ids": prompt.token_ids} for prompt in batch],
-            [self._parameters(prompt.limit) for prompt in batch],
+            [self._parameters(prompt) for prompt in batch],
             use_tqdm=False,
         )
         for prompt, output in zip(batch, made, strict=True):

@@ -90,13 +90,8 @@ class Generated:
     def batches(self, done: Collection[str], size: int) -> list[list[Prompt]]:
         left = [prompt for id_, prompt in self._prompts.items() if id_ not in done]
         askable = [prompt for prompt in left if prompt.limit > 0]
-        disturbed = False
-        if not isinstance(self._generate, Transformers):
-            size = PROMPTS_A_CALL
-        elif size > 1 and askable:
-            shortest = min(askable, key=lambda prompt: len(prompt.token_ids))
-            disturbed = any(collectives.gather_lists([self._generate.disturbed_by_padding(shortest)]))
-        return [[prompt] for prompt in left if prompt.limit <= 0] + batch_prompts(askable, size, disturbed)
+        batches = batch_prompts(askable, *batching(self._generate, askable, size))
+        return [[prompt] for prompt in left if prompt.limit <= 0] + batches
 
     def work(self, batch: list[Prompt], emit: Emit) -> None:
         def receive(prompt: Prompt, answer: Answer) -> None:
@@ -146,6 +141,21 @@ class Generated:
             "tokens": len(answer.token_ids),
             "text": text,
         }
+
+
+def batching(generate: Generate, prompts: list[Prompt], size: int) -> tuple[int, bool]:
+    """(how many prompts a batch has at most, whether all of a batch must have one length). A collective call.
+
+    Args:
+        prompts: those that will be asked.
+        size: the batch size that the user wants; vLLM makes batches of its own.
+    """
+    if not isinstance(generate, Transformers):
+        return PROMPTS_A_CALL, False
+    if size == 1 or not prompts:
+        return size, False
+    shortest = min(prompts, key=lambda prompt: len(prompt.token_ids))
+    return size, any(collectives.gather_lists([generate.disturbed_by_padding(shortest)]))
 
 
 def continuation(tokenizer: PreTrainedTokenizerBase, before: list[int], token_ids: list[int]) -> str:

@@ -34,7 +34,7 @@ def build(options: Options, setting: Setting) -> Generated:
     found, notes = complete_rows(first_rows(rows_of(splits, ("test",), COLUMNS), options.limit), COLUMNS)
     rows = [row.cells for row in found]
     questions = [
-        Question(row["task_id"], _prompt(options.prompt, setting, row), f"{row['entry_point']}\n{row['test']}")
+        Question(row["task_id"], _prompt(options.style, setting, row), f"{row['entry_point']}\n{row['test']}")
         for row in rows
     ]
     by_id = {row["task_id"]: row for row in rows}

@@ -45,7 +45,7 @@ def math_task(
     Raises:
         ValueError: a split or a column is missing, or a row cannot be read.
     """
-    style = options.prompt
+    style = options.style
     opening = STEP_BY_STEP if style == "papers" else ""
     shots = [_solved(read(row), opening) for row in shots_of(splits, ("train",), columns, options.shots)]
     rows, notes = complete_rows(first_rows(rows_of(splits, ("test",), columns), None), columns)

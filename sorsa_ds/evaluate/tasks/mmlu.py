@@ -180,7 +180,7 @@ def build(options: Options, setting: Setting) -> Mmlu:
             raise ValueError(
                 f"--num_few_shot: {options.shots} examples are wanted, the dev split has {found} of {subject}"
             )
-    return Mmlu(items, shots, options.prompt, setting, notes)
+    return Mmlu(items, shots, options.style, setting, notes)
 
 
 def _published(data: str | None) -> tuple[list[Item], list[Item]] | None:

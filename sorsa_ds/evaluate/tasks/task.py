@@ -25,14 +25,16 @@ Generate = Callable[[list[Prompt], Receive], None]
 class Setting:
     """What is known before a model is loaded.
 
-    positions: the most tokens that it takes; None: any number. bare: whether a chat template makes the prompts, with
-    all the special tokens that they need.
+    folder: the model's tokenizer. positions: the most tokens that it takes; None: any number. bare: whether a chat
+    template makes the prompts, with all the special tokens that they need. output: the folder of the results, which
+    need not exist yet; None: nothing but what the command writes is written.
     """
 
     tokenizer: PreTrainedTokenizerBase
     folder: Path
     positions: int | None
     bare: bool = False
+    output: Path | None = None
 
 
 class Engine(Protocol):

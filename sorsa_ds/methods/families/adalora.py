@@ -20,7 +20,7 @@ class AdaLora(PeftMethod):
 
     name, title = "adalora", "AdaLoRA"
     ignored_settings = (
-        *SORSA_SETTINGS, *EXPERT_SETTINGS, "baseline.pissa_*", "baseline.loraplus_*",
+        *SORSA_SETTINGS, *EXPERT_SETTINGS, "baseline.pissa_*", "baseline.loraplus_*", "baseline.galore_*",
         "adapter.rank_pattern", "adapter.rslora",
     )  # fmt: skip
     matrices = 3

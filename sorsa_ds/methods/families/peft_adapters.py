@@ -173,7 +173,7 @@ class Lora(PeftMethod):
     """LoRA: W + scale * B A, with B = 0 at the start."""
 
     name, title = "lora", "LoRA"
-    ignored_settings = (*SORSA_SETTINGS, "baseline.adalora_*", "baseline.pissa_*")
+    ignored_settings = (*SORSA_SETTINGS, "baseline.adalora_*", "baseline.pissa_*", "baseline.galore_*")
     adapts_experts = True
     matrices = 3
 
@@ -198,7 +198,7 @@ class Pissa(_ChangedWeight):
     """PiSSA: A and B begin as the leading singular triplets of the weight."""
 
     name, title = "pissa", "PiSSA"
-    ignored_settings = (*SORSA_SETTINGS, *EXPERT_SETTINGS, "baseline.adalora_*")
+    ignored_settings = (*SORSA_SETTINGS, *EXPERT_SETTINGS, "baseline.adalora_*", "baseline.galore_*")
     matrices = 7  # the decomposition holds four
 
     def layer_config(self, rank: int, baseline: BaselineConfig, initialise: bool, shared: dict[str, Any]) -> LoraConfig:

@@ -35,11 +35,12 @@ def snapshot(engine: SorsaEngine, host: HostCopies) -> tuple[dict[str, Tensor], 
     more.
     """
     state = inner_optimizer(engine).state
+    like_masters = engine.moments_like_masters and not eight_bit.is_used(engine)
     now = {}
     for fragment in own_fragments(engine):
         place = f"{fragment.name}@{fragment.start}"
         now[f"{VALUES}/{place}"] = fragment.values()
-        for moment in () if eight_bit.is_used(engine) else MOMENTS:
+        for moment in MOMENTS if like_masters else ():
             held = state.get(fragment.master, {}).get(moment)
             # Before the first step some stages have no moments: they are zero.
             now[f"{moment}/{place}"] = torch.zeros(fragment.numel) if held is None else fragment.within(held)

@@ -38,7 +38,7 @@ def restore_training(checkpoint: WholeCheckpoint, engine: SorsaEngine, config: R
     step = saved.progress.step
     if eight_bit.is_used(engine):
         eight_bit.restore(engine, checkpoint.path, step)
-    else:
+    elif engine.moments_like_masters:
         fragments.restore_moments(engine, checkpoint.tensors, step)
     engine.restore_method_state(fragments.method_state(checkpoint.path))
     engine.continue_after(step, saved.scheduler)

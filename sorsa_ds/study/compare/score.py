@@ -28,8 +28,9 @@ class Evaluation:
     options: str
 
     def __post_init__(self):
-        if self.task not in get_args(TaskName):
-            raise ValueError(f"--task: there is no {self.task!r}; there are {', '.join(get_args(TaskName))}")
+        scored = [name for name in get_args(TaskName) if name != "mt_bench"]  # whose score needs a judge
+        if self.task not in scored:
+            raise ValueError(f"--task: a comparison measures no {self.task!r}, but {', '.join(scored)}")
         try:
             words = shlex.split(self.options)
         except ValueError as error:
