@@ -185,9 +185,7 @@ def parse(argv: Sequence[str]) -> Options:
         "--dtype", choices=get_args(Dtype),
         help=f"of weights and products (default: {default['dtype']}, bf16 on hardware fast at it)",
     )  # fmt: skip
-    add("--judge_url", help="mt_bench: OpenAI-compatible service of the judge, such as https://api.openai.com/v1")
-    add("--judge_model", help="mt_bench: the judge's name there; its key is read from the environment: JUDGE_API_KEY")
-    add("--judge_temperature", type=float, help="mt_bench: that the judge answers with (default: 0)")
+    _add_judge(parser)
     add("--allow_code_execution", action="store_true", help="humaneval: run the model's programs, in a sandbox")
     add("--trust_remote_code", action="store_true", help="allow Python code that comes with the model")
     add("--local_rank", type=int, help="added by DeepSpeed's launcher; ignored")
@@ -195,6 +193,14 @@ def parse(argv: Sequence[str]) -> Options:
     given.pop("local_rank", None)
     given["columns"] = dict(given.get("columns", ()))
     return Options(**given)
+
+
+def _add_judge(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the model that rates the answers of mt_bench."""
+    add = parser.add_argument
+    add("--judge_url", help="mt_bench: OpenAI-compatible service of the judge, such as https://api.openai.com/v1")
+    add("--judge_model", help="mt_bench: the judge's name there; its key is read from the environment: JUDGE_API_KEY")
+    add("--judge_temperature", type=float, help="mt_bench: that the judge answers with (default: 0)")
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -111,15 +111,16 @@ def decompose(
         U, V = V, U
     signs = torch.sign(U.gather(0, U.abs().argmax(0, keepdim=True)))
 
-    if not (s[0] * scale).item() < float("inf"):
-        raise ValueError(f"{name}: its largest singular value exceeds what {work.dtype} holds")
     captured = s.double().square().sum().item() / energy if energy else 1.0
+    s = (s * scale).to(work.dtype)
+    if not s[0].item() < float("inf"):
+        raise ValueError(f"{name}: its largest singular value exceeds what {work.dtype} holds")
     if found is None:
         accuracy = Accuracy("exact", captured, excess=0.0, iterations=0, capped=False)
     else:
         accuracy = Accuracy("krylov", captured, found.excess, found.iterations, capped=not found.met)
-    U, s, V = ((U * signs).to(work.dtype), (s * scale).to(work.dtype), (V * signs).to(work.dtype))
-    return Decomposition(U.contiguous(), s, V.contiguous(), accuracy)
+    U, V = ((side * signs).to(work.dtype).contiguous() for side in (U, V))
+    return Decomposition(U, s, V, accuracy)
 
 
 def stacked(found: Sequence[Decomposition]) -> Decomposition:
