@@ -164,16 +164,8 @@ def parse(argv: Sequence[str]) -> Options:
         help="papers: the layout of training; chat: the tokenizer's chat template; plain: for a base model (default: "
         "papers; mt_bench: chat)",
     )  # fmt: skip
-    add(
-        "--window",
-        type=int,
-        help=f"loss, drift of --data: tokens seen at once (default: {WINDOW}, or what the model takes)",
-    )
-    add(
-        "--stride",
-        type=int,
-        help="loss, drift of --data: tokens from window to window (default: half; window - 1: chunks)",
-    )
+    add("--window", type=int, help=f"loss, drift: of --data, tokens at once (default: {WINDOW}, or what it takes)")
+    add("--stride", type=int, help="loss, drift: of --data, tokens from window to window (default: half a window)")
     add("--samples", type=int, help=f"drift: how many texts the base model writes (default: {SAMPLES})")
     add(
         "--sample_tokens", type=int, help=f"drift: the most tokens of each (default: {SAMPLE_TOKENS}, or what it takes)"
