@@ -125,7 +125,7 @@ class TrackerThread:
         """Wait until the tracker has begun; returns the id by which it knows the run.
 
         Args:
-            until: the latest moment, SECONDS_TO_BEGIN after all trackers were begun, in seconds of Python's monotonic clock.
+            until: the latest moment, SECONDS_TO_BEGIN after all trackers were begun, in seconds of the monotonic clock.
 
         Raises:
             TimeoutError: it has not begun by then.

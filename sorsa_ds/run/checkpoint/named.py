@@ -50,8 +50,8 @@ def named_checkpoints(request: str, config: RunConfig) -> list[Path]:
         if _stopped_early(run):
             raise ValueError(
                 f"--resume: {run.folder} is finished: it stopped early (evaluation.patience="
-                f"{config.evaluation.patience}); to go on with it, set evaluation.patience to more, or to 0; to evaluate "
-                f"it: {evaluating(run.folder)}"
+                f"{config.evaluation.patience}); to go on with it, set evaluation.patience to more, or to 0; to "
+                f"evaluate it: {evaluating(run.folder)}"
             )
         raise ValueError(
             f"--resume: {run.folder} is finished; to go on with it, ask for more train.steps, or name one of its "
