@@ -125,7 +125,7 @@ class TrackerThread:
         """Wait until the tracker has begun; returns the id by which it knows the run.
 
         Args:
-            until: the latest moment, SECONDS_TO_BEGIN after all trackers were begun, by the clock `time.monotonic`.
+            until: the latest moment, SECONDS_TO_BEGIN after all trackers were begun, in seconds of the monotonic clock.
 
         Raises:
             TimeoutError: it has not begun by then.
@@ -146,7 +146,7 @@ class TrackerThread:
             self._give_up(f"{MOST_WAITING} entries wait for it")
 
     def end(self, until: float, seconds: float) -> None:
-        """Wait until everything is handed on, but no longer than until a moment by the clock `time.monotonic`.
+        """Wait until everything is handed on, but no longer than until a moment, in seconds of the monotonic clock.
 
         Args:
             seconds: those that all trackers were given until then, for the message.
@@ -187,7 +187,7 @@ class TrackerThread:
 
 
 def _left(until: float) -> float:
-    """The seconds that are left until a moment by the clock `time.monotonic`; 0 where it has passed."""
+    """The seconds that are left until a moment of the monotonic clock; 0 where it has passed."""
     return max(0.0, until - time.monotonic())
 
 

@@ -227,7 +227,7 @@ def test_a_run_that_stopped_early_goes_on_where_it_may_wait_longer_and_is_refuse
     run, _ = train(project, "patience", *PATIENT, ranks=1, ds="stage0")
     before = (run / "report.json").read_bytes()
     alone = {"ranks": 1, "ds": "stage0"}
-    with pytest.raises(AssertionError, match=r"is finished; to go on with it, ask for a larger evaluation.patience"):
+    with pytest.raises(AssertionError, match=r"it stopped early \(evaluation.patience=2\); to go on with it, set"):
         train(project, "patience", *PATIENT, f"--resume={run}", **alone)
     stopped = r"the run stopped early after step 4: .* fallen in 2 evaluations \(evaluation.patience=2\); to go on, set"
     with pytest.raises(AssertionError, match=stopped):

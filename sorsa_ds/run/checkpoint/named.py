@@ -47,10 +47,14 @@ def named_checkpoints(request: str, config: RunConfig) -> list[Path]:
         check_not_running(run)
         return [path]
     if run.is_finished and not (_is_of_other_length(run, config) or _waits_longer(run, config)):
-        patience = config.evaluation.patience
-        more = f"a larger evaluation.patience than {patience}" if _stopped_early(run) else "more train.steps"
+        if _stopped_early(run):
+            raise ValueError(
+                f"--resume: {run.folder} is finished: it stopped early (evaluation.patience="
+                f"{config.evaluation.patience}); to go on with it, set evaluation.patience to more, or to 0; to "
+                f"evaluate it: {evaluating(run.folder)}"
+            )
         raise ValueError(
-            f"--resume: {run.folder} is finished; to go on with it, ask for {more}, or name one of its "
+            f"--resume: {run.folder} is finished; to go on with it, ask for more train.steps, or name one of its "
             f"checkpoints to go on from there once more; to evaluate it: {evaluating(run.folder)}"
         )
     check_not_running(run)
