@@ -79,6 +79,8 @@ TABLES = {
 }  # fmt: skip
 """File of PEFT's tests -> its tables, each with the source of SORSA's cases."""
 CHANGES = {
+    # The tests of gradients take each parameter under the method's prefix for trained.
+    "testing_common.py": [("model.prefix in n or ", "model.prefix in n and '.sorsa_initial.' not in n or ")],
     "test_custom_models.py": [
         # One test trains with SGD at a rate at which several methods diverge, and knows these by name.
         ("(VBLoRAConfig, RandLoraConfig, UniLoraConfig, OSFConfig)", "(SorsaConfig,)"),
