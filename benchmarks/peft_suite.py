@@ -84,7 +84,7 @@ CHANGES = {
         ("(VBLoRAConfig, RandLoraConfig, UniLoraConfig, OSFConfig)", "(SorsaConfig,)"),
         # Two take each parameter with the adapter's name for trained, but for AdaLoRA's frozen one. Ours are U_0, s_0
         # and V_0.
-        ("skip_ranknum and 'ranknum' in name", "'.initial_factors.' in name"),
+        ("skip_ranknum and 'ranknum' in name", "'.sorsa_initial.' in name"),
     ],
 }
 """File of PEFT's tests -> what is said of single methods there, and what is said in its place."""

@@ -60,6 +60,7 @@ def main() -> None:
         ),
         callbacks=[SorsaCallback()],
     )
+    SorsaCallback.log_to_trackers(trainer)  # where report_to names some, they see L_reg too
     trainer.train()
     trainer.save_model(options.output)  # the adapter alone
 

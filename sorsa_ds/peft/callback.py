@@ -15,9 +15,11 @@ from torch.amp.grad_scaler import OptState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sorsa_ds.config.method_settings import RegularizerConfig
-from sorsa_ds.sorsa.regularizer import Regularizer, resolve_regularizer
+from sorsa_ds.sorsa.regularizer import Regularizer, follows_rate, resolve_regularizer
 
 if TYPE_CHECKING:
+    from transformers import Trainer
+
     from sorsa_ds.engine.regularize import ShardedRegularizer
 
 L_REG = "l_reg"
@@ -27,8 +29,9 @@ L_REG = "l_reg"
 class SorsaCallback(TrainerCallback):
     """Adds the regulariser's gradient to that of the loss, in every optimizer step, and L_reg to the log.
 
-    eta_d is the Trainer's `learning_rate`. It works on one device, with DDP, and with DeepSpeed on ZeRO stages 0 to 3,
-    in fp32, bf16, and fp16 with its loss scaling.
+    eta_d is the learning rate that the optimizer's schedule multiplies: the Trainer's `learning_rate`, or
+    that of an optimizer of the user's own. It works on one device, with DDP, and with DeepSpeed on ZeRO stages 0 to 3,
+    in fp32, bf16, and fp16 with its loss scaling. Trackers see L_reg after `log_to_trackers`.
 
     Args:
         gamma: strength of the regulariser: a number, or one relative to the learning rate, such as `0.2*lr`. None: the
@@ -67,23 +70,28 @@ class SorsaCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find the factors.
+        """Find the factors, and the learning rate that they are trained with.
 
         Raises:
-            ValueError: there are none, or training cuts them in a way that is not supported.
+            ValueError: there are none, training cuts them in a way that is not supported, or gamma is a number and
+                there is not one learning rate to divide it by.
         """
         from sorsa_ds.peft import regularised  # it imports DeepSpeed, which takes seconds
 
         self._forget()
+        optimizer, in_masters = kwargs["optimizer"], regularised.under_deepspeed()
+        trained = regularised.trained_factors(kwargs["model"])
+        rate = args.learning_rate
+        if not follows_rate(self.config):
+            rate = _only_rate(optimizer, None if in_masters else list(trained.values()))
         self.regularizer = resolve_regularizer(
-            self.config, learning_rate=args.learning_rate, accumulation_steps=args.gradient_accumulation_steps
+            self.config, learning_rate=rate, accumulation_steps=args.gradient_accumulation_steps
         )
-        if regularised.under_deepspeed():
+        if in_masters:
             self._hook = regularised.regulariser_of_masters(
-                kwargs["model"], kwargs["optimizer"].optimizer, self.regularizer, self._prepare
+                kwargs["model"], optimizer.optimizer, self.regularizer, self._prepare
             )
         else:
-            trained = regularised.trained_factors(kwargs["model"])
             self._trained = list(trained.values())
             self._of_parameters = regularised.regulariser_of_parameters(trained, self.regularizer)
 
@@ -117,6 +125,21 @@ class SorsaCallback(TrainerCallback):
             logs[L_REG] = self.l_reg
             state.log_history[-1][L_REG] = self.l_reg
 
+    @staticmethod
+    def log_to_trackers(trainer: "Trainer") -> None:
+        """Let the trackers of a trainer see L_reg: its SorsaCallback comes before theirs from now on.
+
+        A Trainer puts those of `report_to` before all that it is given, and each gets a line of the log in that order.
+
+        Raises:
+            ValueError: the trainer has no SorsaCallback.
+        """
+        callbacks = trainer.callback_handler.callbacks
+        own = [callback for callback in callbacks if isinstance(callback, SorsaCallback)]
+        if not own:
+            raise ValueError("SorsaCallback.log_to_trackers: give the trainer callbacks=[SorsaCallback()] first")
+        callbacks[:] = [*own, *(callback for callback in callbacks if callback not in own)]
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -135,6 +158,40 @@ class SorsaCallback(TrainerCallback):
             self._hook.remove()
         self._hook = self._of_parameters = None
         self._trained = []
+
+
+def _only_rate(optimizer: Any, factors: list[torch.nn.Parameter] | None) -> float:
+    """The learning rate eta_d of the groups of an optimizer that train U and V.
+
+    Args:
+        factors: U and V. None: an optimizer's groups hold masters in their place, and all groups count.
+
+    Raises:
+        ValueError: there are several, or it is 0.
+    """
+    while (inner := getattr(optimizer, "optimizer", None)) is not None:
+        optimizer = inner  # accelerate's, around DeepSpeed's, around PyTorch's
+    wanted = None if factors is None else {id(factor) for factor in factors}
+    rates = {
+        _base_rate(group, optimizer)
+        for group in optimizer.param_groups
+        if wanted is None or any(id(parameter) in wanted for parameter in group["params"])
+    }
+    if len(rates) == 1 and (rate := rates.pop()) > 0:
+        return rate
+    found = f"the optimizer has {len(rates)} learning rates" if rates else "the learning rate is 0"
+    raise ValueError(
+        f"SorsaCallback: {found}, and gamma is a number, which is divided by the one learning rate of U and V: give "
+        f"gamma relative to the rate, such as SorsaCallback(gamma='0.2*lr')"
+    )
+
+
+def _base_rate(group: dict[str, Any], optimizer: Any) -> float:
+    """The learning rate that a schedule multiplies: the group's own is that of the first step, which may be 0."""
+    for name in ("max_lr", "initial_lr"):
+        if name in group:
+            return float(group[name])
+    return float(getattr(optimizer, "defaults", group).get("lr", group["lr"]))
 
 
 def _check_unscaled(optimizer: Any) -> None:

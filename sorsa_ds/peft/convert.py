@@ -35,12 +35,13 @@ from sorsa_ds.model.adapter_file import (
     write_description,
 )
 from sorsa_ds.peft.config import SorsaConfig
-from sorsa_ds.peft.layer import LEAVES
+from sorsa_ds.peft.layer import INITIAL_HOLDER, LEAVES
+from sorsa_ds.peft.model import present_name
 from sorsa_ds.runtime.files import write_atomic
 
 OUTSIDE = "base_model.model."
 """What PEFT puts before the name of a module."""
-HOLDERS = {TRAINED: "sorsa_factors", INITIAL: "initial_factors"}
+HOLDERS = {TRAINED: "sorsa_factors", INITIAL: INITIAL_HOLDER}
 """The trainer's files -> where a layer of PEFT's model has their tensors."""
 
 
@@ -205,7 +206,7 @@ def _read_factors(adapter: Path) -> dict[str, dict[str, Tensor]]:
     file = FactorFile(path)
     found: dict[str, dict[str, Tensor]] = {name: {} for name in HOLDERS}
     for key in file.names:
-        layer, _, rest = key.removeprefix(OUTSIDE).rpartition(".")
+        layer, _, rest = present_name(key).removeprefix(OUTSIDE).rpartition(".")
         layer, _, holder = layer.rpartition(".")
         ours = next((name for name, one in HOLDERS.items() if one == holder and rest in LEAVES), None)
         if ours is None:

@@ -20,11 +20,17 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.peft.config import SorsaConfig
+from sorsa_ds.peft.kept_weight import KeptNumbers, KeptPacked, can_be_compared
 from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.sorsa.change import apply_change, dense_change
 from sorsa_ds.sorsa.decompose import Factors, decompose
 
 LEAVES = ("U", "s", "V")
+INITIAL_HOLDER, EARLIER_HOLDER = "sorsa_initial", "initial_factors"
+"""Where a layer has U_0, s_0 and V_0, and what that was called in files of earlier versions.
+
+The name begins as all of the method's do: TRL knows an adapter's parameters by that when it sends the others to vLLM.
+"""
 
 
 class FactorTensors(nn.Module):
@@ -71,23 +77,27 @@ class SorsaLayer(BaseTunerLayer):
 
     Attributes:
         sorsa_factors: U, s and V of each adapter, trained.
-        initial_factors: U_0, s_0 and V_0 of each adapter, frozen and saved with it: an adapter's file is enough to
+        sorsa_initial: U_0, s_0 and V_0 of each adapter, frozen and saved with it: an adapter's file is enough to
             compute the same on another machine, whatever its decomposition would give.
         sorsa_scale, sorsa_dropout, sorsa_rank: of each adapter.
+        sorsa_kept: of each merged adapter, what brings the base weight back bit for bit.
     """
 
     adapter_layer_names: tuple[str, ...] = ("sorsa_factors",)
-    other_param_names: tuple[str, ...] = ("initial_factors", "sorsa_scale", "sorsa_dropout", "sorsa_rank")
+    other_param_names: tuple[str, ...] = (
+        INITIAL_HOLDER, "sorsa_scale", "sorsa_dropout", "sorsa_rank", "sorsa_kept",
+    )  # fmt: skip
 
     def __init__(self, base_layer: nn.Module, **options: Any) -> None:
         self.base_layer = base_layer
         self.quantization_backend = resolve_quantization_backend(
             self.get_base_layer(), get_apply_tensor_subclass=options.get("get_apply_tensor_subclass")
         )
-        self.sorsa_factors, self.initial_factors = nn.ModuleDict(), nn.ModuleDict()
+        self.sorsa_factors, self.sorsa_initial = nn.ModuleDict(), nn.ModuleDict()
         self.sorsa_scale: dict[str, float] = {}
         self.sorsa_dropout: dict[str, float] = {}
         self.sorsa_rank: dict[str, int] = {}
+        self.sorsa_kept: dict[str, KeptNumbers | KeptPacked] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
@@ -113,9 +123,12 @@ class SorsaLayer(BaseTunerLayer):
                 f"{name}: `r` ({rank}) must be in 1 .. {min(self.in_features, self.out_features)} = min(out, in) of "
                 f"this linear: give it a smaller rank by `rank_pattern`, or leave it out by `exclude_modules`"
             )
+        if self.merged:  # PEFT takes the others out when the adapter is set, which is after the decomposition
+            warnings.warn("Adapter cannot be added when the model is merged. Unmerging the model first.", stacklevel=2)
+            self.unmerge()
         shapes = (self.out_features, rank), (rank,), (self.in_features, rank)
         now, begun = FactorTensors(shapes, trained=True), FactorTensors(shapes, trained=False)
-        self.sorsa_factors[adapter_name], self.initial_factors[adapter_name] = now, begun
+        self.sorsa_factors[adapter_name], self.sorsa_initial[adapter_name] = now, begun
         self.sorsa_scale[adapter_name] = config.scale(rank)
         self.sorsa_dropout[adapter_name] = config.sorsa_dropout
         self.sorsa_rank[adapter_name] = rank
@@ -140,7 +153,7 @@ class SorsaLayer(BaseTunerLayer):
         and they would not be orthonormal.
         """
         device = device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
-        for tensors in (self.sorsa_factors, self.initial_factors):
+        for tensors in (self.sorsa_factors, self.sorsa_initial):
             if device is not None and adapter_name in tensors and not tensors[adapter_name].is_meta:
                 tensors[adapter_name].to(device=device)
 
@@ -151,12 +164,12 @@ class SorsaLayer(BaseTunerLayer):
             ValueError: they were to be loaded, and never were.
         """
         now: Any = self.sorsa_factors[adapter_name]
-        begun: Any = self.initial_factors[adapter_name]
+        begun: Any = self.sorsa_initial[adapter_name]
         if not (now.filled and begun.filled):
             raise ValueError(
                 f"the factors of the adapter {adapter_name!r} were never loaded: its configuration was read by "
                 f"SorsaConfig.from_pretrained, or its layers were made with low_cpu_mem_usage, for a saved adapter "
-                f"whose file must hold both `sorsa_factors` and `initial_factors`. A configuration for a new adapter "
+                f"whose file must hold both `sorsa_factors` and `sorsa_initial`. A configuration for a new adapter "
                 f"is read by PeftConfig.from_pretrained"
             )
         return now.factors(), begun.factors()
@@ -212,25 +225,50 @@ class SorsaLinear(nn.Module, SorsaLayer):
         """
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.sorsa_factors:
-                merged = self._shifted(self.get_delta_weight(name))
+                change = self.get_delta_weight(name)
+                merged = self._shifted(self.get_base_weight(), change)
                 if safe_merge and not torch.isfinite(merged).all():
                     raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-                self.set_base_weight(merged)
+                self._set_merged(name, merged, change)
                 self.merged_adapters.append(name)
+
+    def _set_merged(self, name: str, merged: Tensor, change: Tensor) -> None:
+        """Replace the base weight by the merged one, and keep what is needed to bring it back."""
+        base = self.get_base_layer()
+        if self.quantization_backend is not None:
+            packed = KeptPacked.of(self.base_layer, base)
+            self.set_base_weight(merged)
+            packed.after_merge(self.get_base_layer())
+            self.sorsa_kept[name] = packed
+            return
+        weight = self.get_base_weight()
+        if can_be_compared(weight):
+            self.sorsa_kept[name] = KeptNumbers.of(weight, self._shifted(merged, -change))
+        self.set_base_weight(merged)
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Take the change of all merged adapters from the base weight again, up to the rounding of its dtype."""
+        """Take the change of all merged adapters from the base weight again: it is then what it was, bit for bit.
+
+        Where the weight was moved, cast or replaced while an adapter was merged, it is so up to the rounding of its
+        dtype, or of its packing.
+        """
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
         while self.merged_adapters:
             name = self.merged_adapters.pop()
-            if name in self.sorsa_factors:
-                self.set_base_weight(self._shifted(-self.get_delta_weight(name)))
+            kept = self.sorsa_kept.pop(name, None)
+            if isinstance(kept, KeptPacked) and kept.brings_back(self.get_base_layer()):
+                self.base_layer = kept.bring_back()
+            elif name in self.sorsa_factors:
+                back = self._shifted(self.get_base_weight(), -self.get_delta_weight(name))
+                self.set_base_weight(kept.correct(back) if isinstance(kept, KeptNumbers) else back)
+            else:  # it was deleted while it was merged, and stays in the weight: what came before it is not known
+                self.sorsa_kept.clear()
 
-    def _shifted(self, change: Tensor) -> Tensor:
-        """The base weight plus a change, rounded once to the base weight's dtype."""
-        weight = self.get_base_weight()
+    @staticmethod
+    def _shifted(weight: Tensor, change: Tensor) -> Tensor:
+        """A weight plus a change, rounded once to the weight's dtype."""
         return (weight.to(change.dtype) + change.to(weight.device)).to(weight.dtype)
 
     def extra_repr(self) -> str:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -12,11 +13,19 @@ from peft.utils import (
     resolve_quantization_backend,
 )
 from peft.utils.other import get_pattern_key
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.peft.config import SorsaConfig
-from sorsa_ds.peft.layer import SorsaLayer, SorsaLinear
+from sorsa_ds.peft.layer import EARLIER_HOLDER, INITIAL_HOLDER, LEAVES, SorsaLayer, SorsaLinear
+
+
+def present_name(key: str) -> str:
+    """The name that a tensor of a saved adapter has now; an earlier version called the initial factors otherwise."""
+    layer, _, leaf = key.rpartition(".")
+    if leaf in LEAVES and layer.endswith(f".{EARLIER_HOLDER}"):
+        return f"{layer.removesuffix(EARLIER_HOLDER)}{INITIAL_HOLDER}.{leaf}"
+    return key
 
 
 class SorsaModel(BaseTuner):
@@ -71,6 +80,14 @@ class SorsaModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Read the names of a saved adapter, also those of earlier versions."""
+        named = {present_name(key): value for key, value in state_dict.items()}
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, named)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **options: Any) -> Iterator[None]:
         """Refuse what PEFT would leave out without a word.
@@ -90,6 +107,6 @@ class SorsaModel(BaseTuner):
         for layer in self.model.modules():
             if isinstance(layer, SorsaLayer):
                 dtype = layer._get_base_layer_device_and_dtype(layer.get_base_layer())[1]
-                for tensors in (layer.sorsa_factors, layer.initial_factors):
+                for tensors in (layer.sorsa_factors, layer.sorsa_initial):
                     if adapter_name in tensors and isinstance(dtype, torch.dtype) and dtype.is_floating_point:
                         tensors[adapter_name].to(dtype)

@@ -72,15 +72,29 @@ def resolve_regularizer(config: RegularizerConfig, *, learning_rate: float, accu
         learning_rate: eta_d, the maximum of the learning rate schedule.
         accumulation_steps: micro-batches per optimizer step. They matter only where `divide_by_accumulation` is true.
     """
-    resolved = {
-        key: value if (own := getattr(config, key)) is None else own for key, value in _PRESETS[config.preset].items()
-    }
+    resolved = _resolved(config)
     gamma = resolved["gamma"]
-    coefficient = relative_gamma(gamma) if isinstance(gamma, str) else gamma / learning_rate
+    if isinstance(gamma, str):
+        coefficient = relative_gamma(gamma)
+    else:
+        coefficient = gamma / learning_rate if gamma else 0.0
     divide = resolved["divide_by_accumulation"]
     if divide is not False:
         coefficient /= accumulation_steps if divide is True else divide
     return Regularizer(resolved["form"], resolved["reduction"], coefficient, config.reorthonormalize)
+
+
+def follows_rate(config: RegularizerConfig) -> bool:
+    """Whether gamma / eta_d is the same whatever eta_d is: gamma is relative to it, or 0."""
+    gamma = _resolved(config)["gamma"]
+    return isinstance(gamma, str) or not gamma
+
+
+def _resolved(config: RegularizerConfig) -> dict[str, Any]:
+    """The fields that a preset has values for, each as it is set or as the preset says."""
+    return {
+        key: value if (own := getattr(config, key)) is None else own for key, value in _PRESETS[config.preset].items()
+    }
 
 
 def penalty(error: Tensor, form: Form) -> Tensor:

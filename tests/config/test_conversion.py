@@ -114,7 +114,7 @@ def test_a_file_of_axolotl(written):
     found, made = result(written(AXOLOTL), gpus=4)
     assert found == {
         "model": "NousResearch/Llama-3.2-1B", "loading.attn_implementation": "flash_attention_2",
-        "adapter.targets": ["q_proj", "v_proj"], "adapter.rank": 32, "adapter.alpha": 16.0, "adapter.dropout": 0.05,
+        "adapter.targets": ["q_proj", "v_proj"], "adapter.rank": 32, "adapter.dropout": 0.05,
         "residual.storage": "nf4", "data.path": "teknium/GPT4-LLM-Cleaned", "data.format": "alpaca",
         "data.train_split": "train[:90%]", "data.eval_split": "train[90%:]", "data.max_length": 2048,
         "data.packing": True, "train.steps": 200, "train.global_batch_size": 2 * 4 * 4, "train.micro_batch_size": 2,
@@ -125,7 +125,7 @@ def test_a_file_of_axolotl(written):
     }  # fmt: skip
     assert made.left.keys() == {
         "dataset_prepared_path", "num_epochs", "evals_per_epoch", "deepspeed", "loss_watchdog_threshold",
-        "special_tokens",
+        "special_tokens", "lora_alpha",
     }  # fmt: skip
     assert made.unset == ["load_in_8bit", "lora_model_dir"]
     assert made.defaulted == ["seed=42"]
@@ -141,10 +141,11 @@ def test_a_file_of_llama_factory(written, tmp_path):
     (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(INFO))
     file = written(FACTORY.replace("dataset: identity,talks", "dataset: identity"))
     file.write_text(file.read_text().replace("interleave_probs: 0.7,0.3\nmix_strategy: interleave_over\n", ""))
-    found, made = result(file)
+    found, made = result(file, method="lora")
     assert found == {
-        "model": "meta-llama/Meta-Llama-3-8B-Instruct", "adapter.targets": ["q_proj", "v_proj"], "adapter.rank": 8,
-        "adapter.alpha": 16.0, "residual.storage": "int8", "data.path": "data/identity.json", "data.format": "alpaca",
+        "model": "meta-llama/Meta-Llama-3-8B-Instruct", "method": "lora", "adapter.targets": ["q_proj", "v_proj"],
+        "adapter.rank": 8, "adapter.alpha": 16.0, "residual.storage": "int8", "data.path": "data/identity.json",
+        "data.format": "alpaca",
         "data.train_split": "train[:1000]", "data.eval_size": 100, "data.max_length": 2048, "train.epochs": 3.0,
         "train.micro_batch_size": 8, "train.gradient_accumulation_steps": 8, "train.learning_rate": 1e-4,
         "train.warmup_ratio": 0.1, "train.gradient_checkpointing": True, "train.precision": "mixed", "train.seed": 42,
@@ -195,6 +196,7 @@ def test_training_arguments_of_transformers(written, tmp_path):
         "train.adam_betas": (0.9, 0.95), "train.schedule": "cosine_with_min_lr", "train.min_lr_ratio": 0.1,
         "train.warmup_ratio": 0.05, "train.label_smoothing": 0.1, "train.neftune_noise_alpha": 5.0,
         "train.seed": 42, "train.timeout_minutes": 30.0, "output.folder": "out", "output.save_every": 0,
+        "data.eval_size": 0,
         "output.trackers": ["tensorboard"],
     }  # fmt: skip
     assert "this program does not know it" not in made.left.values()
@@ -225,7 +227,8 @@ def test_what_is_written_is_read_by_the_trainer(written, tmp_path, options):
         ("val_set_size: 0.1", "val_set_size: 0.015", "val_set_size: a share is cut in whole per cent"),
         ("weight_decay: 0.1", "rl: dpo", "rl: preference training"),
         ("weight_decay: 0.1", "train_on_inputs: true", "train_on_inputs: prompts are never learned here"),
-        ("weight_decay: 0.1", "batch_size: 8\ntrain_batch_size: 9", "train_batch_size: train.global_batch_size is 9"),
+        ("weight_decay: 0.1", "total_batch_size: 8\ntrain_batch_size: 9",
+         "train_batch_size: train.global_batch_size is 9"),
         ("weight_decay: 0.1", "use_galore: true", "use_galore: there is no such method"),
         ("{pad_token: <|end_of_text|>}", "{eos_token: <|im_end|>}", "special_tokens: eos_token would get another"),
         ("lora_target_modules: [q_proj, v_proj]", "lora_target_modules: 'layers.*q'", r"'layers\.\*q' is a pattern"),

@@ -71,7 +71,7 @@ def test_an_example_trains_and_leaves_an_adapter(small, tmp_path, name):
     layers = [layer for layer in model.modules() if isinstance(layer, SorsaLayer)]
     assert sum(p.numel() for layer in layers for p in layer.sorsa_factors.parameters()) == done["trained_parameters"]
     for layer in layers:
-        now, begun = layer.sorsa_factors["default"], layer.initial_factors["default"]
+        now, begun = layer.sorsa_factors["default"], layer.sorsa_initial["default"]
         assert all(not torch.equal(getattr(now, leaf), getattr(begun, leaf)) for leaf in ("U", "s", "V"))
 
 

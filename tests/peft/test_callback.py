@@ -36,7 +36,7 @@ def factors_of(model, initial=False) -> dict[str, torch.Tensor]:
         f"{name.removeprefix('base_model.model.')}.{leaf}": getattr(holder["default"], leaf).detach().clone()
         for name, layer in model.named_modules()
         if isinstance(layer, SorsaLayer)
-        for holder in [layer.initial_factors if initial else layer.sorsa_factors]
+        for holder in [layer.sorsa_initial if initial else layer.sorsa_factors]
         for leaf in ("U", "s", "V")
     }
 
@@ -242,3 +242,128 @@ def test_a_factor_that_no_loss_came_by_is_kept_orthonormal_all_the_same():
     torch.testing.assert_close(U.grad.double(), 1 + 0.5 * wide[0].grad, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(V.grad.double(), 0.5 * wide[1].grad, rtol=1e-5, atol=1e-5)
     assert callback.l_reg == pytest.approx(value.item())
+
+
+def without_launcher(act):
+    """In one rank: what `act` returns as a program computes it that no launcher has started."""
+    import os
+
+    from benchmarks.helpers.hf_trainer import LAUNCHER
+
+    torch.distributed.destroy_process_group()
+    launched = {key: os.environ.pop(key) for key in LAUNCHER if key in os.environ}
+    found = act()
+    os.environ |= launched
+    torch.distributed.init_process_group("gloo")
+    return found
+
+
+def with_own_optimizers(folder):
+    """In one rank: what the callback makes of gamma with optimizers that bring rates of their own."""
+    from peft import get_peft_model
+    from transformers import Trainer, TrainingArguments
+
+    from sorsa_ds.peft import SorsaCallback, SorsaConfig
+
+    settings = TrainingArguments(output_dir="/nonexistent", use_cpu=True, report_to="none", max_steps=1)
+
+    def coefficient(split=None, schedule=None, rate=1e-2, arguments=settings, **own):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model = get_peft_model(model, SorsaConfig(r=RANK, target_modules="all-linear"))
+        trained = [p for p in model.parameters() if p.requires_grad]
+        groups = [{"params": trained}] if split is None else split(trained)
+        optimizer = torch.optim.AdamW(groups, lr=rate) if rate is not None else None
+        scheduler = schedule(optimizer) if schedule else None
+        callback = SorsaCallback(**own)
+        trainer = Trainer(model, arguments, callbacks=[callback], optimizers=(optimizer, scheduler))
+        trainer.create_optimizer_and_scheduler(1)
+        optimizer = SimpleNamespace(optimizer=trainer.optimizer)  # accelerate's is around it
+        callback.on_train_begin(arguments, None, None, model=model, optimizer=optimizer)
+        return callback.regularizer.coefficient
+
+    def told(**options):
+        with pytest.raises(ValueError) as error:
+            coefficient(**options)
+        return str(error.value)
+
+    def act():
+        two = lambda trained: [{"params": trained[:3]}, {"params": trained[3:], "lr": 1e-3}]  # noqa: E731
+        apart = lambda trained: [{"params": [*trained]}, {"params": [torch.nn.Parameter(torch.ones(2))], "lr": 1.0}]  # noqa: E731
+        cycle = lambda one: torch.optim.lr_scheduler.OneCycleLR(one, max_lr=0.1, total_steps=10)  # noqa: E731
+        zero = TrainingArguments(output_dir="/nonexistent", use_cpu=True, report_to="none", learning_rate=0)
+        return {
+            "own": coefficient(preset="reference"),
+            "trainers": coefficient(preset="reference", rate=None),
+            "apart": coefficient(preset="reference", split=apart),
+            "cycle": coefficient(preset="reference", schedule=cycle),
+            "relative": coefficient(split=two),
+            "nothing": coefficient(gamma=0, rate=None, arguments=zero),
+            "several": told(preset="reference", split=two),
+            "zero": told(gamma=4e-4, rate=None, arguments=zero),
+        }
+
+    return without_launcher(act)
+
+
+def test_gamma_is_divided_by_the_rate_that_the_optimizer_trains_with(tiny_llama):
+    [found] = run_ranks(1, with_own_optimizers, tiny_llama)
+    assert found["own"] == pytest.approx(4e-4 / 1e-2)
+    assert found["trainers"] == pytest.approx(4e-4 / 5e-5)
+    assert found["apart"] == pytest.approx(4e-4 / 1e-2), "another group, without U and V"
+    assert found["cycle"] == pytest.approx(4e-4 / 0.1)
+    assert (found["relative"], found["nothing"]) == (0.2, 0.0)
+    assert "2 learning rates, and gamma is a number" in found["several"]
+    assert "the learning rate is 0, and gamma is a number" in found["zero"]
+    assert "gamma='0.2*lr'" in found["zero"]
+
+
+def numeric_gamma(folder, stages):
+    """In each rank: the coefficient after a step under DeepSpeed with a number as gamma."""
+    from sorsa_ds.peft import SorsaCallback
+
+    found = []
+    for stage in stages:
+        own = SorsaCallback(preset="reference", divide_by_accumulation=False)
+        trainer_of(folder, CASES[0], deepspeed_json(stage, CASES[0]), callbacks=[own], max_steps=1).train()
+        found.append(own.regularizer.coefficient)
+    return found
+
+
+def test_under_deepspeed_gamma_is_divided_by_the_trainers_rate(tiny_llama):
+    assert run_ranks(1, numeric_gamma, tiny_llama, STAGES) == [[pytest.approx(4e-4 / RATE)] * len(STAGES)]
+
+
+def tracked(folder):
+    """In one rank: the log's lines as a tracker's callback sees them, before and after it stands behind ours."""
+    from transformers import TrainerCallback
+
+    from sorsa_ds.peft import SorsaCallback
+
+    class Tracker(TrainerCallback):
+        def __init__(self):
+            self.seen = []
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            self.seen.append(dict(logs))
+
+    def act():
+        lines = []
+        for moves in (False, True):
+            tracker = Tracker()
+            trainer = trainer_of(folder, CASES[0], callbacks=[tracker, SorsaCallback()], max_steps=2)
+            if moves:
+                SorsaCallback.log_to_trackers(trainer)
+            trainer.train()
+            lines.append([line["l_reg"] for line in tracker.seen if "l_reg" in line])
+        plain = trainer_of(folder, CASES[0], callbacks=[])
+        with pytest.raises(ValueError, match="give the trainer callbacks"):
+            SorsaCallback.log_to_trackers(plain)
+        return lines
+
+    return without_launcher(act)
+
+
+def test_trackers_see_l_reg_where_they_are_to(tiny_llama):
+    [(before, after)] = run_ranks(1, tracked, tiny_llama)
+    assert before == []
+    assert len(after) == 2

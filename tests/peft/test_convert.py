@@ -145,9 +145,9 @@ def test_what_is_no_sorsa_adapter_of_peft_is_refused(tiny_llama, tmp_path):
     get_peft_model(base(), SorsaConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "peft")
     file = tmp_path / "peft" / "adapter_model.safetensors"
     tensors = load_file(file)
-    lacking = "base_model.model.model.layers.0.self_attn.q_proj.initial_factors.s"
+    lacking = "base_model.model.model.layers.0.self_attn.q_proj.sorsa_initial.s"
     save_file({name: value for name, value in tensors.items() if name != lacking}, file)
-    with pytest.raises(ValueError, match=r"has no initial_factors of model\.layers\.0\.self_attn\.q_proj\.s"):
+    with pytest.raises(ValueError, match=r"has no sorsa_initial of model\.layers\.0\.self_attn\.q_proj\.s"):
         from_peft(tmp_path / "peft", tmp_path / "ours")
     save_file(tensors, file)
     described(tmp_path / "peft", "adapter_config.json", base_model_name_or_path=None)

@@ -14,13 +14,13 @@ from peft import PeftConfig, PeftModel, PeftType, convert_to_lora, get_peft_mode
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 
-from sorsa_ds.peft import SorsaConfig, SorsaLayer, SorsaModel, peft_type
+from sorsa_ds.peft import SorsaConfig, SorsaModel, peft_type
 from sorsa_ds.sorsa.decompose import decompose
 from tests.helpers.architectures import CONFIGS, save
+from tests.helpers.peft_models import INPUT, adapted, layers_of, load, logits, moved
 
-INPUT = torch.arange(1, 25).view(2, 12) % 64
 KINDS = ["llama-tied-bias", "phi3", "gpt2"]
 """With biases, with fused linears, and with weights that are stored as (in, out)."""
 
@@ -29,38 +29,6 @@ KINDS = ["llama-tied-bias", "phi3", "gpt2"]
 def folders(tmp_path_factory):
     """Random models on disk, by kind."""
     return {kind: save(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
-
-
-def load(folder, **options):
-    """The base model."""
-    return AutoModelForCausalLM.from_pretrained(folder, **{"dtype": torch.float32, **options}).eval()
-
-
-def logits(model):
-    """What it computes on the input."""
-    with torch.no_grad():
-        return model(INPUT).logits
-
-
-def adapted(folder, move=0.2, base=None, **config):
-    """A PEFT model whose trained factors have moved by about `move` of themselves."""
-    model = get_peft_model(base or load(folder), SorsaConfig(**{"r": 4, "target_modules": "all-linear", **config}))
-    return moved(model, move)
-
-
-def moved(model, move, name="default", seed=0):
-    """Move the factors of an adapter; returns the model."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for layer in layers_of(model).values():
-            for parameter in layer.sorsa_factors[name].parameters() if name in layer.sorsa_factors else ():
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.add_((move * parameter.float().std(correction=0) * noise).to(parameter))
-    return model.eval()
-
-
-def layers_of(model) -> dict[str, SorsaLayer]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, SorsaLayer)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,7 +52,7 @@ def test_a_layers_decomposition_is_the_trainers(folders):
     for name, layer in layers_of(model).items():
         name = name.removeprefix("base_model.model.")
         found = decompose(layer.get_base_layer().weight.data, 4, name, "randomized", 1e-2, 16)
-        for ours, theirs in zip(layer.initial_factors["default"].parameters(), found.tensors(), strict=True):
+        for ours, theirs in zip(layer.sorsa_initial["default"].parameters(), found.tensors(), strict=True):
             assert torch.equal(ours, theirs)
 
 
@@ -138,7 +106,7 @@ def test_the_file_has_the_initial_factors_so_another_decomposition_does_not_matt
     """An adapter whose initial factors are not the singular triplets, as after rounds of quantisation."""
     model = adapted(folders["phi3"])
     for layer in layers_of(model).values():
-        layer.initial_factors["default"].U.data.mul_(0.9)
+        layer.sorsa_initial["default"].U.data.mul_(0.9)
     changed = logits(model)
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(PeftModel.from_pretrained(load(folders["phi3"]), tmp_path)), changed)
@@ -147,9 +115,9 @@ def test_the_file_has_the_initial_factors_so_another_decomposition_does_not_matt
 def test_a_file_without_initial_factors_is_refused(folders, tmp_path):
     adapted(folders["phi3"]).save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
-    save_file({name: value for name, value in load_file(file).items() if "initial_factors" not in name}, file)
+    save_file({name: value for name, value in load_file(file).items() if "sorsa_initial" not in name}, file)
     model = PeftModel.from_pretrained(load(folders["phi3"]), tmp_path)
-    with pytest.raises(ValueError, match=r"'default' were never loaded.*initial_factors"):
+    with pytest.raises(ValueError, match=r"'default' were never loaded.*sorsa_initial"):
         logits(model)
 
 
@@ -171,7 +139,7 @@ def test_trls_way_to_copy_an_adapter_copies_it_whole(folders):
     """Its DPO trainer copies every parameter with `.default.` in its name to that with `.ref.`."""
     model = adapted(folders["phi3"], base=None)
     for layer in layers_of(model).values():
-        layer.initial_factors["default"].U.data.mul_(0.9)
+        layer.sorsa_initial["default"].U.data.mul_(0.9)
     changed = logits(model)
     model.add_adapter("ref", model.peft_config["default"])
     for name, parameter in model.named_parameters():

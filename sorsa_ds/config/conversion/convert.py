@@ -5,8 +5,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from sorsa_ds.config import other_names
+from sorsa_ds.config.conversion.finish import finish
 from sorsa_ds.config.conversion.foreign import read_foreign
+from sorsa_ds.config.conversion.meaning import meaning, path_of
 from sorsa_ds.config.conversion.result import Conversion, is_off, is_on
 from sorsa_ds.config.conversion.rules import RULES
 from sorsa_ds.config.fields import leaves
@@ -39,7 +40,7 @@ def convert(
             names every key of these, and how to go on.
     """
     kind, keys = read_foreign(file)
-    if unknown := [key for key in without if key not in keys]:
+    if unknown := [key for key in without if key not in keys and key != kind.targets]:
         raise ValueError(f"--without {', '.join(unknown)}: {file} has no such key")
     made = Conversion(file=file, kind=kind, keys=keys, gpus=gpus, steps=steps, method=method)
     for key in dict.fromkeys([*(key for key in _FIRST if key in keys), *keys]):
@@ -48,7 +49,7 @@ def convert(
         else:
             _take(made, key, keys[key])
     _take_defaults(made, without)
-    _finish(made)
+    finish(made, without)
     if made.refused:
         told = "\n".join(f"  {key}: {why}" for key, why in made.refused.items())
         raise ValueError(
@@ -67,7 +68,7 @@ def _take(made: Conversion, key: str, value: Any) -> None:
         if value not in _FINE[key]:
             made.refuse(key, f"{value!r}: here it is {' or '.join(map(str, _FINE[key]))}")
         return
-    found = other_names.here(key) or _by_own_name(key)
+    found = meaning(key)
     if found is None:
         made.leave(key, "this program does not know it")
     elif not found.path:
@@ -91,65 +92,16 @@ def _take(made: Conversion, key: str, value: Any) -> None:
         made.refuse(key, f"{value!r} is neither on nor off")
 
 
-def _by_own_name(key: str) -> other_names.Here | None:
-    """The setting whose own name, without its section, is the same; None where none or several are."""
-    named = [path for path in leaves(RunConfig) if path.rpartition(".")[2] == key]
-    return other_names.Here(named[0]) if len(named) == 1 else None
-
-
 def _take_defaults(made: Conversion, without: Collection[str]) -> None:
     """What the other trainer takes where the file says nothing, if this one takes something else."""
-    for key, value in made.kind.defaults.items():
-        found = other_names.here(key) or _by_own_name(key)
-        assert found is not None, f"{key} is no key that is known"
-        said = found.path in made.settings or any(_path(other) == found.path for other in [*made.keys, *without])
+    adapter = made.kind.adapter_defaults if is_on(made.keys.get("use_peft")) else {}
+    for key, value in {**made.kind.defaults, **adapter}.items():
+        path = path_of(key)
+        assert path, f"{key} is no key that is known"
+        said = path in made.settings or any(path_of(other) == path for other in [*made.keys, *without])
         if not said:
             _take(made, key, value)
             made.defaulted.append(f"{key}={value}")
-
-
-def _path(key: str) -> str:
-    """The setting that a key stands for; empty where it stands for none."""
-    found = other_names.here(key) or _by_own_name(key)
-    return found.path if found is not None else ""
-
-
-def _finish(made: Conversion) -> None:
-    """What follows from several keys at once."""
-    _finish_method(made)
-    micro, each = made.value("train.micro_batch_size"), made.value("train.gradient_accumulation_steps") or 1
-    if made.gpus is not None and isinstance(micro, int) and isinstance(each, int):
-        if "train.global_batch_size" not in made.settings:
-            made.settings["train.global_batch_size"] = micro * each * made.gpus, "--gpus"
-        if (each := made.settings.pop("train.gradient_accumulation_steps", None)) is not None:
-            made.notes[each[1]] = "it is within train.global_batch_size, and follows on any number of GPUs"
-
-
-def _finish_method(made: Conversion) -> None:
-    """The method of training, and what a file leaves to follow from it."""
-    adapters = any(_path(key).startswith("adapter.") and not is_off(value) for key, value in made.keys.items())
-    if made.method is not None:
-        made.settings["method"] = made.method, "--method"
-    elif "method" not in made.settings and made.kind.title == "axolotl" and is_off(made.keys.get("adapter")):
-        made.settings["method"] = "full", "adapter"
-        made.notes["adapter"] = "without one, axolotl trains all weights; --method sorsa trains an adapter"
-    elif "method" not in made.settings:
-        made.settings["method"] = "sorsa", "method"
-        told = "SORSA takes the place of LoRA; --method lora keeps LoRA"
-        made.notes["method"] = told if adapters else "the file does not say it: SORSA, as this program's defaults"
-        if adapters and "train.learning_rate" in made.settings:
-            made.notes["learning_rate"] = "SORSA wants a much smaller one than LoRA: docs/sorsa_for_lora_users.md"
-        if "adapter.alpha" in made.settings:
-            made.notes[made.settings["adapter.alpha"][1]] = "SORSA's own scale is 1: without adapter.alpha"
-    rank = made.value("adapter.rank")
-    if made.kind.title == "LLaMA-Factory" and isinstance(rank, int) and _says_no(made, "adapter.alpha"):
-        made.settings["adapter.alpha"] = 2 * rank, "lora_alpha"
-        made.defaulted.append(f"lora_alpha={2 * rank}")
-
-
-def _says_no(made: Conversion, path: str) -> bool:
-    """Whether no key of the file is about a setting."""
-    return path not in made.settings and not any(_path(key) == path for key in made.keys)
 
 
 def settings_of(made: Conversion) -> RunConfig:

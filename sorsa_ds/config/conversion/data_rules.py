@@ -119,7 +119,9 @@ def _columns(kind: Any, name: str, value: Any) -> dict[str, Any] | None:
 def _dataset_info(made: Conversion, key: str) -> dict[str, Any] | None:
     """What LLaMA-Factory's names of data sets stand for; None, and refused, where the file is not there."""
     folder = Path(str(made.keys.get("dataset_dir") or "data"))
-    places = [folder / INFO, made.file.parent / folder / INFO]
+    places = [folder / INFO]
+    if (beside := made.file.parent / folder / INFO).absolute() != places[0].absolute():
+        places.append(beside)
     for place in places:
         if place.is_file():
             try:

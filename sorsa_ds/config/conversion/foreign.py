@@ -1,7 +1,7 @@
 """Another trainer's file: read, and recognised by its keys."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,51 @@ class Kind:
 
     marks: keys of which it has one at least, and other kinds have none.
     defaults: what it takes for keys that are left out, where this program takes something else.
+    adapter_defaults: such of adapters, where it trains one because `use_peft` is on.
+    targets: its key for the linears to adapt, where it chooses them by a table of its own if the file does not.
+    notes: key -> what it does otherwise where the file does not have that key.
     """
 
     title: str
     marks: frozenset[str]
     defaults: Mapping[str, Any]
+    adapter_defaults: Mapping[str, Any] = field(default_factory=dict)
+    targets: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 KINDS = (
-    Kind("PEFT", frozenset({"peft_type"}), {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0}),
+    Kind(
+        "PEFT", frozenset({"peft_type"}), {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0}, targets="target_modules"
+    ),
     Kind(
         "axolotl",
         frozenset({"base_model", "base_model_config"}),
-        {"micro_batch_size": 1, "bf16": "auto", "val_set_size": 0, "seed": 42},
+        {"micro_batch_size": 1, "bf16": "auto", "seed": 42},
     ),
     Kind(
         "LLaMA-Factory",
         frozenset({"finetuning_type", "cutoff_len", "template", "stage"}),
         {
-            "lora_rank": 8, "lora_target": "all", "cutoff_len": 2048, "val_size": 0, "num_train_epochs": 3,
+            "lora_rank": 8, "lora_target": "all", "cutoff_len": 2048, "num_train_epochs": 3,
             "learning_rate": 5e-5, "lr_scheduler_type": "linear", "warmup_steps": 0, "per_device_train_batch_size": 8,
             "disable_gradient_checkpointing": False, "seed": 42,
         },
+    ),
+    Kind(
+        "TRL",
+        frozenset({
+            "use_peft", "dataset_name", "dataset_text_field", "completion_only_loss", "assistant_only_loss",
+            "packing_strategy", "dataset_num_proc",
+        }),
+        {
+            "num_train_epochs": 3, "learning_rate": 2e-5, "lr_scheduler_type": "linear", "warmup_steps": 0,
+            "per_device_train_batch_size": 8, "max_length": 1024, "bf16": True, "gradient_checkpointing": True,
+            "seed": 42,
+        },
+        {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05},
+        "lora_target_modules",
+        {"assistant_only_loss": "TRL learns whole conversations without it, and this program learns answers alone"},
     ),
     Kind(
         "transformers",
@@ -48,8 +71,8 @@ KINDS = (
         },
     ),
 )  # fmt: skip
-"""The kinds in the order in which they are looked for; defaults as in axolotl 0.19, LLaMA-Factory 0.9, transformers
-5.23 and PEFT's LoraConfig."""
+"""The kinds in the order in which they are looked for; defaults as in axolotl 0.19, LLaMA-Factory 0.9, TRL 1.16,
+transformers 5.23 and PEFT's LoraConfig. None of them holds out rows of the training data unless it is told to."""
 
 
 def read_foreign(file: Path) -> tuple[Kind, dict[str, Any]]:

@@ -15,8 +15,9 @@ OPTIONS = {
 }
 USAGE = "\n".join(
     [
-        "Turn a file of axolotl's, LLaMA-Factory's, transformers' TrainingArguments or PEFT's adapter_config.json into",
-        "settings for --config. What is not carried over is said; what would change the training is refused.",
+        "Turn a file of axolotl's, LLaMA-Factory's or TRL's, transformers' TrainingArguments or PEFT's",
+        "adapter_config.json into settings for --config. What is not carried over is said; what would change the",
+        "training is refused.",
         "",
         "  sorsa convert FILE [--output run.yaml] [--gpus N]",
         "",

@@ -124,9 +124,13 @@ def warmup(made: Conversion, key: str, value: Any) -> None:
 
 def floor(made: Conversion, key: str, value: Any) -> None:
     """The least learning rate, as a fraction of the largest."""
-    given = value if isinstance(value, dict) else {key: value}
+    given = {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else {key: value}
     if odd := given.keys() - {"min_lr_rate", "cosine_min_lr_ratio", "min_lr", "min_learning_rate", "lr_min", "end_lr"}:
         made.refuse(key, f"a schedule has no {', '.join(sorted(odd))} here")
+        return
+    if len(given) != 1 or not all(isinstance(one, int | float) for one in given.values()):
+        told = ", ".join(f"{name}={one!r}" for name, one in given.items()) or "nothing"
+        made.refuse(key, f"the least rate is one number, and here it is {told}: leave one of them in the file")
         return
     [(name, least)] = given.items()
     rate = made.keys.get("learning_rate")
@@ -154,6 +158,22 @@ def betas(made: Conversion, key: str, value: Any) -> None:
     first, second = (made.keys.get(f"adam_beta{number}") for number in (1, 2))
     both = value if isinstance(value, list) else [0.9 if first is None else first, 0.999 if second is None else second]
     made.set("train.adam_betas", both, key)
+
+
+def batch(made: Conversion, key: str, value: Any) -> None:
+    """Examples of a step: of all ranks, but axolotl's `batch_size` is that of one, from which accumulation follows."""
+    if made.kind.title != "axolotl" or key != "batch_size":
+        made.set("train.global_batch_size", value, key)
+        return
+    micro = made.keys.get("micro_batch_size") or made.kind.defaults["micro_batch_size"]
+    if made.keys.get("gradient_accumulation_steps"):
+        made.leave(key, "gradient_accumulation_steps says it")
+    elif isinstance(value, int) and isinstance(micro, int) and value >= micro > 0:
+        made.set(
+            "train.gradient_accumulation_steps", value // micro, key, f"of one GPU: {value} // {micro} micro-batches"
+        )
+    else:
+        made.refuse(key, f"{value!r} is no number of examples of one GPU that holds a micro-batch of {micro!r}")
 
 
 def micro_batch(made: Conversion, key: str, value: Any) -> None:
@@ -251,7 +271,10 @@ def tracker(made: Conversion, key: str, value: Any) -> None:
 def best(made: Conversion, key: str, value: Any) -> None:
     """Whether the best checkpoint is kept, which is so here unless it is switched off."""
     if is_on(value):
-        made.set("evaluation.keep_best", True, key)
+        made.set(
+            "evaluation.keep_best", True, key,
+            "adapter/ of the run stays that of its last step; `sorsa export --checkpoint best` writes the best one",
+        )  # fmt: skip
     else:
         made.leave(
             key, "evaluation.keep_best keeps the best checkpoint beside the newest ones, also where nothing asks"
@@ -293,6 +316,7 @@ RULES: dict[str, Rule] = {
     "train.min_lr_ratio": floor,
     "train.optimizer": optimizer,
     "train.adam_betas": betas,
+    "train.global_batch_size": batch,
     "train.micro_batch_size": micro_batch,
     "train.steps": steps,
     "train.epochs": epochs,
