@@ -99,7 +99,7 @@ def test_unknown_key_names_the_nearest(key, meant):
     assert f"unknown setting {key}: did you mean {meant}?" in error(f"--{key}", "8")
 
 
-@pytest.mark.parametrize("text", ["{{ question }} Answer:", "{{ question }}", "{question}", "[INST] {{ q }} [/INST]", "[a]"])
+@pytest.mark.parametrize("text", ["{{ question }} Answer:", "{{ question }}", "{question}", "[INST] {{ q }}", "[a]"])
 def test_a_setting_of_plain_text_is_taken_as_it_is_written(text):
     assert load_settings(RunConfig, None, [("data.prompt", text)]).data.prompt == text
 
