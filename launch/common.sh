@@ -123,7 +123,7 @@ run() {
     set -m
     (
         trap '' USR1 TERM
-        export SORSA_TOKEN=$token
+        export SORSA_TOKEN=$token SORSA_SCRIPT=$$ # whose end the ranks notice, also where it is killed
         exec "$@"
     ) &
     child=$!

@@ -108,6 +108,17 @@ def test_a_script_that_gets_a_signal_saves_and_the_printed_command_goes_on(held,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["multi_gpu.sh"])
+def test_a_run_whose_script_is_killed_saves_and_stops(held, launcher):
+    """The launcher and its ranks are a process group of their own, which no signal to the script's group reaches."""
+    run = held(launcher)
+    os.killpg(run.process.pid, signal.SIGKILL)
+    code, printed = run.end()
+    assert code == -signal.SIGKILL
+    way_on(printed, run, "SIGTERM")
+
+
+@pytest.mark.slow
 def test_ctrl_c_saves_under_deepspeeds_own_command_too(held):
     """Its launcher prints a traceback of its own, which the ranks cannot prevent."""
     run = held("deepspeed")
