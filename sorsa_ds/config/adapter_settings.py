@@ -1,5 +1,6 @@
 """What is adapted, and by how much: the settings that all methods share. A field's docstring is its help text."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -9,6 +10,13 @@ from sorsa_ds.config.declare import Fraction, PositiveFloat, Rank, settings
 
 Block = Annotated[int, Field(ge=0, le=9999)] | Annotated[str, AfterValidator(check_blocks)]
 """The number of a block of the model, or text for several, such as `8-15`."""
+
+
+def adapter_scale(alpha: float | None, rank: int, rslora: bool) -> float:
+    """alpha / rank, with rsLoRA alpha / sqrt(rank), or 1 where alpha is unset."""
+    if alpha is None:
+        return 1.0
+    return alpha / (math.sqrt(rank) if rslora else rank)
 
 
 @settings
@@ -58,6 +66,10 @@ class AdapterConfig:
 
     dropout: Fraction = 0.0
     """Dropout probability on the input of the adapter (SORSA: of the principal branch), in training only."""
+
+    def scale(self, rank: int) -> float:
+        """The factor by which what an adapter of this rank computes is multiplied."""
+        return adapter_scale(self.alpha, rank, self.rslora)
 
     def __post_init__(self) -> None:
         if self.rslora and self.alpha is None:

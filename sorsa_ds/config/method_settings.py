@@ -1,6 +1,6 @@
 """The settings of SORSA and of the methods that it is compared with. A field's docstring is its help text."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from sorsa_ds.config.declare import (
     Rounds,
     settings,
 )
+from sorsa_ds.config.renamed import RENAMED
 
 MethodName = Literal["sorsa", "lora", "pissa", "adalora", "dora", "olora", "full", "partial"]
 
@@ -54,6 +55,19 @@ class SorsaConfig:
     svd_cache: Name = "auto"
     """Folder that keeps decompositions for later runs, which may use another number of ranks. `auto`: the user's cache
     folder (SORSA_CACHE). `off`: keep none. A layer takes about 4 rank (out + in) bytes."""
+
+    def __new__(cls, *args: Any, **given: Any) -> "SorsaConfig":
+        """Refuse by name what an earlier version had here, for programs that were written for it.
+
+        Raises:
+            ValueError: naming the settings, and where they are now.
+        """
+        if moved := [name for name in given if f"sorsa.{name}" in RENAMED]:
+            now = ", ".join(f"{name}=..." for name in moved)
+            raise ValueError(
+                f"SorsaConfig has no {', '.join(moved)}: all methods share that now, as sorsa_ds.AdapterConfig({now})"
+            )
+        return object.__new__(cls)
 
 
 @settings

@@ -20,10 +20,10 @@ from sorsa_ds.config.declare import Name, Rank
 from sorsa_ds.config.typed_json import typed
 from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.new_tokens import grow_tables
+from sorsa_ds.model.peft_names import CONFIG, ONLY_ADAPTER, PREFIX, WEIGHTS
 from sorsa_ds.runtime.line_process import LineProcess
 from sorsa_ds.runtime.words import cut
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KINDS = frozenset((
     "LORA", "ADALORA", "ADAMSS", "BEFT", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA",
     "HIRA", "HRA", "IA3", "LILY", "LN_TUNING", "LOHA", "LOKR", "MISS", "OFT", "SHIRA", "OSF", "PEANUT", "POLY", "PSOFT",
@@ -48,9 +48,6 @@ _PATTERNS = ("target_modules", "exclude_modules", "modules_to_save", "layers_pat
 
 _SECONDS = 10.0
 _MEMORY = 2**30
-
-_NAME = "default"
-"""PEFT's name of the one adapter of a model."""
 
 _SHOWN = 3
 
@@ -157,9 +154,11 @@ def put_on(model: PreTrainedModel, folder: Path, described: dict[str, Any], devi
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PEFT warns of is refused below
-            adapted = PeftModel.from_pretrained(model, folder, adapter_name=_NAME, torch_device=str(device)).eval()
+            adapted = PeftModel.from_pretrained(
+                model, folder, adapter_name=ONLY_ADAPTER, torch_device=str(device)
+            ).eval()
             # Only the second reading says which tensors found no place, and which places got none.
-            result = adapted.load_adapter(str(folder), _NAME, torch_device=str(device))
+            result = adapted.load_adapter(str(folder), ONLY_ADAPTER, torch_device=str(device))
     except Exception as error:  # PEFT and torch refuse in many ways
         raise ValueError(f"--model: {folder} is no adapter for this base model: {error}") from error
     _refuse_partial(folder, len(FactorFile(folder / WEIGHTS).names), result)
@@ -177,7 +176,7 @@ def _grow(model: PreTrainedModel, folder: Path) -> None:
     """Give the base model the rows that the adapter's embeddings have beyond its own: those of new tokens."""
     name = next((name for name, one in model.named_modules() if one is model.get_input_embeddings()), "")
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        key = f"base_model.model.{name}.weight"
+        key = f"{PREFIX}{name}.weight"
         rows = file.get_slice(key).get_shape()[0] if key in file.keys() else 0  # noqa: SIM118 (safe_open is no mapping)
     grow_tables(model, rows)
 

@@ -18,7 +18,7 @@ from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.engine.engine import SorsaEngine, StepReport
 from sorsa_ds.engine.masters import inner_optimizer
 from sorsa_ds.methods.families.adalora import first_and_last_rank
-from sorsa_ds.methods.families.peft_adapters import ADAPTER
+from sorsa_ds.model.peft_names import ONLY_ADAPTER
 from sorsa_ds.runtime.collectives import sum_over_ranks
 
 _AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
@@ -65,9 +65,12 @@ class AdaLoraEngine(SorsaEngine):
             name: nn.Parameter(torch.zeros(shape, device=device)) for name, shape in self.trained_shapes.items()
         }
         shown = SimpleNamespace(named_parameters=self._whole.items)
-        self._allocator = RankAllocator(shown, config, ADAPTER)
+        self._allocator = RankAllocator(shown, config, ONLY_ADAPTER)
         self._tuner = SimpleNamespace(
-            peft_config={ADAPTER: config}, trainable_adapter_name=ADAPTER, rankallocator=self._allocator, model=shown
+            peft_config={ONLY_ADAPTER: config},
+            trainable_adapter_name=ONLY_ADAPTER,
+            rankallocator=self._allocator,
+            model=shown,
         )
         self._settings = config
         if self._allocates:

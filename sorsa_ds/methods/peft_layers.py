@@ -20,11 +20,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sorsa_ds.config.schema import AdapterConfig, BaselineConfig
-from sorsa_ds.methods.families.peft_adapters import ADAPTER, PeftMethod
+from sorsa_ds.methods.families.peft_adapters import PeftMethod
 from sorsa_ds.methods.method import Values
 from sorsa_ds.methods.peft_experts import bare, layer_names
 from sorsa_ds.model.experts import stacked_as
 from sorsa_ds.model.fill import Produced, check_finite
+from sorsa_ds.model.peft_names import ONLY_ADAPTER
 from sorsa_ds.model.schedule import Item
 from sorsa_ds.model.selection import Selection
 from sorsa_ds.model.sharding import TensorSpec
@@ -128,7 +129,7 @@ class PeftLayers:
         """Let PEFT put its layers into a module; what it draws for a target depends on the target's name only."""
         with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(int(digest.of_bytes(f"{self.seed} {target.name}".encode())[:15], 16))
-            inject_adapter_in_model(config, around, ADAPTER)
+            inject_adapter_in_model(config, around, ONLY_ADAPTER)
 
     def operate(self, model: PreTrainedModel, precision: Precision) -> Selection:
         """Freeze a model without memory, and put PEFT's layers, without memory too, around its targets.
@@ -274,7 +275,7 @@ def set_trained(layer: nn.Module, name: str, values: Values) -> None:
 @torch.no_grad()
 def delta(layer: nn.Module, target: Target) -> Tensor:
     """The (M, N) matrix in fp32 that a layer adds to its frozen weight, as PEFT computes it."""
-    added = cast(Linear, layer).get_delta_weight(ADAPTER)
+    added = cast(Linear, layer).get_delta_weight(ONLY_ADAPTER)
     return added.t() if target.transposed else added
 
 

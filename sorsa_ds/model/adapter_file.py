@@ -31,7 +31,8 @@ from sorsa_ds.config.schema import (
     SorsaConfig,
 )
 from sorsa_ds.config.typed_json import typed
-from sorsa_ds.model.model_files import ADAPTER_CONFIG, OWN_ADAPTER_CONFIG
+from sorsa_ds.model import peft_names
+from sorsa_ds.model.model_files import OWN_ADAPTER_CONFIG
 from sorsa_ds.model.pretrained import all_finite
 from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime import digest
@@ -41,7 +42,7 @@ from sorsa_ds.runtime.precision import Name as PrecisionName
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 TRAINED, INITIAL, CONFIG = "trained_factors.safetensors", "initial_factors.safetensors", OWN_ADAPTER_CONFIG
-EARLIER = {TRAINED: "adapter_model.safetensors", CONFIG: ADAPTER_CONFIG}
+EARLIER = {TRAINED: peft_names.WEIGHTS, CONFIG: peft_names.CONFIG}
 """What version 0.1.0 called two of the files."""
 
 

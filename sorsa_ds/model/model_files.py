@@ -8,11 +8,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from sorsa_ds.model import peft_names
 from sorsa_ds.runtime.json_text import parse_json
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
-ADAPTER_CONFIG, OWN_ADAPTER_CONFIG = "adapter_config.json", "sorsa_config.json"
-"""The description of an adapter: PEFT's, and that of this program (`model.adapter_file`)."""
+OWN_ADAPTER_CONFIG = "sorsa_config.json"
+"""This program's description of an adapter (`model.adapter_file`), beside which PEFT's may lie."""
 GGUF = ".gguf"
 _RUN_SETTINGS, _RUN_ADAPTER = "config.yaml", "adapter"
 """What the folder of a run holds (`run.paths`)."""
@@ -96,7 +97,7 @@ def check_no_adapter(folder: Path) -> None:
 
 def _description(folder: Path) -> Path | None:
     """The description of the adapter in a folder; None where there is none."""
-    return next((path for name in (OWN_ADAPTER_CONFIG, ADAPTER_CONFIG) if (path := folder / name).exists()), None)
+    return next((path for name in (OWN_ADAPTER_CONFIG, peft_names.CONFIG) if (path := folder / name).exists()), None)
 
 
 def _base_of(adapter: Path) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sorsa_ds.config.schema import AdapterConfig, ResidualConfig
 from sorsa_ds.model.factor_cache import Decompose
-from sorsa_ds.model.targets import Target, scale_of
+from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import truncated_svd
 from sorsa_ds.sorsa.decompose import Decomposition, residual
@@ -30,7 +30,7 @@ def refined(
     """
 
     def best(target: Target, weight: Tensor) -> Decomposition:
-        scale = scale_of(target, adapter)
+        scale = adapter.scale(target.rank)
         found = decompose(target, weight)
         chosen, least = found, float("inf")
         for left in reversed(range(config.iterations)):

@@ -3,7 +3,6 @@
 The new layers are made on the meta device, so replacing takes no memory; `sorsa_ds.model.fill` fills them.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -125,7 +124,7 @@ def insert_sorsa_layers(
     for target in targets:
         shape = target.in_features, target.out_features, target.rank
         made: dict[str, Any] = {
-            "scale": scale_of(target, adapter), "dropout": adapter.dropout, "device": "meta", "storage": storage,
+            "scale": adapter.scale(target.rank), "dropout": adapter.dropout, "device": "meta", "storage": storage,
             "factor_dtype": precision.factor_dtype,
         }  # fmt: skip
         if target.experts:
@@ -140,11 +139,3 @@ def replace_linear(model: nn.Module, target: Target, layer: nn.Module) -> None:
     for place in target.places:
         parent, _, leaf = place.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer)
-
-
-def scale_of(target: Target, adapter: AdapterConfig) -> float:
-    """The factor by which what a target's adapter computes is multiplied: alpha / rank, with `adapter.rslora`
-    alpha / sqrt(rank), or 1 where alpha is unset."""
-    if adapter.alpha is None:
-        return 1.0
-    return adapter.alpha / (math.sqrt(target.rank) if adapter.rslora else target.rank)

@@ -1,6 +1,5 @@
 """What a user of PEFT says about a SORSA adapter."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -125,6 +124,4 @@ class SorsaConfig(PeftConfig):
 
     def scale(self, rank: int) -> float:
         """The factor on U diag(s) V^T of a linear with this rank."""
-        if self.sorsa_alpha is None:
-            return 1.0
-        return self.sorsa_alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        return adapter_settings.adapter_scale(self.sorsa_alpha, rank, self.use_rslora)

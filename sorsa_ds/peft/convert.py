@@ -34,13 +34,12 @@ from sorsa_ds.model.adapter_file import (
     record_digests,
     write_description,
 )
+from sorsa_ds.model.peft_names import PREFIX
 from sorsa_ds.peft.config import SorsaConfig
 from sorsa_ds.peft.layer import INITIAL_HOLDER, LEAVES
 from sorsa_ds.peft.model import present_name
 from sorsa_ds.runtime.files import write_atomic
 
-OUTSIDE = "base_model.model."
-"""What PEFT puts before the name of a module."""
 HOLDERS = {TRAINED: "sorsa_factors", INITIAL: INITIAL_HOLDER}
 """The trainer's files -> where a layer of PEFT's model has their tensors."""
 
@@ -75,7 +74,7 @@ def to_peft(adapter: Path | str, target: Path | str) -> None:
             )
         for layer, sizes in described.layers.items():
             for leaf, shape in zip(LEAVES, _shapes(sizes), strict=True):
-                tensors[f"{OUTSIDE}{layer}.{holder}.{leaf}"] = opened.values(f"{layer}.{leaf}", shape)
+                tensors[f"{PREFIX}{layer}.{holder}.{leaf}"] = opened.values(f"{layer}.{leaf}", shape)
     write_atomic(target / SAFETENSORS_WEIGHTS_NAME, partial(save_file, tensors, metadata={"format": "pt"}))
     write_atomic(target / CONFIG_NAME, lambda file: _config_of(described).save_pretrained(str(file.parent)))
 
@@ -206,7 +205,7 @@ def _read_factors(adapter: Path) -> dict[str, dict[str, Tensor]]:
     file = FactorFile(path)
     found: dict[str, dict[str, Tensor]] = {name: {} for name in HOLDERS}
     for key in file.names:
-        layer, _, rest = present_name(key).removeprefix(OUTSIDE).rpartition(".")
+        layer, _, rest = present_name(key).removeprefix(PREFIX).rpartition(".")
         layer, _, holder = layer.rpartition(".")
         ours = next((name for name, one in HOLDERS.items() if one == holder and rest in LEAVES), None)
         if ours is None:

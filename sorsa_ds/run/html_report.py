@@ -20,7 +20,7 @@ _PROMPTS, _ANSWERS = 50, 20
 """The most prompts that are shown, and answers to each: the first half of them and the last."""
 
 _SHOWN = (
-    "model", "method", "sorsa.rank", "train.learning_rate", "train.schedule", "train.global_batch_size",
+    "model", "method", "adapter.rank", "train.learning_rate", "train.schedule", "train.global_batch_size",
     "train.precision", "data.path", "data.max_length",
 )  # fmt: skip
 """Settings that stand above the curves."""

@@ -8,13 +8,13 @@ from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.counts import Counts, Taken, total
 from sorsa_ds.engine.engine import SorsaEngine
 from sorsa_ds.model.adapter_file import TRAINED
+from sorsa_ds.model.peft_names import WEIGHTS
 from sorsa_ds.run.checkpoint.folder import best_checkpoint, step_of
 from sorsa_ds.run.checkpoint.keeper import PACKAGES
 from sorsa_ds.run.checkpoint.manifest import RunProgress
 from sorsa_ds.run.html_report import write_page
 from sorsa_ds.run.metrics import read_metrics
 from sorsa_ds.run.paths import ADAPTER, CHECKPOINTS, PAGE
-from sorsa_ds.run.peft_files.places import WEIGHTS
 from sorsa_ds.run.ways_on import evaluating
 from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.console import say, table

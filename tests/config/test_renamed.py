@@ -1,9 +1,13 @@
 """Names that settings had in earlier versions: read everywhere, told once, and refused where both say two things."""
 
-from dataclasses import asdict
+import copy
+import pickle
+from dataclasses import asdict, replace
 
 import pytest
+from pydantic import ValidationError
 
+import sorsa_ds
 from sorsa_ds.config.differences import differences
 from sorsa_ds.config.fields import leaves
 from sorsa_ds.config.renamed import RENAMED, renamed_sections
@@ -33,6 +37,23 @@ def test_every_earlier_name_is_one_that_is_gone_for_one_that_is_there():
     assert {f"sorsa.{name}" for name in EARLIER} == RENAMED.keys()
     assert not RENAMED.keys() & leaves(RunConfig).keys()
     assert {*RENAMED.values()} <= leaves(RunConfig).keys()
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_a_program_of_an_earlier_version_is_told_where_a_field_is_now(name):
+    with pytest.raises(ValueError) as error:
+        sorsa_ds.SorsaConfig(svd="exact", **{name: EARLIER[name]})
+    assert str(error.value) == (
+        f"SorsaConfig has no {name}: all methods share that now, as sorsa_ds.AdapterConfig({name}=...)"
+    )
+    assert getattr(sorsa_ds.AdapterConfig(**{name: EARLIER[name]}), name) == EARLIER[name]
+
+
+def test_settings_of_sorsa_are_copied_and_stored_as_any_others():
+    config = sorsa_ds.SorsaConfig(svd="exact")
+    assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == replace(config, svd="exact") == config
+    with pytest.raises(ValidationError, match="rnak"):
+        sorsa_ds.SorsaConfig(rnak=3)
 
 
 @pytest.mark.parametrize("words", [["sorsa.rank=32"], ["--sorsa.rank", "32"], ["--sorsa.rank=32"]])

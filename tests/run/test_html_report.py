@@ -5,9 +5,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from sorsa_ds.config.fields import leaves
 from sorsa_ds.config.schema import DataConfig, RunConfig
 from sorsa_ds.config.yaml_io import to_yaml
-from sorsa_ds.run.html_report import report_on, write_page
+from sorsa_ds.run.html_report import _SHOWN, report_on, write_page
 from sorsa_ds.run.report_options import parse
 
 HOSTILE = '<script src="http://evil/x.js">alert(1)</script><img src=http://evil/y onerror=z>"\'&amp;\u202e'
@@ -83,6 +84,12 @@ def test_a_finished_run_has_its_figures_and_its_best_step(run):
     text = Seen(write_page(run).read_text()).text
     for told in ("Finished after 2 steps of 9: early.", "1,234", "2.0 after step 2, checkpoint step-000002", "2.5"):
         assert told in text, told
+
+
+def test_the_settings_above_the_curves_are_ones_that_a_run_has(run):
+    assert set(_SHOWN) <= leaves(RunConfig).keys()
+    text = Seen(write_page(run).read_text()).text
+    assert all(path in text for path in _SHOWN if path != "train.global_batch_size"), "one is unset"
 
 
 def test_a_run_without_a_step_has_a_page_too(run):

@@ -222,5 +222,5 @@ def test_mlflow_for_real(tmp_path, monkeypatch):
         (1, 1.0),
         (2, 0.5),
     ]
-    assert found.data.params["sorsa.rank"] == str(RunConfig().sorsa.rank)
+    assert found.data.params["adapter.rank"] == str(RunConfig().adapter.rank)
     assert len(client.list_artifacts(found.info.run_id, "samples")) == 2

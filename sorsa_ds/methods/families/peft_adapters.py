@@ -16,8 +16,9 @@ from sorsa_ds.config.schema import BaselineConfig, RunConfig
 from sorsa_ds.methods.method import EXPERT_SETTINGS, SORSA_SETTINGS, Making, Method, Settings, TrainedRun
 from sorsa_ds.methods.peft_experts import apart, holder_of, is_turned, layer_names
 from sorsa_ds.model.fill import Recipe, reading_bytes
+from sorsa_ds.model.peft_names import ONLY_ADAPTER
 from sorsa_ds.model.selection import Selection
-from sorsa_ds.model.targets import Target, scale_of
+from sorsa_ds.model.targets import Target
 from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa.regularizer import Regularizer
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
     from sorsa_ds.methods.peft_layers import PeftLayers
-
-ADAPTER = "default"
-"""PEFT's name of the one adapter of a model."""
 
 NO_BASE_EXPORT = Method.refused_exports
 
@@ -140,12 +138,12 @@ class PeftMethod(Method):
         layer = layer_names(run.model).get(target.name, target.name)
         products = []
         for file in files:
-            A, B = (file.tensor(f"{layer}.lora_{leaf}.{ADAPTER}.weight").double() for leaf in "AB")
+            A, B = (file.tensor(f"{layer}.lora_{leaf}.{ONLY_ADAPTER}.weight").double() for leaf in "AB")
             products.append(apart(A, B, target))
         if is_turned(holder_of(run.model, target), target):
             products = [(B.mT, A.mT) for A, B in products]
         left = torch.cat([B if number == 0 else -B for number, (_, B) in enumerate(products)], -1)
-        return scale_of(target, run.described.adapter) * left, torch.cat([A.mT for A, _ in products], -1)
+        return run.described.adapter.scale(target.rank) * left, torch.cat([A.mT for A, _ in products], -1)
 
     def peft_config(
         self, settings: Settings, targets: Sequence[Target], parameters: Collection[Target] = ()

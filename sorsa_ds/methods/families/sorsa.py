@@ -16,7 +16,7 @@ from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.selection import Selection
 from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa
-from sorsa_ds.model.targets import Target, counted, scale_of
+from sorsa_ds.model.targets import Target, counted
 from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import regularizer, residual_storage
@@ -103,7 +103,7 @@ class Sorsa(Method):
     def merged_weight(self, run: TrainedRun, name: str, target: Target | None, untrained: bool = False) -> Tensor:
         """W_r is taken and packed anew, then made dense: what it lost in training it loses here too."""
         assert target is not None and run.initial is not None
-        scale, formats = scale_of(target, run.described.adapter), run.precision
+        scale, formats = run.described.adapter.scale(target.rank), run.precision
         initial, trained = self.factors(run.initial, target), self.factors(run.trained, target)
         merged = []
         for weight_MN, *own in zip(
@@ -145,7 +145,7 @@ class Sorsa(Method):
     def change_product(self, run: TrainedRun, target: Target) -> tuple[Tensor, Tensor]:
         """dW = scale * (U diag(s) V^T - U_0 diag(s_0) V_0^T), so K = 2 R."""
         assert run.initial is not None
-        scale, formats = scale_of(target, run.described.adapter), run.precision
+        scale, formats = run.described.adapter.scale(target.rank), run.precision
         then, now = (_used(self.factors(file, target), formats, scale) for file in (run.initial, run.trained))
         return torch.cat([now.left, -then.left], -1).double(), torch.cat([now.right, then.right], -1).double()
 

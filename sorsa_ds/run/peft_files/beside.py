@@ -10,19 +10,18 @@ import torch
 
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.peft_format import peft_format
-from sorsa_ds.model.model_files import ADAPTER_CONFIG
 from sorsa_ds.model.new_tokens import table_rows
+from sorsa_ds.model.peft_names import CONFIG, WEIGHTS
 from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.paths import ADAPTER, TOKENIZER
 from sorsa_ds.run.peft_files.lora import plan_lora, write_lora
 from sorsa_ds.run.peft_files.notes import lora_notes
 from sorsa_ds.run.peft_files.own_kind import write_peft_adapter
-from sorsa_ds.run.peft_files.places import WEIGHTS
 from sorsa_ds.run.source import Source, open_trained
 from sorsa_ds.runtime.console import note, say, tracked
 from sorsa_ds.runtime.files import fsync, private_folder
 
-_FILES = WEIGHTS, ADAPTER_CONFIG
+_FILES = WEIGHTS, CONFIG
 """The files, in the order in which they come into place: the description is what others look for."""
 
 
@@ -46,7 +45,7 @@ def add_peft_files(run: Path, config: RunConfig, device: torch.device) -> None:
         # The settings name the model where it lies now; the description, where it lay when the run began.
         source = open_trained(RunState(run), folder, {}, config.model, trusted)
         fill = _FILL[peft_format(source.method)]
-        with private_folder(folder / ADAPTER_CONFIG) as private:
+        with private_folder(folder / CONFIG) as private:
             made = private / ADAPTER
             made.mkdir()
             notes = fill(source, made, device)

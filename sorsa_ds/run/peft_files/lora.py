@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from sorsa_ds.methods.peft_experts import as_parameters
+from sorsa_ds.model.peft_names import PREFIX, WEIGHTS
 from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.model.tensor_file import write_tensors
 from sorsa_ds.run.merge import outside_linears
 from sorsa_ds.run.peft_files.low_rank import low_rank_change
 from sorsa_ds.run.peft_files.modules_to_save import ModulesToSave, modules_to_save
-from sorsa_ds.run.peft_files.places import OUTSIDE, WEIGHTS, Place, find_places
+from sorsa_ds.run.peft_files.places import Place, find_places
 from sorsa_ds.run.source import Source, TensorProgress
 from sorsa_ds.runtime.files import write_json
 
@@ -92,7 +93,7 @@ def write_lora(
     """
     specs = [spec for name, place in planned.places.items() for spec in place.specs(planned.ranks[name])]
     for name, one in planned.saved.parameters.items():
-        specs.append(TensorSpec(OUTSIDE + name, source.model.get_parameter(one).shape, torch.float32))
+        specs.append(TensorSpec(PREFIX + name, source.model.get_parameter(one).shape, torch.float32))
     errors: dict[str, float] = {}
 
     def tensors() -> Iterator[Tensor]:

@@ -5,14 +5,14 @@ from pathlib import Path
 from accelerate import init_empty_weights
 from torch import nn
 
-from sorsa_ds.methods.families.peft_adapters import ADAPTER
 from sorsa_ds.methods.peft_experts import as_parameters
+from sorsa_ds.model.peft_names import ONLY_ADAPTER, PREFIX
 from sorsa_ds.run.merge import outside_linears
 from sorsa_ds.run.peft_files.modules_to_save import modules_to_save
-from sorsa_ds.run.peft_files.places import MERGED, OUTSIDE
+from sorsa_ds.run.peft_files.places import MERGED
 from sorsa_ds.run.source import Source
 
-_WHOLE = f".modules_to_save.{ADAPTER}."
+_WHOLE = f".modules_to_save.{ONLY_ADAPTER}."
 """What PEFT puts into the name of a parameter that is trained whole."""
 
 
@@ -35,11 +35,11 @@ def write_peft_adapter(source: Source, folder: Path) -> None:
     saved = modules_to_save(source)
     config.modules_to_save = saved.modules or None
     with init_empty_weights():
-        wrapped = get_peft_model(source.model, config, ADAPTER)
+        wrapped = get_peft_model(source.model, config, ONLY_ADAPTER)
     firsts = {place: target.name for target in source.targets for place in target.shared}
     for name, parameter in wrapped.named_parameters():
         if parameter.requires_grad:
-            own = name.removeprefix(OUTSIDE)
+            own = name.removeprefix(PREFIX)
             if _WHOLE in own:
                 values = outside_linears(source, saved.parameters[own.replace(_WHOLE, ".")])
             else:
@@ -47,7 +47,7 @@ def write_peft_adapter(source: Source, folder: Path) -> None:
                 values = source.trained.values(firsts.get(layer, layer) + own.removeprefix(layer), parameter.shape)
             parent, _, leaf = name.rpartition(".")
             setattr(wrapped.get_submodule(parent), leaf, nn.Parameter(values))
-    described = wrapped.peft_config[ADAPTER]
+    described = wrapped.peft_config[ONLY_ADAPTER]
     described.base_model_name_or_path = source.base_name
     described.revision = source.described.loading.revision
     described.inference_mode = True

@@ -15,20 +15,14 @@ from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sorsa_ds.methods.families.peft_adapters import ADAPTER
 from sorsa_ds.methods.peft_experts import bare, is_turned, together
+from sorsa_ds.model.peft_names import ONLY_ADAPTER, PREFIX
 from sorsa_ds.model.sharding import TensorSpec
 from sorsa_ds.model.targets import Target
 from sorsa_ds.run.peft_files.low_rank import LowRank
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-WEIGHTS = "adapter_model.safetensors"
-"""PEFT's name of the file of tensors."""
-
-OUTSIDE = "base_model.model."
-"""What PEFT puts before the name of a module."""
 
 MERGED = "--format merged writes the trained model itself"
 
@@ -84,11 +78,11 @@ def find_places(
     try:
         with init_empty_weights(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whatever went wrong shows below
-            wrapped = get_peft_model(model, config, ADAPTER)
+            wrapped = get_peft_model(model, config, ONLY_ADAPTER)
             places = _places(wrapped, targets)
             specs = [spec for name, place in places.items() for spec in place.specs(ranks[name])]
             empty = {spec.name: torch.empty(spec.shape, device="meta") for spec in specs}
-            result: Any = set_peft_model_state_dict(wrapped, empty, ADAPTER, low_cpu_mem_usage=True)
+            result: Any = set_peft_model_state_dict(wrapped, empty, ONLY_ADAPTER, low_cpu_mem_usage=True)
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"PEFT cannot hold this LoRA: {error}; {MERGED}") from error
     lost = [*result.unexpected_keys, *(name for name in result.missing_keys if ".lora_" in name)]
@@ -106,14 +100,14 @@ def _places(wrapped: torch.nn.Module, targets: Sequence[Target]) -> dict[str, Pl
     from peft.tuners.lora import ParamWrapper
 
     wrappers = {
-        f"{bare(name).removeprefix(OUTSIDE)}.{module.parameter_name}": (name, module.get_base_layer())
+        f"{bare(name).removeprefix(PREFIX)}.{module.parameter_name}": (name, module.get_base_layer())
         for name, module in wrapped.named_modules()
         if isinstance(module, ParamWrapper)
     }
     places: dict[str, Place] = {}
     for target in targets:
         if target.weight not in wrappers:
-            places |= {place: Place(f"{OUTSIDE}{place}", target) for place in target.places}
+            places |= {place: Place(f"{PREFIX}{place}", target) for place in target.places}
             continue
         layer, module = wrappers[target.weight]
         if target.experts == 1 and getattr(module, "is_transposed", False):
