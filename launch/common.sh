@@ -119,20 +119,23 @@ run() {
         own=$(mktemp -d)
         export SORSA_EXIT_FILE=$own/code
     fi
+    rm -f "$SORSA_EXIT_FILE.signal" # of an earlier run
     set -m
     (
         trap '' USR1 TERM
-        export SORSA_TOKEN=$token
+        export SORSA_TOKEN=$token SORSA_SCRIPT=$$ # whose end the ranks notice, also where it is killed
         exec "$@"
     ) &
     child=$!
     set +m
-    trap 'signal_processes USR1' TERM USR1
+    trap 'signalled SIGTERM' TERM
+    trap 'signalled SIGUSR1' USR1
     trap interrupted INT
     while kill -0 "$child" 2>/dev/null; do wait "$child" || :; done # a signal ends the wait, not the child
     wait "$child" || code=$?                                        # the child's own code, which bash remembers
     while [[ -n $(processes) ]]; do sleep 0.2; done # a launcher that was killed leaves its ranks, which save and stop
     code_of_ranks "$code"
+    rm -f "$SORSA_EXIT_FILE.signal"
     [[ -z $own ]] || rm -rf "$own"
     tell "$code"
     exit "$code"
@@ -148,12 +151,19 @@ signal_processes() {
     for pid in $(processes); do kill "-$1" "$pid" 2>/dev/null || :; done
 }
 
+# signalled NAME: the ranks are told to save and stop. All that reaches them is SIGUSR1; the name of what was sent stands
+# in a file, so that their messages and records name it.
+signalled() {
+    { echo "$1" >"$SORSA_EXIT_FILE.signal"; } 2>/dev/null || :
+    signal_processes USR1
+}
+
 interrupted() {
     if ((interruptions++)); then
         signal_processes KILL
     else
         echo 'Ctrl-C: the ranks are told to save and stop; a second one kills them' >&2
-        signal_processes USR1
+        signalled SIGINT
     fi
 }
 

@@ -16,6 +16,8 @@ def _convert(argv: Sequence[str]) -> None:
     from sorsa_ds.config.conversion.options import parse
 
     asked = parse(argv)
+    if asked.output is not None and asked.output.exists():  # before any note, which would bury it
+        raise ValueError(f"--output {asked.output}: there is such a file already; name another one, or remove it first")
     made = conversion.convert(
         asked.file, gpus=asked.gpus, steps=asked.steps, method=asked.method, without=asked.without
     )
@@ -36,7 +38,5 @@ def _convert(argv: Sequence[str]) -> None:
     if asked.output is None:
         sys.stdout.write(text)
         return
-    if asked.output.exists():
-        raise ValueError(f"--output {asked.output}: there is such a file already")
     write_text(asked.output, text)
     aside(f"Written to {asked.output}: sorsa train --config {asked.output}")

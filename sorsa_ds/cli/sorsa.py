@@ -73,9 +73,7 @@ def _refuse(name: str) -> None:
 
 def _launch(words: list[str]) -> None:
     """Become the script of launch/ that starts the ranks."""
-    gpus, words = _taken("--gpus", words)
-    if gpus is not None and not (gpus.isdecimal() and int(gpus) > 0):
-        raise ValueError(f"--gpus is {gpus!r}: a whole number from 1 is needed")
+    gpus, words = gpus_taken(words)
     own: list[str] = []
     given = {word.partition("=")[0] for word in words}
     if gpus is None and not given & {"--hostfile", "--nodes"}:
@@ -83,16 +81,28 @@ def _launch(words: list[str]) -> None:
     if given & {"--hostfile", "--nodes"}:
         if gpus is not None and "--hostfile" in given:
             raise ValueError("--gpus does not go with --hostfile, whose lines say how many GPUs each node has")
-        script, own = "multi_node.sh", [] if gpus is None else ["--ranks", gpus]
-    elif gpus == "1":
+        script, own = "multi_node.sh", [] if gpus is None else ["--ranks", str(gpus)]
+    elif gpus == 1:
         script = "single_gpu.sh"
     else:
-        script, own = "multi_gpu.sh", [] if gpus is None else ["--ranks", gpus]
+        script, own = "multi_gpu.sh", [] if gpus is None else ["--ranks", str(gpus)]
     begin = "sorsa train" if gpus is None else f"sorsa train --gpus {gpus}"
     environment = {**os.environ, COMMAND: begin}
     # The environment that this command is installed in comes first, whether it is activated or not.
     environment["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
     os.execvpe("bash", ["bash", str(SHIPPED / "launch" / script), *own, *words], environment)
+
+
+def gpus_taken(words: list[str]) -> tuple[int | None, list[str]]:
+    """How many GPUs `--gpus` among words asks for, None where it is not there, and the other words.
+
+    Raises:
+        ValueError: it is no number from 1.
+    """
+    gpus, others = _taken("--gpus", words)
+    if gpus is not None and not (gpus.isdecimal() and int(gpus) > 0):
+        raise ValueError(f"--gpus is {gpus!r}: a whole number from 1 is needed")
+    return None if gpus is None else int(gpus), others
 
 
 def _taken(option: str, words: list[str]) -> tuple[str | None, list[str]]:

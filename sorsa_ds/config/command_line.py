@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from sorsa_ds.config import other_names
 from sorsa_ds.config.fields import Leaf, leaves, nearest, section_help, sections
-from sorsa_ds.config.renamed import renamed_note, with_new_names
+from sorsa_ds.config.renamed import name_now, renamed_note, with_new_names
 from sorsa_ds.config.schema import DataConfig, MixedSource, RunConfig
 from sorsa_ds.config.yaml_io import Given, build_settings, check_value, read_value, read_yaml, to_yaml, value_text
 from sorsa_ds.runtime.console import aside
@@ -110,7 +110,9 @@ def load_settings(
         of_file += read_yaml(file, schema).items() if file else []
     for path, text in overrides:
         with errors.noted():
-            typed.append((path, read_value(text, f"command line: {path}={text}")))
+            leaf = leaves(schema).get(name_now(path))
+            plain = leaf is not None and leaf.is_text
+            typed.append((path, read_value(text, f"command line: {path}={text}", plain)))
     given: dict[str, Given] = {}
     for some in (of_file, typed):
         with errors.noted():

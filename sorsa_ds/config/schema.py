@@ -24,7 +24,9 @@ from sorsa_ds.config.watch_settings import EvaluationConfig, OutputConfig, check
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_DATA = "word-problems"
-DataFormat = Literal["auto", "metamath", "codefeedback", "alpaca", "gsm8k", "chat", "completion", "tokens", "text"]
+DataFormat = Literal[
+    "auto", "metamath", "codefeedback", "alpaca", "alpaca_chat", "gsm8k", "chat", "completion", "tokens", "text"
+]  # fmt: skip
 
 
 @settings
@@ -94,10 +96,10 @@ class DataConfig:
 
     format: DataFormat = "auto"
     """How a row becomes prompt and response, with the columns it is read from. metamath: query, response. codefeedback:
-    query, answer. alpaca: instruction, input, output, system, history. gsm8k: question, answer. chat: messages or
-    conversations, in the tokenizer's template. completion: prompt, completion, one behind the other as they are, or
-    messages. tokens: input_ids, labels. text: plain text, all of which is trained on. `auto`: the format whose columns
-    the data has."""
+    query, answer. alpaca: instruction, input, output, system, history. alpaca_chat: the same columns as turns in the
+    tokenizer's template. gsm8k: question, answer. chat: messages or conversations, in the tokenizer's template.
+    completion: prompt, completion, one behind the other as they are, or messages. tokens: input_ids, labels. text:
+    plain text, all of which is trained on. `auto`: the format whose columns the data has."""
 
     columns: dict[str, Name] = Field(default_factory=dict)
     """Which column has which role, where columns have other names than the format's: `{prompt: inv_question, response:

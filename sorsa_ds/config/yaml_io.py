@@ -40,8 +40,11 @@ class Given:
     where: str
 
 
-def read_value(text: str, where: str) -> Given:
+def read_value(text: str, where: str, plain: bool = False) -> Given:
     """One value from the command line. Text that is not YAML, such as `*.q_proj`, stays text.
+
+    Args:
+        plain: whether the setting is text and nothing else: `{{ question }}` is then no broken mapping.
 
     Raises:
         ValueError: the text begins like a list or mapping and is not valid YAML.
@@ -49,7 +52,7 @@ def read_value(text: str, where: str) -> Given:
     try:
         return Given(parse_yaml(text), text, where)
     except yaml.YAMLError as error:
-        if text.lstrip()[:1] in ("[", "{"):
+        if text.lstrip()[:1] in ("[", "{") and not plain:
             raise ValueError(
                 f"cannot read the value ({fault_of(error)}); quote names with * in a list ({where})"
             ) from None
@@ -113,8 +116,8 @@ def check_value(leaf: Leaf, given: Given) -> Any:
         ValueError: the value has another type or lies outside the range. The message says what is allowed.
     """
     value = given.value
-    if leaf.is_text and given.text is not None and isinstance(value, bool | int | float):
-        value = given.text  # a run may be named 123
+    if leaf.is_text and given.text is not None and isinstance(value, bool | int | float | list | dict):
+        value = given.text  # a run may be named 123, and a prompt be {question}
     try:
         for text in texts_in(value):
             check_text(text)

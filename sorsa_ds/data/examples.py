@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from sorsa_ds.config.schema import DataConfig
 from sorsa_ds.data.chat import describe_template, end_rendering
 from sorsa_ds.data.chat_templates import use_template
-from sorsa_ds.data.layout import Layout, listed
+from sorsa_ds.data.layout import TURNS, Layout, listed
 from sorsa_ds.data.source import load_rows, place_of_row
 from sorsa_ds.data.token_cache import digest_of_tokenizer, folder_of
 from sorsa_ds.data.token_store import Examples, check_stored, opened, store
@@ -103,7 +103,7 @@ def _kept(rows: Dataset, data: DataConfig, tokenizer: PreTrainedTokenizerBase, o
     if encoder.layout.ignored:
         say(f"Columns of the {kind} data that are not used: {listed(encoder.layout.ignored)}.")
     template = _template(encoder.layout, tokenizer)
-    if encoder.layout.format == "chat" and kind == TRAINING:
+    if encoder.layout.format in TURNS and kind == TRAINING:
         say(template)
     folder = folder_of(rows, data, own)
 
@@ -124,7 +124,7 @@ def _kept(rows: Dataset, data: DataConfig, tokenizer: PreTrainedTokenizerBase, o
 
 def _template(layout: Layout, tokenizer: PreTrainedTokenizerBase) -> str:
     """How rows become texts, in words."""
-    if layout.format == "chat":
+    if layout.format in TURNS:
         return f"The assistant's turns are told apart {describe_template(tokenizer)}."
     if layout.format == "completion" and layout.prompt is None and tokenizer.chat_template:
         return (

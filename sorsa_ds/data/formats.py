@@ -113,6 +113,9 @@ def render(
             text = _response(cells, "text", layout)
             return Rendered(text, ((0, len(text)),), closed=True)
         response = _response(cells, "response", layout)
+        if layout.format == "alpaca_chat":
+            turns = {"messages": _turns(cells, response, layout)}
+            return Rendered(**render_chat(turns, tokenizer, layout.learn, special)._asdict())
         if layout.prompt is not None:
             return _continued(layout.prompt.render(row), response, tokenizer)
         prompt = _text(cells, "prompt", layout)
@@ -166,7 +169,31 @@ def _conversation_of(row: Mapping[str, Any], layout: Layout) -> dict[str, Any] |
 
 
 def _papers_prompt(prompt: str, cells: Mapping[str, Any], layout: Layout) -> str:
-    context, system = ("" if cells.get(role) is None else _text(cells, role, layout) for role in ("input", "system"))
+    context, system = (_text_or_none(cells, role, layout) for role in ("input", "system"))
+    return prompt_for(prompt, context, system, _history(cells, layout))
+
+
+def _turns(cells: Mapping[str, Any], response: str, layout: Layout) -> list[dict[str, str]]:
+    """Alpaca's columns as messages, with the input below its instruction, as LLaMA-Factory makes them."""
+    asked = [_text(cells, "prompt", layout), _text_or_none(cells, "input", layout)]
+    system = _text_or_none(cells, "system", layout)
+    messages = [{"role": "system", "content": system}] if system.strip() else []
+    for question, answer in [*_history(cells, layout), ("\n".join(filter(None, asked)), response)]:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return messages
+
+
+def _text_or_none(cells: Mapping[str, Any], role: str, layout: Layout) -> str:
+    """The text of a cell that may be missing; empty then."""
+    return "" if cells.get(role) is None else _text(cells, role, layout)
+
+
+def _history(cells: Mapping[str, Any], layout: Layout) -> list[tuple[str, str]]:
+    """Instructions with their responses that came before.
+
+    Raises:
+        ValueError: the cell holds something else than pairs of texts.
+    """
     history = [] if cells.get("history") in (None, "") else _list(cells["history"])
     pairs = isinstance(history, list) and all(
         isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn) for turn in history
@@ -174,7 +201,7 @@ def _papers_prompt(prompt: str, cells: Mapping[str, Any], layout: Layout) -> str
     if not pairs:
         held = cut(repr(history))
         raise ValueError(f"column {layout.columns['history']!r} holds {held} where pairs of two texts are needed")
-    return prompt_for(prompt, context, system, history)
+    return [(asked, told) for asked, told in history]
 
 
 def _list(value: Any) -> Any:

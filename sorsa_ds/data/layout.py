@@ -20,17 +20,22 @@ FORMATS: Mapping[str, Mapping[str, str]] = {
     "codefeedback": {"prompt": "query", "response": "answer"},
     "gsm8k": {"prompt": "question", "response": "answer"},
     "text": {"text": "text"},
+    "alpaca_chat": {"prompt": "instruction", "response": "output"},
 }
 """The roles that each format needs, and the columns that play them; `auto` takes the first whose columns are there."""
 
 OPTIONAL: Mapping[str, Mapping[str, str]] = {
     "alpaca": {"input": "input", "system": "system", "history": "history"},
+    "alpaca_chat": {"input": "input", "system": "system", "history": "history"},
     "tokens": {"attention_mask": "attention_mask"},
 }
 """Roles that a row may leave empty, and a data set may lack."""
 
 ALSO_CHAT = "conversations"
 """ShareGPT's name for the column of a conversation."""
+
+TURNS = ("chat", "alpaca_chat")
+"""The formats whose rows are turns in the tokenizer's chat template."""
 
 INSTRUCTIONS = ("alpaca", "metamath", "codefeedback", "gsm8k")
 """The formats that are put into the papers' prompt. By `data.columns` each may have the roles of all."""

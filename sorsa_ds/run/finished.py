@@ -1,6 +1,7 @@
 """The state of a run, as its folder tells it: does it still train, is it finished, and what can be read from it."""
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,20 @@ def near_runs(folder: Path) -> str:
         for run in place.iterdir()
         if RunState(run).is_run
     }
+    if not folder.name:
+        return ""
     begins = sorted(name for name in found if name.startswith(folder.name))
-    near = (begins or difflib.get_close_matches(folder.name, found))[:3] if folder.name else []
+    near = (begins or difflib.get_close_matches(folder.name, found) or _near_beginnings(folder.name, found))[:3]
     return f"; did you mean {' or '.join(typed(found[name]) for name in near)}?" if near else ""
+
+
+def _near_beginnings(typed_name: str, names: Iterable[str]) -> list[str]:
+    """The names that begin nearly as somebody has typed: `first run` for `frist`; the order of letters may be wrong."""
+    if len(typed_name) < 3:
+        return []
+    beginnings = {name: name[: len(typed_name)] for name in sorted(names)}
+    near = difflib.get_close_matches(typed_name, beginnings.values(), cutoff=0.7)
+    return [name for name, beginning in beginnings.items() if beginning in near]
 
 
 @dataclass(frozen=True, slots=True)

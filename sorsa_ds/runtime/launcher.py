@@ -16,6 +16,9 @@ from sorsa_ds.runtime.words import typed
 COMMAND = "SORSA_COMMAND"
 """The environment variable in which the scripts of launch/ say how they were called, without the settings."""
 
+SCRIPT = "SORSA_SCRIPT"
+"""The environment variable in which a script of launch/ gives its process id to what it starts."""
+
 _INNER = "deepspeed.launcher.launch"
 _MODULES = (_INNER, "deepspeed.launcher.runner", "torch.distributed.run")
 _PROGRAMS = ("deepspeed", "torchrun")
@@ -55,6 +58,8 @@ def beside(program: str, script: str, *words: str) -> str:
 def watch() -> None:
     """Let this process receive SIGTERM when its launcher ends, which a signal can do without reaching the ranks.
 
+    The launcher is also the script of launch/ where that has started this process, directly or by another launcher.
+
     DeepSpeed's launcher is two processes. Where the inner one is killed, the outer one, which is the command that was
     typed, would end with exit code 0, as if the ranks had finished; it is ended by SIGTERM before it can.
     """
@@ -63,6 +68,19 @@ def watch() -> None:
     for place, launcher in enumerate(above):
         arguments = (launcher, above[place + 1 :])
         threading.Thread(target=_await_end, args=arguments, name="launcher", daemon=True).start()
+    if (script := _script()) is not None:
+        threading.Thread(target=_await_end, args=(script, []), name="script", daemon=True).start()
+
+
+def _script() -> psutil.Process | None:
+    """The script of launch/ among the parents of this process; None where it is none of them.
+
+    Under srun it is no parent, and on another node or in another container its number is that of another process.
+    """
+    number = os.environ.get(SCRIPT, "")
+    with suppress(psutil.Error):
+        return next((one for one in psutil.Process().parents() if str(one.pid) == number), None)
+    return None
 
 
 def _await_end(launcher: psutil.Process, outer: list[psutil.Process]) -> None:

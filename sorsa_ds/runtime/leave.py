@@ -63,6 +63,19 @@ def leaving_after(seconds: float, message: str) -> Iterator[None]:
         timer.cancel()
 
 
+def sent(number: int) -> str:
+    """The name of the signal that was sent to the job, where this process has received the one with this number.
+
+    The scripts of launch/ pass SIGTERM and Ctrl-C on as SIGUSR1, and write the name of what they got beside the file of
+    exit codes.
+    """
+    told, file = "", os.environ.get(EXIT_FILE)
+    if number == signal.SIGUSR1 and file:
+        with suppress(OSError, UnicodeDecodeError), open(f"{file}.signal", encoding="ascii") as names:
+            told = names.read(20).strip()
+    return told if told in {one.name for one in SIGNALS} else signal.Signals(number).name
+
+
 def leave_when_told() -> None:
     """End the process at a signal, with the exit code that asks to be started again: nothing is there to save yet."""
     for number in SIGNALS:
@@ -73,6 +86,6 @@ def _nothing_saved(number: int) -> str:
     if os.environ.get("RANK", "0") != "0":
         return ""
     return (
-        f"{signal.Signals(number).name}: stopped before the first step, when there was nothing to save; begin again "
-        f"with: {begin_again()}"
+        f"{sent(number)}: stopped before the first step, when there was nothing to save; begin again with: "
+        f"{begin_again()}"
     )

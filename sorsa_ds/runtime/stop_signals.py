@@ -20,13 +20,13 @@ import torch
 import torch.distributed as dist
 
 from sorsa_ds.runtime import collectives
-from sorsa_ds.runtime.leave import SIGNALS, leave
+from sorsa_ds.runtime.leave import SIGNALS, leave, sent
 
 T = TypeVar("T")
 
 
 class StopRequest(Exception):
-    """The run is being told to stop. The message is the name of the signal."""
+    """The run is being told to stop. The message is the name of the signal that was sent to the job."""
 
 
 class StopSignals:
@@ -62,7 +62,7 @@ class StopSignals:
             work = dist.all_reduce(mine, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
             self._asked = mine, work
         if number:
-            raise StopRequest(signal.Signals(number).name)
+            raise StopRequest(sent(number))
 
     def _answer(self) -> int:
         """The largest number of a signal that any rank had received at the last question; 0 for none."""

@@ -99,6 +99,16 @@ def test_unknown_key_names_the_nearest(key, meant):
     assert f"unknown setting {key}: did you mean {meant}?" in error(f"--{key}", "8")
 
 
+@pytest.mark.parametrize("text", ["{{ question }} Answer:", "{{ question }}", "{question}", "[INST] {{ q }}", "[a]"])
+def test_a_setting_of_plain_text_is_taken_as_it_is_written(text):
+    assert load_settings(RunConfig, None, [("data.prompt", text)]).data.prompt == text
+
+
+def test_a_broken_list_of_another_setting_is_refused():
+    with pytest.raises(ValueError, match=r"cannot read the value .* quote names with \* in a list"):
+        load_settings(RunConfig, None, [("adapter.targets", "[*.q_proj")])
+
+
 def test_unknown_key_like_no_other_lists_the_section():
     assert "train.learning_rate" in error("train.lr=1")
     assert "sections" not in error("zzz=1")

@@ -117,6 +117,7 @@ def test_a_file_of_axolotl(written):
         "adapter.targets": ["q_proj", "v_proj"], "adapter.rank": 32, "adapter.dropout": 0.05,
         "residual.storage": "nf4", "data.path": "teknium/GPT4-LLM-Cleaned", "data.format": "alpaca",
         "data.train_split": "train[:90%]", "data.eval_split": "train[90%:]", "data.max_length": 2048,
+        "data.truncation": "drop",
         "data.packing": True, "train.steps": 200, "train.global_batch_size": 2 * 4 * 4, "train.micro_batch_size": 2,
         "train.warmup_ratio": 10 / 200, "train.optimizer": "adamw_8bit", "train.weight_decay": 0.1,
         "train.gradient_checkpointing": True, "train.precision": "mixed", "train.seed": 42,
@@ -128,7 +129,7 @@ def test_a_file_of_axolotl(written):
         "special_tokens", "lora_alpha",
     }  # fmt: skip
     assert made.unset == ["load_in_8bit", "lora_model_dir"]
-    assert made.defaulted == ["seed=42"]
+    assert made.defaulted == ["excess_length_strategy=drop", "seed=42"]
     said = "\n".join(told(made))
     assert all(key in said for key in (*made.left, *made.unset, "seed=42"))
     assert "--ds_config deepspeed_configs/zero2.json" in said
@@ -144,8 +145,8 @@ def test_a_file_of_llama_factory(written, tmp_path):
     found, made = result(file, method="lora")
     assert found == {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct", "method": "lora", "adapter.targets": ["q_proj", "v_proj"],
-        "adapter.rank": 8, "adapter.alpha": 16.0, "residual.storage": "int8", "data.path": "data/identity.json",
-        "data.format": "alpaca",
+        "adapter.rank": 8, "adapter.alpha": 16.0, "residual.storage": "int8", "data.path": str(tmp_path / "data" / "identity.json"),
+        "data.format": "alpaca_chat",
         "data.train_split": "train[:1000]", "data.eval_size": 100, "data.max_length": 2048, "train.epochs": 3.0,
         "train.micro_batch_size": 8, "train.gradient_accumulation_steps": 8, "train.learning_rate": 1e-4,
         "train.warmup_ratio": 0.1, "train.gradient_checkpointing": True, "train.precision": "mixed", "train.seed": 42,
@@ -161,7 +162,8 @@ def test_several_data_sets_are_a_mix(written, tmp_path):
     text = FACTORY.replace("max_samples: 1000\n", "").replace("val_size: 0.1", "val_size: 30")
     config = settings_of(convert(written(text)))
     assert [(one.path, one.weight, one.format, one.columns) for one in config.data.mix] == [
-        ("data/identity.json", 0.7, "alpaca", None), ("a/talks", 0.3, "chat", {"messages": "conversations"}),
+        (str(tmp_path / "data" / "identity.json"), 0.7, "alpaca_chat", None),
+        ("a/talks", 0.3, "chat", {"messages": "conversations"}),
     ]  # fmt: skip
     assert (config.data.mix_until, config.data.eval_size) == ("all_exhausted", 30)
 
@@ -196,6 +198,7 @@ def test_training_arguments_of_transformers(written, tmp_path):
         "train.adam_betas": (0.9, 0.95), "train.schedule": "cosine_with_min_lr", "train.min_lr_ratio": 0.1,
         "train.warmup_ratio": 0.05, "train.label_smoothing": 0.1, "train.neftune_noise_alpha": 5.0,
         "train.seed": 42, "train.timeout_minutes": 30.0, "output.folder": "out", "output.save_every": 0,
+        "train.precision": "fp32",
         "data.eval_size": 0,
         "output.trackers": ["tensorboard"],
     }  # fmt: skip

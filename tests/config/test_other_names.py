@@ -55,3 +55,8 @@ def test_the_page_for_people_from_other_trainers_says_what_the_tables_say():
 def test_case_hyphens_and_sections_do_not_matter():
     assert hint("Load-In-4bit") == "here it is residual.storage=nf4"
     assert "here it is train.epochs" in answer("train.num_train_epochs")
+
+
+@pytest.mark.parametrize("name", ["gpus", "gpu", "num_gpus", "nproc_per_node"])
+def test_who_asks_for_gpus_by_a_setting_is_told_the_option(name):
+    assert "sorsa train --gpus N, sorsa plan --gpus N" in answer(name)

@@ -220,3 +220,26 @@ def test_history_and_stored_tokens_may_be_json_text():
         [5, 6],
         [-100, 6],
     )
+
+
+def test_alpacas_columns_can_be_turns_in_the_chat_template():
+    row = {
+        "instruction": "Add.", "input": "1, 2", "output": "3", "system": "Be brief.", "history": [["Hi", "Hello"]],
+    }  # fmt: skip
+    tokenizer = chat_tokenizer(CHATML)
+    rendered = render(row, "alpaca_chat", tokenizer)
+    said = [
+        {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Add.\n1, 2"},
+        {"role": "assistant", "content": "3"},
+    ]  # fmt: skip
+    assert rendered == render({"messages": said}, "chat", tokenizer)
+    assert [text.strip() for text in learned(rendered)] == ["Hello<|im_end|>", "3<|im_end|>"]
+    short = {"instruction": "Add.", "input": "", "output": "3", "system": None, "history": None}
+    said = [{"role": "user", "content": "Add."}, {"role": "assistant", "content": "3"}]
+    assert render(short, "alpaca_chat", tokenizer) == render({"messages": said}, "chat", tokenizer)
+    assert "is blank" in render({**short, "output": " "}, "alpaca_chat", tokenizer).left_out
+    with pytest.raises(ValueError, match="'tools'.*does not read it"):
+        render({**short, "tools": "[1]"}, "alpaca_chat", tokenizer)
+    with pytest.raises(ValueError, match="data.prompt goes with a prompt and a response; data.format=alpaca_chat"):
+        resolve_format("alpaca_chat", [*short], prompt="{{ instruction }}")

@@ -34,7 +34,8 @@ BATCH = whole(1, 1_000_000)
 LIST_OR_WORDS = either(words, many(words))
 OPEN_BATCH, OPEN_COUNT, OPEN_WORDS = (either(nothing, rule) for rule in (BATCH, COUNT, words))
 OPEN_RANK = either(nothing, RANK)
-FORMAT = one_of("auto", "metamath", "codefeedback", "alpaca", "gsm8k", "chat", "completion", "tokens", "text")
+FORMAT = one_of("auto", "metamath", "codefeedback", "alpaca", "alpaca_chat", "gsm8k", "chat", "completion",
+                "tokens", "text")  # fmt: skip
 TRACKER = one_of("wandb", "tensorboard", "mlflow", "comet_ml", "trackio", "swanlab", "aim", "clearml", "dvclive")
 SOURCE: dict[str, Rule] = {
     "path": name,

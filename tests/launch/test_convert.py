@@ -43,8 +43,9 @@ def test_stdout_has_the_settings_and_stderr_what_is_left_out(file, tmp_path, cap
     assert f"Written to {written}: sorsa train --config {written}" in printed.err
     config = parse(["--config", str(written)]).config
     assert (config.model, config.train.global_batch_size, config.data.format) == ("a/b", 2 * 4 * 3, "chat")
-    with pytest.raises(ValueError, match=r"--output .*ours\.yaml: there is such a file already"):
+    with pytest.raises(ValueError, match=r"--output .*ours\.yaml: there is such a file already; name another one"):
         _convert([str(file), f"--output={written}"])
+    assert capsys.readouterr().err == "", "notes would bury the message"
 
 
 @pytest.mark.parametrize(

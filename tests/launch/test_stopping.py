@@ -88,19 +88,34 @@ def follow(command: str, run: Held) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["multi_gpu.sh", "torchrun"])
-def test_ctrl_c_saves_and_the_printed_command_goes_on(held, launcher):
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [("multi_gpu.sh", signal.SIGINT), ("torchrun", signal.SIGINT), ("multi_gpu.sh", signal.SIGTERM)],
+)
+def test_a_script_that_gets_a_signal_saves_and_the_printed_command_goes_on(held, launcher, number):
+    """The ranks get SIGUSR1 from the script, and name what was sent to it."""
     run = held(launcher)
-    os.killpg(run.process.pid, signal.SIGINT)  # as a terminal sends it
+    os.killpg(run.process.pid, number)  # as a terminal sends Ctrl-C
     code, printed = run.end()
     assert code == 75, printed[-3000:]
     assert "Traceback" not in printed and "exit code 75" in printed
-    command = way_on(printed, run, "SIGUSR1")
+    command = way_on(printed, run, number.name)
     assert command.startswith(
         f"launch/{launcher} --ranks 2 " if launcher == "multi_gpu.sh" else "launch/multi_node.sh "
     )
-    if launcher == "multi_gpu.sh":
+    if launcher == "multi_gpu.sh" and number == signal.SIGINT:
         follow(command, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["multi_gpu.sh"])
+def test_a_run_whose_script_is_killed_saves_and_stops(held, launcher):
+    """The launcher and its ranks are a process group of their own, which no signal to the script's group reaches."""
+    run = held(launcher)
+    os.killpg(run.process.pid, signal.SIGKILL)
+    code, printed = run.end()
+    assert code == -signal.SIGKILL
+    way_on(printed, run, "SIGTERM")
 
 
 @pytest.mark.slow

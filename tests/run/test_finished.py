@@ -6,7 +6,7 @@ import pytest
 
 from sorsa_ds.config.command_line import to_yaml
 from sorsa_ds.config.schema import AdapterConfig, RunConfig
-from sorsa_ds.run.finished import FinishedRun, RunState
+from sorsa_ds.run.finished import FinishedRun, RunState, near_runs
 from sorsa_ds.runtime.folder_lock import RunLock
 
 
@@ -82,3 +82,19 @@ def test_damaged_files_are_named(finished):
     (finished / "config.yaml").write_text("sorsa: {rnk: 7}\n")
     with pytest.raises(ValueError, match=r"did you mean adapter\.rank"):
         RunState(finished).settings()
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [
+        ("frist", "; did you mean first run?"),
+        ("first", "; did you mean first run?"),
+        ("firts run", "; did you mean first run?"),
+        ("other", ""),
+        ("x", ""),
+    ],
+)
+def test_a_run_whose_name_is_nearly_typed_is_named(finished, tmp_path, monkeypatch, typed, near):
+    finished.rename(tmp_path / "first run")
+    monkeypatch.chdir(tmp_path)
+    assert near_runs(tmp_path / typed) == near

@@ -128,6 +128,16 @@ def test_a_signal_before_the_first_step_is_told_with_the_command_that_begins_aga
     )
 
 
+@pytest.mark.parametrize(
+    ("written", "told"), [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT"), ("rubbish", "SIGUSR1"), ("", "SIGUSR1")]
+)
+def test_a_signal_that_a_script_has_passed_on_is_told_by_its_own_name(ends, tmp_path, written, told):
+    (tmp_path / "code.signal").write_text(f"{written}\n")
+    assert ends(_before_training, signal.SIGUSR1)[2].startswith(f"\n{told}: stopped before the first step")
+    (tmp_path / "0").unlink()
+    assert ends(_training, signal.SIGUSR1, signal.SIGINT)[2] == f"asked by {told}\n"
+
+
 def _training(ready) -> None:
     signals = StopSignals()
     signals.check()

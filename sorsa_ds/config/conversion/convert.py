@@ -16,7 +16,8 @@ from sorsa_ds.config.yaml_io import Given, build_settings, check_value, to_yaml
 from sorsa_ds.runtime.console import printable
 from sorsa_ds.runtime.words import cut
 
-_FIRST = ("max_steps", "learning_rate", "datasets", "dataset", "dataset_name", "lora_target_linear", "max_samples")
+_FIRST = ("max_steps", "learning_rate", "lr_scheduler", "lr_scheduler_type", "datasets", "dataset", "dataset_name",
+          "lora_target_linear", "max_samples")  # fmt: skip
 """Keys that are looked at first, because what others mean depends on them."""
 
 _FINE: dict[str, tuple[Any, ...]] = {"stage": ("sft", "pt"), "task_type": ("CAUSAL_LM",), "bias": ("none",)}

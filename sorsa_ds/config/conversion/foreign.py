@@ -36,7 +36,7 @@ KINDS = (
     Kind(
         "axolotl",
         frozenset({"base_model", "base_model_config"}),
-        {"micro_batch_size": 1, "bf16": "auto", "seed": 42},
+        {"micro_batch_size": 1, "bf16": "auto", "excess_length_strategy": "drop", "seed": 42},
     ),
     Kind(
         "LLaMA-Factory",

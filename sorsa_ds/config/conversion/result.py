@@ -1,6 +1,6 @@
 """What a conversion has found so far: settings, what is not carried over, and what forbids it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,10 @@ class Conversion:
             self.refuse(key, f"{number:g} steps are all of the run's {total}")
             return None
         return number / total
+
+
+Rule = Callable[[Conversion, str, Any], None]
+"""Carries a key with its value over, leaves it out or refuses it."""
 
 
 def is_off(value: Any) -> bool:

@@ -3,19 +3,16 @@
 Which key is which setting stands in `sorsa_ds.config.other_names`. A setting without a rule takes the value as it is.
 """
 
-from collections.abc import Callable
 from typing import Any, get_args
 
-from sorsa_ds.config.conversion import data_rules
-from sorsa_ds.config.conversion.result import Conversion, is_off, is_on, names_of
+from sorsa_ds.config.conversion import data_rules, output_rules
+from sorsa_ds.config.conversion.result import Conversion, Rule, is_off, is_on, names_of
 from sorsa_ds.config.schedules import ScheduleName
-from sorsa_ds.config.watch_settings import TrackerName
-
-Rule = Callable[[Conversion, str, Any], None]
-"""Carries a key with its value over, leaves it out or refuses it."""
 
 _METHODS = ("dora", "olora", "pissa", "adalora")
 _ADAMW = ("adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused", "paged_adamw_32bit")
+_IN_FP32 = ("axolotl", "TRL", "transformers")
+"""Trainers that compute in fp32 where bf16 and fp16 are off."""
 _ADAMW_8BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 
 
@@ -102,7 +99,7 @@ def schedule(made: Conversion, key: str, value: Any) -> None:
     """The name of a schedule, as transformers has it."""
     if value not in get_args(ScheduleName):
         made.refuse(key, f"there is no schedule {value!r}; there are {', '.join(get_args(ScheduleName))}")
-    elif made.value("train.schedule") != "cosine_with_min_lr":  # a floor was given before
+    else:
         made.set("train.schedule", value, key)
 
 
@@ -132,6 +129,10 @@ def floor(made: Conversion, key: str, value: Any) -> None:
         told = ", ".join(f"{name}={one!r}" for name, one in given.items()) or "nothing"
         made.refuse(key, f"the least rate is one number, and here it is {told}: leave one of them in the file")
         return
+    kept = made.value("train.schedule") or "cosine"  # which convert has looked at before
+    if kept not in ("cosine", "cosine_with_min_lr", "warmup_stable_decay"):
+        made.leave(key, f"the schedule {kept} has no floor")
+        return
     [(name, least)] = given.items()
     rate = made.keys.get("learning_rate")
     share = least if name in ("min_lr_rate", "cosine_min_lr_ratio") else least / rate if rate else None
@@ -139,7 +140,7 @@ def floor(made: Conversion, key: str, value: Any) -> None:
         made.refuse(key, "it is a fraction of the learning rate, which the file does not say")
         return
     made.set("train.min_lr_ratio", share, key)
-    if (made.value("train.schedule") or "cosine") == "cosine":
+    if kept == "cosine":
         made.settings["train.schedule"] = "cosine_with_min_lr", key
 
 
@@ -204,6 +205,18 @@ def precision(made: Conversion, key: str, value: Any) -> None:
     made.leave(key, "the weights are kept as train.precision and residual.storage say")
 
 
+def half(made: Conversion, key: str, value: Any) -> None:
+    """Products in bf16; a trainer that has them off, and fp16 too, computes in fp32."""
+    if is_on(value):
+        made.set("train.precision", "mixed", key)
+    elif not is_off(value):
+        made.refuse(key, f"{value!r} is neither on nor off")
+    elif key == "bf16" and made.kind.title in _IN_FP32 and is_off(made.keys.get("fp16")):
+        made.set("train.precision", "fp32", key, "off, and fp16 too: fp32, as there; train.precision=mixed is bf16")
+    else:
+        made.unset.append(key)
+
+
 def checkpointing(made: Conversion, key: str, value: Any) -> None:
     """Recomputed activations, on or off."""
     if key.endswith("kwargs"):
@@ -214,26 +227,6 @@ def checkpointing(made: Conversion, key: str, value: Any) -> None:
         made.set("train.gradient_checkpointing", is_on(value), key)
     else:
         made.set("train.gradient_checkpointing", True, key, f"{value!r} is plain recomputation here")
-
-
-def every(path: str, strategy: str) -> Rule:
-    """The rule of a number of steps between two evaluations or checkpoints."""
-
-    def rule(made: Conversion, key: str, value: Any) -> None:
-        how = str(made.keys.get(f"{strategy}_strategy", "steps")).lower()
-        if key.endswith("_strategy"):
-            if how in ("no", "false"):
-                made.set(path, 0, key)
-            elif how != "steps":
-                made.leave(key, f"{path} counts optimizer steps")
-        elif "per_epoch" in key or not isinstance(value, int) or isinstance(value, bool):
-            made.leave(key, f"{path} counts optimizer steps")
-        elif how == "steps":
-            made.set(path, value, key)
-        else:
-            made.leave(key, f"{strategy}_strategy={how} says it")
-
-    return rule
 
 
 def left(why: str) -> Rule:
@@ -247,56 +240,6 @@ def seed(made: Conversion, key: str, value: Any) -> None:
         made.leave(key, "train.seed is that of the data too")
     else:
         made.set("train.seed", value, key)
-
-
-def timeout(made: Conversion, key: str, value: Any) -> None:
-    """Seconds there, minutes here, at most thirty days."""
-    made.set("train.timeout_minutes", min(float(value) / 60, 30.0 * 24 * 60), key)
-
-
-def tracker(made: Conversion, key: str, value: Any) -> None:
-    """Which trackers get the log."""
-    asked = [name.lower() for name in names_of(value)]
-    if key == "wandb_mode" and asked == ["offline"]:
-        made.set("output.wandb", "offline", key)
-    elif "wandb" in asked or asked == ["online"] or (is_on(value) and key == "use_wandb"):
-        made.set("output.wandb", "online", key)
-    known = [name for name in asked if name in get_args(TrackerName) and name != "wandb"]
-    if known:
-        made.set("output.trackers", known, key)
-    if others := [name for name in asked if name not in (*known, "wandb", "online", "offline", "true")]:
-        made.leave(key, f"{', '.join(others)}: metrics.jsonl in the run's folder has everything")
-
-
-def best(made: Conversion, key: str, value: Any) -> None:
-    """Whether the best checkpoint is kept, which is so here unless it is switched off."""
-    if is_on(value):
-        made.set(
-            "evaluation.keep_best", True, key,
-            "adapter/ of the run stays that of its last step; `sorsa export --checkpoint best` writes the best one",
-        )  # fmt: skip
-    else:
-        made.leave(
-            key, "evaluation.keep_best keeps the best checkpoint beside the newest ones, also where nothing asks"
-        )
-
-
-def project(made: Conversion, key: str, value: Any) -> None:
-    """A project of Weights & Biases, which switches the log to it on."""
-    if key != "wandb_project":
-        made.leave(key, "output.wandb_project is the project of Weights & Biases")
-        return
-    made.set("output.wandb_project", str(value), key)
-    if made.value("output.wandb") is None:
-        made.set("output.wandb", "online", key)
-
-
-def run_name(made: Conversion, key: str, value: Any) -> None:
-    """The name of the run's folder, which the first key that has one says."""
-    if made.value("output.name") is None:
-        made.set("output.name", str(value).replace("/", "-"), key)
-    else:
-        made.leave(key, f"output.name is that of {made.settings['output.name'][1]}")
 
 
 RULES: dict[str, Rule] = {
@@ -321,19 +264,13 @@ RULES: dict[str, Rule] = {
     "train.steps": steps,
     "train.epochs": epochs,
     "train.precision": precision,
+    "train.precision=mixed": half,
     "train.gradient_checkpointing": checkpointing,
     "train.loss_chunk": left("train.loss_chunk=auto does what that is for"),
-    "train.eval_every": every("train.eval_every", "eval"),
     "train.profile_steps": left("train.profile_steps measures the parts of a step"),
     "train.profile_trace": left("train.profile_steps measures the parts of a step"),
     "train.seed": seed,
-    "train.timeout_minutes": timeout,
-    "output.name": run_name,
-    "output.save_every": every("output.save_every", "save"),
-    "output.trackers": tracker,
-    "output.wandb": tracker,
-    "evaluation.keep_best": best,
-    "output.wandb_project": project,
     **data_rules.RULES,
+    **output_rules.RULES,
 }
 """Setting, perhaps with its value -> the rule of the keys that it stands for."""
