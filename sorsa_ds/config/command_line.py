@@ -106,11 +106,13 @@ def load_settings(
     errors = Errors()
     of_file: list[tuple[str, Given]] = []
     typed: list[tuple[str, Given]] = []
+    settings_class: type = schema
+    known = leaves(settings_class)
     with errors.noted():
         of_file += read_yaml(file, schema).items() if file else []
     for path, text in overrides:
         with errors.noted():
-            leaf = leaves(schema).get(name_now(path))
+            leaf = known.get(name_now(path))
             plain = leaf is not None and leaf.is_text
             typed.append((path, read_value(text, f"command line: {path}={text}", plain)))
     given: dict[str, Given] = {}

@@ -35,7 +35,13 @@ weights are compared instead."""
 LENGTH = ("train.steps", "train.epochs")
 """Settings of how long a run is. A run that is continued may become longer, and one that was stopped on its way shorter
 too, though not than it is already."""
-RESOLVED = ("train.precision", "train.global_batch_size", "train.gradient_clipping", "residual.storage")
+RESOLVED = (
+    "train.learning_rate",
+    "train.precision",
+    "train.global_batch_size",
+    "train.gradient_clipping",
+    "residual.storage",
+)
 """Settings that a run resolves where they are unset or `auto`. Left open again, they take the values they had."""
 
 

@@ -54,8 +54,9 @@ class TrainConfig:
     """Largest norm of the training loss's gradient. The regulariser's gradient is not clipped. 0: no clipping. Unset:
     1.0."""
 
-    learning_rate: PositiveFloat = 2e-4
-    """The largest learning rate of the schedule, eta_d."""
+    learning_rate: PositiveFloat | Literal["auto"] = 2e-4
+    """The largest learning rate of the schedule, eta_d. `auto`, with `method=sorsa`: from the singular values that are
+    trained, so that a step moves an entry of the weights about equally far in any model (docs/choosing.md)."""
 
     warmup_ratio: Fraction = 0.03
     """Fraction of the steps in which the learning rate rises linearly from 0, or from its floor with
@@ -135,6 +136,12 @@ class TrainConfig:
     max_start_gap: PositiveFloat | None = None
     """Largest relative gap between the adapted model's loss at step 0 and the base model's. A larger gap stops the run.
     Unset: 0.02, or 0.5 with a 4-bit residual, which loses some of the model's quality."""
+
+    @property
+    def peak_rate(self) -> float:
+        """`learning_rate`, which is a number from the moment on at which the model is loaded."""
+        assert self.learning_rate != "auto", "the rate is asked for before it is known"
+        return self.learning_rate
 
     def __post_init__(self) -> None:
         check_schedule(self)

@@ -20,14 +20,14 @@ def optimizer(train: TrainConfig, faster: Sequence[Tensor] = (), ratio: float = 
             others'. The schedule scales the rates of both.
     """
     kind = {"adamw": adamw, "adamw_8bit": adamw_8bit}[train.optimizer]
-    make = kind(train.learning_rate, train.adam_betas, train.adam_epsilon, train.weight_decay)
+    make = kind(train.peak_rate, train.adam_betas, train.adam_epsilon, train.weight_decay)
     if not faster:
         return make
 
     def make_in_groups(parameters: Iterable[Any]) -> torch.optim.Optimizer:
         apart = {id(parameter) for parameter in faster}
         others = [parameter for parameter in parameters if id(parameter) not in apart]
-        return make([{"params": others}, {"params": [*faster], "lr": ratio * train.learning_rate}])
+        return make([{"params": others}, {"params": [*faster], "lr": ratio * train.peak_rate}])
 
     return make_in_groups
 

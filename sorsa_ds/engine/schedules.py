@@ -35,8 +35,8 @@ def described(train: TrainConfig) -> str:
     """The schedule in a clause for the run's table."""
     warmup = "" if train.schedule == "constant" else f", warm-up in {train.warmup_ratio:.3g} of the steps"
     decay = f", decay in the last {train.decay_ratio:.3g}" if train.schedule == "warmup_stable_decay" else ""
-    floor = f", down to {train.min_lr_ratio * train.learning_rate:g}" if train.min_lr_ratio else ""
-    return f"{train.learning_rate:g}, {train.schedule}{warmup}{decay}{floor}"
+    floor = f", down to {train.min_lr_ratio * train.peak_rate:g}" if train.min_lr_ratio else ""
+    return f"{train.peak_rate:g}, {train.schedule}{warmup}{decay}{floor}"
 
 
 def cosine_with_warmup(steps: int, warmup_steps: int) -> Callable[[Optimizer], LambdaLR]:

@@ -100,7 +100,7 @@ def _rows(source: Source, base: str) -> list[tuple[str, str]]:
         ("base model", base),
         ("method", source.method.title),
         *_method_rows(source),
-        ("learning rate", f"{config.train.learning_rate:g}"),
+        ("learning rate", f"{config.train.peak_rate:g}"),
         ("global batch", str(config.train.global_batch_size)),
         ("precision", source.precision.name),
         ("data", "; ".join(map(_data, sources_of(config.data).values()))),
@@ -135,7 +135,7 @@ def _method_rows(source: Source) -> list[tuple[str, str]]:
             )
         )
     if (reg := method.regularizer(config)) is not None:
-        gamma = reg.coefficient * config.train.learning_rate
+        gamma = reg.coefficient * config.train.peak_rate
         strength = f"gamma = {gamma:.3g}, gamma / eta_d = {reg.coefficient:.4g}"
         rows.append(("regulariser", f"{reg.form}, {reg.reduction}, {strength}{reg.rhythm()}"))
         rows.append(("residual", describe_storage(source.described.residual)))

@@ -21,6 +21,7 @@ from sorsa_ds.methods.given import Settings, TrainedRun
 from sorsa_ds.model import fill
 from sorsa_ds.model.adapter_file import INITIAL, TRAINED, FactorFile
 from sorsa_ds.model.fill import Recipe
+from sorsa_ds.model.init_report import LayerReport
 from sorsa_ds.model.load import AdaptModel
 from sorsa_ds.model.selection import Selection, choose
 from sorsa_ds.model.targets import Target, counted
@@ -110,6 +111,9 @@ class Method(ABC):
     layers_cast_weights: bool = False
     """Whether its layers cast their tensors themselves. torch.autocast keeps every copy until the forward pass ends."""
 
+    suggests_rate: bool = False
+    """Whether it has a rule for `train.learning_rate=auto`."""
+
     package: str | None = None
     """Module of an extra (`runtime.extras`) that its runs need; None: they need none."""
 
@@ -196,6 +200,17 @@ class Method(ABC):
         from sorsa_ds.engine.engine import SorsaEngine  # imports DeepSpeed
 
         return SorsaEngine
+
+    def suggested_rate(self, settings: Settings, reports: Sequence[LayerReport]) -> float:
+        """The learning rate for which `auto` stands. Asked only where `suggests_rate` says that there is one.
+
+        Args:
+            reports: how the layers were decomposed.
+
+        Raises:
+            ValueError: no rate follows from them.
+        """
+        raise NotImplementedError(f"{self.name} has no rule for the learning rate")
 
     def regularizer(self, config: RunConfig) -> Regularizer | None:
         """The orthonormal regulariser of a run with these settings; None where the method has none.

@@ -8,12 +8,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from sorsa_ds.config.batch_size import AUTO
 from sorsa_ds.config.fields import leaves
 from sorsa_ds.config.schema import ResidualConfig, RunConfig
 from sorsa_ds.methods.registry import method_named, method_of
 from sorsa_ds.model.whole_modules import EMBEDDINGS
 from sorsa_ds.runtime.extras import check_extra
 from sorsa_ds.runtime.precision import Precision
+from sorsa_ds.sorsa.regularizer import follows_rate
 from sorsa_ds.sorsa.residual_storage import resolve_residual
 
 ZERO_STAGES = (0, 1, 2, 3)
@@ -45,6 +47,8 @@ def check_settings(config: RunConfig, zero_stage: int, formats: Precision) -> No
     if unused:
         raise ValueError(f"method {config.method} has no use for {listed(unused)}; leave it out")
     check_stage(config.method, zero_stage)
+    if config.train.learning_rate == AUTO:
+        _check_open_rate(config)
 
 
 def check_package(config: RunConfig) -> None:
@@ -55,6 +59,24 @@ def check_package(config: RunConfig) -> None:
     """
     if (module := method_of(config).package) is not None:
         check_extra(module, f"method {config.method}")
+
+
+def _check_open_rate(config: RunConfig) -> None:
+    """Stop where `train.learning_rate=auto` has no rule, or something must be known that follows from the rate.
+
+    Raises:
+        ValueError: with the way out.
+    """
+    if not method_of(config).suggests_rate:
+        raise ValueError(
+            f"train.learning_rate=auto follows from the singular values that SORSA trains, and method {config.method} "
+            f"trains others: set a number"
+        )
+    if not follows_rate(config.regularizer):
+        raise ValueError(
+            "train.learning_rate=auto is known only when the model is loaded, and the regulariser's strength is gamma "
+            "over that rate: write regularizer.gamma relative to the rate, as in 0.2*lr, or set the rate"
+        )
 
 
 def check_open_micro_batch(config: RunConfig) -> None:

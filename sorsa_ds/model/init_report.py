@@ -55,6 +55,7 @@ class LayerReport:
     excess: estimated (residual energy - optimum) / optimum.
     way: `exact` or `krylov`.
     capped: whether the iteration ended before it reached the tolerance.
+    s_rms: root mean square of the singular values that are trained.
     cached: whether the factors were read from the cache.
     seconds: spent on reading, decomposing and taking the residual.
     gib: size of residual and factors, all ranks' parts together.
@@ -71,6 +72,7 @@ class LayerReport:
     way: str
     iterations: int
     capped: bool
+    s_rms: float
     cached: bool
     seconds: float
     gib: float
@@ -99,6 +101,7 @@ class LayerReport:
             shape=(target.out_features, target.in_features),
             experts=target.experts,
             rank=target.rank,
+            s_rms=found.s.double().square().mean().sqrt().item(),
             cached=isinstance(found, CachedDecomposition),
             seconds=seconds,
             gib=sum(tensor.nbytes for tensor in tensors) / 2**30,

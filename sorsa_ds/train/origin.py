@@ -270,12 +270,14 @@ class ResumedRun:
         return replace(data, chat_template=str(kept)) if kept.exists() else data
 
     def split_batch(self, train: TrainConfig, world_size: int) -> TrainConfig:
-        """The settings with the saved global batch; its micro-batches are regrouped where the ranks ask for it.
+        """The settings with what is open as saved; the saved batch is regrouped where the ranks ask for it.
 
         On as many ranks as before, `auto` is the micro-batch that the run had, so that it goes on as if nothing had
         interrupted it. On others the planner chooses anew. A number of positions leaves it open.
         """
         then = self.saved.manifest.config["train"]
+        if train.learning_rate == AUTO:
+            train = replace(train, learning_rate=then["learning_rate"])
         size, before = then["global_batch_size"], then["micro_batch_size"]
         micro, accumulation = train.micro_batch_size, train.gradient_accumulation_steps
         levelled = isinstance(train.micro_batch_tokens, int)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
@@ -10,7 +10,7 @@ from typing import cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from sorsa_ds.config.batch_size import told_ranks
+from sorsa_ds.config.batch_size import AUTO, told_ranks
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.data.batches import BatchPlan
 from sorsa_ds.engine import optimizers, schedules
@@ -63,6 +63,7 @@ def assemble(invocation: Invocation) -> Trainer:
     run = hold_run(settings, origin)
     inputs = read_inputs(settings, origin)
     model = build_model(settings, origin)
+    settings = settle_rate(settings, model)
     engine = build_engine(settings, run, inputs, model)
     return build_trainer(settings, run, inputs, model, engine)
 
@@ -143,6 +144,20 @@ def build_model(settings: RunSettings, origin: Origin) -> BuiltModel:
         checkpoint_activations(loaded.model)
     add_embedding_noise(loaded.model, config.train.neftune_noise_alpha)
     return BuiltModel(loaded=loaded, initialisation=initialisation)
+
+
+def settle_rate(settings: RunSettings, model: BuiltModel) -> RunSettings:
+    """The settings with a number in the place of `train.learning_rate=auto`.
+
+    Raises:
+        ValueError: the method's rule gives none.
+    """
+    config = settings.config
+    if config.train.learning_rate != AUTO:
+        return settings
+    rate = method_of(config).suggested_rate(config, model.loaded.reports)
+    say(f"train.learning_rate=auto: {rate:g}, from the singular values that are trained.")
+    return replace(settings, config=replace(config, train=replace(config.train, learning_rate=rate)))
 
 
 def build_engine(settings: RunSettings, run: OpenedRun, inputs: Inputs, model: BuiltModel) -> SorsaEngine:

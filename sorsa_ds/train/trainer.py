@@ -114,7 +114,7 @@ class Trainer:
         self.loss_options = choose_options(engine, config, self.batches, step, self.device, self.sequence)
         longest = compile_blocks(engine, config, self.batches, step, self.loss_options)
         self.ready = ReadySteps(self.batches, group, self.device, self.sequence, longest)
-        self.stop_unless_finite = StopUnlessFinite(self.keeper, self.folder, config.train.learning_rate)
+        self.stop_unless_finite = StopUnlessFinite(self.keeper, self.folder, config.train.peak_rate)
         size, pad = self.batches.micro_batch_size, self.batches.pad_token_id
         rest = (self.device, self.signals.checked, self.loss_options, self.sequence)
         measure = partial(held_out_losses, engine, self.held_out, size, pad, *rest)

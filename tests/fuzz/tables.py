@@ -132,7 +132,7 @@ SETTINGS: dict[str, Rule] = {
     "train.sequence_parallel": whole(1, 4096),
     "train.gradient_accumulation_steps": OPEN_BATCH,
     "train.gradient_clipping": either(nothing, AMOUNT),
-    "train.learning_rate": ABOVE_ZERO,
+    "train.learning_rate": either(one_of("auto"), ABOVE_ZERO),
     "train.warmup_ratio": SHARE,
     "train.schedule": one_of(
         "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_min_lr", "warmup_stable_decay"

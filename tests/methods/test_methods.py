@@ -447,6 +447,21 @@ def test_gpt2s_transposed_linears_are_adapted_too(project, tmp_path, method):
 
 
 @pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (RunConfig(method="lora"), "auto follows from the singular values that SORSA trains, and method lora"),
+        (RunConfig(regularizer=RegularizerConfig(gamma=0.1)), "write regularizer.gamma relative to the rate"),
+        (RunConfig(regularizer=RegularizerConfig(preset="reference")), "write regularizer.gamma relative to the rate"),
+    ],
+)
+def test_a_rate_that_is_left_open_is_refused_where_it_has_no_rule_or_is_needed_before(config, message):
+    formats = resolve_precision("fp32", None, "cpu")
+    with pytest.raises(ValueError, match=message):
+        settings.check_settings(replace(config, train=TrainConfig(learning_rate="auto")), 2, formats)
+    settings.check_settings(RunConfig(train=TrainConfig(learning_rate="auto")), 2, formats)
+
+
+@pytest.mark.parametrize(
     ("config", "stage", "message"),
     [
         (RunConfig(method="lora", regularizer=RegularizerConfig(gamma=0.1)), 2, "no use for regularizer.gamma=0.1"),

@@ -201,8 +201,9 @@ def test_factors_stay_in_fp32_over_a_bf16_model_and_orthonormal(folders):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_over_a_quantised_base(tmp_path, bits):
+def test_over_a_quantised_base(tmp_path, bits, monkeypatch):
     """The base stays packed as it is; the decomposition is that of its dequantised weights."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", bitsandbytes.functional.has_avx512bf16)
     quantised = BitsAndBytesConfig(
         load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
     )

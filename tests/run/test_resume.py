@@ -452,3 +452,25 @@ def test_columns_keep_their_rates_when_a_stopped_run_goes_on_also_at_other_ranks
     for name, tensor in trained(expected).items():
         assert torch.equal(trained(run)[name], tensor), name
         torch.testing.assert_close(trained(elsewhere)[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_rate_that_was_left_open_is_found_once_and_kept(project):
+    """The number stands in the run's settings, and a run that goes on takes it from there."""
+    open_rate = ["train.learning_rate=auto", "sorsa.column_rates=inverse_sqrt"]
+    expected, _ = train(project, "auto", *open_rate)
+    rate = load_settings(RunConfig, expected / "config.yaml", []).train.learning_rate
+    s_rms = [layer["s_rms"] for layer in json.loads((expected / "init.json").read_text())["layers"]]
+    begun = load_file(expected / "adapter" / "initial_factors.safetensors")
+    by_hand = [s.double().square().mean().sqrt() for name, s in begun.items() if name.endswith(".s")]
+    assert sorted(s_rms) == pytest.approx(sorted(float(s) for s in by_hand), rel=1e-5)
+    ranks = [len(s) for name, s in begun.items() if name.endswith(".s")]
+    mean = sum(0.5 * (s.log() + torch.tensor(r).log()) for s, r in zip(by_hand, ranks, strict=True)) / len(ranks)
+    assert rate == pytest.approx(0.1 / (float(mean.exp()) * len(ranks) ** 0.5), rel=0.05)
+    assert max(metrics(expected, "learning_rate")) == pytest.approx(rate)
+    run, _ = train(project, "auto-stopped", *open_rate, stop_at=3)
+    with pytest.raises(AssertionError, match=r"train.learning_rate was .* and is now 0.5"):
+        train(project, "auto-stopped", "train.learning_rate=0.5", "sorsa.column_rates=inverse_sqrt", f"--resume={run}")
+    train(project, "auto-stopped", *open_rate, "--resume=auto")
+    assert metrics(run, "loss") == metrics(expected, "loss")
+    assert load_settings(RunConfig, run / "config.yaml", []).train.learning_rate == rate

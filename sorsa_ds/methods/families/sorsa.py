@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sorsa_ds.config.batch_size import AUTO
 from sorsa_ds.config.schema import RunConfig, SorsaConfig
 from sorsa_ds.methods.method import Making, Method, Settings, TrainedRun
 from sorsa_ds.model import factor_source, sorsa_recipe
 from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.fill import Recipe
+from sorsa_ds.model.init_report import LayerReport
 from sorsa_ds.model.selection import Selection
 from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa
 from sorsa_ds.model.targets import Target, counted
@@ -27,6 +29,7 @@ from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.regularizer import Regularizer
 from sorsa_ds.sorsa.residual_storage import Storage
 from sorsa_ds.sorsa.sides import Sides, kept_bytes
+from sorsa_ds.sorsa.step_size import suggested_rate
 
 
 class Sorsa(Method):
@@ -42,6 +45,7 @@ class Sorsa(Method):
     refused_exports: Mapping[str, str] = {}
     adapter_library = "sorsa_ds"
     decomposes = True
+    suggests_rate = True
     adapts_experts = True
     layers_cast_weights = True
 
@@ -64,10 +68,15 @@ class Sorsa(Method):
         refined = settings.residual.iterations > 1
         return max(sorsa_recipe.working_set(target, settings.sorsa, storage, refined) for target in targets)
 
+    def suggested_rate(self, settings: Settings, reports: Sequence[LayerReport]) -> float:
+        power = {"equal": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}[settings.sorsa.column_rates]
+        return suggested_rate([(settings.adapter.scale(r.rank) * r.s_rms ** (1 - power), r.rank) for r in reports])
+
     def regularizer(self, config: RunConfig) -> Regularizer:
         return regularizer.resolve_regularizer(
             config.regularizer,
-            learning_rate=config.train.learning_rate,
+            # A strength that depends on the rate is refused where the rate is not known yet.
+            learning_rate=1.0 if config.train.learning_rate == AUTO else config.train.learning_rate,
             accumulation_steps=config.train.gradient_accumulation_steps or 1,
         )
 

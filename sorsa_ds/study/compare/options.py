@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sorsa_ds.config import command_line
+from sorsa_ds.config.batch_size import AUTO
 from sorsa_ds.config.renamed import name_now
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.methods.registry import VARIANTS
@@ -87,6 +88,8 @@ def parse(argv: Sequence[str]) -> Request:
         _refuse_own(base)
     with errors.noted():
         methods = read_methods(options["methods"])
+        if base.train.learning_rate == AUTO:
+            raise ValueError("train.learning_rate=auto is of one run; a comparison tries numbers: --learning_rates")
         rates = read_learning_rates(options.get("learning_rates", ""), methods, base.train.learning_rate)
     with errors.noted():
         seeds = read_seeds(options.get("seeds", DEFAULT_SEEDS))
