@@ -21,7 +21,7 @@ from sorsa_ds.runtime import exit_codes
 from sorsa_ds.runtime.shipped import SHIPPED
 
 _COMMANDS = ("train", "evaluate")
-_RANKS_HERE = "set -eu; repository=$1; . \"$1/launch/common.sh\"; if has_gpu; then count_gpus; else echo 2; fi"
+_RANKS_HERE = 'set -eu; repository=$1; . "$1/launch/common.sh"; if has_gpu; then count_gpus; else echo 2; fi'
 """The bash command that prints how many ranks launch/multi_gpu.sh starts on this machine."""
 
 

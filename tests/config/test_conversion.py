@@ -145,7 +145,8 @@ def test_a_file_of_llama_factory(written, tmp_path):
     found, made = result(file, method="lora")
     assert found == {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct", "method": "lora", "adapter.targets": ["q_proj", "v_proj"],
-        "adapter.rank": 8, "adapter.alpha": 16.0, "residual.storage": "int8", "data.path": str(tmp_path / "data" / "identity.json"),
+        "adapter.rank": 8, "adapter.alpha": 16.0, "residual.storage": "int8",
+        "data.path": str(tmp_path / "data" / "identity.json"),
         "data.format": "alpaca_chat",
         "data.train_split": "train[:1000]", "data.eval_size": 100, "data.max_length": 2048, "train.epochs": 3.0,
         "train.micro_batch_size": 8, "train.gradient_accumulation_steps": 8, "train.learning_rate": 1e-4,
