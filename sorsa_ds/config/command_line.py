@@ -106,15 +106,11 @@ def load_settings(
     errors = Errors()
     of_file: list[tuple[str, Given]] = []
     typed: list[tuple[str, Given]] = []
-    settings_class: type = schema
-    known = leaves(settings_class)
     with errors.noted():
         of_file += read_yaml(file, schema).items() if file else []
     for path, text in overrides:
         with errors.noted():
-            leaf = known.get(name_now(path))
-            plain = leaf is not None and leaf.is_text
-            typed.append((path, read_value(text, f"command line: {path}={text}", plain)))
+            typed.append((path, read_value(text, f"command line: {path}={text}", _is_text(schema, path))))
     given: dict[str, Given] = {}
     for some in (of_file, typed):
         with errors.noted():
@@ -127,6 +123,12 @@ def load_settings(
     if (note := renamed_note([*of_file, *typed])) is not None:
         tell(note)
     return build_settings(schema, values)
+
+
+def _is_text(schema: type, path: str) -> bool:
+    """Whether a path, or an earlier name, is that of a setting which is text and nothing else."""
+    leaf = leaves(schema).get(name_now(path))
+    return leaf is not None and leaf.is_text
 
 
 def _leaf(schema: type, path: str, item: Given, options: Iterable[str]) -> Leaf:
