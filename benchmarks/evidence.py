@@ -1,6 +1,7 @@
 """What SORSA is good for: methods and variants over their learning rates and seeds, in parts that can be resumed.
 
     python benchmarks/evidence.py --gsm8k FOLDER --text FILE --small_model FOLDER --parts small-gsm8k --minutes 60
+    python benchmarks/evidence.py --report docs/results     pictures, and tables of everything that is measured
     python benchmarks/evidence.py --summary
 
 Each run is trained by the trainer itself and measured: held-out loss, drift (KL from the base model to the tuned one on
@@ -20,7 +21,8 @@ import time
 from pathlib import Path
 
 from benchmarks.helpers.common import ROOT, launch_environment, say
-from benchmarks.helpers.evidence_summary import summary
+from benchmarks.helpers.evidence_figures import draw
+from benchmarks.helpers.evidence_summary import summary, tables
 from benchmarks.helpers.evidence_trials import PARTS, Trial, as_rows, due, trial_of
 from sorsa_ds.runtime.files import write_text
 
@@ -33,6 +35,7 @@ def main() -> None:
     """Make the runs that are due, or summarise those that are made."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--summary", action="store_true", help="only read the CSV file")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="draw pictures there and print tables instead")
     parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--variants", nargs="+", help="only these")
@@ -43,7 +46,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so long")
     parser.add_argument("--steps", type=int, help="of every run, to try it out")
     a = parser.parse_args()
-    if not a.summary:
+    if a.report is not None:
+        rows = read(a.csv)
+        say(f"wrote {', '.join(map(str, draw(rows, a.report)))}")
+        say(tables(rows))
+    elif not a.summary:
         if not (a.gsm8k and a.text and a.small_model):
             parser.error("runs need --gsm8k, --text and --small_model")
         make_runs(a)
