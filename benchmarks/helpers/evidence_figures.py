@@ -1,4 +1,4 @@
-"""The pictures of the study: for each part held-out loss against drift, one curve per variant over its learning rates."""
+"""The pictures of the study: held-out loss against drift in each part, one curve per variant over its rates."""
 
 import tempfile
 from collections.abc import Sequence
@@ -6,13 +6,15 @@ from pathlib import Path
 
 from benchmarks.helpers.evidence_summary import curve_of
 from benchmarks.helpers.evidence_trials import PARTS, Part, trial_of
-from sorsa_ds.study.compare.figure import draw_frontier
+from sorsa_ds.study.compare.figure import draw_frontier, looks_of
 from sorsa_ds.study.compare.frontier import Frontier, common_loss
 
 SHOWN = (
     "lora", "pissa", "dora", "partial", "full", "sorsa", "sorsa-strong", "trailing", "trailing-no-reg", "trailing-sqrt",
 )  # fmt: skip
 """The variants that a picture has room for; the tables have all."""
+
+LOOKS = looks_of(SHOWN)
 
 
 def draw(rows: Sequence[dict], folder: Path) -> list[Path]:
@@ -22,7 +24,7 @@ def draw(rows: Sequence[dict], folder: Path) -> list[Path]:
         frontier = frontier_of(part, rows)
         if len(frontier.curves) > 1:
             with tempfile.TemporaryDirectory() as scratch:
-                draw_frontier(frontier, Path(scratch))
+                draw_frontier(frontier, Path(scratch), LOOKS)
                 target = folder / f"evidence-{part.name}.png"
                 target.write_bytes((Path(scratch) / "frontier.png").read_bytes())
             written.append(target)

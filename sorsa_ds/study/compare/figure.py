@@ -4,10 +4,11 @@ Loss and gradient norm against steps, as in Figure 4 of the papers, with the see
 measured, held-out loss against drift with a curve per method over its learning rates.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +19,18 @@ from sorsa_ds.study.compare.frontier import Frontier, Point
 from sorsa_ds.study.compare.results import MethodResult
 from sorsa_ds.study.compare.trials import METHODS
 
-LOOKS = dict(zip(METHODS, cycle(plotting.LOOKS), strict=False))
-"""Colour and line style of each method, the same in every picture."""
-MARKERS = dict(zip(METHODS, cycle("osD^vP*Xp"), strict=False))
-"""Marker of each method's points, by which curves can be told apart in black and white too."""
+Look = tuple[str, Any, str]
+"""Colour, line style and marker of a curve. By the last two it can be told apart in black and white too."""
+
+
+def looks_of(names: Iterable[str]) -> dict[str, Look]:
+    """A look for each name, in order."""
+    looks = zip(names, cycle(plotting.LOOKS), cycle("osD^vP*Xp"), strict=False)
+    return {name: (*look, marker) for name, look, marker in looks}
+
+
+LOOKS = looks_of(METHODS)
+"""The look of each method, the same in every picture."""
 _ROWS = 14
 """How many names of methods have room above one another beside the frontier."""
 
@@ -45,7 +54,7 @@ def draw_comparison(methods: list[MethodResult], output: Path) -> None:
             axes, ("loss", "grad_norm"), ("training loss", "gradient norm"), (["nats per token"], []), strict=True
         ):
             for method in methods:
-                colour, style = LOOKS[method.method]
+                colour, style, _ = LOOKS[method.method]
                 values = smoothed(curves(method, key), window)
                 x = np.arange(1, values.shape[1] + 1)
                 name = f"{method.method} (rate {method.learning_rate:g})"
@@ -60,7 +69,7 @@ def draw_comparison(methods: list[MethodResult], output: Path) -> None:
         legend(figure, {line.get_label(): line for line in axes[0].lines}, title=title)
 
 
-def draw_frontier(frontier: Frontier, output: Path) -> None:
+def draw_frontier(frontier: Frontier, output: Path, looks: Mapping[str, Look] = LOOKS) -> None:
     """Write frontier.png and frontier.svg: a curve per method over its learning rates, named where its rate is lowest.
 
     A curve is the mean over the seeds that have run at all rates; where there are several, each run is a light point.
@@ -71,8 +80,7 @@ def draw_frontier(frontier: Frontier, output: Path) -> None:
     curves = {method: frontier.mean_curve(method) for method in frontier.curves}
     with picture(output / "frontier", 1, 1, size=(6.4, 4.2)) as (_, [ax]):
         for method, curve in curves.items():
-            colour, style = LOOKS[method]
-            marker = MARKERS[method]
+            colour, style, marker = looks[method]
             runs = [point for of_seed in frontier.curves[method].values() for point in of_seed]
             if len(runs) > len(curve):
                 ax.plot(
@@ -97,14 +105,14 @@ def draw_frontier(frontier: Frontier, output: Path) -> None:
             ax.yaxis.set_minor_formatter(NullFormatter())
         ax.set(xlabel=f"{frontier.what} (nats per token)", ylabel="drift: KL(base || tuned) (nats per token)")
         ax.grid(alpha=0.25, linewidth=0.5, which="both")
-        _name_curves(ax, curves)
+        _name_curves(ax, curves, looks)
 
 
 def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
     return [point.loss for point in points], [point.drift for point in points]
 
 
-def _name_curves(ax, curves: Mapping[str, Sequence[Point]]) -> None:
+def _name_curves(ax, curves: Mapping[str, Sequence[Point]], looks: Mapping[str, Look]) -> None:
     """Write each method's name at the right of the axes, as high as its curve begins, with a line to that point.
 
     Names that would touch are moved apart.
@@ -116,7 +124,7 @@ def _name_curves(ax, curves: Mapping[str, Sequence[Point]]) -> None:
         for method, curve in curves.items()
     }
     for method, height in spaced(heights, 1 / _ROWS).items():
-        begin, colour = curves[method][0], LOOKS[method][0]
+        begin, colour = curves[method][0], looks[method][0]
         ax.annotate(
             method, (begin.loss, begin.drift), xytext=(1.04, height), textcoords="axes fraction", color=colour,
             va="center", annotation_clip=False,
