@@ -64,11 +64,12 @@ def main() -> None:
         return
     planned = costs_if_known(asked)
     work = Work(asked.request)
-    for part in asked.parts:
-        say(f"{part.name}: {'finished before' if work.is_finished(part) else 'begins, or goes on'}")
-        work.make(part)
-        if part.name in work.failed:
-            say(f"{part.name} failed: {work.failed[part.name]}")
+    with work.stopping():
+        for part in asked.parts:
+            say(f"{part.name}: {'finished before' if work.is_finished(part) else 'begins, or goes on'}")
+            work.make(part)
+            if part.name in work.failed:
+                say(f"{part.name} failed: {work.failed[part.name]}")
     text = results(asked, work)
     write_text(asked.request.output / "paper_7b.md", f"{text}\n")
     say(f"\n{text}\n\n{line(asked, work, planned)}")

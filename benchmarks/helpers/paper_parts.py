@@ -5,10 +5,11 @@ OUTPUT/parts/NAME.json   what a part was made with, whether it is finished, and 
 OUTPUT/...               the comparison's own files, as docs/comparison.md describes them
 """
 
+import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,10 +57,15 @@ def parts_of(kinds: Sequence[str], methods: Sequence[str], options: dict[str, st
 
 @dataclass(slots=True)
 class Work:
-    """Makes the parts of a comparison, one after the other. failed: part -> why it is not finished."""
+    """Makes the parts of a comparison, one after the other.
+
+    failed: part -> why it is not finished. told_to_stop: name of the signal that this process has received, if any.
+    """
 
     request: Request
     failed: dict[str, str] = field(default_factory=dict, init=False)
+    told_to_stop: str | None = field(default=None, init=False)
+    _process: subprocess.Popen | None = field(default=None, init=False)
 
     def record(self, name: str) -> dict | None:
         """What is known of a part that was made before."""
@@ -88,7 +94,7 @@ class Work:
         file = self.request.output / FOUND
         before = file.stat().st_mtime_ns if file.exists() else None
         write_text(self.request.output / SETTINGS, to_yaml(self.request.base))
-        code = _launch(self._words(part, ready), part.name)
+        code = self._launch(self._words(part, ready), part.name)
         fresh = file.exists() and file.stat().st_mtime_ns != before
         found = read_json(file) if fresh else None
         if code:
@@ -152,30 +158,38 @@ class Work:
             },
         )
 
+    def _launch(self, words: Sequence[str], name: str) -> int:
+        """Run launch/compare.py in a session of its own; returns its exit code. It writes to this process's streams.
 
-def _launch(words: Sequence[str], name: str) -> int:
-    """Run launch/compare.py in a session of its own; returns its exit code. It writes to this process's own streams.
+        Raises:
+            Preempted: this process was told to stop, and the command has ended.
+        """
+        if self.told_to_stop is None:
+            command = [sys.executable, str(ROOT / "launch" / "compare.py"), *words]
+            self._process = subprocess.Popen(command, env=launch_environment(), start_new_session=True)
+            if self.told_to_stop is not None:  # before this process knew its child
+                self._process.terminate()
+            self._process.wait()
+        if self.told_to_stop is not None:
+            raise Preempted(f"{self.told_to_stop}: stopped in the part {name}; the same command goes on")
+        assert self._process is not None, "it was started above"
+        return self._process.returncode
 
-    A Ctrl-C or a SIGTERM is passed on, on which it saves what it is at.
+    @contextlib.contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Context in which a Ctrl-C or a SIGTERM is passed on to the part at work, which saves what it is at.
 
-    Raises:
-        Preempted: this process was told to stop, and the command has ended.
-    """
-    told: list[str] = []
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "launch" / "compare.py"), *words], env=launch_environment(), start_new_session=True
-    )
+        Outside of it they end this process at once.
+        """
 
-    def stop(number: int, _frame: object) -> None:
-        told.append(signal.Signals(number).name)
-        process.terminate()
+        def stop(number: int, _frame: object) -> None:
+            self.told_to_stop = signal.Signals(number).name
+            if self._process is not None:
+                self._process.terminate()
 
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if told:
-        raise Preempted(f"{told[0]}: stopped in the part {name}; the same command goes on")
-    return code
+        before = {number: signal.signal(number, stop) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
