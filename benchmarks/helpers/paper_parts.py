@@ -75,7 +75,7 @@ class Work:
     def is_finished(self, part: Part) -> bool:
         """Whether a part came to its end with the settings of this command."""
         found = self.record(part.name)
-        return found is not None and found["finished"] and found["made_with"] == self._made_with(part)
+        return found is not None and found["finished"] and self._is_of_this_command(part)
 
     def make(self, part: Part) -> None:
         """Make a part, or go on with it, unless it is finished. One that fails is noted in `failed`.
@@ -105,9 +105,14 @@ class Work:
         if found is not None:
             self._note(part, found, finished=not lacks)
 
-    def scores(self, task: str) -> dict[str, dict]:
+    def measured(self, task: str, parts: Sequence[Part]) -> dict | None:
+        """What is known of a task. Where it is one of this command's parts, what other settings gave does not count."""
+        part = next((part for part in parts if part.task == task), None)
+        return None if part is not None and not self._is_of_this_command(part) else self.record(task)
+
+    def scores(self, task: str, parts: Sequence[Part]) -> dict[str, dict]:
         """Model -> its score in a task, with `mean`, `deviation` and `count` over seeds; `base` is the base model."""
-        found = self.record(task) or {}
+        found = self.measured(task, parts) or {}
         return {name: score for name, score in found.get("scores", {}).items() if score is not None}
 
     def trained_parameters(self, method: str) -> int | None:
@@ -120,6 +125,10 @@ class Work:
 
     def _is_trained(self, method: str) -> bool:
         return self.is_finished(Part(f"{TRAIN}-{method}", (method,)))
+
+    def _is_of_this_command(self, part: Part) -> bool:
+        found = self.record(part.name)
+        return found is not None and found["made_with"] == self._made_with(part)
 
     def _made_with(self, part: Part) -> str:
         """A digest of all that a part's results depend on."""

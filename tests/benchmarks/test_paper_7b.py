@@ -166,6 +166,7 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(project, tmp_path, monk
     assert "| sorsa | 0.0M | 50.00 | 56.03 | 50.00 | 10.36 | - |" in table and "--limit 2" in table
     other = asked(project, tmp_path, "train.warmup_ratio=0.5")
     assert not any(Work(other.request).is_finished(part) for part in other.parts)
+    assert "50.00" not in paper_7b.results(other, Work(other.request)), "another command's scores are not this one's"
 
 
 def test_a_signal_between_two_parts_is_heard_before_the_next_begins(project, tmp_path):
