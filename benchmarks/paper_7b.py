@@ -64,11 +64,12 @@ def main() -> None:
         return
     planned = costs_if_known(asked)
     work = Work(asked.request)
-    for part in asked.parts:
-        say(f"{part.name}: {'finished before' if work.is_finished(part) else 'begins, or goes on'}")
-        work.make(part)
-        if part.name in work.failed:
-            say(f"{part.name} failed: {work.failed[part.name]}")
+    with work.stopping():
+        for part in asked.parts:
+            say(f"{part.name}: {'finished before' if work.is_finished(part) else 'begins, or goes on'}")
+            work.make(part)
+            if part.name in work.failed:
+                say(f"{part.name} failed: {work.failed[part.name]}")
     text = results(asked, work)
     write_text(asked.request.output / "paper_7b.md", f"{text}\n")
     say(f"\n{text}\n\n{line(asked, work, planned)}")
@@ -214,17 +215,18 @@ def results(asked: Asked, work: Work) -> str:
         published = PUBLISHED.get(name)
         gsm8k, math = ["-", "-"] if published is None else [f"{figure:.2f}" for figure in published]
         cells = [
-            name, "-" if trained is None else f"{trained / 1e6:.1f}M", score(work, "gsm8k", name), gsm8k,
-            score(work, "math", name), math, score(work, "drift", name, ".4f"),
+            name, "-" if trained is None else f"{trained / 1e6:.1f}M", score(asked, work, "gsm8k", name), gsm8k,
+            score(asked, work, "math", name), math, score(asked, work, "drift", name, ".4f"),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    measured = [(task, record["options"]) for task in PARTS[1:] if (record := work.record(task)) and record["options"]]
-    return "\n".join([*lines, "", *(f"- {task} was measured with {options}" for task, options in measured)]).rstrip()
+    measured = {task: found["options"] for task in PARTS[1:] if (found := work.measured(task, asked.parts))}
+    notes = [f"- {task} was measured with {options}" for task, options in measured.items() if options]
+    return "\n".join([*lines, "", *notes]).rstrip()
 
 
-def score(work: Work, task: str, name: str, form: str = ".2f") -> str:
+def score(asked: Asked, work: Work, task: str, name: str, form: str = ".2f") -> str:
     """A model's score in a task; a dash where there is none."""
-    found = work.scores(task).get(name)
+    found = work.scores(task, asked.parts).get(name)
     if found is None or found["mean"] is None:
         return "-"
     return f"{found['mean']:{form}}" + (f" ± {found['deviation']:{form}}" if found["deviation"] else "")
@@ -232,14 +234,16 @@ def score(work: Work, task: str, name: str, form: str = ".2f") -> str:
 
 def line(asked: Asked, work: Work, planned: list[Cost] | None) -> str:
     """The last line: everything as one JSON object."""
+    accuracy = {
+        task: {name: found["mean"] for name, found in work.scores(task, asked.parts).items()}
+        for task in ("gsm8k", "math")
+    }
     return json.dumps({
         "parts": [part.name for part in asked.parts],
         "done": [part.name for part in asked.parts if work.is_finished(part)],
         "failed": work.failed,
         "planned_gpu_hours": None if planned is None else round(sum(cost.gpu_hours for cost in planned), 2),
-        "accuracy": {
-            task: {name: found["mean"] for name, found in work.scores(task).items()} for task in ("gsm8k", "math")
-        },
+        "accuracy": accuracy,
     })  # fmt: skip
 
 

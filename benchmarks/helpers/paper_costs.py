@@ -40,7 +40,8 @@ KEPT, CHECKPOINT = 16, 12
 most, and of a checkpoint."""
 
 ASSUMPTIONS = f"""\
-Training: the planner's seconds per step, with every example as long as data.max_length, so it is an upper bound.
+Training: the planner's seconds per step, at the efficiency that --efficiency assumes, with every example as long as
+data.max_length, which is more tokens than there will be.
 Generation: a batch goes on until its longest answer ends. The base model writes up to the limit of tokens, a trained
 one up to {ANSWER_SHARE:.0%} of the limit. A token of a batch takes the longest of three times: reading the weights in
 bf16 with keys and values, multiplying, and launching kernels, {BLOCK_SECONDS * 1e3:g} ms per block. The last one, and

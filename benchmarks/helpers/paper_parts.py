@@ -5,10 +5,11 @@ OUTPUT/parts/NAME.json   what a part was made with, whether it is finished, and 
 OUTPUT/...               the comparison's own files, as docs/comparison.md describes them
 """
 
+import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,10 +57,15 @@ def parts_of(kinds: Sequence[str], methods: Sequence[str], options: dict[str, st
 
 @dataclass(slots=True)
 class Work:
-    """Makes the parts of a comparison, one after the other. failed: part -> why it is not finished."""
+    """Makes the parts of a comparison, one after the other.
+
+    failed: part -> why it is not finished. told_to_stop: name of the signal that this process has received, if any.
+    """
 
     request: Request
     failed: dict[str, str] = field(default_factory=dict, init=False)
+    told_to_stop: str | None = field(default=None, init=False)
+    _process: subprocess.Popen | None = field(default=None, init=False)
 
     def record(self, name: str) -> dict | None:
         """What is known of a part that was made before."""
@@ -69,7 +75,7 @@ class Work:
     def is_finished(self, part: Part) -> bool:
         """Whether a part came to its end with the settings of this command."""
         found = self.record(part.name)
-        return found is not None and found["finished"] and found["made_with"] == self._made_with(part)
+        return found is not None and found["finished"] and self._is_of_this_command(part)
 
     def make(self, part: Part) -> None:
         """Make a part, or go on with it, unless it is finished. One that fails is noted in `failed`.
@@ -88,7 +94,7 @@ class Work:
         file = self.request.output / FOUND
         before = file.stat().st_mtime_ns if file.exists() else None
         write_text(self.request.output / SETTINGS, to_yaml(self.request.base))
-        code = _launch(self._words(part, ready), part.name)
+        code = self._launch(self._words(part, ready), part.name)
         fresh = file.exists() and file.stat().st_mtime_ns != before
         found = read_json(file) if fresh else None
         if code:
@@ -99,9 +105,14 @@ class Work:
         if found is not None:
             self._note(part, found, finished=not lacks)
 
-    def scores(self, task: str) -> dict[str, dict]:
+    def measured(self, task: str, parts: Sequence[Part]) -> dict | None:
+        """What is known of a task. Where it is one of this command's parts, what other settings gave does not count."""
+        part = next((part for part in parts if part.task == task), None)
+        return None if part is not None and not self._is_of_this_command(part) else self.record(task)
+
+    def scores(self, task: str, parts: Sequence[Part]) -> dict[str, dict]:
         """Model -> its score in a task, with `mean`, `deviation` and `count` over seeds; `base` is the base model."""
-        found = self.record(task) or {}
+        found = self.measured(task, parts) or {}
         return {name: score for name, score in found.get("scores", {}).items() if score is not None}
 
     def trained_parameters(self, method: str) -> int | None:
@@ -114,6 +125,10 @@ class Work:
 
     def _is_trained(self, method: str) -> bool:
         return self.is_finished(Part(f"{TRAIN}-{method}", (method,)))
+
+    def _is_of_this_command(self, part: Part) -> bool:
+        found = self.record(part.name)
+        return found is not None and found["made_with"] == self._made_with(part)
 
     def _made_with(self, part: Part) -> str:
         """A digest of all that a part's results depend on."""
@@ -152,30 +167,38 @@ class Work:
             },
         )
 
+    def _launch(self, words: Sequence[str], name: str) -> int:
+        """Run launch/compare.py in a session of its own; returns its exit code. It writes to this process's streams.
 
-def _launch(words: Sequence[str], name: str) -> int:
-    """Run launch/compare.py in a session of its own; returns its exit code. It writes to this process's own streams.
+        Raises:
+            Preempted: this process was told to stop, and the command has ended.
+        """
+        if self.told_to_stop is None:
+            command = [sys.executable, str(ROOT / "launch" / "compare.py"), *words]
+            self._process = subprocess.Popen(command, env=launch_environment(), start_new_session=True)
+            if self.told_to_stop is not None:  # before this process knew its child
+                self._process.terminate()
+            self._process.wait()
+        if self.told_to_stop is not None:
+            raise Preempted(f"{self.told_to_stop}: stopped in the part {name}; the same command goes on")
+        assert self._process is not None, "it was started above"
+        return self._process.returncode
 
-    A Ctrl-C or a SIGTERM is passed on, on which it saves what it is at.
+    @contextlib.contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Context in which a Ctrl-C or a SIGTERM is passed on to the part at work, which saves what it is at.
 
-    Raises:
-        Preempted: this process was told to stop, and the command has ended.
-    """
-    told: list[str] = []
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "launch" / "compare.py"), *words], env=launch_environment(), start_new_session=True
-    )
+        Outside of it they end this process at once.
+        """
 
-    def stop(number: int, _frame: object) -> None:
-        told.append(signal.Signals(number).name)
-        process.terminate()
+        def stop(number: int, _frame: object) -> None:
+            self.told_to_stop = signal.Signals(number).name
+            if self._process is not None:
+                self._process.terminate()
 
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if told:
-        raise Preempted(f"{told[0]}: stopped in the part {name}; the same command goes on")
-    return code
+        before = {number: signal.signal(number, stop) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,6 +1,7 @@
 """The papers' comparison in parts: its costs by hand, what a part that fails does to others, and all of it in tiny."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import paper_7b
-from benchmarks.helpers import paper_costs, paper_parts
+from benchmarks.helpers import paper_costs
 from benchmarks.helpers.paper_costs import Decoding
 from benchmarks.helpers.paper_parts import Work
 from sorsa_ds.plan.hardware import Hardware
+from sorsa_ds.runtime.errors import Preempted
 from tests.helpers import projects
 from tests.helpers.projects import ROOT
 from tests.helpers.small_data import QUESTIONS, write_lines
@@ -126,7 +128,7 @@ def test_rows_that_are_not_counted_cannot_be_planned(project, tmp_path):
 def stand_in(work: Work, broken: str):
     """A stand-in for launch/compare.py, in which the training of one method fails."""
 
-    def launch(given, name):
+    def launch(_work, given, name):
         methods = given[given.index("--methods") + 1].split(",")
         failed = [{"method": m, "reason": "out of memory"} for m in methods if m == broken and "--task" not in given]
         made = [
@@ -149,7 +151,7 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(project, tmp_path, monk
     for broken, expected in (("lora", PARTS), ("nothing", PARTS[1:]), ("nothing", [])):
         work = Work(wanted.request)
         launch, launched = stand_in(work, broken)
-        monkeypatch.setattr(paper_parts, "_launch", launch)
+        monkeypatch.setattr(Work, "_launch", launch)
         for part in wanted.parts:
             work.make(part)
         assert [name for name, _ in launched] == expected
@@ -164,6 +166,17 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(project, tmp_path, monk
     assert "| sorsa | 0.0M | 50.00 | 56.03 | 50.00 | 10.36 | - |" in table and "--limit 2" in table
     other = asked(project, tmp_path, "train.warmup_ratio=0.5")
     assert not any(Work(other.request).is_finished(part) for part in other.parts)
+    assert "50.00" not in paper_7b.results(other, Work(other.request)), "another command's scores are not this one's"
+
+
+def test_a_signal_between_two_parts_is_heard_before_the_next_begins(project, tmp_path):
+    wanted = asked(project, tmp_path)
+    work = Work(wanted.request)
+    with work.stopping():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Preempted, match="SIGTERM: stopped in the part train-sorsa; the same command goes on"):
+            work.make(wanted.parts[0])
+    assert not (tmp_path / "runs").exists()
 
 
 def start(project: Path, output: Path) -> subprocess.Popen:
