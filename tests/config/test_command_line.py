@@ -236,7 +236,7 @@ def test_help_explains_every_field(capsys):
         assert leaf.help, f"{path} has no docstring"
         assert f"--{path} <{leaf.type_text}>" in flat
         assert leaf.help[:60] in flat
-    assert "--train.learning_rate <number > 0 and <= 1,000,000,000> (default 0.0002)" in flat
+    assert "--train.learning_rate <number > 0 and <= 1,000,000,000 or auto> (default 0.0002)" in flat
     assert "deepspeed launch/train.py --ds_config ds_configs/zero3.json" in flat
     assert "--config" in flat
 

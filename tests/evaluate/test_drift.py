@@ -202,7 +202,7 @@ def test_models_with_other_vocabularies_are_refused_by_name(project, tmp_path):
     ("changes", "message"),
     [
         ({"task": "loss", "samples": 3}, "--samples goes with --task drift, not with loss"),
-        ({"task": "gsm8k", "seed": 3}, "--seed goes with --task drift"),
+        ({"task": "gsm8k", "seed": 3}, "--seed goes with --task mt_bench or drift"),
         ({"sample_tokens": 3, "data": "x.txt"}, "--sample_tokens is of the base model's own samples, and --data"),
         ({"limit": 3}, "--limit is of a text, which --data names"),
         ({"window": 3}, "--window is of a text"),

@@ -99,7 +99,9 @@ def test_a_wheel_is_all_that_is_needed(installed, tmp_path):
     after = [model.float().eval()(ids).logits.detach() for model in loaded]
     assert torch.equal(after[0], after[1])
     assert not torch.allclose(after[0], before, atol=1e-3)
-    assert torch.allclose(after[0], load_adapter(run / "adapter").eval()(ids).logits, atol=1e-3)
+    ours = load_adapter(run / "adapter").eval()(ids).logits.detach()
+    rounding = 1e-4 if ours.dtype == torch.float32 else 0.02  # on hardware fast at bf16 the residual is kept in it
+    assert (after[0] - ours.float()).norm() < rounding * after[0].norm()
     told = sorsa(
         installed, tmp_path, "chat", "--model", str(run), "--compare", "--max_new_tokens=4", said="What is 1 plus 2?\n"
     )

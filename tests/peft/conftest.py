@@ -1,12 +1,5 @@
-"""What tests of PEFT's adapters need around them."""
+"""What tests of 4-bit layers need around them."""
 
-import pytest
+from tests.helpers.packed_layers import packed_layers_of_any_size
 
-
-@pytest.fixture(autouse=True)
-def packed_layers_of_any_size(monkeypatch):
-    """bitsandbytes computes a 4-bit layer on any CPU as on one without bf16 instructions.
-
-    Its kernel for CPUs that have them takes only layers whose outputs are a multiple of 32, and the tests' are smaller.
-    """
-    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+__all__ = ["packed_layers_of_any_size"]

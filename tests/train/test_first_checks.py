@@ -102,7 +102,7 @@ def test_names_of_runs_are_looked_at(work):
     lock.acquire()
     assert "still trains" in fault(work, "--resume", str(run))
     lock.release()
-    (run / "report.json").touch()
+    (run / "report.json").write_text("{}")
     assert "is finished" in fault(work, "--resume", str(run))
 
 
