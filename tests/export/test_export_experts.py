@@ -142,4 +142,4 @@ def test_other_exports_of_a_mixture_of_experts(tmp_path, name):
         lost = weight.data - bitsandbytes.functional.dequantize_4bit(*packed)
         assert error == pytest.approx(float(lost.norm() / weight.norm()), rel=1e-3)
         weight.data -= lost
-    assert (logits(model) - logits(plain)).norm() < 1e-4 * merged.norm()
+    assert (logits(model) - logits(plain)).norm() < 0.02 * merged.norm()  # bitsandbytes multiplies in bf16
