@@ -51,7 +51,7 @@ def default_settings(folder: Path, name: str) -> list[str]:
     """The default job, shortened: the embedded model, the generated data, launch/recipes/default.yaml."""
     return [
         "--config", "launch/recipes/default.yaml", "train.steps=2", "train.micro_batch_size=1", "data.eval_size=1",
-        f"output.folder={folder}", f"output.name={name}",
+        "evaluation.sample_tokens=4", "output.peft_adapter=false", f"output.folder={folder}", f"output.name={name}",
     ]  # fmt: skip
 
 
