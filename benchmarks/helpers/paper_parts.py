@@ -6,10 +6,9 @@ OUTPUT/...               the comparison's own files, as docs/comparison.md descr
 """
 
 import contextlib
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from sorsa_ds.runtime import digest
 from sorsa_ds.runtime.errors import Preempted
 from sorsa_ds.runtime.files import write_json, write_text
 from sorsa_ds.runtime.json_text import read_json
-from sorsa_ds.runtime.leave import SIGNALS
+from sorsa_ds.runtime.leave import receiving
 from sorsa_ds.study.compare.options import Request
 
 TRAIN = "train"
@@ -184,21 +183,14 @@ class Work:
         assert self._process is not None, "it was started above"
         return self._process.returncode
 
-    @contextlib.contextmanager
-    def stopping(self) -> Iterator[None]:
+    def stopping(self) -> contextlib.AbstractContextManager[None]:
         """Context in which a Ctrl-C or a SIGTERM is passed on to the part at work, which saves what it is at.
 
         Outside of it they end this process at once.
         """
+        return receiving(self._stop)
 
-        def stop(number: int, _frame: object) -> None:
-            self.told_to_stop = signal.Signals(number).name
-            if self._process is not None:
-                self._process.terminate()
-
-        before = {number: signal.signal(number, stop) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self, signal_name: str) -> None:
+        self.told_to_stop = signal_name
+        if self._process is not None:
+            self._process.terminate()

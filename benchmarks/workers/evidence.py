@@ -5,7 +5,6 @@ It reads a run as a line of JSON, and answers with a line of JSON.
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 import time
@@ -19,6 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from benchmarks.helpers.common import DS_CONFIGS
 from benchmarks.helpers.evidence_measures import Measures, base_measures, text_measures
 from benchmarks.helpers.evidence_trials import PARTS, Part, Trial
+from sorsa_ds.config.schema import LoadingConfig
+from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.study.analysis import measures
 from sorsa_ds.train.options import parse
@@ -36,7 +37,7 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(1)
     answers, sys.stdout = sys.stdout, sys.stderr  # what a run prints is no answer
-    bases: dict[str, tuple[PreTrainedModel, Measures]] = {}
+    bases: dict[tuple, tuple[PreTrainedModel, Measures]] = {}
     for line in sys.stdin:
         trial = Trial(**json.loads(line))
         part = PARTS[trial.part]
@@ -45,9 +46,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             trainer, report = train(trial, part, model, a, Path(folder))
         trained = time.perf_counter()
-        if part.name not in bases:
-            bases[part.name] = of_base(part, trainer.config.model, a.text)
-        row = figures(trainer, report, part, *bases[part.name])
+        texts = part.model, part.samples
+        if texts not in bases:
+            bases[texts] = of_base(part, trainer.config.model, a.text)
+        row = figures(trainer, report, part, *bases[texts])
         row["train_seconds"], row["measure_seconds"] = trained - began, time.perf_counter() - trained
         trainer.engine.destroy()
         del trainer
@@ -66,19 +68,14 @@ def train(trial: Trial, part: Part, model: str, a: argparse.Namespace, folder: P
         "evaluation.samples=0", f"output.folder={folder}", f"output.name={trial.name}", "output.save_every=0",
         "output.peft_adapter=false", *settings, *trial.settings(),
     ]  # fmt: skip
-    if trial.variant != "full" and trial.variant != "partial":
+    if trial.variant not in ("full", "partial"):
         words.append(f"adapter.rank={part.rank}")
     trainer = assemble(parse(words))
-    report = trainer.train()
-    shutil.rmtree(folder / trial.name, ignore_errors=True)
-    return trainer, report
+    return trainer, trainer.train()
 
 
 def of_base(part: Part, model: str, text: Path) -> tuple[PreTrainedModel, Measures]:
     """The base model of a part in memory, and what is measured of it once."""
-    from sorsa_ds.config.schema import LoadingConfig
-    from sorsa_ds.model.pretrained import find_model
-
     folder = find_model(model, LoadingConfig())
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return base, base_measures(base, folder, text, part.samples)

@@ -94,6 +94,11 @@ class SorsaConfig:
             )
 
     @property
+    def column_power(self) -> float:
+        """p, where the step of a column of U or V is divided by s^p."""
+        return {"equal": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}[self.column_rates]
+
+    @property
     def has_own_rates(self) -> bool:
         """Whether some columns or singular values learn otherwise than at `train.learning_rate`."""
         return (self.column_rates, self.s_lr_ratio, self.s_space) != ("equal", 1.0, "linear")

@@ -56,12 +56,11 @@ class FactorRates:
         sizes = [shape.numel() for shape in self._shapes.values()]
         assert flat.numel() == sum(sizes), "the checkpoint has singular values of other layers"
         self._initial_s = flat
-        power = {"equal": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}[self._settings.column_rates]
         for (name, shape), own in zip(self._shapes.items(), flat.split(sizes), strict=True):
             s = own.view(shape).abs()
             least = LEAST_SHARE * s.amax(-1, keepdim=True)
             s = torch.where(least > 0, torch.maximum(s, least), 1.0)  # a matrix of zeros has no scale of its own
-            self._by_layer[name] = s.pow(-power).to(self._device)
+            self._by_layer[name] = s.pow(-self._settings.column_power).to(self._device)
 
     @torch.no_grad()
     def begin(self, masters: Sequence[Tensor]) -> None:
@@ -71,7 +70,7 @@ class FactorRates:
         for fragment in self._values:
             if in_log and id(fragment.master) in ours:
                 fragment.gradient().mul_(fragment.values())
-        moved = [*(self._factors if self._settings.column_rates != "equal" else []), *self._values]
+        moved = [*(self._factors if self._settings.column_power else []), *self._values]
         self._before = [(f, f.values().clone()) for f in moved if id(f.master) in ours]
 
     @torch.no_grad()

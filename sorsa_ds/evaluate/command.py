@@ -88,7 +88,7 @@ def evaluate(options: Options) -> dict:
         settings["checkpoint"] = found.checkpoint.name
     identity = _identity(options, found, task, products.dtype)
     with closing(task):
-        records = Records(_folder(options, found), settings, identity, device)
+        records = Records(folder, settings, identity, device)
         for line in task.notes():
             say(line)
         if done := len(records.done):

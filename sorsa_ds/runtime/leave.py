@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
@@ -61,6 +61,25 @@ def leaving_after(seconds: float, message: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+@contextmanager
+def receiving(handle: Callable[[str], None]) -> Iterator[None]:
+    """Context in which the signals that ask a job to end are handed on; outside of it they have their earlier effect.
+
+    Args:
+        handle: called with the name of a signal when this process receives it.
+    """
+
+    def receive(number: int, _frame: object) -> None:
+        handle(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, receive) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def sent(number: int) -> str:

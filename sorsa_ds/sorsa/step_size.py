@@ -8,8 +8,7 @@ of L layers add up as well. What is held fixed here is
     step = eta * scale * s * sqrt(r L),
 
 with `scale` the factor on U diag(s) V^T, and the mean over the layers taken of logarithms. Where columns have rates
-s^-p of their own, s^(1 - p) takes the place of s. That one step fits models of very different size and spectrum was
-found by measurement (docs/results/evidence.md).
+s^-p of their own, s^(1 - p) takes the place of s. The step is a first guess from the best rates of two models.
 """
 
 import math

@@ -69,7 +69,7 @@ class Sorsa(Method):
         return max(sorsa_recipe.working_set(target, settings.sorsa, storage, refined) for target in targets)
 
     def suggested_rate(self, settings: Settings, reports: Sequence[LayerReport]) -> float:
-        power = {"equal": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}[settings.sorsa.column_rates]
+        power = settings.sorsa.column_power
         return suggested_rate([(settings.adapter.scale(r.rank) * r.s_rms ** (1 - power), r.rank) for r in reports])
 
     def regularizer(self, config: RunConfig) -> Regularizer:

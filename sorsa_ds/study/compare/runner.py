@@ -2,11 +2,10 @@
 
 import contextlib
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from sorsa_ds.run.paths import CHECKPOINTS, GIVEN_DS_CONFIG
 from sorsa_ds.runtime.errors import Preempted
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.runtime.json_text import read_json
-from sorsa_ds.runtime.leave import SIGNALS
+from sorsa_ds.runtime.leave import receiving
 from sorsa_ds.runtime.ports import free_port
 from sorsa_ds.runtime.shipped import SHIPPED
 from sorsa_ds.study.compare.trials import RUNS, Trial
@@ -121,7 +120,7 @@ class Runner:
             *("--master_port", str(free_port())),
             str(SHIPPED / "launch" / script), *arguments,
         ]  # fmt: skip
-        with log.open("a", encoding="utf-8") as printed, self._stopping():
+        with log.open("a", encoding="utf-8") as printed, receiving(self._note):
             begin = printed.tell()
             if self.told_to_stop is None:
                 process = subprocess.Popen(command, stdout=printed, stderr=printed, start_new_session=True)
@@ -138,19 +137,9 @@ class Runner:
     def _steps(self, trial: Trial) -> int:
         return max((line["step"] for line in read_metrics(self.folder(trial)) if "loss" in line), default=0)
 
-    @contextlib.contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """Context in which signals are only noted; outside of it they end this process at once."""
-
-        def note(number: int, _frame: object) -> None:
-            self.told_to_stop = signal.Signals(number).name
-
-        before = {number: signal.signal(number, note) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _note(self, signal_name: str) -> None:
+        """Note a signal, which ends the command at work and not this process at once."""
+        self.told_to_stop = signal_name
 
 
 def _stop(launcher: subprocess.Popen) -> None:
