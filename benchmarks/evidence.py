@@ -78,6 +78,9 @@ def make_runs(a: argparse.Namespace) -> None:
             say(f"{name}: {len(trials)} runs are due")
             if not in_workers(trials, a, until):
                 return
+            if len(read(a.csv)) == len(rows):
+                say(f"{name}: all of them have failed")
+                break
 
 
 def in_workers(trials: list[Trial], a: argparse.Namespace, until: float) -> bool:
