@@ -37,7 +37,7 @@ def frontier_of(part: Part, rows: Sequence[dict]) -> Frontier:
     curves = {}
     for variant in (name for name in SHOWN if name in part.variants):
         own = {seed: curve_of(runs, variant, seed) for seed in range(part.seeds)}
-        if len(own[0]) == len(part.rates[variant]):
+        if len(own[0]) >= len(part.rates[variant]):
             curves[variant] = {seed: curve for seed, curve in own.items() if curve}
     firsts = {variant: of_seed[0] for variant, of_seed in curves.items()}
     return Frontier("held-out loss", curves, {0: common_loss(firsts)} if firsts else {}, [])

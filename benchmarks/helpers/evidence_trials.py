@@ -1,12 +1,16 @@
 """The runs of the study of what SORSA is good for: parts, variants of methods, their rates, and which run is due next.
 
-A part fixes model, data, steps and rank. In each part every variant is run at all its learning rates with the first
-seed; then, with the other seeds, at the rate with the lowest held-out loss and at its two neighbours. The best rate of
-a variant is the one with the lowest mean over the seeds, among those that have them all.
+A part fixes model, data, steps and rank. Every variant of a part begins with three learning rates and the first seed;
+while the best of them is the lowest or the highest, a rate beyond it is added, so that every best rate has neighbours
+on both sides. Then the other seeds follow, at the best rate and its two neighbours. The best rate of a variant is the
+one with the lowest mean over the seeds, among those that have them all.
+
+The variants of `MAIN` are finished before the others begin. Of the others, those whose loss with the first seed is
+within `CLOSE` of the best one's are run with the other seeds too, at their best rate alone.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
@@ -19,8 +23,8 @@ class Part:
     """What all runs of a part share.
 
     model: `small` or `default`. settings: of the run; `{gsm8k}` stands for the folder with train.jsonl and test.jsonl.
-    seeds: how many. factor: the learning rates of the small model's plan are multiplied by this.
-    samples: (number, tokens) of the base model's samples on which drift is measured.
+    seeds: how many. rates: those with which a variant begins. samples: (number, tokens) of the base model's samples on
+    which drift is measured.
     spectra_every: full decompositions are made of every so many-th linear.
     """
 
@@ -77,41 +81,46 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 """Variant -> its settings; the papers' SORSA is `sorsa`, with the default regulariser."""
 
-_WHOLE = (3.5e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3)
-_LORA = (5e-3, 7e-3, 1e-2, 1.4e-2, 2e-2, 2.8e-2)
-_LEADING = (2e-3, 2.8e-3, 4e-3, 5.6e-3, 8e-3)
-_TRAILING = (1e-2, 1.4e-2, 2e-2, 2.8e-2, 4e-2)
+_LORA = (1e-2, 1.4e-2, 2e-2)
+_WHOLE = (1.4e-3, 2e-3, 2.8e-3)
+_LEADING = (2.8e-3, 4e-3, 5.6e-3)
+_TRAILING = (1.4e-2, 2e-2, 2.8e-2)
 SMALL_RATES: dict[str, tuple[float, ...]] = {
     "lora": _LORA,
-    "lora-plus": (2.5e-3, 3.5e-3, 5e-3, 7e-3),
-    "pissa": (3e-3, 4.2e-3, 6e-3, 8.5e-3, 1.2e-2),
+    "lora-plus": (1.2e-3, 1.8e-3, 2.5e-3),
+    "pissa": (4.2e-3, 6e-3, 8.5e-3),
     "dora": _LORA,
     "partial": _WHOLE,
     "full": _WHOLE,
     **dict.fromkeys(("sorsa", "sorsa-no-reg", "sorsa-strong", "sorsa-log", "sorsa-fast-s"), _LEADING),
-    "sorsa-sqrt": (4.2e-3, 6e-3, 8.5e-3, 1.2e-2),
-    "sorsa-inverse": (5e-3, 7e-3, 1e-2, 1.4e-2),
-    "middle": (5.6e-3, 8e-3, 1.1e-2, 1.6e-2, 2.2e-2),
+    "sorsa-sqrt": (6e-3, 8.5e-3, 1.2e-2),
+    "sorsa-inverse": (7e-3, 1e-2, 1.4e-2),
+    "middle": (8e-3, 1.1e-2, 1.6e-2),
     **dict.fromkeys(("trailing", "trailing-no-reg", "trailing-strong"), _TRAILING),
-    "trailing-sqrt": (7e-3, 1e-2, 1.4e-2, 2e-2, 2.8e-2),
-    "trailing-inverse": (3e-3, 6e-3, 1.2e-2, 2.4e-2),
+    "trailing-sqrt": (1e-2, 1.4e-2, 2e-2),
+    "trailing-inverse": (6e-3, 8.5e-3, 1.2e-2),
 }
-"""Learning rates on the small model at rank 8."""
+"""Learning rates with which a variant begins on the small model."""
 
 DEFAULT_RATES: dict[str, tuple[float, ...]] = {
     "lora": (9e-4, 1.8e-3, 3.6e-3),
     "pissa": (2e-4, 4e-4, 8e-4),
-    "partial": (1e-5, 2e-5, 4e-5, 8e-5),
+    "partial": (2e-5, 4e-5, 8e-5),
     "sorsa": (6.5e-5, 1.3e-4, 2.6e-4),
     "sorsa-sqrt": (2e-4, 4e-4, 8e-4),
     "trailing": (3e-4, 6e-4, 1.2e-3),
     "trailing-no-reg": (3e-4, 6e-4, 1.2e-3),
     "trailing-sqrt": (2e-4, 4e-4, 8e-4),
 }
-"""Learning rates on the default model at rank 16."""
+"""Learning rates with which a variant begins on the default model at rank 16."""
 
-_MAIN = ("lora", "pissa", "sorsa", "trailing", "trailing-no-reg", "partial")
-_BATCH = ("train.global_batch_size=8", "train.micro_batch_size=8", "data.max_length=384")
+MAIN = ("lora", "sorsa", "trailing", "pissa", "partial", "trailing-no-reg")
+CLOSE = 0.05
+"""Nats per token: how much higher a variant's loss with the first seed may be than the best one's, to be run on."""
+STEP = 1.4
+"""The factor from a learning rate to the next that is tried."""
+_OTHERS = tuple(variant for variant in VARIANTS if variant not in MAIN)
+_BATCH = ("train.global_batch_size=8", "train.micro_batch_size=8", "data.max_length=256")
 _GSM8K = ("data.path={gsm8k}/train.jsonl", "data.eval_path={gsm8k}/test.jsonl", "data.eval_size=64", *SHORT)
 _WORD_PROBLEMS = ("data.path=word-problems", "data.eval_size=64")
 
@@ -119,18 +128,19 @@ PARTS: dict[str, Part] = {
     part.name: part
     for part in (
         Part(
-            "small-gsm8k", "small", 8, 5, tuple(VARIANTS), (*_GSM8K, *_BATCH, "train.steps=160"), SMALL_RATES, (64, 192)
+            "small-gsm8k", "small", 8, 5, (*MAIN, *_OTHERS), (*_GSM8K, *_BATCH, "train.steps=160"), SMALL_RATES,
+            (64, 192),
         ),
         Part(
-            "small-few", "small", 8, 5, (*_MAIN, "sorsa-no-reg", "sorsa-strong", "trailing-strong", "dora"),
-            (*_GSM8K, *_BATCH, "data.train_split=train[:64]", "train.epochs=15"), SMALL_RATES, (64, 192),
+            "small-few", "small", 8, 5, (*MAIN, "sorsa-no-reg", "sorsa-strong", "trailing-strong", "dora"),
+            (*_GSM8K, *_BATCH, "data.train_split=train[:296]", "train.epochs=15"), SMALL_RATES, (64, 192),
         ),
         Part(
-            "small-words", "small", 8, 5, _MAIN, (*_WORD_PROBLEMS, *_BATCH, "train.steps=120"), SMALL_RATES, (64, 192)
+            "small-words", "small", 8, 5, MAIN, (*_WORD_PROBLEMS, *_BATCH, "train.steps=120"), SMALL_RATES, (64, 192)
         ),
-        Part("small-rank4", "small", 4, 3, _MAIN, (*_GSM8K, *_BATCH, "train.steps=160"), SMALL_RATES, (64, 192)),
-        Part("small-rank32", "small", 32, 3, _MAIN, (*_GSM8K, *_BATCH, "train.steps=160"), SMALL_RATES, (64, 192)),
-        Part("small-long", "small", 8, 3, _MAIN, (*_GSM8K, *_BATCH, "train.steps=480"), SMALL_RATES, (64, 192)),
+        Part("small-rank4", "small", 4, 3, MAIN, (*_GSM8K, *_BATCH, "train.steps=160"), SMALL_RATES, (64, 192)),
+        Part("small-rank32", "small", 32, 3, MAIN, (*_GSM8K, *_BATCH, "train.steps=160"), SMALL_RATES, (64, 192)),
+        Part("small-long", "small", 8, 3, MAIN, (*_GSM8K, *_BATCH, "train.steps=480"), SMALL_RATES, (64, 192)),
         Part(
             "default-gsm8k", "default", 16, 3, tuple(DEFAULT_RATES),
             (*_GSM8K, "data.eval_size=32", "train.global_batch_size=4", "train.micro_batch_size=4",
@@ -142,23 +152,57 @@ PARTS: dict[str, Part] = {
 
 
 def due(part: Part, losses: dict[Trial, float]) -> list[Trial]:
-    """The runs of a part that can be made now: all rates with the first seed, then the best and its neighbours.
+    """The runs of a part that can be made now, in the order in which they are wanted; none where the part is finished.
 
     Args:
         losses: held-out losses of the runs that are made.
     """
-    first = [Trial(part.name, v, rate, 0) for v in part.variants for rate in part.rates[v]]
-    wanted = first if any(trial not in losses for trial in first) else [*first, *_with_other_seeds(part, losses)]
+    for variants in (MAIN, _OTHERS):
+        here = [variant for variant in part.variants if variant in variants]
+        first = [trial for variant in here for trial in _with_first_seed(part, variant, losses)]
+        found = first or [trial for variant in here for trial in _with_other_seeds(part, variant, losses)]
+        if found:
+            return found
+    return []
+
+
+def rates_with_first_seed(part: Part, variant: str, losses: dict[Trial, float]) -> list[float]:
+    """The learning rates at which a variant has run with the first seed, in their order."""
+    return sorted(t.learning_rate for t in losses if (t.part, t.variant, t.seed) == (part.name, variant, 0))
+
+
+def _with_first_seed(part: Part, variant: str, losses: dict[Trial, float]) -> list[Trial]:
+    """The rates with which the variant begins; then one beyond the best, as long as the best is at an end."""
+    rates = rates_with_first_seed(part, variant, losses)
+    begun = [rate for rate in part.rates[variant] if rate not in rates]
+    if not begun:
+        best = _best(part, variant, losses)
+        begun = {rates[0]: [_rounded(best / STEP)], rates[-1]: [_rounded(best * STEP)]}.get(best, [])
+    return [Trial(part.name, variant, rate, 0) for rate in begun]
+
+
+def _with_other_seeds(part: Part, variant: str, losses: dict[Trial, float]) -> list[Trial]:
+    """The variant's best rate with the other seeds, and its neighbours, as far as the variant is followed."""
+    best, rates = _best(part, variant, losses), rates_with_first_seed(part, variant, losses)
+    if variant in MAIN:
+        at = rates.index(best)
+        rates = rates[at - 1 : at + 2]
+    else:
+        lowest = min(loss for t, loss in losses.items() if (t.part, t.seed) == (part.name, 0))
+        rates = [best] if losses[Trial(part.name, variant, best, 0)] <= lowest + CLOSE else []
+    wanted = [Trial(part.name, variant, rate, seed) for seed in range(1, part.seeds) for rate in rates]
     return [trial for trial in wanted if trial not in losses]
 
 
-def _with_other_seeds(part: Part, losses: dict[Trial, float]) -> Iterator[Trial]:
-    for seed in range(1, part.seeds):
-        for variant in part.variants:
-            rates = part.rates[variant]
-            best = min(range(len(rates)), key=lambda i: losses[Trial(part.name, variant, rates[i], 0)])
-            for rate in rates[max(0, best - 1) : best + 2]:
-                yield Trial(part.name, variant, rate, seed)
+def _best(part: Part, variant: str, losses: dict[Trial, float]) -> float:
+    """The rate with the lowest loss with the first seed."""
+    rates = rates_with_first_seed(part, variant, losses)
+    return min(rates, key=lambda rate: losses[Trial(part.name, variant, rate, 0)])
+
+
+def _rounded(rate: float) -> float:
+    """A learning rate in two digits."""
+    return float(f"{rate:.1e}")
 
 
 def best_rates(part: Part, losses: dict[Trial, float]) -> dict[str, float]:

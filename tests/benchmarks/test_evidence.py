@@ -22,16 +22,29 @@ def trial(variant, rate, seed):
     return Trial(PART.name, variant, rate, seed)
 
 
-def test_all_rates_come_first_and_then_the_best_with_its_neighbours():
+def test_a_variant_is_run_beyond_its_best_rate_and_then_with_the_other_seeds_beside_it():
     assert due(PART, {}) == [trial(v, rate, 0) for v, rates in RATES.items() for rate in rates]
     losses = {trial("lora", rate, 0): loss for rate, loss in zip(RATES["lora"], (4, 3, 2, 5), strict=True)}
-    assert [t.variant for t in due(PART, losses)] == ["trailing"] * 3, "the other seeds wait for the first"
+    assert due(PART, losses) == [trial("trailing", rate, 0) for rate in RATES["trailing"]]
     losses |= {trial("trailing", rate, 0): loss for rate, loss in zip(RATES["trailing"], (1, 2, 3), strict=True)}
+    assert due(PART, losses) == [trial("trailing", 7.1e-3, 0)], "the other seeds wait for a rate below the best"
+    losses[trial("trailing", 7.1e-3, 0)] = 1.5
     more = due(PART, losses)
     assert [t.learning_rate for t in more if (t.variant, t.seed) == ("lora", 1)] == [2e-3, 4e-3, 8e-3]
-    assert [t.learning_rate for t in more if (t.variant, t.seed) == ("trailing", 2)] == [1e-2, 2e-2]
-    assert len(more) == 2 * (3 + 2)
+    assert [t.learning_rate for t in more if (t.variant, t.seed) == ("trailing", 2)] == [7.1e-3, 1e-2, 2e-2]
+    assert len(more) == 2 * (3 + 3)
     assert due(PART, losses | dict.fromkeys(more, 1.0)) == []
+
+
+@pytest.mark.parametrize(("loss", "followed"), [(2.04, True), (2.06, False)])
+def test_other_variants_come_last_and_are_followed_where_they_are_close(loss, followed):
+    rates = {"lora": (1e-3, 2e-3, 4e-3), "dora": (1e-3, 2e-3, 4e-3)}
+    part = Part("small-gsm8k", "small", 8, 2, ("dora", "lora"), (), rates, (1, 1))
+    assert [t.variant for t in due(part, {})] == ["lora"] * 3
+    losses = {trial("lora", rate, seed): 2 + abs(rate - 2e-3) for rate in rates["lora"] for seed in (0, 1)}
+    assert due(part, losses) == [trial("dora", rate, 0) for rate in rates["dora"]]
+    losses |= {trial("dora", rate, 0): loss + abs(rate - 2e-3) for rate in rates["dora"]}
+    assert due(part, losses) == ([trial("dora", 2e-3, 1)] if followed else [])
 
 
 def test_a_rate_that_lacks_a_seed_is_not_the_best():
