@@ -180,10 +180,10 @@ def test_a_signal_between_two_parts_is_heard_before_the_next_begins(project, tmp
 
 
 def start(project: Path, output: Path) -> subprocess.Popen:
-    """The real command."""
+    """The real command, for one task."""
     return subprocess.Popen(
-        [sys.executable, "benchmarks/paper_7b.py", *words(project, output)], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=projects.environment_of(project),
+        [sys.executable, "benchmarks/paper_7b.py", *words(project, output, "--parts", "train,gsm8k")],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=projects.environment_of(project),
     )  # fmt: skip
 
 
@@ -200,12 +200,10 @@ def test_it_is_stopped_and_goes_on_to_the_end(project, tmp_path):
     printed, _ = start(project, tmp_path).communicate(timeout=600)
     assert "train-sorsa: finished before" in printed
     told = json.loads(printed.strip().rpartition("\n")[2])
-    assert (told["parts"], told["done"], told["failed"]) == (PARTS, PARTS, {}), printed[-4000:]
+    assert (told["parts"], told["done"], told["failed"]) == (PARTS[:3], PARTS[:3], {}), printed[-4000:]
     assert told["planned_gpu_hours"] >= 0
-    assert {task: set(found) for task, found in told["accuracy"].items()} == {
-        "gsm8k": {"base", "sorsa", "lora"}, "math": {"base", "sorsa", "lora"},
-    }  # fmt: skip
+    assert {task: set(found) for task, found in told["accuracy"].items()} == {"gsm8k": {"base", "sorsa", "lora"}}
     table = (tmp_path / "paper_7b.md").read_text()
     assert "| 56.03 |" in table and table.rstrip() in printed
     counts = [json.loads(file.read_text())["total"] for file in tmp_path.glob("evaluations/*/*/results.json")]
-    assert counts == [2] * 6
+    assert counts == [2] * 3

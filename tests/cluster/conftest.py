@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sorsa_ds.runtime.cache import cache_folder
-from tests.helpers.projects import default_settings, launch
+from tests.helpers.projects import launch
 
 
 @pytest.fixture(scope="session")
@@ -19,9 +18,3 @@ def references(untrained, tmp_path_factory) -> Path:
 def reference(references) -> Path:
     """The small job."""
     return launch(references, "one-launcher", "output.save_every=3")[1]
-
-
-@pytest.fixture(scope="session")
-def default_reference(references, embedded_model) -> Path:
-    """The default job; the cache has the model, and now its decomposition."""
-    return launch(references, "one-launcher-default", job=default_settings, SORSA_CACHE=str(cache_folder()))[1]

@@ -30,6 +30,8 @@ MORE_CASES = [
 STAGES = [(0, ""), (1, ""), (1, "optimizer"), (2, ""), (2, "optimizer"), (3, ""), (3, "optimizer"), (3, "both")]
 RUNS = [(stage, offload, case) for stage, offload in STAGES for case in CASES]
 RUNS += [(stage, "", case) for stage in (0, 2, 3) for case in MORE_CASES]
+ONE_OF_EACH = [(stage, offload, CASES[number % 2]) for number, (stage, offload) in enumerate(STAGES)]
+"""Every stage, with one case: three ranks on two cores take as long for these as two ranks for all."""
 
 
 def train_with_engine(folder, cases, precision="fp32"):
@@ -48,8 +50,9 @@ def train_with_engine(folder, cases, precision="fp32"):
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_ten_steps_equal_plain_torch(tiny_llama, world):
-    results = run_ranks(world, train_with_engine, tiny_llama, RUNS)[0]
-    for (stage, offload, case), (start, end, log) in zip(RUNS, results, strict=True):
+    runs = ONE_OF_EACH if world == 3 else RUNS
+    results = run_ranks(world, train_with_engine, tiny_llama, runs)[0]
+    for (stage, offload, case), (start, end, log) in zip(runs, results, strict=True):
         try:
             compare(tiny_llama, world, case, start, end, log, tolerance=1e-5)
         except AssertionError as error:

@@ -11,6 +11,7 @@ from tests.helpers.worlds import run_ranks
 pytestmark = pytest.mark.slow
 
 RUNS = [(stage, case) for stage in (0, 1, 2, 3) for case in CASES]
+ONE_OF_EACH = [(stage, CASES[stage % 2]) for stage in (0, 1, 2, 3)]
 
 
 def train_with_engine(folder, runs, adapter=SORSA):
@@ -41,8 +42,9 @@ def test_experts_alone_are_trained_under_zero3(tmp_path, name):
 @pytest.mark.parametrize(("name", "world"), [("mixtral", 1), ("mixtral", 3), ("gpt_oss", 2)])
 def test_ten_steps_equal_plain_torch(tmp_path, name, world):
     folder = save_experts(name, tmp_path / "model")
-    results = run_ranks(world, train_with_engine, folder, RUNS)[0]
-    for (stage, case), (start, end, log) in zip(RUNS, results, strict=True):
+    runs = ONE_OF_EACH if world == 3 else RUNS
+    results = run_ranks(world, train_with_engine, folder, runs)[0]
+    for (stage, case), (start, end, log) in zip(runs, results, strict=True):
         assert any(value.dim() == 3 for value in start.values())
         try:
             compare(folder, world, case, start, end, log, tolerance=1e-5)

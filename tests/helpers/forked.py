@@ -21,7 +21,7 @@ from tqdm import tqdm
 from sorsa_ds.runtime import launcher
 from sorsa_ds.runtime.ports import free_port
 from tests.helpers.projects import ROOT, environment_of, settings, words_of
-from tests.helpers.worlds import FORK, import_once
+from tests.helpers.worlds import FORK, import_once, told_by_launcher
 
 
 def launch_forked(project: Path, name: str, *arguments: str, code=0, ranks=2, ds="zero3", job=settings, **environment):
@@ -72,10 +72,7 @@ def _command(rank: int, world: int, port: int, words: list[str], environment: di
     gc.freeze()
     os.chdir(ROOT)
     os.environ.clear()
-    os.environ.update(
-        environment, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
+    os.environ.update(environment | told_by_launcher(rank, world, port))
     sys.argv = words
     launcher._begin.cache_clear()
     left = 1

@@ -47,14 +47,6 @@ def settings(project: Path, name: str) -> list[str]:
     ]  # fmt: skip
 
 
-def default_settings(folder: Path, name: str) -> list[str]:
-    """The default job, shortened: the embedded model, the generated data, launch/recipes/default.yaml."""
-    return [
-        "--config", "launch/recipes/default.yaml", "train.steps=2", "train.micro_batch_size=1", "data.eval_size=1",
-        "evaluation.sample_tokens=4", "output.peft_adapter=false", f"output.folder={folder}", f"output.name={name}",
-    ]  # fmt: skip
-
-
 def words_of(project: Path, name: str, *arguments: str, ds="zero3", job=settings) -> list[str]:
     """The training command from the script's name on. job: the settings of a project's run."""
     given = str(ds if isinstance(ds, Path) else f"ds_configs/{ds}.json")

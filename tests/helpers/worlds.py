@@ -65,7 +65,22 @@ def import_once() -> None:
     Not where there is a GPU: some of it starts CUDA, and a process that has started CUDA must not fork.
     """
     if not torch.cuda.is_available():
+        import deepspeed.moe.layer
+        import deepspeed.ops
+
         import sorsa_ds.train.setup  # noqa: F401
+
+        _ = deepspeed.ops.__compatible_ops__  # runs compilers, to see which of its kernels could be built
+        gc.freeze()
+
+
+def told_by_launcher(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """The environment variables of a rank on this machine, as DeepSpeed's launcher sets them.
+
+    Without LOCAL_SIZE DeepSpeed would start `numactl` in every step, to count a CPU's devices.
+    """
+    here = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"), str(world_size))
+    return {**here, "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def _rank(rank: int, world_size: int, port: int, results, function: Callable, args: tuple) -> None:
@@ -75,10 +90,7 @@ def _rank(rank: int, world_size: int, port: int, results, function: Callable, ar
         # tqdm's own lock is shared with the process that was forked: a rank that is killed while it holds it, at the
         # end of a test or in the middle, would stop every later progress bar.
         tqdm.set_lock(threading.RLock())
-        os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size),
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        )  # fmt: skip
+        os.environ.update(told_by_launcher(rank, world_size, port))
         from sorsa_ds.runtime.process import init_distributed
 
         init_distributed()

@@ -69,7 +69,7 @@ def test_a_second_command_reproduces_the_held_out_loss(zero3):
 def test_the_same_name_again_is_refused_and_nothing_is_overwritten(project, zero3):
     _, folder, _ = zero3
     before = (folder / "metrics.jsonl").read_bytes()
-    printed, _, _ = launch(project, "zero3", code=2)
+    printed, _, _ = launch_forked(project, "zero3", code=2)
     assert "holds a run already" in printed
     assert (folder / "metrics.jsonl").read_bytes() == before
 
@@ -93,7 +93,7 @@ def test_mixed_precision_and_checkpointing_train(project, zero3):
 
 
 def test_wandb_offline(project):
-    _, folder, _ = launch(project, "wandb", "output.wandb=offline", ranks=1, ds="stage0", WANDB_SILENT="true")
+    _, folder, _ = launch_forked(project, "wandb", "output.wandb=offline", ranks=1, ds="stage0", WANDB_SILENT="true")
     assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
 
 

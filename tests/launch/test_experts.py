@@ -16,7 +16,7 @@ from sorsa_ds.model.adapter_file import CONFIG
 from tests.helpers import projects
 from tests.helpers.expert_models import EXPERT_CONFIGS
 from tests.helpers.forked import launch_forked
-from tests.helpers.projects import ROOT, launch, metrics
+from tests.helpers.projects import ROOT, metrics
 from tests.helpers.runs import train
 from tests.helpers.runs import trained as factors_of
 
@@ -32,7 +32,7 @@ def trained(request, tmp_path_factory):
     config = copy.deepcopy(EXPERT_CONFIGS[request.param])
     config.output_router_logits, config.router_aux_loss_coef = request.param == "mixtral", 0.1
     project = projects.make(tmp_path_factory.mktemp(request.param), config)
-    printed, run, _ = launch(project, "zero3", *SETTINGS)
+    printed, run, _ = launch_forked(project, "zero3", *SETTINGS)
     return project, printed, run
 
 

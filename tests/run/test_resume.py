@@ -22,7 +22,8 @@ from sorsa_ds.run.checkpoint import manifest
 from sorsa_ds.run.checkpoint.saved import SavedTensors
 from sorsa_ds.runtime.errors import PeerError
 from sorsa_ds.train.origin import ResumedRun
-from tests.helpers.projects import launch, metrics, start
+from tests.helpers.forked import launch_forked
+from tests.helpers.projects import metrics, start
 from tests.helpers.runs import GLOBAL, rewound, train, train_rank, trained
 from tests.helpers.worlds import run_ranks
 
@@ -434,7 +435,7 @@ def test_a_killed_rank_ends_the_others_and_a_signal_ends_with_the_documented_cod
     psutil.wait_procs(ranks, timeout=60)
     assert not any(rank.is_running() for rank in ranks)
     assert 14 <= folders.step_of(folders.existing_checkpoints(project / "killed")[0]) < 60
-    printed, run, _ = launch(project, "killed", *arguments, "output.save_every=20")
+    printed, run, _ = launch_forked(project, "killed", *arguments, "output.save_every=20")
     assert "Going on after step" in printed
     assert len(metrics(run, "loss")) == 60
 
