@@ -16,6 +16,7 @@ from sorsa_ds.cli.sorsa import COMMANDS
 from sorsa_ds.config.schema import RunConfig
 from sorsa_ds.train.options import TRAIN_OPTIONS, parse
 from tests.helpers.documented import blocks, commands, section
+from tests.helpers.forked import run_forked
 from tests.helpers.projects import ROOT
 
 README = ROOT / "README.md"
@@ -64,12 +65,12 @@ def place(tmp_path, monkeypatch):
 @functools.cache
 def help_of(script: str) -> str:
     """What a script says to `--help`."""
-    program = [sys.executable] if script.endswith(".py") else ["bash"]
-    done = subprocess.run(
-        [*program, ROOT / script, "--help"], cwd=ROOT, text=True, capture_output=True, check=True,
+    if script.endswith(".py"):
+        return run_forked(ROOT, [script, "--help"])[0]
+    return subprocess.run(
+        ["bash", ROOT / script, "--help"], cwd=ROOT, text=True, capture_output=True, check=True,
         env={**os.environ, "DS_ACCELERATOR": "cpu"},
-    )  # fmt: skip
-    return done.stdout
+    ).stdout  # fmt: skip
 
 
 def script_of(words: list[str]) -> tuple[str, list[str]] | None:
