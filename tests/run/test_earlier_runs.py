@@ -5,10 +5,7 @@ ranks under ZeRO-3; of its checkpoints the one of step 3 is kept.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +15,7 @@ from safetensors.torch import load_file
 
 import sorsa_ds
 from sorsa_ds.model.adapter_file import TRAINED
-from sorsa_ds.runtime.ports import free_port
+from tests.helpers.forked import run_forked
 from tests.helpers.projects import ROOT, metrics
 
 pytestmark = pytest.mark.slow
@@ -33,21 +30,15 @@ def run(tmp_path):
     return Path(shutil.copytree(RUN, tmp_path / "run"))
 
 
-def command(*words) -> str:
+def command(run: Path, *words, ranks=1) -> str:
     """Run a command of launch/; returns what it printed."""
-    done = subprocess.run(
-        [str(word) for word in words], cwd=ROOT, text=True, capture_output=True,
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout + done.stderr
+    return run_forked(run.parent, [str(word) for word in words], ranks=ranks)[0]
 
 
 def test_its_checkpoint_is_resumed(run):
     printed = command(
-        sys.executable, Path(sys.executable).with_name("deepspeed"), "--num_gpus", 2, "--master_port", free_port(),
-        "launch/train.py", "--resume", run / "checkpoints" / "step-000003", f"model={MODEL}",
-        f"output.folder={run.parent}",
+        run, "launch/train.py", "--resume", run / "checkpoints" / "step-000003", f"model={MODEL}",
+        f"output.folder={run.parent}", ranks=2,
     )  # fmt: skip
     assert printed.count("sorsa.rank is called adapter.rank now") == 1
     kept = yaml.safe_load((run / "config.yaml").read_text())
@@ -74,9 +65,9 @@ def check_peft_loads(adapter: Path) -> None:
 def test_its_adapter_is_loaded_and_its_export_computes_the_same(run, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    command(sys.executable, "launch/export.py", "--run", run, "--format", "merged", "--base", MODEL,
-            "--output", tmp_path / "merged")  # fmt: skip
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    exported = tmp_path / "merged"
+    command(run, "launch/export.py", "--run", run, "--format", "merged", "--base", MODEL, "--output", exported)
+    merged = AutoModelForCausalLM.from_pretrained(exported)
     loaded = sorsa_ds.load_adapter(run / "adapter", base=str(MODEL))
     ids = torch.arange(3, 43)[None]
     with torch.no_grad():
@@ -91,6 +82,6 @@ def test_its_held_out_loss_is_measured_anew(run):
     (run / "config.yaml").write_text("\n".join([f"model: {MODEL}", *config[1:]]) + "\n")
     description = json.loads((run / "adapter" / "adapter_config.json").read_text())
     (run / "adapter" / "adapter_config.json").write_text(json.dumps({**description, "base_model": str(MODEL)}))
-    printed = command(sys.executable, "launch/evaluate.py", "--model", run, "--task", "loss")
+    printed = command(run, "launch/evaluate.py", "--model", run, "--task", "loss")
     told = float(printed.split("held-out loss")[1].split()[0])
     assert told == pytest.approx(metrics(RUN, "eval_loss")[-1], rel=1e-4)
