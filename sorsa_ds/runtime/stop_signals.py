@@ -6,6 +6,9 @@ to stop. Nobody waits for the answer: it is read before the next micro-step, by 
 
 Python runs signal handlers in the main thread, which may be waiting inside a collective for a rank that is dead. In
 that case a second thread, which the signal itself wakes, ends this process.
+
+Of several signals the one with the lowest number is told: DeepSpeed's launcher answers Ctrl-C, which the ranks get as
+SIGINT too, with SIGTERM, and on a busy machine either may come first.
 """
 
 import os
@@ -23,6 +26,8 @@ from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.leave import SIGNALS, leave, sent
 
 T = TypeVar("T")
+NONE = signal.NSIG
+"""Stands for no signal where the lowest number is looked for."""
 
 
 class StopRequest(Exception):
@@ -58,19 +63,20 @@ class StopSignals:
         number = self._received
         if collectives.world_size() > 1:
             number = self._answer()
-            mine = torch.tensor(self._received)
-            work = dist.all_reduce(mine, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+            mine = torch.tensor(self._received or NONE)
+            work = dist.all_reduce(mine, op=dist.ReduceOp.MIN, group=self._group, async_op=True)
             self._asked = mine, work
         if number:
             raise StopRequest(sent(number))
 
     def _answer(self) -> int:
-        """The largest number of a signal that any rank had received at the last question; 0 for none."""
+        """The lowest number of a signal that any rank had received at the last question; 0 for none."""
         if self._asked is None:
             return 0
         answer, work = self._asked
         work.wait()
-        return int(answer.numpy())  # numpy reads a CPU's numbers only, so no GPU can be waited for here
+        number = int(answer.numpy())  # numpy reads a CPU's numbers only, so no GPU can be waited for here
+        return 0 if number == NONE else number
 
     def checked(self, items: Iterable[T]) -> Iterator[T]:
         """The items, with a `check` before each of them is handed out. Every step is a collective call.
@@ -91,8 +97,8 @@ class StopSignals:
             self._interruptions += number == signal.SIGINT
             if self._interruptions > 1:
                 leave("interrupted twice: ended without saving" if collectives.rank() == 0 else "", 128 + number)
-            if not self._received:
-                self._received = number
+            first, self._received = not self._received, min(self._received or NONE, number)
+            if first:
                 threading.Thread(target=self._leave_with_the_dead, daemon=True).start()
 
     def _leave_with_the_dead(self) -> None:

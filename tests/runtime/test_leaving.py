@@ -160,6 +160,26 @@ def test_a_signal_is_a_request_to_stop(ends, number):
     assert (code, printed) == (0, f"asked by {number.name}\n")
 
 
+def _told_both_at_once(ready) -> None:
+    """Two signals that wait while a process is not running: the handler of the higher number runs first."""
+    signals = StopSignals()
+    both = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, both)
+    for number in both:
+        os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+    time.sleep(0.2)
+    try:
+        signals.check()
+    except StopRequest as request:
+        print(f"asked by {request}", file=sys.stderr, flush=True)
+    os._exit(0)
+
+
+def test_ctrl_c_is_told_where_the_launchers_answer_to_it_comes_first(ends):
+    assert ends(_told_both_at_once)[2] == "asked by SIGINT\n"
+
+
 def test_a_second_ctrl_c_ends_a_rank_at_once(ends):
     code, written, printed = ends(_training, signal.SIGINT, signal.SIGINT)
     assert (code, written) == (130, "130\n")

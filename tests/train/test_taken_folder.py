@@ -20,8 +20,10 @@ def _train_while(happens, project, name, more):
     step = type(trainer).step
 
     def interrupted(self, number):
-        if number == 3 and collectives.rank() == 0:
-            happens(self.folder)
+        if number == 3:
+            self.keeper.finish_saving()
+            if collectives.rank() == 0:
+                happens(self.folder)
         return step(self, number)
 
     type(trainer).step = interrupted
