@@ -7,14 +7,13 @@ variant and LoRA with one seed: the same data in the same order. Intervals are S
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 
 from scipy import stats
 
-from benchmarks.helpers.evidence_trials import PARTS, VARIANTS, Part, Trial, best_rates, trial_of
+from benchmarks.helpers.evidence_trials import PARTS, PEER, VARIANTS, Part, Trial, best_rates, trial_of
 from sorsa_ds.study.compare.frontier import Curve, NotReached, Point, common_loss, drift_at
 
-PEER = "lora"
 HEADLINE = "small-gsm8k"
 """The part from which the line of JSON is taken: the one with all variants and most seeds."""
 
@@ -137,7 +136,10 @@ def tables(rows: Sequence[dict]) -> str:
     for part in PARTS.values():
         found = against_lora(part, rows)
         if found:
-            parts.append(f"### {part.name}: {part.seeds} seeds, rank {part.rank}\n\n{_table(found)}")
+            heading = f"### {part.name}: {part.seeds} seeds, rank {part.rank}"
+            parts.append(
+                f"{heading}\n\n{_table(found)}\n\n{_texts(part, rows, found)}\n\n{_spectra(part, rows, found)}"
+            )
     return "\n\n".join(parts)
 
 
@@ -153,6 +155,55 @@ def _table(found: Sequence[Against]) -> str:
             f"| {one.drift:.3f} | {ratio} |"
         )
     return "\n".join(lines)
+
+
+def _texts(part: Part, rows: Sequence[dict], found: Sequence[Against]) -> str:
+    """What became of English, of code and of choices at each variant's best rate; English beside LoRA's, by seed."""
+    base = next(row for row in rows if row["part"] == part.name)
+    lines = [
+        "| variant | English, nats per token | minus LoRA's | code | right choices |",
+        "|---|---|---|---|---|",
+        f"| the base model | {float(base['english_base']):.3f} | | {float(base['code_base']):.3f} "
+        f"| {float(base['choices_base']):.2f} |",
+    ]
+    peers = {one.variant: _runs_at(part, rows, one) for one in found}
+    for one in found:
+        own = peers[one.variant]
+        pairs = [float(a["english"]) - float(b["english"]) for a, b in zip(own, peers.get(PEER, []), strict=False)]
+        lines.append(
+            f"| {one.variant} | {_mean(own, 'english'):.3f} | {_told(Interval.of(pairs), '+.3f')} "
+            f"| {_mean(own, 'code'):.3f} | {_mean(own, 'choices'):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _spectra(part: Part, rows: Sequence[dict], found: Sequence[Against]) -> str:
+    """What became of the weights and of the factors at each variant's best rate; the median of condition numbers."""
+    lines = [
+        "| variant | change of W | Delta-Sigma | Delta-D | kappa(W) | ‖XᵀX − I‖ | kappa(U) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        own = _runs_at(part, rows, one)
+        factors = "| - | - |"
+        if own[0]["orthonormality"]:
+            factors = f"| {_mean(own, 'orthonormality'):.2g} | {_mean(own, 'kappa_U'):.3f} |"
+        kappa = median(float(row["kappa_W"]) for row in own)
+        lines.append(
+            f"| {one.variant} | {_mean(own, 'change'):.3f} | {_mean(own, 'delta_sigma'):.3f} "
+            f"| {_mean(own, 'delta_d'):.3f} | {kappa:.0f} {factors}"
+        )
+    return "\n".join(lines)
+
+
+def _runs_at(part: Part, rows: Sequence[dict], one: Against) -> list[dict]:
+    """A variant's rows at its best rate, in the order of the seeds."""
+    own = [row for row in rows if (row["part"], row["variant"]) == (part.name, one.variant)]
+    return sorted((r for r in own if float(r["learning_rate"]) == one.rate), key=lambda row: int(row["seed"]))
+
+
+def _mean(rows: Sequence[dict], key: str) -> float:
+    return fmean(float(row[key]) for row in rows)
 
 
 def _told(interval: Interval | None, form: str) -> str:

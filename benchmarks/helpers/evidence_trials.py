@@ -2,8 +2,9 @@
 
 A part fixes model, data, steps and rank. Every variant of a part begins with three learning rates and the first seed;
 while the best of them is the lowest or the highest, a rate beyond it is added, so that every best rate has neighbours
-on both sides. Then the other seeds follow, at the best rate and its two neighbours. The best rate of a variant is the
-one with the lowest mean over the seeds, among those that have them all.
+on both sides. Then the other seeds follow, at the best rate and its two neighbours; LoRA's at the rate below these too,
+so that its drift is known at the higher losses of others. The best rate of a variant is the one with the lowest mean
+over the seeds, among those that have them all.
 
 The variants of `MAIN` are finished before the others begin. Of the others, those whose loss with the first seed is
 within `CLOSE` of the best one's are run with the other seeds too, at their best rate alone.
@@ -86,7 +87,7 @@ _WHOLE = (1.4e-3, 2e-3, 2.8e-3)
 _LEADING = (2.8e-3, 4e-3, 5.6e-3)
 _TRAILING = (1.4e-2, 2e-2, 2.8e-2)
 SMALL_RATES: dict[str, tuple[float, ...]] = {
-    "lora": _LORA,
+    "lora": (7e-3, *_LORA),
     "lora-plus": (1.2e-3, 1.8e-3, 2.5e-3),
     "pissa": (4.2e-3, 6e-3, 8.5e-3),
     "dora": _LORA,
@@ -114,7 +115,9 @@ DEFAULT_RATES: dict[str, tuple[float, ...]] = {
 }
 """Learning rates with which a variant begins on the default model at rank 16."""
 
-MAIN = ("lora", "sorsa", "trailing", "pissa", "partial", "trailing-no-reg")
+PEER = "lora"
+"""The method to which all are compared."""
+MAIN = (PEER, "sorsa", "trailing", "pissa", "partial", "trailing-no-reg")
 CLOSE = 0.05
 """Nats per token: how much higher a variant's loss with the first seed may be than the best one's, to be run on."""
 STEP = 1.4
@@ -186,7 +189,7 @@ def _with_other_seeds(part: Part, variant: str, losses: dict[Trial, float]) -> l
     best, rates = _best(part, variant, losses), rates_with_first_seed(part, variant, losses)
     if variant in MAIN:
         at = rates.index(best)
-        rates = rates[at - 1 : at + 2]
+        rates = rates[max(0, at - (2 if variant == PEER else 1)) : at + 2]
     else:
         lowest = min(loss for t, loss in losses.items() if (t.part, t.seed) == (part.name, 0))
         rates = [best] if losses[Trial(part.name, variant, best, 0)] <= lowest + CLOSE else []

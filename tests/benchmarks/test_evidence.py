@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from benchmarks.helpers.evidence_summary import Interval, against_lora, best_of_sorsa, summary
-from benchmarks.helpers.evidence_trials import Part, Trial, best_rates, due
+from benchmarks.helpers.evidence_summary import Interval, against_lora, best_of_sorsa, summary, tables
+from benchmarks.helpers.evidence_trials import PARTS, Part, Trial, best_rates, due
 
 RATES = {"lora": (1e-3, 2e-3, 4e-3, 8e-3), "trailing": (1e-2, 2e-2, 4e-2)}
 PART = Part("small-gsm8k", "small", 8, 3, ("lora", "trailing"), (), RATES, (1, 1))
@@ -14,7 +14,10 @@ PART = Part("small-gsm8k", "small", 8, 3, ("lora", "trailing"), (), RATES, (1, 1
 def row(variant, rate, seed, loss, drift=1.0):
     return {
         "part": PART.name, "variant": variant, "learning_rate": str(rate), "seed": str(seed),
-        "eval_loss": str(loss), "drift": str(drift),
+        "eval_loss": str(loss), "drift": str(drift), "english": str(3 + drift), "english_base": "3.5", "code": "5",
+        "code_base": "6", "choices": "0.5", "choices_base": "0.25", "change": "0.1", "delta_sigma": "0.2",
+        "delta_d": "0.3", "kappa_W": str(100 * (1 + seed**9)), "kappa_U": "1.5",
+        "orthonormality": "0.25" * (variant != "lora"),
     }  # fmt: skip
 
 
@@ -30,9 +33,9 @@ def test_a_variant_is_run_beyond_its_best_rate_and_then_with_the_other_seeds_bes
     assert due(PART, losses) == [trial("trailing", 7.1e-3, 0)], "the other seeds wait for a rate below the best"
     losses[trial("trailing", 7.1e-3, 0)] = 1.5
     more = due(PART, losses)
-    assert [t.learning_rate for t in more if (t.variant, t.seed) == ("lora", 1)] == [2e-3, 4e-3, 8e-3]
+    assert [t.learning_rate for t in more if (t.variant, t.seed) == ("lora", 1)] == [1e-3, 2e-3, 4e-3, 8e-3]
     assert [t.learning_rate for t in more if (t.variant, t.seed) == ("trailing", 2)] == [7.1e-3, 1e-2, 2e-2]
-    assert len(more) == 2 * (3 + 3)
+    assert len(more) == 2 * (4 + 3)
     assert due(PART, losses | dict.fromkeys(more, 1.0)) == []
 
 
@@ -97,3 +100,18 @@ def test_a_variant_with_a_higher_loss_is_not_the_best_however_little_it_drifts()
     assert summary([])["best_variant"] is None
     told = summary(rows((0.1, 0.11, 0.12), 0.5))
     assert told["runs"] == 18 and told["seeds"] == 3
+
+
+def test_the_tables_tell_texts_and_spectra_at_the_best_rates(monkeypatch):
+    """Student's interval of equal differences has no width; an ill-conditioned seed leaves the median alone."""
+    monkeypatch.setitem(PARTS, PART.name, PART)
+    told = tables(rows((0.0, 0.0, 0.0), 0.5)).splitlines()
+    for line in (
+        "### small-gsm8k: 3 seeds, rank 8",
+        "| the base model | 3.500 | | 6.000 | 0.25 |",
+        "| lora | 4.000 | +0.000 (+0.000 to +0.000) | 5.000 | 0.50 |",
+        "| trailing | 3.500 | -0.500 (-0.500 to -0.500) | 5.000 | 0.50 |",
+        "| lora | 0.100 | 0.200 | 0.300 | 200 | - | - |",
+        "| trailing | 0.100 | 0.200 | 0.300 | 200 | 0.25 | 1.500 |",
+    ):
+        assert line in told, told
