@@ -85,7 +85,7 @@ def against_lora(part: Part, rows: Sequence[dict]) -> list[Against]:
 def drift_ratios(part: Part, runs: dict[Trial, dict], variant: str) -> tuple[list[float], int]:
     """Drift over LoRA's at the loss that both reach, for each seed where both curves do; and for how many they do not.
 
-    A seed other than the first has a curve of the best rate and its two neighbours.
+    A seed other than the first has a curve of the best rate, the next one and the two below.
     """
     ratios, missing = [], 0
     for seed in range(part.seeds):

@@ -2,9 +2,9 @@
 
 A part fixes model, data, steps and rank. Every variant of a part begins with three learning rates and the first seed;
 while the best of them is the lowest or the highest, a rate beyond it is added, so that every best rate has neighbours
-on both sides. Then the other seeds follow, at the best rate and its two neighbours; LoRA's at the rate below these too,
-so that its drift is known at the higher losses of others. The best rate of a variant is the one with the lowest mean
-over the seeds, among those that have them all.
+on both sides. Then the other seeds follow, at the best rate, the next one and the two below, where losses are higher:
+drift at equal loss is read there. The best rate of a variant is the one with the lowest mean over the seeds, among
+those that have them all.
 
 The variants of `MAIN` are finished before the others begin. Of the others, those whose loss with the first seed is
 within `CLOSE` of the best one's are run with the other seeds too, at their best rate alone.
@@ -185,11 +185,11 @@ def _with_first_seed(part: Part, variant: str, losses: dict[Trial, float]) -> li
 
 
 def _with_other_seeds(part: Part, variant: str, losses: dict[Trial, float]) -> list[Trial]:
-    """The variant's best rate with the other seeds, and its neighbours, as far as the variant is followed."""
+    """The variant's best rate with the other seeds, and rates beside it, as far as the variant is followed."""
     best, rates = _best(part, variant, losses), rates_with_first_seed(part, variant, losses)
     if variant in MAIN:
         at = rates.index(best)
-        rates = rates[max(0, at - (2 if variant == PEER else 1)) : at + 2]
+        rates = rates[max(0, at - 2) : at + 2]
     else:
         lowest = min(loss for t, loss in losses.items() if (t.part, t.seed) == (part.name, 0))
         rates = [best] if losses[Trial(part.name, variant, best, 0)] <= lowest + CLOSE else []
