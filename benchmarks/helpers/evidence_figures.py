@@ -18,7 +18,7 @@ LOOKS = looks_of(SHOWN)
 
 
 def draw(rows: Sequence[dict], folder: Path) -> list[Path]:
-    """Write evidence-PART.png for every part in which at least two variants have all learning rates; returns them."""
+    """Write evidence-PART.png for every part in which at least two variants have run with every seed; returns them."""
     written = []
     for part in PARTS.values():
         frontier = frontier_of(part, rows)
@@ -32,12 +32,12 @@ def draw(rows: Sequence[dict], folder: Path) -> list[Path]:
 
 
 def frontier_of(part: Part, rows: Sequence[dict]) -> Frontier:
-    """The curves of a part's variants: all rates with the first seed, and the runs of the other seeds."""
+    """The curves of the variants that are shown, over the learning rates at which they have run with every seed."""
     runs = {trial_of(row): row for row in rows if row["part"] == part.name}
     curves = {}
     for variant in (name for name in SHOWN if name in part.variants):
-        own = {seed: curve_of(runs, variant, seed) for seed in range(part.seeds)}
-        if len(own[0]) >= len(part.rates[variant]):
-            curves[variant] = {seed: curve for seed, curve in own.items() if curve}
-    firsts = {variant: of_seed[0] for variant, of_seed in curves.items()}
-    return Frontier("held-out loss", curves, {0: common_loss(firsts)} if firsts else {}, [])
+        points = [{p.learning_rate: p for p in curve_of(runs, variant, seed)} for seed in range(part.seeds)]
+        if rates := sorted(set.intersection(*map(set, points))):
+            curves[variant] = {seed: [own[rate] for rate in rates] for seed, own in enumerate(points)}
+    losses = {seed: common_loss({v: own[seed] for v, own in curves.items()}) for seed in range(part.seeds) if curves}
+    return Frontier("held-out loss", curves, losses, [])
