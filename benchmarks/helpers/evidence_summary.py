@@ -137,10 +137,9 @@ def tables(rows: Sequence[dict]) -> str:
         found = against_lora(part, rows)
         if found:
             heading = f"### {part.name}: {part.seeds} seeds, rank {part.rank}"
-            parts.append(
-                f"{heading}\n\n{_table(found)}\n\n{_texts(part, rows, found)}\n\n{_spectra(part, rows, found)}"
-            )
-    return "\n\n".join(parts)
+            parts += [heading, _table(found), _texts(part, rows, found), _spectra(part, rows, found)]
+            parts.append(_regulariser(part, rows))
+    return "\n\n".join(filter(None, parts))
 
 
 def _table(found: Sequence[Against]) -> str:
@@ -194,6 +193,23 @@ def _spectra(part: Part, rows: Sequence[dict], found: Sequence[Against]) -> str:
             f"| {_mean(own, 'delta_d'):.3f} | {kappa:.0f} {factors}"
         )
     return "\n".join(lines)
+
+
+def _regulariser(part: Part, rows: Sequence[dict]) -> str:
+    """What the regulariser changes at one learning rate, seed by seed: loss and drift with it, minus those without."""
+    runs = {trial_of(row): row for row in rows if row["part"] == part.name}
+    lines = []
+    for variant in ("sorsa", "trailing"):
+        for rate in sorted({t.learning_rate for t in runs if t.variant == variant}):
+            pairs = [[Trial(part.name, v, rate, k) for v in (variant, f"{variant}-no-reg")] for k in range(part.seeds)]
+            if all(t in runs for pair in pairs for t in pair):
+                told = (
+                    _told(Interval.of([float(runs[a][key]) - float(runs[b][key]) for a, b in pairs]), "+.3f")
+                    for key in ("eval_loss", "drift")
+                )
+                lines.append(f"| {variant} | {rate:g} | {' | '.join(told)} |")
+    head = ["| with and without the regulariser | rate | held-out loss | drift |", "|---|---|---|---|"]
+    return "\n".join([*head, *lines]) if lines else ""
 
 
 def _runs_at(part: Part, rows: Sequence[dict], one: Against) -> list[dict]:

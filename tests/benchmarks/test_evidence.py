@@ -115,3 +115,18 @@ def test_the_tables_tell_texts_and_spectra_at_the_best_rates(monkeypatch):
         "| trailing | 0.100 | 0.200 | 0.300 | 200 | 0.25 | 1.500 |",
     ):
         assert line in told, told
+
+
+def test_the_regulariser_is_judged_at_one_rate_and_seed_by_seed(monkeypatch):
+    part = Part("small-gsm8k", "small", 8, 2, ("lora", "trailing", "trailing-no-reg"), (), {}, (1, 1))
+    monkeypatch.setitem(PARTS, part.name, part)
+    both = [
+        row(variant, rate, seed, 2 + seed - gap, 1 - 2 * gap)
+        for variant, gap in (("lora", 0.0), ("trailing", 0.1), ("trailing-no-reg", 0.0))
+        for rate in (1e-2, 2e-2)
+        for seed in (0, 1)
+        if (variant, rate, seed) != ("trailing-no-reg", 2e-2, 1)
+    ]
+    told = tables(both)
+    assert "| trailing | 0.01 | -0.100 (-0.100 to -0.100) | -0.200 (-0.200 to -0.200) |" in told
+    assert "| trailing | 0.02 | -0.1" not in told, "a pair of one seed is missing"
