@@ -39,17 +39,18 @@ class Change:
     job: Job
 
 
-def advice(folder: Path, job: Job, more_gpus: bool = True) -> list[Way]:
+def advice(folder: Path, job: Job, more_gpus: bool = True, known: Facts | None = None) -> list[Way]:
     """Settings with which the job fits into its hardware.
 
     Args:
         more_gpus: whether there may be more GPUs than the job has.
+        known: the facts of the job's own model, which takes seconds to build again.
 
     Returns:
         Every single change that suffices. If none does, the shortest row of changes that suffices together; if there
         is none, those changes on more GPUs.
     """
-    trial = _Trial(folder)
+    trial = _Trial(folder, job, known)
     singles = [change for step in _STEPS if (change := step(job)) is not None]
     if ways := [way for change in singles if (way := trial.way(change)) is not None]:
         return ways
@@ -68,9 +69,9 @@ class _Trial:
     Building a model takes seconds, so it is built once for all changes that only change how it is trained.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, job: Job, known: Facts | None):
         self._folder = folder
-        self._models: list[tuple[tuple, Facts]] = []
+        self._models: list[tuple[tuple, Facts]] = [] if known is None else [(_settings_of_model(job), known)]
 
     def way(self, change: Change) -> Way | None:
         """The settings of a change with which the job fits; None if it does not."""
@@ -84,14 +85,17 @@ class _Trial:
         return Way(" ".join(words), needed.total, of_a_node(change.job, needed))
 
     def _facts(self, job: Job) -> Facts:
-        settings = (
-            replace(job.config, train=TrainConfig()), job.precision, job.storage, job.most_examples, job.together
-        )  # fmt: skip
+        settings = _settings_of_model(job)
         for known, model in self._models:
             if known == settings:
                 return model
         self._models.append((settings, facts(self._folder, job)))
         return self._models[-1][1]
+
+
+def _settings_of_model(job: Job) -> tuple:
+    """All that the facts of a job's model depend on."""
+    return replace(job.config, train=TrainConfig()), job.precision, job.storage, job.most_examples, job.together
 
 
 def _more_gpus(trial: _Trial, heap: Change) -> list[Way]:

@@ -14,7 +14,7 @@ from sorsa_ds.plan.advice import advice
 from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.memory import HEADROOM, Place, places
-from sorsa_ds.plan.micro_batch import NoEstimateError, size_micro_batch
+from sorsa_ds.plan.micro_batch import NoEstimateError, Sized, size_micro_batch
 from sorsa_ds.plan.report import short
 from sorsa_ds.runtime import collectives, process
 from sorsa_ds.runtime.console import say
@@ -79,7 +79,7 @@ def fit_memory(
             return size, unknown, "", None
         found = places(sized.job, sized.memory)
         full = next((place for place in found if place.needed > place.limit), None)
-        refusal = None if full is None else _refusal(full, others, _ways_to_fit(folder, sized.job))
+        refusal = None if full is None else _refusal(full, others, _ways_to_fit(folder, sized))
         return sized.job.resolved.micro_batch_size, sized.choice, short(sized.memory, found) + others, refusal
 
     micro_batch, choice, needed, refusal = collectives.on_rank_0(plan_for_all, this_device())
@@ -123,11 +123,12 @@ def _on_this_machine(job: Job) -> tuple[Job, str]:
     return replace(job, hardware=hardware), others if taken > HEADROOM * least.gpu_total else ""
 
 
-def _ways_to_fit(folder: Path, job: Job) -> list[str]:
+def _ways_to_fit(folder: Path, sized: Sized) -> list[str]:
     """Settings with which a job fits into these GPUs, the cheapest first; none where the ranks compute on CPUs."""
-    if job.hardware.device == "cpu":
+    if sized.job.hardware.device == "cpu":
         return []
-    return [f"{way.settings} ({way.gpu / GIB:.2f} GiB)" for way in advice(folder, job, more_gpus=False)]
+    ways = advice(folder, sized.job, more_gpus=False, known=sized.facts)
+    return [f"{way.settings} ({way.gpu / GIB:.2f} GiB)" for way in ways]
 
 
 def _refusal(place: Place, others: str, ways: list[str]) -> str:

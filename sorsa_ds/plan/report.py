@@ -48,7 +48,7 @@ def plan(folder: Path, job: Job) -> Plan:
     sized = size_micro_batch(folder, job)
     job, found, needed = sized.job, sized.facts, sized.memory
     moved = traffic(job, found)
-    ways = [] if fits(job, needed) else advice(folder, job)
+    ways = [] if fits(job, needed) else advice(folder, job, known=found)
     return Plan(job, found, needed, moved, speed(job, found, moved), ways, sized.choice)
 
 

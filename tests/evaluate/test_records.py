@@ -11,6 +11,7 @@ import pytest
 
 from sorsa_ds.evaluate.records import read_samples
 from tests.helpers.evaluated import asked, run
+from tests.helpers.forked import outcome_forked
 from tests.helpers.projects import ROOT
 from tests.helpers.worlds import run_ranks
 
@@ -108,12 +109,13 @@ def test_a_folder_that_holds_something_else_is_refused(trained):
 def test_a_real_kill_loses_no_finished_sample(trained, whole):
     """A process that is killed as soon as it has written something; the command goes on from there."""
     folder = trained / "killed"
-    command = [
-        sys.executable, "launch/evaluate.py", "--model", str(trained / "model"), "--task", "gsm8k", "--data",
+    words = [
+        "launch/evaluate.py", "--model", str(trained / "model"), "--task", "gsm8k", "--data",
         str(trained / "questions"), "--output", str(folder), "--dtype", "fp32", "--max_new_tokens", "24",
         "--batch_size", "1",
     ]  # fmt: skip
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *words]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
         until = time.monotonic() + 200
         while process.poll() is None and time.monotonic() < until and not _size(folder):
@@ -121,7 +123,8 @@ def test_a_real_kill_loses_no_finished_sample(trained, whole):
         process.kill()
     before = read_samples(folder)
     assert before
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    done = outcome_forked(trained, *words)
+    assert done.returncode == 0, done.stderr
     assert read_samples(folder) == whole[1]
     if len(before) < len(whole[1]):
         assert f"{len(before)} of {len(whole[1])} samples are in" in done.stdout

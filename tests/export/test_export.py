@@ -29,7 +29,7 @@ from sorsa_ds.runtime.folder_lock import RunLock, is_held
 from tests.helpers.architectures import save
 from tests.helpers.chat_tokenizer import chat_tokenizer
 from tests.helpers.finished import base_of, finished_run
-from tests.helpers.forked import launch_forked
+from tests.helpers.forked import launch_forked, outcome_forked
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -649,12 +649,12 @@ def test_a_real_model(name, shard, request, tmp_path):
 
 @pytest.mark.slow
 def test_the_command(runs, tmp_path):
-    command = [sys.executable, "launch/export.py", "--run", str(runs("llama")), "--output", str(tmp_path / "out")]
-    done = subprocess.run([*command, "--format", "lora", "--rank", "4"], cwd=ROOT, text=True, capture_output=True,
-                          check=True)  # fmt: skip
+    command = ["launch/export.py", "--run", runs("llama"), "--output", tmp_path / "out"]
+    done = outcome_forked(tmp_path, *command, "--format", "lora", "--rank", "4")
+    assert done.returncode == 0, done.stderr
     assert "--max-lora-rank 8 " in done.stdout
     assert "Cut to rank 4: relative error" in done.stdout
-    done = subprocess.run([*command, "--format", "merged"], cwd=ROOT, text=True, capture_output=True, check=False)
+    done = outcome_forked(tmp_path, *command, "--format", "merged")
     assert done.returncode == 2
     assert "is not an empty folder" in done.stderr
     assert "Traceback" not in done.stderr

@@ -4,16 +4,19 @@ It takes a second or two where `projects.launch` takes ten: the start of the int
 launcher are left out. A few tests in tests/launch still go the whole way.
 """
 
+import functools
 import gc
 import logging
 import os
 import runpy
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
 from pathlib import Path
+from typing import IO
 
 import torch
 from tqdm import tqdm
@@ -36,31 +39,71 @@ def run_forked(project: Path, words: list[str], code=0, ranks=1, **environment: 
 
     The first rank that fails ends the others, as DeepSpeed's launcher does it.
     """
-    import_once()
     began = time.monotonic()
     with tempfile.TemporaryFile("w+") as printed:
-        common = (ranks, free_port(), words, environment_of(project, **environment), printed.fileno())
-        processes = [FORK.Process(target=_command, args=(rank, *common), daemon=True) for rank in range(ranks)]
-        for process in processes:
-            process.start()
-        while any(process.is_alive() for process in processes) and time.monotonic() - began < 300:
-            if any(process.exitcode for process in processes):
-                for process in processes:
-                    process.terminate()
-            time.sleep(0.05)
-        for process in processes:
-            process.kill()
-            process.join()
-        printed.seek(0)
-        text = printed.read()
-    assert any(process.exitcode for process in processes) == (code != 0), text[-4000:]
+        codes = _run_to_the_end(words, ranks, environment_of(project, **environment), (printed, printed))
+        text = _read(printed)
+    assert any(codes) == (code != 0), text[-4000:]
     return text, time.monotonic() - began
 
 
-def _command(rank: int, world: int, port: int, words: list[str], environment: dict[str, str], output: int) -> None:
-    """One rank: a process that looks as if it had been started with these words."""
-    for standard in (1, 2):
-        os.dup2(output, standard)
+def outcome_forked(project: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of launch/ in one process; returns its exit code and its two streams apart, as subprocess.run.
+
+    The process may not start worker processes of its own, as analyze.py does.
+    """
+    asked = [str(word) for word in words]
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as said:
+        [code] = _run_to_the_end(asked, 1, environment_of(project, **environment), (printed, said))
+        return subprocess.CompletedProcess(asked, code, _read(printed), _read(said))
+
+
+def _run_to_the_end(words: list[str], ranks: int, environment: dict[str, str], streams: tuple[IO, IO]) -> list[int]:
+    """Run the ranks of a command; returns their exit codes. streams: where their output and their errors go."""
+    import_once()
+    _prepare_once()
+    began = time.monotonic()
+    common = (ranks, free_port(), words, environment, [stream.fileno() for stream in streams])
+    processes = [FORK.Process(target=_command, args=(rank, *common), daemon=True) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    while any(process.is_alive() for process in processes) and time.monotonic() - began < 300:
+        if any(process.exitcode for process in processes):
+            for process in processes:
+                process.terminate()
+        time.sleep(0.05)
+    for process in processes:
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def _read(stream: IO) -> str:
+    stream.seek(0)
+    return stream.read()
+
+
+@functools.cache
+def _prepare_once() -> None:
+    """Import what commands load only when they need it, and draw a picture: its fonts are found and measured then."""
+    if not torch.cuda.is_available():
+        import sorsa_ds.evaluate.command
+        import sorsa_ds.export.command
+        import sorsa_ds.study.analysis.command  # noqa: F401
+        from sorsa_ds.run.curves import draw_curves
+
+        draw_curves([{"step": step, "loss": 1.0, "eval_loss": 1.0, "reg_loss": 1e-3 * step} for step in range(3)])
+        gc.freeze()
+
+
+def _command(rank: int, world: int, port: int, words: list[str], environment: dict, streams: list[int]) -> None:
+    """One rank: a process that looks as if it had been started with these words.
+
+    Args:
+        streams: the files that its output and its errors go to.
+    """
+    for standard, stream in zip((1, 2), streams, strict=True):
+        os.dup2(stream, standard)
     sys.stdout, sys.stderr = (os.fdopen(standard, "w", buffering=1, closefd=False) for standard in (1, 2))
     for logger in (logging.getLogger(), logging.getLogger("DeepSpeed")):
         for handler in logger.handlers:
@@ -85,4 +128,5 @@ def _command(rank: int, world: int, port: int, words: list[str], environment: di
         traceback.print_exc()
     finally:
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(left)

@@ -67,6 +67,7 @@ def import_once() -> None:
     if not torch.cuda.is_available():
         import deepspeed.moe.layer
         import deepspeed.ops
+        import peft  # noqa: F401
 
         import sorsa_ds.train.setup  # noqa: F401
 

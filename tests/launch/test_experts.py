@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,8 +12,8 @@ from sorsa_ds import load_adapter
 from sorsa_ds.model.adapter_file import CONFIG
 from tests.helpers import projects
 from tests.helpers.expert_models import EXPERT_CONFIGS
-from tests.helpers.forked import launch_forked
-from tests.helpers.projects import ROOT, metrics
+from tests.helpers.forked import launch_forked, run_forked
+from tests.helpers.projects import metrics
 from tests.helpers.runs import train
 from tests.helpers.runs import trained as factors_of
 
@@ -60,10 +57,7 @@ def test_one_rank_without_zero_trains_the_same_numbers(trained):
 def test_the_merged_model_is_stored_as_the_base_is_and_computes_what_was_trained(trained):
     project, _, run = trained
     merged = project / "merged"
-    subprocess.run(
-        [sys.executable, "launch/export.py", "--run", run, "--format", "merged", "--output", merged], cwd=ROOT,
-        check=True, env={**os.environ, "DS_ACCELERATOR": "cpu"},
-    )  # fmt: skip
+    run_forked(project, ["launch/export.py", "--run", str(run), "--format", "merged", "--output", str(merged)])
     shapes = []
     for folder in (project / "model", merged):
         with safe_open(folder / "model.safetensors", "pt") as file:

@@ -1,8 +1,6 @@
 """Whether a plan fits, what is advised where it does not, and what the command says of it."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -22,6 +20,7 @@ from sorsa_ds.plan.report import as_text, plan
 from sorsa_ds.plan.shapes import shipped
 from sorsa_ds.runtime import hub
 from sorsa_ds.runtime.memory import GIB
+from tests.helpers.forked import outcome_forked
 from tests.helpers.projects import ROOT
 
 
@@ -120,11 +119,10 @@ def test_nodes_are_filled_up_before_there_are_more_of_them():
 
 
 @pytest.mark.slow
-def test_the_command_prints_one_json_object_and_leaves_with_3_where_it_does_not_fit():
-    done = subprocess.run(
-        [sys.executable, "launch/plan.py", "--ds_config", "ds_configs/stage0.json", "--gpu_memory", "8GiB",
-         f"model={LLAMA}", "adapter.rank=128", "--json"],
-        cwd=ROOT, text=True, capture_output=True, check=False,
+def test_the_command_prints_one_json_object_and_leaves_with_3_where_it_does_not_fit(tmp_path):
+    done = outcome_forked(
+        tmp_path, "launch/plan.py", "--ds_config", "ds_configs/stage0.json", "--gpu_memory", "8GiB", f"model={LLAMA}",
+        "adapter.rank=128", "--json",
     )  # fmt: skip
     assert done.returncode == 3, done.stderr
     told = json.loads(done.stdout)

@@ -19,6 +19,7 @@ from sorsa_ds.preview import command
 from sorsa_ds.preview.options import Request, parse
 from sorsa_ds.preview.padding import levelled_positions, padding_share
 from sorsa_ds.preview.report import as_text, coloured
+from tests.helpers.forked import outcome_forked
 from tests.helpers.projects import ROOT
 from tests.helpers.small_data import write_lines
 
@@ -138,12 +139,13 @@ def test_levelled_padding_is_counted_by_hand():
 @pytest.mark.slow
 def test_refusals_end_with_code_2_and_help_comes_at_once(tmp_path):
     def run(*words):
-        return subprocess.run(
-            [sys.executable, "launch/preview.py", *words], cwd=ROOT, text=True, capture_output=True,
-            env={**os.environ, "SORSA_CACHE": str(tmp_path)},
-        )  # fmt: skip
+        return outcome_forked(tmp_path, "launch/preview.py", *words)
 
-    missing = run("data.path=no-such.jsonl", f"model={MODEL}", "--json")
+    words = ["data.path=no-such.jsonl", f"model={MODEL}", "--json"]
+    missing = subprocess.run(  # one as a user starts it
+        [sys.executable, "launch/preview.py", *words], cwd=ROOT, text=True, capture_output=True,
+        env={**os.environ, "SORSA_CACHE": str(tmp_path)},
+    )  # fmt: skip
     assert missing.returncode == 2
     assert missing.stdout == ""
     assert missing.stderr.lstrip().startswith("error: data.path: no file or folder 'no-such.jsonl' here")
