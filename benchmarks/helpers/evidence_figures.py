@@ -4,8 +4,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.helpers.evidence_summary import curve_of
-from benchmarks.helpers.evidence_trials import PARTS, Part, trial_of
+from benchmarks.helpers.evidence_summary import curve_of, runs_of
+from benchmarks.helpers.evidence_trials import PARTS, Part
 from sorsa_ds.study.compare.figure import draw_frontier, looks_of
 from sorsa_ds.study.compare.frontier import Frontier, common_loss
 
@@ -33,7 +33,7 @@ def draw(rows: Sequence[dict], folder: Path) -> list[Path]:
 
 def frontier_of(part: Part, rows: Sequence[dict]) -> Frontier:
     """The curves of the variants that are shown, over the learning rates at which they have run with every seed."""
-    runs = {trial_of(row): row for row in rows if row["part"] == part.name}
+    runs = runs_of(part, rows)
     curves = {}
     for variant in (name for name in SHOWN if name in part.variants):
         points = [{p.learning_rate: p for p in curve_of(runs, variant, seed)} for seed in range(part.seeds)]

@@ -64,7 +64,7 @@ class Against:
 
 def against_lora(part: Part, rows: Sequence[dict]) -> list[Against]:
     """Every variant of a part that has all seeds at its best rate, LoRA included."""
-    runs = {trial_of(row): row for row in rows if row["part"] == part.name}
+    runs = runs_of(part, rows)
     losses = {trial: float(row["eval_loss"]) for trial, row in runs.items()}
     rates = best_rates(part, losses)
     found = []
@@ -99,6 +99,11 @@ def drift_ratios(part: Part, runs: dict[Trial, dict], variant: str) -> tuple[lis
         except NotReached:
             missing += 1
     return ratios, missing
+
+
+def runs_of(part: Part, rows: Sequence[dict]) -> dict[Trial, dict]:
+    """The rows of a part by the run of which they tell."""
+    return {trial_of(row): row for row in rows if row["part"] == part.name}
 
 
 def curve_of(runs: dict[Trial, dict], variant: str, seed: int) -> Curve:
@@ -165,10 +170,10 @@ def _texts(part: Part, rows: Sequence[dict], found: Sequence[Against]) -> str:
         f"| the base model | {float(base['english_base']):.3f} | | {float(base['code_base']):.3f} "
         f"| {float(base['choices_base']):.2f} |",
     ]
-    peers = {one.variant: _runs_at(part, rows, one) for one in found}
+    of_lora = next((_runs_at(part, rows, one) for one in found if one.variant == PEER), [])
     for one in found:
-        own = peers[one.variant]
-        pairs = [float(a["english"]) - float(b["english"]) for a, b in zip(own, peers.get(PEER, []), strict=False)]
+        own = _runs_at(part, rows, one)
+        pairs = [float(a["english"]) - float(b["english"]) for a, b in zip(own, of_lora, strict=bool(of_lora))]
         lines.append(
             f"| {one.variant} | {_mean(own, 'english'):.3f} | {_told(Interval.of(pairs), '+.3f')} "
             f"| {_mean(own, 'code'):.3f} | {_mean(own, 'choices'):.2f} |"
@@ -197,7 +202,7 @@ def _spectra(part: Part, rows: Sequence[dict], found: Sequence[Against]) -> str:
 
 def _regulariser(part: Part, rows: Sequence[dict]) -> str:
     """What the regulariser changes at one learning rate, seed by seed: loss and drift with it, minus those without."""
-    runs = {trial_of(row): row for row in rows if row["part"] == part.name}
+    runs = runs_of(part, rows)
     lines = []
     for variant in ("sorsa", "trailing"):
         for rate in sorted({t.learning_rate for t in runs if t.variant == variant}):
@@ -214,8 +219,8 @@ def _regulariser(part: Part, rows: Sequence[dict]) -> str:
 
 def _runs_at(part: Part, rows: Sequence[dict], one: Against) -> list[dict]:
     """A variant's rows at its best rate, in the order of the seeds."""
-    own = [row for row in rows if (row["part"], row["variant"]) == (part.name, one.variant)]
-    return sorted((r for r in own if float(r["learning_rate"]) == one.rate), key=lambda row: int(row["seed"]))
+    runs = runs_of(part, rows)
+    return [runs[Trial(part.name, one.variant, one.rate, seed)] for seed in range(part.seeds)]
 
 
 def _mean(rows: Sequence[dict], key: str) -> float:

@@ -169,14 +169,14 @@ def due(part: Part, losses: dict[Trial, float]) -> list[Trial]:
     return []
 
 
-def rates_with_first_seed(part: Part, variant: str, losses: dict[Trial, float]) -> list[float]:
+def _rates_with_first_seed(part: Part, variant: str, losses: dict[Trial, float]) -> list[float]:
     """The learning rates at which a variant has run with the first seed, in their order."""
     return sorted(t.learning_rate for t in losses if (t.part, t.variant, t.seed) == (part.name, variant, 0))
 
 
 def _with_first_seed(part: Part, variant: str, losses: dict[Trial, float]) -> list[Trial]:
     """The rates with which the variant begins; then one beyond the best, as long as the best is at an end."""
-    rates = rates_with_first_seed(part, variant, losses)
+    rates = _rates_with_first_seed(part, variant, losses)
     begun = [rate for rate in part.rates[variant] if rate not in rates]
     if not begun:
         best = _best(part, variant, losses)
@@ -186,7 +186,7 @@ def _with_first_seed(part: Part, variant: str, losses: dict[Trial, float]) -> li
 
 def _with_other_seeds(part: Part, variant: str, losses: dict[Trial, float]) -> list[Trial]:
     """The variant's best rate with the other seeds, and rates beside it, as far as the variant is followed."""
-    best, rates = _best(part, variant, losses), rates_with_first_seed(part, variant, losses)
+    best, rates = _best(part, variant, losses), _rates_with_first_seed(part, variant, losses)
     if variant in MAIN:
         at = rates.index(best)
         rates = rates[max(0, at - 2) : at + 2]
@@ -199,7 +199,7 @@ def _with_other_seeds(part: Part, variant: str, losses: dict[Trial, float]) -> l
 
 def _best(part: Part, variant: str, losses: dict[Trial, float]) -> float:
     """The rate with the lowest loss with the first seed."""
-    rates = rates_with_first_seed(part, variant, losses)
+    rates = _rates_with_first_seed(part, variant, losses)
     return min(rates, key=lambda rate: losses[Trial(part.name, variant, rate, 0)])
 
 
