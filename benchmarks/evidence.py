@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.helpers.common import ROOT, launch_environment, say
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, metavar="FOLDER", help="draw pictures there and print tables instead")
     parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--variants", nargs="+", help="only these")
+    parser.add_argument("--variants", nargs="+", help="only these of a part")
     parser.add_argument("--gsm8k", type=Path, help="folder with train.jsonl and test.jsonl of GSM-8K")
     parser.add_argument("--text", type=Path, help="JSON file of rows with instruction, input and output")
     parser.add_argument("--small_model", help="folder of a small model, such as stories260k")
@@ -69,10 +70,13 @@ def make_runs(a: argparse.Namespace) -> None:
     """Give what is due to the workers until nothing is due, or the time is over."""
     until = time.monotonic() + 60 * a.minutes
     for name in a.parts:
+        part = PARTS[name]
+        if a.variants:
+            part = replace(part, variants=tuple(v for v in part.variants if v in a.variants))
         while time.monotonic() < until:
             rows = read(a.csv)
             losses = {trial_of(row): float(row["eval_loss"]) for row in rows}
-            trials = [t for t in due(PARTS[name], losses) if not a.variants or t.variant in a.variants]
+            trials = due(part, losses)
             if not trials:
                 break
             say(f"{name}: {len(trials)} runs are due")

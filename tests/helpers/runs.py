@@ -4,12 +4,13 @@ import os
 import shutil
 import signal
 
+import pytest
 from safetensors.torch import load_file
 
 from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.run.checkpoint import folder as folders
 from sorsa_ds.train.options import parse
-from tests.helpers.projects import ROOT, settings
+from tests.helpers.projects import ROOT, metrics, settings
 from tests.helpers.worlds import run_ranks
 
 GLOBAL = "train.global_batch_size=6"
@@ -64,6 +65,20 @@ def train(project, name, *arguments, ranks=2, ds="zero3", stop_at=None):
 def trained(run):
     """The trained factors of a finished run."""
     return load_file(run / "adapter" / TRAINED)
+
+
+DIGITS = {"grad_norm": 1e-5, "eval_loss": 1e-5, "reg_loss": 1e-4, "reg_grad_norm": 1e-4}
+"""The regulariser squares what is left when 1 is taken from numbers near 1, so its figures have fewer digits."""
+
+
+def assert_learned_the_same(one, other, loss=1e-6):
+    """What two runs have measured and learned is the same to rounding: the losses to `loss` of themselves."""
+    assert metrics(other, "loss")
+    for key, digits in {"loss": loss, **DIGITS}.items():
+        assert metrics(one, key) == pytest.approx(metrics(other, key), rel=digits), key
+    before = trained(other)
+    for name, factor in trained(one).items():
+        assert (before[name] - factor).norm() < 1e-5 * factor.norm(), name
 
 
 def rewound(project, run, name, step):

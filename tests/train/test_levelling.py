@@ -7,7 +7,7 @@ import pytest
 from sorsa_ds.config.command_line import load_settings
 from sorsa_ds.config.schema import RunConfig
 from tests.helpers.projects import metrics
-from tests.helpers.runs import passes_of_run, rewound, train, trained
+from tests.helpers.runs import assert_learned_the_same, passes_of_run, rewound, train
 from tests.helpers.worlds import run_ranks
 
 pytestmark = pytest.mark.slow
@@ -15,16 +15,6 @@ pytestmark = pytest.mark.slow
 SIZES = ("train.steps=10", "train.global_batch_size=16", "data.max_length=100", "output.save_every=0")
 POSITIONS = 320
 """Examples are 40 to 70 tokens long."""
-
-
-def same(one, other):
-    """Compare what two runs have learned, to rounding."""
-    assert len(metrics(one, "loss")) == len(metrics(other, "loss"))
-    for key in ("loss", "grad_norm", "eval_loss", "reg_loss"):
-        assert metrics(one, key) == pytest.approx(metrics(other, key), rel=1e-6 if key == "loss" else 1e-5), key
-    before = trained(other)
-    for name, factor in trained(one).items():
-        assert (before[name] - factor).norm() < 1e-5 * factor.norm(), name
 
 
 @pytest.mark.parametrize(("ranks", "ds"), [(2, "zero3"), (2, "zero2"), (1, "stage0")])
@@ -38,7 +28,7 @@ def test_ten_levelled_steps_learn_what_ten_others_do_in_fewer_passes(project, ra
     assert passes["levelled"][0] == passes["levelled"][-1]
     assert all(taken <= 8 // ranks for taken in passes["levelled"][0])
     plain, levelled = (project / f"levels-{ds}-{way}" for way in ways)
-    same(levelled, plain)
+    assert_learned_the_same(levelled, plain)
     kept = load_settings(RunConfig, levelled / "config.yaml").train
     assert (kept.micro_batch_tokens, kept.micro_batch_size, kept.global_batch_size) == (POSITIONS, 2, 16)
     resolved = json.loads((levelled / "ds_config.json").read_text())
@@ -54,7 +44,7 @@ def test_a_levelled_run_goes_on_at_other_ranks_and_without_levels(project, capfd
     train(project, alone.name, *asked, "--resume=auto", ranks=1)
     train(project, plain.name, "data.max_length=100", "train.micro_batch_size=1", "--resume=auto", ranks=1)
     for other, tokens in ((alone, 250), (plain, None)):
-        same(other, run)
+        assert_learned_the_same(other, run)
         assert load_settings(RunConfig, other / "config.yaml").train.micro_batch_tokens == tokens
 
 

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 from tests.helpers.architectures import save
 from tests.helpers.forked import launch_forked
 from tests.helpers.projects import metrics
-from tests.helpers.runs import passes_of_run, rewound, trained
+from tests.helpers.runs import assert_learned_the_same, passes_of_run, rewound
 from tests.helpers.worlds import run_ranks
 
 pytestmark = pytest.mark.slow
@@ -28,11 +28,7 @@ def test_a_packed_run_learns_what_the_unpacked_one_does_in_fewer_passes(project,
     assert passes["true"][0] == passes["true"][-1]
     assert all(taken <= 5 // ranks + 1 for taken in passes["true"][0])
     unpacked, packed = (project / f"{ds}-{way}" for way in passes)
-    for key in ("loss", "grad_norm", "eval_loss", "reg_loss"):
-        assert metrics(packed, key) == pytest.approx(metrics(unpacked, key), rel=1e-6 if key == "loss" else 1e-5)
-    before = trained(unpacked)
-    for name, factor in trained(packed).items():
-        assert (before[name] - factor).norm() < 1e-5 * factor.norm(), name
+    assert_learned_the_same(packed, unpacked)
 
 
 def test_examples_that_do_not_stay_apart_stop_the_run_at_its_start(project, monkeypatch):
