@@ -25,8 +25,10 @@ from sorsa_ds.evaluate.tasks.drift import mean_per_token, windows_of_samples
 
 WINDOW, WINDOWS = 192, 12
 """Tokens of a window of text, and how many windows are scored of each kind of text."""
-QUESTIONS, CHOICES, LONGEST = 60, 4, 48
-"""How many choices are made, among how many continuations, of how many tokens at most."""
+CHOICES, LONGEST = 4, 48
+"""Among how many continuations a choice is made, of how many tokens at most."""
+NOT_ENGLISH = 60
+"""The first answers of the file are kept for the choices."""
 BATCH = 8
 _CPU = torch.device("cpu")
 
@@ -36,7 +38,7 @@ class Measures:
     """A base model with the texts on which tuned models are measured against it.
 
     samples, english, code: windows. choices: for each question its continuations, the right one first.
-    losses: of the base model on English and code, nats per token. right: its share of right choices.
+    losses: of the base model on English and code, nats per token. right: its share of right choices, None of none.
     """
 
     base: Likelihood
@@ -46,24 +48,27 @@ class Measures:
     code: list[Example]
     choices: list[list[Example]]
     losses: dict[str, float]
-    right: float
+    right: float | None
 
 
-def base_measures(base: PreTrainedModel, folder: Path, text: Path, samples: tuple[int, int]) -> Measures:
+def base_measures(
+    base: PreTrainedModel, folder: Path, text: Path, samples: tuple[int, int], questions: int
+) -> Measures:
     """Sample the base model, read the texts, and measure the base model on them.
 
     Args:
         text: a JSON file of rows with `instruction`, `input` and `output`.
         samples: how many, and of how many tokens.
+        questions: how many choices are made, at most `NOT_ENGLISH`.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pad = pad_token_id(tokenizer, base.config.get_text_config().vocab_size)
     config = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").exists() else None
     drawn = draw(base, tokenizer, openings(tokenizer, config)[:1], Wanted(*samples, seed=0), samples[0])
     rows = [row for row in json.loads(text.read_text(encoding="utf-8")) if len(row["output"]) > 80]
-    english = _windows(tokenizer, "\n\n".join(row["output"] for row in rows[QUESTIONS:]))
+    english = _windows(tokenizer, "\n\n".join(row["output"] for row in rows[NOT_ENGLISH:]))
     code = _windows(tokenizer, "\n".join(inspect.getsource(module) for module in (heapq, textwrap, ast)))
-    choices = [_choices(tokenizer, rows, number) for number in range(QUESTIONS)]
+    choices = [_choices(tokenizer, rows, number) for number in range(questions)]
     likelihood = Likelihood(base, _CPU, pad)
     losses = {"english": _loss(likelihood, english), "code": _loss(likelihood, code)}
     own = list(windows_of_samples(drawn).values())
@@ -114,8 +119,10 @@ def _loss(likelihood: Likelihood, windows: list[Example]) -> float:
     return sum(nats for nats, _ in found) / sum(count for _, count in found)
 
 
-def _right(likelihood: Likelihood, choices: list[list[Example]]) -> float:
+def _right(likelihood: Likelihood, choices: list[list[Example]]) -> float | None:
     """The share of instructions whose own answer is the likeliest per token."""
+    if not choices:
+        return None
     right = 0
     for options in choices:
         per_token = [nats / count for nats, count in likelihood.losses(options)]

@@ -168,7 +168,7 @@ def _texts(part: Part, rows: Sequence[dict], found: Sequence[Against]) -> str:
         "| variant | English, nats per token | minus LoRA's | code | right choices |",
         "|---|---|---|---|---|",
         f"| the base model | {float(base['english_base']):.3f} | | {float(base['code_base']):.3f} "
-        f"| {float(base['choices_base']):.2f} |",
+        f"| {_choices([base], 'choices_base')} |",
     ]
     of_lora = next((_runs_at(part, rows, one) for one in found if one.variant == PEER), [])
     for one in found:
@@ -176,9 +176,14 @@ def _texts(part: Part, rows: Sequence[dict], found: Sequence[Against]) -> str:
         pairs = [float(a["english"]) - float(b["english"]) for a, b in zip(own, of_lora, strict=bool(of_lora))]
         lines.append(
             f"| {one.variant} | {_mean(own, 'english'):.3f} | {_told(Interval.of(pairs), '+.3f')} "
-            f"| {_mean(own, 'code'):.3f} | {_mean(own, 'choices'):.2f} |"
+            f"| {_mean(own, 'code'):.3f} | {_choices(own, 'choices')} |"
         )
     return "\n".join(lines)
+
+
+def _choices(rows: Sequence[dict], key: str) -> str:
+    """The mean share of right choices, or a dash where the part makes none."""
+    return f"{_mean(rows, key):.2f}" if all(row[key] for row in rows) else "-"
 
 
 def _spectra(part: Part, rows: Sequence[dict], found: Sequence[Against]) -> str:

@@ -26,7 +26,7 @@ class Part:
     model: `small` or `default`. settings: of the run; `{gsm8k}` stands for the folder with train.jsonl and test.jsonl.
     seeds: how many. rates: those with which a variant begins. samples: (number, tokens) of the base model's samples on
     which drift is measured.
-    spectra_every: full decompositions are made of every so many-th linear.
+    spectra_every: full decompositions are made of every so many-th linear. questions: how many choices are made.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Part:
     rates: dict[str, tuple[float, ...]]
     samples: tuple[int, int]
     spectra_every: int = 1
+    questions: int = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,15 @@ SMALL_RATES: dict[str, tuple[float, ...]] = {
 }
 """Learning rates with which a variant begins on the small model."""
 
+FEW_RATES: dict[str, tuple[float, ...]] = {
+    **dict.fromkeys(("lora", "dora"), (1.9e-3, 2.6e-3, 3.6e-3)),
+    "pissa": (1.1e-3, 1.5e-3, 2.1e-3),
+    "partial": (3.6e-4, 5e-4, 7.1e-4),
+    **dict.fromkeys(("sorsa", "sorsa-no-reg", "sorsa-strong"), (7.1e-4, 1e-3, 1.4e-3)),
+    **dict.fromkeys(("trailing", "trailing-no-reg", "trailing-strong"), (3.6e-3, 5e-3, 7.1e-3)),
+}
+"""With few examples in many passes the best rates are lower; above them losses have a second, higher minimum."""
+
 DEFAULT_RATES: dict[str, tuple[float, ...]] = {
     "lora": (9e-4, 1.8e-3, 3.6e-3),
     "pissa": (2e-4, 4e-4, 8e-4),
@@ -136,7 +146,7 @@ PARTS: dict[str, Part] = {
         ),
         Part(
             "small-few", "small", 8, 5, (*MAIN, "sorsa-no-reg", "sorsa-strong", "trailing-strong", "dora"),
-            (*_GSM8K, *_BATCH, "data.train_split=train[:296]", "train.epochs=15"), SMALL_RATES, (64, 192),
+            (*_GSM8K, *_BATCH, "data.train_split=train[:296]", "train.epochs=15"), FEW_RATES, (64, 192),
         ),
         Part(
             "small-words", "small", 8, 5, MAIN, (*_WORD_PROBLEMS, *_BATCH, "train.steps=120"), SMALL_RATES, (64, 192)
@@ -148,7 +158,7 @@ PARTS: dict[str, Part] = {
             "default-gsm8k", "default", 16, 3, tuple(DEFAULT_RATES),
             (*_GSM8K, "data.eval_size=32", "train.global_batch_size=4", "train.micro_batch_size=4",
              "data.max_length=256", "train.steps=32"),
-            DEFAULT_RATES, (16, 96), spectra_every=23,
+            DEFAULT_RATES, (16, 96), spectra_every=23, questions=0,
         ),
     )
 }  # fmt: skip

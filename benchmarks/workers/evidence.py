@@ -46,7 +46,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             trainer, report = train(trial, part, model, a, Path(folder))
         trained = time.perf_counter()
-        texts = part.model, part.samples
+        texts = part.model, part.samples, part.questions
         if texts not in bases:
             bases[texts] = of_base(part, trainer.config.model, a.text)
         row = figures(trainer, report, part, *bases[texts])
@@ -78,7 +78,7 @@ def of_base(part: Part, model: str, text: Path) -> tuple[PreTrainedModel, Measur
     """The base model of a part in memory, and what is measured of it once."""
     folder = find_model(model, LoadingConfig())
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return base, base_measures(base, folder, text, part.samples)
+    return base, base_measures(base, folder, text, part.samples, part.questions)
 
 
 def figures(trainer: Trainer, report: dict, part: Part, base: PreTrainedModel, of_base: Measures) -> dict[str, Any]:
