@@ -43,7 +43,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the files; the tests of a file stay as they are. Those marked slow are run without measuring what they cover.
+    """Order the files; the tests of a file stay as they are. What those marked slow cover is not measured.
 
     Tracing makes Python 3.11 half as slow again, and what these tests run is mostly in processes of their own.
     """
