@@ -49,6 +49,7 @@ def main() -> None:
     a = parser.parse_args()
     if a.report is not None:
         rows = read(a.csv)
+        a.report.mkdir(parents=True, exist_ok=True)
         say(f"wrote {', '.join(map(str, draw(rows, a.report)))}")
         say(tables(rows))
     elif not a.summary:

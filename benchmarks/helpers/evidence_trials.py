@@ -70,6 +70,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "sorsa": (),
     "sorsa-no-reg": ("regularizer.gamma=0",),
     "sorsa-strong": ("regularizer.gamma=2.0*lr",),
+    "sorsa-rigid": ("regularizer.gamma=20.0*lr",),
     "sorsa-sqrt": ("sorsa.column_rates=inverse_sqrt",),
     "sorsa-inverse": ("sorsa.column_rates=inverse",),
     "sorsa-log": ("sorsa.s_space=log",),
@@ -94,7 +95,7 @@ SMALL_RATES: dict[str, tuple[float, ...]] = {
     "dora": _LORA,
     "partial": _WHOLE,
     "full": _WHOLE,
-    **dict.fromkeys(("sorsa", "sorsa-no-reg", "sorsa-strong", "sorsa-log", "sorsa-fast-s"), _LEADING),
+    **dict.fromkeys(("sorsa", "sorsa-no-reg", "sorsa-strong", "sorsa-rigid", "sorsa-log", "sorsa-fast-s"), _LEADING),
     "sorsa-sqrt": (6e-3, 8.5e-3, 1.2e-2),
     "sorsa-inverse": (7e-3, 1e-2, 1.4e-2),
     "middle": (8e-3, 1.1e-2, 1.6e-2),
@@ -108,7 +109,7 @@ FEW_RATES: dict[str, tuple[float, ...]] = {
     **dict.fromkeys(("lora", "dora"), (1.9e-3, 2.6e-3, 3.6e-3)),
     "pissa": (1.1e-3, 1.5e-3, 2.1e-3),
     "partial": (3.6e-4, 5e-4, 7.1e-4),
-    **dict.fromkeys(("sorsa", "sorsa-no-reg", "sorsa-strong"), (7.1e-4, 1e-3, 1.4e-3)),
+    **dict.fromkeys(("sorsa", "sorsa-no-reg", "sorsa-strong", "sorsa-rigid"), (7.1e-4, 1e-3, 1.4e-3)),
     **dict.fromkeys(("trailing", "trailing-no-reg", "trailing-strong"), (3.6e-3, 5e-3, 7.1e-3)),
 }
 """With few examples in many passes the best rates are lower; above them losses have a second, higher minimum."""
@@ -145,7 +146,8 @@ PARTS: dict[str, Part] = {
             (64, 192),
         ),
         Part(
-            "small-few", "small", 8, 5, (*MAIN, "sorsa-no-reg", "sorsa-strong", "trailing-strong", "dora"),
+            "small-few", "small", 8, 5,
+            (*MAIN, "sorsa-no-reg", "sorsa-strong", "sorsa-rigid", "trailing-strong", "dora"),
             (*_GSM8K, *_BATCH, "data.train_split=train[:296]", "train.epochs=15"), FEW_RATES, (64, 192),
         ),
         Part(
