@@ -2,8 +2,8 @@
 
 A part fixes model, data, steps and rank. Every variant of a part begins with three learning rates and the first seed;
 while the best of them is the lowest or the highest, a rate beyond it is added, so that every best rate has neighbours
-on both sides. Then the other seeds follow, at the best rate, the next one and the two below, where losses are higher:
-drift at equal loss is read there. The best rate of a variant is the one with the lowest mean over the seeds, among
+on both sides. Then the other seeds follow, at the best rate, the next one and the two below (one below for the larger
+model), where losses are higher: drift at equal loss is read there. The best rate of a variant is the one with the lowest mean over the seeds, among
 those that have them all.
 
 The variants of `MAIN` are finished before the others begin. Of the others, those whose loss with the first seed is
@@ -27,6 +27,7 @@ class Part:
     seeds: how many. rates: those with which a variant begins. samples: (number, tokens) of the base model's samples on
     which drift is measured.
     spectra_every: full decompositions are made of every so many-th linear. questions: how many choices are made.
+    below: at how many rates below the best the other seeds run too.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Part:
     samples: tuple[int, int]
     spectra_every: int = 1
     questions: int = 60
+    below: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ PARTS: dict[str, Part] = {
             "default-gsm8k", "default", 16, 3, tuple(DEFAULT_RATES),
             (*_GSM8K, "data.eval_size=32", "train.global_batch_size=4", "train.micro_batch_size=4",
              "data.max_length=256", "train.steps=32"),
-            DEFAULT_RATES, (16, 96), spectra_every=23, questions=0,
+            DEFAULT_RATES, (16, 96), spectra_every=23, questions=0, below=1,
         ),
     )
 }  # fmt: skip
@@ -201,7 +203,7 @@ def _with_other_seeds(part: Part, variant: str, losses: dict[Trial, float]) -> l
     best, rates = _best(part, variant, losses), _rates_with_first_seed(part, variant, losses)
     if variant in MAIN:
         at = rates.index(best)
-        rates = rates[max(0, at - 2) : at + 2]
+        rates = rates[max(0, at - part.below) : at + 2]
     else:
         lowest = min(loss for t, loss in losses.items() if (t.part, t.seed) == (part.name, 0))
         rates = [best] if losses[Trial(part.name, variant, best, 0)] <= lowest + CLOSE else []
