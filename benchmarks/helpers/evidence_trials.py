@@ -2,9 +2,9 @@
 
 A part fixes model, data, steps and rank. Every variant of a part begins with three learning rates and the first seed;
 while the best of them is the lowest or the highest, a rate beyond it is added, so that every best rate has neighbours
-on both sides. Then the other seeds follow, at the best rate, the next one and the two below (one below for the larger
-model), where losses are higher: drift at equal loss is read there. The best rate of a variant is the one with the lowest mean over the seeds, among
-those that have them all.
+on both sides. Then the other seeds follow, at the best rate, the next one and the two below (one for the larger model),
+where losses are higher: drift at equal loss is read there. The best rate of a variant is the one with the lowest mean
+over the seeds, among those that have them all.
 
 The variants of `MAIN` are finished before the others begin. Of the others, those whose loss with the first seed is
 within `CLOSE` of the best one's are run with the other seeds too, at their best rate alone.
