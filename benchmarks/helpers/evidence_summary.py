@@ -123,12 +123,21 @@ def best_of_sorsa(found: Sequence[Against]) -> Against | None:
 
 
 def summary(rows: Sequence[dict]) -> dict:
-    """The line of JSON: how many runs and seeds, and SORSA's best variant against LoRA in the main part."""
-    best = best_of_sorsa(against_lora(PARTS[HEADLINE], rows))
+    """The line of JSON: how many runs and seeds, and SORSA's best variant against LoRA in the main part and in all."""
+    by_part = {name: _best_told(part, rows) for name, part in PARTS.items() if against_lora(part, rows)}
     return {
         "runs": len(rows),
         "seeds": len({row["seed"] for row in rows}),
         "parts": sorted({row["part"] for row in rows}),
+        **(by_part.get(HEADLINE) or _best_told(PARTS[HEADLINE], rows)),
+        "by_part": by_part,
+    }
+
+
+def _best_told(part: Part, rows: Sequence[dict]) -> dict:
+    """SORSA's best variant of a part; nothing but None where all of them are shown to learn less than LoRA."""
+    best = best_of_sorsa(against_lora(part, rows))
+    return {
         "best_variant": best and best.variant,
         "loss_vs_lora": best and best.loss_difference and asdict(best.loss_difference),
         "drift_vs_lora_at_equal_loss": best and best.drift_ratio and asdict(best.drift_ratio),
@@ -136,15 +145,41 @@ def summary(rows: Sequence[dict]) -> dict:
 
 
 def tables(rows: Sequence[dict]) -> str:
-    """A table in Markdown for every part that has runs with all seeds."""
-    parts = []
-    for part in PARTS.values():
-        found = against_lora(part, rows)
-        if found:
-            heading = f"### {part.name}: {part.seeds} seeds, rank {part.rank}"
-            parts += [heading, _table(found), _texts(part, rows, found), _spectra(part, rows, found)]
-            parts.append(_regulariser(part, rows))
-    return "\n\n".join(filter(None, parts))
+    """Tables in Markdown: all parts at a glance, and then every part that has runs with all seeds."""
+    by_part = {name: found for name, part in PARTS.items() if (found := against_lora(part, rows))}
+    told = [_overview(by_part)]
+    for name, found in by_part.items():
+        part = PARTS[name]
+        heading = f"### {part.name}: {part.seeds} seeds, rank {part.rank}"
+        told += [heading, _table(found), _texts(part, rows, found), _spectra(part, rows, found)]
+        told.append(_regulariser(part, rows))
+    return "\n\n".join(filter(None, told))
+
+
+def _overview(by_part: dict[str, list[Against]]) -> str:
+    """Each variant in each part: loss minus LoRA's, drift over LoRA's; bold where the interval leaves out equality."""
+    cells = {(one.variant, name): one for name, found in by_part.items() for one in found}
+    lines = [f"| variant | {' | '.join(by_part)} |", f"|---|{'---|' * len(by_part)}"]
+    for variant in VARIANTS:
+        if variant != PEER and any((variant, name) in cells for name in by_part):
+            told = [_glance(cells.get((variant, name))) for name in by_part]
+            lines.append(f"| {variant} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
+def _glance(one: Against | None) -> str:
+    """A variant in one part, in few characters."""
+    if one is None:
+        return ""
+    return f"{_bold(one.loss_difference, '+.3f', 0.0)}, {_bold(one.drift_ratio, '.2f', 1.0)}"
+
+
+def _bold(interval: Interval | None, form: str, equal: float) -> str:
+    """A mean, bold where its interval leaves out what would be no difference; a dash where there is none."""
+    if interval is None:
+        return "-"
+    apart = interval.low is not None and not interval.low <= equal <= interval.high
+    return f"**{interval.mean:{form}}**" if apart else f"{interval.mean:{form}}"
 
 
 def _table(found: Sequence[Against]) -> str:

@@ -107,6 +107,7 @@ def test_the_tables_tell_texts_and_spectra_at_the_best_rates(monkeypatch):
     monkeypatch.setitem(PARTS, PART.name, PART)
     told = tables(rows((0.0, 0.0, 0.0), 0.5)).splitlines()
     for line in (
+        "| trailing | +0.000, **0.50** |",
         "### small-gsm8k: 3 seeds, rank 8",
         "| the base model | 3.500 | | 6.000 | 0.25 |",
         "| lora | 4.000 | +0.000 (+0.000 to +0.000) | 5.000 | 0.50 |",
