@@ -21,7 +21,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 help:
 	@echo "make train   train the default model on 2 CPU ranks (NPROC=n: on n), or on all GPUs"
 	@echo "             DS_CONFIG=ds_configs/zero2.json ARGS='adapter.rank=32 train.steps=50'"
-	@echo "make test    run all tests, three at a time (WORKERS=n), and report what they cover    ARGS='-k regularizer'"
+	@echo "make test    run all tests, three at a time (WORKERS=n), and report what the quick ones cover    ARGS='-k regularizer'"
 	@echo "make test-fast   run the tests that start no processes and take no longer than about two seconds each"
 	@echo "make lint    check style, formatting, the order of the rooms, and types"
 	@echo "make recipe  write the comments of launch/recipes anew, after a change of sorsa_ds/config/schema.py"

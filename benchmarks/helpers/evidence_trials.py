@@ -137,8 +137,8 @@ STEP = 1.4
 """The factor from a learning rate to the next that is tried."""
 _OTHERS = tuple(variant for variant in VARIANTS if variant not in MAIN)
 _BATCH = ("train.global_batch_size=8", "train.micro_batch_size=8", "data.max_length=256")
-_GSM8K = ("data.path={gsm8k}/train.jsonl", "data.eval_path={gsm8k}/test.jsonl", "data.eval_size=64", *SHORT)
-_WORD_PROBLEMS = ("data.path=word-problems", "data.eval_size=64")
+_GSM8K = ("data.path={gsm8k}/train.jsonl", "data.eval_path={gsm8k}/test.jsonl", "data.eval_size=1319", *SHORT)
+_WORD_PROBLEMS = ("data.path=word-problems", "data.eval_size=256")
 
 PARTS: dict[str, Part] = {
     part.name: part
@@ -160,7 +160,7 @@ PARTS: dict[str, Part] = {
         Part("small-long", "small", 8, 3, MAIN, (*_GSM8K, *_BATCH, "train.steps=480"), SMALL_RATES, (64, 192)),
         Part(
             "default-gsm8k", "default", 16, 3, tuple(DEFAULT_RATES),
-            (*_GSM8K, "data.eval_size=32", "train.global_batch_size=4", "train.micro_batch_size=4",
+            (*_GSM8K, "data.eval_size=96", "train.global_batch_size=4", "train.micro_batch_size=4",
              "data.max_length=256", "train.steps=32"),
             DEFAULT_RATES, (16, 96), spectra_every=23, questions=0, below=1,
         ),

@@ -5,6 +5,7 @@ It reads a run as a line of JSON, and answers with a line of JSON.
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
@@ -100,7 +101,8 @@ def figures(trainer: Trainer, report: dict, part: Part, base: PreTrainedModel, o
 def spectra(model: PreTrainedModel, base: PreTrainedModel, every: int) -> dict[str, float | None]:
     """Means over the linears: condition numbers, Delta-Sigma and Delta-D, and what became of U, s and V.
 
-    A tuned linear's weight is what the layer makes of the unit vectors.
+    A tuned linear's weight is what the layer makes of the unit vectors. The mean of the weights' condition numbers is
+    geometric: of the arithmetic one, a single singular value near 0 would be all that is seen.
     """
     names = [
         name for name, module in base.named_modules()
@@ -120,8 +122,9 @@ def spectra(model: PreTrainedModel, base: PreTrainedModel, every: int) -> dict[s
         before, after = measures.Spectrum.of(start), measures.Spectrum.of(now)
         found["kappa_W"].append(measures.condition(after.s))
         found["delta_sigma"].append(measures.delta_sigma(after, before))
-        found["delta_d"].append(measures.turn(after, before, rank=8).literal)
+        found["delta_d"].append(measures.turn(after, before, rank=1).literal)  # a figure that no rank changes
         found["change"].append(((now - start).norm() / start.norm()).item())
+    found["kappa_W"] = [math.exp(sum(map(math.log, found["kappa_W"])) / len(found["kappa_W"]))]
     return {key: _mean(values) for key, values in (found | of_factors).items()}
 
 

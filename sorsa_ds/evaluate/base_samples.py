@@ -29,7 +29,7 @@ from sorsa_ds.runtime.console import say, tracked
 from sorsa_ds.runtime.files import write_json
 from sorsa_ds.runtime.json_text import finite_json, parse_json
 
-FORMAT = 1
+FORMAT = 2
 """Part of the key. Raise it when samples are drawn or stored in another way."""
 _QUESTION = "QUESTION"
 """Stands for what a user says, to find what a chat template writes before it."""
@@ -52,17 +52,20 @@ class Sample:
     opened: int
 
 
-def path_of(weights: str, config: Path, tokenizer: PreTrainedTokenizerBase, wanted: Wanted) -> Path:
+def path_of(
+    weights: str, config: Path, tokenizer: PreTrainedTokenizerBase, wanted: Wanted, dtype: torch.dtype | None
+) -> Path:
     """The file in the cache for the samples of a base model.
 
     Args:
         weights: the digest of the base model's weights.
         config: the folder that has the base model's config.json.
+        dtype: in which the base model writes, since rounding chooses other tokens; None: that of its stored weights.
     """
     decides = {
         "format": FORMAT, "weights": weights, "config": digest.of_file(config / "config.json"),
         "tokenizer": digest_of_tokenizer(tokenizer), "count": wanted.count, "tokens": wanted.tokens,
-        "seed": wanted.seed,
+        "seed": wanted.seed, "dtype": str(dtype),
     }  # fmt: skip
     return cache_folder() / "base_samples" / f"{digest.of_bytes(finite_json(decides).encode())}.json"
 

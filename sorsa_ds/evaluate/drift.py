@@ -91,7 +91,7 @@ def _own_texts(
     config = _generation(base)
     begin = base_samples.openings(setting.tokenizer, config)
     wanted = _wanted(options, setting.positions, max(map(len, begin)))
-    path = base_samples.path_of(weights, base.folder, setting.tokenizer, wanted)
+    path = base_samples.path_of(weights, base.folder, setting.tokenizer, wanted, place.dtype)
 
     def samples() -> list[tuple[list[int], int]]:
         kept = base_samples.kept_samples(path, wanted)

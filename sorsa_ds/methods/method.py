@@ -201,6 +201,17 @@ class Method(ABC):
 
         return SorsaEngine
 
+    def check_decomposed(self, settings: Settings, reports: Sequence[LayerReport]) -> None:
+        """Stop where the settings need something of the weights that these do not have.
+
+        Args:
+            reports: how the layers were decomposed.
+
+        Raises:
+            ValueError: naming the first such layer.
+        """
+        return
+
     def suggested_rate(self, settings: Settings, reports: Sequence[LayerReport]) -> float:
         """The learning rate for which `auto` stands. Asked only where `suggests_rate` says that there is one.
 

@@ -46,6 +46,10 @@ class QuantisationLoss:
         return cls(_root_mean_square(errors), _root_mean_square(plain))
 
 
+ROUNDING = 1e-12
+"""Of trailing triplets, the share of ||W||_F^2 below which they are rounding: that of fp32 numbers is some 1e-14."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerReport:
     """How one layer was decomposed. Of experts, the worst stands for all, and means are taken of shares and losses.
@@ -78,6 +82,11 @@ class LayerReport:
     gib: float
     owner: int
     loss: QuantisationLoss | None
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether what is trained is no more than rounding of the weight, as where that lacks rank."""
+        return self.captured < ROUNDING
 
     @classmethod
     def from_json(cls, told: dict) -> "LayerReport":

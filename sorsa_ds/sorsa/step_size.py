@@ -25,12 +25,13 @@ def suggested_rate(layers: Sequence[tuple[float, int]]) -> float:
         layers: of each adapted layer scale * s^(1 - p), and its rank r.
 
     Raises:
-        ValueError: no layer has a singular value above 0.
+        ValueError: no layer is given, or none has a singular value above 0.
     """
     logs = [math.log(s) + math.log(rank) / 2 for s, rank in layers if s > 0]
     if not logs:
         raise ValueError(
-            "train.learning_rate=auto follows from singular values, and all that are trained are 0: set a number"
+            "train.learning_rate=auto follows from singular values, and all that are trained are 0 or rounding: set a "
+            "number"
         )
     rate = STEP / (math.exp(sum(logs) / len(logs)) * math.sqrt(len(layers)))
     return float(f"{rate:.1e}")

@@ -140,6 +140,7 @@ def build_model(settings: RunSettings, origin: Origin) -> BuiltModel:
     if settings.resolved.zero_stage == 3 and (leaves := set_uneven_leaves(loaded.model)):
         say(told_leaves(leaves))
     initialisation = origin.report_initialisation(loaded, time.perf_counter() - began)
+    method_of(config).check_decomposed(config, loaded.reports)
     if config.train.gradient_checkpointing:
         checkpoint_activations(loaded.model)
     add_embedding_noise(loaded.model, config.train.neftune_noise_alpha)

@@ -57,7 +57,7 @@ class ChatService:
             raise ValueError(f"{KEY_VARIABLE}: the key has characters that no HTTP header can hold") from None
 
     def answer(self, messages: Sequence[dict[str, str]]) -> str:
-        """What the model says to a conversation; an empty text where it says nothing, as where it refuses.
+        """What the model says to a conversation, without the key; an empty text where it says nothing, as in refusing.
 
         Raises:
             ValueError: the service refuses the request, is still busy or unreachable after the last attempt, or answers
@@ -99,7 +99,7 @@ class ChatService:
                 f"{self._option}: {self.url} does not answer in the format of OpenAI's chat completions "
                 f"({type(error).__name__}: {self._safe(str(error))}): {self._words(answer)}"
             ) from None
-        return (content or "").encode("utf-8", "replace").decode()  # JSON can hold halves of a character
+        return self._safe((content or "").encode("utf-8", "replace").decode())  # JSON can hold halves of a character
 
     def _words(self, answer: httpx.Response) -> str:
         """What the service says of an error: the message in its JSON, else the beginning of its text."""

@@ -41,8 +41,12 @@ class Drift:
         self._likelihoods: tuple[Likelihood, Likelihood]
 
     def digest(self) -> str:
+        return digest.of_bytes(f"{self._base.weights}{self._texts()}".encode())
+
+    def _texts(self) -> str:
+        """The digest of the tokens on which it is measured, and of which of them are scored."""
         tokens = [window[key].tobytes() for window in self._windows.values() for key in ("input_ids", "labels")]
-        return digest.of_bytes(b"".join([self._base.weights.encode(), *tokens]))
+        return digest.of_bytes(b"".join(tokens))
 
     def notes(self) -> list[str]:
         return [f"Measured against {self._base.name}. {self._how}"]
@@ -84,6 +88,7 @@ class Drift:
             "tokens": sum(scored),
             "samples": len(records),
             "base": self._base.name,
+            "texts": self._texts(),
             "how": self._how,
         }
 

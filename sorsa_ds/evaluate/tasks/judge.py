@@ -106,11 +106,11 @@ class Judge:
         self.file = folder / f"{name}_single.jsonl"
 
     def judge(self, cases: Sequence[Case]) -> list[dict[str, Any]]:
-        """The judgements of all cases, in their order. Those that are in the file already are not asked for again.
+        """The judgements of all cases, in their order. Ratings that are in the file already are not asked for again.
 
         Raises:
-            ValueError: the service fails (`ChatService.answer`), or the file holds something else. Judgements that were
-                made before are in the file.
+            ValueError: the service fails (`ChatService.answer`), the file holds something else, or no judgement at all
+                has a rating. Judgements that were made before are in the file.
         """
         done = {(found["question_id"], found["turn"]): found for found in self._kept(cases)}
         left = [case for case in cases if (case.question_id, case.turn) not in done]
@@ -133,6 +133,12 @@ class Judge:
             progress.close()
         ordered = [done[case.question_id, case.turn] for case in cases]
         self._write(ordered)
+        if ordered and all(one["score"] == UNPARSABLE for one in ordered):
+            raise ValueError(
+                f"{self.file}: none of {len(ordered)} judgements by {self.service.model} at {self.service.url} has a "
+                f"rating in the form [[N]], N from 1 to 10; the first says {ordered[0]['judgment'][:100]!r}. Name "
+                f"another judge, or repeat the command to ask this one again"
+            )
         return ordered
 
     def _judged(self, case: Case) -> dict[str, Any]:
@@ -146,7 +152,7 @@ class Judge:
         }  # fmt: skip
 
     def _kept(self, cases: Sequence[Case]) -> list[dict[str, Any]]:
-        """The judgements in the file that are of these cases, of these answers and by this judge."""
+        """The judgements in the file with a rating that are of these cases, of these answers and by this judge."""
         text = self.file.read_text(encoding="utf-8", errors="replace") if self.file.exists() else ""
         wanted = {(case.question_id, case.turn): case for case in cases}
         kept = []
@@ -157,7 +163,7 @@ class Judge:
                 same = case is not None and (found["user_prompt"], found["judge"]) == (
                     case.user, [self.service.model, case.role],
                 )  # fmt: skip
-                if same and isinstance(found["score"], int | float):
+                if same and isinstance(found["score"], int | float) and found["score"] != UNPARSABLE:
                     kept.append(found)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{self.file}: line {number} is no judgement ({error}); remove it") from error

@@ -68,9 +68,23 @@ class Sorsa(Method):
         refined = settings.residual.iterations > 1
         return max(sorsa_recipe.working_set(target, settings.sorsa, storage, refined) for target in targets)
 
+    def check_decomposed(self, settings: Settings, reports: Sequence[LayerReport]) -> None:
+        """Rates that follow from singular values have no bound where these are rounding, and log s does not move."""
+        own = settings.sorsa
+        asked = [f"sorsa.column_rates={own.column_rates}"] if own.column_power else []
+        asked += ["sorsa.s_space=log"] if own.s_space == "log" else []
+        rounding = next((report for report in reports if report.is_rounding), None)
+        if asked and rounding is not None:
+            raise ValueError(
+                f"{' and '.join(asked)}: {rounding.name} lacks rank, and the {rounding.rank} singular values that are "
+                f"trained of it are rounding ({rounding.captured:.1e} of its energy), from which no rate follows; "
+                f"train other triplets (sorsa.triplets=window), or leave this out"
+            )
+
     def suggested_rate(self, settings: Settings, reports: Sequence[LayerReport]) -> float:
         power = settings.sorsa.column_power
-        return suggested_rate([(settings.adapter.scale(r.rank) * r.s_rms ** (1 - power), r.rank) for r in reports])
+        layers = [r for r in reports if not r.is_rounding]
+        return suggested_rate([(settings.adapter.scale(r.rank) * r.s_rms ** (1 - power), r.rank) for r in layers])
 
     def regularizer(self, config: RunConfig) -> Regularizer:
         return regularizer.resolve_regularizer(
