@@ -138,7 +138,7 @@ def test_a_judge_rates_each_turn_and_the_key_is_nowhere(trained, questions, answ
         if "What is 1 plus 1?" in text and not before:
             return 429, {"Retry-After": "0.01"}, "slow down"
         if "twice that" in text:
-            return "I would say nine out of ten."
+            return f"I would say nine out of ten. You sent: Bearer {KEY}"
         return "As in [[3]], but better.\nRating: [[8.5]]" if "Rate only" in body["messages"][0]["content"] else "[[6]]"
 
     with serving(reply) as server:
@@ -167,6 +167,21 @@ def test_a_judge_rates_each_turn_and_the_key_is_nowhere(trained, questions, answ
     assert all(KEY not in path.read_text() for path in written)
     printed = capfd.readouterr()
     assert KEY not in printed.out + printed.err
+
+
+@pytest.mark.slow
+def test_a_judge_that_never_rates_is_named_and_asked_again_by_the_same_command(trained, questions, answered):
+    replies = ["As you like it.", "[[3]]"]
+    for reply in replies:
+        with serving(lambda body, before, reply=reply: reply) as server:
+            options = _asked(trained, questions, "answered", judge_url=server.url, judge_model="third")
+            if reply == replies[0]:
+                told = r"third_single.jsonl: none of 10 judgements by third at .* the first says 'As you like it.'"
+                with pytest.raises(AssertionError, match=told):
+                    run_ranks(1, run, options)
+            else:
+                assert run_ranks(1, run, options)[0][0]["score"] == 3
+            assert len(server.asked) == 10
 
 
 @pytest.mark.slow
