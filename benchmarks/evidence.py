@@ -16,6 +16,7 @@ import json
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -24,7 +25,7 @@ from pathlib import Path
 from benchmarks.helpers.common import ROOT, launch_environment, say
 from benchmarks.helpers.evidence_figures import draw
 from benchmarks.helpers.evidence_summary import summary, tables
-from benchmarks.helpers.evidence_trials import PARTS, Trial, as_rows, due, trial_of
+from benchmarks.helpers.evidence_trials import PARTS, VARIANTS, Trial, as_rows, due, trial_of
 from sorsa_ds.runtime.files import write_text
 
 CSV = ROOT / "docs" / "results" / "evidence.csv"
@@ -47,16 +48,35 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so long")
     parser.add_argument("--steps", type=int, help="of every run, to try it out")
     a = parser.parse_args()
+    if (a.summary or a.report) and not a.csv.is_file():
+        parser.error(f"--csv: there is no {a.csv}")
+    failed: list[str] = []
     if a.report is not None:
         rows = read(a.csv)
         a.report.mkdir(parents=True, exist_ok=True)
         say(f"wrote {', '.join(map(str, draw(rows, a.report)))}")
         say(tables(rows))
     elif not a.summary:
-        if not (a.gsm8k and a.text and a.small_model):
-            parser.error("runs need --gsm8k, --text and --small_model")
-        make_runs(a)
+        check(a, parser)
+        failed = make_runs(a)
     print(json.dumps(summary(read(a.csv))))
+    if failed:
+        parser.exit(2, f"no run of {', '.join(failed)} has come to its end; what they said stands above\n")
+
+
+def check(a: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Stop before the first run where something is missing or has no such name."""
+    if not (a.gsm8k and a.text and a.small_model):
+        parser.error("runs need --gsm8k, --text and --small_model")
+    for option, path in (
+        ("--gsm8k", a.gsm8k / "train.jsonl"), ("--gsm8k", a.gsm8k / "test.jsonl"), ("--text", a.text),
+        ("--small_model", Path(a.small_model) / "config.json"),
+    ):  # fmt: skip
+        if not path.is_file():
+            parser.error(f"{option}: there is no {path}")
+    for variant in a.variants or ():
+        if not any(variant in PARTS[name].variants for name in a.parts):
+            parser.error(f"--variants: no part of {', '.join(a.parts)} has {variant}; there are {', '.join(VARIANTS)}")
 
 
 def read(path: Path) -> list[dict]:
@@ -67,8 +87,9 @@ def read(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def make_runs(a: argparse.Namespace) -> None:
-    """Give what is due to the workers until nothing is due, or the time is over."""
+def make_runs(a: argparse.Namespace) -> list[str]:
+    """Give what is due to the workers until nothing is due, or the time is over; returns the parts that all failed."""
+    failed = []
     until = time.monotonic() + 60 * a.minutes
     for name in a.parts:
         part = PARTS[name]
@@ -81,11 +102,13 @@ def make_runs(a: argparse.Namespace) -> None:
             if not trials:
                 break
             say(f"{name}: {len(trials)} runs are due")
-            if not in_workers(trials, a, until):
-                return
-            if len(read(a.csv)) == len(rows):
-                say(f"{name}: all of them have failed")
+            over = not in_workers(trials, a, until)
+            if len(read(a.csv)) == len(rows) and not over:
+                failed.append(name)
                 break
+            if over:
+                return failed
+    return failed
 
 
 def in_workers(trials: list[Trial], a: argparse.Namespace, until: float) -> bool:
@@ -109,9 +132,9 @@ def feed(waiting: queue.Queue[dict], a: argparse.Namespace, until: float, lock: 
         "--text", str(a.text.resolve()), "--small_model", a.small_model, *(["--steps", str(a.steps)] * bool(a.steps)),
     ]  # fmt: skip
     while time.monotonic() < until and not waiting.empty():
-        with subprocess.Popen(
+        with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(
             command, cwd=ROOT, env=launch_environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if a.steps else subprocess.DEVNULL,
+            stderr=errors,
         ) as worker:  # fmt: skip
             for _ in range(RUNS_OF_A_WORKER):
                 try:
@@ -122,8 +145,9 @@ def feed(waiting: queue.Queue[dict], a: argparse.Namespace, until: float, lock: 
                 worker.stdin.flush()
                 answer = worker.stdout.readline()
                 if not answer:
-                    told = worker.stderr.read()[-2000:] if worker.stderr else "see it with --steps 2"
-                    say(f"failed: {trial}: {told}")
+                    worker.wait()
+                    errors.seek(0)
+                    say(f"failed: {trial}: {errors.read()[-2000:]}")
                     break
                 row = trial | json.loads(answer)
                 with lock:

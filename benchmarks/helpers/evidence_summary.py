@@ -49,8 +49,9 @@ class Against:
     """A variant beside LoRA in one part.
 
     rate: the variant's best. loss, drift: at that rate, means over the seeds. loss_difference: held-out loss minus
-    LoRA's at its own best rate. drift_ratio: drift over LoRA's at the loss that both reach, seed by seed; None where no
-    seed's curves reach it, and `missing` counts the seeds for which they do not.
+    LoRA's at its own best rate; drift_at_best: drift over LoRA's there. drift_ratio: drift over LoRA's at the lowest
+    loss that both reach, seed by seed; None where no seed's curves reach one, and `missing` counts the seeds for which
+    they do not.
     """
 
     variant: str
@@ -58,6 +59,7 @@ class Against:
     loss: float
     drift: float
     loss_difference: Interval | None
+    drift_at_best: Interval | None
     drift_ratio: Interval | None
     missing: int
 
@@ -72,14 +74,21 @@ def against_lora(part: Part, rows: Sequence[dict]) -> list[Against]:
         own = [Trial(part.name, variant, rate, seed) for seed in range(part.seeds)]
         pairs = [(t, Trial(part.name, PEER, rates[PEER], t.seed)) for t in own] if PEER in rates else []
         ratios, missing = drift_ratios(part, runs, variant) if PEER in rates else ([], part.seeds)
-        logs = Interval.of([math.log(ratio) for ratio in ratios])
         found.append(
             Against(
                 variant, rate, fmean(losses[t] for t in own), fmean(float(runs[t]["drift"]) for t in own),
-                Interval.of([losses[a] - losses[b] for a, b in pairs]), logs and logs.through(math.exp), missing,
+                Interval.of([losses[a] - losses[b] for a, b in pairs]),
+                _of_ratios([float(runs[a]["drift"]) / float(runs[b]["drift"]) for a, b in pairs]),
+                _of_ratios(ratios), missing,
             )
         )  # fmt: skip
     return found
+
+
+def _of_ratios(ratios: Sequence[float]) -> Interval | None:
+    """The geometric mean of ratios with its interval."""
+    logs = Interval.of([math.log(ratio) for ratio in ratios])
+    return logs and logs.through(math.exp)
 
 
 def drift_ratios(part: Part, runs: dict[Trial, dict], variant: str) -> tuple[list[float], int]:
@@ -184,14 +193,14 @@ def _bold(interval: Interval | None, form: str, equal: float) -> str:
 
 def _table(found: Sequence[Against]) -> str:
     lines = [
-        "| variant | best rate | held-out loss | minus LoRA's | drift | drift / LoRA's at equal loss |",
-        "|---|---|---|---|---|---|",
+        "| variant | best rate | held-out loss | minus LoRA's | drift | drift / LoRA's | the same at equal loss |",
+        "|---|---|---|---|---|---|---|",
     ]
     for one in sorted(found, key=lambda one: one.loss):
         ratio = "-" if one.drift_ratio is None else _told(one.drift_ratio, ".2f") + f", {one.drift_ratio.seeds} seeds"
         lines.append(
             f"| {one.variant} | {one.rate:g} | {one.loss:.4f} | {_told(one.loss_difference, '+.4f')} "
-            f"| {one.drift:.3f} | {ratio} |"
+            f"| {one.drift:.3f} | {_told(one.drift_at_best, '.2f')} | {ratio} |"
         )
     return "\n".join(lines)
 

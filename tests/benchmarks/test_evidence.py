@@ -98,8 +98,19 @@ def test_a_variant_with_a_higher_loss_is_not_the_best_however_little_it_drifts()
     found = against_lora(PART, rows((-0.1, -0.11, -0.12), 0.1))
     assert best_of_sorsa(found) is None
     assert summary([])["best_variant"] is None
-    told = summary(rows((0.1, 0.11, 0.12), 0.5))
-    assert told["runs"] == 18 and told["seeds"] == 3
+
+
+def test_the_line_of_json_has_the_best_variant_with_its_intervals(monkeypatch):
+    monkeypatch.setitem(PARTS, PART.name, PART)
+    told = summary(rows((0.1, 0.2, 0.3), 0.5))
+    assert (told["runs"], told["seeds"], told["parts"], told["best_variant"]) == (18, 3, [PART.name], "trailing")
+    half = 4.302653 * 0.1 / math.sqrt(3)
+    assert told["loss_vs_lora"] == pytest.approx({"mean": -0.2, "low": -0.2 - half, "high": -0.2 + half, "seeds": 3})
+    # At LoRA's lowest loss the trailing curve has gone 1 / (1 + gap) of the way from drift 0.25 to 0.5; LoRA's is 1.
+    logs = [math.log(0.25 * 2 ** (1 / (1 + gap))) for gap in (0.1, 0.2, 0.3)]
+    drift = told["drift_vs_lora_at_equal_loss"]
+    assert drift["mean"] == pytest.approx(math.exp(sum(logs) / 3)) and drift["low"] < drift["mean"] < drift["high"]
+    assert told["by_part"][PART.name] == {key: told[key] for key in told["by_part"][PART.name]}
 
 
 def test_the_tables_tell_texts_and_spectra_at_the_best_rates(monkeypatch):
@@ -108,6 +119,8 @@ def test_the_tables_tell_texts_and_spectra_at_the_best_rates(monkeypatch):
     told = tables(rows((0.0, 0.0, 0.0), 0.5)).splitlines()
     for line in (
         "| trailing | +0.000, **0.50** |",
+        "| trailing | 0.02 | 2.0000 | +0.0000 (+0.0000 to +0.0000) | 0.500 | 0.50 (0.50 to 0.50) "
+        "| 0.50 (0.50 to 0.50), 3 seeds |",
         "### small-gsm8k: 3 seeds, rank 8",
         "| the base model | 3.500 | | 6.000 | 0.25 |",
         "| lora | 4.000 | +0.000 (+0.000 to +0.000) | 5.000 | 0.50 |",
