@@ -18,11 +18,11 @@ PART = PARTS["small-rank4"]
 
 
 def measured(project: Path, variant: str) -> tuple[dict, dict]:
-    """The figures of a run of three steps, and the same computed here from its weights."""
+    """The figures of a run of six steps, and the same computed here from its weights."""
     rows = [{"instruction": f"Count to {n}.", "input": "", "output": f"One, two, {n}. " * 40} for n in range(64)]
     (project / "text.json").write_text(json.dumps(rows))
-    asked = argparse.Namespace(gsm8k=gsm8k(project / "gsm8k"), small_model=str(project / "model"), steps=3)
-    trial = Trial(PART.name, variant, 1e-2, 0)
+    asked = argparse.Namespace(gsm8k=gsm8k(project / "gsm8k"), small_model=str(project / "model"), steps=6)
+    trial = Trial(PART.name, variant, 0.1, 0)
     trainer, report = evidence.train(trial, PART, asked.small_model, asked, project / "runs")
     base, of_base = evidence.of_base(PART, trainer.config.model, project / "text.json")
     found = evidence.figures(trainer, report, PART, base, of_base)
@@ -66,7 +66,7 @@ def plain_texts(model, base, of_base) -> dict:
 @pytest.mark.parametrize("variant", ["lora", "trailing"])
 def test_figures_of_a_run_are_those_of_its_weights(project, variant):
     found, wanted = run_ranks(1, measured, project, variant)[0]
-    assert found["steps"] == 3 and 0 <= found["choices"] <= 1
+    assert found["steps"] == 6 and 0 <= found["choices"] <= 1
     for key in ("change", "kappa_W", "delta_sigma", "drift", "english"):
         assert found[key] == pytest.approx(wanted[key], rel=1e-3), key
-    assert wanted["change"] > 1e-3 and wanted["drift"] > 1e-3
+    assert wanted["change"] > 0.1 and wanted["drift"] > 0.1, "so little cannot tell one definition from another"
