@@ -90,6 +90,13 @@ def test_what_a_service_refuses_is_not_asked_again(status, body, told):
     assert len(server.asked) == 1
 
 
+def test_where_a_service_points_to_is_told_and_not_asked():
+    with serving(lambda body, before: (302, {"Location": "http://127.0.0.1:9/v1"}, "")) as server:
+        with pytest.raises(ValueError, match=r"status 302: .*; it points to http://127.0.0.1:9/v1: name the address"):
+            _service(server.url).answer(MESSAGES)
+        assert len(server.asked) == 1
+
+
 def test_a_refusal_to_answer_is_an_empty_text():
     silent = json.dumps({"choices": [{"message": {"role": "assistant", "content": None, "refusal": "no"}}]})
     with serving(lambda *_: (200, {}, silent)) as server:

@@ -75,6 +75,8 @@ class ChatService:
                 if answer.status_code == httpx.codes.OK:
                     return self._content(answer)
                 told = f"status {answer.status_code}: {self._words(answer)}"
+                if answer.has_redirect_location:  # not followed: the key is for the address that the user has named
+                    told += f"; it points to {cut(answer.headers['Location'], _TOLD)}: name the address that answers"
                 passing = answer.status_code in _PASSING or answer.status_code >= 500
                 asked = _retry_after(answer.headers.get("Retry-After"))
             if not passing or wait is None:
