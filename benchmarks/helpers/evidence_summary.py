@@ -16,6 +16,9 @@ from sorsa_ds.study.compare.frontier import Curve, NotReached, Point, common_los
 
 HEADLINE = "small-gsm8k"
 """The part from which the line of JSON is taken: the one with all variants and most seeds."""
+MARGIN = 0.01
+"""Nats per token above the lowest loss that two curves reach, where their drifts are compared: near its lowest loss a
+curve drifts on without learning more, so that the worse of the two would be read where it is steepest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,9 @@ class Against:
     """A variant beside LoRA in one part.
 
     rate: the variant's best. loss, drift: at that rate, means over the seeds. loss_difference: held-out loss minus
-    LoRA's at its own best rate; drift_at_best: drift over LoRA's there. drift_ratio: drift over LoRA's at the lowest
-    loss that both reach, seed by seed; None where no seed's curves reach one, and `missing` counts the seeds for which
-    they do not.
+    LoRA's at its own best rate; drift_at_best: drift over LoRA's there. drift_ratio: drift over LoRA's, `MARGIN` above
+    the lowest loss that both reach, seed by seed; None where no seed's curves reach it, and `missing` counts the seeds
+    for which they do not.
     """
 
     variant: str
@@ -92,7 +95,7 @@ def _of_ratios(ratios: Sequence[float]) -> Interval | None:
 
 
 def drift_ratios(part: Part, runs: dict[Trial, dict], variant: str) -> tuple[list[float], int]:
-    """Drift over LoRA's at the loss that both reach, for each seed where both curves do; and for how many they do not.
+    """Drift over LoRA's at a loss that both reach, for each seed where both curves do; and for how many they do not.
 
     A seed other than the first has a curve of the best rate, the next one and the two below.
     """
@@ -102,7 +105,7 @@ def drift_ratios(part: Part, runs: dict[Trial, dict], variant: str) -> tuple[lis
         if not all(curves.values()):
             missing += 1
             continue
-        loss = common_loss(curves)
+        loss = common_loss(curves) + MARGIN
         try:
             ratios.append(drift_at(curves[variant], loss) / drift_at(curves[PEER], loss))
         except NotReached:

@@ -83,8 +83,8 @@ def test_variants_are_paired_with_lora_by_seed():
     half = 4.302653 * 0.1 / math.sqrt(3)
     assert lower.loss_difference.mean == pytest.approx(-0.2)
     assert lower.loss_difference.low == pytest.approx(-0.2 - half, rel=1e-5)
-    # At LoRA's lowest loss, 2.0, the trailing curve has gone 1 / (1 + gap) of the way from drift 0.5 to 1.0.
-    expected = math.exp(sum(math.log(0.5 * 2 ** (1 / (1 + gap))) for gap in (0.1, 0.2, 0.3)) / 3)
+    # At a loss of 2.01 LoRA has gone 0.99 of the way from drift 0.5 to 1.0, the trailing curve 0.99 / (1 + gap) of it.
+    expected = math.exp(sum(math.log(2 ** (0.99 / (1 + gap) - 0.99)) for gap in (0.1, 0.2, 0.3)) / 3)
     assert lower.drift_ratio.mean == pytest.approx(expected)
 
 
@@ -106,8 +106,8 @@ def test_the_line_of_json_has_the_best_variant_with_its_intervals(monkeypatch):
     assert (told["runs"], told["seeds"], told["parts"], told["best_variant"]) == (18, 3, [PART.name], "trailing")
     half = 4.302653 * 0.1 / math.sqrt(3)
     assert told["loss_vs_lora"] == pytest.approx({"mean": -0.2, "low": -0.2 - half, "high": -0.2 + half, "seeds": 3})
-    # At LoRA's lowest loss the trailing curve has gone 1 / (1 + gap) of the way from drift 0.25 to 0.5; LoRA's is 1.
-    logs = [math.log(0.25 * 2 ** (1 / (1 + gap))) for gap in (0.1, 0.2, 0.3)]
+    # At a loss of 2.01 LoRA has gone 0.99 of its way from drift 0.5 to 1.0, the trailing curve has begun at half of it.
+    logs = [math.log(0.5 * 2 ** (0.99 / (1 + gap) - 0.99)) for gap in (0.1, 0.2, 0.3)]
     drift = told["drift_vs_lora_at_equal_loss"]
     assert drift["mean"] == pytest.approx(math.exp(sum(logs) / 3)) and drift["low"] < drift["mean"] < drift["high"]
     assert told["by_part"][PART.name] == {key: told[key] for key in told["by_part"][PART.name]}
