@@ -4,7 +4,7 @@ A part fixes model, data, steps and rank. Every variant of a part begins with th
 while the best of them is the lowest or the highest, a rate beyond it is added, so that every best rate has neighbours
 on both sides. Then the other seeds follow, at the best rate, the next one and the two below (one for the larger model),
 where losses are higher: drift at equal loss is read there. The best rate of a variant is the one with the lowest mean
-over the seeds, among those that have them all.
+over the seeds, among those that have them all; where it is at their end, the next one beyond it follows with all seeds.
 
 The variants of `MAIN` are finished before the others begin. Of the others, those whose loss with the first seed is
 within `CLOSE` of the best one's are run with the other seeds too, at their best rate alone.
@@ -208,7 +208,23 @@ def _with_other_seeds(part: Part, variant: str, losses: dict[Trial, float]) -> l
         lowest = min(loss for t, loss in losses.items() if (t.part, t.seed) == (part.name, 0))
         rates = [best] if losses[Trial(part.name, variant, best, 0)] <= lowest + CLOSE else []
     wanted = [Trial(part.name, variant, rate, seed) for seed in range(1, part.seeds) for rate in rates]
-    return [trial for trial in wanted if trial not in losses]
+    left = [trial for trial in wanted if trial not in losses]
+    return left if left or variant not in MAIN else _beyond_the_best(part, variant, losses)
+
+
+def _beyond_the_best(part: Part, variant: str, losses: dict[Trial, float]) -> list[Trial]:
+    """A rate beyond the best over all seeds, with all seeds, where the best has no such neighbour on one side."""
+    tried = {t.learning_rate for t in losses if (t.part, t.variant) == (part.name, variant)}
+    seeds = range(part.seeds)
+    whole = [r for r in tried if all(Trial(part.name, variant, r, seed) in losses for seed in seeds)]
+    best = best_rates(part, losses)[variant]
+    found = []
+    if best == max(whole):
+        found.append(min((r for r in tried if r > best), default=_rounded(best * STEP)))
+    if best == min(whole):
+        found.append(max((r for r in tried if r < best), default=_rounded(best / STEP)))
+    trials = [Trial(part.name, variant, rate, seed) for seed in seeds for rate in found]
+    return [trial for trial in trials if trial not in losses]
 
 
 def _best(part: Part, variant: str, losses: dict[Trial, float]) -> float:

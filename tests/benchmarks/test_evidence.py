@@ -36,7 +36,12 @@ def test_a_variant_is_run_beyond_its_best_rate_and_then_with_the_other_seeds_bes
     assert [t.learning_rate for t in more if (t.variant, t.seed) == ("lora", 1)] == [1e-3, 2e-3, 4e-3, 8e-3]
     assert [t.learning_rate for t in more if (t.variant, t.seed) == ("trailing", 2)] == [7.1e-3, 1e-2, 2e-2]
     assert len(more) == 2 * (4 + 3)
-    assert due(PART, losses | dict.fromkeys(more, 1.0)) == []
+    losses |= {t: losses[trial(t.variant, t.learning_rate, 0)] for t in more}
+    assert due(PART, losses) == []
+    losses |= {trial("trailing", 2e-2, seed): 0.25 for seed in (1, 2)}
+    beyond = due(PART, losses)
+    assert [(t.variant, t.learning_rate, t.seed) for t in beyond] == [("trailing", 4e-2, 1), ("trailing", 4e-2, 2)]
+    assert due(PART, losses | dict.fromkeys(beyond, 3.0)) == []
 
 
 @pytest.mark.parametrize(("loss", "followed"), [(2.04, True), (2.06, False)])
