@@ -102,12 +102,11 @@ def make_runs(a: argparse.Namespace) -> list[str]:
             if not trials:
                 break
             say(f"{name}: {len(trials)} runs are due")
-            over = not in_workers(trials, a, until)
-            if len(read(a.csv)) == len(rows) and not over:
+            if not in_workers(trials, a, until):
+                return failed
+            if len(read(a.csv)) == len(rows):
                 failed.append(name)
                 break
-            if over:
-                return failed
     return failed
 
 

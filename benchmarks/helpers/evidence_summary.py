@@ -136,19 +136,24 @@ def best_of_sorsa(found: Sequence[Against]) -> Against | None:
 
 def summary(rows: Sequence[dict]) -> dict:
     """The line of JSON: how many runs and seeds, and SORSA's best variant against LoRA in the main part and in all."""
-    by_part = {name: _best_told(part, rows) for name, part in PARTS.items() if against_lora(part, rows)}
+    by_part = {name: _best_told(found) for name, found in _found_by_part(rows).items()}
     return {
         "runs": len(rows),
         "seeds": len({row["seed"] for row in rows}),
         "parts": sorted({row["part"] for row in rows}),
-        **(by_part.get(HEADLINE) or _best_told(PARTS[HEADLINE], rows)),
+        **(by_part.get(HEADLINE) or _best_told([])),
         "by_part": by_part,
     }
 
 
-def _best_told(part: Part, rows: Sequence[dict]) -> dict:
+def _found_by_part(rows: Sequence[dict]) -> dict[str, list[Against]]:
+    """What is found in each part that has a variant with all seeds."""
+    return {name: found for name, part in PARTS.items() if (found := against_lora(part, rows))}
+
+
+def _best_told(found: Sequence[Against]) -> dict:
     """SORSA's best variant of a part; nothing but None where all of them are shown to learn less than LoRA."""
-    best = best_of_sorsa(against_lora(part, rows))
+    best = best_of_sorsa(found)
     return {
         "best_variant": best and best.variant,
         "loss_vs_lora": best and best.loss_difference and asdict(best.loss_difference),
@@ -158,7 +163,7 @@ def _best_told(part: Part, rows: Sequence[dict]) -> dict:
 
 def tables(rows: Sequence[dict]) -> str:
     """Tables in Markdown: all parts at a glance, and then every part that has runs with all seeds."""
-    by_part = {name: found for name, part in PARTS.items() if (found := against_lora(part, rows))}
+    by_part = _found_by_part(rows)
     told = [_overview(by_part)]
     for name, found in by_part.items():
         part = PARTS[name]

@@ -215,15 +215,14 @@ def _with_other_seeds(part: Part, variant: str, losses: dict[Trial, float]) -> l
 def _beyond_the_best(part: Part, variant: str, losses: dict[Trial, float]) -> list[Trial]:
     """A rate beyond the best over all seeds, with all seeds, where the best has no such neighbour on one side."""
     tried = {t.learning_rate for t in losses if (t.part, t.variant) == (part.name, variant)}
-    seeds = range(part.seeds)
-    whole = [r for r in tried if all(Trial(part.name, variant, r, seed) in losses for seed in seeds)]
+    whole = _means_over_seeds(part, losses)[variant]
     best = best_rates(part, losses)[variant]
     found = []
     if best == max(whole):
         found.append(min((r for r in tried if r > best), default=_rounded(best * STEP)))
     if best == min(whole):
         found.append(max((r for r in tried if r < best), default=_rounded(best / STEP)))
-    trials = [Trial(part.name, variant, rate, seed) for seed in seeds for rate in found]
+    trials = [Trial(part.name, variant, rate, seed) for seed in range(part.seeds) for rate in found]
     return [trial for trial in trials if trial not in losses]
 
 
@@ -240,16 +239,25 @@ def _rounded(rate: float) -> float:
 
 def best_rates(part: Part, losses: dict[Trial, float]) -> dict[str, float]:
     """The rate of each variant with the lowest mean over all seeds of the part; variants without all are left out."""
+    means = _means_over_seeds(part, losses)
+    return {
+        variant: min(means[variant], key=lambda rate: (means[variant][rate], rate))
+        for variant in part.variants
+        if variant in means
+    }
+
+
+def _means_over_seeds(part: Part, losses: dict[Trial, float]) -> dict[str, dict[float, float]]:
+    """Variant -> rate -> mean loss, of the rates that have run with all seeds of the part."""
     by_rate: dict[tuple[str, float], list[float]] = defaultdict(list)
     for trial, loss in losses.items():
         if trial.part == part.name:
             by_rate[trial.variant, trial.learning_rate].append(loss)
-    means = {key: fmean(values) for key, values in by_rate.items() if len(values) == part.seeds}
-    return {
-        variant: min((mean, rate) for (v, rate), mean in means.items() if v == variant)[1]
-        for variant in part.variants
-        if any(v == variant for v, _ in means)
-    }
+    means: dict[str, dict[float, float]] = defaultdict(dict)
+    for (variant, rate), values in by_rate.items():
+        if len(values) == part.seeds:
+            means[variant][rate] = fmean(values)
+    return means
 
 
 def trial_of(row: dict) -> Trial:

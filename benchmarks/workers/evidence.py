@@ -5,12 +5,12 @@ It reads a run as a line of JSON, and answers with a line of JSON.
 
 import argparse
 import json
-import math
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -124,8 +124,8 @@ def spectra(model: PreTrainedModel, base: PreTrainedModel, every: int) -> dict[s
         found["delta_sigma"].append(measures.delta_sigma(after, before))
         found["delta_d"].append(measures.turn(after, before, rank=1).literal)  # a figure that no rank changes
         found["change"].append(((now - start).norm() / start.norm()).item())
-    found["kappa_W"] = [math.exp(sum(map(math.log, found["kappa_W"])) / len(found["kappa_W"]))]
-    return {key: _mean(values) for key, values in (found | of_factors).items()}
+    means = {key: _mean(values) for key, values in (found | of_factors).items()}
+    return means | {"kappa_W": geometric_mean(found["kappa_W"])}
 
 
 def _weight(layer: torch.nn.Module, inputs: int) -> torch.Tensor:

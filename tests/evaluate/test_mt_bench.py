@@ -171,17 +171,16 @@ def test_a_judge_rates_each_turn_and_the_key_is_nowhere(trained, questions, answ
 
 @pytest.mark.slow
 def test_a_judge_that_never_rates_is_named_and_asked_again_by_the_same_command(trained, questions, answered):
-    replies = ["As you like it.", "[[3]]"]
-    for reply in replies:
-        with serving(lambda body, before, reply=reply: reply) as server:
-            options = _asked(trained, questions, "answered", judge_url=server.url, judge_model="third")
-            if reply == replies[0]:
-                told = r"third_single.jsonl: none of 10 judgements by third at .* the first says 'As you like it.'"
-                with pytest.raises(AssertionError, match=told):
-                    run_ranks(1, run, options)
-            else:
-                assert run_ranks(1, run, options)[0][0]["score"] == 3
-            assert len(server.asked) == 10
+    told = r"third_single.jsonl: none of 10 judgements by third at .* the first says 'As you like it.'"
+    with serving(lambda body, before: "As you like it.") as server:
+        options = _asked(trained, questions, "answered", judge_url=server.url, judge_model="third")
+        with pytest.raises(AssertionError, match=told):
+            run_ranks(1, run, options)
+    assert len(server.asked) == 10
+    with serving(lambda body, before: "[[3]]") as server:
+        options = _asked(trained, questions, "answered", judge_url=server.url, judge_model="third")
+        assert run_ranks(1, run, options)[0][0]["score"] == 3
+    assert len(server.asked) == 10
 
 
 @pytest.mark.slow

@@ -67,8 +67,8 @@ def trained(run):
     return load_file(run / "adapter" / TRAINED)
 
 
-DIGITS = {"grad_norm": 1e-5, "eval_loss": 1e-5, "reg_loss": 1e-4, "reg_grad_norm": 1e-4}
-"""The regulariser squares what is left when 1 is taken from numbers near 1, so its figures have fewer digits."""
+DIGITS = {"grad_norm": 1e-5, "eval_loss": 1e-5, "reg_loss": 1e-4, "reg_grad_norm": 1e-5}
+"""The regulariser's value is what is left when 1 is taken from numbers near 1, so it has fewer digits."""
 
 
 def assert_learned_the_same(one, other, loss=1e-6):

@@ -14,6 +14,7 @@ from sorsa_ds.data.tokenize import IGNORED, Example
 from sorsa_ds.evaluate.backends.divergence import divergences
 from sorsa_ds.evaluate.backends.likelihood import Likelihood, batch_by_length
 from sorsa_ds.evaluate.base_samples import Sample
+from sorsa_ds.evaluate.tasks.loss import digest_of_windows
 from sorsa_ds.evaluate.tasks.task import Emit, Engine
 from sorsa_ds.runtime import digest
 
@@ -41,12 +42,7 @@ class Drift:
         self._likelihoods: tuple[Likelihood, Likelihood]
 
     def digest(self) -> str:
-        return digest.of_bytes(f"{self._base.weights}{self._texts()}".encode())
-
-    def _texts(self) -> str:
-        """The digest of the tokens on which it is measured, and of which of them are scored."""
-        tokens = [window[key].tobytes() for window in self._windows.values() for key in ("input_ids", "labels")]
-        return digest.of_bytes(b"".join(tokens))
+        return digest.of_bytes(f"{self._base.weights}{digest_of_windows(self._windows)}".encode())
 
     def notes(self) -> list[str]:
         return [f"Measured against {self._base.name}. {self._how}"]
@@ -88,7 +84,7 @@ class Drift:
             "tokens": sum(scored),
             "samples": len(records),
             "base": self._base.name,
-            "texts": self._texts(),
+            "texts": digest_of_windows(self._windows),
             "how": self._how,
         }
 

@@ -38,9 +38,7 @@ class Loss:
         self._likelihood: Likelihood
 
     def digest(self) -> str:
-        return digest.of_bytes(
-            b"".join(window[key].tobytes() for window in self._windows.values() for key in ("input_ids", "labels"))
-        )
+        return digest_of_windows(self._windows)
 
     def notes(self) -> list[str]:
         return [self._how]
@@ -170,3 +168,8 @@ def _documents(options: Options, setting: Setting) -> list[Example]:
     for remark, count in encoded.remarks.items():
         say(f"In {count} of {len(rows)} conversations {remark}.")
     return encoded.examples
+
+
+def digest_of_windows(windows: dict[str, Example]) -> str:
+    """The digest of the tokens that are measured, and of which of them are scored."""
+    return digest.of_bytes(b"".join(one[key].tobytes() for one in windows.values() for key in ("input_ids", "labels")))
