@@ -4,7 +4,8 @@
 
 Kernels are the operators that PyTorch dispatches in mixed precision, in a micro-batch that is not the first of its
 step. Host syncs are those of a step of four micro-batches of a real run on two ranks, on the stage that has most of
-them. The last line is one JSON object; only its `reorthonormalize_seconds_per_layer` is timed.
+them. A tensor that such a step left in a cycle would stay on the GPU until Python collects its garbage. The last line
+is one JSON object; only its `reorthonormalize_seconds_per_layer` is timed.
 """
 
 import json
@@ -49,6 +50,7 @@ def main() -> None:
         "host_syncs_step": worst["host_syncs"],
         "mask_bytes": llama_mask_bytes(),
         "blocking_signal_collectives": max(step["blocking_signals"] for step in steps.values()),
+        "cyclic_tensors_step": max(step["cyclic_tensors"] for step in steps.values()),
         "kept_bytes_ratio": kept_ratio(),
         "logit_bytes_ratio": logit_ratio(),
         "imbalance_8_ranks": balance[0],

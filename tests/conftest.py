@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from sorsa_ds.runtime.garbage import collect_garbage_rarely
+
 # What the helpers assert is explained as in the tests themselves.
 pytest.register_assert_rewrite("tests.helpers")
 
 # As the ranks that tests fork: sums in another order would not be equal bit for bit.
 torch.set_num_threads(1)
+
+collect_garbage_rarely()  # as in every command
 
 # Asking whether there is a GPU must not start CUDA here: the tests fork.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from benchmarks.helpers.common import DS_CONFIGS, run_side
+from benchmarks.helpers.cycles import cyclic_tensors
 from benchmarks.helpers.host_syncs import HostSyncs
 from sorsa_ds.runtime.stop_signals import StopSignals
 from sorsa_ds.train.options import parse
@@ -19,16 +20,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ds_config", help="name of a file in ds_configs, without .json")
     parser.add_argument("folder", type=Path, help="with a model in `model`; the run will be in it too")
+    parser.add_argument("settings", nargs="*", help="more settings of the run")
     run_side(step, parser.parse_args())
 
 
 def step(a: argparse.Namespace) -> dict:
-    """Host syncs of a step of several micro-batches, and its collectives of signals that are waited for at once."""
+    """What a step of several micro-batches costs: host syncs, signals that are waited for, tensors in cycles."""
     words = (
         f"--ds_config={DS_CONFIGS / a.ds_config}.json", f"model={a.folder / 'model'}", f"train.steps={STEPS + 1}",
         "adapter.rank=4", "train.precision=mixed", "train.micro_batch_size=2", "data.max_length=160",
         "data.eval_size=2",
         f"train.gradient_accumulation_steps={ACCUMULATED}", f"output.folder={a.folder}", f"output.name={a.ds_config}",
+        *a.settings,
     )  # fmt: skip
     trainer = assemble(parse(words))
     trainer.prepare()
@@ -36,7 +39,12 @@ def step(a: argparse.Namespace) -> dict:
         trainer.step(number)
     with HostSyncs() as waited, BlockingSignals() as signals:
         trainer.step(STEPS - 1)
-    return {"host_syncs": waited.total, "by": dict(waited.counts), "blocking_signals": signals.count}
+    return {
+        "host_syncs": waited.total,
+        "by": dict(waited.counts),
+        "blocking_signals": signals.count,
+        "cyclic_tensors": cyclic_tensors(lambda: trainer.step(STEPS)),
+    }
 
 
 class BlockingSignals:

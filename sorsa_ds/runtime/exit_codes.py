@@ -19,6 +19,7 @@ from collections.abc import Callable
 from sorsa_ds.runtime import launcher
 from sorsa_ds.runtime.console import outlive_readers
 from sorsa_ds.runtime.errors import PeerError, Preempted
+from sorsa_ds.runtime.garbage import collect_garbage_rarely
 from sorsa_ds.runtime.leave import EXIT_CODE, leave
 from sorsa_ds.runtime.telemetry import turn_off_telemetry
 
@@ -54,6 +55,7 @@ def run(main: Callable[[], None]) -> None:
     rank = os.environ.get("RANK", "0")
     outlive_readers()
     turn_off_telemetry()
+    collect_garbage_rarely()
     try:
         _hear_signals()
         main()

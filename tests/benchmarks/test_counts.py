@@ -5,6 +5,7 @@ import torch
 
 from benchmarks import counts
 from benchmarks.helpers.common import write_small_llama
+from benchmarks.helpers.cycles import cyclic_tensors
 from benchmarks.helpers.host_syncs import HostSyncs
 from benchmarks.helpers.kernels import Kernels, block_kernels, kept_ratio, linear_kernels
 from benchmarks.helpers.padding import imbalance, like_metamath
@@ -58,9 +59,27 @@ def test_host_syncs_of_a_step_do_not_grow_with_its_micro_batches(tmp_path, ds, s
     for found in run_ranks(2, _step, ds, tmp_path):
         assert found["host_syncs"] == syncs, found["by"]
         assert found["blocking_signals"] == 0
+        assert found["cyclic_tensors"] == 0
 
 
-def _step(ds, folder):
+@pytest.mark.slow
+def test_a_step_that_recomputes_its_blocks_leaves_no_tensor_to_the_collector_either(tmp_path):
+    write_small_llama(tmp_path / "model")
+    found = run_ranks(2, _step, "zero3", tmp_path, "train.gradient_checkpointing=true")
+    assert [rank["cyclic_tensors"] for rank in found] == [0, 0]
+
+
+def test_tensors_in_cycles_are_counted():
+    def compute():
+        torch.ones(2)
+        cycle = [torch.ones(1), torch.ones(1)]
+        cycle.append(cycle)
+
+    assert cyclic_tensors(compute) == 2
+    assert cyclic_tensors(lambda: torch.ones(2)) == 0
+
+
+def _step(ds, folder, *settings):
     import argparse
 
-    return worker.step(argparse.Namespace(ds_config=ds, folder=folder))
+    return worker.step(argparse.Namespace(ds_config=ds, folder=folder, settings=settings))
