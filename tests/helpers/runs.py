@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import time
 
 import pytest
 from safetensors.torch import load_file
@@ -29,6 +30,8 @@ def train_rank(project, name, ds, arguments, stop_at):
         def interrupted(number):
             if number == stop_at and collectives.rank() == collectives.world_size() - 1:
                 os.kill(os.getpid(), signal.SIGUSR1)
+                while not trainer.signals._received:  # a thread notes it, and a busy machine may let that wait
+                    time.sleep(0.001)
             return step(number)
 
         type(trainer).step = lambda self, number: interrupted(number)
