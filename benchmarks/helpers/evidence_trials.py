@@ -8,6 +8,9 @@ over the seeds, among those that have them all; where it is at their end, the ne
 
 The variants of `MAIN` are finished before the others begin. Of the others, those whose loss with the first seed is
 within `CLOSE` of the best one's are run with the other seeds too, at their best rate alone.
+
+A part that is `settled` looks for no rate: it holds what another part has found against problems that had no share in
+finding it.
 """
 
 from collections import defaultdict
@@ -27,7 +30,9 @@ class Part:
     seeds: how many. rates: those with which a variant begins. samples: (number, tokens) of the base model's samples on
     which drift is measured.
     spectra_every: full decompositions are made of every so many-th linear. questions: how many choices are made.
-    below: at how many rates below the best the other seeds run too.
+    below: at how many rates below the best the other seeds run too. settled: all seeds run at the rates with which a
+    variant begins, and at no other. own_lines: if not 0, each seed learns so many lines of the training file, which no
+    other seed learns, and none of the first so many.
     """
 
     name: str
@@ -41,6 +46,8 @@ class Part:
     spectra_every: int = 1
     questions: int = 60
     below: int = 2
+    settled: bool = False
+    own_lines: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +65,11 @@ class Trial:
         return f"{self.part}-{self.variant}-{self.learning_rate:g}-{self.seed}"
 
     def settings(self) -> list[str]:
-        """What the variant, its rate and its seed are on the command line."""
-        return [*VARIANTS[self.variant], f"train.learning_rate={self.learning_rate}", f"train.seed={self.seed}"]
+        """What the variant, its rate, its seed and the seed's own lines are on the command line."""
+        lines = PARTS[self.part].own_lines
+        first = lines * (self.seed + 1)
+        own = [f"data.train_split=train[{first}:{first + lines}]"] if lines else []
+        return [*VARIANTS[self.variant], f"train.learning_rate={self.learning_rate}", f"train.seed={self.seed}", *own]
 
 
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -153,6 +163,12 @@ PARTS: dict[str, Part] = {
             (*_GSM8K, *_BATCH, "data.train_split=train[:296]", "train.epochs=15"), FEW_RATES, (64, 192),
         ),
         Part(
+            "small-few-fresh", "small", 8, 8, (PEER, "sorsa", "sorsa-strong", "pissa", "trailing"),
+            (*_GSM8K, *_BATCH, "train.epochs=15"),
+            {PEER: (3.6e-3,), "sorsa": (1e-3,), "sorsa-strong": (1.4e-3,), "pissa": (1.5e-3,), "trailing": (5e-3,)},
+            (64, 192), settled=True, own_lines=296,
+        ),
+        Part(
             "small-words", "small", 8, 5, MAIN, (*_WORD_PROBLEMS, *_BATCH, "train.steps=120"), SMALL_RATES, (64, 192)
         ),
         Part("small-rank4", "small", 4, 3, MAIN, (*_GSM8K, *_BATCH, "train.steps=160"), SMALL_RATES, (64, 192)),
@@ -174,6 +190,12 @@ def due(part: Part, losses: dict[Trial, float]) -> list[Trial]:
     Args:
         losses: held-out losses of the runs that are made.
     """
+    if part.settled:
+        all_of_it = (
+            Trial(part.name, variant, rate, seed)
+            for seed in range(part.seeds) for variant in part.variants for rate in part.rates[variant]
+        )  # fmt: skip
+        return [trial for trial in all_of_it if trial not in losses]
     for variants in (MAIN, _OTHERS):
         here = [variant for variant in part.variants if variant in variants]
         first = [trial for variant in here for trial in _with_first_seed(part, variant, losses)]

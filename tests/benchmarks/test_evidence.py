@@ -55,6 +55,21 @@ def test_other_variants_come_last_and_are_followed_where_they_are_close(loss, fo
     assert due(part, losses) == ([trial("dora", 2e-3, 1)] if followed else [])
 
 
+def test_a_settled_part_looks_for_no_rate():
+    part = Part("small-few-fresh", "small", 8, 2, ("lora", "dora"), (), {"lora": (1.0,), "dora": (2.0,)}, (1, 1),
+                settled=True)  # fmt: skip
+    wanted = [Trial(part.name, *one) for one in (("lora", 1.0, 0), ("dora", 2.0, 0), ("lora", 1.0, 1), ("dora", 2.0, 1))]
+    assert due(part, {}) == wanted
+    assert due(part, dict.fromkeys(wanted[:3], 0.5)) == wanted[3:]
+
+
+def test_the_seeds_of_a_part_learn_lines_of_their_own():
+    slices = [Trial("small-few-fresh", "lora", 3.6e-3, seed).settings()[-1] for seed in range(2)]
+    assert slices == ["data.train_split=train[296:592]", "data.train_split=train[592:888]"]
+    assert "data.train_split=train[:296]" in PARTS["small-few"].settings, "these found the rates"
+    assert not any("train_split" in word for word in Trial("small-gsm8k", "lora", 1e-2, 1).settings())
+
+
 def test_a_rate_that_lacks_a_seed_is_not_the_best():
     losses = {trial("lora", 1e-3, 0): 0.5, **{trial("lora", 2e-3, seed): 1.0 for seed in range(3)}}
     assert best_rates(PART, losses) == {"lora": 2e-3}
