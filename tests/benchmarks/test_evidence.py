@@ -56,9 +56,9 @@ def test_other_variants_come_last_and_are_followed_where_they_are_close(loss, fo
 
 
 def test_a_settled_part_looks_for_no_rate():
-    part = Part("small-few-fresh", "small", 8, 2, ("lora", "dora"), (), {"lora": (1.0,), "dora": (2.0,)}, (1, 1),
-                settled=True)  # fmt: skip
-    wanted = [Trial(part.name, *one) for one in (("lora", 1.0, 0), ("dora", 2.0, 0), ("lora", 1.0, 1), ("dora", 2.0, 1))]
+    rates = {"lora": (1.0,), "dora": (2.0,)}
+    part = Part("small-few-fresh", "small", 8, 2, ("lora", "dora"), (), rates, (1, 1), settled=True)
+    wanted = [Trial(part.name, variant, rate, seed) for seed in (0, 1) for variant, [rate] in rates.items()]
     assert due(part, {}) == wanted
     assert due(part, dict.fromkeys(wanted[:3], 0.5)) == wanted[3:]
 
