@@ -18,9 +18,12 @@ LOOKS = looks_of(SHOWN)
 
 
 def draw(rows: Sequence[dict], folder: Path) -> list[Path]:
-    """Write evidence-PART.png for every part in which at least two variants have run with every seed; returns them."""
+    """Write evidence-PART.png for every part in which two variants have curves with every seed; returns the paths.
+
+    A part that is settled has one rate for each variant, and so no curves.
+    """
     written = []
-    for part in PARTS.values():
+    for part in (part for part in PARTS.values() if not part.settled):
         frontier = frontier_of(part, rows)
         if len(frontier.curves) > 1:
             with tempfile.TemporaryDirectory() as scratch:

@@ -32,7 +32,7 @@ class Part:
     spectra_every: full decompositions are made of every so many-th linear. questions: how many choices are made.
     below: at how many rates below the best the other seeds run too. settled: all seeds run at the rates with which a
     variant begins, and at no other. own_lines: if not 0, each seed learns so many lines of the training file, which no
-    other seed learns, and none of the first so many.
+    other seed learns, and none of the first so many. first_seed: `train.seed` of the part's seed 0.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Part:
     below: int = 2
     settled: bool = False
     own_lines: int = 0
+    first_seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,11 @@ class Trial:
 
     def settings(self) -> list[str]:
         """What the variant, its rate, its seed and the seed's own lines are on the command line."""
-        lines = PARTS[self.part].own_lines
-        first = lines * (self.seed + 1)
-        own = [f"data.train_split=train[{first}:{first + lines}]"] if lines else []
-        return [*VARIANTS[self.variant], f"train.learning_rate={self.learning_rate}", f"train.seed={self.seed}", *own]
+        part = PARTS[self.part]
+        first = part.own_lines * (self.seed + 1)
+        own = [f"data.train_split=train[{first}:{first + part.own_lines}]"] if part.own_lines else []
+        seed = f"train.seed={part.first_seed + self.seed}"
+        return [*VARIANTS[self.variant], f"train.learning_rate={self.learning_rate}", seed, *own]
 
 
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -156,6 +158,13 @@ PARTS: dict[str, Part] = {
         Part(
             "small-gsm8k", "small", 8, 5, (*MAIN, *_OTHERS), (*_GSM8K, *_BATCH, "train.steps=160"), SMALL_RATES,
             (64, 192),
+        ),
+        Part(
+            "small-gsm8k-fresh", "small", 8, 8, (PEER, "sorsa", "pissa", "trailing", "trailing-no-reg"),
+            (*_GSM8K, *_BATCH, "train.steps=160"),
+            {PEER: (7e-3, 1e-2, 1.4e-2), "sorsa": (5.6e-3,), "pissa": (8.5e-3,), "trailing": (2e-2, 2.8e-2),
+             "trailing-no-reg": (2e-2,)},
+            (64, 192), settled=True, first_seed=5,
         ),
         Part(
             "small-few", "small", 8, 5,

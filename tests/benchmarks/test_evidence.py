@@ -68,6 +68,9 @@ def test_the_seeds_of_a_part_learn_lines_of_their_own():
     assert slices == ["data.train_split=train[296:592]", "data.train_split=train[592:888]"]
     assert "data.train_split=train[:296]" in PARTS["small-few"].settings, "these found the rates"
     assert not any("train_split" in word for word in Trial("small-gsm8k", "lora", 1e-2, 1).settings())
+    fresh, found = PARTS["small-gsm8k-fresh"], PARTS["small-gsm8k"]
+    assert (fresh.settings, fresh.first_seed) == (found.settings, found.seeds), "seeds that had no share in the rates"
+    assert "train.seed=6" in Trial(fresh.name, "lora", 1e-2, 1).settings()
 
 
 def test_a_rate_that_lacks_a_seed_is_not_the_best():
