@@ -97,8 +97,11 @@ def _of_ratios(ratios: Sequence[float]) -> Interval | None:
 def drift_ratios(part: Part, runs: dict[Trial, dict], variant: str) -> tuple[list[float], int]:
     """Drift over LoRA's at a loss that both reach, for each seed where both curves do; and for how many they do not.
 
-    A seed other than the first has a curve of the best rate, the next one and the two below.
+    A seed other than the first has a curve of the best rate, the next one and the two below. A part that is settled
+    has no curves: what could be read of the few rates in it would be of those seeds alone that happen to reach a loss.
     """
+    if part.settled:
+        return [], part.seeds
     ratios, missing = [], 0
     for seed in range(part.seeds):
         curves = {name: curve_of(runs, name, seed) for name in (variant, PEER)}
@@ -135,14 +138,23 @@ def best_of_sorsa(found: Sequence[Against]) -> Against | None:
 
 
 def summary(rows: Sequence[dict]) -> dict:
-    """The line of JSON: how many runs and seeds, and SORSA's best variant against LoRA in the main part and in all."""
-    by_part = {name: _best_told(found) for name, found in _found_by_part(rows).items()}
+    """The line of JSON: how many runs and seeds, and SORSA's best variant against LoRA in the main part and in all.
+
+    Of the parts that are settled, which choose nothing, it has all variants: `confirmed`.
+    """
+    found_by_part = _found_by_part(rows)
+    by_part = {name: _best_told(found) for name, found in found_by_part.items() if not PARTS[name].settled}
     return {
         "runs": len(rows),
         "seeds": len({row["seed"] for row in rows}),
         "parts": sorted({row["part"] for row in rows}),
         **(by_part.get(HEADLINE) or _best_told([])),
         "by_part": by_part,
+        "confirmed": {
+            name: {one.variant: _at_best_told(one) for one in found if one.variant != PEER}
+            for name, found in found_by_part.items()
+            if PARTS[name].settled
+        },
     }
 
 
@@ -158,6 +170,14 @@ def _best_told(found: Sequence[Against]) -> dict:
         "best_variant": best and best.variant,
         "loss_vs_lora": best and best.loss_difference and asdict(best.loss_difference),
         "drift_vs_lora_at_equal_loss": best and best.drift_ratio and asdict(best.drift_ratio),
+    }
+
+
+def _at_best_told(one: Against) -> dict:
+    """A variant's loss minus LoRA's, and its drift over LoRA's, both at the rates that were settled."""
+    return {
+        "loss_vs_lora": one.loss_difference and asdict(one.loss_difference),
+        "drift_vs_lora": one.drift_at_best and asdict(one.drift_at_best),
     }
 
 

@@ -1,6 +1,7 @@
 """The study's plan and its statistics, on rows that are made up, against numbers computed by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -134,6 +135,18 @@ def test_the_line_of_json_has_the_best_variant_with_its_intervals(monkeypatch):
     drift = told["drift_vs_lora_at_equal_loss"]
     assert drift["mean"] == pytest.approx(math.exp(sum(logs) / 3)) and drift["low"] < drift["mean"] < drift["high"]
     assert told["by_part"][PART.name] == {key: told[key] for key in told["by_part"][PART.name]}
+
+
+def test_a_settled_part_is_told_variant_by_variant_and_is_not_read_at_equal_loss(monkeypatch):
+    monkeypatch.setitem(PARTS, PART.name, replace(PART, settled=True))
+    told = summary(rows((0.1, 0.2, 0.3), 0.5))
+    assert (told["by_part"], told["best_variant"]) == ({}, None)
+    [(variant, found)] = told["confirmed"][PART.name].items()
+    half = 4.302653 * 0.1 / math.sqrt(3)
+    assert variant == "trailing"
+    assert found["loss_vs_lora"] == pytest.approx({"mean": -0.2, "low": -0.2 - half, "high": -0.2 + half, "seeds": 3})
+    assert found["drift_vs_lora"] == pytest.approx({"mean": 0.5, "low": 0.5, "high": 0.5, "seeds": 3})
+    assert "| trailing | **-0.200**, - |" in tables(rows((0.199, 0.2, 0.201), 0.5))
 
 
 def test_the_tables_tell_texts_and_spectra_at_the_best_rates(monkeypatch):
