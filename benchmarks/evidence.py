@@ -24,7 +24,8 @@ from pathlib import Path
 
 from benchmarks.helpers.common import ROOT, launch_environment, say
 from benchmarks.helpers.evidence_figures import draw
-from benchmarks.helpers.evidence_summary import summary, tables
+from benchmarks.helpers.evidence_summary import summary
+from benchmarks.helpers.evidence_tables import tables
 from benchmarks.helpers.evidence_trials import PARTS, VARIANTS, Trial, as_rows, due, trial_of
 from sorsa_ds.runtime.files import write_text
 

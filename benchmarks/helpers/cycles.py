@@ -9,6 +9,7 @@ import torch
 def cyclic_tensors(compute: Callable[[], object]) -> int:
     """Number of tensors that are unreachable after `compute`, and that only the collector finds."""
     gc.collect()
+    enabled = gc.isenabled()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
@@ -18,4 +19,5 @@ def cyclic_tensors(compute: Callable[[], object]) -> int:
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
-        gc.enable()
+        if enabled:
+            gc.enable()

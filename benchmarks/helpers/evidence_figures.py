@@ -20,7 +20,7 @@ LOOKS = looks_of(SHOWN)
 def draw(rows: Sequence[dict], folder: Path) -> list[Path]:
     """Write evidence-PART.png for every part in which two variants have curves with every seed; returns the paths.
 
-    A part that is settled has one rate for each variant, and so no curves.
+    A part that is settled has a few rates for each variant, often one, and so no curves.
     """
     written = []
     for part in (part for part in PARTS.values() if not part.settled):

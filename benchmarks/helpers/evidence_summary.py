@@ -7,11 +7,11 @@ variant and LoRA with one seed: the same data in the same order. Intervals are S
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 
 from scipy import stats
 
-from benchmarks.helpers.evidence_trials import PARTS, PEER, VARIANTS, Part, Trial, best_rates, trial_of
+from benchmarks.helpers.evidence_trials import PARTS, PEER, VARIANTS, Part, Trial, best_rates, due, trial_of
 from sorsa_ds.study.compare.frontier import Curve, NotReached, Point, common_loss, drift_at
 
 HEADLINE = "small-gsm8k"
@@ -68,9 +68,16 @@ class Against:
 
 
 def against_lora(part: Part, rows: Sequence[dict]) -> list[Against]:
-    """Every variant of a part that has all seeds at its best rate, LoRA included."""
+    """Every variant of a part that has all seeds at its best rate, LoRA included.
+
+    Of a part that is settled, a variant is told when it has run with every seed at each of its rates, and so has LoRA.
+    As long as one run is missing, another rate would pass for the best.
+    """
     runs = runs_of(part, rows)
     losses = {trial: float(row["eval_loss"]) for trial, row in runs.items()}
+    if part.settled:
+        whole = {v for v in part.variants if not any(trial.variant in (v, PEER) for trial in due(part, losses))}
+        losses = {trial: loss for trial, loss in losses.items() if trial.variant in whole}
     rates = best_rates(part, losses)
     found = []
     for variant, rate in rates.items():
@@ -81,21 +88,21 @@ def against_lora(part: Part, rows: Sequence[dict]) -> list[Against]:
             Against(
                 variant, rate, fmean(losses[t] for t in own), fmean(float(runs[t]["drift"]) for t in own),
                 Interval.of([losses[a] - losses[b] for a, b in pairs]),
-                _of_ratios([float(runs[a]["drift"]) / float(runs[b]["drift"]) for a, b in pairs]),
-                _of_ratios(ratios), missing,
+                of_ratios([float(runs[a]["drift"]) / float(runs[b]["drift"]) for a, b in pairs]),
+                of_ratios(ratios), missing,
             )
         )  # fmt: skip
     return found
 
 
-def _of_ratios(ratios: Sequence[float]) -> Interval | None:
+def of_ratios(ratios: Sequence[float]) -> Interval | None:
     """The geometric mean of ratios with its interval."""
     logs = Interval.of([math.log(ratio) for ratio in ratios])
     return logs and logs.through(math.exp)
 
 
-def drift_ratios(part: Part, runs: dict[Trial, dict], variant: str) -> tuple[list[float], int]:
-    """Drift over LoRA's at a loss that both reach, for each seed where both curves do; and for how many they do not.
+def drift_ratios(part: Part, runs: dict[Trial, dict], variant: str, peer: str = PEER) -> tuple[list[float], int]:
+    """Drift over the peer's at a loss that both reach, for each seed where both curves do; for how many they do not.
 
     A seed other than the first has a curve of the best rate, the next one and the two below. A part that is settled
     has no curves: what could be read of the few rates in it would be of those seeds alone that happen to reach a loss.
@@ -104,13 +111,13 @@ def drift_ratios(part: Part, runs: dict[Trial, dict], variant: str) -> tuple[lis
         return [], part.seeds
     ratios, missing = [], 0
     for seed in range(part.seeds):
-        curves = {name: curve_of(runs, name, seed) for name in (variant, PEER)}
+        curves = {name: curve_of(runs, name, seed) for name in (variant, peer)}
         if not all(curves.values()):
             missing += 1
             continue
         loss = common_loss(curves) + MARGIN
         try:
-            ratios.append(drift_at(curves[variant], loss) / drift_at(curves[PEER], loss))
+            ratios.append(drift_at(curves[variant], loss) / drift_at(curves[peer], loss))
         except NotReached:
             missing += 1
     return ratios, missing
@@ -128,43 +135,39 @@ def curve_of(runs: dict[Trial, dict], variant: str, seed: int) -> Curve:
 
 
 def best_of_sorsa(found: Sequence[Against]) -> Against | None:
-    """SORSA's variant with the least drift at equal loss, among those whose loss is not shown to be above LoRA's."""
-    ours = [
-        one for one in found
-        if not VARIANTS[one.variant] or not VARIANTS[one.variant][0].startswith("method=")
-        if one.drift_ratio and one.loss_difference and (one.loss_difference.low or 0) <= 0
-    ]  # fmt: skip
-    return min(ours, key=lambda one: one.drift_ratio.mean if one.drift_ratio else math.inf, default=None)
+    """SORSA's variant with the lowest held-out loss; whether that is LoRA's or lower, its interval tells."""
+    ours = [one for one in found if not VARIANTS[one.variant] or not VARIANTS[one.variant][0].startswith("method=")]
+    return min(ours, key=lambda one: one.loss, default=None)
 
 
 def summary(rows: Sequence[dict]) -> dict:
     """The line of JSON: how many runs and seeds, and SORSA's best variant against LoRA in the main part and in all.
 
-    Of the parts that are settled, which choose nothing, it has all variants: `confirmed`.
+    Of the parts that are settled, which choose nothing, it has all variants: `settled`.
     """
-    found_by_part = _found_by_part(rows)
-    by_part = {name: _best_told(found) for name, found in found_by_part.items() if not PARTS[name].settled}
+    by_name = found_by_part(rows)
+    by_part = {name: _best_told(found) for name, found in by_name.items() if not PARTS[name].settled}
     return {
         "runs": len(rows),
-        "seeds": len({row["seed"] for row in rows}),
+        "seeds": len({PARTS[row["part"]].first_seed + int(row["seed"]) for row in rows}),
         "parts": sorted({row["part"] for row in rows}),
         **(by_part.get(HEADLINE) or _best_told([])),
         "by_part": by_part,
-        "confirmed": {
+        "settled": {
             name: {one.variant: _at_best_told(one) for one in found if one.variant != PEER}
-            for name, found in found_by_part.items()
+            for name, found in by_name.items()
             if PARTS[name].settled
         },
     }
 
 
-def _found_by_part(rows: Sequence[dict]) -> dict[str, list[Against]]:
+def found_by_part(rows: Sequence[dict]) -> dict[str, list[Against]]:
     """What is found in each part that has a variant with all seeds."""
     return {name: found for name, part in PARTS.items() if (found := against_lora(part, rows))}
 
 
 def _best_told(found: Sequence[Against]) -> dict:
-    """SORSA's best variant of a part; nothing but None where all of them are shown to learn less than LoRA."""
+    """SORSA's best variant of a part; nothing but None where the part has none with all seeds."""
     best = best_of_sorsa(found)
     return {
         "best_variant": best and best.variant,
@@ -176,135 +179,14 @@ def _best_told(found: Sequence[Against]) -> dict:
 def _at_best_told(one: Against) -> dict:
     """A variant's loss minus LoRA's, and its drift over LoRA's, both at the rates that were settled."""
     return {
+        "learning_rate": one.rate,
         "loss_vs_lora": one.loss_difference and asdict(one.loss_difference),
         "drift_vs_lora": one.drift_at_best and asdict(one.drift_at_best),
     }
 
 
-def tables(rows: Sequence[dict]) -> str:
-    """Tables in Markdown: all parts at a glance, and then every part that has runs with all seeds."""
-    by_part = _found_by_part(rows)
-    told = [_overview(by_part)]
-    for name, found in by_part.items():
-        part = PARTS[name]
-        heading = f"### {part.name}: {part.seeds} seeds, rank {part.rank}"
-        told += [heading, _table(found), _texts(part, rows, found), _spectra(part, rows, found)]
-        told.append(_regulariser(part, rows))
-    return "\n\n".join(filter(None, told))
-
-
-def _overview(by_part: dict[str, list[Against]]) -> str:
-    """Each variant in each part: loss minus LoRA's, drift over LoRA's; bold where the interval leaves out equality."""
-    cells = {(one.variant, name): one for name, found in by_part.items() for one in found}
-    lines = [f"| variant | {' | '.join(by_part)} |", f"|---|{'---|' * len(by_part)}"]
-    for variant in VARIANTS:
-        if variant != PEER and any((variant, name) in cells for name in by_part):
-            told = [_glance(cells.get((variant, name))) for name in by_part]
-            lines.append(f"| {variant} | {' | '.join(told)} |")
-    return "\n".join(lines)
-
-
-def _glance(one: Against | None) -> str:
-    """A variant in one part, in few characters."""
-    if one is None:
-        return ""
-    return f"{_bold(one.loss_difference, '+.3f', 0.0)}, {_bold(one.drift_ratio, '.2f', 1.0)}"
-
-
-def _bold(interval: Interval | None, form: str, equal: float) -> str:
-    """A mean, bold where its interval leaves out what would be no difference; a dash where there is none."""
-    if interval is None:
-        return "-"
-    apart = interval.low is not None and not interval.low <= equal <= interval.high
-    return f"**{interval.mean:{form}}**" if apart else f"{interval.mean:{form}}"
-
-
-def _table(found: Sequence[Against]) -> str:
-    lines = [
-        "| variant | best rate | held-out loss | minus LoRA's | drift | drift / LoRA's | the same at equal loss |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for one in sorted(found, key=lambda one: one.loss):
-        ratio = "-" if one.drift_ratio is None else _told(one.drift_ratio, ".2f") + f", {one.drift_ratio.seeds} seeds"
-        lines.append(
-            f"| {one.variant} | {one.rate:g} | {one.loss:.4f} | {_told(one.loss_difference, '+.4f')} "
-            f"| {one.drift:.3f} | {_told(one.drift_at_best, '.2f')} | {ratio} |"
-        )
-    return "\n".join(lines)
-
-
-def _texts(part: Part, rows: Sequence[dict], found: Sequence[Against]) -> str:
-    """What became of English, of code and of choices at each variant's best rate; English beside LoRA's, by seed."""
-    base = next(row for row in rows if row["part"] == part.name)
-    lines = [
-        "| variant | English, nats per token | minus LoRA's | code | right choices |",
-        "|---|---|---|---|---|",
-        f"| the base model | {float(base['english_base']):.3f} | | {float(base['code_base']):.3f} "
-        f"| {_choices([base], 'choices_base')} |",
-    ]
-    of_lora = next((_runs_at(part, rows, one) for one in found if one.variant == PEER), [])
-    for one in found:
-        own = _runs_at(part, rows, one)
-        pairs = [float(a["english"]) - float(b["english"]) for a, b in zip(own, of_lora, strict=bool(of_lora))]
-        lines.append(
-            f"| {one.variant} | {_mean(own, 'english'):.3f} | {_told(Interval.of(pairs), '+.3f')} "
-            f"| {_mean(own, 'code'):.3f} | {_choices(own, 'choices')} |"
-        )
-    return "\n".join(lines)
-
-
-def _choices(rows: Sequence[dict], key: str) -> str:
-    """The mean share of right choices, or a dash where the part makes none."""
-    return f"{_mean(rows, key):.2f}" if all(row[key] for row in rows) else "-"
-
-
-def _spectra(part: Part, rows: Sequence[dict], found: Sequence[Against]) -> str:
-    """What became of the weights and of the factors at each variant's best rate; the median of condition numbers."""
-    lines = [
-        "| variant | change of W | Delta-Sigma | Delta-D | kappa(W) | ‖XᵀX − I‖ | kappa(U) |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for one in found:
-        own = _runs_at(part, rows, one)
-        factors = "| - | - |"
-        if own[0]["orthonormality"]:
-            factors = f"| {_mean(own, 'orthonormality'):.2g} | {_mean(own, 'kappa_U'):.3f} |"
-        kappa = median(float(row["kappa_W"]) for row in own)
-        lines.append(
-            f"| {one.variant} | {_mean(own, 'change'):.3f} | {_mean(own, 'delta_sigma'):.3f} "
-            f"| {_mean(own, 'delta_d'):.3f} | {kappa:.0f} {factors}"
-        )
-    return "\n".join(lines)
-
-
-def _regulariser(part: Part, rows: Sequence[dict]) -> str:
-    """What the regulariser changes at one learning rate, seed by seed: loss and drift with it, minus those without."""
-    runs = runs_of(part, rows)
-    lines = []
-    for variant in ("sorsa", "trailing"):
-        for rate in sorted({t.learning_rate for t in runs if t.variant == variant}):
-            pairs = [[Trial(part.name, v, rate, k) for v in (variant, f"{variant}-no-reg")] for k in range(part.seeds)]
-            if all(t in runs for pair in pairs for t in pair):
-                told = (
-                    _told(Interval.of([float(runs[a][key]) - float(runs[b][key]) for a, b in pairs]), "+.3f")
-                    for key in ("eval_loss", "drift")
-                )
-                lines.append(f"| {variant} | {rate:g} | {' | '.join(told)} |")
-    head = ["| with and without the regulariser | rate | held-out loss | drift |", "|---|---|---|---|"]
-    return "\n".join([*head, *lines]) if lines else ""
-
-
-def _runs_at(part: Part, rows: Sequence[dict], one: Against) -> list[dict]:
-    """A variant's rows at its best rate, in the order of the seeds."""
-    runs = runs_of(part, rows)
-    return [runs[Trial(part.name, one.variant, one.rate, seed)] for seed in range(part.seeds)]
-
-
-def _mean(rows: Sequence[dict], key: str) -> float:
-    return fmean(float(row[key]) for row in rows)
-
-
-def _told(interval: Interval | None, form: str) -> str:
+def interval_text(interval: Interval | None, form: str) -> str:
+    """An interval for a table, each number in the given form; a dash where there is none."""
     if interval is None:
         return "-"
     ends = "" if interval.low is None else f" ({interval.low:{form}} to {interval.high:{form}})"

@@ -160,7 +160,7 @@ REFUSED: dict[str, str] = {
     "comet": _OWN_LOGS,
     "timers": "tokens per second are measured and logged by the trainer",
     "log_level": "DeepSpeed's messages are left as they are",
-    "disable_python_gc": "commands look for garbage rarely by themselves, and steps leave no tensor in it",
+    "disable_python_gc": "commands look for garbage rarely by themselves",
     "disable_allgather": "DeepSpeed ignores it",
     "vocabulary_size": "DeepSpeed only warns about it",
     "weight_quantization": "residual.storage quantises the frozen weights",

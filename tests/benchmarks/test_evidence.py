@@ -5,11 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.helpers.evidence_summary import Interval, against_lora, best_of_sorsa, summary, tables
+from benchmarks.helpers.evidence_contrasts import CONTRASTS, Contrast, contrast_table
+from benchmarks.helpers.evidence_figures import draw
+from benchmarks.helpers.evidence_summary import Interval, against_lora, runs_of, summary
+from benchmarks.helpers.evidence_tables import tables
 from benchmarks.helpers.evidence_trials import PARTS, Part, Trial, best_rates, due
 
 RATES = {"lora": (1e-3, 2e-3, 4e-3, 8e-3), "trailing": (1e-2, 2e-2, 4e-2)}
 PART = Part("small-gsm8k", "small", 8, 3, ("lora", "trailing"), (), RATES, (1, 1))
+SETTLED = replace(PART, settled=True, rates={"lora": RATES["lora"][:3], "trailing": RATES["trailing"]})
 
 
 def row(variant, rate, seed, loss, drift=1.0):
@@ -118,9 +122,12 @@ def test_a_curve_that_begins_below_the_common_loss_is_counted_as_missing():
     assert trailing.drift_ratio is None and trailing.missing == 3
 
 
-def test_a_variant_with_a_higher_loss_is_not_the_best_however_little_it_drifts():
-    found = against_lora(PART, rows((-0.1, -0.11, -0.12), 0.1))
-    assert best_of_sorsa(found) is None
+def test_the_best_variant_is_the_one_with_the_lowest_loss_and_methods_are_none(monkeypatch):
+    more = replace(PART, variants=("lora", "pissa", "trailing", "sorsa"))
+    monkeypatch.setitem(PARTS, PART.name, more)
+    others = [row(v, 1e-3, seed, loss, 0.1) for v, loss in (("pissa", 1.0), ("sorsa", 3.0)) for seed in range(3)]
+    told = summary(rows((-0.1, -0.11, -0.12), 0.1) + others)
+    assert told["best_variant"] == "trailing" and told["loss_vs_lora"]["low"] > 0
     assert summary([])["best_variant"] is None
 
 
@@ -138,15 +145,42 @@ def test_the_line_of_json_has_the_best_variant_with_its_intervals(monkeypatch):
 
 
 def test_a_settled_part_is_told_variant_by_variant_and_is_not_read_at_equal_loss(monkeypatch):
-    monkeypatch.setitem(PARTS, PART.name, replace(PART, settled=True))
+    monkeypatch.setitem(PARTS, PART.name, SETTLED)
     told = summary(rows((0.1, 0.2, 0.3), 0.5))
     assert (told["by_part"], told["best_variant"]) == ({}, None)
-    [(variant, found)] = told["confirmed"][PART.name].items()
+    [(variant, found)] = told["settled"][PART.name].items()
     half = 4.302653 * 0.1 / math.sqrt(3)
     assert variant == "trailing"
     assert found["loss_vs_lora"] == pytest.approx({"mean": -0.2, "low": -0.2 - half, "high": -0.2 + half, "seeds": 3})
+    assert found["learning_rate"] == 2e-2
     assert found["drift_vs_lora"] == pytest.approx({"mean": 0.5, "low": 0.5, "high": 0.5, "seeds": 3})
     assert "| trailing | **-0.200**, - |" in tables(rows((0.199, 0.2, 0.201), 0.5))
+    best_of_lora = ("lora", "0.002", "2")
+    lacking = [r for r in rows((0.1, 0.2, 0.3), 0.5) if (r["variant"], r["learning_rate"], r["seed"]) != best_of_lora]
+    assert len(lacking) == 17 and summary(lacking)["settled"] == {}, "another rate would pass for LoRA's best"
+
+
+def test_contrasts_are_of_the_rates_that_are_named(monkeypatch):
+    monkeypatch.setitem(CONTRASTS, PART.name, (Contrast("trailing", 2e-2, "lora", 1e-3),))
+    behind = rows((-0.1, -0.1, -0.1), 0.5)
+    *_, line = contrast_table(SETTLED, runs_of(SETTLED, behind)).splitlines()
+    # LoRA's curve at the variant's own loss of 2.1 has gone 0.9 of the way from drift 0.5 to 1.0.
+    at_its_loss = f"{0.5 / 2 ** (0.9 - 1):.2f}"
+    assert line == (
+        "| trailing 0.02 | lora 0.001 | -0.900 (-0.900 to -0.900) | 1.00 (1.00 to 1.00) "
+        f"| {at_its_loss} ({at_its_loss} to {at_its_loss}) | +0.000 (+0.000 to +0.000) | +0.000 (+0.000 to +0.000) |"
+    )
+    assert contrast_table(SETTLED, runs_of(SETTLED, behind[:-2])) == "", "a contrast with a run missing is not told"
+    # Where rates were looked for, both curves are read, at 2.11; the variant's has come 0.89 / 0.9 of its way there.
+    both = f"{0.5 * 2 ** (0.89 / 0.9 - 0.89):.2f}"
+    assert f"| {both} ({both} to {both}) |" in contrast_table(PART, runs_of(PART, behind))
+
+
+def test_only_parts_with_curves_have_a_picture(monkeypatch, tmp_path):
+    monkeypatch.setitem(PARTS, PART.name, PART)
+    assert [path.name for path in draw(rows((0.1, 0.2, 0.3), 0.5), tmp_path)] == ["evidence-small-gsm8k.png"]
+    monkeypatch.setitem(PARTS, PART.name, SETTLED)
+    assert draw(rows((0.1, 0.2, 0.3), 0.5), tmp_path) == []
 
 
 def test_the_tables_tell_texts_and_spectra_at_the_best_rates(monkeypatch):
@@ -159,7 +193,7 @@ def test_the_tables_tell_texts_and_spectra_at_the_best_rates(monkeypatch):
         "| 0.50 (0.50 to 0.50), 3 seeds |",
         "### small-gsm8k: 3 seeds, rank 8",
         "| the base model | 3.500 | | 6.000 | 0.25 |",
-        "| lora | 4.000 | +0.000 (+0.000 to +0.000) | 5.000 | 0.50 |",
+        "| lora | 4.000 |  | 5.000 | 0.50 |",
         "| trailing | 3.500 | -0.500 (-0.500 to -0.500) | 5.000 | 0.50 |",
         "| lora | 0.100 | 0.200 | 0.300 | 200 | - | - |",
         "| trailing | 0.100 | 0.200 | 0.300 | 200 | 0.25 | 1.500 |",

@@ -30,7 +30,9 @@ def train_rank(project, name, ds, arguments, stop_at):
         def interrupted(number):
             if number == stop_at and collectives.rank() == collectives.world_size() - 1:
                 os.kill(os.getpid(), signal.SIGUSR1)
+                latest = time.monotonic() + 60
                 while not trainer.signals._received:  # a thread notes it, and a busy machine may let that wait
+                    assert time.monotonic() < latest, "the signal was not noted"
                     time.sleep(0.001)
             return step(number)
 
