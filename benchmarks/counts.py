@@ -8,6 +8,7 @@ them. A tensor that such a step left in a cycle would stay on the GPU until Pyth
 is one JSON object; only its `reorthonormalize_seconds_per_layer` is timed.
 """
 
+import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -36,6 +37,7 @@ POSITIONS = 512
 
 def main() -> None:
     """Count everything, print a table and the JSON line."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.manual_seed(0)
     steps = _steps()
     worst = max(steps.values(), key=lambda step: step["host_syncs"])

@@ -1,4 +1,4 @@
-"""The rows of JSON files: one object a line, an array of objects, or one object that is a row alone.
+"""The rows of JSON files: one object per line, an array of objects, or one object that is a row alone.
 
 A number in a column is taken as it is written, `1.50` or `1e5`, since a column may be needed as text. What stands
 deeper, in lists and objects, is read as the values that JSON means.
@@ -58,7 +58,7 @@ def is_one_object(file: Path, most: int = 2**26) -> bool:
 
 
 def _lines(file: Path, stream: BinaryIO) -> Iterator[Row]:
-    """One row a line; or the only row, where the first line alone is not the whole of an object."""
+    """One row per line; or the only row, where the first line alone is not the whole of an object."""
     first = True
     for number, line in enumerate(stream, 1):
         if not line.strip(codecs.BOM_UTF8 + _BLANKS.encode()):

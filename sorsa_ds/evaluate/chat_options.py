@@ -43,13 +43,16 @@ def parse(argv: Sequence[str]) -> ChatOptions:
     add = parser.add_argument
     add("--model", required=True, help="a run's folder, an adapter's, or a model's folder or name on the hub")
     add("--base", help="the base model of a run or an adapter, if it is no longer where it was")
-    add("--checkpoint", help="of a run, also an unfinished one: best, latest or a number of steps (default: its end)")
+    add(
+        "--checkpoint",
+        help="checkpoint of a run, finished or not: best, latest or a number of steps (default: its end)",
+    )
     add("--compare", action="store_true", help="also print what the base model answers to the same question")
     add("--prompt", choices=get_args(Style), help="how a question is put (default: as in training)")
     add("--max_new_tokens", type=int, default=512, help="the most tokens of an answer (default 512)")
     add("--temperature", type=float, default=0.0, help="0 (default): the most probable token each time")
-    add("--seed", type=int, default=0, help="of the sampling, where the temperature is above 0")
-    add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of the matrix products")
+    add("--seed", type=int, default=0, help="seed of the sampling, where the temperature is above 0")
+    add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="dtype of the matrix products")
     add("--trust_remote_code", action="store_true", help="allow Python code that comes with the model")
     options = ChatOptions(**vars(parser.parse_args(argv)))
     if options.max_new_tokens < 1:

@@ -154,7 +154,10 @@ def parse(argv: Sequence[str]) -> Options:
         help="columns of the data that have other names than the task's, as in question=prompt (loss: as data.columns)",
     )  # fmt: skip
     add("--base", help="an adapter's base model, where it has moved; drift: what a model was trained from")
-    add("--checkpoint", help="of a run, also an unfinished one: best, latest or a number of steps (default: its end)")
+    add(
+        "--checkpoint",
+        help="checkpoint of a run, finished or not: best, latest or a number of steps (default: its end)",
+    )
     add("--limit", type=int, help="only so many samples: the first, or of mmlu and math as many per subject")
     add("--num_few_shot", type=int, help=f"examples before the question (default: {_per_task(SHOTS)}, else 0)")
     add("--batch_size", type=int, help=f"samples at once on each rank (default: {default['batch_size']})")
@@ -170,7 +173,7 @@ def parse(argv: Sequence[str]) -> Options:
     add(
         "--sample_tokens", type=int, help=f"drift: the most tokens of each (default: {SAMPLE_TOKENS}, or what it takes)"
     )
-    add("--seed", type=int, help="of what is drawn: drift: the base model's texts; mt_bench: answers (default: 0)")
+    add("--seed", type=int, help="drift: seed of the base model's texts; mt_bench: seed of the answers (default: 0)")
     add("--output", type=Path, help="folder of the results (default: RUN/evaluation/TASK or evaluations/MODEL-TASK)")
     add("--backend", choices=get_args(Backend), help=f"what generates (default: {default['backend']})")
     add(

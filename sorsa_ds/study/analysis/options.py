@@ -42,7 +42,7 @@ def parse(argv: Sequence[str]) -> Options:
     add("--output", type=Path, required=True, help="folder of tables, pictures and report")
     add("--base", help="folder or hub name of the base model, where it has moved")
     add("--workers", type=int, help="processes (default: as many as cores and free memory allow)")
-    add("--dtype", default=DTYPE, help=f"of the decompositions: {told}")
+    add("--dtype", default=DTYPE, help=f"dtype of the decompositions: {told}")
     add("--rank", type=int, help="leading triplets whose subspaces are compared (default: adapter.rank)")
     add("--trust_remote_code", action="store_true", help="allow Python code of the base model, if runs used it")
     return Options(**vars(parser.parse_args(argv)))
