@@ -63,7 +63,7 @@ def assemble(invocation: Invocation) -> Trainer:
     run = hold_run(settings, origin)
     inputs = read_inputs(settings, origin)
     model = build_model(settings, origin)
-    settings = settle_rate(settings, model)
+    settings = resolve_rate(settings, model)
     engine = build_engine(settings, run, inputs, model)
     return build_trainer(settings, run, inputs, model, engine)
 
@@ -147,7 +147,7 @@ def build_model(settings: RunSettings, origin: Origin) -> BuiltModel:
     return BuiltModel(loaded=loaded, initialisation=initialisation)
 
 
-def settle_rate(settings: RunSettings, model: BuiltModel) -> RunSettings:
+def resolve_rate(settings: RunSettings, model: BuiltModel) -> RunSettings:
     """The settings with a number in the place of `train.learning_rate=auto`.
 
     Raises:

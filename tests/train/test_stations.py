@@ -34,7 +34,7 @@ def test_the_way_passes_every_station_once_whatever_the_run_comes_from():
     assert all(isinstance(step, ast.Assign) and isinstance(step.value, ast.Call) for step in steps)
     assert isinstance(last, ast.Return)
     assert [station.__name__ for station in stations()] == [
-        "start_job", "find_origin", "resolve_settings", "hold_run", "read_inputs", "build_model", "settle_rate",
+        "start_job", "find_origin", "resolve_settings", "hold_run", "read_inputs", "build_model", "resolve_rate",
         "build_engine", "build_trainer",
     ]  # fmt: skip
 
