@@ -1,9 +1,9 @@
 """Two variants of a part side by side, each at a rate that is named: what is claimed beyond best rates and LoRA."""
 
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from benchmarks.helpers.evidence_summary import Interval, curve_of, drift_ratios, interval_text, of_ratios
+from benchmarks.helpers.evidence_summary import curve_of, difference, drift_ratios, interval_text, of_ratios, ratio
 from benchmarks.helpers.evidence_trials import Part, Trial
 from sorsa_ds.study.compare.frontier import NotReached, drift_at
 
@@ -41,47 +41,23 @@ CONTRASTS: dict[str, tuple[Contrast, ...]] = {
 
 def contrast_table(part: Part, runs: dict[Trial, dict]) -> str:
     """The contrasts of a part that have run with every seed, in Markdown; nothing where there are none."""
-    lines = [_line(part, runs, one) for one in CONTRASTS.get(part.name, ()) if _is_whole(part, runs, one)]
-    if not lines:
-        return ""
+    lines = []
+    for one in CONTRASTS.get(part.name, ()):
+        ours, theirs = part.trials(one.variant, one.rate), part.trials(one.peer, one.peer_rate)
+        if all(trial in runs for trial in (*ours, *theirs)):
+            loss, english, code = (
+                interval_text(difference(runs, ours, theirs, key), "+.3f") for key in ("eval_loss", "english", "code")
+            )
+            drift = interval_text(ratio(runs, ours, theirs, "drift"), ".2f")
+            lines.append(
+                f"| {one.variant} {one.rate:g} | {one.peer} {one.peer_rate:g} | {loss} | {drift} "
+                f"| {_at_equal_loss(part, runs, one)} | {english} | {code} |"
+            )
     head = [
         "| variant | beside | held-out loss | drift, ratio | drift at equal loss, ratio | English | code |",
         "|---|---|---|---|---|---|---|",
     ]
-    return "\n".join([*head, *lines])
-
-
-def _line(part: Part, runs: dict[Trial, dict], one: Contrast) -> str:
-    drift = [a / b for a, b in zip(*(_values(part, runs, side, "drift") for side in _sides(one)), strict=True)]
-    loss, english, code = (
-        interval_text(_difference(part, runs, one, key), "+.3f") for key in ("eval_loss", "english", "code")
-    )
-    ratio = interval_text(of_ratios(drift), ".2f")
-    return (
-        f"| {one.variant} {one.rate:g} | {one.peer} {one.peer_rate:g} | {loss} | {ratio} "
-        f"| {_at_equal_loss(part, runs, one)} | {english} | {code} |"
-    )
-
-
-def _sides(one: Contrast) -> tuple[tuple[str, float], tuple[str, float]]:
-    return (one.variant, one.rate), (one.peer, one.peer_rate)
-
-
-def _trials(part: Part, side: tuple[str, float]) -> list[Trial]:
-    return [Trial(part.name, *side, seed) for seed in range(part.seeds)]
-
-
-def _is_whole(part: Part, runs: dict[Trial, dict], one: Contrast) -> bool:
-    return all(trial in runs for side in _sides(one) for trial in _trials(part, side))
-
-
-def _values(part: Part, runs: dict[Trial, dict], side: tuple[str, float], key: str) -> list[float]:
-    return [float(runs[trial][key]) for trial in _trials(part, side)]
-
-
-def _difference(part: Part, runs: dict[Trial, dict], one: Contrast, key: str) -> Interval | None:
-    ours, theirs = (_values(part, runs, side, key) for side in _sides(one))
-    return Interval.of([a - b for a, b in zip(ours, theirs, strict=True)])
+    return "\n".join([*head, *lines]) if lines else ""
 
 
 def _at_equal_loss(part: Part, runs: dict[Trial, dict], one: Contrast) -> str:
@@ -90,23 +66,20 @@ def _at_equal_loss(part: Part, runs: dict[Trial, dict], one: Contrast) -> str:
     In a part that is settled the loss is the variant's own, and the peer's curve over its rates is read there.
     """
     if part.settled:
-        ratios, missing = own_loss_ratios(part, runs, one)
+        ratios = own_loss_ratios(part, runs, one)
     else:
-        ratios, missing = drift_ratios(part, runs, one.variant, one.peer)
+        ratios = drift_ratios(part, runs, one.variant, one.peer)
     if not ratios:
         return "-"
-    return interval_text(of_ratios(ratios), ".2f") + (f", {len(ratios)} seeds" if missing else "")
+    return interval_text(of_ratios(ratios), ".2f") + (f", {len(ratios)} seeds" if len(ratios) < part.seeds else "")
 
 
-def own_loss_ratios(part: Part, runs: dict[Trial, dict], one: Contrast) -> tuple[Sequence[float], int]:
-    """A variant's drift over the peer's at the variant's own loss; and for how many seeds the peer has no such loss."""
-    ratios: list[float] = []
-    for trial in _trials(part, (one.variant, one.rate)):
-        curve = curve_of(runs, one.peer, trial.seed)
-        try:
-            at = drift_at(curve, float(runs[trial]["eval_loss"])) if len(curve) > 1 else None
-        except NotReached:
-            at = None
-        if at is not None:
-            ratios.append(float(runs[trial]["drift"]) / at)
-    return ratios, part.seeds - len(ratios)
+def own_loss_ratios(part: Part, runs: dict[Trial, dict], one: Contrast) -> list[float]:
+    """A variant's drift over the peer's at the variant's own loss, for each seed where the peer's curve has that."""
+    ratios = []
+    for trial in part.trials(one.variant, one.rate):
+        row = runs[trial]
+        with suppress(NotReached):
+            at = drift_at(curve_of(runs, one.peer, trial.seed), float(row["eval_loss"]))
+            ratios.append(float(row["drift"]) / at)
+    return ratios

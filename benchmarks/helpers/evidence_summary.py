@@ -6,6 +6,7 @@ variant and LoRA with one seed: the same data in the same order. Intervals are S
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 
@@ -76,23 +77,43 @@ def against_lora(part: Part, rows: Sequence[dict]) -> list[Against]:
     runs = runs_of(part, rows)
     losses = {trial: float(row["eval_loss"]) for trial, row in runs.items()}
     if part.settled:
-        whole = {v for v in part.variants if not any(trial.variant in (v, PEER) for trial in due(part, losses))}
-        losses = {trial: loss for trial, loss in losses.items() if trial.variant in whole}
+        lacking = {trial.variant for trial in due(part, losses)}
+        losses = {} if PEER in lacking else {t: loss for t, loss in losses.items() if t.variant not in lacking}
     rates = best_rates(part, losses)
+    of_lora = part.trials(PEER, rates[PEER]) if PEER in rates else []
     found = []
     for variant, rate in rates.items():
-        own = [Trial(part.name, variant, rate, seed) for seed in range(part.seeds)]
-        pairs = [(t, Trial(part.name, PEER, rates[PEER], t.seed)) for t in own] if PEER in rates else []
-        ratios, missing = drift_ratios(part, runs, variant) if PEER in rates else ([], part.seeds)
+        own = part.trials(variant, rate)
+        # A part that is settled has no curves: what could be read of its few rates would be of those seeds alone that
+        # happen to reach a loss.
+        ratios = drift_ratios(part, runs, variant) if of_lora and not part.settled else []
         found.append(
             Against(
-                variant, rate, fmean(losses[t] for t in own), fmean(float(runs[t]["drift"]) for t in own),
-                Interval.of([losses[a] - losses[b] for a, b in pairs]),
-                of_ratios([float(runs[a]["drift"]) / float(runs[b]["drift"]) for a, b in pairs]),
-                of_ratios(ratios), missing,
+                variant, rate, fmean(losses[t] for t in own), fmean(values(runs, own, "drift")),
+                difference(runs, own, of_lora, "eval_loss"), ratio(runs, own, of_lora, "drift"),
+                of_ratios(ratios), part.seeds - len(ratios),
             )
         )  # fmt: skip
     return found
+
+
+def values(runs: dict[Trial, dict], trials: Sequence[Trial], key: str) -> list[float]:
+    """What the rows of some runs have in one column."""
+    return [float(runs[trial][key]) for trial in trials]
+
+
+def difference(runs: dict[Trial, dict], ours: Sequence[Trial], theirs: Sequence[Trial], key: str) -> Interval | None:
+    """What runs have in one column minus what their pairs have, pair by pair; None where there are no others."""
+    if not theirs:
+        return None
+    return Interval.of([a - b for a, b in zip(values(runs, ours, key), values(runs, theirs, key), strict=True)])
+
+
+def ratio(runs: dict[Trial, dict], ours: Sequence[Trial], theirs: Sequence[Trial], key: str) -> Interval | None:
+    """What runs have in one column over what their pairs have, pair by pair; None where there are no others."""
+    if not theirs:
+        return None
+    return of_ratios([a / b for a, b in zip(values(runs, ours, key), values(runs, theirs, key), strict=True)])
 
 
 def of_ratios(ratios: Sequence[float]) -> Interval | None:
@@ -101,26 +122,20 @@ def of_ratios(ratios: Sequence[float]) -> Interval | None:
     return logs and logs.through(math.exp)
 
 
-def drift_ratios(part: Part, runs: dict[Trial, dict], variant: str, peer: str = PEER) -> tuple[list[float], int]:
-    """Drift over the peer's at a loss that both reach, for each seed where both curves do; for how many they do not.
+def drift_ratios(part: Part, runs: dict[Trial, dict], variant: str, peer: str = PEER) -> list[float]:
+    """Drift over the peer's at a loss that both reach, for each seed where both curves do.
 
-    A seed other than the first has a curve of the best rate, the next one and the two below. A part that is settled
-    has no curves: what could be read of the few rates in it would be of those seeds alone that happen to reach a loss.
+    A seed other than the first has a curve of the best rate, the next one and the two below.
     """
-    if part.settled:
-        return [], part.seeds
-    ratios, missing = [], 0
+    ratios = []
     for seed in range(part.seeds):
         curves = {name: curve_of(runs, name, seed) for name in (variant, peer)}
         if not all(curves.values()):
-            missing += 1
             continue
         loss = common_loss(curves) + MARGIN
-        try:
+        with suppress(NotReached):
             ratios.append(drift_at(curves[variant], loss) / drift_at(curves[peer], loss))
-        except NotReached:
-            missing += 1
-    return ratios, missing
+    return ratios
 
 
 def runs_of(part: Part, rows: Sequence[dict]) -> dict[Trial, dict]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from benchmarks.helpers.evidence_contrasts import contrast_table
-from benchmarks.helpers.evidence_summary import Against, Interval, found_by_part, interval_text, runs_of
+from benchmarks.helpers.evidence_summary import Against, Interval, difference, found_by_part, interval_text, runs_of
 from benchmarks.helpers.evidence_trials import PARTS, PEER, VARIANTS, Part, Trial
 
 
@@ -14,9 +14,10 @@ def tables(rows: Sequence[dict]) -> str:
     told = [_overview(by_part)]
     for name, found in by_part.items():
         part = PARTS[name]
+        runs = runs_of(part, rows)
         heading = f"### {part.name}: {part.seeds} seeds, rank {part.rank}"
-        told += [heading, _table(found), _texts(part, rows, found), _spectra(part, rows, found)]
-        told += [_regulariser(part, rows), contrast_table(part, runs_of(part, rows))]
+        told += [heading, _table(found), _texts(part, runs, found), _spectra(part, runs, found)]
+        told += [_regulariser(part, runs), contrast_table(part, runs)]
     return "\n\n".join(filter(None, told))
 
 
@@ -68,22 +69,22 @@ def _table(found: Sequence[Against]) -> str:
     return "\n".join(lines)
 
 
-def _texts(part: Part, rows: Sequence[dict], found: Sequence[Against]) -> str:
+def _texts(part: Part, runs: dict[Trial, dict], found: Sequence[Against]) -> str:
     """What became of English, of code and of choices at each variant's best rate; English beside LoRA's, by seed."""
-    base = next(row for row in rows if row["part"] == part.name)
+    base = next(iter(runs.values()))
     lines = [
         "| variant | English, nats per token | minus LoRA's | code | right choices |",
         "|---|---|---|---|---|",
         f"| the base model | {float(base['english_base']):.3f} | | {float(base['code_base']):.3f} "
         f"| {_choices([base], 'choices_base')} |",
     ]
-    of_lora = next((_runs_at(part, rows, one) for one in found if one.variant == PEER), [])
+    of_lora = next((part.trials(PEER, one.rate) for one in found if one.variant == PEER), [])
     for one in found:
-        own = _runs_at(part, rows, one)
-        pairs = [float(a["english"]) - float(b["english"]) for a, b in zip(own, of_lora, strict=bool(of_lora))]
-        difference = interval_text(Interval.of(pairs), "+.3f")
+        trials = part.trials(one.variant, one.rate)
+        own = [runs[trial] for trial in trials]
+        apart = "" if one.variant == PEER else interval_text(difference(runs, trials, of_lora, "english"), "+.3f")
         lines.append(
-            f"| {one.variant} | {_mean(own, 'english'):.3f} | {'' if one.variant == PEER else difference} "
+            f"| {one.variant} | {_mean(own, 'english'):.3f} | {apart} "
             f"| {_mean(own, 'code'):.3f} | {_choices(own, 'choices')} |"
         )
     return "\n".join(lines)
@@ -94,14 +95,14 @@ def _choices(rows: Sequence[dict], key: str) -> str:
     return f"{_mean(rows, key):.2f}" if all(row[key] for row in rows) else "-"
 
 
-def _spectra(part: Part, rows: Sequence[dict], found: Sequence[Against]) -> str:
+def _spectra(part: Part, runs: dict[Trial, dict], found: Sequence[Against]) -> str:
     """What became of the weights and of the factors at each variant's best rate; the median of condition numbers."""
     lines = [
         "| variant | change of W | Delta-Sigma | Delta-D | kappa(W) | ‖XᵀX − I‖ | kappa(U) |",
         "|---|---|---|---|---|---|---|",
     ]
     for one in found:
-        own = _runs_at(part, rows, one)
+        own = [runs[trial] for trial in part.trials(one.variant, one.rate)]
         factors = "| - | - |"
         if own[0]["orthonormality"]:
             factors = f"| {_mean(own, 'orthonormality'):.2g} | {_mean(own, 'kappa_U'):.3f} |"
@@ -113,27 +114,17 @@ def _spectra(part: Part, rows: Sequence[dict], found: Sequence[Against]) -> str:
     return "\n".join(lines)
 
 
-def _regulariser(part: Part, rows: Sequence[dict]) -> str:
+def _regulariser(part: Part, runs: dict[Trial, dict]) -> str:
     """What the regulariser changes at one learning rate, seed by seed: loss and drift with it, minus those without."""
-    runs = runs_of(part, rows)
     lines = []
     for variant in ("sorsa", "trailing"):
         for rate in sorted({t.learning_rate for t in runs if t.variant == variant}):
-            pairs = [[Trial(part.name, v, rate, k) for v in (variant, f"{variant}-no-reg")] for k in range(part.seeds)]
-            if all(t in runs for pair in pairs for t in pair):
-                told = (
-                    interval_text(Interval.of([float(runs[a][key]) - float(runs[b][key]) for a, b in pairs]), "+.3f")
-                    for key in ("eval_loss", "drift")
-                )
+            ours, theirs = (part.trials(name, rate) for name in (variant, f"{variant}-no-reg"))
+            if all(trial in runs for trial in (*ours, *theirs)):
+                told = (interval_text(difference(runs, ours, theirs, key), "+.3f") for key in ("eval_loss", "drift"))
                 lines.append(f"| {variant} | {rate:g} | {' | '.join(told)} |")
     head = ["| with and without the regulariser | rate | held-out loss | drift |", "|---|---|---|---|"]
     return "\n".join([*head, *lines]) if lines else ""
-
-
-def _runs_at(part: Part, rows: Sequence[dict], one: Against) -> list[dict]:
-    """A variant's rows at its best rate, in the order of the seeds."""
-    runs = runs_of(part, rows)
-    return [runs[Trial(part.name, one.variant, one.rate, seed)] for seed in range(part.seeds)]
 
 
 def _mean(rows: Sequence[dict], key: str) -> float:

@@ -50,6 +50,10 @@ class Part:
     own_lines: int = 0
     first_seed: int = 0
 
+    def trials(self, variant: str, rate: float) -> "list[Trial]":
+        """A variant's runs at a learning rate, one for each seed in their order."""
+        return [Trial(self.name, variant, rate, seed) for seed in range(self.seeds)]
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
