@@ -16,6 +16,10 @@ from tests.helpers.worlds import run_ranks
 
 GLOBAL = "train.global_batch_size=6"
 
+EPSILON = "train.adam_epsilon=1e-5"
+"""Far above the rounding of a gradient. Adam's first step is g / (|g| + epsilon): where an entry's gradient happens to
+be as small as the default of 1e-8, its rounding becomes some hundredths of a whole step."""
+
 
 def train_rank(project, name, ds, arguments, stop_at):
     """One rank of a run; if `stop_at` is given, the last rank alone gets SIGUSR1 in that step's first micro-batch."""
@@ -23,7 +27,8 @@ def train_rank(project, name, ds, arguments, stop_at):
     from sorsa_ds.runtime.errors import Preempted
     from sorsa_ds.train.setup import assemble
 
-    trainer = assemble(parse([*settings(project, name), *arguments, f"--ds_config={ROOT}/ds_configs/{ds}.json"]))
+    arguments = [*settings(project, name), EPSILON, *arguments, f"--ds_config={ROOT}/ds_configs/{ds}.json"]
+    trainer = assemble(parse(arguments))
     if stop_at is not None:
         step = trainer.step
 
