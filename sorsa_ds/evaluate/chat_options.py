@@ -1,10 +1,12 @@
 """The command line of launch/chat.py."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from sorsa_ds.evaluate.options import Style
+from sorsa_ds.run.command_options import ModelDtype, add_model_options
 from sorsa_ds.runtime.console import OptionParser
 
 DESCRIPTION = (
@@ -29,7 +31,7 @@ class ChatOptions:
     max_new_tokens: int = 512
     temperature: float = 0.0
     seed: int = 0
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    dtype: ModelDtype = "auto"
     trust_remote_code: bool = False
 
 
@@ -39,21 +41,16 @@ def parse(argv: Sequence[str]) -> ChatOptions:
     Raises:
         ValueError: a number is out of its range.
     """
-    parser = OptionParser(description=DESCRIPTION)
+    parser = OptionParser(
+        description=DESCRIPTION, argument_default=argparse.SUPPRESS
+    )  # what is not given has the default of `ChatOptions`
     add = parser.add_argument
-    add("--model", required=True, help="a run's folder, an adapter's, or a model's folder or name on the hub")
-    add("--base", help="the base model of a run or an adapter, if it is no longer where it was")
-    add(
-        "--checkpoint",
-        help="checkpoint of a run, finished or not: best, latest or a number of steps (default: its end)",
-    )
+    add_model_options(parser)
     add("--compare", action="store_true", help="also print what the base model answers to the same question")
     add("--prompt", choices=get_args(Style), help="how a question is put (default: as in training)")
-    add("--max_new_tokens", type=int, default=512, help="the most tokens of an answer (default 512)")
-    add("--temperature", type=float, default=0.0, help="0 (default): the most probable token each time")
-    add("--seed", type=int, default=0, help="seed of the sampling, where the temperature is above 0")
-    add("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="dtype of the matrix products")
-    add("--trust_remote_code", action="store_true", help="allow Python code that comes with the model")
+    add("--max_new_tokens", type=int, help="the most tokens of an answer (default: 512)")
+    add("--temperature", type=float, help="0 (default): the most probable token each time")
+    add("--seed", type=int, help="seed of the sampling, where the temperature is above 0 (default: 0)")
     options = ChatOptions(**vars(parser.parse_args(argv)))
     if options.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens is {options.max_new_tokens}: at least 1 is needed")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sorsa_ds.config.declare import MOST_SEED, check_count
+from sorsa_ds.run.command_options import ModelDtype, add_model_options
 from sorsa_ds.runtime.console import OptionParser
 
 DESCRIPTION = "Evaluate a model: deepspeed launch/evaluate.py --model runs/NAME --task gsm8k (or torchrun, or python)."
@@ -14,7 +15,6 @@ DESCRIPTION = "Evaluate a model: deepspeed launch/evaluate.py --model runs/NAME 
 TaskName = Literal["gsm8k", "math", "humaneval", "mmlu", "mt_bench", "loss", "drift"]
 Style = Literal["papers", "chat", "plain"]
 Backend = Literal["transformers", "vllm"]
-Dtype = Literal["auto", "bf16", "fp32"]
 GENERATED = ("gsm8k", "math", "humaneval", "mt_bench")
 UNGRADED = ("mt_bench", "loss", "drift")
 """Tasks whose samples are neither right nor wrong."""
@@ -53,7 +53,7 @@ class Options:
     sample_tokens: int | None = None
     output: Path | None = None
     backend: Backend = "transformers"
-    dtype: Dtype = "auto"
+    dtype: ModelDtype = "auto"
     seed: int | None = None
     judge_url: str | None = None
     judge_model: str | None = None
@@ -142,7 +142,7 @@ def parse(argv: Sequence[str]) -> Options:
         "evaluate.py", description=DESCRIPTION, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )  # what is not given has the default of `Options`
     add, default = parser.add_argument, {field.name: field.default for field in fields(Options)}
-    add("--model", required=True, help="run, adapter (SORSA's or PEFT's), folder of a model, or hub name")
+    add_model_options(parser, base="; drift: what a model was trained from")
     add("--task", required=True, choices=get_args(TaskName), help="what to measure")
     add(
         "--data",
@@ -153,11 +153,6 @@ def parse(argv: Sequence[str]) -> Options:
         "--columns", nargs="+", type=_pair, metavar="NAME=COLUMN",
         help="columns of the data that have other names than the task's, as in question=prompt (loss: as data.columns)",
     )  # fmt: skip
-    add("--base", help="an adapter's base model, where it has moved; drift: what a model was trained from")
-    add(
-        "--checkpoint",
-        help="checkpoint of a run, finished or not: best, latest or a number of steps (default: its end)",
-    )
     add("--limit", type=int, help="only so many samples: the first, or of mmlu and math as many per subject")
     add("--num_few_shot", type=int, help=f"examples before the question (default: {_per_task(SHOTS)}, else 0)")
     add("--batch_size", type=int, help=f"samples at once on each rank (default: {default['batch_size']})")
@@ -176,13 +171,8 @@ def parse(argv: Sequence[str]) -> Options:
     add("--seed", type=int, help="drift: seed of the base model's texts; mt_bench: seed of the answers (default: 0)")
     add("--output", type=Path, help="folder of the results (default: RUN/evaluation/TASK or evaluations/MODEL-TASK)")
     add("--backend", choices=get_args(Backend), help=f"what generates (default: {default['backend']})")
-    add(
-        "--dtype", choices=get_args(Dtype),
-        help=f"of weights and products (default: {default['dtype']}, bf16 on hardware fast at it)",
-    )  # fmt: skip
     _add_judge(parser)
     add("--allow_code_execution", action="store_true", help="humaneval: run the model's programs, in a sandbox")
-    add("--trust_remote_code", action="store_true", help="allow Python code that comes with the model")
     add("--local_rank", type=int, help="added by DeepSpeed's launcher; ignored")
     given = vars(parser.parse_args(argv))
     given.pop("local_rank", None)

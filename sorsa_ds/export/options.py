@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sorsa_ds.config.byte_size import read_bytes
+from sorsa_ds.run.command_options import add_base_options, add_checkpoint_option
 from sorsa_ds.runtime.console import OptionParser
 
 DESCRIPTION = "Export a run: `python launch/export.py --run runs/NAME --format FORMAT --output FOLDER`."
@@ -58,10 +59,7 @@ def parse(argv: Sequence[str]) -> Options:
     parser = OptionParser(description=DESCRIPTION)
     add = parser.add_argument
     add("--run", type=Path, required=True, help="the run folder that launch/train.py wrote, or one of its checkpoints")
-    add(
-        "--checkpoint", metavar="latest|best|STEP",
-        help="what the run had saved by then; it may still train, or have been stopped",
-    )  # fmt: skip
+    add_checkpoint_option(parser)
     add(
         "--format", choices=get_args(Format), required=True,
         help="merged: a plain Hugging Face model; lora: for the untouched base model, in PEFT's format; "
@@ -69,21 +67,14 @@ def parse(argv: Sequence[str]) -> Options:
              "adapter: U, s and V themselves, for sorsa_ds.load_adapter",
     )  # fmt: skip
     add("--output", type=Path, required=True, help="folder to make; it must not hold anything")
-    add("--base", help="folder or hub name of the base model, where it has moved")
-    add(
-        "--dtype", choices=DTYPES,
-        help="merged, base: of the weights (auto: the base's)",
-    )  # fmt: skip
+    add_base_options(parser, code=", and copy it along")
+    add("--dtype", choices=DTYPES, help="merged, base: dtype of the weights (auto: the base's)")
     add(
         "--quantize", choices=get_args(Quantised),
         help="merged: in 4 or 8 bits, for transformers and bitsandbytes",
     )  # fmt: skip
     add("--max_shard_size", help=f"merged, base: largest file, as 500MB (default {MAX_SHARD_SIZE})")
     add("--rank", type=int, help="lora: cut it to this rank (default: twice the trained one, exact)")
-    add(
-        "--trust_remote_code", action="store_true",
-        help="allow Python code of the base model, if the run used it, and copy it along",
-    )  # fmt: skip
     add("--push_to_hub", metavar="NAME", help="publish the folder as this model")
     add("--private", action="store_true", help="with --push_to_hub: only you can see the model")
     return Options(**vars(parser.parse_args(argv)))

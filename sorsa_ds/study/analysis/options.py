@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sorsa_ds.run.command_options import add_base_options
 from sorsa_ds.runtime.console import OptionParser
 
 DESCRIPTION = """\
@@ -40,9 +41,8 @@ def parse(argv: Sequence[str]) -> Options:
     told = " or ".join(f"{name} (default)" if name == DTYPE else name for name in DTYPES)
     add("--run", type=Path, required=True, action="append", help="a finished run's folder; repeat it")
     add("--output", type=Path, required=True, help="folder of tables, pictures and report")
-    add("--base", help="folder or hub name of the base model, where it has moved")
+    add_base_options(parser)
     add("--workers", type=int, help="processes (default: as many as cores and free memory allow)")
     add("--dtype", default=DTYPE, help=f"dtype of the decompositions: {told}")
     add("--rank", type=int, help="leading triplets whose subspaces are compared (default: adapter.rank)")
-    add("--trust_remote_code", action="store_true", help="allow Python code of the base model, if runs used it")
     return Options(**vars(parser.parse_args(argv)))
