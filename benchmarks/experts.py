@@ -83,7 +83,7 @@ def sides(a: argparse.Namespace, device: torch.device) -> dict[str, nn.Module]:
     inject_adapter_in_model(LoraConfig(r=a.rank, target_modules=[], target_parameters=parameters), lora)
     config = AdapterConfig(expert_rank=a.rank)
     formats = resolve_precision("fp32" if a.dtype == "fp32" else "mixed", None, device.type)
-    insert_sorsa_layers(sorsa, choose(sorsa, config, experts=True).targets, config, formats, Dense(DTYPES[a.dtype]))
+    insert_sorsa_layers(sorsa, choose(sorsa, config).targets, config, formats, Dense(DTYPES[a.dtype]))
     sorsa.to_empty(device=device)
     for parameter in sorsa.parameters():
         nn.init.normal_(parameter, std=a.shape[1] ** -0.5)

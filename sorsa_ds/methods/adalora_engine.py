@@ -53,8 +53,9 @@ class AdaLoraEngine(SorsaEngine):
     """A SorsaEngine for PEFT's AdaLoRA layers, on ZeRO stages 0 to 2.
 
     Args:
-        config: as `schedule` gives it. Where its ranks at the start and at the end are equal, as in the SORSA papers'
-            runs, there is nothing to allocate (PEFT's allocator would fail), and the orthogonal term is all.
+        config: PEFT's configuration of the rank budget and of the orthogonal term, from `schedule`. Where its ranks at
+            the start and at the end are equal, as in the SORSA papers' runs, there is nothing to allocate (PEFT's
+            allocator would fail), and the orthogonal term is all.
     """
 
     def __init__(self, *args, config: AdaLoraConfig):

@@ -24,7 +24,7 @@ def galore_adamw(config: RunConfig, model: nn.Module) -> MakeOptimizer:
     """A function that makes the optimizer: the targets' weights are projected, and what is trained beside them is not.
 
     Args:
-        model: as the method has made it, on no ZeRO stage.
+        model: the model as the method has made it, on no ZeRO stage.
     """
     train, baseline = config.train, config.baseline
     named = dict(model.named_parameters())
@@ -52,7 +52,7 @@ class GaloreEngine(SorsaEngine):
     """A SorsaEngine with GaLore's optimizer, without ZeRO (stage 0).
 
     Args:
-        optimizer: of the other methods, which is not made here.
+        optimizer: what makes the other methods' optimizer; it is not used here.
         config: the settings of the run.
     """
 

@@ -102,11 +102,11 @@ class Method(ABC):
     decomposes: bool = False
     """Whether loading a model decomposes most of its weights, so that the decompositions are what takes time."""
 
-    adapts_experts: bool = False
-    """Whether it adapts experts that a model holds as one parameter."""
+    refused_experts: str = "only SORSA and LoRA adapt experts that are held as one parameter"
+    """Why it does not adapt experts that a model holds as one parameter, as half a sentence; empty: it adapts them."""
 
-    adapts_flat_experts: bool = True
-    """Whether it adapts them also where that parameter has all experts in its first dimension, as DBRX has."""
+    refused_flat_experts: str = ""
+    """Why it does not adapt them where that parameter has two dimensions, as in DBRX; empty: as it adapts others."""
 
     layers_cast_weights: bool = False
     """Whether its layers cast their tensors themselves. torch.autocast keeps every copy until the forward pass ends."""
@@ -128,7 +128,7 @@ class Method(ABC):
         Raises:
             ValueError: `model.selection.choose` finds bad targets or ranks.
         """
-        return choose(model, adapter, self.adapts_experts, self.adapts_flat_experts)
+        return choose(model, adapter, self.refused_experts, self.refused_flat_experts)
 
     def trained_linears(self, model: nn.Module, adapter: AdapterConfig) -> list[Target]:
         """All linears whose weight training changes, in module order, the output head left out.
@@ -266,7 +266,7 @@ class Method(ABC):
         """Bytes on the GPU that an optimizer step takes for the method's own terms, such as a regulariser.
 
         Args:
-            ranks: of the adapter of every linear; 0 where there is none.
+            ranks: the rank of every linear's adapter; 0 where it has none.
             trainable: the number of trained parameters.
         """
         return 0
@@ -344,6 +344,6 @@ class Method(ABC):
         """PEFT's configuration of the whole adapted model. Asked only where `adapter` is in PEFT's format.
 
         Args:
-            parameters: those of the targets that PEFT must adapt as parameters; they stay linears where it cannot.
+            parameters: the targets that PEFT must adapt as parameters; they stay linears where it cannot.
         """
         raise NotImplementedError(f"{self.name} has no adapter in PEFT's format")

@@ -85,7 +85,7 @@ def adapt_partitioned_model(
     kind = cast(precisions.Device, device.type)
     formats = precisions.resolve_precision(precision, precision_from_json(ds_config), kind)
     storage = residual_storage.resolve_storage(residual, formats, device)
-    targets = choose(model, adapter, experts=True).targets
+    targets = choose(model, adapter).targets
     weights = {target.name: model.get_parameter(target.weight) for target in targets}
     biases = {target.name: model.get_submodule(target.name).bias for target in targets if not target.experts}
     bare = [replace(target, bias=False) for target in targets]  # the biases stay in place, so none is made

@@ -41,7 +41,7 @@ class Selection:
     left_out: the linears that `all-linear` passes over -> the reason, as half a sentence. The output head, which it
         never means, is not among them.
     body: numbers in all parameters of the model but its embeddings and its output head.
-    adapted: those of them that lie in the weights of the targets, or in what is trained whole.
+    adapted: numbers of the body that lie in the weights of the targets, or in what is trained whole.
     whole: the parameters that are trained whole beside the adapters, in module order.
     """
 
@@ -60,8 +60,7 @@ class Selection:
         """Rows of the table at the beginning of a run: how much is adapted, and what is left out for which reason.
 
         Args:
-            relation: of the parameters that are trained whole to those that are told beside them, as `whole_row` takes
-                it.
+            relation: words behind the number of parameters trained whole: `more` or `of them` (see `whole_row`).
         """
         told = [("adapted", f"{counted(self.targets)}; {self.share:.1%} of the weights between embeddings and head")]
         told += [("trained whole", whole_row(self.whole, relation))] if self.whole else []
@@ -78,12 +77,12 @@ class Selection:
         )
 
 
-def choose(model: nn.Module, config: AdapterConfig, experts: bool = False, flat_experts: bool = True) -> Selection:
+def choose(model: nn.Module, config: AdapterConfig, refused_experts: str = "", refused_flat: str = "") -> Selection:
     """The linears that the configuration names, and those that `all-linear` leaves out.
 
     Args:
-        experts: whether the method adapts experts that the model holds as one parameter; without, they are left out.
-        flat_experts: whether it adapts them also where they lie in a parameter of two dimensions.
+        refused_experts: why experts held as one parameter are left out, as half a sentence; empty: they are adapted.
+        refused_flat: why experts in a parameter of two dimensions are left out; empty: they are adapted as others are.
 
     Raises:
         ValueError: a pattern matches no linear (the message lists what exists) or one that cannot be adapted or is to
@@ -103,7 +102,7 @@ def choose(model: nn.Module, config: AdapterConfig, experts: bool = False, flat_
     meant = {name for name in shapes if any(matches(name, pattern) for pattern in named)}
     chosen = meant - excluded.keys()
     shared = shared_linears(linears)
-    unfit = _unfit(model, linears) | _unfit_experts(model, stacks, config, experts, flat_experts)
+    unfit = _unfit(model, linears) | _unfit_experts(model, stacks, config, refused_experts, refused_flat)
     whole = whole_parameters(model, config.train_whole)
     taken = held_by(linears, whole) | {one.name: one.name for one in whole if one.name in shapes}
     _check_named(chosen, taken, unfit)
@@ -140,9 +139,9 @@ def select_targets(model: nn.Module, config: AdapterConfig) -> list[Target]:
     """The linears that the configuration names, in module order.
 
     Raises:
-        ValueError: as `choose`.
+        ValueError: a pattern, a rank or a block does not fit the model, or nothing is selected (see `choose`).
     """
-    return choose(model, config).targets
+    return choose(model, config, refused_experts="they are no linears").targets
 
 
 def body_of(model: nn.Module) -> int:
@@ -219,16 +218,14 @@ def _unneeded(model: nn.Module, shapes: Mapping[str, tuple[int, int]], ranks: Ma
 
 
 def _unfit_experts(
-    model: nn.Module, stacks: list[Stack], config: AdapterConfig, adapted: bool, flat: bool
+    model: nn.Module, stacks: list[Stack], config: AdapterConfig, refused: str, refused_flat: str
 ) -> dict[str, str]:
-    """Stacked experts that cannot be adapted -> the reason, as half a sentence."""
+    """Stacked experts that cannot be adapted -> the reason, as half a sentence. The arguments are those of `choose`."""
     is_text = in_language_part(model)
+    frozen = "" if config.experts == "adapt" else "adapter.experts is frozen"
+    reasons = {stack.name: refused or frozen or (refused_flat if stack.flat else "") for stack in stacks}
     outside = {stack.name: OUTSIDE for stack in stacks if not is_text(stack.name)}
-    if adapted and config.experts == "adapt":
-        reason = "PEFT takes experts in a parameter of two dimensions for one matrix"
-        return {stack.name: reason for stack in stacks if stack.flat and not flat} | outside
-    none = "only SORSA and LoRA adapt experts that are held as one parameter"
-    return {stack.name: "adapter.experts is frozen" if adapted else none for stack in stacks} | outside
+    return {name: reason for name, reason in reasons.items() if reason} | outside
 
 
 def _check_named(chosen: Set[str], taken: Mapping[str, str], unfit: Mapping[str, str]) -> None:
@@ -311,7 +308,7 @@ def _check_ranks(
     """Stop where ranks exceed what layers have.
 
     Args:
-        shapes: of all layers by name, (out_features, in_features).
+        shapes: the shape of every layer by its name, (out_features, in_features).
         experts: the layers that are stacked experts.
 
     Raises:

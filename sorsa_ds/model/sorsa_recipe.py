@@ -73,7 +73,7 @@ def adapt_to_sorsa(
     Raises:
         ValueError: bad targets or ranks.
     """
-    selection = choose(model, adapter, experts=True)
+    selection = choose(model, adapter)
     insert_sorsa_layers(model, selection.targets, adapter, precision, storage)
     return selection, SorsaRecipe(model, precision, storage, device, factor_source, trained)
 

@@ -228,6 +228,7 @@ def test_where_peft_cannot_adapt_experts_they_are_left_out_or_refused(tmp_path):
         selection = METHODS[method].choose(mixtral, config_of().adapter)
         assert not any(target.experts for target in selection.targets)
         assert "only SORSA and LoRA adapt experts" in dict(selection.rows())["left out"]
+    assert [method.title for method in METHODS.values() if not method.refused_experts] == ["SORSA", "LoRA"]
     with pytest.raises(ValueError, match=r"adapter.dropout=0.1: PEFT's LoRA has no dropout for experts .*gate_up_proj"):
         loaded(tmp_path / "mixtral", ds_config(0, "", 0.0, 1), dropout=0.1)
     loaded(tmp_path / "mixtral", ds_config(0, "", 0.0, 1), dropout=0.1, experts="frozen")

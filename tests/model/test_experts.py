@@ -23,7 +23,7 @@ INPUT = torch.arange(1, 49).view(2, 24) % 60
 
 def adapted(model: nn.Module, config: AdapterConfig):
     """A copy of a model with SORSA layers, filled from its weights by the exact decomposition."""
-    found = choose(model, config, experts=True)
+    found = choose(model, config)
     new = copy.deepcopy(model)
     insert_sorsa_layers(new, found.targets, config, resolve_precision("fp32", None, "cpu"), Dense(torch.float32))
     for target in found.targets:
@@ -90,14 +90,14 @@ SETTINGS = [
 
 @pytest.mark.parametrize(("settings", "reason"), SETTINGS)
 def test_experts_that_are_left_out_are_told_with_the_reason(settings, reason):
-    found = choose(random_experts("mixtral"), AdapterConfig(rank=4, **settings), experts=True)
+    found = choose(random_experts("mixtral"), AdapterConfig(rank=4, **settings))
     assert not any(target.experts for target in found.targets)
     assert found.left_out["model.layers.0.mlp.experts.gate_up_proj"] == reason
     assert found.share < 0.5 and "Warning: only" in str(found.warning)
 
 
 def test_without_settings_all_experts_are_adapted_and_the_share_says_so():
-    found = choose(random_experts("mixtral"), AdapterConfig(rank=4), experts=True)
+    found = choose(random_experts("mixtral"), AdapterConfig(rank=4))
     assert found.share > 0.95 and found.warning is None
     assert found.rows()[0][1].startswith("8 linears, the weights of 12 experts x 4; 9")
     assert [target.rank for target in found.targets if target.experts] == [8] * 4
@@ -116,12 +116,12 @@ REFUSED = [
 @pytest.mark.parametrize(("settings", "message"), REFUSED)
 def test_what_cannot_be_is_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
-        choose(random_experts("mixtral"), AdapterConfig(rank=4, **settings), experts=True)
+        choose(random_experts("mixtral"), AdapterConfig(rank=4, **settings))
 
 
 def test_ranks_of_single_experts_weights_by_pattern():
     config = AdapterConfig(rank=4, rank_pattern={"experts.down_proj": 5, "o_proj": 3})
-    found = {target.name: target.rank for target in choose(random_experts("mixtral"), config, experts=True).targets}
+    found = {target.name: target.rank for target in choose(random_experts("mixtral"), config).targets}
     assert found["model.layers.1.mlp.experts.down_proj"] == 5
     assert found["model.layers.1.mlp.experts.gate_up_proj"] == 8
     assert found["model.layers.1.self_attn.o_proj"] == 3
@@ -135,7 +135,7 @@ def test_unknown_experts_stay_frozen_with_a_reason():
 
     model = nn.Module()
     model.q_proj, model.experts = nn.Linear(16, 16), Experts()
-    found = choose(model, AdapterConfig(rank=4), experts=True)
+    found = choose(model, AdapterConfig(rank=4))
     assert [target.name for target in found.targets] == ["q_proj"]
     assert found.left_out == {"experts.weight": "its experts are computed in a way that this program does not know"}
 
@@ -144,7 +144,7 @@ def test_a_class_with_a_forward_pass_of_its_own_stays_as_it_is():
     model = random_experts("mixtral")
     experts = model.model.layers[0].mlp.experts
     experts.__class__ = type("OwnExperts", (type(experts),), {"forward": lambda self, x, chosen, weights: x})
-    found = choose(model, AdapterConfig(rank=4), experts=True)
+    found = choose(model, AdapterConfig(rank=4))
     assert {target.name for target in found.targets if target.experts} == {
         f"model.layers.1.mlp.experts.{leaf}" for leaf in ("gate_up_proj", "down_proj")
     }

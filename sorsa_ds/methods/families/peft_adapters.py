@@ -45,7 +45,7 @@ class PeftMethod(Method):
     adapts_conv1d: bool = True
     """Whether PEFT puts its layer around a Conv1D too, as GPT-2 has."""
 
-    adapts_flat_experts = False
+    refused_flat_experts = "PEFT takes experts in a parameter of two dimensions for one matrix"
 
     @abstractmethod
     def layer_config(self, rank: int, baseline: BaselineConfig, initialise: bool, shared: dict[str, Any]) -> LoraConfig:
@@ -149,7 +149,7 @@ class PeftMethod(Method):
         self, settings: Settings, targets: Sequence[Target], parameters: Collection[Target] = ()
     ) -> LoraConfig:
         """PEFT's configuration. It names the most common rank; other ranks stand in `rank_pattern`."""
-        if not self.adapts_experts:
+        if self.refused_experts:
             parameters = ()
         names = {place: target for target in targets for place in target.places}
         ranks = {place: self.rank(target, settings.baseline) for place, target in names.items()}
@@ -174,7 +174,7 @@ class Lora(PeftMethod):
 
     name, title = "lora", "LoRA"
     ignored_settings = (*SORSA_SETTINGS, "baseline.adalora_*", "baseline.pissa_*", "baseline.galore_*")
-    adapts_experts = True
+    refused_experts = ""
     matrices = 3
 
     def layer_config(self, rank: int, baseline: BaselineConfig, initialise: bool, shared: dict[str, Any]) -> LoraConfig:

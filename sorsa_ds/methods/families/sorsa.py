@@ -46,7 +46,7 @@ class Sorsa(Method):
     adapter_library = "sorsa_ds"
     decomposes = True
     suggests_rate = True
-    adapts_experts = True
+    refused_experts = ""
     layers_cast_weights = True
 
     def adapt(self, model: PreTrainedModel, making: Making) -> tuple[Selection, Recipe]:

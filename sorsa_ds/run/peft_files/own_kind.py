@@ -26,10 +26,10 @@ def write_peft_adapter(source: Source, folder: Path) -> None:
 
     parameters = as_parameters(source.model, source.targets)
     config = source.method.peft_config(source.described, source.targets, parameters)
-    linears = [target for target in parameters if not target.experts]
-    if linears and not source.method.adapts_experts and config.peft_type == "LORA":
+    as_linears = [target for target in parameters if target.weight not in (config.target_parameters or ())]
+    if as_linears and config.peft_type == "LORA":
         raise ValueError(
-            f"PEFT would take {linears[0].name} for the linear of an expert, as older versions of transformers had "
+            f"PEFT would take {as_linears[0].name} for the linear of an expert, as older versions of transformers had "
             f"them; {MERGED}"
         )
     saved = modules_to_save(source)
