@@ -4,7 +4,6 @@ The hash is XXH3 with 128 bits. It is as fast as memory, so a whole model can be
 accidental changes; it does not protect against someone who makes two different files on purpose that look alike.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -22,14 +21,6 @@ def of_tensor(tensor: Tensor) -> str:
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of a tensor's numbers in row-major order, uint8. A contiguous tensor on the CPU is not copied."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-
-
-def of_tensors(tensors: Iterable[Tensor]) -> str:
-    """The digest of several tensors' numbers, one tensor after the other, without joining them in memory."""
-    state = xxhash.xxh3_128()
-    for tensor in tensors:
-        state.update(raw(tensor))
-    return state.hexdigest()
 
 
 def of_bytes(data: bytes) -> str:

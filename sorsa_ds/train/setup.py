@@ -73,7 +73,7 @@ class OpenedRun:
     """A run whose folder is held by this job.
 
     origin: whether it is new or goes on. lock: to be released at the end.
-    regularizer: of every step; None where the method has none.
+    regularizer: the regulariser of every step; None where the method has none.
     """
 
     origin: Origin
@@ -263,9 +263,9 @@ def _open_log(
     settings: RunSettings, run: OpenedRun, inputs: Inputs, model: BuiltModel, progress: RunProgress
 ) -> RunLog:
     """Begin the trackers, which may refuse, and only then change what lies in the folder of a run that goes on."""
-    config, device, continues = settings.config, settings.device, model.initialisation is None
-    trackers = patiently(lambda: Trackers(run.folder, config, continues), device)
-    go_back(run.origin.checkpoint, progress, device)
+    config, device, checkpoint = settings.config, settings.device, run.origin.checkpoint
+    trackers = patiently(lambda: Trackers(run.folder, config, continues=checkpoint is not None), device)
+    go_back(checkpoint, progress, device)
     return collectives.together(
         lambda: RunLog(
             folder=run.folder,
