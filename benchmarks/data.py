@@ -45,7 +45,7 @@ def measure(folder: Path, rows: int, stored: int) -> dict[str, float]:
 
     Args:
         folder: an empty one.
-        rows: that a start reads.
+        rows: the number of rows that a start reads.
         stored: the number of stored examples that a rank opens.
     """
     templates, exact = count_exact()

@@ -45,7 +45,10 @@ GOLDEN = ROOT / "tests" / "golden"
 
 
 def commands(tiny: bool, shape: Path, folder: Path) -> dict[str, list[str]]:
-    """The command of each part. shape: of the tiny model."""
+    """The command of each part.
+
+    shape: the folder with the tiny model's config.json.
+    """
     here = [sys.executable, "-m", WORKER]
     small, large = ([str(shape)] * 2) if tiny else (LLAMA_7B, LLAMA_70B)
     sizes = ["--rank", "4", "--length", "16", "--rounds", "2"] if tiny else ["--rank", "128", "--length", "512"]

@@ -45,7 +45,11 @@ PUBLISHED = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What one command line asks for. options: of launch/evaluate.py, for each task. hardware: to plan for."""
+    """What one command line asks for.
+
+    options: task -> options of launch/evaluate.py.
+    hardware: the hardware to plan for.
+    """
 
     request: comparison.Request
     parts: list[Part]
@@ -108,7 +112,7 @@ def read(a: argparse.Namespace) -> Asked:
     """What the words ask for.
 
     Raises:
-        ValueError: they do not go together; the message says which, and what to write.
+        ValueError: the words do not go together; the message says which, and what to write.
     """
     kinds = [word for word in a.parts.split(",") if word]
     wrong = [kind for kind in kinds if kind not in PARTS or kinds.count(kind) > 1]
@@ -173,7 +177,7 @@ def evaluated(request: comparison.Request, part: Part) -> evaluation.Options:
     """The options of launch/evaluate.py, which are read before anything is trained, so that wrong ones cost nothing.
 
     Raises:
-        ValueError: they do not go together, or set what the comparison sets.
+        ValueError: the options do not go together, or set what the comparison sets.
     """
     assert part.task is not None, "a part that trains measures nothing"
     Evaluation(part.task, part.options)

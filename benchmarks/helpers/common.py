@@ -104,7 +104,8 @@ def train_command(ranks: int, ds_config: str | Path, *words: str, port: int | No
 def in_ranks(worker: str, world: int, what: str, *arguments: str) -> dict:
     """Run one side of a comparison in fresh processes, on CPUs where there is no GPU; returns the JSON of rank 0.
 
-    worker: a module, like `benchmarks.workers.steps`. what: which of its sides.
+    worker: a module, like `benchmarks.workers.steps`.
+    what: the name of one of the module's sides.
 
     Raises:
         RuntimeError: the processes failed, or their last line is no JSON.

@@ -38,7 +38,8 @@ class Measures:
     """A base model with the texts on which tuned models are measured against it.
 
     samples, english, code: windows. choices: for each question its continuations, the right one first.
-    losses: of the base model on English and code, nats per token. right: its share of right choices, None of none.
+    losses: the base model's losses on English and code, nats per token.
+    right: the base model's share of right choices; None where there are no choices.
     """
 
     base: Likelihood

@@ -26,13 +26,18 @@ SHORT = ("data.format=gsm8k", PLAIN_PROMPT, "data.truncation=drop")
 class Part:
     """What all runs of a part share.
 
-    model: `small` or `default`. settings: of the run; `{gsm8k}` stands for the folder with train.jsonl and test.jsonl.
-    seeds: how many. rates: those with which a variant begins. samples: (number, tokens) of the base model's samples on
-    which drift is measured.
-    spectra_every: full decompositions are made of every so many-th linear. questions: how many choices are made.
-    below: at how many rates below the best the other seeds run too. settled: all seeds run at the rates with which a
-    variant begins, and at no other. own_lines: if not 0, each seed learns so many lines of the training file, which no
-    other seed learns, and none of the first so many. first_seed: `train.seed` of the part's seed 0.
+    model: `small` or `default`.
+    seeds: the number of seeds.
+    settings: the runs' settings; `{gsm8k}` stands for the folder with train.jsonl and test.jsonl.
+    rates: variant -> the learning rates with which it begins.
+    samples: (number, tokens) of the base model's samples on which drift is measured.
+    spectra_every: full decompositions are made of every so many-th linear.
+    questions: the number of choices that are made.
+    below: at how many rates below the best the other seeds run too.
+    settled: whether all seeds run at the rates with which a variant begins, and at no other.
+    own_lines: if not 0, each seed learns so many lines of the training file, which no other seed learns, and none of
+        the first so many.
+    first_seed: `train.seed` of the part's seed 0.
     """
 
     name: str

@@ -45,12 +45,14 @@ class Row:
     """What became of a family.
 
     result: `not built` where transformers itself cannot make or reload the model.
-    reason: of every result but `pass`.
+    reason: why the result is another than `pass`; empty where it is `pass`.
     gaps: relative distances of logits: `start` (step 0 from transformers' own load), `merged` and `lora` (the exports
         from the trained model), and `moved` (the trained model from step 0). `towers`: the share of the parameters
         outside of the language model that the merged export has changed.
-    linears: that are adapted. experts, adapted_experts: number of tensors with a matrix per expert.
-    share: of the body's weights that is adapted. said: the warning of a share below a half that the run has printed.
+    linears: the number of adapted linears, without experts.
+    experts, adapted_experts: the number of tensors with a matrix per expert, and of the adapted ones among them.
+    share: the share of the body's weights that is adapted.
+    said: the warning of a share below a half that the run has printed.
     left_out: what `all-linear` passes over, in words.
     no_lora: why there is no LoRA export, where it is refused.
     causal: how far a change of the last token moves earlier logits, relatively.

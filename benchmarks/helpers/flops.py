@@ -29,7 +29,7 @@ def flop_counter() -> FlopCounterMode:
 def product_speed(device: torch.device, dtype: torch.dtype) -> float:
     """flop/s of a device in products of large square matrices: the best of five measurements.
 
-    dtype: of both matrices. On a GPU a measurement is of 50 products, so that it is long enough for the clock.
+    dtype: the dtype of both matrices. On a GPU a measurement is of 50 products, long enough for the clock.
     """
     size, repeats = (8192, 50) if device.type == "cuda" else (2048, 1)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

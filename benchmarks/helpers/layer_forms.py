@@ -64,7 +64,10 @@ def compare(a: argparse.Namespace) -> dict:
 
 
 def forms(m: int, n: int, rank: int, dtype: torch.dtype, device: torch.device) -> dict[str, Side]:
-    """All forms with the same weights, by name. dtype: that of the frozen weight; the factors are in fp32."""
+    """All forms with the same weights, by name.
+
+    dtype: the dtype of the frozen weight; the factors are in fp32.
+    """
     torch.manual_seed(0)
     layers = [SorsaLinear(n, m, rank, device=device, storage=Dense(dtype)) for _ in range(3)]
     for parameter in (p for layer in layers for p in layer.parameters()):

@@ -14,7 +14,7 @@ class LiveBytes(TorchDispatchMode):
     What a kernel allocates for itself and frees again is not seen. Tensors on the meta device take nothing.
 
     Args:
-        counted: which tensors are; unset: all.
+        counted: whether a tensor is counted; unset: every tensor is.
     """
 
     def __init__(self, counted: Callable[[torch.Tensor], bool] = lambda tensor: True):

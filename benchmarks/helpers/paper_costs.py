@@ -73,7 +73,9 @@ class Cost:
 class Decoding:
     """A model that writes answers greedily, in bf16, one token of a whole batch at a time.
 
-    parameters, blocks: of the model. token_bytes: of the keys and values of one token in all blocks.
+    parameters: the number of the model's parameters.
+    blocks: the number of the model's blocks.
+    token_bytes: bytes of the keys and values of one token in all blocks.
     """
 
     parameters: int
@@ -107,7 +109,7 @@ def costs(parts: Sequence[Part], request: Request, options: dict[str, Options], 
     """The cost of each part.
 
     Args:
-        options: of launch/evaluate.py, for each task of the parts.
+        options: task of a part -> options of launch/evaluate.py.
 
     Raises:
         ValueError: the model is not found, or it cannot be told how much is trained.
@@ -147,7 +149,7 @@ def steps_of(config: RunConfig, batch: int) -> int:
     """Optimizer steps of a run, where the settings alone tell them.
 
     Raises:
-        ValueError: they do not say how many rows are learned.
+        ValueError: the settings do not say how many rows are learned.
     """
     if config.train.steps is not None:
         return config.train.steps

@@ -30,7 +30,8 @@ FOUND = "comparison.json"
 class Part:
     """One part: the training of a method, or a task that all methods and the base model are measured in.
 
-    task: as launch/evaluate.py has it; None: the part trains. options: further options of that command.
+    task: the name of a task of launch/evaluate.py; None: the part trains.
+    options: further options of launch/evaluate.py.
     """
 
     name: str
@@ -43,7 +44,7 @@ def parts_of(kinds: Sequence[str], methods: Sequence[str], options: dict[str, st
     """The parts of these kinds, `train` or a task, in this order.
 
     Args:
-        options: of launch/evaluate.py, for each task.
+        options: task -> options of launch/evaluate.py.
     """
     found: list[Part] = []
     for kind in kinds:

@@ -100,7 +100,10 @@ def engine_step(name: str, a: argparse.Namespace) -> tuple[SorsaEngine, Step]:
 
 
 def made(method: str, a: argparse.Namespace, storage: str = "auto") -> nn.Module:
-    """The model with the layers of a method. storage: of the residual."""
+    """The model with the layers of a method.
+
+    storage: how the residual is stored, as `residual.storage`.
+    """
     if a.shape is not None:
         return shaped_model(a.shape, method, a.rank, a.stage, a.precision, storage)
     return default_model(method, a.rank, a.stage, a.precision, storage).model

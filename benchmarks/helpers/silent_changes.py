@@ -28,11 +28,12 @@ ANSWER = "answer"
 class Case:
     """A kind of data.
 
-    name: of the kind. write: puts it into a folder, and returns the path to give.
+    name: the name of the kind.
+    write: puts the data into a folder, and returns the path to give.
     learned: what has to be learned, one text a row, without the end token; None where the data has to be refused.
     said: what the refusal has to name.
     left_out: the number of rows that are no example, which has to be told.
-    settings: of `data`, beside the path.
+    settings: the settings of the section `data` beside the path.
     shown: what has to stand in the whole first example.
     """
 

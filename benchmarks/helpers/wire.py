@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class Collective:
     """One collective operation.
 
-    kind: PyTorch's name of it. ranks: those that take part. nbytes: bytes of the whole tensor, which all ranks receive,
-    or give, together. dtype: that of its numbers.
+    kind: PyTorch's name of the operation.
+    ranks: the ranks that take part.
+    nbytes: bytes of the whole tensor, which all ranks receive, or give, together.
+    dtype: the dtype of the tensor's numbers.
     """
 
     kind: str

@@ -102,7 +102,7 @@ def spectra(model: PreTrainedModel, base: PreTrainedModel, every: int) -> dict[s
     """Means over the linears: condition numbers, Delta-Sigma and Delta-D, and what became of U, s and V.
 
     A tuned linear's weight is what the layer makes of the unit vectors. The mean of the weights' condition numbers is
-    geometric: of the arithmetic one, a single singular value near 0 would be all that is seen.
+    geometric: a single singular value near 0 would be all that is seen of the arithmetic one.
     """
     names = [
         name for name, module in base.named_modules()

@@ -97,7 +97,7 @@ def gpus_taken(words: list[str]) -> tuple[int | None, list[str]]:
     """How many GPUs `--gpus` among words asks for, None where it is not there, and the other words.
 
     Raises:
-        ValueError: it is no number from 1.
+        ValueError: the value of `--gpus` is no whole number from 1.
     """
     gpus, others = _taken("--gpus", words)
     if gpus is not None and not (gpus.isdecimal() and int(gpus) > 0):

@@ -39,7 +39,7 @@ def data_ranks(world_size: int, sequence_parallel: int) -> int:
         sequence_parallel: `train.sequence_parallel`, the ranks of a group.
 
     Raises:
-        ValueError: it does not divide the number of ranks.
+        ValueError: `train.sequence_parallel` does not divide the number of ranks.
     """
     groups, rest = divmod(world_size, sequence_parallel)
     if rest:

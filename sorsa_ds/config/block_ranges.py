@@ -10,7 +10,7 @@ def check_blocks(text: str) -> str:
     """The text, if it stands for blocks.
 
     Raises:
-        ValueError: it is neither `all` nor a range whose ends are in order.
+        ValueError: the text is neither `all` nor a range whose ends are in order.
     """
     if text != ALL:
         _ends(text)
@@ -33,7 +33,7 @@ def _ends(text: str) -> tuple[int, int]:
     """The first block of a range in words, and the one behind its last.
 
     Raises:
-        ValueError: it is no range.
+        ValueError: the text is no range whose ends are in order.
     """
     found = re.fullmatch(r"([0-9]{1,4}) *- *([0-9]{1,4})", text)
     if found is None or int(found[1]) > int(found[2]):

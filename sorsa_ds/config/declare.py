@@ -45,7 +45,7 @@ def check_count(option: str, value: int, least: int = 1, most: int = MOST) -> No
     """Check the whole number that a command's option has.
 
     Raises:
-        ValueError: it lies outside of `least` to `most`.
+        ValueError: the number lies outside of `least` to `most`.
     """
     if not least <= value <= most:
         raise ValueError(f"{option}: {value} is no integer from {least} to {most:,}")
@@ -55,7 +55,7 @@ def check_text(text: str) -> str:
     """The text, if it can be the name of a file and be written to one.
 
     Raises:
-        ValueError: it holds a NUL character, or something that is no character in UTF-8.
+        ValueError: the text holds a NUL character, or something that is no character in UTF-8.
     """
     if "\0" in text:
         raise ValueError("it holds a NUL character")
@@ -70,7 +70,7 @@ def check_name(text: str) -> str:
     """The text, if a file system can look for a file of that name.
 
     Raises:
-        ValueError: it, or one of its parts, is longer than any file system takes.
+        ValueError: the text, or one of its parts between slashes, is longer than any file system takes.
     """
     if len(text.encode()) > LONGEST_PATH or any(len(part.encode()) > LONGEST_PART for part in text.split("/")):
         raise ValueError(f"it is longer than a path ({LONGEST_PATH:,} bytes) or a part of one ({LONGEST_PART}) can be")

@@ -99,7 +99,7 @@ def resolve_ds_config(
 
     Args:
         raw: the JSON as the user wrote it.
-        precision: as `sorsa_ds.runtime.precision.resolve_precision` has resolved it.
+        precision: the name of the precision that `sorsa_ds.runtime.precision.resolve_precision` has chosen.
         node_ranks: ranks of each node; 0 if nodes differ or it is not known; None: all are on one node.
         max_length: `data.max_length`, which matters only where `train.micro_batch_tokens` is a number.
 
@@ -145,8 +145,7 @@ def fit_buckets(ds: Json, trained: int) -> Json:
     """The resolved JSON with gradient buckets that are no larger than all gradients together.
 
     DeepSpeed allocates whole buckets (two of them where stages 1 and 2 overlap reductions), however little they will
-    hold: that would take 1.5 GiB also for the factors of a small rank. Which gradients are reduced together does not
-    change.
+    hold. Even the factors of a small rank would take 1.5 GiB. Which gradients are reduced together does not change.
 
     Args:
         trained: how many numbers are trained.

@@ -19,7 +19,7 @@ def typed(kind: type[T], value: Any) -> T:
 
     Args:
         kind: its fields are checked strictly, so that no text stands for a number.
-        value: as `sorsa_ds.runtime.json_text.parse_json` gives it.
+        value: the parsed JSON, from `sorsa_ds.runtime.json_text.parse_json`.
 
     Raises:
         ValueError: a field is missing or too many, or has another type or lies outside its range. The message names the

@@ -58,7 +58,7 @@ UNANSWERED = "what follows the last answer is left out"
 class Conversation(NamedTuple):
     """A conversation up to its last answer, or the whole of one that is left out.
 
-    messages: as chat templates take them; reasoning is always `reasoning_content`.
+    messages: the messages as chat templates take them; reasoning is always `reasoning_content`.
     learned: the positions, from 0, of the assistant turns to learn.
     tools: the schemas of the tools that may be called; None where there are none.
     left_out: why nothing of it is learned; empty where something is.

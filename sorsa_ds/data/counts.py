@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 class Counts:
     """What became of some rows; counts are added with `+`. Every row is either learned or left out for a reason.
 
-    rows: read.
-    learned_rows: that are examples.
-    left_out: reason -> rows that are no example.
-    cut: examples that lost a part to `data.max_length`.
-    remarks: what of rows is learned otherwise than one might think -> rows.
-    tokens, learned_tokens: of the examples.
+    rows: the number of rows that were read.
+    learned_rows: the number of rows that have become examples.
+    left_out: reason -> the number of rows that are no example.
+    cut: the number of examples that lost a part to `data.max_length`.
+    remarks: what of rows is learned otherwise than one might think -> the number of rows.
+    tokens: the number of the examples' tokens.
+    learned_tokens: the number of the examples' tokens that are learned.
     source: the file, folder or name that the rows come from, where it is known.
     """
 
@@ -52,7 +53,7 @@ class Counts:
         """A sentence for each thing that happened to rows; none where all are learned whole.
 
         Args:
-            kind: of the rows, as in `training`.
+            kind: what the rows are for, `training` or `held-out`.
             most: `data.max_length`.
         """
         cut = f"{self.cut} of {self.rows} {kind} examples are cut at {most} tokens (data.max_length)."

@@ -33,7 +33,7 @@ def check_data(path: str, setting: str, name: str | None = None) -> bool:
 
     Args:
         setting: name of the setting that gave the path, for error messages.
-        name: of one of the data sets in a folder, `data.name`.
+        name: the name of one of the data sets in a folder, `data.name`.
 
     Returns:
         Whether the data is the hub's.

@@ -31,7 +31,7 @@ def load_examples(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
 
     Args:
         tokenizer: is given the chat template that `data.chat_template` asks for.
-        seed: of the generated data.
+        seed: the seed with which the embedded data are generated.
 
     Raises:
         ValueError: the data cannot be read, does not fit the format, holds nothing to learn, or is not the same on all
@@ -70,7 +70,7 @@ def check_same(digest: str, what: str) -> None:
     """Stop all ranks where one has read other data than another. A collective call.
 
     Args:
-        digest: of the examples that this rank has.
+        digest: the digest of the examples that this rank has.
         what: names them in the message, as in `the training data`.
 
     Raises:

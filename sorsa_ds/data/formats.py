@@ -229,8 +229,8 @@ def _response(cells: Mapping[str, Any], role: str, layout: Layout) -> str:
     """What is learned of a row.
 
     Raises:
-        ValueError: it is no text.
-        _MissingError: it is missing, or has no character but blanks.
+        ValueError: the cell holds no text.
+        _MissingError: the cell is null, or has no character but blanks.
     """
     text = _text(cells, role, layout)
     if not text.strip():
@@ -242,8 +242,8 @@ def _text(cells: Mapping[str, Any], role: str, layout: Layout) -> str:
     """The text of a cell. A whole number stands for its digits, since there is but one way to write it.
 
     Raises:
-        ValueError: it is no text.
-        _MissingError: it is missing.
+        ValueError: the cell holds no text.
+        _MissingError: the cell is null.
     """
     value, column = cells[role], layout.columns[role]
     if value is None:

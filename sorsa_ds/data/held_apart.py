@@ -16,7 +16,7 @@ def check_apart(data: DataConfig, seed: int) -> None:
     """Stop where rows that one source holds out are learned. What a stored source does by itself, `select` checks.
 
     Args:
-        seed: of the generated data.
+        seed: the seed with which the embedded data are generated.
 
     Raises:
         ValueError: some row is learned and held out; the message names the sources. Or a source cannot be read.

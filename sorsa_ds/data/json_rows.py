@@ -77,7 +77,7 @@ def _only_row(file: Path, content: bytes, number: int, error: json.JSONDecodeErr
     """The row that a file consists of, written over several lines.
 
     Args:
-        number: of the first line that is not blank.
+        number: the number of the first line that is not blank, from 1.
         error: what is wrong with that line, if it was meant to be a row.
     """
     try:
@@ -94,7 +94,7 @@ def _row(text: str) -> Row:
     """The row that a text stands for.
 
     Raises:
-        ValueError: it does not stand for an object with named columns.
+        ValueError: the text does not stand for an object with named columns.
     """
     if text.lstrip(_BLANKS).startswith("null"):
         raise ValueError("null where an object with named columns is needed")

@@ -41,7 +41,7 @@ def levelled(lengths: Sequence[int], world: int, most_positions: int) -> Deal:
 
     Args:
         lengths: tokens of each example, one or more.
-        most_positions: of a micro-batch. An example that is longer has a micro-batch for itself.
+        most_positions: the most positions of a micro-batch. An example that is longer has a micro-batch for itself.
     """
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     falling = [lengths[place] for place in order]
@@ -60,10 +60,14 @@ def levelled_share(lengths: Sequence[int], rank: int, world: int, most_positions
 class Positions:
     """Positions of all ranks in some steps.
 
-    tokens: those that hold a token. computed: those that are computed, padding and dummies included.
-    of_passes: those that would be computed if every rank had as many as the one with most of them, in each pass;
-    of_steps: in each step. So many pass while ranks wait for one another, in each pass or once per step.
-    largest: of one micro-batch. passes: forward passes of a rank.
+    tokens: positions that hold a token.
+    computed: positions that are computed, padding and dummies included.
+    of_passes: positions that would be computed if every rank had as many as the one with most of them, in each pass;
+        so many pass while ranks wait for one another in each pass.
+    of_steps: positions that would be computed if every rank had as many as the one with most of them, in each step; so
+        many pass while ranks wait for one another once per step.
+    largest: positions of the largest micro-batch.
+    passes: forward passes of a rank.
     """
 
     tokens: int

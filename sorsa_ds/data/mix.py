@@ -56,8 +56,8 @@ class WeightedPasses(Passes):
 
     Args:
         sizes: examples of each source.
-        weights: of the sources; their sum does not matter.
-        seed: of the draws and of each source's own order.
+        weights: the weight of each source; their sum does not matter.
+        seed: the seed of the draws and of each source's own order.
         until: `first_exhausted` or `all_exhausted`; when an epoch ends, as in `interleave_datasets`.
     """
 

@@ -35,7 +35,7 @@ class ShuffledPasses(Passes):
     """Every example once in each epoch, in a seeded order that is another one in each.
 
     examples: the number of examples.
-    seed: of the order.
+    seed: the seed of the order.
     """
 
     examples: int

@@ -86,8 +86,8 @@ class PromptTemplate:
         """The prompt of a row.
 
         Raises:
-            NullColumnError: it uses a column that is missing in the row other than in a test.
-            ValueError: it writes a value that is no text, compares a number with text, or fails with this row.
+            NullColumnError: the template uses a column that is missing in the row other than in a test.
+            ValueError: the template writes a value that is no text, compares a number with text, or fails at this row.
         """
         try:
             return self._template.render({column: _value(row[column]) for column in self.columns})

@@ -29,7 +29,8 @@ from sorsa_ds.runtime.waiting import first_of_node
 class StoredData:
     """Examples that are all there before training begins.
 
-    train: of each source, by its name. held_out: the same, without sources that hold out none.
+    train: the training examples of each source, by its name.
+    held_out: the held-out examples of each source that has any, by its name.
     """
 
     train: dict[str, Examples]
@@ -45,7 +46,7 @@ def load_data(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -
     """Read and tokenise every source. A collective call.
 
     Args:
-        seed: of the generated data.
+        seed: the seed with which the embedded data are generated.
 
     Raises:
         ValueError: a source cannot be read, does not fit the format, or holds nothing to learn; in a mix the message
@@ -66,7 +67,7 @@ def passes_of(data: DataConfig, train: dict[str, Examples], seed: int) -> Passes
     """The order in which the examples of the sources are learned.
 
     Args:
-        seed: of the order.
+        seed: the seed of the order.
     """
     sizes = [len(examples) for examples in train.values()]
     weights = [source.weight for source in data.mix if source.weight is not None]
@@ -87,7 +88,7 @@ def open_stream(
     """Open every source as a stream.
 
     Args:
-        seed: of the order.
+        seed: the seed of the order.
         saved: what `ExampleStream.state` was when the run was stopped; None for a new run.
         check: stops where examples cannot be learned; asked for each block of them.
 
@@ -128,7 +129,7 @@ def load_held_out(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
     """The held-out examples of each source that has any, by its name.
 
     Args:
-        seed: of the generated data.
+        seed: the seed with which the embedded data are generated.
 
     Raises:
         ValueError: a source cannot be read, does not fit the format, or holds nothing to learn.

@@ -48,7 +48,7 @@ def _plain(name: Any) -> str:
     """The name of an entry of the folder.
 
     Raises:
-        ValueError: it is no name, or leads elsewhere.
+        ValueError: the value is no name, or leads out of the folder.
     """
     if not isinstance(name, str) or "/" in name or name in ("", ".", ".."):
         raise ValueError(f"{name!r} is not the name of a file in it")

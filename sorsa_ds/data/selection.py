@@ -26,8 +26,10 @@ class RowRange(NamedTuple):
 class Splits:
     """The splits of a data set.
 
-    path: where it is, as the settings have it. name: of one of several data sets there.
-    rows: of each split. parts: the files whose rows they are; empty where they are from no file here.
+    path: where the data set is, as the settings have it.
+    name: the name of one of several data sets there; None where there is one.
+    rows: the rows of each split, by its name.
+    parts: the files that the rows are from; empty where they are from no file here.
     """
 
     path: str
@@ -63,7 +65,7 @@ class Selected:
         """Where a row stands, as `FILE, row 3`, with rows from 1; empty where its number alone says it.
 
         Args:
-            number: of the row, from 0, among these.
+            number: the row's number, from 0, among the selected rows.
         """
         [one] = self.part(number, number + 1).ranges
         if not self.splits.parts:

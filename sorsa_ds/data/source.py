@@ -33,7 +33,7 @@ def load_rows(config: DataConfig, seed: int) -> tuple[Dataset, Dataset | None]:
     Of a folder it says which files it is, and how many rows each has.
 
     Args:
-        seed: of the generated data.
+        seed: the seed with which the embedded data are generated.
     """
     train, held_out = select(config, seed, tell=say)
     return train.rows(), held_out and held_out.rows()
@@ -48,7 +48,7 @@ def select(
     last ones of the training rows.
 
     Args:
-        seed: of the generated data.
+        seed: the seed with which the embedded data are generated.
         tell: is told what a folder holds.
 
     Raises:
@@ -85,8 +85,8 @@ def open_splits(path: str, name: str | None, seed: int, setting: str = "data.pat
     Of a folder it says which files it is, and how many rows each has.
 
     Args:
-        name: of a data set in the folder, or configuration of one on the hub.
-        seed: of the embedded data.
+        name: the name of a data set in the folder, or of a configuration of one on the hub.
+        seed: the seed with which the embedded data are generated.
         setting: name of the setting that gave the path, for error messages.
 
     Raises:
@@ -99,7 +99,7 @@ def place_of_row(config: DataConfig, number: int, held_out: bool = False) -> str
     """Where a row of `load_rows` stands: see `sorsa_ds.data.selection.Selected.place`.
 
     Args:
-        number: of the row, from 0, among those to train on or those held out.
+        number: the row's number, from 0, among the rows to train on or the rows held out.
 
     Raises:
         ValueError: the data cannot be read.

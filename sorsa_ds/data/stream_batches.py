@@ -33,9 +33,9 @@ class StreamBatches:
 
     Args:
         stream: at the first example of the step that comes first.
-        device: over which the ranks tell one another whether reading has failed.
+        device: the device over which the ranks tell one another whether reading has failed.
         steps: optimizer steps of the run.
-        micro_batch_tokens: as in `BatchPlan`.
+        micro_batch_tokens: the most positions of a micro-batch; None: it has `micro_batch_size` examples.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ class BlockEncoder:
     The columns are those of all rows seen so far: a row that lacks one has nothing in it.
 
     Args:
-        kind: of the rows, as in `training`.
-        path: where they come from.
+        kind: what the rows are for, `training` or `held-out`, for messages.
+        path: where the rows come from.
         split: the split whose rows they are, by which rows that are in no file here are told.
     """
 

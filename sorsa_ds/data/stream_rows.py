@@ -23,7 +23,7 @@ def open_rows(path: str, name: str | None, split: str | None, setting: str) -> I
     """The rows of one split of a file, a folder or a data set on the hub.
 
     Args:
-        name: of a data set in the folder, or configuration of one on the hub.
+        name: the name of a data set in the folder, or of a configuration of one on the hub.
         split: name of the split, without a slice; None: the only one.
         setting: name of the setting that gave the path, for error messages.
 
@@ -46,7 +46,7 @@ def places_of(path: str, name: str | None, split: str, setting: str) -> list[Row
     """What holds the rows of a split, as far as that is known without reading them: all rows of these count as one.
 
     Args:
-        split: of files that have a single split, that one is meant, whatever its name.
+        split: the split's name; where files have a single split, that one is taken, whatever its name.
 
     Raises:
         ValueError: there are no such files, or it is not clear which of them are meant.

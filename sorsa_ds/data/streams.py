@@ -31,8 +31,8 @@ class Place:
     row: the block's first row, from 0 in its pass.
     taken: examples that are already taken out of the block.
     found: examples in the blocks before it, in its pass.
-    counts: of all blocks before it, in all passes.
-    digest: of the block's examples.
+    counts: what became of the rows of all blocks before this one, in all passes.
+    digest: the digest of the block's examples.
     reader: the account that `datasets` gives of where the block begins.
     """
 
@@ -49,11 +49,11 @@ class SourceStream:
     """The examples of one source, without end: where the rows end, its next pass begins, which is said.
 
     Args:
-        name: of the source, for messages.
-        rows: of one pass.
+        name: the source's name, for messages.
+        rows: the rows of one pass.
         encode: makes a block of rows, given the number of the first one from 1; raises ValueError.
         size: rows of a block.
-        seed: of the order in the blocks; any number of integers.
+        seed: the seed of the order in the blocks; any number of integers.
         place: where to go on; None: at the beginning.
 
     Raises:
@@ -149,8 +149,8 @@ class ExampleStream:
 
     Args:
         open_source: opens a source by its name, at a place, or at its beginning where that is None.
-        weights: of the sources by their names, in the order in which they are drawn.
-        seed: of the draws.
+        weights: the weight of each source, by its name, in the order in which the draws number the sources.
+        seed: the seed of the draws.
         saved: what `state` gave when the run was stopped; None for a new run.
 
     Attributes: `sources`, by name; `taken`, the examples taken so far.

@@ -36,7 +36,9 @@ def end() -> None:
 class Template:
     """A chat template with the special tokens that it may write.
 
-    text: the template. tokens: the special tokens by name, as pairs. owner: whose it is, for error messages.
+    text: the template's text.
+    tokens: the special tokens by name, as pairs.
+    owner: the words that name the template in error messages.
     """
 
     text: str

@@ -38,11 +38,11 @@ class Examples:
     Attributes:
         lengths: the number of tokens of each example; (N,) int32.
         counts: what has become of the rows that the examples were made of.
-        digest: of the tokens and labels of all examples in their order. It is the same on every rank, and tells whether
-            a continued run learns from the same data.
+        digest: the digest of the tokens and labels of all examples in their order. It is the same on every rank, and
+            tells whether a continued run learns from the same data.
         largest_token: the largest token id; -1 where there is no example.
         template: how rows have become texts, in words.
-        tokens: of all examples, one behind the other, each with its ids first and then its labels.
+        tokens: the numbers of all examples, one behind the other, each with its ids first and then its labels.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Examples:
         """Examples that are kept in memory.
 
         Args:
-            counts: of the rows; by default every example is a row.
+            counts: what has become of the rows; None: every example is a row.
         """
         given = list(examples)
         parts = [example[key] for example in given for key in ("input_ids", "labels")]
@@ -78,7 +78,7 @@ class Examples:
         """The example at a place from 0; a negative one counts from the end.
 
         Raises:
-            IndexError: there is none.
+            IndexError: there is no example at the place.
             ValueError: the file of tokens cannot be read.
         """
         length = int(self.lengths[index])

@@ -42,7 +42,7 @@ class RowError(ValueError):
 
     Args:
         what: a name for the rows and the place they come from.
-        number: of the row, from 1.
+        number: the row's number, from 1.
         told: why.
     """
 

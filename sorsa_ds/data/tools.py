@@ -40,7 +40,7 @@ def calls_of(value: Any, number: int) -> list[dict[str, Any]]:
     """The calls of a message, each as `{"type": "function", "function": {"name": ..., "arguments": {...}}}`.
 
     Args:
-        number: of the message, for errors.
+        number: the message's number, for errors.
 
     Raises:
         ValueError: a call has no name, or its arguments are no object.

@@ -237,7 +237,7 @@ def _by_matrix(fragment: Fragment, numbers: slice) -> Iterator[tuple[Fragment, i
     """A fragment in parts that are of one matrix, or of several whole ones: (part, first matrix, number of matrices).
 
     Args:
-        numbers: those of the matrices of the fragment's factor.
+        numbers: the numbers that the matrices of the fragment's factor have among all matrices.
     """
     shape = fragment.shape[-2:]
     size = shape.numel()

@@ -16,8 +16,8 @@ def optimizer(train: TrainConfig, faster: Sequence[Tensor] = (), ratio: float = 
     """A function that makes the optimizer of a run from the trainable parameters.
 
     Args:
-        faster: those of them that learn with `ratio` times the learning rate, in a group of their own behind the
-            others'. The schedule scales the rates of both.
+        faster: the trainable parameters that learn with `ratio` times the learning rate, in a group of their own behind
+            the others'. The schedule scales the rates of both.
     """
     kind = {"adamw": adamw, "adamw_8bit": adamw_8bit}[train.optimizer]
     make = kind(train.peak_rate, train.adam_betas, train.adam_epsilon, train.weight_decay)

@@ -37,7 +37,12 @@ _QUESTION = "QUESTION"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which samples are wanted. count: how many. tokens: the most tokens of each, behind its opening. seed: of all."""
+    """Which samples are wanted.
+
+    count: the number of samples.
+    tokens: the most tokens of each sample, behind its opening.
+    seed: the seed with which all samples are drawn.
+    """
 
     count: int
     tokens: int
@@ -60,7 +65,7 @@ def path_of(
     Args:
         weights: the digest of the base model's weights.
         config: the folder that has the base model's config.json.
-        dtype: in which the base model writes, since rounding chooses other tokens; None: that of its stored weights.
+        dtype: the dtype in which the base model writes, since rounding chooses other tokens; None: the stored weights'.
     """
     decides = {
         "format": FORMAT, "weights": weights, "config": digest.of_file(config / "config.json"),
@@ -127,7 +132,7 @@ def draw(
 
     Args:
         model: on one device, or spread by accelerate.
-        begin: as `openings` gives them.
+        begin: the tokens with which samples begin, taken in turn (see `openings`).
         batch_size: the most samples at once.
     """
     ends = [] if tokenizer.chat_template else _end_tokens(tokenizer, model.generation_config)

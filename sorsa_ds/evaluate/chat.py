@@ -128,7 +128,7 @@ class Speaker:
         """The tokens that the model continues: the conversation so far with a question.
 
         Raises:
-            ValueError: they are more than the model takes, or the chat template refuses the conversation.
+            ValueError: the tokens are more than the model takes, or the chat template refuses the conversation.
         """
         text = render_conversation(self.style, self.tokenizer, question, self.history)
         prompt = prompt_tokens(text, self.tokenizer, bare=self.style == "chat")

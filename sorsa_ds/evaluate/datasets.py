@@ -23,8 +23,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the data. number: from 1, as messages count. cells: those that a task needs as texts, the others as they
-    are stored.
+    """A row of the data.
+
+    number: the row's number from 1, as messages count.
+    cells: column -> value: the columns that a task needs are texts, the others are as stored.
     """
 
     number: int

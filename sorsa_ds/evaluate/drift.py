@@ -24,7 +24,11 @@ from sorsa_ds.runtime.waiting import first_of_job
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a model is loaded and how. dtype: of its weights; None: as on disk. batch_size: the most texts at once."""
+    """Where a model is loaded and how.
+
+    dtype: the dtype of the loaded weights; None: the dtype that they have on disk.
+    batch_size: the most texts at once.
+    """
 
     device: torch.device
     dtype: torch.dtype | None
@@ -39,9 +43,9 @@ def drift_from_base(
     Where the cache has no samples of the base model yet, rank 0 loads that model and draws them, and the others wait.
 
     Args:
-        setting: of the model that is evaluated.
+        setting: the setting of the model that is evaluated.
         device: where both models go.
-        dtype: of the weights of both.
+        dtype: the dtype of both models' weights; None: as each was trained.
 
     Raises:
         ValueError: the base model is not known, has another vocabulary, or has no room for the samples; or the text
@@ -82,8 +86,8 @@ def _own_texts(
     """The base model's samples as windows, and a sentence on them. A collective call.
 
     Args:
-        setting: of the base model.
-        weights: the digest of its weights.
+        setting: the setting of the base model.
+        weights: the digest of the base model's weights.
 
     Raises:
         ValueError: no token is known that begins a text, or the base model has no room for the samples.

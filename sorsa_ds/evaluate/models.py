@@ -41,12 +41,17 @@ Load = Callable[[torch.device, torch.dtype | None], PreTrainedModel]
 class FoundModel:
     """A model that has been found and not been loaded yet.
 
-    kind: what it is, in words. weights: the files that tell it from other models. folder: of the model, or of the base
-    model under an adapter. tokenizer: folder of its tokenizer. loading: how both are read.
-    load: puts it on a device in a dtype (None: as it was trained), ready to be called. computes: the dtype of products
-    where it is loaded as it was trained. autocast: whether such products need torch.autocast. run: the folder and the
-    settings of the run that it comes from. checkpoint: of that run, where it is not the run's end. chat_template: the
-    file with the one of its training, where that was not the tokenizer's own.
+    kind: what the model is, in words.
+    weights: the files that tell the model from others.
+    folder: the folder of the model, or of the base model under an adapter.
+    tokenizer: the folder of the tokenizer.
+    loading: how the model and its tokenizer are read.
+    load: puts the model on a device in a dtype (None: as it was trained), ready to be called.
+    computes: the dtype of matrix products where the model is loaded as it was trained.
+    autocast: whether such products need torch.autocast.
+    run: the folder and the settings of the run that the model comes from.
+    checkpoint: the run's checkpoint that the model is of; None: the run's end.
+    chat_template: the file with the chat template of training, where that was not the tokenizer's own.
     """
 
     kind: str
@@ -74,7 +79,7 @@ def check_model(model: str, checkpoint: str | None = None) -> None:
     """Stop where it shows without reading weights, and without the hub, that a model cannot be evaluated.
 
     Args:
-        checkpoint: which one of a run, `best` or a number of steps, that may be unfinished then; None: its end.
+        checkpoint: which checkpoint of a run, `best` or a number of steps; the run may be unfinished. None: its end.
 
     Raises:
         ValueError: there is no such folder or checkpoint, or it is that of an unfinished run.
@@ -99,7 +104,7 @@ def find_evaluated_model(
     """The model that `--model` names; no weights are read.
 
     Args:
-        checkpoint: as of `check_model`.
+        checkpoint: which checkpoint of a run, `best` or a number of steps; None: the run's end (see `check_model`).
         base: folder or hub name of the base model, if it is no longer where an adapter says.
         against_base: `base` may also name what a plain model was trained from, for `base_of`.
         trust_remote_code: allow Python code that comes with the model.
@@ -138,7 +143,7 @@ def base_of(found: FoundModel, model: str, base: str | None) -> tuple[str, Found
         found: what `find_evaluated_model` gives for `model`, with this `base`.
 
     Raises:
-        ValueError: it is not known which model a plain model was trained from, or that model is not found.
+        ValueError: no base model is known for a plain model, or the base model is not found.
     """
     if found.kind != "model":
         return str(found.folder), _model(found.folder, found.loading)
@@ -175,7 +180,7 @@ def _json_object(path: Path) -> dict:
     """The content of a description.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: the file cannot be read, or is no JSON object.
     """
     try:
         found = parse_json(path.read_text(encoding="utf-8"))

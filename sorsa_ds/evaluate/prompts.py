@@ -40,7 +40,7 @@ def render_question(
     """The text that a model continues.
 
     Args:
-        id_: of the question, for error messages.
+        id_: the question's id, for error messages.
         opening: what a response in the papers' layout begins with; the model goes on behind it.
         ask: an instruction on the form of the answer, for a chat model, which was not trained on a layout.
 

@@ -51,9 +51,9 @@ class Description:
     """What sorsa_config.json holds: all that is needed to put the trained tensors back into the base model.
 
     base_model: folder or hub name.
-    precision: of training; the residual depends on how the factors are rounded.
+    precision: the precision of training; the residual depends on how the factors are rounded.
     layers: every adapted linear -> its out, in and rank; where it is the weight of experts, their number too.
-    digests: those of every parameter of the base model (`sorsa_ds.runtime.digest`).
+    digests: the digest of every parameter of the base model, by its name (`sorsa_ds.runtime.digest`).
     residual: how the residual was kept to which U, s and V belong.
     files: digests of the files of tensors; empty until training has ended.
     method, baseline: the method of fine-tuning, and the settings that only the baselines have.
@@ -117,8 +117,8 @@ def describe_adapter(
     """Write the description of a run's adapter; `train.precision` and `residual.storage` must be resolved.
 
     Args:
-        digests: of the base model's parameters.
-        numerics: what decides its numbers besides them (`model.numerics`); None where that is not known.
+        digests: the digest of every parameter of the base model, by its name.
+        numerics: what decides the base model's numbers besides its weights (`model.numerics`); None: not known.
         new_tokens: the ids of `data.new_tokens`.
     """
     assert config.train.precision != "auto", "the settings are resolved"

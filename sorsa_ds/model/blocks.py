@@ -21,7 +21,7 @@ def outside_blocks(
     """Those of the names that lie in none of the blocks -> the reason why they are left out, as half a sentence.
 
     Args:
-        layers: as `adapter.layers` says.
+        layers: the setting `adapter.layers`: which blocks are adapted.
         counts: whether a name belongs to the part of the model whose blocks are counted.
 
     Raises:

@@ -13,10 +13,11 @@ def check_fits(folder: Path, loading: LoadingConfig, some: list[Examples], rows:
     """Stop before the model is loaded if an example is too long for it, or holds a token that it does not know.
 
     Args:
-        rows: that its embeddings are given at least, for new tokens.
+        rows: the least number of rows that the model's embeddings get, for new tokens.
 
     Raises:
-        ValueError: the message names the number and the limit.
+        ValueError: an example is longer than the model takes or holds a token beyond its vocabulary, or the model takes
+            sequences of one length only. The message names the number and the limit.
     """
     config = text_config(read_config(folder, loading))
     positions = most_positions(config)

@@ -30,7 +30,8 @@ class FactorSource(Protocol):
 
         Args:
             weight: (M, N), or (E, M, N) where the target is one of experts.
-            digest: that of the parameter which the weight is a view of, where it was taken when it was read.
+            digest: the digest of the parameter that the weight is a view of; None where none was taken when it was
+                read.
         """
 
 

@@ -17,10 +17,13 @@ from sorsa_ds.data.batches import pad_token_id
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What one sample asks. id: the sample's. token_ids: one or more. limit: the most tokens of the answer.
+    """What one sample asks.
 
+    id: the sample's id.
+    token_ids: the tokens of the prompt, one or more.
+    limit: the most tokens of the answer.
     temperature: 0: the most probable token each time; else tokens are drawn from softmax(logits / temperature).
-    seed: of the drawing, from 0 to 2**31 - 1.
+    seed: the seed with which tokens are drawn, from 0 to 2**31 - 1.
     """
 
     id: str

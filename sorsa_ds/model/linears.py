@@ -23,7 +23,7 @@ def shared_linears(linears: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...
     """The first of all linears that have one weight -> the others; only where there are others.
 
     Raises:
-        ValueError: they have one weight and different biases, so that they cannot be trained as one.
+        ValueError: some linears have one weight and different biases, so that they cannot be trained as one.
     """
     groups: dict[int, list[str]] = {}
     for name, module in linears.items():

@@ -38,7 +38,8 @@ class AdaptedModel:
     exact_factors: this rank's parts of the trained tensors in fp32 where the parameters themselves are rounded
         (precision bf16); empty otherwise.
     reports: how each layer was initialised, on every rank alike.
-    digests: those of every parameter of the pre-trained model (`sorsa_ds.runtime.digest`), on every rank alike.
+    digests: the digest of every parameter of the pre-trained model, by its name (`sorsa_ds.runtime.digest`), on every
+        rank alike.
     """
 
     model: PreTrainedModel
@@ -72,10 +73,10 @@ def load_adapted_model(
         adapt: what the method of fine-tuning makes of the model (`sorsa_ds.methods`).
         placement: whole on each rank, or cut for ZeRO-3.
         device: where decompositions run.
-        dtype: of the buffers that are not stored, such as the scale of Gemma's embeddings; the run's, as `skeleton`
-            says. The parameters have those of the recipe.
+        dtype: the run's dtype, in which buffers that are not stored are made, such as the scale of Gemma's embeddings
+            (see `skeleton`). The parameters have the dtypes of the recipe.
         digests: what the digests of the pre-trained parameters must be, if this model was loaded before.
-        rows: that embeddings and head get at least, for new tokens (`sorsa_ds.model.new_tokens`).
+        rows: the least number of rows that embeddings and head get, for new tokens (`sorsa_ds.model.new_tokens`).
         progress: wraps the rounds, to show them.
 
     Raises:

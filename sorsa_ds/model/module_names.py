@@ -21,7 +21,7 @@ def check_all_match(field: str, patterns: Iterable[str], names: Iterable[str], w
 
     Args:
         field: the setting that the patterns come from.
-        names: of linears, or of what `what` says.
+        names: the names of the model's linears, or of what `what` says.
 
     Raises:
         ValueError: a pattern matches none; the message names the most similar kind of name, and all that exist.

@@ -24,7 +24,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> dic
     They are found in a text before anything else is, and stay in decoded text, as special tokens would not.
 
     Raises:
-        ValueError: it knows one of them already, or does not find one in a text.
+        ValueError: the tokenizer knows a token already, or does not find it in a text.
     """
     known = tokenizer.get_vocab()
     ids: dict[str, int] = {}
@@ -46,7 +46,7 @@ def new_token_ids(folder: Path, loading: LoadingConfig, tokens: Iterable[str]) -
 
     Raises:
         NoTokenizer: the folder has none.
-        ValueError: as `add_tokens`.
+        ValueError: the tokenizer knows a token already, or does not find it in a text (see `add_tokens`).
     """
     tokens = list(tokens)
     return add_tokens(load_tokenizer(folder, loading), tokens) if tokens else {}

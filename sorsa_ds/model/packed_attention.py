@@ -82,11 +82,11 @@ def check_packing(model: PreTrainedModel) -> None:
     """Stop where a model lets tokens reach others by a way that no attention mask closes.
 
     Args:
-        model: as transformers builds it; its parameters may be on the meta device.
+        model: the model as transformers builds it; its parameters may be on the meta device.
 
     Raises:
-        ValueError: it is recurrent, in all of its layers or in some, or its positions or masks are not given by the
-            caller. The message says which.
+        ValueError: the model is recurrent, in all of its layers or in some, or its positions or masks are not given by
+            the caller. The message says which.
     """
     if (why := why_not_packed(model)) is not None:
         raise ValueError(

@@ -73,7 +73,8 @@ def find_companions(model: str, loading: LoadingConfig) -> Path:
     """The folder of a model, of which only what lies beside its weights is needed and downloaded.
 
     Raises:
-        ValueError: as `find_model`.
+        ValueError: there is no such model, or its folder here holds an adapter too, or its architecture needs a package
+            that is not installed (see `find_model`).
     """
     check_model_name(model)
     folder = Path(model).expanduser()

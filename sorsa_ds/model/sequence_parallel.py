@@ -33,8 +33,10 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 class SequenceParallel:
     """What N ranks need to compute sequences together; with N = 1 every rank computes its own, and nothing changes.
 
-    size: N. rank: of this process among the N. data_rank: which group of N it belongs to, and data_ranks: how many
-        groups there are; each group takes micro-batches of its own.
+    size: N, the number of ranks that compute a sequence together.
+    rank: the number of this process among the N, from 0.
+    data_rank: the number of the group of N that this process belongs to, from 0.
+    data_ranks: the number of groups; each group takes micro-batches of its own.
     """
 
     def __init__(self, size: int = 1, timeout: timedelta = collectives.TIMEOUT):
@@ -178,7 +180,7 @@ def check_model(model: PreTrainedModel, size: int, max_length: int) -> None:
     """Stop where a model cannot be computed in shards of sequences.
 
     Args:
-        model: as transformers builds it; its parameters may be on the meta device.
+        model: the model as transformers builds it; its parameters may be on the meta device.
         size: `train.sequence_parallel`.
         max_length: `data.max_length`.
 

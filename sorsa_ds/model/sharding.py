@@ -16,7 +16,9 @@ from sorsa_ds.runtime import collectives
 class TensorSpec:
     """A tensor that is going to be made.
 
-    name: of its parameter. dtype: in which it crosses the wire. trainable: whether its parameter is trained.
+    name: the name of its parameter.
+    dtype: the dtype in which the tensor crosses the wire.
+    trainable: whether its parameter is trained.
     """
 
     name: str

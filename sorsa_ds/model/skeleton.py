@@ -21,7 +21,7 @@ def read_config(folder: Path | str, loading: LoadingConfig) -> PreTrainedConfig:
     """The configuration of a model's folder.
 
     Raises:
-        ValueError: it cannot be read, needs code that is not allowed, or asks for a kernel from the hub.
+        ValueError: the configuration cannot be read, needs code that is not allowed, or asks for a kernel from the hub.
     """
     register_architecture(folder)
     values: dict[str, Any] = {}
@@ -68,8 +68,8 @@ def skeleton(folder: Path | str, loading: LoadingConfig, dtype: torch.dtype = to
     """The model of a folder with its parameters on the meta device; its buffers (rotary frequencies) are real.
 
     Args:
-        dtype: in which a model makes its buffers, unless it says another itself. transformers takes the dtype in which
-            a model is loaded, not that of the files: in bf16, Gemma's embedding scale is 25.25 in place of 25.298.
+        dtype: the dtype in which a model makes its buffers, unless it says another itself. transformers takes the
+            dtype in which a model is loaded, not the files': in bf16, Gemma's embedding scale is 25.25, not 25.298.
 
     Raises:
         ValueError: the folder's configuration is not one of a causal language model, its architecture needs a package

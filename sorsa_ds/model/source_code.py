@@ -40,7 +40,7 @@ def _classes_in(file: str) -> dict[str, ast.ClassDef]:
 
     Raises:
         OSError: the file cannot be read.
-        SyntaxError: it is no Python.
+        SyntaxError: the file is no Python.
     """
     with tokenize.open(file) as opened:
         tree = ast.parse(opened.read())

@@ -86,7 +86,8 @@ def train_beside(
 
     Args:
         adapters: the recipe of all other tensors.
-        trained: as `WeightsRecipe` takes it.
+        trained: gives a parameter as training has left it, by name and shape, fp32 on the CPU; None where training has
+            not begun.
     """
     shapes = {}
     for one in whole:

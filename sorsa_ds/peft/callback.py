@@ -36,7 +36,7 @@ class SorsaCallback(TrainerCallback):
     Args:
         gamma: strength of the regulariser: a number, or one relative to the learning rate, such as `0.2*lr`. None: the
             preset's. 0: L_reg is logged, and nothing is added.
-        preset, form, reduction, divide_by_accumulation: as of `regularizer` among the settings of `sorsa train`.
+        preset, form, reduction, divide_by_accumulation: the settings of `sorsa train` in its section `regularizer`.
 
     Attributes:
         l_reg: the regulariser's value before the last step; None before the first.
@@ -73,8 +73,8 @@ class SorsaCallback(TrainerCallback):
         """Find the factors, and the learning rate that they are trained with.
 
         Raises:
-            ValueError: there are none, training cuts them in a way that is not supported, or gamma is a number and
-                there is not one learning rate to divide it by.
+            ValueError: the model has no trained U and V, training cuts them in a way that is not supported, or gamma is
+                a number and there is not one learning rate to divide it by.
         """
         from sorsa_ds.peft import regularised  # it imports DeepSpeed, which takes seconds
 
@@ -167,7 +167,7 @@ def _only_rate(optimizer: Any, factors: list[torch.nn.Parameter] | None) -> floa
         factors: U and V. None: an optimizer's groups hold masters in their place, and all groups count.
 
     Raises:
-        ValueError: there are several, or it is 0.
+        ValueError: the groups have several learning rates, or their learning rate is 0.
     """
     while (inner := getattr(optimizer, "optimizer", None)) is not None:
         optimizer = inner  # accelerate's, around DeepSpeed's, around PyTorch's
@@ -200,7 +200,7 @@ def _check_unscaled(optimizer: Any) -> None:
     The Trainer removes the scale when it computes the gradients' norm, which it always does.
 
     Raises:
-        ValueError: they have it.
+        ValueError: the gradients have fp16's loss scale.
     """
     scaler = getattr(optimizer, "scaler", None)
     if scaler is not None and scaler.is_enabled():

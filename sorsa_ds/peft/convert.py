@@ -139,7 +139,7 @@ def from_peft(
         adapter: a folder that `save_pretrained` has filled.
         target: the folder to fill; files of the same names are replaced.
         base_model: folder or hub name of the base model. None: the one that the adapter names.
-        precision: in which the merged weights are computed (`train.precision`).
+        precision: the precision in which the merged weights are computed (`train.precision`).
 
     Raises:
         ValueError: the adapter is missing or damaged, is of another method, names no base model, or holds more than
@@ -178,7 +178,7 @@ def _read_config(adapter: Path) -> SorsaConfig:
     """The configuration of a SORSA adapter of PEFT that has factors and nothing else.
 
     Raises:
-        ValueError: it is missing, of another method, or has more.
+        ValueError: the configuration is missing or of another method, or the adapter has more than factors.
     """
     try:
         config = PeftConfig.from_pretrained(str(adapter))

@@ -37,7 +37,7 @@ class FactorTensors(nn.Module):
     """The parameters U (M, R), s (R,) and V (N, R) of one adapter, trained or initial.
 
     Args:
-        shapes: those of U, s and V.
+        shapes: the shapes of U, s and V.
         trained: whether they need a gradient.
 
     Attributes:
@@ -79,8 +79,8 @@ class SorsaLayer(BaseTunerLayer):
         sorsa_factors: U, s and V of each adapter, trained.
         sorsa_initial: U_0, s_0 and V_0 of each adapter, frozen and saved with it: an adapter's file is enough to
             compute the same on another machine, whatever its decomposition would give.
-        sorsa_scale, sorsa_dropout, sorsa_rank: of each adapter.
-        sorsa_kept: of each merged adapter, what brings the base weight back bit for bit.
+        sorsa_scale, sorsa_dropout, sorsa_rank: each adapter's factor on U diag(s) V^T, dropout probability and rank.
+        sorsa_kept: what brings the base weight back bit for bit, for each merged adapter.
     """
 
     adapter_layer_names: tuple[str, ...] = ("sorsa_factors",)
@@ -162,7 +162,7 @@ class SorsaLayer(BaseTunerLayer):
         """An adapter's factors now and at the beginning.
 
         Raises:
-            ValueError: they were to be loaded, and never were.
+            ValueError: the adapter's factors were to be loaded, and never were.
         """
         now: Any = self.sorsa_factors[adapter_name]
         begun: Any = self.sorsa_initial[adapter_name]

@@ -62,7 +62,7 @@ class SorsaModel(BaseTuner):
         """Adapt one linear, or add an adapter to one that is adapted.
 
         Raises:
-            TypeError: it is no linear that SORSA can adapt.
+            TypeError: `target` is no linear that SORSA can adapt.
             ValueError: see `SorsaLayer.update_layer`.
         """
         rank = peft_config.rank_pattern.get(get_pattern_key(list(peft_config.rank_pattern), current_key), peft_config.r)

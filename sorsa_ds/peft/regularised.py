@@ -31,7 +31,7 @@ def trained_factors(model: nn.Module) -> dict[str, nn.Parameter]:
     """The U and V of a model that are trained now, by name.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the model has no U and V that are trained.
     """
     found = {
         f"{name}.sorsa_factors.{adapter}.{leaf}": getattr(tensors, leaf)
@@ -86,10 +86,10 @@ def regulariser_of_parameters(trained: dict[str, nn.Parameter], regularizer: Reg
     """The regulariser on parameters that are whole on every rank.
 
     Args:
-        trained: those of `trained_factors`.
+        trained: the trained U and V, by name, from `trained_factors`.
 
     Raises:
-        ValueError: they are not whole.
+        ValueError: a factor is cut into shards.
     """
     if cut := [name for name, parameter in trained.items() if isinstance(parameter, DTensor)]:
         raise ValueError(

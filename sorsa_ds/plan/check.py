@@ -28,8 +28,9 @@ from sorsa_ds.sorsa.residual_storage import Storage
 class Free:
     """Bytes that a rank may take. Of several ranks the one with the smallest GPU memory compares as the least.
 
-    gpu: of its GPU, with what it holds already. gpu_total: all of that GPU. Both are 0 without a GPU.
-    host: its share of what its node has free.
+    gpu: free bytes of the rank's GPU, with what the rank holds already; 0 without a GPU.
+    gpu_total: all bytes of the rank's GPU; 0 without a GPU.
+    host: the rank's share of the free bytes of its node.
     """
 
     gpu: int
@@ -57,7 +58,8 @@ def fit_memory(
         folder: the model's folder.
         config: the settings, with what was left open filled in, but for the micro-batch.
         given: the DeepSpeed JSON as the user wrote it, and `resolved` as it was resolved for this job.
-        check: as `size_micro_batch` takes it.
+        check: is given the model without memory before its layers are replaced, and raises a ValueError where it cannot
+            be trained.
 
     Returns:
         `resolved`, with the micro-batch.

@@ -11,9 +11,9 @@ from transformers import PreTrainedConfig
 class Exchanged:
     """Numbers of one token in one block. All are 0 where no rank shares a sequence with another.
 
-    sent: of the queries, keys, values and outputs of all heads, which go to the rank that has the head, and back.
-    repeated: of the copies of keys and values that DeepSpeed makes where there are fewer heads of them than ranks. They
-        are among those sent, and attention keeps them.
+    sent: numbers in the queries, keys, values and outputs of all heads, which go to the head's rank, and back.
+    repeated: numbers in the copies of keys and values that DeepSpeed makes where there are fewer heads of them than
+        ranks. They are sent too, and attention keeps them.
     """
 
     sent: int = 0
@@ -24,7 +24,7 @@ class Exchanged:
         """What a model exchanges.
 
         Args:
-            config: of its language part.
+            config: the configuration of the model's language part.
             together: how many ranks share a sequence.
         """
         if together == 1:

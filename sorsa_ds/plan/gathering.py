@@ -22,7 +22,9 @@ from sorsa_ds.plan.job import Job
 class Gathers:
     """Bytes of parameters that ZeRO-3 gathers together.
 
-    largest: of one module. joined: of the largest module that has several parameters. block: of the largest block.
+    largest: bytes of the largest module that is gathered at once.
+    joined: bytes of the largest module that has several parameters; 0 where none has.
+    block: bytes of the largest block; 0 without blocks.
     """
 
     largest: int

@@ -74,7 +74,7 @@ def peak_tflops(name: str, *, tf32: bool = False) -> float | None:
     """Dense bf16 TFLOP/s of a GPU as its maker says, or those in TF32, which are half of them; None: it is not known.
 
     Args:
-        name: as `torch.cuda.get_device_name` gives it.
+        name: the GPU's name, as `torch.cuda.get_device_name` gives it.
     """
     bare = name.removeprefix("NVIDIA ").strip()
     found = next((tflops for pattern, tflops in _DENSE_BF16.items() if re.fullmatch(pattern, bare)), None)

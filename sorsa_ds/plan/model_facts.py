@@ -222,7 +222,7 @@ def facts(folder: Path, job: Job) -> Facts:
     """What a plan needs of the job's model, which is built for it.
 
     Raises:
-        ValueError: as `bare_model`.
+        ValueError: the model is not a causal language model, or the settings do not fit it (see `bare_model`).
     """
     return bare_model(folder, job).facts(job)
 
@@ -253,7 +253,7 @@ def _experts(model: nn.Module, targets: dict[str, tuple[Target, int]], stacks: l
 
     Args:
         targets: name -> (target, rank of its adapter).
-        stacks: as they were before the operation.
+        stacks: the model's stacked experts as they were before the operation.
     """
     for stack in stacks:
         _, rank = targets.get(stack.name, (None, 0))

@@ -106,6 +106,6 @@ def size(text: str, option: str = "--gpu_memory") -> int:
     """The bytes of a memory size such as `80GiB`, `24 GB` or `1.5TiB`.
 
     Raises:
-        ValueError: it cannot be read, or is less than 1 GiB or more than 1024 TiB.
+        ValueError: the size cannot be read, or is less than 1 GiB or more than 1024 TiB.
     """
     return read_bytes(text, option, "write a number and a unit, as 80GiB or 80GB", smallest="1GiB")

@@ -48,8 +48,9 @@ class ModelFlops:
     experts, only those count to which a token is sent. What does not grow with the tokens, as the norms of DoRA's
     weights, is left out, and so is the product of a router whose class is no linear.
 
-    body: of each token, in all linears but the head. head: of each position whose logits are made.
-    attention: of each token, for each token of its sequence.
+    body: operations per token in all linears but the head.
+    head: operations of the head per position whose logits are made.
+    attention: operations of attention per token and token of its sequence.
     """
 
     body: float

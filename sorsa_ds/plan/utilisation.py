@@ -67,7 +67,7 @@ def peak_of(names: list[str], *, tf32: bool) -> Utilisation:
     """The peak of the devices of all ranks; without one where any is unknown, and no model's flops yet.
 
     Args:
-        names: of the ranks' devices.
+        names: the name of each rank's device; a GPU's as `torch.cuda.get_device_name` gives it.
         tf32: whether products are of fp32 numbers, which are rounded to TF32, instead of bf16.
     """
     peaks = {name: peak_tflops(name, tf32=tf32) for name in sorted(set(names))}

@@ -29,7 +29,9 @@ tokens are kept, so that training on this machine starts with them at once.
 class Request:
     """What one command line asks for.
 
-    examples: how many examples are shown. gpus: of the run. plot: where the picture goes, if one is asked for.
+    examples: how many examples are shown.
+    gpus: the number of the run's GPUs.
+    plot: where the picture goes; None: no picture is asked for.
     as_json: whether one JSON object is printed.
     """
 

@@ -20,7 +20,7 @@ def padding_share(lengths_N: np.ndarray, micro_batch: int, global_batch: int, gr
         global_batch: examples of a step, a multiple of `micro_batch`.
         grouped: whether the examples of a step are sorted by length before they are cut into micro-batches, as training
             does it.
-        seed: of the order of examples.
+        seed: the seed of the order of examples.
     """
     steps = -(-len(lengths_N) // global_batch)
     lengths = np.zeros(steps * global_batch, dtype=np.int64)  # an empty place costs one position at most
@@ -39,9 +39,9 @@ def levelled_positions(
 
     Args:
         lengths_N: tokens of each example, in any order.
-        most_positions: of a micro-batch.
+        most_positions: the most positions of a micro-batch.
         global_batch: examples of a step.
-        seed: of the order of examples.
+        seed: the seed of the order of examples.
     """
     order = np.random.default_rng(seed).permutation(lengths_N)[: MOST_STEPS * global_batch].tolist()
     steps = [order[first : first + global_batch] for first in range(0, len(order), global_batch)]

@@ -61,7 +61,7 @@ def as_text(train: Examples, held_out: Examples, settings: TrainConfig, gpus: in
     """The table.
 
     Args:
-        gpus: of the run.
+        gpus: the number of the run's GPUs.
         max_length: `data.max_length`.
     """
     counts, lengths = train.counts, train.lengths

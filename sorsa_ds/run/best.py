@@ -15,9 +15,10 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 class BestSoFar:
     """The account of a run's evaluations after its first step; that at step 0 is the pre-trained model's.
 
-    step, loss: of the lowest held-out loss, nats per token; 0 and None before the first evaluation.
+    step: the step after which the held-out loss was lowest; 0 before the first evaluation.
+    loss: the lowest held-out loss, nats per token; None before the first evaluation.
     reference: the loss that a later one must undercut by `evaluation.min_delta` to count as an improvement.
-    waited: evaluations in a row that have not.
+    waited: how many evaluations in a row, up to the last, have brought no improvement.
     seen: the step of the last evaluation. It is made again when a run goes on from a checkpoint of that step.
     """
 

@@ -29,7 +29,7 @@ class RunLog:
         initialised: what init.json will hold; None where a run is continued, whose file stays.
         steps_done: finished steps of the run. Lines of later steps, which a run that was killed has left, are removed,
             and so are the evaluation and the answers after that step, where they are made again.
-        steps: of the whole run.
+        steps: the number of steps of the whole run.
         trackers: begun on rank 0, before anything in the folder of a run that goes on is changed; None on the others.
 
     Raises:
@@ -108,7 +108,7 @@ class RunLog:
         """Write the report of a run that came to its end.
 
         Raises:
-            ValueError: it cannot be written.
+            ValueError: the report cannot be written.
         """
         if self._file is not None:
             write_json(self.folder / REPORT, report, parents=False)

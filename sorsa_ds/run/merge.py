@@ -20,7 +20,7 @@ def merged(source: Source, name: str, untrained: bool = False) -> Tensor:
     """A changed parameter of the base model in fp32, laid out as it is there: what training computed with.
 
     Args:
-        untrained: as SORSA's training began, with what its residual had lost by being packed.
+        untrained: whether it is given as SORSA's training began, with what its residual had lost by being packed.
 
     Raises:
         ValueError: a file is damaged, or the base model is not the one that was trained on.
@@ -38,7 +38,7 @@ def outside_linears(source: Source, name: str, untrained: bool = False) -> Tenso
     """A parameter outside of the adapted linears in fp32: trained whole, or the base model's with rows of new tokens.
 
     Args:
-        untrained: as training began.
+        untrained: whether it is given as training began.
 
     Raises:
         ValueError: a file is damaged, or the base model is not the one that was trained on.

@@ -32,7 +32,7 @@ def parse_step(line: bytes, path: Path, number: int) -> dict:
         path, number: where the line stands, for the message.
 
     Raises:
-        ValueError: it is no JSON object with a step.
+        ValueError: the line is no JSON object with a step.
     """
     try:
         read = parse_json(line)

@@ -43,7 +43,8 @@ class Source:
     weights: the base model's weights on disk.
     targets: the adapted linears, in module order; none where every parameter was trained.
     whole: the parameters that were trained whole beside the adapters, in module order.
-    precision, storage: as training had them.
+    precision: the number formats of training.
+    storage: how training stored the residuals.
     initial: the trained tensors as training began; None where that is the base model itself.
     trained: the trained tensors as training left them.
     """
@@ -98,8 +99,8 @@ def open_finished_run(run: Path, base: str | None = None, trust_remote_code: boo
         hint: what else can be done with an unfinished run that has saved something, for the message.
 
     Raises:
-        ValueError: it is not a run, still trains, is unfinished or damaged, the base model has other layers, or the run
-            needs code that is not allowed.
+        ValueError: the folder is no run, the run still trains, is unfinished or damaged, the base model has other
+            layers, or the run needs code that is not allowed.
     """
     finished = FinishedRun.open(run, "--run", hint)
     return open_trained(finished, run / ADAPTER, finished.report(), base, trust_remote_code)
@@ -113,7 +114,8 @@ def open_trained(
     Args:
         folder: the run's adapter, or one that was made of a checkpoint.
         report: what the run has measured of itself so far.
-        base, trust_remote_code: as `open_finished_run` has them.
+        base: folder or hub name of the base model, if it has moved since the run.
+        trust_remote_code: allow Python code that comes with the base model, where the adapter was trained with it.
 
     Raises:
         ValueError: the adapter is damaged, the base model has other layers, or the run needs code that is not allowed.

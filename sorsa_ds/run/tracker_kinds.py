@@ -25,8 +25,11 @@ _ESCAPED = {ord(sign): f"&#{ord(sign)};" for sign in "\\`*_{}[]()<>#|~&!"}
 class Introduction:
     """How a run introduces itself to a tracker.
 
-    folder: the run's. project: `output.wandb_project`. mode: of wandb, online or offline.
-    id: by which the tracker knows the run, or may come to know it. continues: whether it knows it already.
+    folder: the run's folder.
+    project: the setting `output.wandb_project`.
+    mode: the mode of wandb, online or offline.
+    id: the id by which the tracker knows the run, or may come to know it.
+    continues: whether the tracker knows the run already.
     """
 
     folder: Path

@@ -95,7 +95,7 @@ class Trackers:
         """End all of them; they have some time, all together, to send what still waits.
 
         Args:
-            report: of a run that came to its end; None of one that was stopped.
+            report: the report of a run that came to its end; None: the run was stopped.
         """
         for thread in self._threads:
             thread.give(partial(_finish, thread.name, report))
@@ -128,7 +128,7 @@ class TrackerThread:
             until: the latest moment, SECONDS_TO_BEGIN after all trackers were begun, in seconds of the monotonic clock.
 
         Raises:
-            TimeoutError: it has not begun by then.
+            TimeoutError: the tracker has not begun by `until`.
             Exception: what the tracker raises.
         """
         try:
@@ -149,7 +149,7 @@ class TrackerThread:
         """Wait until everything is handed on, but no longer than until a moment, in seconds of the monotonic clock.
 
         Args:
-            seconds: those that all trackers were given until then, for the message.
+            seconds: the seconds that all trackers were given until that moment, for the message.
         """
         self._give_end()
         self._thread.join(_left(until))
@@ -232,7 +232,7 @@ def hyper_parameters(config: RunConfig, nested: bool) -> dict[str, Any]:
     """The settings as trackers take them.
 
     Args:
-        nested: as nested dictionaries; else by dotted path, with numbers, texts and truth values alone.
+        nested: whether they are nested dictionaries; else by dotted path, with numbers, texts and truth values alone.
     """
     if nested:
         return asdict(config)

@@ -33,7 +33,7 @@ def in_background(action: Callable[[], T], name: str) -> "Future[T]":
     """What an action will give, which runs in a thread on the caller's device and ends with the process.
 
     Args:
-        name: of the thread.
+        name: the thread's name.
     """
     future: Future[T] = Future()
     act = on_this_device(action)

@@ -49,7 +49,7 @@ def agree(error: Exception | None, device: torch.device | None = None, mark: int
 
     Args:
         error: what went wrong on this rank; None if nothing did.
-        device: over which they tell one another; None: that of the default group.
+        device: the device over which the ranks tell one another; None: the default group's.
         mark: a number of at most 62 bits that is to be the same on all ranks; on all of them, or on none.
 
     Returns:
@@ -88,7 +88,7 @@ def together(action: Callable[[], T], device: torch.device | None = None, on: in
 
     Args:
         action: what to run.
-        device: over which the ranks tell one another; None: that of the default group.
+        device: the device over which the ranks tell one another; None: the default group's.
         on: the only rank that runs it; None: every rank runs it.
 
     Returns:
@@ -186,7 +186,7 @@ def gather_json(mine: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
 
     Args:
         mine: a small value that JSON knows. Tuples come back as lists.
-        group: of all ranks; None: the default group.
+        group: a process group of all ranks; None: the default group.
 
     Raises:
         TypeError: `mine` is not such a value; on this rank alone.

@@ -48,7 +48,8 @@ def this_device() -> torch.device:
     rank), or the CPU.
 
     Raises:
-        ValueError: as `device_type`.
+        ValueError: there is a GPU that torch cannot use, or DS_ACCELERATOR asks for something that is not there (see
+            `device_type`).
     """
     if device_type() == "cpu":
         return torch.device("cpu")

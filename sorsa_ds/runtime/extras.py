@@ -17,10 +17,10 @@ def check_extra(module: str, what: str) -> None:
 
     Args:
         module: the package's module, one of those that extras bring.
-        what: needs it, as the beginning of a sentence.
+        what: what needs the package, as the beginning of a sentence.
 
     Raises:
-        ValueError: it is not installed; with the command that installs it.
+        ValueError: the package is not installed; the message has the command that installs it.
     """
     package, extra = EXTRAS[module]
     if importlib.util.find_spec(module) is None:

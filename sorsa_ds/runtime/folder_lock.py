@@ -88,7 +88,7 @@ class RunLock:
         """Stop where the folder is not at its path any more, whether or not another has taken its place.
 
         Raises:
-            FolderLostError: it is not.
+            FolderLostError: the folder was renamed or removed; the message says which.
         """
         assert self._file is not None
         if not self._is_in_place():

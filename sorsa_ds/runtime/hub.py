@@ -23,7 +23,7 @@ def can_be_read(kind: Kind, name: str, file: str, revision: str | None = None, n
     """Whether the hub gives a repository to this user now; False where the hub cannot be reached.
 
     Args:
-        name: of the repository, as `owner/name`.
+        name: the repository's name, as `owner/name`.
         file: one of its files.
         revision: branch, tag or commit; None: the main branch.
         needed: whether a repository without that file is refused.
@@ -159,7 +159,7 @@ def _within(seconds: float, action: Callable[[], object]) -> None:
     """Do something that may hang, such as looking up an address, and raise what it raises.
 
     Raises:
-        TimeoutError: it has not ended in time; its thread is left behind.
+        TimeoutError: the action has not ended in time; its thread is left behind.
     """
     raised: list[Any] = []
 

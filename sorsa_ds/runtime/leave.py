@@ -27,7 +27,7 @@ EXIT_CODE = 75
 def leave(message: str, code: int, in_order: bool = False) -> NoReturn:
     """Print a message, write the exit code where SORSA_EXIT_FILE asks for it, and end this process at once.
 
-    No destructor runs: those of process groups can hang, or abort a run that has finished.
+    No destructor runs: a process group's can hang, or abort a run that has finished.
 
     Args:
         in_order: all ranks leave with this code by themselves. The launcher gets 0 instead where the file has the code:

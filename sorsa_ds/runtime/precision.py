@@ -15,8 +15,9 @@ Name = Literal["fp32", "mixed", "bf16"]
 class Precision:
     """The number formats of a run.
 
-    compute_dtype: of the matrix products. residual_dtype: of the frozen W_r, where it is not quantised.
-    factor_dtype: of U, s and V as the model holds them; the optimizer's masters are always fp32.
+    compute_dtype: the dtype of the matrix products.
+    residual_dtype: the dtype of the frozen W_r, where it is not quantised.
+    factor_dtype: the dtype of U, s and V as the model holds them; the optimizer's masters are always fp32.
     why: a sentence that explains the choice.
     """
 

@@ -61,7 +61,7 @@ def check_tasks(otherwise: str, way_on: str) -> None:
         otherwise: what the process would do, for the message. way_on: what may be meant, for the end of the message.
 
     Raises:
-        ValueError: it does.
+        ValueError: Slurm gives the job several tasks.
     """
     if (tasks := os.environ.get("SLURM_NTASKS", "1")) != "1":
         raise ValueError(
@@ -120,7 +120,9 @@ def _tasks_here(name: str, text: str, node: str) -> int:
     """The number of tasks on a node, from Slurm's list for all nodes (`8(x2),4`) or from one number.
 
     Args:
-        name: of the variable that holds the list. node: number of the node.
+        name: the name of the variable that holds the list, for the message.
+        text: the list, or one number.
+        node: the number of the node.
     """
     part = r"[0-9]{1,9}(?:\(x[0-9]{1,6}\))?"
     if not re.fullmatch(rf"{part}(?:,{part})*", text) or not _is_number(node):

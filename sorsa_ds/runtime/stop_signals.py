@@ -38,7 +38,7 @@ class StopSignals:
     """Listens for the signals, from its construction on. Constructing it is a collective call.
 
     Args:
-        group: of all ranks, over which their CPUs ask one another: a GPU would have to be waited for.
+        group: a group of all ranks, over which their CPUs ask one another: a GPU would have to be waited for.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None):

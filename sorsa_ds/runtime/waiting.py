@@ -46,7 +46,7 @@ def first_of_job(action: Callable[[], Any], what: str) -> Any:
 def first_of_node(action: Callable[[], Any], what: str) -> Any:
     """The first rank of each node runs the action, the others of the node wait. A collective call.
 
-    Args, Returns, Raises: as `first_of_job`, for each node by itself.
+    It takes, returns and raises the same as `first_of_job`, for each node by itself.
     """
     launcher = os.environ.get("CROSS_RANK", os.environ.get("GROUP_RANK", "0"))
     return _first(action, what, f"{os.uname().nodename}/{launcher}", os.environ.get("LOCAL_RANK", "0") == "0")

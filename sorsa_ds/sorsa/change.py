@@ -86,7 +86,7 @@ def apply_change(x: Tensor, now: Factors, begun: Factors, scale: float = 1.0, dr
     Args:
         x: (..., N), in the dtype of the factors where autocast is off.
         now: the trained U (M, R), s (R,) and V (N, R).
-        begun: those with which training began, frozen.
+        begun: the frozen U_0 (M, R), s_0 (R,) and V_0 (N, R) with which training began.
         dropout: dropout probability on the input of the trained product; 0 outside of training.
     """
     x_principal = torch.nn.functional.dropout(x, dropout) if dropout > 0 else None

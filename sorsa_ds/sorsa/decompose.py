@@ -172,7 +172,8 @@ def residual(
     which is small because W_r is small.
 
     Args:
-        used_dtype, factor_dtype: as in `as_used`.
+        used_dtype: the dtype of the matrix products.
+        factor_dtype: the dtype in which the layer holds U, s and V.
     """
     used = as_used(factors, used_dtype=used_dtype, factor_dtype=factor_dtype, scale=scale)
     rest = weight.to(used.left.dtype, copy=True)  # the one full-size matrix besides the weight
@@ -183,8 +184,8 @@ def as_used(factors: Factors, *, used_dtype: torch.dtype, factor_dtype: torch.dt
     """The two sides of the principal part as a forward pass computes with them, in the dtype of the given factors.
 
     Args:
-        used_dtype: of the matrix products.
-        factor_dtype: in which the layer holds U, s and V.
+        used_dtype: the dtype of the matrix products.
+        factor_dtype: the dtype in which the layer holds U, s and V.
     """
     dtype = factors.U.dtype
     U, s, V = (factor.to(factor_dtype) for factor in (factors.U, factors.s, factors.V))

@@ -69,7 +69,8 @@ class SideLayer(Protocol):
 class KeptSides:
     """The sides of one layer in one dtype, as tensors that a compiled block takes as its inputs.
 
-    left: as of `Sides`. right: None where it is V itself, which has that dtype already.
+    left: the left side (..., M, R) (see `Sides`).
+    right: the right side (..., N, R); None where it is V itself, which has that dtype already.
     rates: (blocks, 1, R), with which the gradients of left and right, one behind the other, are multiplied block of
         rows by block of rows, to become those of U and V. None for experts.
     """
@@ -106,7 +107,7 @@ def keep_sides(layers: Iterable[SideLayer], dtype: torch.dtype | None = None) ->
     and V in that dtype, until the context ends.
 
     Args:
-        dtype: that of the matrix products. None: each layer's own.
+        dtype: the dtype of the matrix products; None: the dtype of each layer's U.
     """
     layers = list(layers)
     try:
@@ -157,7 +158,7 @@ def joined_gradients(
     Both products lie in one buffer, so a single kernel scales them and widens them to the factors' dtype.
 
     Args:
-        rates: as of `KeptSides`.
+        rates: factors (blocks, 1, R) on the gradients of left and right, block by block (see `KeptSides`).
     """
     sizes = [g_TM.shape[1], x_TN.shape[1]]
     both = g_TM.new_empty(sum(sizes), z_TR.shape[1])

@@ -22,7 +22,7 @@ def suggested_rate(layers: Sequence[tuple[float, int]]) -> float:
     """The learning rate eta_d for a model, of two significant digits.
 
     Args:
-        layers: of each adapted layer scale * s^(1 - p), and its rank r.
+        layers: (scale * s^(1 - p), the rank r) of each adapted layer.
 
     Raises:
         ValueError: no layer is given, or none has a singular value above 0.

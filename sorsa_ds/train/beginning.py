@@ -41,14 +41,14 @@ class Beginning:
         Args:
             probe: this rank's first micro-batch, the same on all ranks that compute it together.
             options: how the run computes losses.
-            sequence: these ranks.
+            sequence: the ranks that compute a sequence together.
             run: the run's folder.
 
         Returns:
             The losses that `check_start` finds.
 
         Raises:
-            ValueError: it is not the pre-trained one, or the folder cannot be written.
+            ValueError: the model is not causal or not the pre-trained one, or the folder cannot be written.
         """
         losses = check_beginning(engine, self.loaded, probe, config, options, sequence)
         begin_adapter(run, engine, config, self.loaded, self.numerics, self.new_tokens)

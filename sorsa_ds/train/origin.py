@@ -88,7 +88,7 @@ class Origin(Protocol):
         """The folder of the run, which exists then.
 
         Raises:
-            ValueError: it holds another run, or it cannot be made.
+            ValueError: the folder holds another run, or it cannot be made.
         """
 
     def check_numerics(self, numerics: Numerics, folder: Path, loading: LoadingConfig) -> None:
@@ -96,7 +96,7 @@ class Origin(Protocol):
 
         Args:
             numerics: what decides them now, besides the weights.
-            folder: of the base model.
+            folder: the base model's folder.
 
         Raises:
             ValueError: naming each field that differs.
@@ -120,7 +120,7 @@ class Origin(Protocol):
         """Say where a run goes on to another last step than was planned.
 
         Args:
-            steps: of the whole run.
+            steps: the number of steps of the whole run.
 
         Raises:
             ValueError: more steps are done already, or the run stopped early and would not go on.

@@ -61,8 +61,8 @@ def choose_padding(
 ) -> tuple[Padding, str]:
     """What a model is to be given for right padding, and that in words with the reason. A collective call.
 
-    A model that balances its experts leaves padding out of that by the mask, so it keeps it. For any other, logits are
-    compared: those of the first tokens of an example, and of shorter examples padded to as many.
+    A model that balances its experts leaves padding out of that by the mask, so it keeps it. For any other, logits at
+    the positions of tokens are compared with and without the mask, on sequences padded to one length (`padded_probe`).
 
     Args:
         batch: its longest example is taken.

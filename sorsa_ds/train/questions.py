@@ -17,8 +17,10 @@ _FEWEST = 2
 class Question:
     """The prompt of a held-out example.
 
-    source: a name among the run's sources of data. number: the example's place in it, from 0.
-    token_ids: of the prompt. expected: the token ids that training would teach behind it, up to what is masked again.
+    source: a name among the run's sources of data.
+    number: the example's place in the source, from 0.
+    token_ids: the prompt's token ids.
+    expected: the token ids that training would teach behind the prompt, up to what is masked again.
     """
 
     source: str

@@ -45,9 +45,9 @@ class ReadySteps:
     """Makes steps ready. No GPU is asked for anything: the ranks add up their counts between their CPUs.
 
     Args:
-        batches: of all steps.
-        group: of all ranks, over which their CPUs communicate.
-        device: to which the micro-batches will go.
+        batches: the batches of all steps.
+        group: a group of all ranks, over which their CPUs communicate; None: the default group.
+        device: the device to which the micro-batches will go.
         sequence: the ranks that compute a micro-batch together.
         longest: lengths are aligned, but not beyond this one, see `sorsa_ds.data.batches.aligned`. None: they are not.
     """

@@ -41,9 +41,9 @@ def build_report(
 
     Args:
         planned: the steps that the run was to have; it may have stopped earlier.
-        losses: of all steps of the run.
-        eval_loss: of the held-out data after the last step; None without such data.
-        eval_losses: that of each source, where there are several.
+        losses: the training loss of every step of the run.
+        eval_loss: the loss on held-out data after the last step; None without such data.
+        eval_losses: the loss on the held-out data of each source after the last step, where there are several.
         sources: what became of the rows of each source, and how many of its examples the run has taken.
         held_out: what became of the held-out rows of each source that has any.
         folder: the run's.

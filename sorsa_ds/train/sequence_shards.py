@@ -61,7 +61,7 @@ def check_shards(
         padding: what the model needs for the sake of right padding.
 
     Raises:
-        ValueError: they differ by more than rounding does, or the model needs a mask.
+        ValueError: the logits differ by more than rounding does, or the model needs a mask.
     """
     if sequence.size == 1:
         return

@@ -118,13 +118,13 @@ def check_beginning(
     Args:
         probe: this rank's first micro-batch, the same on all ranks that compute it together.
         options: how the run computes losses.
-        sequence: these ranks.
+        sequence: the ranks that compute a sequence together.
 
     Returns:
         The losses that `check_start` finds.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the model sees tokens that it is to predict, or its loss is not the pre-trained model's.
     """
     with sequence.whole():
         check_causal(engine, probe, engine.device)
@@ -145,7 +145,7 @@ def check_start(
     """Loss of the pre-trained model and of the adapted one at step 0, nats per token. A collective call.
 
     Raises:
-        ValueError: they differ by more than `tolerance`, relatively.
+        ValueError: the two losses differ by more than `tolerance`, relatively.
     """
     with base_weights(loaded):
         base = mean_loss(engine, [batch], device, options)
@@ -171,7 +171,7 @@ def check_causal(engine: nn.Module, batch: dict[str, Tensor], device: torch.devi
         batch: its longest example is taken.
 
     Raises:
-        ValueError: they are not the same.
+        ValueError: the logits at the beginning of a text change with how the text goes on.
     """
     ids_L = first_tokens(batch).to(device)
     kept = (len(ids_L) + 1) // 2
@@ -207,7 +207,7 @@ def check_packed(engine, batches: BatchPlan, device: torch.device, precision: st
         precision: the run's, `train.precision`.
 
     Raises:
-        ValueError: they differ by more than rounding does.
+        ValueError: the two losses differ by more than rounding does.
     """
     if batches.packing is None:
         return

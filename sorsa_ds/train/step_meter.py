@@ -30,7 +30,8 @@ class StepMeter:
         utilisation: what MFU is computed from.
         clock: the one that the engine and the trainer tell of the parts.
         folder: the run's.
-        first: the first step of this job, from 0. steps: those of the run.
+        first: the first step of this job, from 0.
+        steps: the number of steps of the whole run.
     """
 
     def __init__(

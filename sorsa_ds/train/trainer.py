@@ -190,7 +190,7 @@ class Trainer:
         """After the last step: measure and save the model, and write the report. A collective call.
 
         Args:
-            losses: of all steps of the run.
+            losses: the training loss of every step of the run.
 
         Raises:
             ValueError: the run's folder was taken away, or it cannot be written.

@@ -23,7 +23,8 @@ _OF_TIMEOUT = 0.8
 class HeldOutLoss:
     """The loss on held-out data after some steps, nats per learned token.
 
-    loss: over all of it. by_source: that of each source, where there are several.
+    loss: the loss over all held-out data.
+    by_source: the loss of each source, by its name, where there are several.
     """
 
     step: int

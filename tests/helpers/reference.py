@@ -83,8 +83,9 @@ def plain_model(folder, factors: dict, residuals: dict | None = None) -> nn.Modu
 def train(model, batches, *, rate, reorthonormalized=0, **settings) -> list[dict]:
     """Train as the page does; returns the figures of each step.
 
-    batches: `batches[t]` are the sequences of step t, each (input_ids, labels). reorthonormalized: after how many steps
-    U and V are made orthonormal, again and again; 0 for never. settings: those of the page's `train`.
+    batches: `batches[t]` are the sequences of step t, each (input_ids, labels).
+    reorthonormalized: after how many steps U and V are made orthonormal, again and again; 0 for never.
+    settings: further arguments of the page's `train`.
     """
     optimizer, log = page.adamw(model, rate), []
     for figures in page.train(model, optimizer, batches, rate=rate, **settings):

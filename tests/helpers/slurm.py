@@ -49,7 +49,8 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 class Slurm:
     """Context in which a cluster of `nodes` nodes is up; when it ends, its daemons and files are gone.
 
-    folder: where its files lie. environment: for the commands of its users.
+    folder: the folder with the cluster's files.
+    environment: the environment variables for the commands of the cluster's users.
     """
 
     def __init__(self, nodes: int):

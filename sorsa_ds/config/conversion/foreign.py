@@ -79,7 +79,7 @@ def read_foreign(file: Path) -> tuple[Kind, dict[str, Any]]:
     """The kind of a file, and its keys in lower case with underscores -> their values.
 
     Raises:
-        ValueError: it cannot be read, is neither YAML nor JSON, or of no kind that is known. JSON is YAML too.
+        ValueError: the file cannot be read, is neither YAML nor JSON, or of no kind that is known. JSON is YAML too.
     """
     try:
         if file.stat().st_size > MOST_BYTES:

@@ -82,7 +82,7 @@ def _count(options: dict[str, str], name: str) -> int | None:
     """A whole number from 1 that an option has; None where it is not given.
 
     Raises:
-        ValueError: it is no such number.
+        ValueError: the option's value is no whole number from 1 to 999999999.
     """
     text = options.get(name)
     if text is not None and not (text.isdecimal() and 0 < int(text) < 10**9):

@@ -13,11 +13,15 @@ from sorsa_ds.runtime.words import cut
 class Conversion:
     """A file of another trainer on its way to settings of this one.
 
-    keys: of the file -> their values. gpus, steps: how many the run has, where the caller knows it.
-    method: the one that the caller wants; None: SORSA, or the one that the file names if that is none of LoRA.
+    keys: key of the file -> its value.
+    gpus: the number of the run's GPUs; None where the caller does not know it.
+    steps: the number of the run's optimizer steps; None where the caller does not know it.
+    method: the method that the caller wants; None: SORSA, or the one that the file names if that is none of LoRA.
     settings: dotted path -> (value, the key that it comes from).
-    left: key -> why it is not carried over. refused: key -> why the file cannot be converted with it.
-    notes: key -> what is not quite the same here. unset: keys that say nothing.
+    left: key -> why it is not carried over.
+    refused: key -> why the file cannot be converted with it.
+    notes: key -> what is not quite the same here.
+    unset: keys that say nothing.
     agreed: keys that say what another one has said.
     defaulted: keys that the file leaves out, and whose defaults there are taken.
     """

@@ -37,7 +37,8 @@ class ChatService:
     """A model behind an address. Several threads may ask at once.
 
     Args:
-        url: of the service up to its version, as in `https://api.openai.com/v1`, or with `/chat/completions` behind it.
+        url: the service's URL up to its version, as in `https://api.openai.com/v1`, or with `/chat/completions` behind
+            it.
         option: the option that the address comes from, for messages.
         model: the model's name there.
 

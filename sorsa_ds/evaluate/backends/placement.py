@@ -32,11 +32,11 @@ def place(folder: Path, dtype: torch.dtype | None, device: torch.device) -> Plac
 
     Args:
         folder: the model in the format of transformers.
-        dtype: of its weights once it is loaded; None: as on disk.
+        dtype: the dtype of the loaded weights; None: the dtype that they have on disk.
         device: where this rank computes.
 
     Raises:
-        ValueError: it does not fit on one device, and several ranks share the machine.
+        ValueError: the model does not fit on one device, and several ranks share the machine.
     """
     needed = weight_bytes(folder, dtype)
     here = _free(device)
@@ -68,7 +68,7 @@ def check_fits(needed: int, device: torch.device, exporting: str) -> None:
         exporting: the command, or what to do, that makes of it a model that `place` can spread.
 
     Raises:
-        ValueError: it does not fit.
+        ValueError: the model's weights take more bytes than are free on the device.
     """
     if needed > (here := _free(device)):
         raise ValueError(
@@ -83,7 +83,7 @@ def weight_bytes(folder: Path, dtype: torch.dtype | None, packed: Mapping[str, S
     """The bytes of all weights of a model once they are loaded.
 
     Args:
-        dtype: of the loaded weights; None: as on disk.
+        dtype: the dtype of the loaded floating-point weights; None: the dtype that they have on disk.
         packed: how parameters are stored that are kept in another way, by name.
     """
     weights, total = PretrainedWeights(folder), 0

@@ -21,7 +21,12 @@ from sorsa_ds.runtime import digest
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The base model of a measurement. name: as the user knows it. weights: their digest. load: brings it to memory."""
+    """The base model of a measurement.
+
+    name: the name by which the user knows the model.
+    weights: the digest of the model's weights.
+    load: brings the model into memory.
+    """
 
     name: str
     weights: str

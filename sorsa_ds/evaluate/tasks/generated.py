@@ -147,7 +147,7 @@ def batching(generate: Generate, prompts: list[Prompt], size: int) -> tuple[int,
     """(how many prompts a batch has at most, whether all of a batch must have one length). A collective call.
 
     Args:
-        prompts: those that will be asked.
+        prompts: all prompts that will be asked.
         size: the batch size that the user wants; vLLM makes batches of its own.
     """
     if not isinstance(generate, Transformers):

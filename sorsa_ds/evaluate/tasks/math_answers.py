@@ -39,7 +39,7 @@ def math_task(
     A limited number of rows is drawn evenly over the subjects that they name in `type` or `subject`.
 
     Args:
-        columns: those that a row must have.
+        columns: the columns that a row must have.
         read: makes a problem of a row.
 
     Raises:

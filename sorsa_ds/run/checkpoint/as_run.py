@@ -40,7 +40,8 @@ def open_checkpoint(
         run: the run's folder.
         asked: `latest`, `best`, the number of a step, or the name of a checkpoint's folder.
         beside: the trained tensors are put together in a folder beside this path, until the context ends.
-        base, trust_remote_code: as `sorsa_ds.run.source.open_finished_run` has them.
+        base: folder or hub name of the base model, if it has moved since the run.
+        trust_remote_code: allow Python code that comes with the base model, where the adapter was trained with it.
 
     Raises:
         ValueError: there is no such run or checkpoint, it is damaged, the run has removed it meanwhile, or the disk

@@ -28,7 +28,7 @@ class HostCopies:
     """Copies tensors to the host, into page-locked buffers that are kept from one time to the next.
 
     Args:
-        optimizer: whose step changes the tensors.
+        optimizer: the optimizer that changes the tensors; its step begins only after copies that are under way.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer):

@@ -82,7 +82,7 @@ class CheckpointKeeper:
         """Save now, unless this step is saved already, and wait until the checkpoint is valid; returns it.
 
         Raises:
-            ValueError: it cannot be written; on every rank.
+            ValueError: the checkpoint cannot be written; on every rank.
         """
         self.finish_saving()
         wanted = checkpoint_path(self._run, self.progress.step)

@@ -36,8 +36,9 @@ class RunProgress:
     """How far a run is, and what it has measured once.
 
     step: number of finished optimizer steps, which is also the index of the data that come next.
-    seconds, tokens: spent and processed so far.
-    base_loss, start_loss: of the pre-trained model and of the adapted one at step 0; None before they are measured.
+    seconds, tokens: the seconds spent and the tokens processed so far.
+    base_loss: the pre-trained model's loss at step 0; None before it is measured.
+    start_loss: the adapted model's loss at step 0; None before it is measured.
     reg_loss: L_reg before the last finished step.
     eval_losses_start: held-out loss at step 0 of each source of the data, where there are several.
     stream: where streamed data go on; None where the step alone says it.
@@ -75,7 +76,8 @@ class Manifest:
     """The description of one checkpoint.
 
     progress: how far the run was.
-    world_size, zero_stage: those that wrote it; the run that goes on may have others.
+    world_size: the number of ranks that wrote it; the run that goes on may have another.
+    zero_stage: the ZeRO stage that wrote it; the run that goes on may have another.
     scheduler: the learning rate scheduler's own state.
     regularizer: form, reduction and coefficient as they were resolved when the run began: they do not change with the
         number of ranks. Empty without a regulariser.
@@ -83,7 +85,7 @@ class Manifest:
     base: digests of the pre-trained parameters.
     initial_factors: digest of the run's file of initial factors; empty where whole weights are trained.
     data: digest of the training examples.
-    versions: of Python packages.
+    versions: the versions of Python packages, by name.
     numerics: what decides the base model's numbers besides its weights (`model.numerics`); empty in older checkpoints.
     files: name -> bytes and digest, of every rank's file.
     """

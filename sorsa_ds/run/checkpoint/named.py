@@ -19,7 +19,7 @@ def named_folder(request: str) -> Path:
     """The folder that --resume names: a run's, or a checkpoint's.
 
     Raises:
-        ValueError: there is none, or it is neither a run's nor a checkpoint's.
+        ValueError: there is no such folder, or it is neither a run's nor a checkpoint's.
     """
     path = Path(request).expanduser().absolute()
     run = RunState(run_of(path))

@@ -26,7 +26,7 @@ def restore_training(checkpoint: WholeCheckpoint, engine: SorsaEngine, config: R
     Args:
         config: the settings with which the run goes on; where the number of ranks has changed, random states follow
             from `train.seed`.
-        steps: of the whole run.
+        steps: the number of steps of the whole run.
 
     Returns:
         How far the run is. Evaluations after the checkpoint was saved that are not made again are counted.
@@ -55,7 +55,7 @@ def go_back(checkpoint: Path | None, progress: RunProgress, device: torch.device
     """Bring a run's folder to where the run goes on: it is unfinished from now on. A collective call.
 
     Args:
-        checkpoint: from which it goes on; None of a new run, whose folder stays as it is.
+        checkpoint: the checkpoint that the run goes on from; None: a new run, whose folder stays as it is.
         progress: how far the run is.
 
     Raises:

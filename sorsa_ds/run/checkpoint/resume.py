@@ -80,7 +80,7 @@ class WholeCheckpoint:
         """What must be known of a run that goes on to another last step than was planned, in a sentence.
 
         Args:
-            steps: of the whole run, by the settings as they are now.
+            steps: the number of steps of the whole run, by the settings as they are now.
 
         Returns:
             None where nothing was changed.

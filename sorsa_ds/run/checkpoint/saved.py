@@ -44,7 +44,7 @@ class SavedTensors:
 
         Args:
             part: `values`, `exp_avg` or `exp_avg_sq`.
-            name: of the parameter.
+            name: the parameter's name.
 
         Raises:
             ValueError: the files do not hold all of them.

@@ -128,7 +128,7 @@ class CheckpointSaver:
         A collective call. Returns the action's result; None on a rank that did not run it.
 
         Raises:
-            ValueError: where it failed, with what is still valid.
+            ValueError: the action failed on this rank; the message says which checkpoint is still valid.
             PeerError: on the other ranks.
         """
 

@@ -60,10 +60,10 @@ def find_places(
     Args:
         model: the base model without memory; it stays as it is.
         config: the configuration that will be written.
-        ranks: of each target, by each of its names.
+        ranks: the rank of each target, by each of the target's names.
 
     Raises:
-        ValueError: PEFT cannot carry it; the message says why.
+        ValueError: PEFT cannot carry a target; the message says why.
     """
     for target in targets:
         if target.experts and model.get_parameter(target.name).dim() != 3:

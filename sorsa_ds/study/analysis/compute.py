@@ -28,11 +28,16 @@ MATRICES = 16
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One linear of a run, to be measured at some steps. run: the run's folder. name: the run's name in the table.
+    """One linear of a run, to be measured at some steps.
 
-    base: the base model's place, where it has moved. shape: of the weight, (out_features, in_features). dtype: of the
-    decompositions, by PyTorch's name. rank: of the leading subspaces that are compared. trust_remote_code: whether code
-    of the base model is allowed. beside: how many experts' weights are merged with it.
+    run: the run's folder.
+    base: the base model's place, where it has moved.
+    name: the run's name in the table.
+    shape: the shape of the linear's weight, (out_features, in_features).
+    dtype: the dtype of the decompositions, by PyTorch's name.
+    rank: the rank of the leading subspaces that are compared.
+    trust_remote_code: whether code of the base model is allowed.
+    beside: the number of experts whose weights are merged together, with the linear's own; 0 where it is no expert's.
     """
 
     run: Path

@@ -16,7 +16,10 @@ _MOST_NUMBERS = 80
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that was drawn. name: of its files, without suffix."""
+    """A picture that was drawn.
+
+    name: the name of the picture's files, without suffix.
+    """
 
     name: str
     title: str
@@ -169,7 +172,7 @@ def _bands(runs: list[Run], path: Path, measures: dict[str, str], relative: dict
 
     Args:
         measures: label -> name of the figure in the table. A figure that no run has gets no panel.
-        relative: those of `measures` that are divided by their values at the start.
+        relative: the entries of `measures` whose values are divided by those at the start.
     """
     found = {what: [run.over_linears(name) for run in runs] for what, name in measures.items()}
     found = {what: one for what, one in found.items() if any(values is not None for values in one)}

@@ -22,7 +22,7 @@ from sorsa_ds.sorsa.decompose import Factors
 class History:
     """A run, the linears of which it has snapshots, and those snapshots by step.
 
-    stacks: those of the linears that are an expert's -> the weights of all experts, and the expert's number.
+    stacks: name of a linear of an expert -> (the target with the weights of all experts, the expert's number).
     """
 
     source: Source

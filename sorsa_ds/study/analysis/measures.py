@@ -130,7 +130,7 @@ def _clusters(now: Tensor, start: Tensor, tolerance: float, with_zero: bool) -> 
 
     Args:
         now: singular values (K,).
-        start: those of their partners (K,), in the same order.
+        start: the singular values of their partners at the start (K,), in the same order.
         with_zero: whether zero is a value that others can be nearly equal to.
     """
     k = len(now)

@@ -24,7 +24,7 @@ def write_report(runs: list[Run], pictures: list[Picture], rank: int, dtype: str
     """Write report.html beside the files of its pictures; returns its path.
 
     Args:
-        rank: of the leading subspaces that were compared.
+        rank: the rank of the leading subspaces that were compared.
         dtype: the dtype in which weights were decomposed.
     """
     title = "Analysis of " + ", ".join(run.name for run in runs)

@@ -19,7 +19,10 @@ SETTINGS = "analysis.json"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The options with their runs opened. rank: of the leading subspaces that are compared."""
+    """The options with their runs opened.
+
+    rank: the rank of the leading subspaces that are compared.
+    """
 
     options: Options
     output: Path

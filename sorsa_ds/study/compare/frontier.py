@@ -78,7 +78,7 @@ def frontier_of(runs: Sequence[Result], methods: Sequence[str], seed: int) -> Fr
 
     Args:
         runs: all that are finished; their scores are drifts.
-        methods: those that are compared, in their order.
+        methods: the methods that are compared, in their order.
         seed: the one with which all learning rates were tried.
     """
     measured = [run for run in runs if run.score is not None]

@@ -64,7 +64,7 @@ class Evaluation:
 
         Args:
             model: a run's folder, or anything else that launch/evaluate.py takes.
-            name: of the model's folder of results.
+            name: the name of the model's folder of results.
 
         Raises:
             Preempted: this process was told to stop; samples made so far are kept.

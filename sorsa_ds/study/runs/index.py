@@ -22,10 +22,13 @@ State = Literal["running", "finished", "interrupted", "failed", "damaged"]
 class RunFacts:
     """A run at a glance; None stands for what its folder does not say.
 
-    state: interrupted is a run without an end of its own: it was told to stop, or killed. why: it is in that state.
-    steps: finished ones. planned: so many were to be made. loss: of the last step.
+    state: interrupted is a run without an end of its own: it was told to stop, or killed.
+    why: the reason for the state, where one is known.
+    steps: the number of finished steps.
+    planned: the number of steps that the run was to have.
+    loss: the training loss of the last step.
     eval_loss, eval_step: the lowest held-out loss after the first step, and after which step that was.
-    last_active: of its log, in seconds since 1970.
+    last_active: when the run's log (its settings, where it has no log yet) was written last, in seconds since 1970.
     """
 
     name: str

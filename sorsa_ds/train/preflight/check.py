@@ -35,7 +35,7 @@ def check_job(
     Args:
         ds_config: the DeepSpeed JSON as it was read.
         device: where this rank computes.
-        timeout: of the process group; the all-reduce has at most two minutes of it.
+        timeout: the process group's timeout; the all-reduce has at most two minutes of it.
         argv: the command line without the program.
 
     Raises:

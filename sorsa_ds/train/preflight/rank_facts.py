@@ -33,7 +33,7 @@ class RankFacts:
     device: what it computes on.
     device_id: tells GPUs of one host apart; empty on a CPU.
     gpus: how many it sees.
-    versions: of Python and packages.
+    versions: the versions of Python and of packages, by name.
     said: settings, DeepSpeed JSON and command line; local rank 0 alone tells them.
     memory: free bytes of the host, or of the control group that the rank is in.
     disks: folder -> free bytes.
