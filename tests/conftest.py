@@ -1,5 +1,6 @@
 """Fixtures shared by the tests."""
 
+import functools
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sorsa_ds.runtime.call_stack import call_with_room
 from sorsa_ds.runtime.garbage import collect_garbage_rarely
 
 # What the helpers assert is explained as in the tests themselves.
@@ -56,6 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.no_cover)
     place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """Let pytest call the test as commands call what they do, with room on Python's stack."""
+    pyfuncitem.obj = functools.partial(call_with_room, pyfuncitem.obj)
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 
 from sorsa_ds.runtime import launcher
+from sorsa_ds.runtime.call_stack import call_with_room
 from sorsa_ds.runtime.console import outlive_readers
 from sorsa_ds.runtime.errors import PeerError, Preempted
 from sorsa_ds.runtime.garbage import collect_garbage_rarely
@@ -58,7 +59,7 @@ def run(main: Callable[[], None]) -> None:
     collect_garbage_rarely()
     try:
         _hear_signals()
-        main()
+        call_with_room(main)
         if (torch := sys.modules.get("torch")) and torch.distributed.is_initialized():
             torch.distributed.barrier()
         sys.stdout.flush()

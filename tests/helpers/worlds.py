@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from sorsa_ds.runtime.call_stack import call_with_room
 from sorsa_ds.runtime.ports import free_port
 
 FORK = multiprocessing.get_context("fork")
@@ -96,7 +97,7 @@ def _rank(rank: int, world_size: int, port: int, results, function: Callable, ar
 
         init_distributed()
         gc.freeze()  # DeepSpeed collects garbage all the time: it need not look through what is here to stay
-        value = function(*args)
+        value = call_with_room(function, *args)  # as commands do
         torch.distributed.barrier()
         # As bytes: a tensor in a queue is a file descriptor that dies with its process.
         stored = io.BytesIO()
