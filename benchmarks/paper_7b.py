@@ -27,6 +27,7 @@ from sorsa_ds.runtime.console import OptionParser
 from sorsa_ds.runtime.files import write_text
 from sorsa_ds.runtime.memory import GIB
 from sorsa_ds.study.compare import options as comparison
+from sorsa_ds.study.compare.request import Request
 from sorsa_ds.study.compare.score import Evaluation
 from sorsa_ds.study.compare.trials import read_methods
 
@@ -51,7 +52,7 @@ class Asked:
     hardware: the hardware to plan for.
     """
 
-    request: comparison.Request
+    request: Request
     parts: list[Part]
     options: dict[str, evaluation.Options]
     hardware: Hardware
@@ -173,7 +174,7 @@ def with_data(options: str, place: str | None, option: str) -> str:
     return shlex.join(["--data", found]) + (f" {options}" if options else "")
 
 
-def evaluated(request: comparison.Request, part: Part) -> evaluation.Options:
+def evaluated(request: Request, part: Part) -> evaluation.Options:
     """The options of launch/evaluate.py, which are read before anything is trained, so that wrong ones cost nothing.
 
     Raises:

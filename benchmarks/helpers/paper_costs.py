@@ -20,7 +20,7 @@ from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.micro_batch import NoEstimateError
 from sorsa_ds.plan.report import Plan, plan
 from sorsa_ds.runtime.memory import GIB
-from sorsa_ds.study.compare.options import Request
+from sorsa_ds.study.compare.request import Request
 from sorsa_ds.study.compare.trials import Trial
 
 QUESTIONS = {"gsm8k": 1319, "math": 5000}

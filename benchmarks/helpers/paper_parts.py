@@ -19,7 +19,7 @@ from sorsa_ds.runtime.errors import Preempted
 from sorsa_ds.runtime.files import write_json, write_text
 from sorsa_ds.runtime.json_text import read_json
 from sorsa_ds.runtime.leave import receiving
-from sorsa_ds.study.compare.options import Request
+from sorsa_ds.study.compare.request import Request
 
 TRAIN = "train"
 SETTINGS = "paper_7b.yaml"

@@ -17,10 +17,11 @@ import pytest
 
 from sorsa_ds.config.schema import AdapterConfig, BaselineConfig, RegularizerConfig, RunConfig, SorsaConfig, TrainConfig
 from sorsa_ds.config.yaml_io import to_yaml
+from sorsa_ds.methods.registry import VARIANTS
 from sorsa_ds.runtime import plotting
 from sorsa_ds.runtime.folder_lock import RunLock
 from sorsa_ds.study.compare import command, figure, tables
-from sorsa_ds.study.compare.options import parse
+from sorsa_ds.study.compare.options import OPTIONS, parse
 from sorsa_ds.study.compare.results import MethodResult, Result, Spread, best_rate, by_method
 from sorsa_ds.study.compare.runner import Runner
 from sorsa_ds.study.compare.score import Evaluation
@@ -28,6 +29,10 @@ from sorsa_ds.study.compare.trials import METHODS, Trial, read_learning_rates, r
 from tests.helpers.projects import ROOT
 
 STEPS = 30
+
+
+def test_the_help_names_every_method_under_another_name():
+    assert all(variant in OPTIONS["methods"] for variant in VARIANTS)
 
 
 def test_learning_rates_are_for_all_methods_or_for_one():

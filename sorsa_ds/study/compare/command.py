@@ -10,7 +10,7 @@ from sorsa_ds.runtime.console import bar, say
 from sorsa_ds.runtime.folder_lock import at_work_in
 from sorsa_ds.study.compare import figure, tables
 from sorsa_ds.study.compare.frontier import frontier_of
-from sorsa_ds.study.compare.options import Request
+from sorsa_ds.study.compare.request import Request
 from sorsa_ds.study.compare.results import Result, best_rate, by_method
 from sorsa_ds.study.compare.runner import Runner
 from sorsa_ds.study.compare.score import BASE, Evaluation
