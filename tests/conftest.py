@@ -63,7 +63,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
     """Let pytest call the test as commands call what they do, with room on Python's stack."""
-    pyfuncitem.obj = functools.partial(call_with_room, pyfuncitem.obj)
+    test = pyfuncitem.obj
+    pyfuncitem.obj = functools.update_wrapper(
+        functools.partial(call_with_room, test), test
+    )  # reports begin at the test
 
 
 @pytest.fixture(autouse=True)

@@ -16,14 +16,15 @@ CODE = sorted(
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 
 LEANING = re.compile(
-    r"^ +(?:\w+(?:, \w+)*: (?:of|these|those|that|as|in which|from which|by which|with which|for which|whose) "
-    r"|\w*Error: (?:as|it|they|there are none)\b)",
+    r"(?:^ +|[.;] )(?!None:|[Uu]nset:|empty:)(?:\w+(?:, \w+)*: "
+    r"(?:of|these|those|that|as|(?:in|on|from|to|by|with|for|after|over) which|whose)\b"
+    r"|(?:\w*Error|Nonsense): (?:as|it|they|there are none)\b)",
     re.MULTILINE,
 )
 """The beginning of an entry that says nothing without its name: `seed: of the drawing`, `ValueError: it is not`."""
 
-PLACE = re.compile(r"`((?:sorsa_ds|launch|ds_configs|tests|benchmarks|docs|examples|\.ci)/[\w./-]*\w)(?:::\w+)?`")
-"""A file or folder of this repository, in backticks."""
+PLACE = re.compile(r"`((?:sorsa_ds|launch|ds_configs|tests|benchmarks|docs|examples|\.ci)/[\w./-]*)(?:::\w+)?[`\s]")
+"""A file or folder of this repository, in backticks, alone or as the beginning of a command."""
 
 
 def docstrings(file: Path) -> Iterator[tuple[int, str]]:
@@ -60,6 +61,9 @@ def test_entries_of_docstrings_stand_alone():
         "Args:\n        rows, columns: those that are read.",
         "Raises:\n        ValueError: as `choose`.",
         "Raises:\n        ValueError: it is not.",
+        "Raises:\n        Nonsense: it is not JSON.",
+        "    rows: those\n    of all steps.",
+        "    a: the one. b: of the other.",
     ],
 )
 def test_an_entry_that_leans_on_its_name_is_found(text):
@@ -84,4 +88,5 @@ def test_pages_name_files_that_are_there():
 
 
 def test_a_file_that_is_not_there_is_found():
-    assert missing_places("`tests/gone.py::test_it`, `tests/conftest.py` and `docs/`") == ["tests/gone.py"]
+    text = "`tests/gone.py::test_it`, `docs/gone/`, `launch/gone.py --x`, `tests/conftest.py` and `docs/`"
+    assert missing_places(text) == ["tests/gone.py", "docs/gone/", "launch/gone.py"]

@@ -45,7 +45,7 @@ class Row:
     """What became of a family.
 
     result: `not built` where transformers itself cannot make or reload the model.
-    reason: why the result is another than `pass`; empty where it is `pass`.
+    reason: why the result is not `pass`; empty where it is.
     gaps: relative distances of logits: `start` (step 0 from transformers' own load), `merged` and `lora` (the exports
         from the trained model), and `moved` (the trained model from step 0). `towers`: the share of the parameters
         outside of the language model that the merged export has changed.
@@ -84,9 +84,9 @@ def examine(
     """Take a family through the product.
 
     Args:
-        whole: its class with vision or audio.
-        ranks, stage: how it is trained.
-        seconds: after which a phase counts as hung.
+        whole: whether its class with vision or audio is taken.
+        ranks, stage: the number of ranks and the ZeRO stage of training.
+        seconds: the seconds after which a phase counts as hung.
         words: further settings of the run.
     """
     row = Row(f"{family} (whole)" if whole else family)

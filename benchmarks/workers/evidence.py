@@ -101,8 +101,8 @@ def figures(trainer: Trainer, report: dict, part: Part, base: PreTrainedModel, o
 def spectra(model: PreTrainedModel, base: PreTrainedModel, every: int) -> dict[str, float | None]:
     """Means over the linears: condition numbers, Delta-Sigma and Delta-D, and what became of U, s and V.
 
-    A tuned linear's weight is what the layer makes of the unit vectors. The mean of the weights' condition numbers is
-    geometric: a single singular value near 0 would be all that is seen of the arithmetic one.
+    A tuned linear's weight is what the layer makes of the unit vectors. Condition numbers of weights are averaged
+    geometrically: in an arithmetic mean one singular value near 0 would outweigh all others.
     """
     names = [
         name for name, module in base.named_modules()

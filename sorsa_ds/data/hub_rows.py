@@ -17,7 +17,7 @@ def read_hub(path: str, name: str | None, setting: str, **how: Any) -> Mapping[s
     """The splits of a data set on the hub. The cells of CSV files are text, as they are written.
 
     Args:
-        name: the name of one of the data set's configurations; None: the default one.
+        name: the name of one of the data set's configurations; None: the only one, or the default.
         setting: name of the setting that gave the path, for error messages.
         how: arguments of `load_dataset`.
 

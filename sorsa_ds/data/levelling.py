@@ -62,10 +62,10 @@ class Positions:
 
     tokens: positions that hold a token.
     computed: positions that are computed, padding and dummies included.
-    of_passes: positions that would be computed if every rank had as many as the one with most of them, in each pass;
-        so many pass while ranks wait for one another in each pass.
-    of_steps: positions that would be computed if every rank had as many as the one with most of them, in each step; so
-        many pass while ranks wait for one another once per step.
+    of_passes: positions if every rank had, in each pass, as many as the fullest rank: what passes while ranks wait for
+        one another in each pass.
+    of_steps: positions if every rank had, in each step, as many as the fullest rank: what passes while ranks wait once
+        per step.
     largest: positions of the largest micro-batch.
     passes: forward passes of a rank.
     """

@@ -27,7 +27,7 @@ class Splits:
     """The splits of a data set.
 
     path: where the data set is, as the settings have it.
-    name: the name of one of several data sets there; None where there is one.
+    name: `data.name`, which names one of several data sets there; None where it is not given.
     rows: the rows of each split, by its name.
     parts: the files that the rows are from; empty where they are from no file here.
     """

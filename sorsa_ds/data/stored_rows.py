@@ -27,7 +27,10 @@ _ROWS, _PARTS = "rows.arrow", "rows_of_files.json"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The rows of one file, which lie behind one another in its split. rows: their number."""
+    """The rows of one file, which lie behind one another in its split.
+
+    rows: the number of the file's rows.
+    """
 
     split: str
     file: Path

@@ -35,7 +35,8 @@ class StreamBatches:
         stream: at the first example of the step that comes first.
         device: the device over which the ranks tell one another whether reading has failed.
         steps: optimizer steps of the run.
-        micro_batch_tokens: the most positions of a micro-batch; None: it has `micro_batch_size` examples.
+        micro_batch_tokens: the most positions of a micro-batch, in which a longer example is alone; None: it has
+            `micro_batch_size` examples.
     """
 
     def __init__(

@@ -149,7 +149,7 @@ class ExampleStream:
 
     Args:
         open_source: opens a source by its name, at a place, or at its beginning where that is None.
-        weights: the weight of each source, by its name, in the order in which the draws number the sources.
+        weights: source -> its weight; the draws depend on the order of the sources.
         seed: the seed of the draws.
         saved: what `state` gave when the run was stopped; None for a new run.
 

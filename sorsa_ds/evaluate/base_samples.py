@@ -65,7 +65,8 @@ def path_of(
     Args:
         weights: the digest of the base model's weights.
         config: the folder that has the base model's config.json.
-        dtype: the dtype in which the base model writes, since rounding chooses other tokens; None: the stored weights'.
+        dtype: the dtype in which the base model writes (rounding changes which tokens it chooses); None: the dtype of
+            its stored weights.
     """
     decides = {
         "format": FORMAT, "weights": weights, "config": digest.of_file(config / "config.json"),

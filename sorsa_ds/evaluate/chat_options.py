@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import get_args
 
 from sorsa_ds.evaluate.options import Style
@@ -41,16 +41,14 @@ def parse(argv: Sequence[str]) -> ChatOptions:
     Raises:
         ValueError: a number is out of its range.
     """
-    parser = OptionParser(
-        description=DESCRIPTION, argument_default=argparse.SUPPRESS
-    )  # what is not given has the default of `ChatOptions`
-    add = parser.add_argument
+    parser = OptionParser(description=DESCRIPTION, argument_default=argparse.SUPPRESS)  # the defaults: `ChatOptions`
+    add, default = parser.add_argument, {field.name: field.default for field in fields(ChatOptions)}
     add_model_options(parser)
     add("--compare", action="store_true", help="also print what the base model answers to the same question")
     add("--prompt", choices=get_args(Style), help="how a question is put (default: as in training)")
-    add("--max_new_tokens", type=int, help="the most tokens of an answer (default: 512)")
+    add("--max_new_tokens", type=int, help=f"the most tokens of an answer (default: {default['max_new_tokens']})")
     add("--temperature", type=float, help="0 (default): the most probable token each time")
-    add("--seed", type=int, help="seed of the sampling, where the temperature is above 0 (default: 0)")
+    add("--seed", type=int, help=f"seed of the sampling, where the temperature is above 0 (default: {default['seed']})")
     options = ChatOptions(**vars(parser.parse_args(argv)))
     if options.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens is {options.max_new_tokens}: at least 1 is needed")

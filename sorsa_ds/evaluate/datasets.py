@@ -26,7 +26,7 @@ class Row:
     """A row of the data.
 
     number: the row's number from 1, as messages count.
-    cells: column -> value: the columns that a task needs are texts, the others are as stored.
+    cells: column -> value: a text in the columns that a task needs, as stored in the others.
     """
 
     number: int

@@ -45,7 +45,7 @@ def drift_from_base(
     Args:
         setting: the setting of the model that is evaluated.
         device: where both models go.
-        dtype: the dtype of both models' weights; None: as each was trained.
+        dtype: the dtype of both models' weights; None: the dtype that they have on disk.
 
     Raises:
         ValueError: the base model is not known, has another vocabulary, or has no room for the samples; or the text

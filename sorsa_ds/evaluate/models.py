@@ -50,7 +50,7 @@ class FoundModel:
     computes: the dtype of matrix products where the model is loaded as it was trained.
     autocast: whether such products need torch.autocast.
     run: the folder and the settings of the run that the model comes from.
-    checkpoint: the run's checkpoint that the model is of; None: the run's end.
+    checkpoint: the run's checkpoint that was found; None: the run's end.
     chat_template: the file with the chat template of training, where that was not the tokenizer's own.
     """
 
@@ -79,7 +79,8 @@ def check_model(model: str, checkpoint: str | None = None) -> None:
     """Stop where it shows without reading weights, and without the hub, that a model cannot be evaluated.
 
     Args:
-        checkpoint: which checkpoint of a run, `best` or a number of steps; the run may be unfinished. None: its end.
+        checkpoint: which checkpoint of a run: `best`, `latest`, a number of steps or its folder's name. With one, the
+            run may be unfinished. None: the run's end.
 
     Raises:
         ValueError: there is no such folder or checkpoint, or it is that of an unfinished run.
@@ -104,7 +105,7 @@ def find_evaluated_model(
     """The model that `--model` names; no weights are read.
 
     Args:
-        checkpoint: which checkpoint of a run, `best` or a number of steps; None: the run's end (see `check_model`).
+        checkpoint: which checkpoint of a run; None: the run's end (see `check_model`).
         base: folder or hub name of the base model, if it is no longer where an adapter says.
         against_base: `base` may also name what a plain model was trained from, for `base_of`.
         trust_remote_code: allow Python code that comes with the model.

@@ -142,8 +142,8 @@ def parse(argv: Sequence[str]) -> Options:
         "evaluate.py", description=DESCRIPTION, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )  # what is not given has the default of `Options`
     add, default = parser.add_argument, {field.name: field.default for field in fields(Options)}
-    add_model_options(parser, base="; drift: what a model was trained from")
     add("--task", required=True, choices=get_args(TaskName), help="what to measure")
+    add_model_options(parser, base="; drift: what a model was trained from")
     add(
         "--data",
         help="folder, file or hub name (default: the task's own on the hub; loss: a run's held-out data; drift: what "

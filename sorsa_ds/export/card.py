@@ -23,7 +23,9 @@ CARD = "README.md"
 class Kind:
     """What a card says of a format.
 
-    what: it in words, as "This is {what}.". library: what loads it. relation: to the base model, as the hub names them.
+    what: the format in words, as "This is {what}.".
+    library: the library that loads it.
+    relation: the model's relation to its base model, by the hub's name.
     """
 
     what: str

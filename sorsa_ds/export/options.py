@@ -67,13 +67,13 @@ def parse(argv: Sequence[str]) -> Options:
              "adapter: U, s and V themselves, for sorsa_ds.load_adapter",
     )  # fmt: skip
     add("--output", type=Path, required=True, help="folder to make; it must not hold anything")
-    add_base_options(parser, code=", and copy it along")
+    add_base_options(parser, code=", where the run used it, and copy it along")
     add("--dtype", choices=DTYPES, help="merged, base: dtype of the weights (auto: the base's)")
     add(
         "--quantize", choices=get_args(Quantised),
         help="merged: in 4 or 8 bits, for transformers and bitsandbytes",
     )  # fmt: skip
-    add("--max_shard_size", help=f"merged, base: largest file, as 500MB (default {MAX_SHARD_SIZE})")
+    add("--max_shard_size", help=f"merged, base: largest file, as 500MB (default: {MAX_SHARD_SIZE})")
     add("--rank", type=int, help="lora: cut it to this rank (default: twice the trained one, exact)")
     add("--push_to_hub", metavar="NAME", help="publish the folder as this model")
     add("--private", action="store_true", help="with --push_to_hub: only you can see the model")

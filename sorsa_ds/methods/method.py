@@ -105,8 +105,8 @@ class Method(ABC):
     refused_experts: str = "only SORSA and LoRA adapt experts that are held as one parameter"
     """Why it does not adapt experts that a model holds as one parameter, as half a sentence; empty: it adapts them."""
 
-    refused_flat_experts: str = ""
-    """Why it does not adapt them where that parameter has two dimensions, as in DBRX; empty: as it adapts others."""
+    refused_flat: str = ""
+    """Why it does not adapt experts in a parameter of two dimensions, as in DBRX; empty: it adapts them as others."""
 
     layers_cast_weights: bool = False
     """Whether its layers cast their tensors themselves. torch.autocast keeps every copy until the forward pass ends."""
@@ -128,7 +128,7 @@ class Method(ABC):
         Raises:
             ValueError: `model.selection.choose` finds bad targets or ranks.
         """
-        return choose(model, adapter, self.refused_experts, self.refused_flat_experts)
+        return choose(model, adapter, self.refused_experts, self.refused_flat)
 
     def trained_linears(self, model: nn.Module, adapter: AdapterConfig) -> list[Target]:
         """All linears whose weight training changes, in module order, the output head left out.

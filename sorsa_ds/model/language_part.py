@@ -52,9 +52,9 @@ def in_language_part(model: nn.Module) -> Callable[[str], bool]:
     """Tells of a module's or parameter's name whether it belongs to what reads and writes text.
 
     That is all of a language model. Of a model that also sees or hears it is what is made from the text's part of the
-    configuration, where that is a part. It is never a tower that takes no text, with what lies around it (among the
-    modules that hold such a tower, the largest without the embeddings of tokens). What gives the logits is no part here
-    in models that have it beside the language model.
+    configuration, where that is a part. A tower that takes no text never belongs to it, nor what lies around the tower
+    (among the modules that hold it, the largest without the embeddings of tokens). What gives the logits is no part
+    here in models that have it beside the language model.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):

@@ -141,7 +141,7 @@ def select_targets(model: nn.Module, config: AdapterConfig) -> list[Target]:
     Raises:
         ValueError: a pattern, a rank or a block does not fit the model, or nothing is selected (see `choose`).
     """
-    return choose(model, config, refused_experts="they are no linears").targets
+    return choose(model, config, refused_experts="it holds experts, and linears alone are asked for").targets
 
 
 def body_of(model: nn.Module) -> int:

@@ -81,8 +81,8 @@ def whole_row(whole: Sequence[WholeParameter], relation: str = "more") -> str:
     """What is trained whole, in a few words: kinds of modules with what they are tied with, and the numbers in all.
 
     Args:
-        relation: words behind the number of parameters: `more` beside the adapters' parameters, `of them` where that
-            number includes these.
+        relation: the word behind the number: `more` where it comes on top of the adapters' parameters, `of them` where
+            it is part of the number told before.
     """
     kinds = dict.fromkeys(" tied with ".join(dict.fromkeys(map(kind_of, one.modules))) for one in whole)
     return f"{', '.join(kinds)}: {sum(one.numel for one in whole):,} parameters {relation}"

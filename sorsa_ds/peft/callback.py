@@ -36,7 +36,8 @@ class SorsaCallback(TrainerCallback):
     Args:
         gamma: strength of the regulariser: a number, or one relative to the learning rate, such as `0.2*lr`. None: the
             preset's. 0: L_reg is logged, and nothing is added.
-        preset, form, reduction, divide_by_accumulation: the settings of `sorsa train` in its section `regularizer`.
+        preset, form, reduction, divide_by_accumulation: the settings of these names in the section `regularizer` of
+            `sorsa train`.
 
     Attributes:
         l_reg: the regulariser's value before the last step; None before the first.

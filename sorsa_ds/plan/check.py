@@ -59,7 +59,7 @@ def fit_memory(
         config: the settings, with what was left open filled in, but for the micro-batch.
         given: the DeepSpeed JSON as the user wrote it, and `resolved` as it was resolved for this job.
         check: is given the model without memory before its layers are replaced, and raises a ValueError where it cannot
-            be trained.
+            be trained; None: nothing is checked.
 
     Returns:
         `resolved`, with the micro-batch.

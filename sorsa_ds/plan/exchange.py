@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 class Exchanged:
     """Numbers of one token in one block. All are 0 where no rank shares a sequence with another.
 
-    sent: numbers in the queries, keys, values and outputs of all heads, which go to the head's rank, and back.
+    sent: numbers in the queries, keys, values and outputs of all heads, which travel to the head's rank and back.
     repeated: numbers in the copies of keys and values that DeepSpeed makes where there are fewer heads of them than
         ranks. They are sent too, and attention keeps them.
     """

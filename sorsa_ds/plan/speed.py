@@ -50,7 +50,7 @@ class ModelFlops:
 
     body: operations per token in all linears but the head.
     head: operations of the head per position whose logits are made.
-    attention: operations of attention per token and token of its sequence.
+    attention: operations of attention in a sequence, divided by the square of its length.
     """
 
     body: float

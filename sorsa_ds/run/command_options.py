@@ -12,21 +12,19 @@ def add_base_options(parser: argparse.ArgumentParser, base: str = "", code: str 
 
     Args:
         base: what else `--base` means to this command, as the rest of a sentence.
-        code: what else the command does with that code, as the rest of a sentence.
+        code: what else the command does with the model's Python code, as the rest of a sentence.
     """
     add = parser.add_argument
     add("--base", help=f"folder or hub name of the base model, where it has moved{base}")
-    add(
-        "--trust_remote_code", action="store_true",
-        help=f"allow Python code that comes with the model{code}",
-    )  # fmt: skip
+    allowed = f"allow Python code that comes with the model or its base model{code}"
+    add("--trust_remote_code", action="store_true", help=allowed)
 
 
 def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
     """Add `--checkpoint`."""
     parser.add_argument(
         "--checkpoint", metavar="latest|best|STEP",
-        help="a run as it was saved then, also one that still trains or was stopped (default: its end)",
+        help="take a run as it was at this checkpoint, also while it trains or after it was stopped (default: its end)",
     )  # fmt: skip
 
 

@@ -10,8 +10,8 @@ half takes about a thousand frames, as many as its limit of recursion allows."""
 Result = TypeVar("Result")
 
 
-def call_with_room(function: Callable[..., Result], *args: object, **named: object) -> Result:
-    """Call a function whose calls, however deep, all lie in one chunk of Python's stack.
+def call_with_room(function: Callable[..., Result], /, *args: object, **named: object) -> Result:
+    """Call a function with room in one chunk of Python's stack for the thousand frames or so that may lie below it.
 
     CPython keeps the variables of running functions in chunks of 16 KiB. Where a loop stands near the end of one, each
     call of its body maps a new chunk and each return unmaps it: at the depth of a training step that is done thousands

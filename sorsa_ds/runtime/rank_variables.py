@@ -19,7 +19,8 @@ RUN = "launch/multi_gpu.sh, launch/multi_node.sh or launch/slurm/train.sbatch"
 class Place:
     """One process of a job.
 
-    rank, world_size: its number among all processes, and how many there are. local_rank, local_world_size: on its node.
+    rank, world_size: the process's number among all processes, and how many there are.
+    local_rank, local_world_size: the process's number on its node, and how many processes are there.
     """
 
     rank: int

@@ -45,7 +45,7 @@ def compile_blocks(
 
     Args:
         batches: the model is tried on this rank's first micro-batch of the next step.
-        step: how many are done.
+        step: the number of finished steps.
         options: how the run computes losses.
 
     Returns:

@@ -37,7 +37,7 @@ def choose_options(
 
     Args:
         batches: the model is tried on this rank's first micro-batch of the next step.
-        step: how many are done. If none is left, the model is tried on a micro-batch of dummies.
+        step: the number of finished steps. If none is left, the model is tried on a micro-batch of dummies.
         sequence: the ranks that compute a micro-batch together.
 
     Raises:

@@ -72,7 +72,8 @@ def assemble(invocation: Invocation) -> Trainer:
 class OpenedRun:
     """A run whose folder is held by this job.
 
-    origin: whether it is new or goes on. lock: to be released at the end.
+    origin: whether the run is new or goes on.
+    lock: the lock on the folder, to be released at the end.
     regularizer: the regulariser of every step; None where the method has none.
     """
 

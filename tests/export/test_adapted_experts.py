@@ -58,7 +58,8 @@ def relative(a, b) -> float:
 
 FAMILIES = {
     "mixtral": {"rank_pattern": {"layers.0.mlp.experts.down_proj": 1, "layers.1.self_attn.q_proj": 1}},
-    "qwen2_moe": {},  # the linears of its shared expert have names that PEFT takes for experts'
+    "qwen2_moe": {},
+    "glm4_moe": {},  # its first block and its shared expert have linears with names that PEFT takes for experts'
     "qwen3_moe": {"targets": ["experts.gate_up_proj", "experts.down_proj"]},
     "gpt_oss": {},
     "llama4": {"expert_rank": 4},

@@ -107,7 +107,7 @@ def decoded(content: bytes, encoding: str = "utf-8") -> str:
     """The text of a file.
 
     Raises:
-        Nonsense: it is not in this encoding.
+        Nonsense: the bytes are not in this encoding.
     """
     try:
         return content.decode(encoding)
@@ -119,7 +119,7 @@ def strict_json(text: str) -> Any:
     """The value of a JSON text by the letter of the standard.
 
     Raises:
-        Nonsense: it is not JSON, has a key twice or a number that is none, or is nested too deeply.
+        Nonsense: the text is not JSON, has a key twice or a number that is none, or is nested too deeply.
     """
 
     def constant(name: str) -> None:
@@ -141,7 +141,7 @@ def json_values(text: str) -> list[Any]:
     NaN and Infinity stand for null, as readers of data take them.
 
     Raises:
-        Nonsense: it is not JSON, or has a key twice.
+        Nonsense: the text is not JSON, or has a key twice.
     """
     return _values(text, lambda name: None, number=Written)
 

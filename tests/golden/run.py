@@ -7,8 +7,8 @@ A refactoring must not move one bit; a change of the maths shows here as a diffe
 program starts itself anew with the libraries' processor-specific kernels turned off, so that the same numbers come out
 on every x86-64 machine, and it compares numbers of the same torch version only.
 
-The file has been written anew twice. Factors that are orthonormal to rounding no longer get a gradient of the
-regulariser: the norm added in step 0 is 0 where it was 3.78, and all later numbers follow. The layer computes with two
+The file has been written anew since: factors that are orthonormal to rounding no longer get a gradient of the
+regulariser: the norm added in step 0 is 0 where it was 3.78, and all later numbers follow; the layer computes with two
 thin matrices, one of which holds s: numbers moved by 1e-7 of themselves.
 """
 

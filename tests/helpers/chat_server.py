@@ -14,7 +14,12 @@ Reply = str | tuple[int, dict[str, str], str]
 
 @dataclass
 class ChatServer:
-    """url: of the service. asked: the bodies of all requests. keys: their headers Authorization."""
+    """A service that stands for a judge.
+
+    url: the service's URL.
+    asked: the bodies of all requests.
+    keys: the header Authorization of each request.
+    """
 
     url: str
     asked: list[dict[str, Any]] = field(default_factory=list)

@@ -34,20 +34,20 @@ RANK, EXPERT_RANK, ALPHA, CLIP = 3, 2, 6.0, 0.5
 INPUT = torch.arange(1, 49).view(2, 24) % 60
 
 
-def config_of(model="base", **adapter) -> RunConfig:
+def config_of(model="base", method="lora", **adapter) -> RunConfig:
     return RunConfig(
-        model=str(model), method="lora",
+        model=str(model), method=method,
         adapter=AdapterConfig(**{"rank": RANK, "expert_rank": EXPERT_RANK, "alpha": ALPHA} | adapter),
         train=TrainConfig(learning_rate=RATE, precision="fp32", global_batch_size=8),
     )  # fmt: skip
 
 
-def loaded(folder, ds: dict, **adapter):
+def loaded(folder, ds: dict, method="lora", **adapter):
     from sorsa_ds.model.load import load_adapted_model
     from sorsa_ds.model.sharding import Whole, Zero3
     from sorsa_ds.sorsa.residual_storage import Dense
 
-    config, formats = config_of(**adapter), resolve_precision("fp32", None, "cpu")
+    config, formats = config_of(method=method, **adapter), resolve_precision("fp32", None, "cpu")
     return load_adapted_model(
         folder, method_of(config).operation(config, formats, Dense(formats.residual_dtype), CPU),
         loading=LoadingConfig(),
@@ -163,16 +163,16 @@ def test_ten_steps_equal_pefts_own_loop(tmp_path, name, stages, checkpointing):
             assert gap < 1e-5, f"stage {stage}: {leaf} is {gap:.1e} off"
 
 
-def lora_run(base, folder):
-    """A finished run of LoRA without the trainer, and the values of all that it has trained."""
-    model = loaded(base, ds_config(0, "", 0.0, 1))
+def peft_run(base, folder, method="lora", **adapter):
+    """A finished run of a method of PEFT's without the trainer, and the values of all that it has trained."""
+    model = loaded(base, ds_config(0, "", 0.0, 1), method, **adapter)
     generator = torch.Generator().manual_seed(0)
     initial = {name: p.detach().clone() for name, p in model.model.named_parameters() if p.requires_grad}
     trained = {name: 0.2 * torch.randn(value.shape, generator=generator) for name, value in initial.items()}
     (folder / "adapter").mkdir(parents=True)
     save_file(initial, folder / "adapter" / adapter_file.INITIAL)
     save_file(trained, folder / "adapter" / adapter_file.TRAINED)
-    config = config_of(base)
+    config = config_of(base, method, **adapter)
     adapter_file.describe_adapter(folder / "adapter", config, model.targets, model.digests)
     (folder / "config.yaml").write_text(to_yaml(config))
     (folder / "report.json").write_text(json.dumps(REPORT))
@@ -190,13 +190,13 @@ def relative(a, b) -> float:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys")
-@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "llama4", "qwen2_moe"])
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "llama4", "glm4_moe"])
 def test_a_run_computes_in_every_form_what_pefts_model_computes(tmp_path, name):
     base = save_experts(name, tmp_path / "base")
-    run, trained = lora_run(base, tmp_path / "run")
+    run, trained = peft_run(base, tmp_path / "run")
     before = logits(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32))
     ours = load_adapter(run / "adapter")
-    theirs = wrapped(base, targets_of(base)) if name != "qwen2_moe" else None
+    theirs = wrapped(base, targets_of(base)) if name != "glm4_moe" else None
     if theirs is not None:
         own = dict(theirs.base_model.model.named_parameters())
         with torch.no_grad():
@@ -216,6 +216,13 @@ def test_a_run_computes_in_every_form_what_pefts_model_computes(tmp_path, name):
     assert relative(logits(plain), expected) < 1e-5
     kinds = {type(module) for module in AutoModelForCausalLM.from_pretrained(base).modules()}
     assert {type(module) for module in plain.modules()} == kinds
+
+
+def test_a_linear_that_peft_would_take_for_an_experts_is_refused_where_it_stays_a_linear(tmp_path):
+    base = save_experts("glm4_moe", tmp_path / "base")
+    run, _ = peft_run(base, tmp_path / "run", "dora")
+    with pytest.raises(ValueError, match=r"PEFT would take model.layers.0.mlp.gate_proj for the linear of an expert"):
+        export(Options(run, "adapter", tmp_path / "adapter"))
 
 
 def test_where_peft_cannot_adapt_experts_they_are_left_out_or_refused(tmp_path):

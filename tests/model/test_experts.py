@@ -8,7 +8,7 @@ from torch import nn
 
 from sorsa_ds.config.schema import AdapterConfig
 from sorsa_ds.model.experts import matrices_of
-from sorsa_ds.model.selection import choose
+from sorsa_ds.model.selection import choose, select_targets
 from sorsa_ds.model.targets import insert_sorsa_layers
 from sorsa_ds.model.uneven_calls import calls_unevenly
 from sorsa_ds.runtime.precision import resolve_precision
@@ -149,3 +149,10 @@ def test_a_class_with_a_forward_pass_of_its_own_stays_as_it_is():
         f"model.layers.1.mlp.experts.{leaf}" for leaf in ("gate_up_proj", "down_proj")
     }
     assert "does not know" in found.left_out["model.layers.0.mlp.experts.gate_up_proj"]
+
+
+def test_linears_alone_can_be_asked_for():
+    model = random_experts("mixtral")
+    found = select_targets(model, AdapterConfig(rank=4))
+    assert found == [target for target in choose(model, AdapterConfig(rank=4)).targets if not target.experts]
+    assert found

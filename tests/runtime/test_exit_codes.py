@@ -45,6 +45,16 @@ def test_this_ranks_own_failure_is_none(error):
     assert not _is_consequence(error)
 
 
+def test_a_command_has_room_on_pythons_stack():
+    source = """
+import sys
+from sorsa_ds.runtime import exit_codes
+exit_codes.run(lambda: print(sys._getframe(1).f_code.co_stacksize >= 2**16))
+"""
+    done = subprocess.run([sys.executable, "-c", source], text=True, capture_output=True, check=True)
+    assert done.stdout == "True\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["OutOfMemoryError", "distributed.DistBackendError"])
 def test_a_full_gpu_is_told_without_traceback_and_with_what_needs_less(kind):

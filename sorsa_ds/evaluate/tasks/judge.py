@@ -69,7 +69,7 @@ def case_of(row: dict[str, Any], answers: Sequence[str], turn: int) -> Case:
 
     Args:
         row: a question of MT-Bench: question_id, category, turns, and reference, which may be None.
-        answers: the model's answers of the turns up to this one.
+        answers: the model's answers in the turns up to this one.
         turn: 1 or 2.
     """
     references = [text or "" for text in row["reference"] or []][:turn]

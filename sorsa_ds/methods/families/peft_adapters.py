@@ -45,7 +45,7 @@ class PeftMethod(Method):
     adapts_conv1d: bool = True
     """Whether PEFT puts its layer around a Conv1D too, as GPT-2 has."""
 
-    refused_flat_experts = "PEFT takes experts in a parameter of two dimensions for one matrix"
+    refused_flat = "PEFT takes experts in a parameter of two dimensions for one matrix"
 
     @abstractmethod
     def layer_config(self, rank: int, baseline: BaselineConfig, initialise: bool, shared: dict[str, Any]) -> LoraConfig:

@@ -77,7 +77,7 @@ class Manifest:
 
     progress: how far the run was.
     world_size: the number of ranks that wrote it; the run that goes on may have another.
-    zero_stage: the ZeRO stage that wrote it; the run that goes on may have another.
+    zero_stage: the ZeRO stage of the run that wrote it; the run that goes on may have another.
     scheduler: the learning rate scheduler's own state.
     regularizer: form, reduction and coefficient as they were resolved when the run began: they do not change with the
         number of ranks. Empty without a regulariser.

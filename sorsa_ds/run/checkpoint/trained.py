@@ -16,7 +16,7 @@ def trained_files(checkpoint: Path) -> list[Path]:
     """The files of a checkpoint's tensors.
 
     Raises:
-        ValueError: its description is missing or damaged.
+        ValueError: the checkpoint's description is missing or damaged.
     """
     return [checkpoint / name for name in sorted(read_manifest(checkpoint).files)]
 

@@ -37,7 +37,7 @@ class Job:
     dtype: the dtype of the decompositions, by PyTorch's name.
     rank: the rank of the leading subspaces that are compared.
     trust_remote_code: whether code of the base model is allowed.
-    beside: the number of experts whose weights are merged together, with the linear's own; 0 where it is no expert's.
+    beside: the number of experts in the linear's parameter, which are merged at once; 0: the linear is no expert's.
     """
 
     run: Path

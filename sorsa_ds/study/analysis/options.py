@@ -41,7 +41,7 @@ def parse(argv: Sequence[str]) -> Options:
     told = " or ".join(f"{name} (default)" if name == DTYPE else name for name in DTYPES)
     add("--run", type=Path, required=True, action="append", help="a finished run's folder; repeat it")
     add("--output", type=Path, required=True, help="folder of tables, pictures and report")
-    add_base_options(parser)
+    add_base_options(parser, code=", where runs used it")
     add("--workers", type=int, help="processes (default: as many as cores and free memory allow)")
     add("--dtype", default=DTYPE, help=f"dtype of the decompositions: {told}")
     add("--rank", type=int, help="leading triplets whose subspaces are compared (default: adapter.rank)")

@@ -19,8 +19,9 @@ from sorsa_ds.study.analysis.table import Figures, Row, Table
 class Run:
     """A run as it is shown.
 
-    metrics: the lines that optimizer steps have written. reg: SORSA's regulariser; None for other methods. rows: those
-    of all its steps and linears, once they are measured.
+    metrics: the lines that optimizer steps have written.
+    reg: SORSA's regulariser; None for other methods.
+    rows: the rows of all steps and linears; empty before they are measured.
     """
 
     name: str
