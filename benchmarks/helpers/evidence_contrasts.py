@@ -35,6 +35,13 @@ CONTRASTS: dict[str, tuple[Contrast, ...]] = {
         Contrast("sorsa-strong", 1.4e-3, "lora", 3.6e-3),
         Contrast("trailing", 5e-3, "lora", 3.6e-3),
     ),
+    "default-gsm8k": (
+        Contrast("sorsa", 1.3e-4, "lora", 3.6e-3),
+        Contrast("sorsa", 1.3e-4, "lora", 1.8e-3),
+        Contrast("trailing", 1.2e-3, "lora", 3.6e-3),
+        Contrast("trailing", 6e-4, "lora", 3.6e-3),
+        Contrast("trailing", 1.2e-3, "sorsa", 1.3e-4),
+    ),
 }
 """Part -> what is set side by side in it, in the order of the table."""
 

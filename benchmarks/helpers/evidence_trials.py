@@ -7,7 +7,7 @@ where losses are higher: drift at equal loss is read there. The best rate of a v
 over the seeds, among those that have them all; where it is at their end, the next one beyond it follows with all seeds.
 
 The variants of `MAIN` are finished before the others begin. Of the others, those whose loss with the first seed is
-within `CLOSE` of the best one's are run with the other seeds too, at their best rate alone.
+within `CLOSE` of LoRA's lowest are run with the other seeds too, at their best rate alone.
 
 A part that is `settled` looks for no rate: it holds what another part has found against problems that had no share in
 finding it.
@@ -153,7 +153,7 @@ PEER = "lora"
 """The method to which all are compared."""
 MAIN = (PEER, "sorsa", "trailing", "pissa", "partial", "trailing-no-reg")
 CLOSE = 0.05
-"""Nats per token: how much higher a variant's loss with the first seed may be than the best one's, to be run on."""
+"""Nats per token: how much higher a variant's loss with the first seed may be than LoRA's lowest, to be run on."""
 STEP = 1.4
 """The factor from a learning rate to the next that is tried."""
 _OTHERS = tuple(variant for variant in VARIANTS if variant not in MAIN)
@@ -245,7 +245,7 @@ def _with_other_seeds(part: Part, variant: str, losses: dict[Trial, float]) -> l
         at = rates.index(best)
         rates = rates[max(0, at - part.below) : at + 2]
     else:
-        lowest = min(loss for t, loss in losses.items() if (t.part, t.seed) == (part.name, 0))
+        lowest = min(loss for t, loss in losses.items() if (t.part, t.variant, t.seed) == (part.name, PEER, 0))
         rates = [best] if losses[Trial(part.name, variant, best, 0)] <= lowest + CLOSE else []
     wanted = [Trial(part.name, variant, rate, seed) for seed in range(1, part.seeds) for rate in rates]
     left = [trial for trial in wanted if trial not in losses]
