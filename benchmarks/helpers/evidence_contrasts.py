@@ -3,7 +3,15 @@
 from contextlib import suppress
 from dataclasses import dataclass
 
-from benchmarks.helpers.evidence_summary import curve_of, difference, drift_ratios, interval_text, of_ratios, ratio
+from benchmarks.helpers.evidence_summary import (
+    curve_of,
+    difference,
+    drift_ratios,
+    interval_text,
+    of_ratios,
+    ratio,
+    seeds_text,
+)
 from benchmarks.helpers.evidence_trials import Part, Trial
 from sorsa_ds.study.compare.frontier import NotReached, drift_at
 
@@ -39,6 +47,7 @@ CONTRASTS: dict[str, tuple[Contrast, ...]] = {
         Contrast("sorsa", 1.3e-4, "lora", 3.6e-3),
         Contrast("sorsa", 1.3e-4, "lora", 1.8e-3),
         Contrast("trailing", 1.2e-3, "lora", 3.6e-3),
+        Contrast("trailing", 6e-4, "lora", 1.8e-3),
         Contrast("trailing", 6e-4, "lora", 3.6e-3),
         Contrast("trailing", 1.2e-3, "sorsa", 1.3e-4),
     ),
@@ -78,7 +87,9 @@ def _at_equal_loss(part: Part, runs: dict[Trial, dict], one: Contrast) -> str:
         ratios = drift_ratios(part, runs, one.variant, one.peer)
     if not ratios:
         return "-"
-    return interval_text(of_ratios(ratios), ".2f") + (f", {len(ratios)} seeds" if len(ratios) < part.seeds else "")
+    return interval_text(of_ratios(ratios), ".2f") + (
+        f", {seeds_text(len(ratios))}" if len(ratios) < part.seeds else ""
+    )
 
 
 def own_loss_ratios(part: Part, runs: dict[Trial, dict], one: Contrast) -> list[float]:

@@ -206,3 +206,8 @@ def interval_text(interval: Interval | None, form: str) -> str:
         return "-"
     ends = "" if interval.low is None else f" ({interval.low:{form}} to {interval.high:{form}})"
     return f"{interval.mean:{form}}{ends}"
+
+
+def seeds_text(count: int) -> str:
+    """A number of seeds in words."""
+    return f"{count} seed" if count == 1 else f"{count} seeds"

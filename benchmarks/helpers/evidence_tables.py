@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from benchmarks.helpers.evidence_contrasts import contrast_table
-from benchmarks.helpers.evidence_summary import Against, Interval, difference, found_by_part, interval_text, runs_of
+from benchmarks.helpers.evidence_summary import (
+    Against,
+    Interval,
+    difference,
+    found_by_part,
+    interval_text,
+    runs_of,
+    seeds_text,
+)
 from benchmarks.helpers.evidence_trials import PARTS, PEER, VARIANTS, Part, Trial
 
 
@@ -60,7 +68,7 @@ def _table(found: Sequence[Against]) -> str:
         ratio = (
             "-"
             if one.drift_ratio is None
-            else interval_text(one.drift_ratio, ".2f") + f", {one.drift_ratio.seeds} seeds"
+            else interval_text(one.drift_ratio, ".2f") + f", {seeds_text(one.drift_ratio.seeds)}"
         )
         lines.append(
             f"| {one.variant} | {one.rate:g} | {one.loss:.4f} | {interval_text(one.loss_difference, '+.4f')} "

@@ -245,7 +245,8 @@ def _with_other_seeds(part: Part, variant: str, losses: dict[Trial, float]) -> l
         at = rates.index(best)
         rates = rates[max(0, at - part.below) : at + 2]
     else:
-        lowest = min(loss for t, loss in losses.items() if (t.part, t.variant, t.seed) == (part.name, PEER, 0))
+        firsts = {t: loss for t, loss in losses.items() if (t.part, t.seed) == (part.name, 0)}
+        lowest = min([loss for t, loss in firsts.items() if t.variant == PEER] or firsts.values())
         rates = [best] if losses[Trial(part.name, variant, best, 0)] <= lowest + CLOSE else []
     wanted = [Trial(part.name, variant, rate, seed) for seed in range(1, part.seeds) for rate in rates]
     left = [trial for trial in wanted if trial not in losses]

@@ -58,6 +58,8 @@ def test_other_variants_come_last_and_are_followed_where_they_are_close(loss, fo
     assert due(part, losses) == [trial("dora", rate, 0) for rate in rates["dora"]]
     losses |= {trial("dora", rate, 0): loss + abs(rate - 2e-3) for rate in rates["dora"]}
     assert due(part, losses) == ([trial("dora", 2e-3, 1)] if followed else [])
+    alone = replace(part, variants=("dora",))
+    assert due(alone, {t: loss for t, loss in losses.items() if t.variant == "dora"}) == [trial("dora", 2e-3, 1)]
 
 
 def test_a_settled_part_looks_for_no_rate():
