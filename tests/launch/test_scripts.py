@@ -134,7 +134,7 @@ def test_no_shell_variable_stands_in_an_sbatch_line():
         ("slurm/train.sbatch -N 2 --gpus=6 -- train.global_batch_size=8", "8 is not 6 ranks x a whole number"),
         ("slurm/train.sbatch -N2 -G a100:6 -- train.global_batch_size=8", "8 is not 6 ranks x a whole number"),
         ("slurm/train.sbatch -N 2 -G5 --", "--gpus 5 does not divide among 2 nodes: say --gpus-per-node=N"),
-        ("slurm/evaluate.sbatch GPUS -- ", "arguments are required: --model, --task"),
+        ("slurm/evaluate.sbatch GPUS -- ", "arguments are required: --task, --model"),
         ("slurm/evaluate.sbatch GPUS -- --model m --task loss --bogus=3", "unrecognized arguments: --bogus=3"),
         ("slurm/evaluate.sbatch GPUS -- --model m --task loss --shots 3", "unrecognized arguments: --shots 3"),
         ("slurm/evaluate.sbatch GPUS -- --model m --task gsm8k --window 9", "--window goes with --task loss"),
