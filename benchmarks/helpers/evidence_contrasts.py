@@ -27,7 +27,7 @@ class Contrast:
 
 
 CONTRASTS: dict[str, tuple[Contrast, ...]] = {
-    "small-gsm8k": (Contrast("sorsa", 5.6e-3, "pissa", 8.5e-3),),
+    "small-gsm8k": (Contrast("sorsa", 5.6e-3, "pissa", 8.5e-3), Contrast("partial", 1.4e-3, "lora", 1e-2)),
     "small-gsm8k-fresh": (
         Contrast("sorsa", 5.6e-3, "pissa", 8.5e-3),
         Contrast("sorsa", 5.6e-3, "lora", 1.4e-2),

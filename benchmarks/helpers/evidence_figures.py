@@ -35,12 +35,15 @@ def draw(rows: Sequence[dict], folder: Path) -> list[Path]:
 
 
 def frontier_of(part: Part, rows: Sequence[dict]) -> Frontier:
-    """The curves of the variants that are shown, over the learning rates at which they have run with every seed."""
+    """The curves of the variants that are shown, over the learning rates at which they have run with every seed.
+
+    A variant with one such rate has no curve.
+    """
     runs = runs_of(part, rows)
     curves = {}
     for variant in (name for name in SHOWN if name in part.variants):
         points = [{p.learning_rate: p for p in curve_of(runs, variant, seed)} for seed in range(part.seeds)]
-        if rates := sorted(set.intersection(*map(set, points))):
+        if len(rates := sorted(set.intersection(*map(set, points)))) > 1:
             curves[variant] = {seed: [own[rate] for rate in rates] for seed, own in enumerate(points)}
     losses = {seed: common_loss({v: own[seed] for v, own in curves.items()}) for seed in range(part.seeds) if curves}
     return Frontier("held-out loss", curves, losses, [])

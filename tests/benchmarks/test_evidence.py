@@ -181,6 +181,10 @@ def test_contrasts_are_of_the_rates_that_are_named(monkeypatch):
 def test_only_parts_with_curves_have_a_picture(monkeypatch, tmp_path):
     monkeypatch.setitem(PARTS, PART.name, PART)
     assert [path.name for path in draw(rows((0.1, 0.2, 0.3), 0.5), tmp_path)] == ["evidence-small-gsm8k.png"]
+    at_one_rate = [
+        one for one in rows((0.1, 0.2, 0.3), 0.5) if one["variant"] == "lora" or one["learning_rate"] == "0.02"
+    ]
+    assert draw(at_one_rate, tmp_path) == []
     monkeypatch.setitem(PARTS, PART.name, SETTLED)
     assert draw(rows((0.1, 0.2, 0.3), 0.5), tmp_path) == []
 
