@@ -64,9 +64,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
     """Let pytest call the test as commands call what they do, with room on Python's stack."""
     test = pyfuncitem.obj
-    pyfuncitem.obj = functools.update_wrapper(
-        functools.partial(call_with_room, test), test
-    )  # reports begin at the test
+    # With the test's own name and code: pytest's reports of failures begin there.
+    pyfuncitem.obj = functools.update_wrapper(functools.partial(call_with_room, test), test)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from sorsa_ds import load_adapter
 from sorsa_ds.evaluate import models
 from sorsa_ds.export.command import Options, export
 from sorsa_ds.model import adapter_file
+from tests.helpers.distances import relative
 from tests.helpers.expert_models import save_experts
 from tests.helpers.finished import base_of, finished_run
 
@@ -49,11 +50,6 @@ def logits(model) -> torch.Tensor:
 def plainly(folder: Path):
     """transformers' own loader."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-
-def relative(a, b) -> float:
-    """Relative Frobenius distance."""
-    return ((a - b).norm() / b.norm()).item()
 
 
 FAMILIES = {

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from sorsa_ds import load_adapter
 from sorsa_ds.export.command import Options, export
-from tests.helpers.exported import logits, plainly, relative
+from tests.helpers.distances import relative
+from tests.helpers.exported import logits, plainly
 from tests.helpers.finished import finished_run
 from tests.helpers.forked import launch_forked, outcome_forked
 

@@ -15,7 +15,8 @@ from sorsa_ds import load_adapter
 from sorsa_ds.export.command import Options, export
 from sorsa_ds.model import adapter_file
 from sorsa_ds.run.peft_files.notes import served_by_vllm
-from tests.helpers.exported import change_description, layers_by_hand, logits, plainly, relative
+from tests.helpers.distances import relative
+from tests.helpers.exported import change_description, layers_by_hand, logits, plainly
 from tests.helpers.finished import base_of
 
 ROOT = Path(__file__).parents[2]

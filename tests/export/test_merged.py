@@ -16,7 +16,8 @@ from sorsa_ds.export.command import Options, export
 from sorsa_ds.model import adapter_file
 from tests.helpers.architectures import save
 from tests.helpers.chat_tokenizer import chat_tokenizer
-from tests.helpers.exported import change_description, layers_by_hand, logits, plainly, relative
+from tests.helpers.distances import relative
+from tests.helpers.exported import change_description, layers_by_hand, logits, plainly
 from tests.helpers.finished import base_of, finished_run
 
 CPU = torch.device("cpu")

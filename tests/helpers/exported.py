@@ -26,11 +26,6 @@ def plainly(folder: Path, **settings):
     return AutoModelForCausalLM.from_pretrained(folder, **{**({"rescale_every": 0} if rwkv else {}), **settings})
 
 
-def relative(a, b) -> float:
-    """Relative Frobenius distance."""
-    return ((a - b).norm() / b.norm()).item()
-
-
 def layers_by_hand(run: Path, precision="fp32") -> dict[str, torch.Tensor]:
     """The merged weight of every adapted linear in float64, as the checkpoint stores it."""
     described = adapter_file.read_description(run / "adapter")

@@ -22,6 +22,7 @@ from sorsa_ds.plan.hardware import Hardware
 from sorsa_ds.plan.job import Job
 from sorsa_ds.plan.model_facts import facts
 from sorsa_ds.runtime.precision import resolve_precision
+from tests.helpers.distances import relative
 from tests.helpers.engines import MICRO, RATE, STEPS, WARMUP, ds_config, micro_losses, sequences, whole_factors
 from tests.helpers.expert_models import save_experts
 from tests.helpers.finished import REPORT
@@ -182,10 +183,6 @@ def peft_run(base, folder, method="lora", **adapter):
 def logits(model) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(INPUT).logits.float()
-
-
-def relative(a, b) -> float:
-    return ((a - b).norm() / b.norm()).item()
 
 
 @pytest.mark.slow

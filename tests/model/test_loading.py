@@ -13,6 +13,7 @@ from sorsa_ds.model.targets import insert_sorsa_layers
 from sorsa_ds.runtime.precision import resolve_precision
 from sorsa_ds.sorsa.residual_storage import Dense
 from tests.helpers.architectures import CONFIGS, exactly, save
+from tests.helpers.distances import relative
 from tests.helpers.engines import INPUT, logits_and_gradients
 from tests.helpers.sorsa_models import load_sorsa_model, sorsa_layers
 from tests.helpers.worlds import run_ranks
@@ -39,11 +40,6 @@ def base_logits(folder, dtype=torch.float32):
     """What transformers' own loader computes (RWKV without its fp16 rescaling, which moves LayerNorm's epsilon)."""
     changes = {"rescale_every": 0} if folder.name == "rwkv" else {}
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **changes).eval()(INPUT).logits.detach()
-
-
-def relative(a, b):
-    """Relative Frobenius distance."""
-    return ((a - b).norm() / b.norm()).item()
 
 
 def _zero3_logits_and_gradients(folders, checkpointing):

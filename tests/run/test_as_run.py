@@ -16,6 +16,7 @@ from sorsa_ds.model.adapter_file import TRAINED
 from sorsa_ds.run.checkpoint import trained
 from sorsa_ds.run.checkpoint.folder import existing_checkpoints
 from sorsa_ds.runtime.folder_lock import RunLock
+from tests.helpers.distances import relative
 from tests.helpers.runs import rewound, train
 
 pytestmark = pytest.mark.slow
@@ -50,10 +51,6 @@ def by_hand(checkpoint, name: str) -> torch.Tensor:
 def logits(model) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(IDS).logits.float()
-
-
-def relative(a, b) -> float:
-    return ((a - b).norm() / b.norm()).item()
 
 
 def test_the_newest_checkpoint_of_a_stopped_run_is_exported(stopped, tmp_path):

@@ -21,6 +21,7 @@ from sorsa_ds.run.finished import RunState
 from sorsa_ds.run.peft_files import beside
 from sorsa_ds.run.peft_files.beside import add_peft_files
 from tests.helpers.architectures import save
+from tests.helpers.distances import relative
 from tests.helpers.finished import base_of, finished_run, finished_whole_run
 
 CPU = torch.device("cpu")
@@ -56,10 +57,6 @@ def made(tmp_path_factory):
 def logits(model) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(INPUT).logits.float()
-
-
-def relative(a, b) -> float:
-    return ((a - b).norm() / b.norm()).item()
 
 
 def plainly(folder):
