@@ -28,7 +28,7 @@ class Part:
 
     model: `small` or `default`.
     seeds: the number of seeds.
-    settings: the runs' settings; `{gsm8k}` stands for the folder with train.jsonl and test.jsonl.
+    settings: the runs' settings; `{gsm8k}` and `{words}` stand for folders with train.jsonl and test.jsonl.
     rates: variant -> the learning rates with which it begins.
     samples: (number, tokens) of the base model's samples on which drift is measured.
     spectra_every: full decompositions are made of every so many-th linear.
@@ -159,7 +159,7 @@ STEP = 1.4
 _OTHERS = tuple(variant for variant in VARIANTS if variant not in MAIN)
 _BATCH = ("train.global_batch_size=8", "train.micro_batch_size=8", "data.max_length=256")
 _GSM8K = ("data.path={gsm8k}/train.jsonl", "data.eval_path={gsm8k}/test.jsonl", "data.eval_size=1319", *SHORT)
-_WORD_PROBLEMS = ("data.path=word-problems", "data.eval_size=256")
+_WORD_PROBLEMS = ("data.path={words}/train.jsonl", "data.eval_path={words}/test.jsonl", "data.eval_size=1024", *SHORT)
 
 PARTS: dict[str, Part] = {
     part.name: part

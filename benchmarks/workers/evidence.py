@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
@@ -20,12 +21,16 @@ from benchmarks.helpers.common import DS_CONFIGS
 from benchmarks.helpers.evidence_measures import Measures, base_measures, text_measures
 from benchmarks.helpers.evidence_trials import PARTS, Part, Trial
 from sorsa_ds.config.schema import LoadingConfig
+from sorsa_ds.data.word_problems import word_problems
 from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.study.analysis import measures
 from sorsa_ds.train.options import parse
 from sorsa_ds.train.setup import assemble
 from sorsa_ds.train.trainer import Trainer
+
+WORD_PROBLEMS, HELD_OUT_WORD_PROBLEMS = 4096, 1024
+"""How many word problems are generated, and how many of them are held out; a third is short enough to be used."""
 
 
 def main() -> None:
@@ -43,9 +48,10 @@ def main() -> None:
         trial = Trial(**json.loads(line))
         part = PARTS[trial.part]
         model = a.small_model if part.model == "small" else "smollm2-135m-instruct"
-        began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            trainer, report = train(trial, part, model, a, Path(folder))
+            data = {"gsm8k": a.gsm8k, "words": write_word_problems(Path(folder, "words"))}
+            began = time.perf_counter()
+            trainer, report = train(trial, part, model, data, a.steps, Path(folder))
         trained = time.perf_counter()
         texts = part.model, part.samples, part.questions
         if texts not in bases:
@@ -57,13 +63,36 @@ def main() -> None:
         print(json.dumps(row), file=answers, flush=True)
 
 
-def train(trial: Trial, part: Part, model: str, a: argparse.Namespace, folder: Path) -> tuple[Trainer, dict]:
-    """Make a run; its folder may go afterwards."""
-    settings = [text.format(gsm8k=a.gsm8k) if "{gsm8k}" in text else text for text in part.settings]
-    if a.steps:
-        settings = [s for s in settings if not s.startswith(("train.steps", "train.epochs"))] + [
-            f"train.steps={a.steps}"
-        ]
+@cache
+def word_problems_as_lines() -> list[str]:
+    """Generated word problems, the same in every process, as lines of JSON."""
+    return [json.dumps(row) + "\n" for row in word_problems(seed=0, size=WORD_PROBLEMS)]
+
+
+def write_word_problems(folder: Path) -> Path:
+    """Write a folder with train.jsonl and test.jsonl of generated word problems, and return it."""
+    lines = word_problems_as_lines()
+    folder.mkdir()
+    for name, part in (("test", lines[:HELD_OUT_WORD_PROBLEMS]), ("train", lines[HELD_OUT_WORD_PROBLEMS:])):
+        (folder / f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
+    return folder
+
+
+def train(
+    trial: Trial, part: Part, model: str, data: dict[str, Path], steps: int | None, folder: Path
+) -> tuple[Trainer, dict]:
+    """Make a run; its folder may go afterwards.
+
+    Args:
+        data: what stands in braces in the part's settings -> the folder for which it stands.
+        steps: in place of the part's own steps.
+    """
+    settings = list(part.settings)
+    for name, path in data.items():
+        settings = [text.replace(f"{{{name}}}", str(path)) for text in settings]
+    if steps:
+        settings = [s for s in settings if not s.startswith(("train.steps", "train.epochs"))]
+        settings.append(f"train.steps={steps}")
     words = [
         f"--ds_config={DS_CONFIGS / 'stage0.json'}", f"model={model}", "train.precision=fp32", "train.eval_every=0",
         "evaluation.samples=0", f"output.folder={folder}", f"output.name={trial.name}", "output.save_every=0",

@@ -1,6 +1,5 @@
 """What a run of the study measures, against plain torch: a short run on a tiny model, in a rank of its own."""
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -21,9 +20,9 @@ def measured(project: Path, variant: str) -> tuple[dict, dict]:
     """The figures of a run of six steps, and the same computed here from its weights."""
     rows = [{"instruction": f"Count to {n}.", "input": "", "output": f"One, two, {n}. " * 40} for n in range(64)]
     (project / "text.json").write_text(json.dumps(rows))
-    asked = argparse.Namespace(gsm8k=gsm8k(project / "gsm8k"), small_model=str(project / "model"), steps=6)
+    data = {"gsm8k": gsm8k(project / "gsm8k")}
     trial = Trial(PART.name, variant, 0.1, 0)
-    trainer, report = evidence.train(trial, PART, asked.small_model, asked, project / "runs")
+    trainer, report = evidence.train(trial, PART, str(project / "model"), data, 6, project / "runs")
     base, of_base = evidence.of_base(PART, trainer.config.model, project / "text.json")
     found = evidence.figures(trainer, report, PART, base, of_base)
     model = trainer.engine.module
@@ -70,3 +69,20 @@ def test_figures_of_a_run_are_those_of_its_weights(project, variant):
     for key in ("change", "kappa_W", "delta_sigma", "drift", "english"):
         assert found[key] == pytest.approx(wanted[key], rel=1e-3), key
     assert wanted["change"] > 0.1 and wanted["drift"] > 0.1, "so little cannot tell one definition from another"
+
+
+def learned_word_problems(project: Path) -> tuple[int, list[list[str]]]:
+    """The steps of a short run of the part with word problems, and the lines of the two files that it was given."""
+    folder = evidence.write_word_problems(project / "words")
+    part = PARTS["small-words"]
+    trial = Trial(part.name, "lora", 0.01, 0)
+    _, report = evidence.train(trial, part, str(project / "model"), {"words": folder}, 2, project / "runs")
+    return report["steps"], [(folder / f"{name}.jsonl").read_text().splitlines() for name in ("train", "test")]
+
+
+@pytest.mark.slow
+def test_the_word_problems_that_are_held_out_are_not_learned(project):
+    steps, (train, test) = run_ranks(1, learned_word_problems, project)[0]
+    assert steps == 2 and (len(train), len(test)) == (3072, 1024)
+    questions = [{json.loads(line)["question"] for line in lines} for lines in (train, test)]
+    assert len(questions[0]) == 3072 and not questions[0] & questions[1]
