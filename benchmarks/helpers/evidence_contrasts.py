@@ -43,6 +43,7 @@ CONTRASTS: dict[str, tuple[Contrast, ...]] = {
         Contrast("sorsa-strong", 1.4e-3, "lora", 3.6e-3),
         Contrast("trailing", 5e-3, "lora", 3.6e-3),
     ),
+    "small-rank32": (Contrast("sorsa", 2.8e-3, "lora", 5e-3), Contrast("trailing", 7.1e-3, "lora", 5e-3)),
     "default-gsm8k": (
         Contrast("sorsa", 1.3e-4, "lora", 3.6e-3),
         Contrast("sorsa", 1.3e-4, "lora", 1.8e-3),

@@ -28,7 +28,8 @@ class Part:
 
     model: `small` or `default`.
     seeds: the number of seeds.
-    settings: the runs' settings; `{gsm8k}` and `{words}` stand for folders with train.jsonl and test.jsonl.
+    settings: the runs' settings; `{gsm8k}` and `{words}` stand for folders with train.jsonl and test.jsonl, and in a
+        variant's settings `{directions}` for the file of input directions of the part's model.
     rates: variant -> the learning rates with which it begins.
     samples: (number, tokens) of the base model's samples on which drift is measured.
     spectra_every: full decompositions are made of every so many-th linear.
@@ -99,6 +100,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "sorsa-log": ("sorsa.s_space=log",),
     "sorsa-fast-s": ("sorsa.s_lr_ratio=30",),
     "middle": ("sorsa.triplets=window",),
+    "null-space": ("sorsa.triplets=null_space", "sorsa.directions={directions}"),
     "trailing": ("sorsa.triplets=trailing",),
     "trailing-no-reg": ("sorsa.triplets=trailing", "regularizer.gamma=0"),
     "trailing-strong": ("sorsa.triplets=trailing", "regularizer.gamma=2.0*lr"),
@@ -121,6 +123,7 @@ SMALL_RATES: dict[str, tuple[float, ...]] = {
     **dict.fromkeys(("sorsa", "sorsa-no-reg", "sorsa-strong", "sorsa-rigid", "sorsa-log", "sorsa-fast-s"), _LEADING),
     "sorsa-sqrt": (6e-3, 8.5e-3, 1.2e-2),
     "sorsa-inverse": (7e-3, 1e-2, 1.4e-2),
+    "null-space": (7e-3, 1e-2, 1.4e-2),
     "middle": (8e-3, 1.1e-2, 1.6e-2),
     **dict.fromkeys(("trailing", "trailing-no-reg", "trailing-strong"), _TRAILING),
     "trailing-sqrt": (1e-2, 1.4e-2, 2e-2),
@@ -132,6 +135,7 @@ FEW_RATES: dict[str, tuple[float, ...]] = {
     **dict.fromkeys(("lora", "dora"), (1.9e-3, 2.6e-3, 3.6e-3)),
     "pissa": (1.1e-3, 1.5e-3, 2.1e-3),
     "partial": (3.6e-4, 5e-4, 7.1e-4),
+    "null-space": (2.6e-3, 3.6e-3, 5e-3),
     **dict.fromkeys(("sorsa", "sorsa-no-reg", "sorsa-strong", "sorsa-rigid"), (7.1e-4, 1e-3, 1.4e-3)),
     **dict.fromkeys(("trailing", "trailing-no-reg", "trailing-strong"), (3.6e-3, 5e-3, 7.1e-3)),
 }
@@ -143,6 +147,7 @@ DEFAULT_RATES: dict[str, tuple[float, ...]] = {
     "partial": (2e-5, 4e-5, 8e-5),
     "sorsa": (6.5e-5, 1.3e-4, 2.6e-4),
     "sorsa-sqrt": (2e-4, 4e-4, 8e-4),
+    "null-space": (3e-4, 6e-4, 1.2e-3),
     "trailing": (3e-4, 6e-4, 1.2e-3),
     "trailing-no-reg": (3e-4, 6e-4, 1.2e-3),
     "trailing-sqrt": (2e-4, 4e-4, 8e-4),
@@ -151,7 +156,7 @@ DEFAULT_RATES: dict[str, tuple[float, ...]] = {
 
 PEER = "lora"
 """The method to which all are compared."""
-MAIN = (PEER, "sorsa", "trailing", "pissa", "partial", "trailing-no-reg")
+MAIN = (PEER, "sorsa", "null-space", "trailing", "pissa", "partial", "trailing-no-reg")
 CLOSE = 0.05
 """Nats per token: how much higher a variant's loss with the first seed may be than LoRA's lowest, to be run on."""
 STEP = 1.4

@@ -22,6 +22,8 @@ from benchmarks.helpers.evidence_measures import Measures, base_measures, text_m
 from benchmarks.helpers.evidence_trials import PARTS, Part, Trial
 from sorsa_ds.config.schema import LoadingConfig
 from sorsa_ds.data.word_problems import word_problems
+from sorsa_ds.evaluate.calibrate import calibrate
+from sorsa_ds.evaluate.calibrate_options import CalibrateOptions
 from sorsa_ds.model.pretrained import find_model
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.study.analysis import measures
@@ -29,6 +31,8 @@ from sorsa_ds.train.options import parse
 from sorsa_ds.train.setup import assemble
 from sorsa_ds.train.trainer import Trainer
 
+SAMPLES, SAMPLE_TOKENS = 64, 192
+"""Of what a base model writes to find the directions that it uses least; it is kept in the cache."""
 WORD_PROBLEMS, HELD_OUT_WORD_PROBLEMS = 4096, 1024
 """How many word problems are generated, and how many of them are held out; a third is short enough to be used."""
 
@@ -50,6 +54,9 @@ def main() -> None:
         model = a.small_model if part.model == "small" else "smollm2-135m-instruct"
         with tempfile.TemporaryDirectory() as folder:
             data = {"gsm8k": a.gsm8k, "words": write_word_problems(Path(folder, "words"))}
+            if trial.variant == "null-space":
+                data["directions"] = Path(folder, "directions.safetensors")
+                calibrate(CalibrateOptions(model, data["directions"], samples=SAMPLES, sample_tokens=SAMPLE_TOKENS))
             began = time.perf_counter()
             trainer, report = train(trial, part, model, data, a.steps, Path(folder))
         trained = time.perf_counter()
@@ -84,10 +91,10 @@ def train(
     """Make a run; its folder may go afterwards.
 
     Args:
-        data: what stands in braces in the part's settings -> the folder for which it stands.
+        data: what stands in braces in the settings -> the folder or file for which it stands.
         steps: in place of the part's own steps.
     """
-    settings = list(part.settings)
+    settings = [*part.settings, *trial.settings()]
     for name, path in data.items():
         settings = [text.replace(f"{{{name}}}", str(path)) for text in settings]
     if steps:
@@ -96,7 +103,7 @@ def train(
     words = [
         f"--ds_config={DS_CONFIGS / 'stage0.json'}", f"model={model}", "train.precision=fp32", "train.eval_every=0",
         "evaluation.samples=0", f"output.folder={folder}", f"output.name={trial.name}", "output.save_every=0",
-        "output.peft_adapter=false", *settings, *trial.settings(),
+        "output.peft_adapter=false", *settings,
     ]  # fmt: skip
     if trial.variant not in ("full", "partial"):
         words.append(f"adapter.rank={part.rank}")

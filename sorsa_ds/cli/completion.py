@@ -29,6 +29,7 @@ OPTIONS = {
     "report": "run.report_options",
     "analyze": "study.analysis.options",
     "compare": "study.compare.options",
+    "calibrate": "evaluate.calibrate_options",
     "convert": "config.conversion.options",
 }
 """Command -> the module that reads its command line."""

@@ -29,6 +29,7 @@ COMMANDS = {
     "report": "a run as a page of HTML, also while it trains",
     "analyze": "measure the weights of finished runs",
     "compare": "train several methods alike, and compare them",
+    "calibrate": "find the inputs that a base model uses least, for sorsa.triplets=null_space",
     "convert": "settings from a file of axolotl's, LLaMA-Factory's, transformers' or PEFT's",
     "check": "look for mistakes in a command without starting it",
     "completion": "print a script by which a shell completes these words",

@@ -210,7 +210,11 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     data = config.data if mix else absolute_data(config.data)
     if data.chat_template is not None:
         data = dataclasses.replace(data, chat_template=absolute(data.chat_template))
-    return dataclasses.replace(config, model=absolute(config.model), data=dataclasses.replace(data, mix=mix))
+    sorsa = config.sorsa
+    if sorsa.directions is not None:
+        sorsa = dataclasses.replace(sorsa, directions=absolute(sorsa.directions))
+    data = dataclasses.replace(data, mix=mix)
+    return dataclasses.replace(config, model=absolute(config.model), data=data, sorsa=sorsa)
 
 
 def help_text(schema: type, usage: str, options: Mapping[str, str]) -> str:

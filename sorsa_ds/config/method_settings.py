@@ -42,9 +42,13 @@ def relative_gamma(text: str) -> float:
 class SorsaConfig:
     """Which part of the weights SORSA trains, how it is found, and how fast its columns learn."""
 
-    triplets: Literal["leading", "trailing", "window"] = "leading"
+    triplets: Literal["leading", "trailing", "window", "null_space"] = "leading"
     """Which singular triplets of each weight are trained: those of the largest singular values (the papers), those of
-    the smallest, or `rank` of them from number `window_start` on. The last two take an exact decomposition."""
+    the smallest, or `rank` of them from number `window_start` on; these two take an exact decomposition. `null_space`:
+    those of the weight on the `rank` input directions that the base model uses least, which `directions` names."""
+
+    directions: Name | None = None
+    """`triplets=null_space`: the file of input directions that `sorsa calibrate` has written for the base model."""
 
     window_start: NonNegativeInt | None = None
     """`triplets=window`: number of the first triplet that is trained, the largest being 0. Unset: the middle ones."""
@@ -92,6 +96,13 @@ class SorsaConfig:
             raise ValueError(
                 f"sorsa.window_start={self.window_start} goes with sorsa.triplets=window, not {self.triplets}"
             )
+        if self.triplets == "null_space" and self.directions is None:
+            raise ValueError(
+                "sorsa.triplets=null_space needs sorsa.directions, the file that `sorsa calibrate` writes for the base "
+                "model: sorsa calibrate --model MODEL --output FILE"
+            )
+        if self.directions is not None and self.triplets != "null_space":
+            raise ValueError(f"sorsa.directions goes with sorsa.triplets=null_space, not {self.triplets}")
 
     @property
     def column_power(self) -> float:

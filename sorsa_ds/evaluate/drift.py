@@ -23,8 +23,8 @@ from sorsa_ds.runtime.waiting import first_of_job
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a model is loaded and how.
+class Place:
+    """Where a model is loaded, and how.
 
     dtype: the dtype of the loaded weights; None: the dtype that they have on disk.
     batch_size: the most texts at once.
@@ -63,7 +63,7 @@ def drift_from_base(
     if options.data is not None:
         windows, how = windows_of(options, setting)
     else:
-        windows, how = _own_texts(options, base, of_base, weights, _Place(device, dtype, options.batch_size))
+        windows, how = own_texts(options, base, of_base, weights, Place(device, dtype, options.batch_size))
     return Drift(windows, how, Base(name, weights, load))
 
 
@@ -80,8 +80,8 @@ def _check_comparable(name: str, base: FoundModel, of_base: Tokenizer, found: Fo
     check_sizes(name, size, _vocabulary(found) if found.kind == "model" else max([size, *added]))
 
 
-def _own_texts(
-    options: Options, base: FoundModel, setting: Setting, weights: str, place: _Place
+def own_texts(
+    options: Options, base: FoundModel, setting: Setting, weights: str, place: Place
 ) -> tuple[dict[str, Example], str]:
     """The base model's samples as windows, and a sentence on them. A collective call.
 

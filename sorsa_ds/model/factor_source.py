@@ -11,20 +11,29 @@ from sorsa_ds.config.schema import AdapterConfig, ResidualConfig, SorsaConfig
 from sorsa_ds.model import quantisation_rounds
 from sorsa_ds.model.factor_cache import FactorCache
 from sorsa_ds.model.fill import FactorSource
+from sorsa_ds.model.input_directions import InputDirections
 from sorsa_ds.model.targets import Target, factor_shapes
 from sorsa_ds.runtime.cache import cache_folder
 from sorsa_ds.runtime.console import note
 from sorsa_ds.runtime.precision import Precision
-from sorsa_ds.sorsa.decompose import Decomposition, Factors, decompose, stacked
+from sorsa_ds.sorsa.decompose import Decomposition, Factors, decompose, decompose_within, stacked
 from sorsa_ds.sorsa.residual_storage import Storage
 
 
 def factor_source(
     config: SorsaConfig, adapter: AdapterConfig, residual: ResidualConfig, storage: Storage, precision: Precision
 ) -> FactorSource:
-    """The decomposition of the configured kind, in `residual.iterations` rounds, cached unless `svd_cache` is `off`."""
+    """The decomposition of the configured kind, in `residual.iterations` rounds, cached unless `svd_cache` is `off`.
+
+    Raises:
+        ValueError: `sorsa.directions` names no file of directions.
+    """
+
+    directions = None if config.directions is None else InputDirections(config.directions)
 
     def decomposed(target: Target, weight: Tensor) -> Decomposition:
+        if directions is not None:
+            return decompose_within(weight, directions.of(target, weight), target.name)
         first = config.first_triplet(target.out_features, target.in_features, target.rank)
         return decompose(
             weight, target.rank, target.name, config.svd, config.svd_tolerance, config.svd_max_iterations, first
@@ -38,8 +47,8 @@ def factor_source(
             return single(target, weight)
         return stacked([single(target.one(number), matrix) for number, matrix in enumerate(weight)])
 
-    if config.svd_cache == "off":
-        return found
+    if config.svd_cache == "off" or directions is not None:
+        return found  # what directions leave to decompose takes less time than a cache's digest of the weight
     folder = cache_folder() / "factors" if config.svd_cache == "auto" else Path(config.svd_cache).expanduser()
     settings: dict[str, Any] = {"method": config.svd}
     if config.svd == "randomized":

@@ -21,7 +21,7 @@ from sorsa_ds.runtime import collectives
 from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.runtime.precision import Precision
 from sorsa_ds.sorsa import truncated_svd
-from sorsa_ds.sorsa.decompose import Decomposition, Factors, residual
+from sorsa_ds.sorsa.decompose import Decomposition, Factors, residual, within_bytes
 from sorsa_ds.sorsa.expert_layer import SorsaExperts
 from sorsa_ds.sorsa.layer import SorsaLinear
 from sorsa_ds.sorsa.residual_storage import Storage, stored_bytes
@@ -32,24 +32,28 @@ def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: b
 
     They are: two fp32 matrices of the layer's size with its factors (weight and residual while it is decomposed, the
     outgoing and the incoming message while it is exchanged); what the decomposition itself takes
-    (`truncated_svd.search_bytes`); and what was read or freed but not yet returned to the system. A quantised residual
-    is made dense once more, to measure its error; with several rounds of quantisation (`refined`) the dense matrix is
-    decomposed while the weight is still held. Of experts, the matrices are decomposed one after the other, beside the
-    weights, factors and stored residuals of all, twice: as they are made, and as they are sent. While their weights are
-    read, the stored tensors and what is made of them are there at once.
+    (`truncated_svd.search_bytes`, or `decompose.within_bytes` of given directions); and what was read or freed but not
+    yet returned to the system. A quantised residual is made dense once more, to measure its error; with several rounds
+    of quantisation (`refined`) the dense matrix is decomposed while the weight is still held. Of experts, the matrices
+    are decomposed one after the other, beside the weights, factors and stored residuals of all, twice: as they are
+    made, and as they are sent. While their weights are read, the stored tensors and what is made of them are there at
+    once.
     """
     m, n = target.out_features, target.in_features
-    tall = max(m, n), min(m, n), target.rank, sorsa.svd_tolerance
-    may_iterate = sorsa.svd == "randomized" and sorsa.first_triplet(m, n, target.rank) == 0
-    iterate = may_iterate and not truncated_svd.prefers_exact(*tall)
+    if sorsa.directions is None:
+        tall = max(m, n), min(m, n), target.rank, sorsa.svd_tolerance
+        may_iterate = sorsa.svd == "randomized" and sorsa.first_triplet(m, n, target.rank) == 0
+        iterate = may_iterate and not truncated_svd.prefers_exact(*tall)
+        decomposing = truncated_svd.search_bytes(*tall, iterate)
+    else:
+        decomposing = within_bytes(m, n, target.rank)
     more = 4 * m * n * (storage.quantised + refined)
     all_held = 0
     if target.experts:
         kept = stored_bytes(storage, torch.Size((m, n)))
         all_held = target.experts * max(8 * m * n, 4 * m * n + 2 * kept)
     return (
-        8 * (m * n + target.trainable) + more + all_held + truncated_svd.search_bytes(*tall, iterate)
-        + TRIM_BYTES + REOPEN_BYTES
+        8 * (m * n + target.trainable) + more + all_held + decomposing + TRIM_BYTES + REOPEN_BYTES
     )  # fmt: skip
 
 

@@ -109,18 +109,55 @@ def decompose(
     U, s, V = _triplets(V_RN, image_RM)
     if wide:
         U, V = V, U
-    signs = torch.sign(U.gather(0, U.abs().argmax(0, keepdim=True)))
-
-    captured = s.double().square().sum().item() / energy if energy else 1.0
-    s = (s * scale).to(work.dtype)
-    if not s[0].item() < float("inf"):
-        raise ValueError(f"{name}: its largest singular value exceeds what {work.dtype} holds")
+    factors, captured = _as_factors(U, s, V, scale, energy, work.dtype, name)
     if found is None:
         accuracy = Accuracy("exact", captured, excess=0.0, iterations=0, capped=False)
     else:
         accuracy = Accuracy("krylov", captured, found.excess, found.iterations, capped=not found.met)
-    U, V = ((side * signs).to(work.dtype).contiguous() for side in (U, V))
-    return Decomposition(U, s, V, accuracy)
+    return Decomposition(*factors.tensors(), accuracy)
+
+
+def decompose_within(weight: Tensor, directions_RN: Tensor, name: str = "weight") -> Decomposition:
+    """The singular triplets of what a weight (M, N) makes of R input directions: of W D^T D, exactly, as `decompose`.
+
+    V spans the directions, and the residual W_r has no part of the weight in them: W_r D^T = 0.
+
+    Args:
+        directions_RN: orthonormal rows.
+        name: the layer's name, which stands in error messages.
+
+    Raises:
+        ValueError: the weight holds NaN or Inf, or its singular values overflow. The message names the layer.
+    """
+    work, scale = _rescaled(weight, name)
+    directions_RN = directions_RN.to(torch.float64)
+    image_RM = torch.cat([directions_RN @ rows.double().t() for rows in work.split(truncated_svd.GRAM_ROWS)], dim=1)
+    turn_RR = torch.linalg.svd(image_RM, full_matrices=False)[0].t()
+    U, s, V = _triplets(turn_RR @ directions_RN, turn_RR @ image_RM)
+    factors, captured = _as_factors(U, s, V, scale, truncated_svd.energy(work), work.dtype, name)
+    return Decomposition(*factors.tensors(), Accuracy("exact", captured, excess=0.0, iterations=0, capped=False))
+
+
+def within_bytes(out_features: int, in_features: int, rank: int) -> int:
+    """Bytes that `decompose_within` takes besides the weight and its result: rows of the weight and factors in fp64."""
+    return 8 * (min(out_features, truncated_svd.GRAM_ROWS) * in_features + 4 * rank * (out_features + in_features))
+
+
+def _as_factors(
+    U: Tensor, s: Tensor, V: Tensor, scale: float, energy: float, dtype: torch.dtype, name: str
+) -> tuple[Factors, float]:
+    """Triplets of a rescaled weight as those of the weight, with signs fixed; and their share of its energy.
+
+    Raises:
+        ValueError: the largest singular value overflows.
+    """
+    signs = torch.sign(U.gather(0, U.abs().argmax(0, keepdim=True)))
+    captured = s.double().square().sum().item() / energy if energy else 1.0
+    s = (s * scale).to(dtype)
+    if not s[0].item() < float("inf"):
+        raise ValueError(f"{name}: its largest singular value exceeds what {dtype} holds")
+    U, V = ((side * signs).to(dtype).contiguous() for side in (U, V))
+    return Factors(U, s, V), captured
 
 
 def stacked(found: Sequence[Decomposition]) -> Decomposition:

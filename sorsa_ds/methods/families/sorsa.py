@@ -17,6 +17,7 @@ from sorsa_ds.model import factor_source, sorsa_recipe
 from sorsa_ds.model.adapter_file import FactorFile
 from sorsa_ds.model.fill import Recipe
 from sorsa_ds.model.init_report import LayerReport
+from sorsa_ds.model.input_directions import InputDirections
 from sorsa_ds.model.selection import Selection
 from sorsa_ds.model.sorsa_recipe import adapt_to_sorsa
 from sorsa_ds.model.targets import Target, counted
@@ -51,7 +52,10 @@ class Sorsa(Method):
 
     def adapt(self, model: PreTrainedModel, making: Making) -> tuple[Selection, Recipe]:
         settings, precision, storage = making.settings, making.precision, making.storage
-        _check_window(settings.sorsa, self.choose(model, settings.adapter).targets)
+        targets = self.choose(model, settings.adapter).targets
+        _check_window(settings.sorsa, targets)
+        if settings.sorsa.directions is not None and making.initial is None:
+            InputDirections(settings.sorsa.directions).check(targets)
         if making.initial is None:
             start = factor_source.factor_source(settings.sorsa, settings.adapter, settings.residual, storage, precision)
         else:
@@ -205,7 +209,8 @@ def _told_choices(sorsa: SorsaConfig) -> list[tuple[str, str]]:
     rows = []
     if sorsa.triplets != "leading":
         start = "the middle" if sorsa.window_start is None else f"number {sorsa.window_start}"
-        where = f"a window from {start} on" if sorsa.triplets == "window" else sorsa.triplets
+        named = {"window": f"a window from {start} on", "null_space": f"of the directions in {sorsa.directions}"}
+        where = named.get(sorsa.triplets, sorsa.triplets)
         rows.append(("triplets", f"{where}; the column `captured` has their share of the weights' energy"))
     if sorsa.has_own_rates:
         column = {"equal": "1", "inverse_sqrt": "1 / sqrt(s)", "inverse": "1 / s"}[sorsa.column_rates]
