@@ -29,9 +29,9 @@ FREE_OF_ONE_MODEL = (
     "train.timeout_minutes",
 )
 """Settings and sections that may change between two parts of one run on the same model, because they move no result."""
-FREE = ("model", *FREE_OF_ONE_MODEL)
+FREE = ("model", "sorsa.directions", *FREE_OF_ONE_MODEL)
 """Settings and sections that may change when a run is continued. The model's folder may have moved: the digests of its
-weights are compared instead."""
+weights are compared instead. A file of directions is read at the beginning only."""
 LENGTH = ("train.steps", "train.epochs")
 """Settings of how long a run is. A run that is continued may become longer, and one that was stopped on its way shorter
 too, though not than it is already."""

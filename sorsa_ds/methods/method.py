@@ -51,6 +51,7 @@ ADAPTER_SETTINGS = ("adapter.rank", "adapter.rank_pattern", "adapter.alpha", "ad
 class Making:
     """What a model is made with; the members are the arguments of `Method.operation`.
 
+    device: where decompositions run; the meta device, where a model is only looked at.
     initial: the tensors with which training began; None where it has not begun, or began with the base model's own.
     """
 
@@ -153,7 +154,7 @@ class Method(ABC):
 
         Args:
             storage: how SORSA's residual is kept.
-            device: where decompositions run.
+            device: where decompositions run; the meta device, where a model is only looked at.
             seed: seeds what is drawn at the start.
             initial: the file of the tensors with which training began, where it has begun.
             trained: gives the tensors as training has left them.

@@ -1,6 +1,7 @@
 """Where the initial factors of a layer come from: decomposition, rounds of quantisation, cache, or given tensors."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,16 @@ from sorsa_ds.sorsa.residual_storage import Storage
 def factor_source(
     config: SorsaConfig, adapter: AdapterConfig, residual: ResidualConfig, storage: Storage, precision: Precision
 ) -> FactorSource:
-    """The decomposition of the configured kind, in `residual.iterations` rounds, cached unless `svd_cache` is `off`.
+    """The decomposition of the configured kind, in `residual.iterations` rounds, cached unless `svd_cache` is `off`."""
 
-    Raises:
-        ValueError: `sorsa.directions` names no file of directions.
-    """
-
-    directions = None if config.directions is None else InputDirections(config.directions)
+    @cache
+    def directions(path: str) -> InputDirections:
+        return InputDirections(path)
 
     def decomposed(target: Target, weight: Tensor) -> Decomposition:
-        if directions is not None:
-            return decompose_within(weight, directions.of(target, weight), target.name)
+        if config.directions is not None:
+            directions_RN = directions(config.directions).of(target.name, weight, target.rank)
+            return decompose_within(weight, directions_RN, target.name)
         first = config.first_triplet(target.out_features, target.in_features, target.rank)
         return decompose(
             weight, target.rank, target.name, config.svd, config.svd_tolerance, config.svd_max_iterations, first
@@ -47,7 +47,7 @@ def factor_source(
             return single(target, weight)
         return stacked([single(target.one(number), matrix) for number, matrix in enumerate(weight)])
 
-    if config.svd_cache == "off" or directions is not None:
+    if config.svd_cache == "off" or config.directions is not None:
         return found  # what directions leave to decompose takes less time than a cache's digest of the weight
     folder = cache_folder() / "factors" if config.svd_cache == "auto" else Path(config.svd_cache).expanduser()
     settings: dict[str, Any] = {"method": config.svd}

@@ -89,46 +89,50 @@ class InputDirections:
             if target.experts:
                 raise ValueError(
                     f"sorsa.triplets=null_space: {target.name} holds experts, whose inputs are not measured; leave it "
-                    f"out (adapter.exclude) or train other triplets"
+                    f"out (adapter.exclude, or adapter.experts=frozen) or train other triplets"
                 )
-            shape = self._shapes.get(f"{target.name}.directions")
-            if shape is None:
-                raise ValueError(
-                    f"sorsa.directions={self._path} has nothing of {target.name}: it was made from {self._model}, of "
-                    f"the linears that its texts reach; make it anew, or leave this one out (adapter.exclude)"
-                )
-            if shape[1] != target.in_features:
-                raise ValueError(
-                    f"sorsa.directions={self._path}: {target.name} has {target.in_features} inputs and {shape[1]} "
-                    f"in the file, which was made from {self._model}"
-                )
-            if shape[0] < target.rank:
-                raise ValueError(
-                    f"sorsa.directions={self._path} has {shape[0]} directions of {target.name}, and rank {target.rank} "
-                    f"takes as many as that: make it anew with --rank {target.rank}"
-                )
+            self._check_layer(target.name, target.in_features, target.rank)
 
-    def of(self, target: Target, weight: Tensor) -> Tensor:
-        """The R least used directions (R, N) of a layer, in fp32 on the weight's device.
+    def of(self, name: str, weight: Tensor, rank: int) -> Tensor:
+        """The R least used input directions (R, N) of a linear, in fp32 on the weight's device.
 
         Args:
             weight: (M, N), for which they are.
+            rank: R.
 
         Raises:
-            ValueError: they were made for another weight.
+            ValueError: the file has not as many of this linear, or they were made for another weight.
         """
-        self.check([target])
+        self._check_layer(name, weight.shape[1], rank)
         with safe_open(self._path, framework="pt") as file:
-            kept = (file.get_slice(f"{target.name}.{leaf}")[: target.rank] for leaf in ("directions", "images"))
+            kept = (file.get_slice(f"{name}.{leaf}")[:rank] for leaf in ("directions", "images"))
             directions_RN, images_R = (tensor.to(weight.device, torch.float32) for tensor in kept)
         off = (images_of(weight, directions_RN) - images_R).abs()
         typical = torch.linalg.matrix_norm(weight.float()) / weight.shape[1] ** 0.5
         if not bool((off <= _TOLERANCE * (images_R + typical)).all()):
             raise ValueError(
-                f"sorsa.directions={self._path} was made from {self._model}, whose {target.name} has other weights; "
-                f"make it anew from this base model (sorsa calibrate)"
+                f"sorsa.directions={self._path} was made from {self._model}, whose {name} has other weights; make it "
+                f"anew from this base model (sorsa calibrate)"
             )
         return directions_RN
+
+    def _check_layer(self, name: str, in_features: int, rank: int) -> None:
+        shape = self._shapes.get(f"{name}.directions")
+        if shape is None:
+            raise ValueError(
+                f"sorsa.directions={self._path} has nothing of {name}: it was made from {self._model}, of the linears "
+                f"that its texts reach; make it anew, or leave this one out (adapter.exclude)"
+            )
+        if shape[1] != in_features:
+            raise ValueError(
+                f"sorsa.directions={self._path}: {name} has {in_features} inputs and {shape[1]} in the file, which was "
+                f"made from {self._model}"
+            )
+        if shape[0] < rank:
+            raise ValueError(
+                f"sorsa.directions={self._path} has {shape[0]} directions of {name}, and rank {rank} takes as many as "
+                f"that: make it anew with --rank {rank}"
+            )
 
 
 def images_of(weight: Tensor, directions_KN: Tensor) -> Tensor:

@@ -49,11 +49,19 @@ class SorsaConfig(PeftConfig):
     rank_pattern: dict[str, int] = field(
         default_factory=dict, metadata={"help": "Ranks of single linears: name, suffix or regular expression -> rank."}
     )
-    triplets: Literal["leading", "trailing", "window"] = field(
+    triplets: Literal["leading", "trailing", "window", "null_space"] = field(
         default=_OURS.triplets,
         metadata={
             "help": "Which singular triplets of each weight are trained: those of the largest singular values (the "
-            "papers), of the smallest, or r of them from number window_start on. The last two are decomposed exactly."
+            "papers), of the smallest, or r of them from number window_start on; these two are decomposed exactly. "
+            "`null_space`: those of the weight on the input directions that the base model uses least."
+        },
+    )
+    directions: str | None = field(
+        default=_OURS.directions,
+        metadata={
+            "help": "`triplets='null_space'`: the file of input directions that `sorsa calibrate` wrote. A saved "
+            "adapter does not need it."
         },
     )
     window_start: int | None = field(
@@ -111,10 +119,13 @@ class SorsaConfig(PeftConfig):
             raise ValueError(f"`sorsa_alpha` should be positive or None, but the value passed is {self.sorsa_alpha}")
         if self.use_rslora and self.sorsa_alpha is None:
             raise ValueError("`use_rslora` scales by sorsa_alpha / sqrt(r): `sorsa_alpha` should be set")
-        if self.triplets not in ("leading", "trailing", "window"):
+        if self.triplets not in ("leading", "trailing", "window", "null_space"):
             raise ValueError(
-                f"`triplets` should be 'leading', 'trailing' or 'window', but the value passed is {self.triplets!r}"
+                f"`triplets` should be 'leading', 'trailing', 'window' or 'null_space', but the value passed is "
+                f"{self.triplets!r}"
             )
+        if (self.triplets == "null_space") != (self.directions is not None):
+            raise ValueError("`triplets='null_space'` and `directions`, the file that it begins from, go together")
         if self.window_start is not None and (self.triplets != "window" or self.window_start < 0):
             raise ValueError("`window_start` should be None or, with `triplets='window'`, a number from 0 on")
         if self.svd not in ("randomized", "exact"):
@@ -141,7 +152,7 @@ class SorsaConfig(PeftConfig):
 
     def decomposition(self) -> method_settings.SorsaConfig:
         """The same choice of triplets, and of how they are found, as settings of the trainer."""
-        names = ("triplets", "window_start", "svd", "svd_tolerance", "svd_max_iterations")
+        names = ("triplets", "directions", "window_start", "svd", "svd_tolerance", "svd_max_iterations")
         return method_settings.SorsaConfig(**{name: getattr(self, name) for name in names})
 
     def scale(self, rank: int) -> float:

@@ -114,6 +114,7 @@ def _config_of(described: Description) -> SorsaConfig:
         use_rslora=adapter.rslora,
         sorsa_dropout=adapter.dropout,
         triplets=sorsa.triplets,
+        directions=sorsa.directions,
         window_start=sorsa.window_start,
         svd=sorsa.svd,
         svd_tolerance=sorsa.svd_tolerance,

@@ -19,11 +19,12 @@ from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from sorsa_ds.model.input_directions import InputDirections
 from sorsa_ds.peft.config import SorsaConfig
 from sorsa_ds.peft.kept_weight import KeptNumbers, KeptPacked, can_be_compared
 from sorsa_ds.runtime.numerics import full_fp32_products
 from sorsa_ds.sorsa.change import apply_change, dense_change
-from sorsa_ds.sorsa.decompose import Factors, decompose
+from sorsa_ds.sorsa.decompose import Factors, decompose, decompose_within
 
 LEAVES = ("U", "s", "V")
 INITIAL_HOLDER, EARLIER_HOLDER = "sorsa_initial", "initial_factors"
@@ -144,6 +145,9 @@ class SorsaLayer(BaseTunerLayer):
         with gather_params_ctx(self.get_base_layer().parameters(), modifier_rank=None), full_fp32_products():
             weight = self.get_base_weight()
             weight_MN = weight.t() if self.transposed else weight
+            if config.directions is not None:
+                directions_RN = InputDirections(config.directions).of(name, weight_MN, rank)
+                return decompose_within(weight_MN, directions_RN, name)
             first = config.decomposition().first_triplet(self.out_features, self.in_features, rank)
             return decompose(weight_MN, rank, name, config.svd, config.svd_tolerance, config.svd_max_iterations, first)
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Phi3Config
 
+from sorsa_ds.model.input_directions import Directions, Origin, images_of, write_directions
 from sorsa_ds.peft import SorsaConfig, SorsaModel, peft_type
 from sorsa_ds.sorsa.decompose import decompose
 from tests.helpers.architectures import CONFIGS, save
@@ -368,11 +369,34 @@ def test_other_triplets_than_the_leading_ones(folders, choice, first):
 
 
 @pytest.mark.parametrize(
-    "choice", [{"triplets": "first"}, {"window_start": 3}, {"triplets": "window", "window_start": -1}]
+    "choice",
+    [
+        {"triplets": "first"},
+        {"window_start": 3},
+        {"triplets": "window", "window_start": -1},
+        {"triplets": "null_space"},
+        {"directions": "file"},
+    ],
 )
 def test_a_choice_of_triplets_that_is_none_is_refused(choice):
-    with pytest.raises(ValueError, match="triplets|window_start"):
+    with pytest.raises(ValueError, match="triplets|window_start|directions"):
         SorsaConfig(**choice)
+
+
+def test_an_adapter_begins_where_a_file_of_directions_says(folders, tmp_path):
+    """The layer's V spans the directions, and it computes what the base model does."""
+    base, file, found = load(folders["phi3"]), tmp_path / "directions.safetensors", {}
+    for name, module in base.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            directions = torch.linalg.qr(torch.randn(module.in_features, 6))[0].t().contiguous()
+            found[name] = Directions(directions, images_of(module.weight.detach(), directions))
+    write_directions(file, found, Origin("phi3", "none", 0))
+    model = adapted(folders["phi3"], move=0.0, triplets="null_space", directions=str(file))
+    torch.testing.assert_close(logits(model), logits(base), rtol=1e-5, atol=1e-5)
+    name = "model.layers.0.self_attn.qkv_proj"
+    V = model.base_model.model.get_submodule(name).sorsa_factors["default"].V.detach()
+    wanted = found[name].directions_KN[: V.shape[1]]
+    torch.testing.assert_close(V @ V.t(), wanted.t() @ wanted, rtol=0, atol=1e-5)
 
 
 def test_nothing_is_warned_of_on_the_ordinary_way(folders, tmp_path):

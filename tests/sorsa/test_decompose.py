@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sorsa_ds.sorsa import truncated_svd
-from sorsa_ds.sorsa.decompose import decompose, residual
+from sorsa_ds.sorsa.decompose import decompose, decompose_within, residual
 
 M, N, R = 320, 256, 16
 
@@ -231,3 +231,34 @@ def test_other_triplets_than_the_leading_ones(spectrum, first, shape):
 def test_a_window_beyond_the_last_triplet_is_refused():
     with pytest.raises(ValueError, match=f"q: triplets {N - R + 1} to {N} are not all below {N}"):
         decompose(torch.ones(M, N), R, "q", first=N - R + 1)
+
+
+@pytest.mark.parametrize("shape", [(M, N), (N, M)], ids=["tall", "wide"])
+@pytest.mark.parametrize("spectrum", ["power", "geometric", "huge outlier", "rank deficient"])
+def test_triplets_within_directions_are_those_of_the_projected_weight(spectrum, shape):
+    weight = matrix(SPECTRA[spectrum], *shape)
+    directions = torch.linalg.qr(torch.randn(shape[1], R, generator=torch.Generator().manual_seed(1)))[0].t()
+    factors = decompose_within(weight, directions)
+    check_orthonormal(factors)
+    projected = weight.double() @ directions.double().T @ directions.double()
+    s = torch.linalg.svdvals(projected)
+    scale = float(s[0])
+    torch.testing.assert_close(factors.s.double(), s[:R], rtol=1e-5, atol=1e-6 * scale)
+    product = (factors.U * factors.s).double() @ factors.V.double().T
+    torch.testing.assert_close(product, projected, rtol=0, atol=3e-6 * scale)
+    rest = weight.double() - product
+    assert (rest @ directions.double().T).norm() < 1e-5 * projected.norm(), "W_r has none of the weight there"
+    assert factors.accuracy.captured == pytest.approx(
+        float(s.square().sum() / weight.double().square().sum()), rel=1e-4, abs=1e-12
+    )
+
+
+def test_directions_from_which_nothing_comes_leave_factors_orthonormal():
+    weight = torch.zeros(M, N)
+    weight[:, :4] = torch.randn(M, 4)
+    factors = decompose_within(weight, torch.eye(N)[2 : 2 + R], "q")
+    check_orthonormal(factors)
+    assert (factors.s > 1e-3).tolist() == [True, True] + [False] * (R - 2)
+    weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="q: the pre-trained weight holds NaN or Inf"):
+        decompose_within(weight, torch.eye(N)[:R], "q")

@@ -54,7 +54,8 @@ class Sorsa(Method):
         settings, precision, storage = making.settings, making.precision, making.storage
         targets = self.choose(model, settings.adapter).targets
         _check_window(settings.sorsa, targets)
-        if settings.sorsa.directions is not None and making.initial is None:
+        begins = making.initial is None and making.device.type != "meta"  # on which nothing is decomposed
+        if settings.sorsa.directions is not None and begins:
             InputDirections(settings.sorsa.directions).check(targets)
         if making.initial is None:
             start = factor_source.factor_source(settings.sorsa, settings.adapter, settings.residual, storage, precision)

@@ -78,7 +78,7 @@ def _trained_shapes(described: Description, base: Path) -> dict[str, torch.Size]
     formats = precision.resolve_precision(described.precision, None, "cpu")
     cpu = torch.device("cpu")
     storage = residual_storage.resolve_storage(described.residual, formats, cpu)
-    method_of(described).operation(described, formats, storage, cpu)(model)
+    method_of(described).operation(described, formats, storage, torch.device("meta"))(model)
     return {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
