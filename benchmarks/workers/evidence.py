@@ -54,7 +54,7 @@ def main() -> None:
         model = a.small_model if part.model == "small" else "smollm2-135m-instruct"
         with tempfile.TemporaryDirectory() as folder:
             data = {"gsm8k": a.gsm8k, "words": write_word_problems(Path(folder, "words"))}
-            if trial.variant == "null-space":
+            if any("{directions}" in setting for setting in trial.settings()):
                 data["directions"] = Path(folder, "directions.safetensors")
                 calibrate(CalibrateOptions(model, data["directions"], samples=SAMPLES, sample_tokens=SAMPLE_TOKENS))
             began = time.perf_counter()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from sorsa_ds.config.adapter_settings import AdapterConfig
@@ -123,10 +124,9 @@ def least_used(
                 before = moment_NN, *torch.linalg.eigh(moment_NN)
             used_N, basis_NN = before[1:]
             directions_KN = basis_NN[:, :rank].t().float().contiguous()
-            linear = model.get_submodule(target.name)
-            weight = linear.weight.t() if target.transposed else linear.weight
+            weight = model.get_parameter(target.weight)
             with full_fp32_products():
-                images_K = images_of(weight, directions_KN)
+                images_K = images_of(weight.t() if target.transposed else weight, directions_KN)
             share = (used_N[:SHOWN].clamp(min=0).sum() / used_N.sum()).item()
             yield target, Directions(directions_KN.cpu(), images_K.cpu()), share
 
@@ -150,7 +150,7 @@ def input_moments(model: PreTrainedModel, targets: Sequence[Target], texts: Iter
 class _Moments:
     """Sums of x x^T. Linears that are called with one tensor one after the other share its product."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.by_name: dict[str, Tensor] = {}
         self._inputs: Tensor | None = None
         self._product_NN: Tensor
@@ -165,7 +165,7 @@ class _Moments:
             self.by_name[name] = self._product_NN.clone()
 
 
-def _hooked(linear: nn.Module, sums: _Moments, name: str):
+def _hooked(linear: nn.Module, sums: _Moments, name: str) -> RemovableHandle:
     """A context in which a linear's inputs are summed under a name."""
     return linear.register_forward_pre_hook(lambda _, given: sums.add(name, given[0]))
 

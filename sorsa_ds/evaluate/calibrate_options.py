@@ -23,9 +23,9 @@ class CalibrateOptions:
 
     rank: how many directions are kept of each linear, for adapters of this rank and below.
     data: a text; None: what the model writes by itself. limit: how many of its rows; None: all.
-    samples, sample_tokens, seed: of what the model writes. The seed is another than that of the drift's samples, so
-        that a drift is measured on other texts.
-    dtype: of weights and products. bf16 rounds a linear's inputs, and what it rounds off hides the least used ones.
+    samples, sample_tokens: how many texts the model writes, and the most tokens of each; None: what it takes.
+    seed: the seed of these texts, another than that of the drift's samples, so that a drift is measured on others.
+    dtype: the dtype of weights and products. bf16 rounds a linear's inputs, and hides the least used among them.
     """
 
     model: str

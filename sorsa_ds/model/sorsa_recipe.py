@@ -32,12 +32,12 @@ def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: b
 
     They are: two fp32 matrices of the layer's size with its factors (weight and residual while it is decomposed, the
     outgoing and the incoming message while it is exchanged); what the decomposition itself takes
-    (`truncated_svd.search_bytes`, or `decompose.within_bytes` of given directions); and what was read or freed but not
-    yet returned to the system. A quantised residual is made dense once more, to measure its error; with several rounds
-    of quantisation (`refined`) the dense matrix is decomposed while the weight is still held. Of experts, the matrices
-    are decomposed one after the other, beside the weights, factors and stored residuals of all, twice: as they are
-    made, and as they are sent. While their weights are read, the stored tensors and what is made of them are there at
-    once.
+    (`truncated_svd.search_bytes`, or `sorsa_ds.sorsa.decompose.within_bytes` of given directions); and what was read or
+    freed but not yet returned to the system. A quantised residual is made dense once more, to measure its error; with
+    several rounds of quantisation (`refined`) the dense matrix is decomposed while the weight is still held. Of
+    experts, the matrices are decomposed one after the other, beside the weights, factors and stored residuals of all,
+    twice: as they are made, and as they are sent. While their weights are read, the stored tensors and what is made of
+    them are there at once.
     """
     m, n = target.out_features, target.in_features
     if sorsa.directions is None:
