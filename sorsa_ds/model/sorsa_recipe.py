@@ -36,8 +36,8 @@ def working_set(target: Target, sorsa: SorsaConfig, storage: Storage, refined: b
     freed but not yet returned to the system. A quantised residual is made dense once more, to measure its error; with
     several rounds of quantisation (`refined`) the dense matrix is decomposed while the weight is still held. Of
     experts, the matrices are decomposed one after the other, beside the weights, factors and stored residuals of all,
-    twice: as they are made, and as they are sent. While their weights are read, the stored tensors and what is made of
-    them are there at once.
+    which are there twice, made and sent. While their weights are read, the stored tensors and what is made of them are
+    there at once.
     """
     m, n = target.out_features, target.in_features
     if sorsa.directions is None:
