@@ -10,7 +10,8 @@ from sorsa_ds.study.compare.figure import draw_frontier, looks_of
 from sorsa_ds.study.compare.frontier import Frontier, common_loss
 
 SHOWN = (
-    "lora", "pissa", "dora", "partial", "full", "sorsa", "sorsa-strong", "trailing", "trailing-no-reg", "trailing-sqrt",
+    "lora", "pissa", "dora", "partial", "full", "sorsa", "sorsa-strong", "null-space", "trailing", "trailing-no-reg",
+    "trailing-sqrt",
 )  # fmt: skip
 """The variants that a picture has room for; the tables have all."""
 

@@ -125,7 +125,7 @@ def _spectra(part: Part, runs: dict[Trial, dict], found: Sequence[Against]) -> s
 def _regulariser(part: Part, runs: dict[Trial, dict]) -> str:
     """What the regulariser changes at one learning rate, seed by seed: loss and drift with it, minus those without."""
     lines = []
-    for variant in ("sorsa", "trailing"):
+    for variant in ("sorsa", "null-space", "trailing"):
         for rate in sorted({t.learning_rate for t in runs if t.variant == variant}):
             ours, theirs = (part.trials(name, rate) for name in (variant, f"{variant}-no-reg"))
             if all(trial in runs for trial in (*ours, *theirs)):

@@ -179,10 +179,11 @@ PARTS: dict[str, Part] = {
             (64, 192),
         ),
         Part(
-            "small-gsm8k-fresh", "small", 8, 8, (PEER, "sorsa", "pissa", "trailing", "trailing-no-reg"),
+            "small-gsm8k-fresh", "small", 8, 8,
+            (PEER, "sorsa", "pissa", "null-space", "trailing", "trailing-no-reg"),
             (*_GSM8K, *_BATCH, "train.steps=160"),
-            {PEER: (7e-3, 1e-2, 1.4e-2), "sorsa": (5.6e-3,), "pissa": (8.5e-3,), "trailing": (2e-2, 2.8e-2),
-             "trailing-no-reg": (2e-2,)},
+            {PEER: (7e-3, 1e-2, 1.4e-2), "sorsa": (5.6e-3,), "pissa": (8.5e-3,), "null-space": (1e-2, 1.4e-2),
+             "trailing": (2e-2, 2.8e-2), "trailing-no-reg": (2e-2,)},
             (64, 192), settled=True, first_seed=5,
         ),
         Part(
