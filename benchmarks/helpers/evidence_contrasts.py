@@ -27,10 +27,20 @@ class Contrast:
 
 
 CONTRASTS: dict[str, tuple[Contrast, ...]] = {
-    "small-gsm8k": (Contrast("sorsa", 5.6e-3, "pissa", 8.5e-3), Contrast("partial", 1.4e-3, "lora", 1e-2)),
+    "small-gsm8k": (
+        Contrast("sorsa", 5.6e-3, "pissa", 8.5e-3),
+        Contrast("null-space", 1e-2, "lora", 1.4e-2),
+        Contrast("null-space", 1e-2, "sorsa", 5.6e-3),
+        Contrast("partial", 1.4e-3, "lora", 1e-2),
+    ),
     "small-gsm8k-fresh": (
         Contrast("sorsa", 5.6e-3, "pissa", 8.5e-3),
         Contrast("sorsa", 5.6e-3, "lora", 1.4e-2),
+        Contrast("null-space", 1e-2, "lora", 1.4e-2),
+        Contrast("null-space", 1e-2, "lora", 1e-2),
+        Contrast("null-space", 1.4e-2, "lora", 1.4e-2),
+        Contrast("null-space", 1e-2, "sorsa", 5.6e-3),
+        Contrast("null-space", 1e-2, "trailing", 2.8e-2),
         Contrast("trailing", 2.8e-2, "lora", 1.4e-2),
         Contrast("trailing", 2.8e-2, "lora", 1e-2),
         Contrast("trailing", 2.8e-2, "lora", 7e-3),
