@@ -152,11 +152,12 @@ def listed(settings: Mapping[str, object]) -> str:
 
 
 def with_values(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
-    """The settings with some of them replaced: path -> value."""
+    """The settings with some of them replaced: path -> value. Those of a section go together, and are set at once."""
+    sections: dict[str, dict[str, object]] = {}
     for path, value in values.items():
         section, _, name = path.partition(".")
-        config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
-    return config
+        sections.setdefault(section, {})[name] = value
+    return replace(config, **{name: replace(getattr(config, name), **new) for name, new in sections.items()})
 
 
 def _with_defaults(config: RunConfig, paths: Collection[str]) -> RunConfig:

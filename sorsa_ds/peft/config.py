@@ -124,6 +124,8 @@ class SorsaConfig(PeftConfig):
                 f"`triplets` should be 'leading', 'trailing', 'window' or 'null_space', but the value passed is "
                 f"{self.triplets!r}"
             )
+        if self.directions is not None:
+            self.directions = str(self.directions)  # a path cannot be saved
         if (self.triplets == "null_space") != (self.directions is not None):
             raise ValueError("`triplets='null_space'` and `directions`, the file that it begins from, go together")
         if self.window_start is not None and (self.triplets != "window" or self.window_start < 0):

@@ -127,8 +127,11 @@ def decompose_within(weight: Tensor, directions_RN: Tensor, name: str = "weight"
         name: the layer's name, which stands in error messages.
 
     Raises:
-        ValueError: the weight holds NaN or Inf, or its singular values overflow. The message names the layer.
+        ValueError: there are more directions than min(M, N), the weight holds NaN or Inf, or its singular values
+            overflow. The message names the layer.
     """
+    if len(directions_RN) > min(weight.shape):
+        raise ValueError(f"{name}: {len(directions_RN)} directions exceed min(out, in) = {min(weight.shape)}")
     work, scale = _rescaled(weight, name)
     directions_RN = directions_RN.to(torch.float64)
     image_RM = torch.cat([directions_RN @ rows.double().t() for rows in work.split(truncated_svd.GRAM_ROWS)], dim=1)

@@ -36,6 +36,7 @@ def check_first(invocation: Invocation, logs: bool) -> None:
         lambda: _check_run(invocation),
         lambda: _check_model(config.model, config.loading),
         lambda: _check_data(config.data),
+        lambda: _check_directions(invocation),
         lambda: _check_trackers(config.output, logs),
     ]
     for check in checks:
@@ -68,6 +69,13 @@ def on_one_node() -> bool:
     """Whether all ranks of this job are on one node, as the launcher says it."""
     world = os.environ.get("WORLD_SIZE", "1")
     return world == os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
+
+
+def _check_directions(invocation: Invocation) -> None:
+    """Stop where the file of input directions is not there; a run that goes on needs none."""
+    path = invocation.config.sorsa.directions
+    if path is not None and invocation.resume is None and not Path(path).expanduser().is_file():
+        raise ValueError(f"sorsa.directions={path}: there is no such file; `sorsa calibrate` writes it")
 
 
 def _check_run(invocation: Invocation) -> None:

@@ -6,16 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sorsa_ds.config.schema import LoadingConfig
 from sorsa_ds.evaluate import calibrate as calibrating
 from sorsa_ds.evaluate.base_samples import Wanted, draw, openings
-from sorsa_ds.evaluate.calibrate import calibrate
+from sorsa_ds.evaluate.calibrate import calibrate, check_output, input_moments
 from sorsa_ds.evaluate.calibrate_options import CalibrateOptions, parse
+from sorsa_ds.export.command import Options as ExportOptions
+from sorsa_ds.export.command import export
+from sorsa_ds.model.input_directions import Origin, write_directions
+from sorsa_ds.model.targets import Target
 from sorsa_ds.model.tokenizer import load_tokenizer
+from sorsa_ds.peft.convert import from_peft, to_peft
 from tests.helpers.architectures import CONFIGS
+from tests.helpers.exported import layers_by_hand, logits
 from tests.helpers.projects import make
 from tests.helpers.runs import assert_learned_the_same, metrics, train, trained
 from tests.helpers.worlds import run_ranks
@@ -79,29 +86,100 @@ def test_the_least_used_directions_are_those_of_plain_torch(tmp_path, like):
     done = calibrated(tmp_path, "whole")
     moments = by_hand(tmp_path / "model", ids := written_by(tmp_path / "model", seed=1))
     check_least_used(load_file(tmp_path / "whole"), moments, rank=8)
-    assert (done.linears, done.tokens, done.unreached) == (len(moments), sum(map(len, ids)), [])
+    assert (done.linears, done.tokens, done.left_out) == (len(moments), sum(map(len, ids)), [])
     shares = [torch.linalg.eigvalsh(moment)[:16].sum() / moment.trace() for moment in moments.values()]
     assert done.share == pytest.approx(float(sum(shares) / len(shares)), rel=1e-3)
     calibrated(tmp_path, "in-passes", room=1)
     one, other = load_file(tmp_path / "whole"), load_file(tmp_path / "in-passes")
     assert all(torch.equal(one[name], other[name]) for name in one)
-    weights = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float64).eval()
-    for name, module in weights.named_modules():
-        if f"{name}.images" in one:
-            weight = module.weight.t() if like == "gpt2" else module.weight
-            expected = (weight @ one[f"{name}.directions"].double().t()).norm(dim=0)
-            torch.testing.assert_close(one[f"{name}.images"].double(), expected.detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_a_text_that_is_given_takes_the_place_of_the_models_own(project):
+def test_of_a_given_text_every_token_counts_once(project):
     (project / "text.txt").write_text("There were three apples, and then there were two. " * 30)
-    done = calibrated(project, "of-text", data=str(project / "text.txt"))
+    done = calibrated(project, "of-text", data=str(project / "text.txt"), samples=None, sample_tokens=None)
     ids = load_tokenizer(project / "model", LoadingConfig())((project / "text.txt").read_text())["input_ids"]
-    assert len(ids) > 256, "so that it takes several windows"
-    assert done.tokens >= len(ids)
-    other = calibrated(project, "of-model")
-    assert other.tokens != done.tokens
+    assert done.tokens == len(ids) > 256, "it takes several windows"
+    windows = [ids[:256], *(ids[start : start + 255] for start in range(256, len(ids), 255))]
+    check_least_used(load_file(project / "of-text"), by_hand(project / "model", windows), rank=8)
+
+
+@pytest.mark.slow
+def test_linears_that_too_few_tokens_reach_are_left_out_and_told(project, capfd):
+    done = calibrated(project, "of-few", samples=1, sample_tokens=50)
+    assert [name.rpartition(".")[2] for name in done.left_out] == ["down_proj", "down_proj"], "which have 76 inputs"
+    assert "2 linears see fewer tokens than they have inputs" in capfd.readouterr().out
+    with pytest.raises(AssertionError, match=r"has no input directions of model.layers.0.mlp.down_proj"):
+        train(project, "few", "sorsa.triplets=null_space", f"sorsa.directions={project / 'of-few'}")
+    with pytest.raises(AssertionError, match="tokens are fewer than any linear has inputs: --samples"):
+        calibrated(project, "of-none", samples=1, sample_tokens=3)
+    assert not (project / "of-none").exists()
+
+
+@pytest.mark.slow
+def test_a_broken_model_is_refused_by_the_layers_name(tmp_path):
+    make(tmp_path, CONFIGS["llama"])
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["model.layers.0.mlp.gate_proj.weight"][0, 0] = float("nan")
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "text.txt").write_text("There were three apples, and then there were two. " * 30)
+    with pytest.raises(AssertionError, match=r"the inputs of model.layers.0.mlp.down_proj hold NaN or Inf"):
+        calibrated(tmp_path, "nan", data=str(tmp_path / "text.txt"), samples=None, sample_tokens=None)
+    assert not (tmp_path / "nan").exists()
+
+
+def test_a_tensor_that_changes_between_two_linears_is_taken_as_each_has_seen_it():
+    class Twice(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+            self.kept = torch.empty(1, 2)
+
+        def forward(self, input_ids, use_cache):
+            self.kept.copy_(input_ids)
+            self.a(self.kept)
+            self.kept.mul_(10)
+            self.b(input=self.kept)
+
+    targets = [Target(name, 2, 2, 1, bias=True, transposed=False) for name in "ab"]
+    found = input_moments(Twice(), targets, [[1, 2], [3, 4]])
+    expected = torch.tensor([[1.0, 2], [3, 4]], dtype=torch.float64)
+    torch.testing.assert_close(found["a"].sum_NN, expected.t() @ expected)
+    torch.testing.assert_close(found["b"].sum_NN, 100 * expected.t() @ expected)
+    assert found["a"].tokens == found["b"].tokens == 2
+
+
+def test_products_are_not_rounded_to_tf32_while_inputs_are_measured():
+    class Asked(torch.nn.Module):
+        device, precision = torch.device("cpu"), None
+
+        def forward(self, input_ids, use_cache):
+            self.precision = torch.get_float32_matmul_precision()
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        input_moments(asked := Asked(), [], [[1]])
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert asked.precision == "highest"
+
+
+def test_what_is_there_already_is_not_written_over(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "file").write_text("something else")
+    for path, said in (
+        (tmp_path / "model", "is there, and is no file of directions"),
+        (tmp_path / "file", "is there, and is no file of directions"),
+        (tmp_path / "file" / "below", "cannot be written"),
+        (tmp_path / "model" / "more.safetensors", "would lie among the files of the base model"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_output(path, tmp_path / "model")
+    write_directions(tmp_path / "old", {}, Origin("BASE", "texts", 0))
+    check_output(tmp_path / "old", tmp_path / "model")
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +200,28 @@ def test_training_begins_in_the_directions_and_is_the_same_at_every_stage(projec
     for name, ranks, ds in (("two-ranks", 2, "zero2"), ("cut", 2, "zero3")):
         other, _ = train(project, name, *directions, ranks=ranks, ds=ds)
         assert_learned_the_same(other, whole)
+    packed = ["residual.storage=nf4", "train.max_start_gap=9"]
+    one, _ = train(project, "packed", *directions, *packed, ranks=1, ds="stage0")
+    other, _ = train(project, "packed-cut", *directions, *packed)
+    assert_learned_the_same(other, one)
+
+
+@pytest.mark.slow
+def test_what_was_trained_there_is_exported_and_converted_without_the_file(project, directions, tmp_path):
+    run, _ = train(project, "exported", *directions, ranks=1, ds="stage0")
+    (project / "directions").rename(project / "moved")
+    run_ranks(1, export, ExportOptions(run, "merged", tmp_path / "merged"))
+    to_peft(run / "adapter", tmp_path / "peft")
+    from_peft(tmp_path / "peft", tmp_path / "back")
+    model = AutoModelForCausalLM.from_pretrained(project / "model", dtype=torch.float32)
+    in_peft = logits(PeftModel.from_pretrained(model, tmp_path / "peft"))
+    (project / "moved").rename(project / "directions")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    for name, weight in layers_by_hand(run).items():
+        torch.testing.assert_close(merged.get_submodule(name).weight.double(), weight, rtol=0, atol=1e-6)
+    torch.testing.assert_close(in_peft, logits(merged), rtol=1e-4, atol=1e-4)
+    for name, tensor in trained(run).items():
+        assert torch.equal(load_file(tmp_path / "back" / "trained_factors.safetensors")[name], tensor)
 
 
 @pytest.mark.slow
@@ -149,6 +249,7 @@ def test_what_cannot_be_calibrated_is_refused_by_name(tmp_path, monkeypatch):
         (["--limit", "3"], "--limit is of a text"),
         (["--rank", "0"], "--rank"),
         (["--seed", "-1"], "--seed"),
+        (["--data", "text", "--samples", "3"], "--samples is of what the model writes"),
     ):
         with pytest.raises(ValueError, match=re.escape(said)):
             parse([*words, *more])

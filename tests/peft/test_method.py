@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Phi3Config
 
-from sorsa_ds.model.input_directions import Directions, Origin, images_of, write_directions
+from sorsa_ds.model.input_directions import Directions, Origin, probe_of, write_directions
 from sorsa_ds.peft import SorsaConfig, SorsaModel, peft_type
 from sorsa_ds.sorsa.decompose import decompose
 from tests.helpers.architectures import CONFIGS, save
@@ -389,7 +389,7 @@ def test_an_adapter_begins_where_a_file_of_directions_says(folders, tmp_path):
     for name, module in base.named_modules():
         if isinstance(module, torch.nn.Linear):
             directions = torch.linalg.qr(torch.randn(module.in_features, 6))[0].t().contiguous()
-            found[name] = Directions(directions, images_of(module.weight.detach(), directions))
+            found[name] = Directions(directions, probe_of(name, module.weight.detach()))
     write_directions(file, found, Origin("phi3", "none", 0))
     model = adapted(folders["phi3"], move=0.0, triplets="null_space", directions=str(file))
     torch.testing.assert_close(logits(model), logits(base), rtol=1e-5, atol=1e-5)

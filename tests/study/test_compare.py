@@ -103,6 +103,16 @@ def test_a_later_run_that_could_not_be_made_is_refused_before_the_first(tmp_path
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "sorsa",
+    [SorsaConfig(triplets="null_space", directions="file"), SorsaConfig(triplets="window", window_start=3)],
+)
+def test_settings_that_go_together_are_left_out_of_other_methods_together(sorsa):
+    config = Trial("lora", 1e-3, 5).config(RunConfig(sorsa=sorsa), Path("/out"))
+    assert config.sorsa == SorsaConfig()
+    assert Trial("sorsa", 1e-3, 5).config(RunConfig(sorsa=sorsa), Path("/out")).sorsa == sorsa
+
+
 def test_runs_differ_in_method_rate_and_seed_alone():
     base = RunConfig(
         adapter=AdapterConfig(rank=4), sorsa=SorsaConfig(svd="exact"), baseline=BaselineConfig(adalora_beta1=0.9),
