@@ -57,6 +57,10 @@ CONTRASTS: dict[str, tuple[Contrast, ...]] = {
     "default-gsm8k": (
         Contrast("sorsa", 1.3e-4, "lora", 3.6e-3),
         Contrast("sorsa", 1.3e-4, "lora", 1.8e-3),
+        Contrast("null-space", 6e-4, "lora", 3.6e-3),
+        Contrast("null-space", 6e-4, "lora", 1.8e-3),
+        Contrast("null-space", 3e-4, "lora", 1.8e-3),
+        Contrast("null-space", 6e-4, "sorsa", 1.3e-4),
         Contrast("trailing", 1.2e-3, "lora", 3.6e-3),
         Contrast("trailing", 6e-4, "lora", 1.8e-3),
         Contrast("trailing", 6e-4, "lora", 3.6e-3),
