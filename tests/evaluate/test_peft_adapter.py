@@ -21,10 +21,11 @@ WORDS = frozenset((
     "lambda_pattern", "trainable_token_indices", "target_parameters", "bias", "block_size_pattern",
     "n_frequency_pattern", "feedforward_modules", "target_svd_config", "act_fn", "variant", "init_weights",
     "svd", "wavelet_family", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config",
-    "monteclora_config", "runtime_config", "use_bdlora", "arrow_config", "kasa_config", "megatron_core",
+    "monteclora_config", "runtime_config", "use_bdlora", "arrow_config", "kasa_config", "megatron_core", "directions",
 ))  # fmt: skip
 """Fields of PEFT's descriptions that hold words or objects, and that choose neither code nor files nor other models
-when an adapter is loaded (megatron_core does nothing without megatron_config)."""
+when an adapter is loaded (megatron_core does nothing without megatron_config; directions are read by new adapters only).
+"""
 
 
 @pytest.fixture(scope="module")
