@@ -24,8 +24,7 @@ WORDS = frozenset((
     "monteclora_config", "runtime_config", "use_bdlora", "arrow_config", "kasa_config", "megatron_core", "directions",
 ))  # fmt: skip
 """Fields of PEFT's descriptions that hold words or objects, and that choose neither code nor files nor other models
-when an adapter is loaded (megatron_core does nothing without megatron_config; directions are read by new adapters only).
-"""
+when an adapter is loaded (megatron_core does nothing without megatron_config; only a new adapter reads directions)."""
 
 
 @pytest.fixture(scope="module")
