@@ -46,7 +46,12 @@ CONTRASTS: dict[str, tuple[Contrast, ...]] = {
         Contrast("trailing", 2.8e-2, "lora", 7e-3),
         Contrast("trailing", 2e-2, "trailing-no-reg", 2e-2),
     ),
-    "small-few": (Contrast("sorsa", 1e-3, "pissa", 1.5e-3), Contrast("sorsa", 1e-3, "sorsa-no-reg", 1e-3)),
+    "small-few": (
+        Contrast("sorsa", 1e-3, "pissa", 1.5e-3),
+        Contrast("sorsa", 1e-3, "sorsa-no-reg", 1e-3),
+        Contrast("null-space", 1.9e-3, "lora", 2.6e-3),
+        Contrast("null-space", 1.9e-3, "sorsa", 1e-3),
+    ),
     "small-few-fresh": (
         Contrast("sorsa", 1e-3, "pissa", 1.5e-3),
         Contrast("sorsa", 1e-3, "lora", 3.6e-3),
