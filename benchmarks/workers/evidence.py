@@ -53,10 +53,7 @@ def main() -> None:
         part = PARTS[trial.part]
         model = a.small_model if part.model == "small" else "smollm2-135m-instruct"
         with tempfile.TemporaryDirectory() as folder:
-            data = {"gsm8k": a.gsm8k, "words": write_word_problems(Path(folder, "words"))}
-            if any("{directions}" in setting for setting in trial.settings()):
-                data["directions"] = Path(folder, "directions.safetensors")
-                calibrate(CalibrateOptions(model, data["directions"], samples=SAMPLES, sample_tokens=SAMPLE_TOKENS))
+            data = data_of(trial, part, model, a.gsm8k, Path(folder))
             began = time.perf_counter()
             trainer, report = train(trial, part, model, data, a.steps, Path(folder))
         trained = time.perf_counter()
@@ -68,6 +65,22 @@ def main() -> None:
         trainer.engine.destroy()
         del trainer
         print(json.dumps(row), file=answers, flush=True)
+
+
+def data_of(trial: Trial, part: Part, model: str, gsm8k: Path, folder: Path) -> dict[str, Path]:
+    """What stands in braces in a run's settings -> the folder or file for which it stands; what is asked for is made.
+
+    Args:
+        folder: where it is made.
+    """
+    asked = " ".join((*part.settings, *trial.settings()))
+    data = {"gsm8k": gsm8k}
+    if "{words}" in asked:
+        data["words"] = write_word_problems(folder / "words")
+    if "{directions}" in asked:
+        data["directions"] = folder / "directions.safetensors"
+        calibrate(CalibrateOptions(model, data["directions"], samples=SAMPLES, sample_tokens=SAMPLE_TOKENS))
+    return data
 
 
 @cache
