@@ -75,7 +75,8 @@ def calibrate(options: CalibrateOptions) -> Calibrated:
             f"--model: directions are those of a base model, and {options.model} is a {found.kind}; name the model "
             f"that it was trained from"
         )
-    check_output(options.output, found.folder)
+    output = options.output.expanduser().absolute()
+    check_output(output, found.folder)
     name, why = precision.resolve_inference_dtype(options.dtype, device_type)
     say(why)
     place = Place(this_device(), torch.bfloat16 if name == "bf16" else torch.float32, options.batch_size or BATCH_SIZE)
@@ -90,11 +91,11 @@ def calibrate(options: CalibrateOptions) -> Calibrated:
     more = "--samples" if options.data is None else "a longer text in --data"
     if not kept:
         raise ValueError(f"{tokens:,} tokens are fewer than any linear has inputs: {more}")
-    write_directions(options.output, kept, Origin(options.model, told, tokens))
+    write_directions(output, kept, Origin(options.model, told, tokens))
     left_out = [target.name for target in selection.targets if target.name not in kept]
     experts = [name for name, reason in selection.left_out.items() if reason == _EXPERTS]
     done = Calibrated(len(kept), tokens, sum(shares) / len(shares), left_out, experts)
-    say(_summary(options.output, done, told))
+    say(_summary(output, done, told))
     if tokens < ENOUGH * inputs:
         say(
             f"{tokens:,} tokens are few for a linear of {inputs:,} inputs: from {ENOUGH * inputs:,} on, the directions "
@@ -112,7 +113,6 @@ def check_output(path: Path, model: Path) -> None:
     Raises:
         ValueError: naming the path and why.
     """
-    path = path.expanduser().absolute()
     if path.is_dir() or (path.exists() and not is_directions_file(path)):
         raise ValueError(f"--output: {path} is there, and is no file of directions; name another")
     if path.resolve().parent == model.resolve():
